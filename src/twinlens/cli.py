@@ -1,0 +1,340 @@
+"""The command line: one command = one public function.
+
+Answers go to standard output, progress and warnings to standard error. Exit code 0, except that
+`verify` gives 1 for "different"; 2 for every error, with one message and no traceback. Nothing
+heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from twinlens import __version__
+from twinlens.errors import ConfigError, TwinlensError, unknown_name
+
+__all__ = ["main"]
+
+DATA_HELP = "a folder, a manifest (.csv, .parquet), or a named set such as digits"
+MODEL_HELP = "a run folder or its model folder"
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong argument as every other error: one message, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see `{self.prog} --help`)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+            raise ConfigError(unknown_name("command", words[0], COMMANDS))
+        args = make_parser().parse_args(words)
+        code: int = args.run(args)
+    except TwinlensError as error:
+        print(f"twinlens: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("twinlens: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `twinlens ... | head` is no mistake.
+        sys.stderr.close()
+        return 0
+    return code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = Parser(
+        prog="twinlens",
+        description="Teach a computer which pictures show the same thing.",
+        epilog="start with: twinlens demo",
+    )
+    parser.add_argument("--version", action="version", version=f"twinlens {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    for name, (summary, add_arguments, run) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        add_arguments(command)
+        command.set_defaults(run=run)
+    return parser
+
+
+def _data(parser: argparse.ArgumentParser, **more: Any) -> None:
+    parser.add_argument("data", metavar="DATA", help=DATA_HELP, **more)
+    parser.add_argument("--root", type=Path, help="where the copy of a named set lies")
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", type=Path, help=MODEL_HELP)
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="say only warnings")
+
+
+def _settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", default="auto", help="a name (see `twinlens recipes`) or .toml")
+    parser.add_argument("--backbone", help="conv, mlp, residual, or any name that timm knows")
+    parser.add_argument("--weights", help="a local .safetensors or .pth file for the backbone")
+    parser.add_argument("--loss", help="contrastive, triplet, bce, supcon, or pml:ClassName")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=float, help="how many times each picture")
+    length.add_argument("--steps", type=int, help="how many batches")
+    length.add_argument("--time-budget", metavar="TIME", help="how long in all: 90s, 5m, 1h")
+    parser.add_argument("--split", choices=("identities", "images"), help="what is divided")
+    parser.add_argument("--seed", type=int, help="0 by default")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override any setting"
+    )
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+    from twinlens.config import parse_overrides
+
+    given = {
+        "model.backbone": args.backbone,
+        "model.weights": args.weights,
+        "loss.name": args.loss,
+        "train.epochs": args.epochs,
+        "train.steps": args.steps,
+        "train.time_budget": None if args.time_budget is None else _seconds(args.time_budget),
+        "data.split": args.split,
+        "seed": args.seed,
+    }
+    return {k: v for k, v in given.items() if v is not None} | parse_overrides(args.set)
+
+
+def _seconds(text: str) -> float:
+    """ "90s", "5m", "1h", or plain seconds."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        seconds = float(number) * units[unit]
+    except ValueError:
+        raise ConfigError(
+            f"a time is a number and s, m or h (such as 5m), found '{text}'"
+        ) from None
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"a time budget is longer than nothing, found '{text}'")
+    return seconds
+
+
+def _print_json(values: Any) -> None:
+    print(json.dumps(values, ensure_ascii=False, allow_nan=False))
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    _data(parser)
+    parser.add_argument("--out", type=Path, help="the run folder (default: runs/NAME)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    _settings(parser)
+    _quiet(parser)
+
+
+def _run_train(args: argparse.Namespace) -> int:
+    from twinlens.jobs.train import train
+
+    model = train(
+        args.data, out=args.out, recipe=args.recipe, settings=_overrides(args), root=args.root,
+        resume=args.resume, quiet=args.quiet,
+    )  # fmt: skip
+    print(model.path.parent)
+    return 0
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    _data(parser)
+    _settings(parser)
+    _json(parser)
+    _quiet(parser)
+    parser.add_argument("--montage", type=Path, metavar="FILE.png", help="draw pairs and triplets")
+
+
+def _run_inspect(args: argparse.Namespace) -> int:
+    from twinlens.jobs.inspect import inspect
+
+    found = inspect(
+        args.data, recipe=args.recipe, settings=_overrides(args), root=args.root,
+        montage=args.montage, quiet=args.quiet,
+    )  # fmt: skip
+    if args.json:
+        _print_json(found.as_json())
+    else:
+        print(found.as_text())
+    return 0
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    _data(parser)
+    parser.add_argument("--far", type=float, default=0.01, help="target false accept rate (0.01)")
+    _on(parser)
+    _json(parser)
+    _quiet(parser)
+
+
+def _on(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on", default="auto", metavar="SPLIT", help="train, val, test, all, or auto: the unseen"
+    )
+
+
+def _run_calibrate(args: argparse.Namespace) -> int:
+    from twinlens.jobs.calibrate import calibrate, explain
+
+    model = calibrate(
+        args.model, args.data, far=args.far, split=args.on, root=args.root, quiet=args.quiet
+    )
+    found = model.require_calibration()
+    if args.json:
+        _print_json(found.as_json())
+    else:
+        print(explain(found))
+    return 0
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    _data(parser, nargs="?")
+    _on(parser)
+    parser.add_argument("--trials", type=Path, metavar="FILE.csv", help="measure these instead")
+    parser.add_argument("--pairs", type=int, metavar="N", help="N genuine and N impostor pairs")
+    parser.add_argument("--way", type=int, default=20, help="identities in an episode (20)")
+    parser.add_argument("--shot", type=int, default=1, help="pictures of each of them (1)")
+    parser.add_argument("--episodes", type=int, default=1000, help="how many episodes (1000)")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page to look at")
+    parser.add_argument("--seed", type=int, default=0, help="draws pairs and replicates")
+    _json(parser)
+    _quiet(parser)
+
+
+def _run_evaluate(args: argparse.Namespace) -> int:
+    from twinlens.jobs.evaluate import evaluate
+
+    found = evaluate(
+        args.model, args.data, split=args.on, trials=args.trials, pairs=args.pairs, way=args.way,
+        shot=args.shot, episodes=args.episodes, report=args.report, root=args.root,
+        seed=args.seed, quiet=args.quiet,
+    )  # fmt: skip
+    if args.json:
+        _print_json(found.as_json())
+    else:
+        print(found.as_text())
+    return 0
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument("a", metavar="A", type=Path, help="a picture")
+    parser.add_argument("b", metavar="B", type=Path, help="another picture")
+    _json(parser)
+    parser.add_argument("--show", type=Path, metavar="FILE.png", help="draw them and the verdict")
+
+
+def _run_verify(args: argparse.Namespace) -> int:
+    from twinlens.jobs.verify import verify
+
+    answer = verify(args.model, args.a, args.b, show=args.show)
+    if args.json:
+        _print_json(answer.as_json())
+    else:
+        print(answer.explain())
+    return 0 if answer.match else 1
+
+
+def _add_embed(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    _data(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.parquet")
+    _quiet(parser)
+
+
+def _run_embed(args: argparse.Namespace) -> int:
+    from twinlens.jobs.embed import embed
+
+    rows = embed(args.model, args.data, out=args.out, root=args.root, quiet=args.quiet)
+    print(f"{rows} embeddings in {args.out}")
+    return 0
+
+
+def _add_recipes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="print this one")
+    _json(parser)
+
+
+def _run_recipes(args: argparse.Namespace) -> int:
+    from twinlens import config
+
+    if args.name is not None:
+        text = config.recipe_text(args.name)
+        if args.json:
+            _print_json({"name": args.name, "recipe": config.recipe_values(args.name)})
+        else:
+            print(text, end="")
+        return 0
+    recipes = {name: config.recipe_values(name) for name in config.recipe_names()}
+    about = {name: values["about"].strip() for name, values in recipes.items()}
+    if args.json:
+        _print_json({"recipes": about})
+    else:
+        for name, text in about.items():
+            print(f"{name:20} {text.splitlines()[0]}")
+    return 0
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    _json(parser)
+
+
+def _run_doctor(args: argparse.Namespace) -> int:
+    from twinlens.jobs.doctor import as_text, doctor
+
+    found = doctor()
+    if args.json:
+        _print_json(found)
+    else:
+        print(as_text(found))
+    return 0
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, help="the run folder (default: runs/demo)")
+    _quiet(parser)
+
+
+def _run_demo(args: argparse.Namespace) -> int:
+    from twinlens.jobs.demo import demo
+
+    for line in demo(out=args.out, quiet=args.quiet):
+        print(line)
+    return 0
+
+
+Command = tuple[
+    str,
+    Callable[[argparse.ArgumentParser], None],
+    Callable[[argparse.Namespace], int],
+]
+
+COMMANDS: dict[str, Command] = {
+    "train": ("train, calibrate and measure a model on pictures", _add_train, _run_train),
+    "inspect": ("look at a data set before training on it", _add_inspect, _run_inspect),
+    "calibrate": ("find a model's threshold on your pictures", _add_calibrate, _run_calibrate),
+    "evaluate": ("measure a model on unseen pictures", _add_evaluate, _run_evaluate),
+    "verify": ("are these two pictures of the same thing?", _add_verify, _run_verify),
+    "embed": ("write the embeddings of pictures to a file", _add_embed, _run_embed),
+    "recipes": ("list the recipes, or print one", _add_recipes, _run_recipes),
+    "doctor": ("what this machine is and how fast it learns", _add_doctor, _run_doctor),
+    "demo": ("learn digits 0-6, then tell 7, 8 and 9 apart", _add_demo, _run_demo),
+}

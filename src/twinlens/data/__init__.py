@@ -1,0 +1,1 @@
+"""Pictures on disk -> a table -> batches of uint8 pictures."""

@@ -1,0 +1,382 @@
+"""Bytes on disk -> one plain 8-bit picture -> the array that a network takes.
+
+Whatever Pillow reads comes out as "L" or "RGB"; whatever it stumbles over comes out as a
+`PictureError` with a short reason. This module knows one picture at a time: no tables, no labels,
+no threads of its own (several threads may call it).
+
+Shapes: C channels (1 grey, 3 colour), H height, W width.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from twinlens.config import PictureSettings
+from twinlens.errors import DataError, PictureError
+
+__all__ = ["Header", "open_picture", "read_array", "read_header", "to_array"]
+
+WHITE = 255
+SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
+# Floats that a resize has pushed a hair out of [0, 1] are still meant as [0, 1].
+FLOAT_SLACK = 1e-3
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself before anything is decoded; sizes as a viewer shows them."""
+
+    format: str
+    height: int
+    width: int
+
+
+def open_picture(
+    source: str | Path | bytes, *, max_pixels: int, target: tuple[int, int] | None = None
+) -> Image.Image:
+    """Decode one picture into plain "L" or "RGB", upright and without transparency.
+
+    EXIF turns are applied; transparency is laid on white; of an animation the first frame is
+    taken; colour profiles are ignored. 16-bit grey is shifted right by 8 bits. 32-bit whole
+    numbers are taken for 16-bit ones (Pillow's mode for many 16-bit files), or stretched from
+    their smallest to their largest value where they do not fit. Floats in [0, 1] are multiplied
+    by 255, others stretched likewise. EPS given as bytes is refused: reading it runs Ghostscript.
+
+    Args:
+        source: a path, or the bytes of a file.
+        max_pixels: height x width above which nothing is decoded. Judged from the header.
+            Pillow's own limit (`PIL.Image.MAX_IMAGE_PIXELS`, twice that number) holds too.
+        target: (height, width) that the picture will be shrunk to. A JPEG is then decoded at a
+            reduced size of at least twice that, which is faster and all but the same.
+    Returns:
+        A picture of mode "L" or "RGB" that holds no file open.
+    Raises:
+        PictureError: missing, no permission, a folder, empty, too many pixels, broken, cut off,
+            or not a picture.
+    """
+    with _opened(source, max_pixels) as picture:
+        if target is not None:
+            side = 2 * max(target)  # Square, since EXIF may yet turn the picture.
+            picture.draft(None, (side, side))
+        picture.load()
+        with suppress(Exception):  # The pixels are sound where only the EXIF block is not.
+            ImageOps.exif_transpose(picture, in_place=True)
+        return _plain(picture)
+
+
+def read_header(source: str | Path | bytes, *, max_pixels: int) -> Header:
+    """Format and upright size of a picture from its header alone.
+
+    Raises:
+        PictureError: as `open_picture`, where the header already shows it.
+    """
+    with _opened(source, max_pixels) as picture:
+        width, height = picture.size
+        if _orientation(picture) in SIDEWAYS:
+            width, height = height, width
+        return Header(picture.format or "unknown", height, width)
+
+
+def read_array(
+    source: str | Path | bytes, spec: PictureSettings, *, max_pixels: int
+) -> NDArray[np.uint8]:
+    """`to_array(open_picture(...))` by the one path that training and answers share.
+
+    Returns:
+        uint8, shape (C, H, W).
+    Raises:
+        PictureError: as `open_picture`.
+    """
+    return to_array(open_picture(source, max_pixels=max_pixels, target=spec.size), spec)
+
+
+def to_array(picture: Image.Image | NDArray[Any], spec: PictureSettings) -> NDArray[np.uint8]:
+    """Bring a picture to the size, proportions and colour of `spec`.
+
+    Resizing is Pillow's bilinear filter, whose support grows when shrinking (antialiased).
+    "stretch" ignores proportions; "pad" keeps them and centres the picture on grey level
+    `spec.fill`; "crop" keeps them and takes the middle. Colour becomes grey by ITU-R 601.
+
+    Args:
+        picture: any Pillow picture, or an array (H, W) or (H, W, 1 | 3 | 4) of uint8, bool, or
+            floats in [0, 1]. Pillow pictures are treated as `open_picture` treats files.
+        spec: the picture settings of a model.
+    Returns:
+        uint8, shape (C, spec.size[0], spec.size[1]), contiguous.
+    Raises:
+        DataError: an array of another shape, type or range.
+        PictureError: a Pillow picture whose file breaks while it loads.
+    """
+    plain = _plain_of_user(picture) if isinstance(picture, Image.Image) else _of_array(picture)
+    if spec.color == "grey" and plain.mode != "L":
+        plain = plain.convert("L")  # Before resizing: a third of the work.
+    fitted = _FITS[spec.fit](plain, spec)
+    if spec.color == "rgb":
+        fitted = fitted.convert("RGB")
+    array: NDArray[np.uint8] = np.asarray(fitted, dtype=np.uint8)
+    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return np.array(array, order="C", copy=True)
+
+
+# --- opening ------------------------------------------------------------------------------------
+
+
+class _Quiet:
+    """Silence warnings while anyone is inside.
+
+    `warnings.catch_warnings` alone is not safe when threads enter and leave out of order: the
+    last to leave may restore a filter list that another had already changed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._saved: warnings.catch_warnings[Any] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._saved is not None:
+                self._saved.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
+@contextmanager
+def _opened(source: str | Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """A lazily opened picture whose header is within bounds; all that fails is a PictureError."""
+    name = f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
+    with _quiet:
+        try:
+            with _stream(source, name) as stream:
+                # All of them and at once: the lazy loading in Image.open loses formats when
+                # several threads meet in it. The common ones are asked first.
+                Image.preinit()
+                Image.init()
+                with Image.open(stream) as picture:
+                    _check_header(picture, source, name, max_pixels)
+                    yield picture
+        except PictureError:
+            raise
+        except Image.DecompressionBombError:
+            limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+            raise PictureError(name, f"more than {limit:,} pixels (data.max_pixels)") from None
+        except Exception as error:
+            # Decoders raise SyntaxError, struct.error, ValueError, EOFError, MemoryError, ...
+            raise PictureError(name, _reason(error)) from error
+
+
+def _stream(source: str | Path | bytes, name: str) -> IO[bytes]:
+    if isinstance(source, bytes):
+        if not source:
+            raise PictureError(name, "empty")
+        return io.BytesIO(source)
+    path = Path(source)
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise PictureError(name, "a folder, not a picture")
+    if not stat.S_ISREG(status.st_mode):  # Opening a pipe would wait for ever.
+        raise PictureError(name, "not a regular file")
+    if status.st_size == 0:
+        raise PictureError(name, "an empty file")
+    return path.open("rb")
+
+
+def _check_header(
+    picture: Image.Image, source: str | Path | bytes, name: str, max_pixels: int
+) -> None:
+    width, height = picture.size
+    if width < 1 or height < 1:
+        raise PictureError(name, "has no pixels")
+    if width * height > max_pixels:
+        raise PictureError(
+            name, f"{width:,} x {height:,} pixels, over the limit of {max_pixels:,}"
+            " (data.max_pixels)",
+        )  # fmt: skip
+    if isinstance(source, bytes) and picture.format == "EPS":
+        raise PictureError(name, "EPS is read from files only: it runs Ghostscript")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture that Pillow can read"
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    errno_text = error.strerror if isinstance(error, OSError) else None  # str() has the path
+    text = " ".join((errno_text or str(error)).split())
+    text = f"{text[:80]}..." if len(text) > 80 else text
+    if "truncated" in text or isinstance(error, EOFError):
+        return f"cut off ({text or 'end of file'})"
+    return f"broken ({text or type(error).__name__})"
+
+
+def _orientation(picture: Image.Image) -> int:
+    # Asking PNG for EXIF that its header lacks decodes it whole; TIFF's sizes are turned already.
+    if "exif" not in picture.info or picture.format == "TIFF":
+        return 1
+    try:
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
+
+
+# --- to plain 8-bit -----------------------------------------------------------------------------
+
+
+def _plain_of_user(picture: Image.Image) -> Image.Image:
+    """As `open_picture`, for a picture that the caller holds; it is not changed."""
+    if min(picture.size) < 1:
+        raise DataError(f"a picture needs pixels, found size {picture.size}")
+    name = str(getattr(picture, "filename", "") or "<picture>")
+    with _quiet:
+        try:
+            picture.load()
+        except Exception as error:
+            raise PictureError(name, _reason(error)) from error
+        try:
+            upright = ImageOps.exif_transpose(picture)
+        except Exception:
+            upright = picture
+        return _plain(upright)
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """Any loaded picture as "L" or "RGB", a plain copy without metadata."""
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        return Image.fromarray(_eight_bits(np.asarray(picture)))
+    if picture.has_transparency_data or picture.mode in ("La", "LA", "PA", "RGBA", "RGBa"):
+        plain = _on_white(picture)
+    elif picture.mode in ("1", "L"):
+        plain = picture.convert("L")
+    else:
+        plain = picture.convert("RGB")
+    bare = Image.new(plain.mode, plain.size)  # Leaves EXIF, profiles and the file behind.
+    bare.paste(plain)
+    return bare
+
+
+def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """32-bit whole numbers and floats as 8 bits; see `open_picture`."""
+    if values.dtype.kind in "iu":
+        if values.min() >= 0 and values.max() <= 0xFFFF:
+            shifted: NDArray[np.uint8] = (values >> 8).astype(np.uint8)
+            return shifted
+        values = values.astype(np.float64)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise ValueError("no finite values")
+    low, high = float(values[finite].min()), float(values[finite].max())
+    if not (low >= 0 and high <= 1):
+        values = (values.astype(np.float64) - low) / (high - low if high > low else 1.0)
+    values = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0)
+    return _unit_to_bytes(values)
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    grey = picture.mode in ("1", "L", "LA", "La")
+    if picture.mode == "La":
+        picture = picture.convert("LA")
+    layered = picture.convert("RGBA")
+    ground = Image.new("RGBA", layered.size, (WHITE, WHITE, WHITE, 255))
+    flat = Image.alpha_composite(ground, layered)
+    return flat.convert("RGB").getchannel(0) if grey else flat.convert("RGB")
+
+
+def _of_array(array: NDArray[Any]) -> Image.Image:
+    array = np.asarray(array)
+    shape_ok = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if not shape_ok or array.size == 0:
+        raise DataError(
+            f"a picture as an array needs shape (H, W) or (H, W, 1 | 3 | 4), found {array.shape}"
+        )
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype.kind == "f":
+        array = _of_floats(array)
+    elif array.dtype != np.uint8:
+        raise DataError(
+            f"a picture as an array needs uint8, bool, or floats in [0, 1], found {array.dtype}"
+        )
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    picture = Image.fromarray(np.ascontiguousarray(array))
+    return _on_white(picture) if picture.mode == "RGBA" else picture
+
+
+def _of_floats(array: NDArray[Any]) -> NDArray[np.uint8]:
+    low, high = float(array.min()), float(array.max())
+    if not (low >= -FLOAT_SLACK and high <= 1 + FLOAT_SLACK):  # also true of NaN
+        raise DataError(
+            f"a picture of floats needs values in [0, 1], found {low:g} to {high:g}; "
+            "divide by the largest value, or pass uint8"
+        )
+    return _unit_to_bytes(array)
+
+
+def _unit_to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    rounded: NDArray[np.uint8] = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+    return rounded
+
+
+# --- to the network's size ----------------------------------------------------------------------
+
+
+def _stretch(picture: Image.Image, spec: PictureSettings) -> Image.Image:
+    height, width = spec.size
+    if picture.size == (width, height):
+        return picture
+    return picture.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _pad(picture: Image.Image, spec: PictureSettings) -> Image.Image:
+    height, width = spec.size
+    scale = min(height / picture.height, width / picture.width)
+    inner = (
+        min(width, max(1, round(picture.width * scale))),
+        min(height, max(1, round(picture.height * scale))),
+    )
+    small = picture.resize(inner, Image.Resampling.BILINEAR) if inner != picture.size else picture
+    fill = spec.fill if picture.mode == "L" else (spec.fill,) * 3
+    ground = Image.new(picture.mode, (width, height), fill)
+    ground.paste(small, ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return ground
+
+
+def _crop(picture: Image.Image, spec: PictureSettings) -> Image.Image:
+    height, width = spec.size
+    scale = max(height / picture.height, width / picture.width)
+    keep_w = min(float(picture.width), width / scale)
+    keep_h = min(float(picture.height), height / scale)
+    left, top = (picture.width - keep_w) / 2, (picture.height - keep_h) / 2
+    box = (left, top, left + keep_w, top + keep_h)
+    return picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+
+
+_FITS = {"stretch": _stretch, "pad": _pad, "crop": _crop}

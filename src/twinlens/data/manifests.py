@@ -1,0 +1,152 @@
+"""Manifests, CSV or Parquet: one row for each picture.
+
+Columns `path`, `identity`, and where wanted `role` (genuine | forged; empty is genuine) and
+`split` (train | val | test; empty is not assigned). Other columns are ignored. Whether the
+pictures exist and can be read is for the decoder to say.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from twinlens.data.table import ImageTable, Row
+from twinlens.errors import DataError
+
+__all__ = ["MANIFEST_ENDINGS", "SPLIT_NAMES", "read_manifest"]
+
+MANIFEST_ENDINGS = (".csv", ".parquet")
+
+SPLIT_NAMES = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+"""Accepted names of splits -> the name that twinlens uses."""
+
+COLUMNS = ("path", "identity", "role", "split")
+REQUIRED = ("path", "identity")
+ROLES = {"": False, "genuine": False, "forged": True}
+MAX_SHOWN = 10
+
+Entry = tuple[str, dict[str, str]]
+"""Where the row is ("line 7"), and its known columns."""
+
+
+def read_manifest(file: Path, *, root: Path | None = None, source: str | None = None) -> ImageTable:
+    """The pictures that a CSV or Parquet file names.
+
+    CSV is UTF-8, with or without a byte order mark, divided by commas, semicolons or tabs.
+    A row that repeats another one counts once. Identities are text whatever the column's type.
+
+    Args:
+        file: the manifest.
+        root: what relative paths start from; the manifest's own folder if None.
+        source: how the user named the data.
+    Raises:
+        DataError: unreadable, no rows, missing columns, or wrong rows, of which the first ten
+            are named together.
+    """
+    base = Path(os.path.normpath(file.parent if root is None else root))
+    entries = _parquet_entries(file) if file.suffix.lower() == ".parquet" else _csv_entries(file)
+    rows: dict[str, tuple[str, Row]] = {}
+    problems: list[str] = []
+    num_entries = 0
+    for num_entries, (where, cells) in enumerate(entries, 1):  # noqa: B007
+        found = _problems(cells)
+        if not found:
+            row = _row(cells, base)
+            first, known = rows.setdefault(row[0], (where, row))
+            found = [] if known == row else [f"says otherwise than {first} of '{cells['path']}'"]
+        problems += [f"{where}: {problem}" for problem in found]
+    if problems:
+        more = len(problems) - MAX_SHOWN
+        shown = problems[:MAX_SHOWN] + ([f"and {more} more"] if more > 0 else [])
+        raise DataError(f"the manifest {file} has wrong rows:\n  " + "\n  ".join(shown))
+    if num_entries == 0:
+        raise DataError(f"the manifest {file} has no rows: it needs one for each picture")
+    return ImageTable.of_rows((row for _, row in rows.values()), source or str(file), base)
+
+
+def _problems(cells: dict[str, str]) -> list[str]:
+    problems = [f"no {name}" for name in REQUIRED if not cells[name].strip()]
+    if cells["role"].strip().lower() not in ROLES:
+        problems.append(f"role is genuine, forged or empty, found '{cells['role']}'")
+    if cells["split"].strip().lower() not in {"", *SPLIT_NAMES}:
+        problems.append(f"split is train, val, test or empty, found '{cells['split']}'")
+    return problems
+
+
+def _row(cells: dict[str, str], base: Path) -> Row:
+    split = cells["split"].strip().lower()
+    # normpath, so that "a.png" and "./a.png" are the same picture.
+    path = os.path.normpath(base / cells["path"])
+    forged = ROLES[cells["role"].strip().lower()]
+    return path, cells["identity"], forged, SPLIT_NAMES.get(split, "")
+
+
+def _require_columns(names: list[str], file: Path) -> None:
+    missing = [name for name in REQUIRED if name not in names]
+    if missing:
+        raise DataError(
+            f"the manifest {file} has no column {' and no column '.join(missing)}, found"
+            f" {', '.join(names) if names else 'nothing'}: it needs path and identity,"
+            " and may have role and split"
+        )
+
+
+def _csv_entries(file: Path) -> Iterator[Entry]:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as text:
+            header = text.readline()
+            delimiter = max(",;\t", key=header.count)
+            text.seek(0)
+            reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
+            names = [name.strip().lower() for name in next(reader, [])]
+            _require_columns(names, file)
+            for values in reader:
+                if values:
+                    yield _csv_entry(names, values, f"line {reader.line_num}", file)
+    except UnicodeDecodeError as error:
+        raise DataError(f"the manifest {file} is not UTF-8 ({error}): save it as UTF-8") from error
+    except (OSError, csv.Error) as error:
+        raise DataError(f"cannot read the manifest {file}: {error}") from error
+
+
+def _csv_entry(names: list[str], values: list[str], where: str, file: Path) -> Entry:
+    if len(values) > len(names):
+        raise DataError(
+            f"the manifest {file} has {len(values)} cells in {where} and {len(names)} columns:"
+            ' put names that hold a comma into "quotes"'
+        )
+    cells = dict(zip(names, values, strict=False))
+    return where, {name: cells.get(name, "") for name in COLUMNS}
+
+
+def _parquet_entries(file: Path) -> Iterator[Entry]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            names = parquet.schema_arrow.names
+            _require_columns(names, file)
+            known = [name for name in COLUMNS if name in names]
+            number = 0
+            for batch in parquet.iter_batches(columns=known):
+                for values in batch.to_pylist():
+                    number += 1
+                    cells = {name: _text(values.get(name)) for name in COLUMNS}
+                    yield f"row {number}", cells
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"cannot read the manifest {file}: {error}") from error
+
+
+def _text(value: Any) -> str:
+    # A missing number in a data frame arrives as NaN, which differs from itself.
+    return "" if value is None or value != value else str(value)

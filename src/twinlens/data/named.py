@@ -1,0 +1,270 @@
+"""Named data sets: copies that the user has, or downloads through torchvision's own classes.
+
+`digits` comes with scikit-learn. The others are read from the folder that the user gives, or are
+downloaded once into the cache. torchvision, which brings torch and so seconds of waiting, is
+imported only to download, and to read CIFAR-10, whose files are pickles: torchvision checks their
+MD5 before it opens them. IDX files are plain enough for numpy.
+
+Shapes: N pictures, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinlens.data.fetch import downloaded, unpacked
+from twinlens.data.table import ImageTable, Row
+from twinlens.errors import DataError
+
+__all__ = ["NAMED_SETS", "read_idx"]
+
+FASHION_NAMES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+"""Label -> garment, as torchvision's FashionMNIST has them."""
+
+OMNIGLOT_SET = re.compile(r"images_(background|evaluation)")
+
+LFW_FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")
+
+ReadSet = Callable[[Path | None], ImageTable]
+
+
+def read_idx(file: Path) -> NDArray[np.uint8]:
+    """The array in an IDX file of unsigned bytes, gzipped or not, of any shape.
+
+    The format is described at http://yann.lecun.com/exdb/mnist/: two zero bytes, the type (8 for
+    unsigned bytes), the number of dimensions, each length as a big-endian int32, the values.
+
+    Raises:
+        DataError: the file cannot be read, is not IDX, or is cut off.
+    """
+    try:
+        content = file.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot read {file}: {error}") from error
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise DataError(f"{file} is not an IDX file of unsigned bytes")
+    start = 4 + 4 * content[3]
+    shape = np.frombuffer(content[4 : min(start, len(content) // 4 * 4)], dtype=">i4").tolist()
+    size = int(np.prod(shape, dtype=np.int64))
+    if len(shape) != content[3] or len(content) - start != size:
+        raise DataError(
+            f"{file} is damaged: it says that it holds {shape} bytes and holds"
+            f" {max(len(content) - start, 0)}: get it again"
+        )
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+
+
+def _digits(root: Path | None) -> ImageTable:
+    if root is not None:
+        raise DataError("digits comes with scikit-learn and takes no root")
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    return _in_memory("digits", [("", pixels, bunch.target)], [str(digit) for digit in range(10)])
+
+
+def _mnist(root: Path | None) -> ImageTable:
+    return _from_idx("mnist", "MNIST", [str(digit) for digit in range(10)], root)
+
+
+def _fashion_mnist(root: Path | None) -> ImageTable:
+    return _from_idx("fashion-mnist", "FashionMNIST", FASHION_NAMES, root)
+
+
+def _from_idx(name: str, folder: str, names: Sequence[str], root: Path | None) -> ImageTable:
+    if root is None:
+        hint = "give a copy of its four IDX files with --root"
+        if name == "fashion-mnist":
+            hint += " (Debian's dataset-fashion-mnist puts them into /usr/share/datasets)"
+        root = _download(name, folder, ({"train": True},), hint)
+    parts = []
+    for split, word in (("train", "train"), ("test", "t10k")):
+        pixels = read_idx(_idx_file(root, folder, f"{word}-images", "idx3-ubyte"))
+        label = read_idx(_idx_file(root, folder, f"{word}-labels", "idx1-ubyte"))
+        if pixels.ndim != 3 or label.shape != pixels.shape[:1] or label.max(initial=0) > 9:
+            raise DataError(
+                f"the {word} files in {root} do not belong together: pictures of shape"
+                f" {pixels.shape}, labels of shape {label.shape} up to {label.max(initial=0)}"
+            )
+        parts.append((split, pixels, label))
+    return _in_memory(name, parts, names)
+
+
+def _idx_file(root: Path, folder: str, stem: str, ending: str) -> Path:
+    places = (root, root / "raw", root / folder / "raw")
+    names = [f"{stem}{dot}{ending}{gz}" for dot in "-." for gz in ("", ".gz")]
+    for place in places:
+        for name in names:
+            if (place / name).is_file():
+                return place / name
+    raise DataError(
+        f"{root} holds no {names[0]}, gzipped or not: needed are the IDX files train-images,"
+        f" train-labels, t10k-images and t10k-labels, in it or in {folder}/raw"
+    )
+
+
+def _cifar10(root: Path | None) -> ImageTable:
+    from torchvision.datasets import CIFAR10
+
+    if root is None:
+        hint = "give a folder that holds cifar-10-batches-py with --root"
+        root = _download("cifar10", "CIFAR10", ({"train": True},), hint)
+    if root.name == CIFAR10.base_folder and not (root / CIFAR10.base_folder).is_dir():
+        root = root.resolve().parent
+    parts = []
+    for split in ("train", "test"):
+        try:
+            found = CIFAR10(str(root), train=split == "train")
+        except (RuntimeError, OSError) as error:
+            raise DataError(
+                f"{root} holds no whole {CIFAR10.base_folder} (the files of {CIFAR10.filename},"
+                " extracted, are needed, with their known MD5)"
+            ) from error
+        parts.append((split, found.data, np.asarray(found.targets)))
+    return _in_memory("cifar10", parts, found.classes)
+
+
+def _omniglot(root: Path | None) -> ImageTable:
+    if root is None:
+        hint = "give a folder with images_background.zip and images_evaluation.zip with --root"
+        calls = ({"background": True}, {"background": False})
+        root = _download("omniglot", "Omniglot", calls, hint)
+    home, sets = _omniglot_sets(root)
+    background = [folder for folder in sets if folder.name.startswith("images_background")]
+    both = 0 < len(background) < len(sets)
+    rows: list[Row] = []
+    known: set[tuple[str, str, str]] = set()
+    for folder in sets:
+        # The small sets repeat drawings of the full one, and of each other.
+        for file in sorted(folder.glob("**/character*/*.png")):
+            drawing = (file.parts[-3], file.parts[-2], file.name)
+            if drawing not in known and not file.name.startswith("."):
+                known.add(drawing)
+                split = ("train" if folder in background else "test") if both else ""
+                rows.append((str(file), "/".join(drawing[:2]), False, split))
+    if not rows:
+        raise DataError(f"the Omniglot sets in {root} hold no Alphabet/character/drawing.png")
+    return ImageTable.of_rows(rows, "omniglot", home)
+
+
+def _omniglot_sets(root: Path) -> tuple[Path, list[Path]]:
+    """The folder that the sets lie in, and the sets' folders; zips are unpacked in the cache."""
+    for home in (root, root / "omniglot-py"):
+        folders = _sets_in(home)
+        names = {folder.name for folder in folders}
+        zips = [file for file in home.glob("images_*.zip") if file.stem not in names]
+        zips = [file for file in zips if OMNIGLOT_SET.match(file.name)]
+        if zips:
+            cached = unpacked(zips, "omniglot")
+            return home if folders else cached, [*folders, *_sets_in(cached)]
+        if folders:
+            return home, folders
+    raise DataError(
+        f"{root} holds no Omniglot set: needed is images_background.zip (or the small1 and small2"
+        " sets), with or without images_evaluation.zip, or their extracted folders"
+    )
+
+
+def _sets_in(home: Path) -> list[Path]:
+    found = home.glob("images_*")
+    return sorted(item for item in found if OMNIGLOT_SET.match(item.name) and item.is_dir())
+
+
+def _lfw(root: Path | None) -> ImageTable:
+    if root is None:
+        raise DataError(
+            "lfw can no longer be downloaded from its authors: get lfw-deepfunneled from a mirror"
+            " (https://www.kaggle.com/datasets/jessicali9530/lfw-dataset) and give the folder"
+            " that it lies in with --root"
+        )
+    home, faces = _lfw_folder(root)
+    split_of = {}
+    for split, name in (("train", "peopleDevTrain.txt"), ("test", "peopleDevTest.txt")):
+        if (home / name).is_file():
+            lines = (home / name).read_text(encoding="utf-8").splitlines()
+            split_of.update({line.split("\t")[0]: split for line in lines if "\t" in line})
+    rows: list[Row] = [
+        (str(file), file.parent.name, False, split_of.get(file.parent.name, ""))
+        for file in faces.glob("*/*.jpg")
+        if not file.name.startswith(".")
+    ]
+    if not rows:
+        raise DataError(f"{faces} holds no Name/picture.jpg, as Labeled Faces in the Wild does")
+    return ImageTable.of_rows(rows, "lfw", faces)
+
+
+def _lfw_folder(root: Path) -> tuple[Path, Path]:
+    """The folder with the lists of people, and the folder with a folder for each person."""
+    if root.name in LFW_FOLDERS and not any((root / name).is_dir() for name in LFW_FOLDERS):
+        return root.parent, root
+    for home in (root, root / "lfw-py"):
+        for name in LFW_FOLDERS:
+            if (home / name).is_dir():
+                inner = home / name / name  # Some mirrors' archives hold the folder twice.
+                return home, inner if inner.is_dir() else home / name
+    raise DataError(f"{root} holds none of {', '.join(LFW_FOLDERS)}: extract lfw's archive there")
+
+
+NAMED_SETS: dict[str, ReadSet] = {
+    "cifar10": _cifar10,
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+    "lfw": _lfw,
+    "mnist": _mnist,
+    "omniglot": _omniglot,
+}
+"""Name -> how it is read: from a root that the user gives, or (None) from the cache."""
+
+
+def _in_memory(
+    name: str,
+    parts: Sequence[tuple[str, NDArray[np.uint8], NDArray[Any]]],
+    names: Sequence[str],
+) -> ImageTable:
+    """A table of (split, pixels (N, H, W[, 3]), labels (N,)) parts."""
+    path = [
+        f"{name}/{split}/{row:05d}" if split else f"{name}/{row:05d}"
+        for split, pixels, _ in parts
+        for row in range(len(pixels))
+    ]
+    label = np.concatenate([label for _, _, label in parts]).astype(np.int64)
+    return ImageTable(
+        path=np.array(path, dtype=object),
+        identity=np.array(names, dtype=object)[label],
+        forged=np.zeros(len(path), dtype=np.bool_),
+        split=np.array([split for split, pixels, _ in parts for _ in pixels], dtype=object),
+        source=name,
+        root=None,
+        pixels=np.concatenate([pixels for _, pixels, _ in parts]),
+    )
+
+
+def _download(name: str, class_name: str, calls: Sequence[dict[str, Any]], hint: str) -> Path:
+    """Have a torchvision class download its files into the cache, once for each of `calls`."""
+    from torchvision import datasets
+
+    torch_set = getattr(datasets, class_name)
+    if hasattr(torch_set, "mirrors"):
+        urls = list(torch_set.mirrors)
+    else:
+        urls = [getattr(torch_set, "url", None) or torch_set.download_url_prefix]
+
+    def fill(folder: Path) -> None:
+        for arguments in calls:
+            torch_set(str(folder), download=True, **arguments)
+
+    return downloaded(name, urls, fill, hint)

@@ -1,0 +1,1 @@
+"""The jobs: one public function each, shared by Python and the command line."""

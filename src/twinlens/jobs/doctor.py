@@ -1,0 +1,128 @@
+"""`twinlens doctor`: what this machine is, and how fast it learns."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import twinlens
+from twinlens.config import ModelSettings, PictureSettings, cache_folder
+from twinlens.model.compute import Compute, has_bfloat16, pick_device, time_formats
+from twinlens.model.encoder import Encoder
+
+__all__ = ["as_text", "doctor", "machine", "versions"]
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn",
+            "pytorch-metric-learning")  # fmt: skip
+
+# What is timed: the small network of `auto`, and a network of timm's as users bring it.
+TRIALS: Mapping[str, tuple[ModelSettings, PictureSettings, int]] = {
+    "conv 32x32": (
+        ModelSettings(backbone="conv"),
+        PictureSettings(size=(32, 32), color="grey"),
+        128,
+    ),
+    "resnet18 112x112": (
+        ModelSettings(backbone="resnet18"),
+        PictureSettings(size=(112, 112), color="rgb"),
+        16,
+    ),
+}
+
+
+def versions() -> dict[str, str]:
+    """The versions of twinlens, Python, and what they compute with."""
+    found = {"twinlens": twinlens.__version__, "python": platform.python_version()}
+    return found | {name: metadata.version(name) for name in PACKAGES}
+
+
+def machine() -> dict[str, Any]:
+    """Processor, memory, devices and threads."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "amx": bool(torch.cpu._is_amx_tile_supported()),
+        "bfloat16": has_bfloat16(pick_device("auto")),
+        "devices": ["cpu"] + [torch.cuda.get_device_name(i) for i in range(_num_gpus())],
+    }  # fmt: skip
+
+
+def doctor() -> dict[str, Any]:
+    """Versions, machine, disk, and the time of a training step in each format; see docs/json.md."""
+    cache = cache_folder()
+    return {
+        "versions": versions(),
+        "machine": machine(),
+        "cache": str(cache),
+        "disk_free_gb": {
+            "here": _free_gb(Path.cwd()),
+            "cache": _free_gb(cache),
+        },
+        "formats": {name: _time(*trial) for name, trial in TRIALS.items()},
+    }
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """What `doctor` found, in lines to read."""
+    here = found["machine"]
+    lines = ["versions    " + ", ".join(f"{k} {v}" for k, v in found["versions"].items())]
+    lines.append(
+        f"processor   {here['processor']}, {here['cores']} cores, {here['threads']} threads"
+    )
+    lines.append(f"            {here['instructions']}, AMX {'yes' if here['amx'] else 'no'}")
+    lines.append(f"devices     {', '.join(here['devices'])}")
+    for place, free in found["disk_free_gb"].items():
+        lines.append(
+            f"disk        {free} GB free ({found['cache'] if place == 'cache' else place})"
+        )
+    pays = "may pay, see below" if here["bfloat16"] else "does not pay: no hardware for it"
+    lines.append(f"bfloat16    {pays}")
+    lines.append("training steps, pictures a second:")
+    for name, formats in found["formats"].items():
+        for row in formats:
+            lines.append(f"  {name:18} {row['format']:34} {row['pictures_per_second']:>9,.0f}")
+    return "\n".join(lines)
+
+
+def _time(model: ModelSettings, picture: PictureSettings, batch: int) -> list[dict[str, Any]]:
+    device = pick_device("auto")
+    precisions = [False, True] if has_bfloat16(device) else [False]
+    options = [Compute(device, half, last) for half in precisions for last in (False, True)]
+    timed = time_formats(Encoder(model, picture), options, batch)
+    return [
+        {"format": str(option), "pictures_per_second": round(batch / (option.seconds or 1), 1)}
+        for option in timed
+    ]
+
+
+def _num_gpus() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _processor_name() -> str:
+    """The name that the system gives; Linux says it only in a file."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _free_gb(path: Path) -> float:
+    """Free space where a folder is, or will be."""
+    while not path.exists():
+        path = path.parent
+    return round(shutil.disk_usage(path).free / 1e9, 1)

@@ -1,0 +1,79 @@
+"""`twinlens embed`: a table of embeddings, for whatever comes next."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from twinlens.config import DataSettings, cache_folder
+from twinlens.data.cache import decode_table
+from twinlens.data.sources import read_table
+from twinlens.data.table import ImageTable
+from twinlens.errors import DataError
+from twinlens.match.matcher import Matcher
+from twinlens.model.encoder import embed_pixels
+from twinlens.progress import Progress, console_log
+
+__all__ = ["embed"]
+
+log = logging.getLogger("twinlens")
+
+
+def embed(
+    model: str | Path,
+    data: str | Path | ImageTable,
+    *,
+    out: str | Path,
+    root: str | Path | None = None,
+    quiet: bool = False,
+) -> int:
+    """Write the embedding of every picture to a Parquet file: path, identity, embedding.
+
+    Args:
+        model: a model's folder or a run's.
+        data: a folder, a manifest, the name of a set, or a table; all splits.
+        out: the file; its metadata names the model's fingerprint.
+        root: where the copy of a named set lies.
+        quiet: say only warnings.
+    Returns:
+        The number of rows.
+    Raises:
+        DataError: pictures that cannot be read, or a file that cannot be written.
+    """
+    with console_log(quiet):
+        matcher = Matcher.load(model)
+        origin = matcher.bundle.origin
+        settings = DataSettings() if origin is None else origin.data
+        table = read_table(
+            data, root=None if root is None else Path(root), forged_suffix=settings.forged_suffix
+        )
+        decoded = decode_table(
+            table,
+            matcher.bundle.encoder.picture,
+            max_pixels=settings.max_pixels,
+            max_broken=settings.max_broken,
+            progress=Progress("reading"),
+            cache_dir=cache_folder() / "pictures",
+        )
+        for broken in decoded.broken:
+            log.warning("skipped %s: %s", broken.path, broken.reason)
+        emb_ND = embed_pixels(
+            matcher.bundle.encoder, decoded.pixels, progress=Progress("embedding")
+        )
+        rows = pa.table(
+            {
+                "path": pa.array(decoded.table.path.tolist(), pa.string()),
+                "identity": pa.array(decoded.table.identity.tolist(), pa.string()),
+                "embedding": pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), emb_ND.shape[1]),
+            }
+        ).replace_schema_metadata({"twinlens.fingerprint": matcher.fingerprint})
+        part = Path(f"{out}.part")
+        try:
+            pq.write_table(rows, part)
+            part.replace(out)
+        except OSError as error:
+            raise DataError(f"cannot write {out}: {error}") from error
+        return len(rows)

@@ -1,0 +1,170 @@
+"""From what was measured to the report's page: picks the pictures and words the facts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinlens.config import Settings
+from twinlens.jobs.doctor import machine, versions
+from twinlens.jobs.measured import Measured
+from twinlens.learn.auto import Choice
+from twinlens.learn.run import HistoryRow
+from twinlens.measure import report
+from twinlens.measure.calibration import Calibration, Isotonic
+from twinlens.model.bundle import Bundle
+from twinlens.progress import duration
+
+__all__ = ["RunFacts", "write_page"]
+
+PAIRS_SHOWN = 12
+SAME_PICTURE_AT_MOST = 3
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a report says besides the measurements; a model that was only loaded has no run."""
+
+    title: str
+    data: str
+    splits: Sequence[tuple[str, int, int]]
+    settings: Settings | None = None
+    recipe: str = ""
+    choices: Sequence[Choice] = ()
+    history: Sequence[HistoryRow] = ()
+    seconds: float | None = None
+    steps: int | None = None
+    best_step: int | None = None
+    fingerprint: str | None = None
+    broken: Sequence[tuple[str, str]] = ()
+    command: str = ""
+
+
+def write_page(path: Path, bundle: Bundle, measured: Measured | None, facts: RunFacts) -> None:
+    """Write `report.html`; parts that were not measured are left out."""
+    parts: dict[str, Any] = {} if measured is None else _measured_parts(measured, facts)
+    metric = "eer" if facts.settings is None else facts.settings.train.metric
+    content = report.ReportContent(
+        title=facts.title,
+        data=facts.data,
+        results={} if measured is None else measured.as_json(),
+        splits=[report.SplitCount(*counts) for counts in facts.splits],
+        operating=_operating(bundle.calibration),
+        history=[_history_row(row) for row in facts.history],
+        metric="1 - EER" if metric == "eer" else "recall at 1",
+        broken=facts.broken,
+        settings=_settings_in_words(facts),
+        facts=_facts_in_words(bundle, facts),
+        command=facts.command,
+        **parts,
+    )
+    report.write_report(path, content)
+
+
+def _measured_parts(measured: Measured, facts: RunFacts) -> dict[str, Any]:
+    table, verified = measured.table, measured.verification
+    assert table is not None
+    assert verified is not None
+    assert measured.pixels is not None
+    assert measured.embeddings is not None
+    pairs, distance = verified.pairs, verified.distance
+    label = table.labels()
+    skilled = ~pairs.same & (label[pairs.a] == label[pairs.b])
+    order = np.argsort(distance, kind="stable")
+    seed = 0 if facts.settings is None else facts.settings.seed
+    return {
+        "pairs": report.ScoredPairs(
+            distance.astype(np.float64), pairs.same, skilled if skilled.any() else None
+        ),
+        "map": report.MapPictures(
+            measured.embeddings, table.identity.tolist(), measured.pixels, table.forged, seed
+        ),
+        "nearest_impostors": _shown_pairs(measured, order[~pairs.same[order]]),
+        "farthest_genuine": _shown_pairs(measured, order[pairs.same[order]][::-1]),
+    }
+
+
+def _shown_pairs(measured: Measured, order: NDArray[np.int64]) -> list[report.PicturePair]:
+    """The first pairs of an order; one odd picture must not fill the whole gallery."""
+    table, verified, pixels = measured.table, measured.verification, measured.pixels
+    assert table is not None
+    assert verified is not None
+    assert pixels is not None
+    seen: Counter[int] = Counter()
+    shown: list[report.PicturePair] = []
+    for index in order:
+        a, b = int(verified.pairs.a[index]), int(verified.pairs.b[index])
+        if max(seen[a], seen[b]) >= SAME_PICTURE_AT_MOST:
+            continue
+        seen.update((a, b))
+        shown.append(
+            report.PicturePair(
+                pixels[a], pixels[b], table.identity[a], table.identity[b],
+                table.relative(a), table.relative(b), float(verified.distance[index]),
+                "a forgery" if table.forged[a] or table.forged[b] else "",
+            )
+        )  # fmt: skip
+        if len(shown) == PAIRS_SHOWN:
+            break
+    return shown
+
+
+def _operating(found: Mapping[str, Any] | None) -> report.OperatingPoint | None:
+    if found is None:
+        return None
+    calibration = Calibration.from_json(found)
+    return report.OperatingPoint(
+        calibration.threshold,
+        calibration.target_far,
+        calibration.low,
+        calibration.high,
+        calibration.num_impostor,
+        "isotonic" if isinstance(calibration.curve, Isotonic) else "Platt",
+    )
+
+
+def _history_row(row: HistoryRow) -> dict[str, Any]:
+    values = asdict(row)
+    return values | {"val": values.pop("metric")}
+
+
+def _settings_in_words(facts: RunFacts) -> list[report.Choice]:
+    """What was chosen from the data, with reasons, and then everything else that decides a run."""
+    if facts.settings is None:
+        return []
+    chosen = {choice.key: choice for choice in facts.choices}
+    words = [report.Choice(c.key, _text(c.value), c.why) for c in facts.choices]
+    for section, fields in facts.settings.model_dump(mode="json").items():
+        for name, value in fields.items() if isinstance(fields, dict) else []:
+            if f"{section}.{name}" not in chosen and value not in (None, {}, []):
+                words.append(report.Choice(f"{section}.{name}", _text(value)))
+    return words
+
+
+def _facts_in_words(bundle: Bundle, facts: RunFacts) -> list[tuple[str, str]]:
+    words = [("Model fingerprint", bundle.fingerprint)]
+    if facts.fingerprint is not None:
+        words.append(("Data fingerprint", facts.fingerprint))
+    if facts.settings is not None:
+        words += [("Recipe", facts.recipe), ("Seed", str(facts.settings.seed))]
+    if facts.seconds is not None:
+        words.append(("Time", f"{duration(facts.seconds)} in all, {facts.steps} steps"))
+        words.append(("Weights kept", f"of step {facts.best_step}"))
+    here = machine()
+    words.append(("Machine", f"{here['processor']}, {here['cores']} cores, {here['system']}"))
+    words.append(("Versions", ", ".join(f"{name} {text}" for name, text in versions().items())))
+    return words
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple | list):
+        return " x ".join(map(_text, value))
+    return str(value)

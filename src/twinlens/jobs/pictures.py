@@ -1,0 +1,112 @@
+"""Which pictures a trained model is calibrated or measured on: never those it learned from."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinlens.config import DataSettings, cache_folder
+from twinlens.data.cache import Broken, decode_table
+from twinlens.data.sources import read_table
+from twinlens.data.splits import assign_splits
+from twinlens.data.table import SPLITS, ImageTable
+from twinlens.errors import ConfigError, DataError, unknown_name
+from twinlens.model.bundle import Bundle, hash_identities
+from twinlens.progress import Progress
+
+__all__ = ["ChosenPictures", "pictures_for"]
+
+log = logging.getLogger("twinlens")
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenPictures:
+    """Decoded pictures of one split (or "all"), and whether training knew their identities."""
+
+    table: ImageTable
+    pixels: NDArray[np.uint8]
+    split: str
+    identity_disjoint: bool
+    broken: tuple[Broken, ...]
+
+
+def pictures_for(
+    bundle: Bundle,
+    data: str | Path | ImageTable,
+    *,
+    wanted: str,
+    prefer: str,
+    root: str | Path | None = None,
+) -> ChosenPictures:
+    """Read and decode the part of the data that a model should be looked at on.
+
+    Where the data is what the model was trained on (the same fingerprint), it is split as it was
+    then. Other data is taken by the splits that it names itself, and whole where it names none.
+
+    Args:
+        bundle: the model.
+        data: a folder, a manifest, the name of a set, or a table.
+        wanted: "train", "val", "test", "all", or "auto" for `prefer` where there is one.
+        prefer: the split that "auto" means.
+        root: where the copy of a named set lies.
+    Raises:
+        ConfigError: an unknown split.
+        DataError: nothing in that split.
+    """
+    if wanted not in (*SPLITS, "all", "auto"):
+        raise ConfigError(unknown_name("split", wanted, (*SPLITS, "all", "auto")))
+    settings = DataSettings() if bundle.origin is None else bundle.origin.data
+    table = read_table(
+        data, root=None if root is None else Path(root), forged_suffix=settings.forged_suffix
+    )
+    table = _split_as_trained(bundle, table)
+    split = _resolve(table, wanted, prefer)
+    part = table if split == "all" else table.of_split(split)
+    if not len(part):
+        raise DataError(
+            f"{table.source} has no {split} pictures: give another folder, or another --on"
+        )
+    decoded = decode_table(
+        part,
+        bundle.encoder.picture,
+        max_pixels=settings.max_pixels,
+        max_broken=settings.max_broken,
+        progress=Progress("reading"),
+        cache_dir=cache_folder() / "pictures",
+    )
+    for broken in decoded.broken:
+        log.warning("skipped %s: %s", broken.path, broken.reason)
+    known = set() if bundle.origin is None else set(bundle.origin.identities)
+    disjoint = known.isdisjoint(hash_identities(decoded.table.identities()))
+    if not disjoint and split in ("all", "train"):
+        log.warning(
+            "some of these identities were trained on: the figures are better than those for "
+            "unseen ones"
+        )
+    return ChosenPictures(decoded.table, decoded.pixels, split, disjoint, decoded.broken)
+
+
+def _split_as_trained(bundle: Bundle, table: ImageTable) -> ImageTable:
+    origin = bundle.origin
+    if origin is None or origin.fingerprint != table.fingerprint():
+        return table
+    return assign_splits(
+        table, mode=origin.data.split, fractions=origin.data.fractions, seed=origin.seed
+    )
+
+
+def _resolve(table: ImageTable, wanted: str, prefer: str) -> str:
+    """The split to take: "auto" is the preferred one, then the other unseen one, then all."""
+    if wanted != "auto":
+        return wanted
+    present = set(table.split)
+    if not present - {""}:
+        return "all"
+    for split in (prefer, "test", "val"):
+        if split in present:
+            return split
+    return "all"

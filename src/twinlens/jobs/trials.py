@@ -1,0 +1,105 @@
+"""Trials that are given as a list: pairs, or one-shot trials with several candidates."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from twinlens.config import DataSettings
+from twinlens.data.cache import decode_table
+from twinlens.data.table import ImageTable
+from twinlens.errors import DataError
+from twinlens.match.matcher import Matcher
+from twinlens.measure.protocols import OneShotTrials, PairTrials, one_shot_trials, pair_trials
+from twinlens.model.encoder import embed_pixels
+from twinlens.progress import Progress
+
+__all__ = ["run_trials"]
+
+PAIR_COLUMNS = ("a", "b", "same")
+ONE_SHOT_COLUMNS = ("trial", "probe", "candidate", "same")
+TRUE, FALSE = ("1", "true", "yes", "same"), ("0", "false", "no", "different")
+
+
+def run_trials(
+    matcher: Matcher, file: Path, folder: Path | None, *, seed: int
+) -> PairTrials | OneShotTrials:
+    """Measure a model on the trials of a CSV file.
+
+    Args:
+        matcher: the model.
+        file: columns `a,b,same`, or `trial,probe,candidate,same`; `same` is 1 or 0. A relative
+            path is looked for beside the file, then in `folder`.
+        folder: where else the pictures may lie.
+        seed: draws the replicates.
+    Raises:
+        DataError: wrong columns, an unknown value of `same`, no trials, or pictures that cannot be
+            read: a list with holes would be another list.
+    """
+    rows, columns = _read(file)
+    first, second = (columns[-3], columns[-2])
+    paths_2N = [[_find(row[name], file, folder) for row in rows] for name in (first, second)]
+    distinct = sorted(set(paths_2N[0]) | set(paths_2N[1]))
+    place = {path: index for index, path in enumerate(distinct)}
+    emb_ND = _embed(matcher, distinct, file)
+    a, b = (np.array([place[path] for path in paths]) for paths in paths_2N)
+    distance = matcher.comparison.pairwise(emb_ND[a], emb_ND[b])
+    same = np.array([row["same"].strip().lower() in TRUE for row in rows])
+    if columns == PAIR_COLUMNS:
+        return pair_trials(distance, same, calibrated=matcher.calibration, seed=seed)
+    trial = np.array([row["trial"] for row in rows])
+    return one_shot_trials(trial, distance, same, seed=seed)
+
+
+def _read(file: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            rows, found = list(reader), tuple(reader.fieldnames or ())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read the trials {file}: {error}") from error
+    for columns in (ONE_SHOT_COLUMNS, PAIR_COLUMNS):
+        if set(columns) <= set(found):
+            break
+    else:
+        raise DataError(
+            f"{file} has the columns {', '.join(found) or '(none)'}; trials need "
+            f"{','.join(PAIR_COLUMNS)} or {','.join(ONE_SHOT_COLUMNS)}"
+        )
+    if not rows:
+        raise DataError(f"{file} names no trials: it needs a line for each pair")
+    for number, row in enumerate(rows, start=2):
+        if any(row[name] is None or not row[name].strip() for name in columns):
+            raise DataError(f"{file} line {number}: {', '.join(columns)} are all needed")
+        if row["same"].strip().lower() not in TRUE + FALSE:
+            raise DataError(f"{file} line {number}: same is 1 or 0, found '{row['same']}'")
+    return rows, columns
+
+
+def _find(name: str, file: Path, folder: Path | None) -> str:
+    for base in (file.parent, *([folder] if folder is not None else [])):
+        if (base / name).is_file():
+            return str(base / name)
+    return str(file.parent / name)
+
+
+def _embed(matcher: Matcher, paths: list[str], file: Path) -> np.ndarray:
+    spec, origin = matcher.bundle.encoder.picture, matcher.bundle.origin
+    settings = DataSettings() if origin is None else origin.data
+    nobody = np.full(len(paths), "", dtype=object)
+    table = ImageTable(
+        np.array(paths, dtype=object), nobody, np.zeros(len(paths), dtype=bool), nobody,
+        source=str(file), root=file.parent,
+    )  # fmt: skip
+    decoded = decode_table(
+        table, spec, max_pixels=settings.max_pixels, max_broken=1.0, progress=Progress("reading")
+    )
+    if decoded.broken:
+        named = "; ".join(f"{b.path}: {b.reason}" for b in decoded.broken[:5])
+        raise DataError(
+            f"{len(decoded.broken)} of the {len(paths)} pictures in {file} cannot be read "
+            f"({named}): trials are measured whole or not at all"
+        )
+    return embed_pixels(matcher.bundle.encoder, decoded.pixels, progress=Progress("embedding"))

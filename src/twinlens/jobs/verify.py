@@ -1,0 +1,52 @@
+"""`twinlens verify`: are these two pictures of the same thing?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from twinlens.data.decode import open_picture
+from twinlens.data.montage import draw_verdict
+from twinlens.errors import DataError
+from twinlens.match.answers import VerifyAnswer
+from twinlens.match.matcher import Matcher
+
+__all__ = ["load", "verify"]
+
+
+def load(path: str | Path) -> Matcher:
+    """Load a trained model: its folder, or the run folder around it.
+
+    Raises:
+        ModelError: no model, a damaged one, or one of a newer format.
+    """
+    return Matcher.load(path)
+
+
+def verify(
+    model: str | Path, a: str | Path, b: str | Path, *, show: str | Path | None = None
+) -> VerifyAnswer:
+    """Whether two picture files show the same thing; `show` draws them with the verdict.
+
+    Args:
+        model: a model's folder or a run's.
+        a: a picture file.
+        b: another.
+        show: where to write a picture of the two, a PNG or whatever the ending says.
+    Raises:
+        CalibrationError: the model is not calibrated.
+        PictureError: a file that cannot be read.
+    """
+    matcher = load(model)
+    answer = matcher.verify(a, b)
+    if show is not None:
+        left, right = (open_picture(path, max_pixels=matcher.max_pixels) for path in (a, b))
+        lines = [
+            answer.verdict,
+            f"distance {answer.distance:.4f}, threshold {answer.threshold:.4f}",
+            f"probability {answer.probability:.1%}",
+        ]
+        try:
+            draw_verdict(left, right, lines, answer.match).save(show)
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot write {show}: {error}") from error
+    return answer

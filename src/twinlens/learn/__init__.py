@@ -1,0 +1,1 @@
+"""Distances -> a loss -> better weights."""

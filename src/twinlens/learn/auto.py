@@ -1,0 +1,261 @@
+"""What the recipe leaves to the data: sizes, network, batches, views, length. With reasons.
+
+A rule reads the statistics of the training pictures and says a value and why. What the user has
+set is never touched: only keys that the recipe marks "auto" are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from twinlens.config import Recipe, Settings
+from twinlens.data.inspection import Statistics
+from twinlens.model.backbones import is_own, pretrained_picture
+
+__all__ = ["Choice", "choose_levels", "choose_settings"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that was chosen from the data, and why."""
+
+    key: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules look at: the data, and what the user or an earlier rule has set."""
+
+    data: Statistics
+    settings: Settings
+
+    @property
+    def drawing(self) -> bool:
+        """Strokes or things on an even ground, rather than photographs."""
+        return self.data.grey and self.data.border_share > 0.5
+
+    @property
+    def own(self) -> bool:
+        return is_own(self.settings.model.backbone)
+
+    @property
+    def still(self) -> bool:
+        return self.settings.model.freeze == "all"
+
+
+def choose_settings(recipe: Recipe, data: Statistics) -> tuple[Settings, list[Choice]]:
+    """Fill in what the recipe leaves to the data, in the order of the rules.
+
+    Args:
+        recipe: with the user's overrides laid over it.
+        data: the statistics of the training pictures.
+    Returns:
+        The full settings, and each choice with its reason.
+    """
+    chosen: dict[str, Any] = {}
+    choices = []
+    for key, rule in RULES.items():
+        if key not in recipe.auto:
+            continue
+        value, why = rule(Facts(data, recipe.settings(chosen)))
+        chosen[key] = value
+        choices.append(Choice(key, value, why))
+    return recipe.settings(chosen), choices
+
+
+def choose_levels(
+    recipe: Recipe, settings: Settings, pixels_NCHW: NDArray[np.uint8]
+) -> tuple[Settings, list[Choice]]:
+    """Fill in `picture.mean` and `picture.std`, which need the pictures at their final size.
+
+    Args:
+        recipe: says whether they are left to the data.
+        settings: with everything else chosen.
+        pixels_NCHW: the training pictures, uint8; a thousand of them are looked at.
+    """
+    chosen: dict[str, Any] = {}
+    sample = pixels_NCHW[:: max(1, len(pixels_NCHW) // 1000)].astype(np.float32) / 255
+    pretrained = pretrained_picture(settings.model)
+    for key, measured in (("mean", sample.mean((0, 2, 3))), ("std", sample.std((0, 2, 3)))):
+        if f"picture.{key}" not in recipe.auto:
+            continue
+        if pretrained is not None:
+            chosen[key] = tuple(pretrained[key])
+        else:
+            chosen[key] = tuple(round(float(max(level, 1e-3)), 4) for level in measured)
+    source = "the pretrained weights" if pretrained is not None else "the training pictures"
+    choices = [Choice(f"picture.{k}", v, f"the {k} of {source}") for k, v in chosen.items()]
+    picture = settings.picture.model_copy(update=chosen)
+    return settings.model_copy(update={"picture": picture}), choices
+
+
+Rule = Callable[[Facts], tuple[Any, str]]
+
+
+def _color(f: Facts) -> tuple[Any, str]:
+    if not f.own:
+        return "rgb", f"{f.settings.model.backbone} was made for colour"
+    if f.data.grey:
+        return "grey", "no picture has colour"
+    return "rgb", "the pictures have colour"
+
+
+def _backbone(f: Facts) -> tuple[Any, str]:
+    if f.settings.picture.color == "grey":
+        return "conv", "small grey pictures: blocks of convolutions learn fastest"
+    return "residual", "colour pictures: a small residual network"
+
+
+def _pretrained(f: Facts) -> tuple[Any, str]:
+    if f.own:
+        return False, "our own networks learn from nothing"
+    if f.settings.model.weights is not None:
+        return False, f"the weights come from {f.settings.model.weights}"
+    return True, "timm has weights for it"
+
+
+def _freeze(f: Facts) -> tuple[Any, str]:
+    starts_well = f.settings.model.pretrained or f.settings.model.weights is not None
+    if starts_well and not torch.cuda.is_available():
+        return "all", "without a GPU, a pretrained network runs once a picture and its head learns"
+    return "none", "everything learns"
+
+
+def _size(f: Facts) -> tuple[Any, str]:
+    pretrained = pretrained_picture(f.settings.model)
+    if pretrained is not None:
+        side = pretrained["size"]
+        return (side, side), f"what {f.settings.model.backbone} was trained on"
+    height, width = f.data.median_height, f.data.median_width
+    found = f"the median picture is {height} x {width}"
+    longest = 32 if f.data.num_identities >= MANY else 64
+    if f.data.num_forged:
+        longest = 128  # The difference between a hand and its forger is in the details.
+    scale = min(1.0, longest / max(height, width))
+    sides = [max(16, 4 * round(side * scale / 4)) for side in (height, width)]
+    if abs(height - width) <= 0.1 * max(height, width):
+        sides = [max(sides)] * 2
+    why = f"{found}; {longest} on the longer side is enough to learn from on a small machine"
+    return tuple(sides), why if scale < 1 else found
+
+
+def _fit(f: Facts) -> tuple[Any, str]:
+    if not f.own:
+        return "stretch", "as the network was trained"
+    if f.drawing and f.data.num_forged:
+        return "pad", "the proportions of a hand belong to it"
+    return "stretch", "nothing is cut off"
+
+
+def _fill(f: Facts) -> tuple[Any, str]:
+    return f.data.border_level, "the grey level of the pictures' borders"
+
+
+MANY = 50  # identities, from which on there are enough to learn one-shot comparison
+
+
+def _channels(f: Facts) -> tuple[Any, str]:
+    if f.settings.model.backbone == "mlp":
+        return (512, 256), "two layers"
+    if f.settings.model.backbone == "residual":
+        return (32, 64, 128), "three stages"
+    if f.data.num_identities >= MANY:
+        return (64, 128, 128, 256), "many identities: four wide blocks"
+    return (32, 64, 128, 128), "four blocks"
+
+
+def _embedding(f: Facts) -> tuple[Any, str]:
+    return 128, "enough for any number of identities that fits a small machine"
+
+
+def _rotations(f: Facts) -> tuple[Any, str]:
+    height, width = f.settings.picture.size
+    if f.drawing and f.data.num_identities >= MANY and height == width and not f.data.num_forged:
+        return True, "a drawing turned by 90 degrees is a new character (Santoro 2016): 4 x as many"
+    return False, "a turned picture is not another thing here"
+
+
+def _labels_per_batch(f: Facts) -> tuple[Any, str]:
+    labels = min(32, f.data.num_identities)
+    return labels, f"{f.data.num_identities} identities to learn from"
+
+
+def _images_per_label(f: Facts) -> tuple[Any, str]:
+    wanted = round(128 / f.settings.sampler.labels_per_batch)
+    images = int(max(2, min(max(4, wanted), f.data.median_pictures, 32)))
+    return images, f"about 128 pictures a batch, {f.data.median_pictures:g} a median identity"
+
+
+def _zero(value: float | bool, drawing: float | bool, photo: float | bool) -> Rule:
+    def rule(f: Facts) -> tuple[Any, str]:
+        if f.still:
+            return value, "a frozen backbone then runs once a picture"
+        if f.drawing:
+            return drawing, "drawn on an even ground"
+        return photo, "photographs"
+
+    return rule
+
+
+def _flip(f: Facts) -> tuple[Any, str]:
+    if f.still:
+        return False, "a frozen backbone then runs once a picture"
+    if f.drawing:
+        return False, "drawings and handwriting have a left and a right"
+    return True, "photographed things may face either way"
+
+
+def _rate(f: Facts) -> tuple[Any, str]:
+    if f.own or f.still:
+        return 3e-3, "a network from random weights"
+    return 3e-4, "a pretrained network is only tuned"
+
+
+def _steps(f: Facts) -> tuple[Any, str]:
+    pictures = (f.data.num_pictures - f.data.num_forged) * (
+        4 if f.settings.sampler.rotations else 1
+    )
+    batch = f.settings.sampler.labels_per_batch * f.settings.sampler.images_per_label
+    wanted = 15 * pictures / batch
+    steps = int(min(1500, max(300, round(wanted, -1))))
+    return steps, f"15 times each of {pictures} pictures, within 300 to 1500"
+
+
+def _metric(f: Facts) -> tuple[Any, str]:
+    if f.data.num_identities >= MANY and not f.data.num_forged:
+        return "recall_at_1", "many identities: the nearest picture must be the right one"
+    return "eer", "few identities, or forgeries: pairs must be told apart"
+
+
+RULES: Mapping[str, Rule] = {
+    "picture.color": _color,
+    "model.backbone": _backbone,
+    "picture.size": _size,
+    "picture.fit": _fit,
+    "picture.fill": _fill,
+    "model.channels": _channels,
+    "model.pretrained": _pretrained,
+    "model.freeze": _freeze,
+    "model.embedding": _embedding,
+    "sampler.rotations": _rotations,
+    "sampler.labels_per_batch": _labels_per_batch,
+    "sampler.images_per_label": _images_per_label,
+    "augment.rotate": _zero(0.0, 10.0, 8.0),
+    "augment.translate": _zero(0.0, 0.08, 0.05),
+    "augment.scale": _zero(0.0, 0.15, 0.1),
+    "augment.shear": _zero(0.0, 8.0, 4.0),
+    "augment.flip": _flip,
+    "augment.brightness": _zero(0.0, 0.0, 0.1),
+    "augment.contrast": _zero(0.0, 0.0, 0.2),
+    "optimizer.rate": _rate,
+    "train.steps": _steps,
+    "train.metric": _metric,
+}

@@ -1,0 +1,65 @@
+"""How long a run is, and the learning rate along it.
+
+A run's progress goes from 0 to 1, by steps or, under a time budget, by the clock. Everything that
+happens on the way (rate, validations, rows of the history) hangs on progress alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from twinlens.config import TrainSettings
+
+__all__ = ["Course", "plan_course", "rate_share"]
+
+WARM_UP = 0.2
+START, END = 1 / 25, 1e-3
+DEFAULT_EPOCHS = 10.0
+
+
+@dataclass(frozen=True)
+class Course:
+    """Either `steps` or `seconds` is given; seconds make the run depend on the machine's speed."""
+
+    steps: int | None
+    seconds: float | None
+    steps_per_epoch: int
+
+    def progress(self, step: int, seconds: float) -> float:
+        """How much of the run is done after so many steps and seconds, in [0, 1]."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        assert self.seconds is not None
+        return min(1.0, seconds / max(self.seconds, 1e-9)) if step else 0.0
+
+
+def plan_course(train: TrainSettings, steps_per_epoch: int, reserved: float) -> Course:
+    """The course that the settings ask for; without any length, 10 epochs.
+
+    Args:
+        train: `steps`, `epochs` or `time_budget`.
+        steps_per_epoch: of the sampler.
+        reserved: seconds of the budget that are needed for other work than learning.
+    """
+    if train.time_budget is not None:
+        return Course(None, max(0.0, train.time_budget - reserved), steps_per_epoch)
+    if train.steps is not None:
+        return Course(train.steps, None, steps_per_epoch)
+    epochs = DEFAULT_EPOCHS if train.epochs is None else train.epochs
+    return Course(max(1, math.ceil(epochs * steps_per_epoch)), None, steps_per_epoch)
+
+
+def rate_share(schedule: str, progress: float) -> float:
+    """The learning rate at a progress in [0, 1], as a share of the highest.
+
+    "one-cycle" (Smith 2018) rises over the first fifth and falls by a cosine; "cosine" (Loshchilov
+    2017) only falls; "constant" stays.
+    """
+    if schedule == "constant":
+        return 1.0
+    warm_up = WARM_UP if schedule == "one-cycle" else 0.0
+    if progress < warm_up:
+        return START + (1 - START) * (1 - math.cos(math.pi * progress / warm_up)) / 2
+    fallen = (progress - warm_up) / (1 - warm_up)
+    return END + (1 - END) * (1 + math.cos(math.pi * fallen)) / 2

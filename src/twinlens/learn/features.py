@@ -1,0 +1,43 @@
+"""The outputs of a frozen backbone, computed once a picture instead of once an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from twinlens.config import AugmentSettings, Settings
+from twinlens.model.compute import Compute
+from twinlens.model.encoder import Encoder
+
+__all__ = ["backbone_features", "can_precompute"]
+
+BATCH = 32
+
+
+def can_precompute(settings: Settings) -> bool:
+    """Whether every view of a picture has the same features: all frozen, nothing augmented."""
+    still = settings.augment == AugmentSettings() and not settings.sampler.rotations
+    return settings.model.freeze == "all" and still
+
+
+@torch.no_grad()
+def backbone_features(
+    encoder: Encoder,
+    pixels_NCHW: NDArray[np.uint8],
+    compute: Compute,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """The features (N, F) of every picture, float32, on the encoder's device."""
+    encoder.eval()
+    parts = []
+    for start in range(0, len(pixels_NCHW), BATCH):
+        batch = torch.from_numpy(np.array(pixels_NCHW[start : start + BATCH]))
+        with compute.autocast():
+            parts.append(encoder.features(batch.to(encoder.device)).float())
+        if progress is not None:
+            progress(min(start + BATCH, len(pixels_NCHW)), len(pixels_NCHW))
+    return torch.cat(parts)

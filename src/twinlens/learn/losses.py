@@ -1,0 +1,384 @@
+"""From the distances of a batch to a scalar to make small.
+
+A batch is a pool of pairs: one pass of B pictures gives all their distances, `genuine_BB` marks
+the pairs of one thing and `impostor_BB` the pairs of two (both symmetric, without the diagonal; a
+pair of two forged pictures is in neither). The losses differ in what they make of the pool. Lower
+distance is closer. Half precision is widened to float32 first. An empty pool gives 0 with a
+gradient of zeros, never NaN.
+
+Everything else comes by name from pytorch-metric-learning, which is imported only when asked for.
+This module knows nothing of networks, batches' origin or optimisers, and how a distance stays
+differentiable at 0 is the comparators' matter.
+
+Shapes: B pictures, D dimensions, Q literal pairs, T literal triplets, P most positives of an
+anchor.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twinlens.config import LossSettings
+from twinlens.errors import ConfigError, unknown_name
+from twinlens.learn.mining import active_triplets, hardest, positives_of, semi_hard_negatives
+
+__all__ = [
+    "LOSSES",
+    "PmlLoss",
+    "bce",
+    "check_loss",
+    "contrastive",
+    "pml_loss",
+    "roles_as_labels",
+    "supcon",
+    "triplet",
+    "triplet_given",
+]
+
+# Triplets held at once where each must be looked at (the soft margin over all of them).
+_BLOCK = 1 << 22
+
+
+def contrastive(dist: Tensor, genuine: Tensor, impostor: Tensor, margin: float) -> Tensor:
+    """Half the mean of d^2 over genuine, plus half the mean of max(margin - d, 0)^2 over impostor.
+
+    Hadsell, Chopra, LeCun 2006, "Dimensionality Reduction by Learning an Invariant Mapping".
+    Both kinds of pair weigh the same however many there are of each. For as many genuine as
+    impostor pairs this is the mean over all pairs of y d^2 + (1 - y) max(margin - d, 0)^2, and
+    twice the mean of the paper's terms, which carry a factor of 1/2 of their own.
+
+    Args:
+        dist: distances of any shape: (B, B), or (Q,) of literal pairs.
+        genuine: boolean, as `dist`.
+        impostor: boolean, as `dist`.
+        margin: the distance beyond which an impostor pair is left alone.
+    """
+    dist = _wide(dist)
+    gap = (margin - dist).clamp_min(0)
+    return 0.5 * (_mean_of(dist.square(), genuine) + _mean_of(gap.square(), impostor))
+
+
+def triplet(
+    dist_BB: Tensor,
+    genuine_BB: Tensor,
+    impostor_BB: Tensor,
+    margin: float,
+    mining: str = "all",
+    soft: bool = False,
+) -> Tensor:
+    """The mean of max(d_ap - d_an + margin, 0) over the triplets that `mining` takes.
+
+    "all": every triplet of the pool. The mean is over the active (non-zero) ones; the mean over
+        all of them is the other usage, under which a loss with few active triplets fades away
+        (Hermans, Beyer, Leibe 2017 compare both). Exact, without B^3 memory.
+    "semi-hard": for each (anchor, positive) the nearest negative with d_ap < d_an < d_ap + margin
+        (Schroff, Kalenichenko, Philbin 2015); all of these are active.
+    "hardest": for each anchor the farthest positive and the nearest negative (Hermans 2017, batch
+        hard); the mean is over all anchors, active or not, as in the paper.
+
+    `soft` takes softplus(d_ap - d_an) = log(1 + exp(d_ap - d_an)) in place of the hinge (Hermans
+    2017). It is never 0, so "all" is then the mean over all triplets; this looks at each of them,
+    in blocks of anchors so that memory stays near B^2. The margin then serves only to choose the
+    semi-hard ones.
+
+    Args:
+        dist_BB: distances, (B, B).
+        genuine_BB: boolean, (B, B).
+        impostor_BB: boolean, (B, B).
+        margin: in units of distance.
+        mining: "all", "semi-hard" or "hardest".
+        soft: soft margin in place of the hinge.
+
+    Raises:
+        ConfigError: an unknown `mining`.
+    """
+    dist_BB = _wide(dist_BB)
+    if mining == "all":
+        over_all = _soft_over_all if soft else partial(_hinge_over_all, margin=margin)
+        return over_all(dist_BB, genuine_BB, impostor_BB)
+    if mining == "semi-hard":
+        triplets_T3 = semi_hard_negatives(dist_BB, genuine_BB, impostor_BB, margin)
+    elif mining == "hardest":
+        triplets_T3 = hardest(dist_BB, genuine_BB, impostor_BB)
+    else:
+        raise ConfigError(unknown_name("loss.mining", mining, ["all", "semi-hard", "hardest"]))
+    return triplet_given(dist_BB, triplets_T3, margin, soft)
+
+
+def triplet_given(
+    dist_BB: Tensor, triplets_T3: Tensor, margin: float, soft: bool = False
+) -> Tensor:
+    """The mean of max(d_ap - d_an + margin, 0) over literal triplets, active or not.
+
+    Args:
+        dist_BB: distances, (B, B).
+        triplets_T3: positions of anchor, positive and negative, int64, (T, 3).
+        margin: in units of distance; unused with `soft`.
+        soft: softplus(d_ap - d_an) in place of the hinge.
+    """
+    dist_BB = _wide(dist_BB)
+    anchor_T, positive_T, negative_T = triplets_T3.unbind(dim=1)
+    behind_T = dist_BB[anchor_T, positive_T] - dist_BB[anchor_T, negative_T]
+    value_T = F.softplus(behind_T) if soft else (behind_T + margin).clamp_min(0)
+    return value_T.sum() / max(len(triplets_T3), 1)
+
+
+def bce(logit: Tensor, same: Tensor) -> Tensor:
+    """Binary cross-entropy of "the same?", both kinds of pair weighing the same.
+
+    Half the mean of -log(sigmoid(logit)) over the same pairs plus half the mean of
+    -log(1 - sigmoid(logit)) over the different ones; for equal numbers the plain mean over pairs.
+
+    Args:
+        logit: of the probability that a pair is the same, any shape, say (Q,).
+        same: boolean, as `logit`.
+    """
+    logit = _wide(logit)
+    return 0.5 * (_mean_of(F.softplus(-logit), same) + _mean_of(F.softplus(logit), ~same))
+
+
+def supcon(dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor, temperature: float) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, L_out) on distances.
+
+    The mean over anchors of -1/|P(a)| sum over p in P(a) of log(exp(l_ap) / sum over n in A(a) of
+    exp(l_an)), l = -dist / temperature. For the cosine distance 1 - s this is the paper's loss,
+    since a shift of all logits cancels. P(a) are the genuine partners of an anchor and A(a) its
+    genuine and impostor partners, so a pair of two forged pictures is left out. Anchors are the
+    pictures with at least one genuine partner.
+
+    Args:
+        dist_BB: distances, (B, B).
+        genuine_BB: boolean, (B, B).
+        impostor_BB: boolean, (B, B).
+        temperature: in units of distance; the smaller, the more the nearest impostors count.
+    """
+    logit_BB = _wide(dist_BB) / -temperature
+    num_genuine_B = genuine_BB.sum(dim=1)
+    anchor_B = num_genuine_B > 0
+    # Rows that are no anchors stay finite, so that their gradient is 0 and not NaN.
+    left_out_BB = ~(genuine_BB | impostor_BB) & anchor_B[:, None]
+    all_B = logit_BB.masked_fill(left_out_BB, -torch.inf).logsumexp(dim=1)
+    genuine_B = logit_BB.masked_fill(~genuine_BB, 0).sum(dim=1) / num_genuine_B.clamp_min(1)
+    return _mean_of(all_B - genuine_B, anchor_B)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "contrastive": contrastive,
+    "triplet": triplet,
+    "bce": bce,
+    "supcon": supcon,
+}
+
+
+def check_loss(settings: LossSettings) -> None:
+    """Refuse an unknown loss, or arguments that it does not take, before any work is done.
+
+    Raises:
+        ConfigError: with the near names.
+    """
+    if settings.name.startswith(_PML):
+        with torch.random.fork_rng(devices=[]):  # A loss may draw its weights; nothing may move.
+            pml_loss(settings.name, settings.args, num_classes=2, embedding_size=2)
+    elif settings.name not in LOSSES:
+        raise ConfigError(unknown_name("loss", settings.name, [*LOSSES, "pml:ClassName"]))
+    elif settings.args:
+        raise ConfigError(
+            f"loss.args is for pml: losses, found {', '.join(sorted(settings.args))} with "
+            f"'{settings.name}': set loss.margin, loss.temperature, loss.mining or loss.soft"
+        )
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Half precision as float32; float32 and wider as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _mean_of(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean over the mask; 0 (with a gradient) where it is empty."""
+    return values.masked_fill(~mask, 0).sum() / mask.sum().clamp_min(1)
+
+
+def _hinge_over_all(
+    dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor, margin: float
+) -> Tensor:
+    weight_BB, count = active_triplets(dist_BB.detach(), genuine_BB, impostor_BB, margin)
+    # Summed by rows first, whose weights cancel: it keeps the digits that one sum would lose.
+    total = (weight_BB * dist_BB).sum(dim=1).sum()
+    return total / count.clamp_min(1) + margin * (count > 0)
+
+
+def _soft_over_all(dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor) -> Tensor:
+    """The mean of softplus(d_ap - d_an) over all triplets; value and gradient in one pass."""
+    with torch.no_grad():
+        column_BP, real_BP = positives_of(genuine_BB)
+        weight_BB = torch.zeros_like(dist_BB)
+        total = dist_BB.new_zeros((), dtype=torch.float64)
+        rows = max(1, _BLOCK // max(1, column_BP.shape[1] * dist_BB.shape[1]))
+        for low in range(0, len(dist_BB), rows):
+            part = slice(low, low + rows)
+            near_AP = dist_BB[part].gather(1, column_BP[part])
+            behind_APB = near_AP[:, :, None] - dist_BB[part, None, :]
+            valid_APB = real_BP[part, :, None] & impostor_BB[part, None, :]
+            total += F.softplus(behind_APB).masked_fill_(~valid_APB, 0).sum(dtype=torch.float64)
+            slope_APB = behind_APB.sigmoid_().masked_fill_(~valid_APB, 0)
+            weight_BB[part] -= slope_APB.sum(dim=1)
+            weight_BB[part].scatter_add_(1, column_BP[part], slope_APB.sum(dim=2))
+        count = (genuine_BB.sum(dim=1) * impostor_BB.sum(dim=1)).sum().clamp_min(1)
+    # Zero in value; its gradient is the weights.
+    slope = (weight_BB * (dist_BB - dist_BB.detach())).sum()
+    return (total.to(dist_BB.dtype) + slope) / count
+
+
+# pytorch-metric-learning by name
+
+_PML = "pml:"
+_EMBEDDING_SIZES = ("embedding_size", "descriptors_dim")
+# Arguments that are objects there and are given here by the name of their class.
+_PARTS = {
+    "distance": "distances",
+    "reducer": "reducers",
+    "embedding_regularizer": "regularizers",
+    "weight_regularizer": "regularizers",
+}
+_NOT_OFFERED = {"mat_based_loss", "collect_stats", "weight_init_func"}
+# Bases of others, and losses that take something else than embeddings with labels.
+_NOT_LOSSES = {"BaseMetricLossFunction", "GenericPairLoss", "VICRegLoss"}
+
+
+class PmlLoss(nn.Module):
+    """A loss of pytorch-metric-learning on embeddings, labels and roles, in float32.
+
+    Its `parameters()` (class weights, proxies) are to be trained with the network's. A loss that
+    requires `num_classes` classifies: it cannot know a forged picture's class, so those are left
+    out of the batch. For all others each forged picture gets a label of its own and so is a
+    negative to everything, to other forged pictures too.
+    """
+
+    def __init__(self, loss: nn.Module, classifies: bool) -> None:
+        super().__init__()
+        self.loss = loss
+        self.classifies = classifies
+
+    def forward(self, emb_BD: Tensor, label_B: Tensor, forged_B: Tensor | None = None) -> Tensor:
+        """The loss of a batch, a scalar; 0 with a gradient where nothing is left to learn from."""
+        emb_BD = _wide(emb_BD)
+        if forged_B is not None and self.classifies:
+            emb_BD, label_B = emb_BD[~forged_B], label_B[~forged_B]
+        elif forged_B is not None:
+            label_B = roles_as_labels(label_B, forged_B)
+        if len(emb_BD) == 0:
+            return emb_BD.sum() * 0
+        with torch.autocast(emb_BD.device.type, enabled=False):
+            value: Tensor = self.loss(emb_BD, label_B)
+        return value
+
+
+def roles_as_labels(label_B: Tensor, forged_B: Tensor) -> Tensor:
+    """The labels, with a new one for each forged picture, so that it is genuine with nothing."""
+    if label_B.numel() == 0:
+        return label_B
+    return torch.where(forged_B, label_B.max() + forged_B.cumsum(0), label_B)
+
+
+def pml_loss(
+    name: str,
+    args: Mapping[str, Any],
+    *,
+    num_classes: int | None = None,
+    embedding_size: int | None = None,
+) -> PmlLoss:
+    """A loss of pytorch-metric-learning by name: "pml:MultiSimilarityLoss".
+
+    Args:
+        name: "pml:" and a class of `pytorch_metric_learning.losses`.
+        args: its keyword arguments, as TOML gives them. `distance`, `reducer` and the
+            regularizers are named by class ("LpDistance") or given as a table with `name`.
+        num_classes: filled in where the class requires it; the sampler's `num_labels`.
+        embedding_size: filled in where the class requires it. Weights are drawn from torch's
+            global generator: seed it first.
+
+    Raises:
+        ConfigError: an unknown class, or arguments that it does not take; the message names
+            those that it does.
+    """
+    from pytorch_metric_learning import losses
+    from pytorch_metric_learning.losses import BaseMetricLossFunction
+
+    choices: dict[str, Any] = {
+        key: value
+        for key, value in vars(losses).items()
+        if inspect.isclass(value)
+        and issubclass(value, BaseMetricLossFunction)
+        and key not in _NOT_LOSSES
+    }
+    kind = name.removeprefix(_PML)
+    if kind not in choices:
+        raise ConfigError(unknown_name("loss", name, [_PML + choice for choice in choices]))
+    accepted = _accepted(choices[kind])
+    filled = dict(args)
+    if accepted.get("num_classes") and num_classes is not None:
+        filled.setdefault("num_classes", num_classes)
+    for key in _EMBEDDING_SIZES:
+        if key in accepted and embedding_size is not None:
+            filled.setdefault(key, embedding_size)
+    built = _build(name, choices[kind], accepted, filled)
+    return PmlLoss(built, classifies=accepted.get("num_classes", False))
+
+
+def _accepted(kind: type) -> dict[str, bool]:
+    """The keyword arguments of a class and of those it passes the rest on to: name -> required."""
+    accepted: dict[str, bool] = {}
+    for base in kind.__mro__:
+        if "__init__" not in vars(base) or not base.__module__.startswith("pytorch_metric"):
+            continue
+        for parameter in list(inspect.signature(base).parameters.values()):
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                required = parameter.default is parameter.empty
+                accepted.setdefault(parameter.name, required)
+    return {key: value for key, value in accepted.items() if key not in _NOT_OFFERED}
+
+
+def _build(
+    name: str, kind: type[nn.Module], accepted: dict[str, bool], args: dict[str, Any]
+) -> nn.Module:
+    for key in args:
+        if key not in accepted:
+            raise ConfigError(f"{name}: {unknown_name('argument', key, accepted)}")
+    missing = [key for key, required in accepted.items() if required and key not in args]
+    if missing:
+        raise ConfigError(
+            f"{name} needs loss.args.{' and loss.args.'.join(missing)}; it takes "
+            f"{', '.join(sorted(accepted))}"
+        )
+    try:
+        parts = {key: _part(key, value) for key, value in args.items()}
+        return kind(**parts)
+    except ConfigError:
+        raise
+    except Exception as error:  # Whatever the library raises on a value, the setting is wrong.
+        raise ConfigError(
+            f"{name} refuses its arguments ({error}); it takes {', '.join(sorted(accepted))}"
+        ) from error
+
+
+def _part(key: str, value: Any) -> Any:
+    """A part that is given by name, built; any other value as it is."""
+    if key not in _PARTS:
+        return value
+    import pytorch_metric_learning as pml
+    from pytorch_metric_learning import distances, reducers, regularizers  # noqa: F401
+
+    room = getattr(pml, _PARTS[key])
+    table = dict(value) if isinstance(value, Mapping) else {"name": value}
+    wanted = str(table.pop("name", None))
+    choices = [n for n, c in vars(room).items() if inspect.isclass(c) and not n.startswith("Base")]
+    if wanted not in choices:
+        raise ConfigError(unknown_name(f"loss.args.{key}", wanted, choices))
+    return getattr(room, wanted)(**table)

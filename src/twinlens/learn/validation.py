@@ -1,0 +1,71 @@
+"""How well the weights do on the validation pictures, as one number to choose them by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from twinlens.config import Settings
+from twinlens.errors import DataError
+from twinlens.learn.features import backbone_features, can_precompute
+from twinlens.measure.metrics import det_curve, eer
+from twinlens.measure.pairs import PairSet, draw_pairs, pair_distances
+from twinlens.measure.retrieval import retrieval
+from twinlens.model.comparators import Comparator, NumpyComparison
+from twinlens.model.compute import Compute
+from twinlens.model.encoder import Encoder, embed_features, embed_pixels
+
+if TYPE_CHECKING:
+    from twinlens.learn.training import Pool
+
+__all__ = ["Validator"]
+
+PAIRS = 20_000
+PICTURES = 5_000
+
+
+class Validator:
+    """Gives 1 - EER, or recall at 1, of the same pairs and pictures each time: higher is better.
+
+    At most 5,000 pictures and 20,000 pairs of each kind are looked at, since it happens often.
+    """
+
+    def __init__(self, val: Pool, settings: Settings, compute: Compute, encoder: Encoder) -> None:
+        rng = np.random.default_rng([settings.seed, 1])
+        rows = np.sort(rng.permutation(len(val.label))[:PICTURES])
+        self.pixels = val.pixels[rows]
+        self.label, self.forged = val.label[rows], val.forged[rows]
+        self.metric, self.compute, self.seed = settings.train.metric, compute, settings.seed
+        self.pairs: PairSet = draw_pairs(self.label, self.forged, num_pairs=PAIRS, rng=rng)
+        self.features = None
+        if can_precompute(settings):
+            self.features = backbone_features(encoder, self.pixels, compute)
+
+    @classmethod
+    def make(
+        cls, val: Pool, settings: Settings, compute: Compute, encoder: Encoder
+    ) -> Validator | None:
+        """A validator; None where the pictures give no genuine or no impostor pair."""
+        try:
+            made = cls(val, settings, compute, encoder)
+        except DataError:
+            return None
+        return made if made.pairs.same.any() and not made.pairs.same.all() else None
+
+    def __call__(self, encoder: Encoder, comparator: Comparator) -> float:
+        """The metric for the weights as they are now."""
+        if self.features is not None:
+            emb_ND = embed_features(encoder, self.features)
+        else:
+            emb_ND = embed_pixels(encoder, self.pixels, bfloat16=self.compute.bfloat16)
+        if not np.isfinite(emb_ND).all():
+            return 0.0  # The worst there is; the guard answers to the loss.
+        comparison = NumpyComparison(comparator)
+        if self.metric == "recall_at_1":
+            found = retrieval(emb_ND, self.label, self.forged, comparison, replicates=0)
+            assert found is not None  # There are genuine pairs.
+        return found.recall_at[1].value or 0.0
+        distance = pair_distances(emb_ND, self.pairs, comparison)
+        curve = det_curve(distance[self.pairs.same], distance[~self.pairs.same])
+        return 1 - eer(curve)

@@ -1,0 +1,134 @@
+"""Matcher: a trained model that embeds pictures and answers "are these two the same?".
+
+Shapes: N pictures, C channels, H x W pixels, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from twinlens.config import DataSettings
+from twinlens.data.decode import open_picture, to_array
+from twinlens.errors import CalibrationError, DataError
+from twinlens.match.answers import VerifyAnswer
+from twinlens.measure.calibration import Calibration
+from twinlens.measure.metrics import matches
+from twinlens.model.bundle import Bundle, load_bundle
+from twinlens.model.comparators import NumpyComparison
+from twinlens.model.encoder import embed_pixels
+
+__all__ = ["Matcher", "Picture"]
+
+Picture = str | Path | Image.Image | NDArray[Any] | torch.Tensor
+"""A path, a Pillow picture, an array (H, W[, C]), or a tensor (C, H, W) or (H, W)."""
+
+
+class Matcher:
+    """A model that has been loaded.
+
+    Attributes:
+        path: the model's folder.
+        fingerprint: 16 hex digits; embeddings of models with different ones never meet.
+        calibration: None where the model has none, and then it refuses to say yes or no.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.path = bundle.path
+        self.fingerprint = bundle.fingerprint
+        self.calibration = (
+            None if bundle.calibration is None else Calibration.from_json(bundle.calibration)
+        )
+        self.comparison = NumpyComparison(bundle.comparator)
+        self.max_pixels = (bundle.origin.data if bundle.origin else DataSettings()).max_pixels
+
+    @classmethod
+    def load(cls, path: str | Path) -> Matcher:
+        """Load a model folder, or the run folder around one.
+
+        Raises:
+            ModelError: no model, a damaged one, or one of a newer format.
+        """
+        return cls(load_bundle(path))
+
+    def __repr__(self) -> str:
+        state = "uncalibrated" if self.calibration is None else "calibrated"
+        return f"Matcher({str(self.path)!r}, {state}, fingerprint {self.fingerprint})"
+
+    def pixels(self, pictures: Picture | Sequence[Picture]) -> NDArray[np.uint8]:
+        """Pictures as the network takes them, uint8, shape (N, C, H, W).
+
+        Raises:
+            PictureError: a file that cannot be read.
+            DataError: no pictures, or something that is no picture.
+        """
+        if isinstance(pictures, str | Path | Image.Image | np.ndarray | torch.Tensor):
+            pictures = [pictures]
+        if not pictures:
+            raise DataError("no pictures were given: pass at least one")
+        return np.stack([self._decode(picture) for picture in pictures])
+
+    def embed(
+        self, pictures: Picture | Sequence[Picture], *, batch_size: int | None = None
+    ) -> NDArray[np.float32]:
+        """Embeddings, shape (N, D), of pictures given in any of the ways of `Picture`."""
+        return embed_pixels(self.bundle.encoder, self.pixels(pictures), batch_size=batch_size)
+
+    def distance(self, a: Picture, b: Picture) -> float:
+        """The distance of two pictures, lower is closer; exactly 0 for a picture and itself."""
+        # Each distinct picture is embedded once and alone: a network's last bits may depend on a
+        # picture's place in its batch, and a picture is no distance from itself.
+        first, second = self.pixels([a])[0], self.pixels([b])[0]
+        emb_a = embed_pixels(self.bundle.encoder, first[None])
+        same = np.array_equal(first, second)
+        emb_b = emb_a if same else embed_pixels(self.bundle.encoder, second[None])
+        return float(self.comparison.pairwise(emb_a, emb_b)[0])
+
+    def verify(self, a: Picture, b: Picture) -> VerifyAnswer:
+        """Whether two pictures show the same thing, by the model's calibrated threshold.
+
+        Raises:
+            CalibrationError: the model is not calibrated.
+            PictureError: a file that cannot be read.
+        """
+        calibration = self.require_calibration()
+        distance = self.distance(a, b)
+        match = bool(matches(distance, calibration.threshold))
+        return VerifyAnswer(
+            verdict="same" if match else "different",
+            match=match,
+            distance=distance,
+            threshold=calibration.threshold,
+            target_far=calibration.target_far,
+            probability=float(calibration.probability(distance)),
+        )
+
+    def require_calibration(self) -> Calibration:
+        """The calibration.
+
+        Raises:
+            CalibrationError: there is none; the message says how to make one.
+        """
+        if self.calibration is None:
+            raise CalibrationError(
+                f"the model {self.path} is not calibrated, so no distance means yes or no yet: "
+                f"run `twinlens calibrate {self.path} DATA` on labelled pictures of things that "
+                "it was not trained on"
+            )
+        return self.calibration
+
+    def _decode(self, picture: Picture) -> NDArray[np.uint8]:
+        spec = self.bundle.encoder.picture
+        if isinstance(picture, str | Path):
+            return to_array(open_picture(picture, max_pixels=self.max_pixels), spec)
+        if isinstance(picture, torch.Tensor):
+            array = picture.detach().cpu().numpy()
+            return to_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array, spec)
+        return to_array(picture, spec)

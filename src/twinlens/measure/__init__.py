@@ -1,0 +1,1 @@
+"""Distances -> figures, thresholds, probabilities, and a report."""

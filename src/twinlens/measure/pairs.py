@@ -1,0 +1,186 @@
+"""Which pairs of pictures are compared, and how far apart they are.
+
+The rule of who is genuine and who an impostor is `twinlens.data.table.pair_masks`. All pairs are
+taken while they are few, and a random sample of them otherwise; no table of all pairs is ever
+built. This module does not know how a distance is computed (`Comparison`), nor what it means.
+
+Shapes: N pictures, Q pairs, D numbers in an embedding, R genuine pictures ordered by label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from twinlens.data.table import pair_masks
+from twinlens.errors import DataError
+
+__all__ = [
+    "ALL_PAIRS_LIMIT",
+    "BLOCK_BYTES",
+    "SAMPLED_PAIRS",
+    "Comparison",
+    "PairSet",
+    "draw_pairs",
+    "pair_distances",
+]
+
+ALL_PAIRS_LIMIT = 200_000
+SAMPLED_PAIRS = 100_000
+BLOCK_BYTES = 2**26
+
+Ints = NDArray[np.int64]
+
+
+class Comparison(Protocol):
+    """Distances between embeddings, float32 in and out; lower is closer.
+
+    `matrix(a, b)[i, j]` and `pairwise(a, b)[i]` are the distances of `a[i]` to `b[j]` and `b[i]`.
+    """
+
+    def matrix(self, a_ND: NDArray[np.float32], b_MD: NDArray[np.float32], /) -> NDArray[Any]:
+        """Every one of N against every one of M, shape (N, M)."""
+        ...
+
+    def pairwise(self, a_ND: NDArray[np.float32], b_ND: NDArray[np.float32], /) -> NDArray[Any]:
+        """Each against its counterpart, shape (N,)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class PairSet:
+    """Pairs of pictures by row: `a` (Q,) and `b` (Q,), and whether they are genuine, `same` (Q,).
+
+    Ordered by `a`, then `b`; `a` is always a genuine picture.
+    """
+
+    a: Ints
+    b: Ints
+    same: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+
+def draw_pairs(
+    label: ArrayLike,
+    forged: ArrayLike,
+    *,
+    num_pairs: int | None = None,
+    rng: np.random.Generator,
+) -> PairSet:
+    """Genuine and impostor pairs, each at most once.
+
+    All of them where there are at most 200,000 of either kind; otherwise up to 100,000 of each,
+    drawn uniformly without repetition; or `num_pairs` of each (as many as there are). Impostor
+    pairs of a genuine picture and a forgery of the same identity are the hardest: when not all
+    impostors fit, these come first, all of them up to the number asked for, and the others share
+    what is left.
+
+    Args:
+        label: the pictures' identities as integers, shape (N,).
+        forged: whether a picture is a forgery, shape (N,).
+        num_pairs: how many of each kind; None chooses as above.
+        rng: draws the sample; not used where everything fits.
+    Raises:
+        DataError: `num_pairs` below 1.
+    """
+    label_N, forged_N = np.asarray(label), np.asarray(forged, dtype=bool)
+    if num_pairs is not None and num_pairs < 1:
+        raise DataError(f"num_pairs is {num_pairs}; it must be at least 1")
+    ground = _Ground.of(label_N, forged_N)
+    totals = [int(np.sum(count)) for count in (ground.genuine, ground.forgery, ground.stranger)]
+    most = SAMPLED_PAIRS if num_pairs is None else num_pairs
+    if num_pairs is None and max(totals[0], totals[1] + totals[2]) <= ALL_PAIRS_LIMIT:
+        most = ALL_PAIRS_LIMIT
+    genuine = _draw(ground.genuine, most, rng)
+    forgery = _draw(ground.forgery, most, rng)
+    stranger = _draw(ground.stranger, most - len(forgery[0]), rng)
+    row = np.concatenate([ground.real[place] for place, _ in (genuine, forgery, stranger)])
+    other = np.concatenate(
+        [
+            ground.real[genuine[0] + 1 + genuine[1]],
+            ground.fake[ground.fake_start[forgery[0]] + forgery[1]],
+            ground.strangers(*stranger),
+        ]
+    )
+    order = np.lexsort((other, row))
+    a, b = row[order], other[order]
+    same, impostor = pair_masks(label_N[a], forged_N[a], label_N[b], forged_N[b])
+    assert np.all(same | impostor)
+    assert np.count_nonzero(same) == len(genuine[0])
+    return PairSet(a, b, same)
+
+
+def pair_distances(
+    emb_ND: NDArray[Any], pairs: PairSet, comparison: Comparison
+) -> NDArray[np.float32]:
+    """The distance of each pair, shape (Q,), computed in blocks of at most 64 MB."""
+    block = max(1, BLOCK_BYTES // (8 * max(1, emb_ND.shape[1])))
+    dist_Q = np.empty(len(pairs), dtype=np.float32)
+    for start in range(0, len(pairs), block):
+        part = slice(start, start + block)
+        dist_Q[part] = comparison.pairwise(
+            emb_ND[pairs.a[part]].astype(np.float32, copy=False),
+            emb_ND[pairs.b[part]].astype(np.float32, copy=False),
+        )
+    return dist_Q
+
+
+@dataclass(frozen=True, eq=False)
+class _Ground:
+    """Pictures ordered by label, and how many partners each genuine one (R,) has of each kind.
+
+    A pair is then a number below the sum of partners, so that any sample can be drawn without
+    listing the pairs: genuine partners follow in the same label, strangers follow in later
+    labels or are forgeries of another label, forgeries carry the same label.
+    """
+
+    real: Ints
+    fake: Ints
+    end: Ints
+    fake_start: Ints
+    genuine: Ints
+    forgery: Ints
+    stranger: Ints
+
+    @classmethod
+    def of(cls, label_N: NDArray[Any], forged_N: NDArray[np.bool_]) -> _Ground:
+        """Order the pictures and count."""
+        real, fake = (_ordered(np.flatnonzero(mask), label_N) for mask in (~forged_N, forged_N))
+        label_R = label_N[real]
+        end = np.searchsorted(label_R, label_R, side="right")
+        fake_start = np.searchsorted(label_N[fake], label_R, side="left")
+        forgery = np.searchsorted(label_N[fake], label_R, side="right") - fake_start
+        genuine = end - np.arange(len(real)) - 1
+        stranger = (len(real) - end) + (len(fake) - forgery)
+        return cls(real, fake, end, fake_start, genuine, forgery, stranger)
+
+    def strangers(self, place: Ints, offset: Ints) -> Ints:
+        """The `offset`-th stranger of the genuine picture at each `place`, as a row."""
+        beyond = offset - (len(self.real) - self.end[place])
+        beyond = beyond + np.where(beyond >= self.fake_start[place], self.forgery[place], 0)
+        forged = offset >= len(self.real) - self.end[place]
+        row = np.empty(len(place), dtype=np.int64)
+        row[forged] = self.fake[beyond[forged]]
+        row[~forged] = self.real[(self.end[place] + offset)[~forged]]
+        return row
+
+
+def _ordered(row: Ints, label_N: NDArray[Any]) -> Ints:
+    return row[np.argsort(label_N[row], kind="stable")]
+
+
+def _draw(partners_R: Ints, most: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """Up to `most` pairs: the place (in R) of the first picture, and which partner it is."""
+    bound_R = np.cumsum(partners_R)
+    total = int(bound_R[-1]) if len(bound_R) else 0
+    if total <= most:
+        chosen = np.arange(total)
+    else:
+        chosen = np.sort(rng.choice(total, size=most, replace=False, shuffle=False))
+    place = np.searchsorted(bound_R, chosen, side="right")
+    return place, chosen - (bound_R - partners_R)[place]

@@ -1,0 +1,385 @@
+"""`report.html`: what a model was taught, how well it does, and where it is wrong, on one page.
+
+`ReportContent` is everything the page says, as plain arrays and values; `render_report` turns it
+into HTML and `write_report` into a file. One file, no script, nothing loaded from anywhere: it
+opens from a disk, on a phone and on paper, in light and dark. This module words and lays out what
+it is given: it measures nothing, and knows no model and no data set. Parts that are not given are
+left out of the page.
+
+Shapes: N pictures or pairs, D embedding dimension, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+from numpy.typing import NDArray
+
+from twinlens.measure.figures import (
+    ScoredPairs,
+    distance_histogram,
+    learning_curves,
+    roc_and_det,
+)
+from twinlens.measure.maps import data_uri, embedding_map, map_rows
+from twinlens.measure.metrics import matches
+from twinlens.measure.wording import (
+    bounds,
+    count_of,
+    dig,
+    number,
+    one_in,
+    percent,
+    result_rows,
+    span,
+)
+
+__all__ = [
+    "Choice",
+    "MapPictures",
+    "OperatingPoint",
+    "PicturePair",
+    "ReportContent",
+    "ScoredPairs",
+    "SplitCount",
+    "render_report",
+    "worst_rows",
+    "write_report",
+]
+
+Pixels = NDArray[np.uint8]
+MOST_BROKEN = 100
+
+
+@dataclass(frozen=True, eq=False)
+class PicturePair:
+    """Two pictures (C, H, W) with their distance; `note` is shown below them."""
+
+    left: Pixels
+    right: Pixels
+    identity_left: str
+    identity_right: str
+    path_left: str
+    path_right: str
+    distance: float
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class MapPictures:
+    """Pictures for the map: (N, D) embeddings, N identities, (N, C, H, W) pixels (or a memmap).
+
+    Of more than 800, 800 are drawn at random from `seed`, whole identities first.
+    """
+
+    embedding: NDArray[np.floating[Any]]
+    identity: Sequence[str]
+    pixels: Pixels
+    forged: NDArray[np.bool_] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SplitCount:
+    """How many pictures and identities a split holds: name "train", "val" or "test"."""
+
+    name: str
+    pictures: int
+    identities: int
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """The calibrated threshold, its interval, its aim, and how many impostor pairs set it."""
+
+    threshold: float
+    target_far: float
+    low: float | None = None
+    high: float | None = None
+    impostor_pairs: int | None = None
+    probability: str = ""  # "Platt", "isotonic"; empty where there is none
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting, its value in words, and why it has it."""
+
+    key: str
+    value: str
+    why: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class ReportContent:
+    """Everything that the page says.
+
+    Attributes:
+        title: the run's or model's name.
+        data: how the user named the data.
+        results: the JSON of `evaluate`; parts that are missing or null are not shown.
+        splits: sizes; without "train" the page does not speak of training.
+        pairs: the scored pairs behind the figures.
+        operating: the calibration; None for a model without one.
+        history: rows of the run (see `figures.learning_curves`), empty for a loaded model.
+        metric: what a row's `val` is.
+        map: pictures for the map.
+        nearest_impostors: closest first.
+        farthest_genuine: farthest first.
+        broken: (path, reason) of each picture that was skipped.
+        findings: sentences about duplicates and leaks.
+        settings: the settings in words.
+        facts: (name, value): fingerprint, versions, seed, machine, times.
+        command: what to type to repeat it.
+    """
+
+    title: str
+    data: str
+    results: Mapping[str, Any]
+    splits: Sequence[SplitCount] = ()
+    pairs: ScoredPairs | None = None
+    operating: OperatingPoint | None = None
+    history: Sequence[Mapping[str, Any]] = ()
+    metric: str = "validation, 1 - EER"
+    map: MapPictures | None = None
+    nearest_impostors: Sequence[PicturePair] = ()
+    farthest_genuine: Sequence[PicturePair] = ()
+    broken: Sequence[tuple[str, str]] = ()
+    findings: Sequence[str] = ()
+    settings: Sequence[Choice] = ()
+    facts: Sequence[tuple[str, str]] = ()
+    command: str = ""
+
+
+def write_report(path: Path, content: ReportContent) -> None:
+    """Write the page; a reader sees the old file or the new one, never half of one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_text(render_report(content), encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def render_report(content: ReportContent) -> str:
+    """The page as HTML. Everything that comes from the user is escaped."""
+    source = (resources.files("twinlens.measure") / "report.html.j2").read_text(encoding="utf-8")
+    page = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page.filters |= {"picture": data_uri, "number": number, "breakable": _breakable}
+    rows = list(result_rows(content.results))
+    return page.from_string(source).render(
+        content=content,
+        summary=summary(content),
+        cautions=cautions(content),
+        rows=rows,
+        key_rows=[row for row in rows if row.key],
+        figures={name: Markup(svg) for name, svg in _figures(content).items()},
+        galleries=[gallery for gallery in _galleries(content) if gallery["pairs"]],
+        events=[row for row in content.history if row.get("event")],
+        broken=content.broken[:MOST_BROKEN],
+        few=_few(content.operating),
+    )
+
+
+def worst_rows(
+    pairs: ScoredPairs,
+    identity_a: Sequence[str],
+    identity_b: Sequence[str],
+    *,
+    genuine: bool,
+    most: int = 12,
+    each: int = 2,
+) -> list[int]:
+    """Which pairs to show: the farthest genuine ones, or the nearest impostors, worst first.
+
+    Of two identities (or of one and its forger) at most `each` pairs are taken, so that one odd
+    identity does not fill the page.
+
+    Args:
+        pairs: N scored pairs.
+        identity_a: N identities, of the left picture.
+        identity_b: N identities, of the right picture.
+        genuine: which kind.
+        most: how many.
+        each: how many of the same two identities.
+    """
+    kind = np.flatnonzero((pairs.same == genuine) & np.isfinite(pairs.distance))
+    sign = -1.0 if genuine else 1.0
+    taken: Counter[tuple[str, ...]] = Counter()
+    found: list[int] = []
+    for row in kind[np.argsort(sign * pairs.distance[kind], kind="stable")]:
+        who = tuple(sorted((identity_a[int(row)], identity_b[int(row)])))
+        taken[who] += 1
+        if taken[who] <= each:
+            found.append(int(row))
+        if len(found) == most:
+            break
+    return found
+
+
+def summary(content: ReportContent) -> list[str]:
+    """What the page says in a few sentences, most important first."""
+    sentences = [*_what_was_done(content), *_how_well(content.results)]
+    return [*sentences, *_threshold_in_words(content)]
+
+
+def cautions(content: ReportContent) -> list[str]:
+    """What a reader must know before trusting the numbers."""
+    found = []
+    split = content.results.get("split", "test")
+    if content.results.get("identity_disjoint") is False:
+        found.append(
+            "The model saw these identities in training: the figures say how it does on them, "
+            "not on identities that are new to it."
+        )
+    count = _split(content, split)
+    if count is not None and count.identities < 20:
+        found.append(
+            f"The {split} split holds {count_of(count.identities, 'identity')}: with so few, the "
+            "intervals are wide and rough."
+        )
+    if content.operating is None:
+        found.append("The model is not calibrated: it has no threshold and answers no question.")
+    else:
+        low = bounds(dig(content.results, "verification", "calibrated", "far"))[1]
+        if low is not None and low > content.operating.target_far:
+            found.append(
+                "On these pictures the threshold accepts more impostor pairs than it aims at: "
+                "calibrate on pictures that are like the ones in use."
+            )
+    if content.broken:
+        found.append(f"{count_of(len(content.broken), 'picture')} could not be read: see Skipped.")
+    return [*found, *content.findings]
+
+
+def _what_was_done(content: ReportContent) -> Iterator[str]:
+    split = content.results.get("split", "test")
+    train, count = _split(content, "train"), _split(content, split)
+    known = content.results.get("identity_disjoint")
+    stranger = {True: ", none of which it had seen in training", False: "", None: ""}[known]
+    if train is not None:
+        yield (
+            f"This model was trained on {count_of(train.pictures, 'picture')} of "
+            f"{count_of(train.identities, 'identity')}."
+        )
+    if count is not None:
+        yield (
+            f"It was measured on {count_of(count.pictures, 'picture')} of "
+            f"{count_of(count.identities, 'identity')}{stranger}."
+        )
+
+
+def _how_well(results: Mapping[str, Any]) -> Iterator[str]:
+    value, low, high = bounds(dig(results, "verification", "eer"))
+    if value is None:
+        return
+    likely = f" (95\N{NO-BREAK SPACE}% interval {span(low, high)})" if span(low, high) else ""
+    yield f"It tells pairs apart with an equal error rate of {percent(value)}{likely}."
+
+
+def _threshold_in_words(content: ReportContent) -> Iterator[str]:
+    point = content.operating
+    if point is None:
+        return
+    if not math.isfinite(point.threshold):
+        yield "No threshold keeps its target: it accepts nothing."
+        return
+    yield (
+        f"Two pictures are called the same when their distance is at most "
+        f"{number(point.threshold)}, which is set to accept {one_in(point.target_far)} impostor "
+        "pairs."
+    )
+    far, frr = (
+        bounds(dig(content.results, "verification", "calibrated", key))[0] for key in ("far", "frr")
+    )
+    if far is not None and frr is not None:
+        yield (
+            f"Here it accepted {percent(far)} of the impostor pairs and rejected {percent(frr)} of "
+            "the genuine ones."
+        )
+
+
+def _few(point: OperatingPoint | None) -> str:
+    if point is None or not math.isfinite(point.threshold):
+        return ""
+    words = f"Threshold {number(point.threshold)}"
+    if point.low is not None and point.high is not None:
+        words += f" (interval {number(point.low)} to {number(point.high)})"
+    words += f", set to accept {one_in(point.target_far)} impostor pairs"
+    if point.impostor_pairs is not None:
+        words += f", on {point.impostor_pairs:,} of them"
+    return words + (f"; probabilities by {point.probability}." if point.probability else ".")
+
+
+def _figures(content: ReportContent) -> dict[str, str]:
+    found = dict.fromkeys(("histogram", "histogram_phone", "roc", "det", "map"), "")
+    point, pairs = content.operating, content.pairs
+    threshold = point.threshold if point and math.isfinite(point.threshold) else None
+    band = {"low": point.low, "high": point.high} if point else {}
+    if pairs is not None and np.isfinite(pairs.distance).any():
+        for name, width in (("histogram", 860.0), ("histogram_phone", 400.0)):
+            found[name] = distance_histogram(pairs, threshold=threshold, width=width, **band)
+        found["roc"], found["det"] = roc_and_det(pairs, threshold=threshold)
+    found["loss"], found["validation"] = learning_curves(content.history, metric=content.metric)
+    if content.map is not None:
+        found["map"] = _map(content.map)
+    return found
+
+
+def _map(pictures: MapPictures) -> str:
+    rows = map_rows(pictures.identity, np.random.default_rng(pictures.seed))
+    return embedding_map(
+        pictures.embedding[rows],
+        [pictures.identity[int(row)] for row in rows],
+        pictures.pixels[rows],
+        forged=None if pictures.forged is None else pictures.forged[rows],
+        seed=pictures.seed,
+    )
+
+
+def _galleries(content: ReportContent) -> Iterator[dict[str, Any]]:
+    yield {
+        "title": "Nearest impostors",
+        "words": "Said to be different, and yet the closest. If a pair shows the same thing, its "
+        "label is wrong.",
+        "pairs": [_shown(pair, content, genuine=False) for pair in content.nearest_impostors],
+    }
+    yield {
+        "title": "Farthest genuine pairs",
+        "words": "Said to be the same, and yet the farthest apart. If a pair shows two things, a "
+        "label is wrong.",
+        "pairs": [_shown(pair, content, genuine=True) for pair in content.farthest_genuine],
+    }
+
+
+def _shown(pair: PicturePair, content: ReportContent, *, genuine: bool) -> dict[str, Any]:
+    if content.operating is None:
+        return {"pair": pair, "verdict": "", "wrong": False}
+    match = bool(matches(np.array([pair.distance]), content.operating.threshold)[0])
+    return {
+        "pair": pair,
+        "verdict": f"{'accepted' if match else 'rejected'}, "
+        + ("rightly" if match == genuine else "wrongly"),
+        "wrong": match != genuine,
+    }
+
+
+def _breakable(path: str) -> Markup:
+    """A path that may break into lines after its slashes and underscores."""
+    return Markup(re.sub(r"([/_\\]+)", r"\1<wbr>", str(escape(path))))
+
+
+def _split(content: ReportContent, name: str) -> SplitCount | None:
+    return next((split for split in content.splits if split.name == name), None)

@@ -1,0 +1,152 @@
+"""Numbers as a person reads them, and the results of `evaluate` as lines of a table.
+
+Takes the JSON of `evaluate` in which a measured figure is `{"value", "low", "high"}`, with null
+for what cannot be had. This module knows no page and no plot.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+__all__ = [
+    "Row",
+    "bounds",
+    "count_of",
+    "dig",
+    "number",
+    "one_in",
+    "percent",
+    "result_rows",
+    "span",
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table of results; `key` marks those that stand on top of the page too."""
+
+    name: str
+    value: str
+    interval: str
+    meaning: str
+    key: bool = False
+
+
+def result_rows(results: Mapping[str, Any]) -> Iterator[Row]:
+    """The measured figures as lines of a table; absent and null ones are left out."""
+    verification = dig(results, "verification") or {}
+    for key, name, meaning in (
+        ("eer", "Equal error rate", "false accepts as frequent as false rejects"),
+        ("auc", "Area under the ROC curve", "a genuine pair closer than an impostor pair"),
+        ("accuracy", "Accuracy, best threshold", "the mean of both kinds of right answers"),
+    ):
+        yield from _row(verification.get(key), name, meaning, key == "eer")
+    yield from _tar_rows(verification, "genuine pairs that such a threshold accepts")
+    for key, name, meaning in (
+        ("far", "False accepts, calibrated", "impostor pairs accepted at the model's threshold"),
+        ("frr", "False rejects, calibrated", "genuine pairs rejected at the model's threshold"),
+        ("accuracy", "Accuracy, calibrated", "the mean of both kinds of right answers there"),
+    ):
+        yield from _row(dig(verification, "calibrated", key), name, meaning)
+    yield from _skilled_rows(verification.get("skilled"))
+    for key, name, meaning in (
+        ("recall_at_1", "Recall at 1", "the nearest other picture is the same identity"),
+        ("map_at_r", "MAP at R", "the identity's R pictures come first, in order"),
+    ):
+        yield from _row(dig(results, "retrieval", key), name, meaning, key == "recall_at_1")
+    for place, (name, entry) in enumerate((dig(results, "one_shot") or {}).items()):
+        yield from _row(entry, *_episode(name), place == 0)
+    meaning = "right answers on the pairs or trials that were given"
+    yield from _row(dig(results, "trials", "accuracy"), "Given trials", meaning, True)
+
+
+def _tar_rows(part: Mapping[str, Any], meaning: str, suffix: str = "") -> Iterator[Row]:
+    for far, entry in (part.get("tar_at_far") or {}).items():
+        name = f"TAR at {100 * float(far):g}\N{NO-BREAK SPACE}% FAR{suffix}"
+        yield from _row(entry, name, meaning, not suffix and float(far) == 0.01)
+
+
+def _episode(name: str) -> tuple[str, str]:
+    found = re.fullmatch(r"(\d+)-way-(\d+)-shot", name)
+    if found is None:
+        return name, "accuracy on small tasks"
+    ways, shots = found.groups()
+    examples = "one example" if shots == "1" else f"{shots} examples"
+    meaning = f"the right one of {ways} found, from {examples} each"
+    return f"{ways}-way {'one' if shots == '1' else shots}-shot accuracy", meaning
+
+
+def _skilled_rows(skilled: Any) -> Iterator[Row]:
+    if not isinstance(skilled, Mapping):
+        return
+    suffix = ", forgeries"
+    meaning = "skilled forgeries as the only impostors"
+    yield from _row(skilled.get("eer"), "Equal error rate" + suffix, meaning)
+    yield from _row(skilled.get("auc"), "Area under the ROC curve" + suffix, meaning)
+    yield from _tar_rows(skilled, meaning, suffix)
+    accepted = dig(skilled, "calibrated", "far") or skilled.get("far")
+    meaning = "skilled forgeries accepted at the model's threshold"
+    yield from _row(accepted, "False accepts, forgeries", meaning)
+
+
+def _row(entry: Any, name: str, meaning: str, key: bool = False) -> Iterator[Row]:
+    value, low, high = bounds(entry)
+    if value is not None:
+        yield Row(name, percent(value), span(low, high), meaning, key)
+
+
+def number(value: float) -> str:
+    """A distance with three or so significant digits, never in scientific notation."""
+    if not math.isfinite(value) or value == 0:
+        return str(value) if value else "0"
+    places = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(places, 6)}f}"
+
+
+def percent(value: float, sign: str = "\N{NO-BREAK SPACE}%") -> str:
+    """A share as per cent: 3.2 %, 0.31 %, 100 %; never rounded to 0 or 100 when it is not."""
+    share = 100 * value
+    near = min(abs(share), abs(100 - share))
+    places = 0 if near == 0 else 1 if near >= 0.95 else min(4, 1 - math.floor(math.log10(near)))
+    return f"{share:.{places}f}{sign}"
+
+
+def span(low: float | None, high: float | None) -> str:
+    """An interval of shares, empty where a bound is missing."""
+    if low is None or high is None:
+        return ""
+    return f"{percent(low, '')}\N{EN DASH}{percent(high)}"
+
+
+def one_in(far: float) -> str:
+    """A rate as a count: 0.01 is "1 in 100", 0.025 "1 in 40", 0.03 "3 in 100"."""
+    share = Fraction(far).limit_denominator(1_000_000)
+    if share.numerator != 1 and 10**6 % share.denominator == 0:
+        base = 10 ** max(2, math.ceil(math.log10(share.denominator)))
+        return f"{share * base} in {base:,}" if (share * base).denominator == 1 else percent(far)
+    return f"{share.numerator:,} in {share.denominator:,}"
+
+
+def count_of(count: int, noun: str) -> str:
+    """A count with its noun in the right number: "1 picture", "3,000 identities"."""
+    many = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{count:,} {noun if count == 1 else many}"
+
+
+def dig(values: Any, *keys: str) -> Any:
+    """What lies at `keys` in nested mappings; None where something on the way is missing."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
+
+
+def bounds(entry: Any) -> tuple[float | None, float | None, float | None]:
+    """Value, low and high of a measured figure, or of a plain number or None."""
+    if isinstance(entry, Mapping):
+        return entry.get("value"), entry.get("low"), entry.get("high")
+    return (None if entry is None else float(entry)), None, None

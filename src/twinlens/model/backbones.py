@@ -1,0 +1,226 @@
+"""Networks from pictures to features: any of timm's by name, and our own for small pictures.
+
+A backbone takes normalised float pictures (B, C, H, W) and gives features (B, F); it knows nothing
+of embeddings, losses or files other than its own pretrained weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twinlens.config import ModelSettings, PictureSettings
+from twinlens.errors import ConfigError, unknown_name
+
+__all__ = ["OWN_BACKBONES", "freeze_before", "is_own", "make_backbone", "num_features", "pretrained_picture"]
+
+
+def conv(picture: PictureSettings, channels: tuple[int, ...]) -> nn.Sequential:
+    """Blocks of 3x3 convolution, batch norm, ReLU, 2x2 max pooling, flattened.
+
+    The network of Koch 2015 and of prototypical networks (Snell 2017, section 3.1) in the widths
+    `channels`. A block pools only while both sides have two pixels to give.
+    """
+    blocks: list[nn.Module] = []
+    width, (height, length) = picture.channels, picture.size
+    for channel in channels:
+        layers: list[nn.Module] = [
+            nn.Conv2d(width, channel, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channel),
+            nn.ReLU(inplace=True),
+        ]
+        if min(height, length) >= 2:
+            layers.append(nn.MaxPool2d(2))
+            height, length = height // 2, length // 2
+        blocks.append(nn.Sequential(*layers))
+        width = channel
+    return nn.Sequential(*blocks, nn.Flatten())
+
+
+def mlp(picture: PictureSettings, channels: tuple[int, ...]) -> nn.Sequential:
+    """The picture as one vector, then fully connected layers with ReLU in the widths `channels`."""
+    width = picture.channels * picture.size[0] * picture.size[1]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for channel in channels:
+        layers += [nn.Linear(width, channel), nn.ReLU(inplace=True)]
+        width = channel
+    return nn.Sequential(*layers)
+
+
+def residual(picture: PictureSettings, channels: tuple[int, ...]) -> nn.Sequential:
+    """A small residual network without the big stem, as He 2016 (section 4.2) used on CIFAR-10.
+
+    One stage of two basic blocks for each width; every stage but the first halves the picture;
+    global average pooling.
+    """
+    from torchvision.models.resnet import BasicBlock
+
+    first = channels[0]
+    stem = nn.Sequential(
+        nn.Conv2d(picture.channels, first, 3, padding=1, bias=False),
+        nn.BatchNorm2d(first),
+        nn.ReLU(inplace=True),
+    )
+    stages: list[nn.Module] = [stem]
+    width = first
+    for index, channel in enumerate(channels):
+        stride = 1 if index == 0 else 2
+        shortcut = None
+        if stride != 1 or width != channel:
+            shortcut = nn.Sequential(
+                nn.Conv2d(width, channel, 1, stride, bias=False), nn.BatchNorm2d(channel)
+            )
+        stages.append(
+            nn.Sequential(
+                BasicBlock(width, channel, stride, shortcut), BasicBlock(channel, channel)
+            )
+        )
+        width = channel
+    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+OWN_BACKBONES = {"conv": conv, "mlp": mlp, "residual": residual}
+
+
+def is_own(name: str) -> bool:
+    """Whether a backbone is one of ours rather than timm's."""
+    return name in OWN_BACKBONES
+
+
+def make_backbone(model: ModelSettings, picture: PictureSettings, load: bool = True) -> nn.Module:
+    """Build a backbone, with its pretrained weights if the settings name any.
+
+    Args:
+        model: `backbone`, `channels`, `pretrained` and `weights` are read.
+        picture: the size and the channels that the network will get.
+        load: False leaves the weights random, for a bundle that brings its own.
+    Raises:
+        ConfigError: an unknown name, weights that do not fit, or a download that failed.
+    """
+    if is_own(model.backbone):
+        if model.pretrained:
+            raise ConfigError(
+                f"there are no pretrained weights for our own '{model.backbone}': "
+                "leave out model.pretrained, or name one of timm's networks"
+            )
+        backbone: nn.Module = OWN_BACKBONES[model.backbone](picture, model.channels)
+    else:
+        backbone = _timm_backbone(model, picture, pretrained=load and model.pretrained)
+    if load and model.weights is not None:
+        load_weights(backbone, Path(model.weights))
+    return backbone
+
+
+def _timm_backbone(model: ModelSettings, picture: PictureSettings, pretrained: bool) -> nn.Module:
+    import timm
+
+    if not timm.is_model(model.backbone.partition(".")[0]):
+        names = [*OWN_BACKBONES, *timm.list_models()]
+        raise ConfigError(unknown_name("backbone", model.backbone, names))
+    arguments: dict[str, Any] = {"num_classes": 0, "in_chans": picture.channels}
+    if "img_size" in _arguments_of(model.backbone):
+        arguments["img_size"] = picture.size
+    try:
+        backbone: nn.Module = timm.create_model(model.backbone, pretrained=pretrained, **arguments)
+    except Exception as error:
+        # timm and its hub client raise many kinds, from "no such tag" to "no network".
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        what = "the pretrained weights of" if pretrained else "the network"
+        raise ConfigError(
+            f"timm could not build {what} '{model.backbone}' for {picture.channels}-channel "
+            f"pictures of {picture.size[0]}x{picture.size[1]}: {line}"
+            + ("; a local copy can be given with --weights FILE" if pretrained else "")
+        ) from error
+    return backbone
+
+
+def _arguments_of(name: str) -> frozenset[str]:
+    """Vision transformers need to know the picture's size when they are built."""
+    import timm
+
+    settings = timm.models.get_pretrained_cfg(name)
+    return frozenset({"img_size"} if settings is not None and settings.fixed_input_size else ())
+
+
+def load_weights(backbone: nn.Module, path: Path) -> None:
+    """Load a local .safetensors or .pth file into a backbone; a classifier's weights are left out.
+
+    Raises:
+        ConfigError: no such file, not weights, or weights of another network.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no weights file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            weights: Any = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"{path} does not hold weights that can be read: {error}") from error
+    weights = weights.get("state_dict", weights) if isinstance(weights, dict) else {}
+    own = backbone.state_dict()
+    missing = sorted(set(own) - set(weights))
+    wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    if missing or wrong:
+        name = (missing or wrong)[0]
+        raise ConfigError(
+            f"{path} is of another network: {len(missing)} of {len(own)} tensors are missing and "
+            f"{len(wrong)} have another shape, the first of them '{name}'"
+        )
+    backbone.load_state_dict({name: weights[name] for name in own})
+
+
+def freeze_before(backbone: nn.Module, layer: str) -> list[nn.Module]:
+    """Freeze the parameters before `layer`, and say which modules must stay in inference mode.
+
+    Args:
+        backbone: its modules are taken in the order of definition, which is that of the forward
+            pass in timm's and in our networks.
+        layer: "none", "all", or the name of a module, as in `named_modules()`.
+    Returns:
+        The frozen modules without children; batch norms among them must not see `train()`.
+    Raises:
+        ConfigError: no layer of that name.
+    """
+    if layer == "none":
+        return []
+    names = [name for name, _ in backbone.named_modules() if name]
+    if layer != "all" and layer not in names:
+        raise ConfigError(unknown_name("layer of the backbone", layer, names))
+    frozen = []
+    for name, module in backbone.named_modules():
+        if name == layer:
+            break
+        if not any(module.children()):
+            module.requires_grad_(False)
+            frozen.append(module)
+    return frozen
+
+
+@torch.no_grad()
+def num_features(backbone: nn.Module, picture: PictureSettings) -> int:
+    """The number of features F that a backbone gives for one picture."""
+    backbone.eval()
+    features_BF: Tensor = backbone(torch.zeros(1, picture.channels, *picture.size))
+    backbone.train()
+    return int(features_BF.flatten(1).shape[1])
+
+
+def pretrained_picture(model: ModelSettings) -> dict[str, Any] | None:
+    """What pretrained weights expect: `size` (one side), `mean`, `std`; None for our networks.
+
+    Read from timm's own record of the network, for weights of timm's and for local ones alike.
+    """
+    if is_own(model.backbone):
+        return None
+    import timm
+
+    record = timm.models.get_pretrained_cfg(model.backbone)
+    if record is None:
+        return None
+    return {"size": record.input_size[-1], "mean": record.mean, "std": record.std}

@@ -1,0 +1,217 @@
+"""A model on disk: a folder with `model.safetensors` and `model.json`. No pickle anywhere.
+
+`model.json` holds the format's version, the settings of the network and of its preprocessing, the
+checksum of the weights, the calibration as plain data, and what the model was trained on. This
+module does not know what a calibration means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import twinlens
+from twinlens.config import DataSettings, ModelSettings, PictureSettings
+from twinlens.errors import ModelError
+from twinlens.model.comparators import Comparator, make_comparator
+from twinlens.model.encoder import Encoder
+
+__all__ = ["FORMAT", "Bundle", "Origin", "hash_identities", "load_bundle", "model_folder",
+           "save_bundle", "with_calibration", "write_text"]  # fmt: skip
+
+FORMAT = 1
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a model was trained on, so that it can later be measured on what it has not seen.
+
+    `identities` are short hashes of the names of the training identities.
+    """
+
+    source: str
+    fingerprint: str
+    seed: int
+    data: DataSettings
+    identities: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded model: the networks, and what `model.json` says of them."""
+
+    encoder: Encoder
+    comparator: Comparator
+    fingerprint: str
+    calibration: dict[str, Any] | None
+    origin: Origin | None
+    path: Path
+
+
+def hash_identities(names: Sequence[str]) -> tuple[str, ...]:
+    """Short hashes of identity names, sorted: enough to recognise one, too little to read it."""
+    return tuple(sorted({hashlib.blake2b(n.encode(), digest_size=6).hexdigest() for n in names}))
+
+
+def model_folder(path: str | Path) -> Path:
+    """The model's own folder, for a model folder or for the run folder that holds it.
+
+    Raises:
+        ModelError: there is no model.
+    """
+    path = Path(path)
+    for folder in (path, path / "model"):
+        if (folder / DESCRIPTION).is_file():
+            return folder
+    found = "nothing is there" if not path.exists() else "it holds no model.json"
+    raise ModelError(
+        f"{path} is no model: {found}. Give the run folder of `twinlens train`, or its `model`."
+    )
+
+
+def save_bundle(
+    folder: Path,
+    encoder: Encoder,
+    comparator: Comparator,
+    *,
+    origin: Origin | None = None,
+    calibration: dict[str, Any] | None = None,
+) -> Bundle:
+    """Write a model folder, beside its place and then renamed; an older one there is replaced."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    weights = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+    weights |= {f"comparator.{k}": v for k, v in comparator.state_dict().items()}
+    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, part / WEIGHTS)
+    # Where the weights once came from is the run's history; the bundle brings its own.
+    model = encoder.model_settings.model_copy(update={"weights": None, "pretrained": False})
+    description = {
+        "format": FORMAT,
+        "twinlens": twinlens.__version__,
+        "picture": encoder.picture.model_dump(mode="json"),
+        "model": model.model_dump(mode="json"),
+        "weights": _sha256(part / WEIGHTS),
+    }
+    fingerprint = _fingerprint(description)
+    bundle = Bundle(encoder, comparator, fingerprint, calibration, origin, part)
+    _write_description(bundle, description)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+    return replace(bundle, path=folder)
+
+
+def with_calibration(bundle: Bundle, calibration: dict[str, Any]) -> Bundle:
+    """Store a calibration in a model folder that exists; the weights are not touched."""
+    description = _read_description(bundle.path)
+    bundle = replace(bundle, calibration=calibration)
+    _write_description(bundle, description)
+    return bundle
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Read a model folder, or the run folder around one.
+
+    Raises:
+        ModelError: no model, a damaged one, or one of a newer format.
+    """
+    folder = model_folder(path)
+    description = _read_description(folder)
+    weights_file = folder / WEIGHTS
+    if not weights_file.is_file() or _sha256(weights_file) != description.get("weights"):
+        raise ModelError(
+            f"the model {folder} is damaged: {WEIGHTS} is missing or is not the file that "
+            f"{DESCRIPTION} names. Copy the whole folder again, or train again."
+        )
+    try:
+        picture = PictureSettings.model_validate(description["picture"])
+        settings = ModelSettings.model_validate(description["model"])
+        encoder = Encoder(settings, picture, load=False)
+        comparator = make_comparator(settings.comparator, settings.embedding)
+        weights = load_file(weights_file)
+        encoder.load_state_dict(_part(weights, "encoder."))
+        comparator.load_state_dict(_part(weights, "comparator."))
+        origin = _origin(description.get("origin"))
+    except (KeyError, TypeError, RuntimeError, ValidationError, SafetensorError) as error:
+        line = str(error).splitlines()[0]
+        raise ModelError(f"the model {folder} is damaged: {line}") from error
+    encoder.eval()
+    comparator.eval()
+    return Bundle(
+        encoder, comparator, _fingerprint(description), description.get("calibration"), origin,
+        folder,
+    )  # fmt: skip
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file beside its place and rename it, so that it is never seen half."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _part(weights: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        version = int(description["format"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"the model {folder} is damaged: {DESCRIPTION}: {error}") from error
+    if version > FORMAT:
+        raise ModelError(
+            f"the model {folder} has format {version}, and this twinlens "
+            f"{twinlens.__version__} reads up to {FORMAT}: upgrade twinlens"
+        )
+    return dict(description)
+
+
+def _write_description(bundle: Bundle, description: dict[str, Any]) -> None:
+    description = description | {
+        "fingerprint": bundle.fingerprint,
+        "calibration": bundle.calibration,
+        "origin": _origin_json(bundle.origin),
+    }
+    text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(bundle.path / DESCRIPTION, text + "\n")
+
+
+def _origin_json(origin: Origin | None) -> dict[str, Any] | None:
+    if origin is None:
+        return None
+    return asdict(origin) | {"data": origin.data.model_dump(mode="json")}
+
+
+def _origin(found: dict[str, Any] | None) -> Origin | None:
+    if found is None:
+        return None
+    return Origin(
+        source=str(found["source"]),
+        fingerprint=str(found["fingerprint"]),
+        seed=int(found["seed"]),
+        data=DataSettings.model_validate(found["data"]),
+        identities=tuple(found["identities"]),
+    )
+
+
+def _fingerprint(description: dict[str, Any]) -> str:
+    """16 hex digits over the weights and everything else that decides an embedding."""
+    parts = {key: description.get(key) for key in ("picture", "model", "weights")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

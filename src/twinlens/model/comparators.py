@@ -1,0 +1,183 @@
+"""Two embeddings -> a distance. Lower is closer, for every comparator.
+
+Each comparator gives `matrix(a, b)[i, j]` = the distance of a[i] and b[j], and
+`pairwise(a, b)[i]` = the distance of a[i] and b[i]; an embedding has distance 0 to itself.
+The learned ones give `logits` as well, from which binary cross-entropy learns "same" (> 0).
+
+Shapes: N, M embeddings of D dimensions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+__all__ = ["COMPARATORS", "Comparator", "NumpyComparison", "make_comparator", "safe_sqrt"]
+
+# Elements of the largest intermediate tensor of a learned comparator: 64 MiB of float32.
+BLOCK = 2**24
+
+
+def safe_sqrt(square: Tensor) -> Tensor:
+    """The square root, with gradient 0 at 0, where the plain one's is infinite and then NaN."""
+    zero = square <= 1e-12
+    return torch.where(zero, 0.0, torch.sqrt(torch.where(zero, 1.0, square)))
+
+
+def square_matrix(a_ND: Tensor, b_MD: Tensor) -> Tensor:
+    """`res[i, j] = |a[i] - b[j]|^2`, by one matrix product."""
+    cross_NM = a_ND @ b_MD.T
+    return (a_ND.square().sum(1)[:, None] + b_MD.square().sum(1) - 2 * cross_NM).clamp_min(0)
+
+
+class Comparator(nn.Module):
+    """What all comparators share; distances are computed in float32 even inside autocast."""
+
+    is_metric = True
+
+    def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+        """`res[i, j]` = the distance of a[i] and b[j], shape (N, M)."""
+        raise NotImplementedError
+
+    def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+        """`res[i]` = the distance of a[i] and b[i], shape (N,)."""
+        raise NotImplementedError
+
+    def logits(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+        """The learned log-odds that a[i] and b[i] are the same, shape (N,); learned ones only."""
+        raise NotImplementedError
+
+
+class Euclidean(Comparator):
+    """`|a - b|`."""
+
+    def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+        return safe_sqrt(square_matrix(a_ND.float(), b_MD.float()))
+
+    def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+        return safe_sqrt((a_ND.float() - b_ND.float()).square().sum(1))
+
+
+class SquaredEuclidean(Comparator):
+    """`|a - b|^2`: no triangle inequality, but the order of Euclidean."""
+
+    def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+        return square_matrix(a_ND.float(), b_MD.float())
+
+    def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+        return (a_ND.float() - b_ND.float()).square().sum(1)
+
+
+class Cosine(Comparator):
+    """`1 - cos(a, b)`, in [0, 2]: half the squared distance of the normalised embeddings."""
+
+    def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+        a_ND, b_MD = F.normalize(a_ND.float(), dim=1), F.normalize(b_MD.float(), dim=1)
+        return (1 - a_ND @ b_MD.T).clamp_min(0)
+
+    def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+        # By the difference, so that an embedding has distance exactly 0 to itself.
+        a_ND, b_ND = F.normalize(a_ND.float(), dim=1), F.normalize(b_ND.float(), dim=1)
+        return (a_ND - b_ND).square().sum(1) / 2
+
+
+class Sigmoid(Comparator):
+    """A sigmoid on the Euclidean distance: logit = bias - scale * |a - b| with scale > 0.
+
+    The distance is what the logit loses against a pair of identical pictures, scale * |a - b|.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.ones(()))
+
+    def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+        return self.log_scale.exp() * Euclidean().matrix(a_ND, b_MD)
+
+    def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+        return self.log_scale.exp() * Euclidean().pairwise(a_ND, b_ND)
+
+    def logits(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+        return self.bias - self.pairwise(a_ND, b_ND)
+
+
+class Network(Comparator):
+    """A small network on |a - b| (Koch 2015 has one layer of it): D -> 512, ReLU, -> 1 logit.
+
+    The distance is what the logit loses against a pair of identical pictures, and no pair is
+    closer than that. It is not a metric: the triangle inequality does not hold.
+    """
+
+    is_metric = False
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(dim, 512)
+        self.out = nn.Linear(512, 1)
+
+    def _logit(self, difference: Tensor) -> Tensor:
+        with torch.autocast(difference.device.type, enabled=False):
+            logit: Tensor = self.out(F.relu(self.hidden(difference.float()))).squeeze(-1)
+        return logit
+
+    def logits(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+        return self._logit((a_ND.float() - b_ND.float()).abs())
+
+    def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+        # The reference goes through the same product as the pairs, so that 0 is exactly 0.
+        nothing = torch.zeros_like(a_ND[:1])
+        logit = self.logits(torch.cat([nothing, a_ND]), torch.cat([nothing, b_ND]))
+        return (logit[0] - logit[1:]).clamp_min(0)
+
+    def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+        num, dim = b_MD.shape
+        rows = max(1, BLOCK // max(1, num * max(dim, 512)))
+        blocks = []
+        for part in torch.split(a_ND, rows):
+            left = part.repeat_interleave(num, dim=0)
+            blocks.append(self.pairwise(left, b_MD.repeat(len(part), 1)).view(len(part), num))
+        return torch.cat(blocks) if blocks else a_ND.new_zeros(0, num)
+
+
+COMPARATORS = ("euclidean", "squared-euclidean", "cosine", "sigmoid", "network")
+
+
+def make_comparator(name: str, dim: int) -> Comparator:
+    """The comparator of that name for embeddings of `dim` dimensions."""
+    made: dict[str, Comparator] = {
+        "euclidean": Euclidean(),
+        "squared-euclidean": SquaredEuclidean(),
+        "cosine": Cosine(),
+        "sigmoid": Sigmoid(),
+        "network": Network(dim),
+    }
+    return made[name]
+
+
+class NumpyComparison:
+    """A comparator for numpy arrays, as the measures use it: float32 in and out, no gradients."""
+
+    def __init__(self, comparator: Comparator) -> None:
+        self._comparator = comparator
+        self._device = next(comparator.parameters(), torch.empty(0)).device
+
+    @torch.inference_mode()
+    def matrix(self, a_ND: NDArray[np.float32], b_MD: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`res[i, j]` = the distance of a[i] and b[j], shape (N, M)."""
+        return _array(self._comparator.matrix(self._tensor(a_ND), self._tensor(b_MD)))
+
+    @torch.inference_mode()
+    def pairwise(self, a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`res[i]` = the distance of a[i] and b[i], shape (N,)."""
+        return _array(self._comparator.pairwise(self._tensor(a_ND), self._tensor(b_ND)))
+
+    def _tensor(self, array: NDArray[np.float32]) -> Tensor:
+        return torch.as_tensor(array, device=self._device)
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    return np.asarray(tensor.cpu().numpy(), dtype=np.float32)

@@ -1,0 +1,129 @@
+"""Backbone + head + preprocessing: uint8 pictures in, embeddings out.
+
+Shapes: B pictures, C channels, H x W pixels, F features, D dimensions of the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from twinlens.config import ModelSettings, PictureSettings
+from twinlens.model.backbones import freeze_before, is_own, make_backbone, num_features
+from twinlens.model.heads import make_head
+
+__all__ = ["Encoder", "embed_features", "embed_pixels"]
+
+
+class Encoder(nn.Module):
+    """A network from pictures to embeddings; what it does to pixels travels with its weights."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: ModelSettings, picture: PictureSettings, *, load: bool = True
+    ) -> None:
+        super().__init__()
+        self.model_settings = model
+        self.picture = picture
+        self.backbone = make_backbone(model, picture, load)
+        self.head = make_head(num_features(self.backbone, picture), model)
+        self._frozen = freeze_before(self.backbone, model.freeze)
+        # The statistics are in the settings already; as buffers they only follow the device.
+        self.register_buffer("mean", torch.tensor(picture.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(picture.std).view(1, -1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """As for every module, but frozen layers stay in inference mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def features(self, x_BCHW: Tensor) -> Tensor:
+        """The backbone's features (B, F) of pictures, uint8 or float in [0, 1]."""
+        if x_BCHW.dtype == torch.uint8:
+            x_BCHW = x_BCHW.float() / 255
+        x_BCHW = (x_BCHW - self.mean) / self.std
+        if self.uses_channels_last:
+            x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.backbone(x_BCHW)
+        return features.flatten(1)
+
+    def project(self, features_BF: Tensor) -> Tensor:
+        """The embedding (B, D) in float32 of the backbone's features."""
+        emb_BD: Tensor = self.head(features_BF).float()
+        return F.normalize(emb_BD, dim=1) if self.model_settings.normalize else emb_BD
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Pictures (B, C, H, W), uint8 or float in [0, 1], to embeddings (B, D) in float32."""
+        return self.project(self.features(x_BCHW))
+
+    @property
+    def uses_channels_last(self) -> bool:
+        """Whether the convolutions' weights lie with the channels last."""
+        weights = [p for p in self.backbone.parameters() if p.dim() == 4]
+        return any(
+            w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous()
+            for w in weights
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.mean.device
+
+
+@torch.inference_mode()
+def embed_pixels(
+    encoder: Encoder,
+    pixels_NCHW: NDArray[np.uint8],
+    *,
+    batch_size: int | None = None,
+    bfloat16: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Embed pictures that are decoded already.
+
+    Args:
+        encoder: is put into inference mode, and back into the mode it was in.
+        pixels_NCHW: uint8, shape (N, C, H, W), in memory or memory-mapped.
+        batch_size: pictures a forward pass; 256 for our networks, 32 for timm's by default.
+        bfloat16: autocast the forward pass; the embeddings are float32 all the same.
+        progress: called with (done, N) after each batch.
+    Returns:
+        Embeddings, shape (N, D), row by row of `pixels_NCHW`.
+    """
+    size = batch_size or (256 if is_own(encoder.model_settings.backbone) else 32)
+    num = len(pixels_NCHW)
+    emb_ND = np.zeros((num, encoder.model_settings.embedding), dtype=np.float32)
+    device = encoder.device
+    autocast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+    was_training = encoder.training
+    encoder.eval()
+    for start in range(0, num, size):
+        # A copy, because torch refuses to share memory that is read-only.
+        batch = torch.from_numpy(np.array(pixels_NCHW[start : start + size]))
+        with autocast:
+            emb_ND[start : start + size] = encoder(batch.to(device)).cpu().numpy()
+        if progress is not None:
+            progress(min(start + size, num), num)
+    encoder.train(was_training)
+    return emb_ND
+
+
+@torch.inference_mode()
+def embed_features(encoder: Encoder, features_NF: Tensor) -> NDArray[np.float32]:
+    """Embeddings, shape (N, D), of backbone features that are there already, shape (N, F)."""
+    was_training = encoder.training
+    encoder.eval()
+    emb_ND = encoder.project(features_NF).cpu().numpy()
+    encoder.train(was_training)
+    return np.asarray(emb_ND, dtype=np.float32)

@@ -1,0 +1,100 @@
+"""Long work shows itself: a bar with rate and time left on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+__all__ = ["Progress", "console_log"]
+
+log = logging.getLogger("twinlens")
+
+LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Called as `progress(done, total)`; `note` is what stands beside the numbers.
+
+    Where standard error is no terminal it writes a line every ten seconds, and nothing for work
+    that is done before that.
+    """
+
+    def __init__(self, what: str, unit: str = "pictures") -> None:
+        self.what, self.unit = what, unit
+        self.note = ""
+        self._bar: tqdm[None] | None = None
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` is done."""
+        if log.isEnabledFor(logging.INFO):
+            if sys.stderr.isatty():
+                self._draw(done, total)
+            else:
+                self._write(done, total)
+
+    def _draw(self, done: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = tqdm(total=total, desc=self.what, unit=f" {self.unit}", leave=False)
+        self._bar.total = total
+        if self.note:
+            self._bar.set_postfix_str(self.note, refresh=False)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self.close()
+
+    def _write(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last < LINE_SECONDS or not done:
+            return
+        self._last = now
+        rate = done / (now - self._start)
+        left = (total - done) / rate
+        note = f", {self.note}" if self.note else ""
+        log.info(
+            "%s: %d of %d %s, %.3g/s, %s left%s",
+            self.what, done, total, self.unit, rate, duration(left), note,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Take the bar away, where work ended early."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "45 s", "3 min 20 s", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+@contextmanager
+def console_log(quiet: bool = False) -> Iterator[None]:
+    """While it is open, what twinlens has to say goes to standard error."""
+    handler = _Handler()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+class _Handler(logging.Handler):
+    """Writes above the bar, if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        tqdm.write(prefix + record.getMessage(), file=sys.stderr)

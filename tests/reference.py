@@ -1,0 +1,93 @@
+"""Slow, obvious loops: what the fast code must agree with."""
+
+from __future__ import annotations
+
+
+# --- measure: thresholds, curves and ranks --------------------------------------------------
+
+
+def error_rates(genuine, impostor, threshold, w_genuine=None, w_impostor=None):
+    """FAR and FRR at one threshold, pair by pair."""
+    w_genuine = [1] * len(genuine) if w_genuine is None else w_genuine
+    w_impostor = [1] * len(impostor) if w_impostor is None else w_impostor
+    far = sum(w for d, w in zip(impostor, w_impostor, strict=True) if d <= threshold)
+    frr = sum(w for d, w in zip(genuine, w_genuine, strict=True) if not d <= threshold)
+    return far / sum(w_impostor), frr / sum(w_genuine)
+
+
+def curve_points(genuine, impostor, w_genuine=None, w_impostor=None):
+    """(threshold, far, frr) at -inf and at each distinct distance."""
+    thresholds = [-float("inf"), *sorted({*genuine, *impostor})]
+    return [(t, *error_rates(genuine, impostor, t, w_genuine, w_impostor)) for t in thresholds]
+
+
+def area_under_roc(genuine, impostor):
+    """The share of (genuine, impostor) couples in the right order; a tie is half right."""
+    wins = sum((g < i) + 0.5 * (g == i) for g in genuine for i in impostor)
+    return wins / (len(genuine) * len(impostor))
+
+
+def equal_error_rate(genuine, impostor):
+    """Where the line between two neighbouring points of the curve crosses far = frr."""
+    points = curve_points(genuine, impostor)
+    for (_, far_0, frr_0), (_, far_1, frr_1) in zip(points, points[1:], strict=False):
+        if far_0 <= frr_0 and far_1 >= frr_1:
+            share = (frr_0 - far_0) / ((frr_0 - far_0) + (far_1 - frr_1))
+            return far_0 + share * (far_1 - far_0)
+    raise AssertionError("the rates cross somewhere")
+
+
+def strictest_threshold(impostor, target_far):
+    """The largest impostor distance whose FAR keeps to the target, else -inf."""
+    best = -float("inf")
+    for t in impostor:
+        if sum(d <= t for d in impostor) / len(impostor) <= target_far:
+            best = max(best, t)
+    return best
+
+
+def all_pairs(label, forged):
+    """Rows of all genuine pairs and of all impostor pairs, as sets of frozensets."""
+    genuine, impostor = set(), set()
+    for i in range(len(label)):
+        for j in range(i):
+            if forged[i] and forged[j]:
+                continue
+            if label[i] == label[j] and not forged[i] and not forged[j]:
+                genuine.add(frozenset((i, j)))
+            else:
+                impostor.add(frozenset((i, j)))
+    return genuine, impostor
+
+
+def leave_one_out(dist, label, forged, k):
+    """Recall at k and MAP@R over the probes that have something to find, one by one."""
+    recalls, precisions = [], []
+    for probe in range(len(label)):
+        others = [j for j in range(len(label)) if j != probe]
+        right = {j for j in others if label[j] == label[probe] and not forged[j]}
+        if forged[probe] or not right:
+            continue
+        ranked = sorted(others, key=lambda j: (dist[probe][j], j in right))
+        recalls.append(any(j in right for j in ranked[:k]))
+        total = 0.0
+        for rank in range(1, len(right) + 1):
+            if ranked[rank - 1] in right:
+                total += sum(j in right for j in ranked[:rank]) / rank
+        precisions.append(total / len(right))
+    return sum(recalls) / len(recalls), sum(precisions) / len(precisions)
+
+
+def redrawn_pairs(count, pairs):
+    """The pairs (index, identity a, identity b) of identities redrawn `count` times, one by one.
+
+    Copies of one identity are pairs of nothing; each copy brings its own inner pairs.
+    """
+    copies = [(identity, copy) for identity, c in enumerate(count) for copy in range(c)]
+    found = []
+    for index, a, b in pairs:
+        if a == b:
+            found += [index for identity, _ in copies if identity == a]
+        else:
+            found += [index for x, _ in copies if x == a for y, _ in copies if y == b]
+    return found

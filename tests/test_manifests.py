@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from twinlens.data.manifests import read_manifest
+from twinlens.data.sources import read_table
+from twinlens.errors import DataError
+
+
+def write(tmp_path, text, *, encoding="utf-8", name="list.csv"):
+    file = tmp_path / name
+    file.write_text(text, encoding=encoding)
+    return file
+
+
+def rows(table):
+    return [
+        (table.relative(row), table.identity[row], bool(table.forged[row]), table.split[row])
+        for row in range(len(table))
+    ]
+
+
+EXPECTED = [
+    ("a/1.png", "Zoë", False, "train"),
+    ("a/2.png", "Zoë", True, "val"),
+    ("b.png", "7", False, ""),
+]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", ", "])
+def test_csv_with_all_columns_in_any_order(tmp_path, encoding, delimiter):
+    lines = [
+        ("Split", "identity", "note", "path", "role"),
+        ("train", "Zoë", "x", "a/1.png", "genuine"),
+        ("validation", "Zoë", "", "./a/2.png", "Forged"),
+        ("", "7", "", str(tmp_path / "b.png"), ""),
+    ]
+    text = "\n".join(delimiter.join(line) for line in lines)
+    table = read_table(write(tmp_path, text, encoding=encoding))
+    assert rows(table) == EXPECTED
+    assert table.path[0] == str(tmp_path / "a/1.png")
+    assert table.root == tmp_path
+
+
+def test_parquet_gives_the_same(tmp_path):
+    columns = {
+        "path": ["a/1.png", "a/2.png", "b.png"],
+        "identity": pa.array(["Zoë", "Zoë", "7"]).dictionary_encode(),
+        "role": ["genuine", "forged", None],
+        "split": ["train", "valid", None],
+        "score": [1.0, 2.0, 3.0],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "list.parquet")
+    assert rows(read_table(tmp_path / "list.parquet")) == EXPECTED
+
+
+def test_identities_in_parquet_may_be_numbers(tmp_path):
+    file = tmp_path / "list.parquet"
+    pq.write_table(pa.table({"path": ["a", "b"], "identity": [12, 7]}), file)
+    assert read_manifest(file).identity.tolist() == ["12", "7"]
+    pq.write_table(pa.table({"path": ["a", "b"], "identity": [float("nan"), None]}), file)
+    with pytest.raises(DataError, match="row 1: no identity\n  row 2: no identity"):
+        read_manifest(file)
+
+
+def test_two_columns_are_enough_and_quotes_hold_commas(tmp_path):
+    table = read_manifest(write(tmp_path, 'path,identity\n"a, b.png","Doe, Jane"\nc.png,d\n\n'))
+    assert rows(table) == [("a, b.png", "Doe, Jane", False, ""), ("c.png", "d", False, "")]
+
+
+def test_a_root_replaces_the_manifests_folder(tmp_path):
+    file = write(tmp_path, "path,identity\na.png,x\n")
+    table = read_table(file, root=tmp_path / "elsewhere")
+    assert table.path.tolist() == [str(tmp_path / "elsewhere/a.png")]
+    assert table.relative(0) == "a.png"
+
+
+def test_a_row_that_is_repeated_counts_once(tmp_path):
+    table = read_manifest(write(tmp_path, "path,identity\na.png,x\n./a.png,x\nb.png,y\n"))
+    assert table.path.tolist() == [str(tmp_path / name) for name in ("a.png", "b.png")]
+
+
+def test_wrong_rows_are_named_all_at_once(tmp_path):
+    text = "path,identity,role,split\na,x,,\n,x,,\nb,,fake,dev\na,y,,\nb,x,genuine,train\n"
+    with pytest.raises(DataError) as caught:
+        read_manifest(write(tmp_path, text))
+    assert str(caught.value).splitlines()[1:] == [
+        "  line 3: no path",
+        "  line 4: no identity",
+        "  line 4: role is genuine, forged or empty, found 'fake'",
+        "  line 4: split is train, val, test or empty, found 'dev'",
+        "  line 5: says otherwise than line 2 of 'a'",
+    ]
+
+
+def test_the_first_ten_wrong_rows_are_named(tmp_path):
+    with pytest.raises(DataError) as caught:
+        read_manifest(write(tmp_path, "path,identity\n" + ",x\n" * 25))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 12
+    assert lines[-1] == "  and 15 more"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no column path and no column identity, found nothing"),
+        ("file,identity\na,b\n", "no column path, found file, identity: it needs path and"),
+        ("path,identity\n", "has no rows"),
+        ("path,identity\na,b,c\n", "3 cells in line 2 and 2 columns"),
+        ('path,identity\n"a,b\n', "cannot read the manifest"),
+    ],
+)
+def test_what_is_no_manifest_is_refused(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        read_manifest(write(tmp_path, text))
+
+
+def test_other_encodings_and_damaged_files_are_refused(tmp_path):
+    file = write(tmp_path, "path,identity\na.png,Zoë\n", encoding="latin-1")
+    with pytest.raises(DataError, match="is not UTF-8"):
+        read_manifest(file)
+    with pytest.raises(DataError, match="cannot read the manifest"):
+        read_manifest(write(tmp_path, "no parquet", name="list.parquet"))
+    with pytest.raises(DataError, match="cannot read the manifest"):
+        read_manifest(tmp_path / "gone.csv")
+
+
+def test_a_parquet_without_its_columns_is_refused(tmp_path):
+    pq.write_table(pa.table({"path": ["a"]}), tmp_path / "list.parquet")
+    with pytest.raises(DataError, match="no column identity, found path"):
+        read_manifest(tmp_path / "list.parquet")
