@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 
 # --- measure: thresholds, curves and ranks --------------------------------------------------
 
@@ -30,7 +32,7 @@ def area_under_roc(genuine, impostor):
 def equal_error_rate(genuine, impostor):
     """Where the line between two neighbouring points of the curve crosses far = frr."""
     points = curve_points(genuine, impostor)
-    for (_, far_0, frr_0), (_, far_1, frr_1) in zip(points, points[1:], strict=False):
+    for (_, far_0, frr_0), (_, far_1, frr_1) in pairwise(points):
         if far_0 <= frr_0 and far_1 >= frr_1:
             share = (frr_0 - far_0) / ((frr_0 - far_0) + (far_1 - frr_1))
             return far_0 + share * (far_1 - far_0)
@@ -91,3 +93,74 @@ def redrawn_pairs(count, pairs):
         else:
             found += [index for x, _ in copies if x == a for y, _ in copies if y == b]
     return found
+
+
+# --- learn: losses and mining, every pair and triplet in turn -------------------------------
+
+
+def all_triplets_loop(genuine, impostor):
+    size = range(len(genuine))
+    return [(a, p, n) for a in size for p in size for n in size if genuine[a][p] and impostor[a][n]]
+
+
+def semi_hard_loop(dist, genuine, impostor, margin):
+    best = {}
+    for a, p, n in all_triplets_loop(genuine, impostor):
+        if dist[a][p] < dist[a][n] < dist[a][p] + margin:
+            known = best.get((a, p))
+            if known is None or dist[a][n] < dist[a][known]:
+                best[a, p] = n
+    return sorted((a, p, n) for (a, p), n in best.items())
+
+
+def hardest_loop(dist, genuine, impostor):
+    found = []
+    for a in range(len(dist)):
+        positives = [p for p in range(len(dist)) if genuine[a][p]]
+        negatives = [n for n in range(len(dist)) if impostor[a][n]]
+        if positives and negatives:
+            farthest = max(positives, key=lambda p: dist[a][p])
+            nearest = min(negatives, key=lambda n: dist[a][n])
+            found.append((a, farthest, nearest))
+    return found
+
+
+def triplet_loss_loop(dist, triplets, margin, soft=False, active_only=False):
+    terms = []
+    for a, p, n in triplets:
+        behind = dist[a][p] - dist[a][n]
+        term = math.log1p(math.exp(behind)) if soft else max(behind + margin, 0.0)
+        if term > 0 or not active_only:
+            terms.append(term)
+    return sum(terms) / len(terms) if terms else 0.0
+
+
+def contrastive_loss_loop(dist, genuine, impostor, margin):
+    size = range(len(dist))
+    pull = [dist[i][j] ** 2 for i in size for j in size if genuine[i][j]]
+    push = [max(margin - dist[i][j], 0.0) ** 2 for i in size for j in size if impostor[i][j]]
+    mean_pull = sum(pull) / len(pull) if pull else 0.0
+    mean_push = sum(push) / len(push) if push else 0.0
+    return 0.5 * mean_pull + 0.5 * mean_push
+
+
+def supcon_loss_loop(dist, genuine, impostor, temperature):
+    terms = []
+    size = range(len(dist))
+    for a in size:
+        positives = [p for p in size if genuine[a][p]]
+        everyone = [n for n in size if genuine[a][n] or impostor[a][n]]
+        if positives:
+            total = math.fsum(math.exp(-dist[a][n] / temperature) for n in everyone)
+            shares = [math.exp(-dist[a][p] / temperature) / total for p in positives]
+            terms.append(-sum(math.log(share) for share in shares) / len(positives))
+    return sum(terms) / len(terms) if terms else 0.0
+
+
+def bce_loss_loop(logit, same):
+    mean = {}
+    for kind in (True, False):
+        chance = [1 / (1 + math.exp(-z)) for z, s in zip(logit, same, strict=True) if s is kind]
+        terms = [-math.log(c if kind else 1 - c) for c in chance]
+        mean[kind] = sum(terms) / len(terms) if terms else 0.0
+    return 0.5 * mean[True] + 0.5 * mean[False]

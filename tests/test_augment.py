@@ -89,7 +89,7 @@ def test_a_turn_agrees_with_pillow_on_a_picture_that_is_not_square(monkeypatch):
     turned = augment(x, AugmentSettings(rotate=25), seeded(), 0.0)[0, 0]
     picture = Image.fromarray(x[0, 0].numpy()).rotate(25, Image.Resampling.BILINEAR, fillcolor=0)
     inside = np.s_[4:-4, 4:-4]
-    np.testing.assert_allclose(turned.numpy()[inside], np.asarray(picture)[inside], atol=2e-3)
+    np.testing.assert_allclose(turned.numpy()[inside], np.asarray(picture)[inside], atol=5e-3)
 
 
 def test_a_shift_moves_by_its_share_and_fills(monkeypatch):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from twinlens.config import PictureSettings
 from twinlens.data import cache
-from twinlens.data.cache import Broken, Decoded, decode_table, default_cache_dir
+from twinlens.data.cache import Broken, Decoded, decode_table
 from twinlens.data.decode import read_array
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def decode(table: ImageTable, cache_dir: Path, **options: object) -> Decoded:
+def decode(table: ImageTable, cache_dir: Path | None, **options: object) -> Decoded:
     options = {"max_pixels": LIMIT, "max_broken": 0.2, "cache_dir": cache_dir, **options}
     return decode_table(table, SPEC, **options)
 
@@ -229,11 +229,10 @@ def test_a_cache_folder_that_cannot_be_one(folder: Path, tmp_path: Path) -> None
         decode(table, tmp_path / "file" / "cache", memory_limit=0)
 
 
-def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "twinlens" / "pixels"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_cache_dir() == Path.home() / ".cache" / "twinlens" / "pixels"
+def test_the_default_folder(folder: Path, own_cache: Path) -> None:
+    table = table_of(sorted(folder.iterdir()), folder)
+    decode(table, None, memory_limit=0)
+    assert len(list((own_cache / "pixels").glob("*.npy"))) == 1
 
 
 # --- too many broken ones -----------------------------------------------------------------------
@@ -313,3 +312,11 @@ def test_arrays_are_resized_and_coloured(tmp_path: Path) -> None:
     assert decoded.pixels.shape == (3, 3, 8, 6)
     np.testing.assert_array_equal(decoded.pixels[1], 100)
     np.testing.assert_array_equal(decoded.pixels[2], 0)
+
+
+def test_grey_arrays_of_the_right_size_are_taken_as_they_are(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (4, 8, 6), dtype=np.uint8)
+    spec = PictureSettings(size=(8, 6), color="grey")
+    decoded = decode_table(array_table(grey), spec, max_pixels=1, max_broken=0)
+    np.testing.assert_array_equal(decoded.pixels, grey[:, None])
+    assert decoded.pixels.flags.writeable

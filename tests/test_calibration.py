@@ -42,7 +42,7 @@ def test_the_threshold_keeps_to_the_target(calibration):
 
 
 def test_nearer_is_never_less_likely(calibration):
-    distance = np.linspace(-1, 20, 2000)
+    distance = np.linspace(-10, 20, 2000)
     for curve in (Platt(3.0, -4.0), Isotonic((0.5, 1.0, 4.0), (1.0, 0.7, 0.0))):
         p = Calibration(**{**calibration.__dict__, "curve": curve}).probability(distance)
         assert (np.diff(p) <= 1e-15).all()
@@ -151,6 +151,21 @@ def test_held_out_losses_do_not_see_the_judged_identities():
     assert isotonic > 0.6
     fitted = fit_isotonic(dist, same)(dist)
     assert np.mean(np.abs(fitted - same)) < 0.5
+
+
+def test_held_out_impostors_weigh_as_in_all_pairs():
+    # 20 identities with 10 genuine pairs and 10 forgeries each, and 190 strangers. Genuine pairs
+    # and strangers lie at 1, forgeries at 9. Most strangers stand between two folds, unjudged.
+    first, second = np.triu_indices(20, 1)
+    code = np.repeat(np.arange(20), 20)
+    code_a, code_b = np.concatenate([code, first]), np.concatenate([code, second])
+    same = np.concatenate([np.tile(np.arange(20) < 10, 20), np.zeros(190, dtype=bool)])
+    dist = np.concatenate([np.where(same[:400], 1.0, 9.0), np.ones(190)])
+    _, isotonic = held_out_losses(dist, same, code_a, code_b, 0)
+    share = 190 / 390  # of impostors that look genuine
+    p = 1 / (1 + share)
+    expected = (-math.log(p) - share * math.log(1 - p)) / 2
+    assert isotonic == pytest.approx(expected, abs=0.03)
 
 
 def test_few_identities_give_platt_and_no_held_out_loss():

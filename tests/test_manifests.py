@@ -79,7 +79,9 @@ def test_a_root_replaces_the_manifests_folder(tmp_path):
 
 
 def test_a_row_that_is_repeated_counts_once(tmp_path):
-    table = read_manifest(write(tmp_path, "path,identity\na.png,x\n./a.png,x\nb.png,y\n"))
+    table = read_manifest(
+        write(tmp_path, "path,identity\na.png,x\n./a.png,x\nb/../b.png,y\nb.png,y\n")
+    )
     assert table.path.tolist() == [str(tmp_path / name) for name in ("a.png", "b.png")]
 
 

@@ -41,9 +41,9 @@ def test_near_embeddings_lie_near(num: int) -> None:
 
 
 def test_the_same_map_twice_and_another_with_another_seed() -> None:
-    emb_ND, identity = clusters(8, 5)
+    emb_ND, identity = clusters(8, 4)
     first, again, other = (
-        embedding_map(emb_ND, identity, pictures(40), seed=seed) for seed in (0, 0, 1)
+        embedding_map(emb_ND, identity, pictures(32), seed=seed) for seed in (0, 0, 1)
     )
     assert first == again != other
 
@@ -58,14 +58,14 @@ def test_every_picture_is_a_thumbnail_or_a_dot_with_its_name() -> None:
     assert '<b>"Zoë" & 李</b> (forged)' in titles
     thumbnails, dots = len(list(root.iter(f"{SVG}image"))), len(list(root.iter(f"{SVG}circle")))
     assert thumbnails + dots == 80
-    assert thumbnails > 10
+    assert thumbnails >= 10  # One at least of each cluster.
 
 
 def test_thumbnails_are_bounded_and_lie_inside() -> None:
-    emb_ND, identity = clusters(40, 5)
-    root = ET.fromstring(embedding_map(emb_ND, identity, pictures(200), most_thumbnails=25))
+    emb_ND, identity = clusters(29, 1)
+    root = ET.fromstring(embedding_map(emb_ND, identity, pictures(29), most_thumbnails=9))
     found = list(root.iter(f"{SVG}image"))
-    assert len(found) == 25
+    assert len(found) == 9
     for node in found:
         x, y, w, h = (float(node.get(key, "nan")) for key in ("x", "y", "width", "height"))
         assert 0 <= x <= maps.MAP_SIZE[0] - w

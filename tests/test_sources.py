@@ -184,6 +184,11 @@ def test_genuine_and_forged_on_top_are_classes(picture_folder):
     assert not table.forged.any()
 
 
+def test_an_identity_may_be_called_genuine(picture_folder):
+    folder = picture_folder({"genuine": 1, "a/genuine": 1, "a/forged": 1})
+    assert read_table(folder).identity.tolist() == ["a", "a", "genuine"]
+
+
 def test_genuine_alone_is_a_name_like_any_other(picture_folder):
     assert read_table(picture_folder({"a/genuine": 1, "b/genuine": 1})).identities() == [
         "a/genuine",

@@ -16,6 +16,7 @@ from twinlens.measure.wording import (
 )
 
 NBSP = "\N{NO-BREAK SPACE}"
+DASH = "\N{EN DASH}"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_counts_intervals_and_paths() -> None:
     assert count_of(1, "identity") == "1 identity"
     assert count_of(3000, "identity") == "3,000 identities"
     assert count_of(0, "picture") == "0 pictures"
-    assert span(0.021, 0.045) == f"2.1–4.5{NBSP}%"
+    assert span(0.021, 0.045) == f"2.1{DASH}4.5{NBSP}%"
     assert span(None, 0.045) == ""
     assert dig({"a": {"b": 0}}, "a", "b") == 0
     assert dig({"a": None}, "a", "b") is None
@@ -69,9 +70,12 @@ def test_rows_of_all_results_in_order() -> None:
             "calibrated": {"threshold": 0.4, "far": figure, "frr": figure, "accuracy": None},
             "skilled": {"eer": figure, "tar_at_far": {"0.01": figure}, "far": figure},
         },
-        "retrieval": {"recall_at_1": figure, "map_at_r": {"value": None}},
+        "retrieval": {
+            "recall_at_1": figure, "recall_at_5": figure, "map_at_r": {"value": None},
+            "num_probes": 7,
+        },
         "one_shot": {"20-way-1-shot": figure, "5-way-5-shot": figure, "odd": 1.0},
-        "trials": {"accuracy": figure},
+        "trials": {"accuracy": figure, "eer": figure, "num_genuine": 3},
     }  # fmt: skip
     rows = list(result_rows(results))
     assert [row.name.replace(NBSP, " ") for row in rows] == [
@@ -86,20 +90,22 @@ def test_rows_of_all_results_in_order() -> None:
         "TAR at 1 % FAR, forgeries",
         "False accepts, forgeries",
         "Recall at 1",
+        "Recall at 5",
         "20-way one-shot accuracy",
         "5-way 5-shot accuracy",
         "odd",
-        "Given trials",
+        "Given trials, accuracy",
+        "Given trials, equal error rate",
     ]
     assert [row.name.replace(NBSP, " ") for row in rows if row.key] == [
         "Equal error rate",
         "TAR at 1 % FAR",
         "Recall at 1",
         "20-way one-shot accuracy",
-        "Given trials",
+        "Given trials, accuracy",
     ]
     assert rows[0].value == f"25.0{NBSP}%"
-    assert rows[0].interval == f"20.0–30.0{NBSP}%"
+    assert rows[0].interval == f"20.0{DASH}30.0{NBSP}%"
 
 
 def test_no_results_no_rows() -> None:

@@ -8,7 +8,6 @@ This module knows nothing of pictures or networks.
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -41,7 +40,6 @@ __all__ = [
     "SamplerSettings",
     "Settings",
     "TrainSettings",
-    "cache_folder",
     "load_recipe",
     "parse_overrides",
     "recipe_names",
@@ -53,9 +51,9 @@ AUTO = "auto"
 
 
 class Section(BaseModel):
-    """Frozen settings that refuse unknown keys."""
+    """Frozen settings that refuse unknown keys, infinity and NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSettings(Section):
@@ -105,7 +103,7 @@ class ModelSettings(Section):
     """
 
     backbone: str = "conv"
-    channels: tuple[PositiveInt, ...] = (64, 128, 128, 256)
+    channels: tuple[PositiveInt, ...] = Field((64, 128, 128, 256), min_length=1)
     pretrained: bool = False
     weights: str | None = None
     freeze: str = "none"
@@ -190,7 +188,7 @@ class TrainSettings(Section):
 class Settings(Section):
     """Everything that, with the data, makes a run repeatable."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     data: DataSettings = DataSettings()
     picture: PictureSettings = PictureSettings()
     model: ModelSettings = ModelSettings()
@@ -250,14 +248,6 @@ class Recipe:
         for key, value in (chosen or {}).items():
             _put(values, key, value)
         return _validate(values, f"recipe '{self.name}'")
-
-
-def cache_folder() -> Path:
-    """Where downloads, extracted archives and measurements of this machine are kept.
-
-    The environment variable TWINLENS_CACHE, else `~/.cache/twinlens`.
-    """
-    return Path(os.environ.get("TWINLENS_CACHE") or Path.home() / ".cache" / "twinlens")
 
 
 def recipe_names() -> list[str]:
@@ -336,37 +326,55 @@ def load_recipe(name: str = AUTO, overrides: Mapping[str, Any] | None = None) ->
         del values[section][field]
     recipe = Recipe(name, values, frozenset(auto), overrides)
     # The defaults stand in for what the data will fill in, so that mistakes show before work.
-    _validate(_nested(values), f"recipe '{name}'", partial=bool(auto))
+    recipe.settings()
     return recipe
 
 
-def _validate(values: dict[str, Any], what: str, partial: bool = False) -> Settings:
+def _validate(values: dict[str, Any], what: str) -> Settings:
     try:
-        return Settings.model_validate(values)
+        # Strict, since "3" is no number and true is not 1; TOML knows lists but no tuples.
+        return Settings.model_validate(_with_tuples(values), strict=True)
     except ValidationError as error:
-        # Rules that join several settings are judged once the data has filled in what is auto.
-        found = [e for e in error.errors() if not (partial and e["type"] == "value_error")]
-        if not found:
-            return Settings()
-        lines = [f"  {_explain(entry)}" for entry in found]
+        lines = [f"  {_explain(entry)}" for entry in error.errors()]
         raise ConfigError(f"the settings of {what} are wrong:\n" + "\n".join(lines)) from None
+
+
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        section: {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        if isinstance(fields, Mapping)
+        else fields
+        for section, fields in values.items()
+    }
 
 
 def _explain(entry: Any) -> str:
     path = [str(part) for part in entry["loc"] if not str(part).startswith("function-")]
     key = ".".join(path)
     if entry["type"] == "extra_forbidden":
-        return unknown_name("key", key, _known_keys())
-    message = entry["msg"].removeprefix("Value error, ")
-    if not key:
-        return str(message)
+        return _unknown_key(key)
+    message = str(entry["msg"])
+    if entry["type"] == "value_error":  # One of our own rules: it says what it found.
+        message = message.removeprefix("Value error, ")
+        return f"{key}: {message}" if key else message
     return f"{key}: {message[0].lower()}{message[1:]}, found {entry['input']!r}"
+
+
+def _unknown_key(key: str) -> str:
+    """Near names by the whole key, or else the keys of any section that end like it."""
+    known = _known_keys()
+    word = key.rpartition(".")[2]
+    same = [name for name in known if name.rpartition(".")[2] == word]
+    if same:
+        return f"unknown key '{key}': did you mean {' or '.join(same)}?"
+    sections = [name for name in Settings.model_fields if name not in known]
+    return unknown_name("key", key, known if "." in key else known + sections)
 
 
 def _known_keys() -> list[str]:
     keys = []
-    for name, field in Settings.model_fields.items():
-        section = field.annotation
+    for name, entry in Settings.model_fields.items():
+        section = entry.annotation
         if isinstance(section, type) and issubclass(section, Section):
             keys += [f"{name}.{key}" for key in section.model_fields]
         else:
@@ -395,6 +403,9 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
         raise ConfigError(f"'{section}' is a value, not a section, so '{key}' cannot be set")
     field, dot, arg = rest.partition(".")
     if dot:  # loss.args.alpha
-        inner.setdefault(field, {})[arg] = value
+        table = inner.setdefault(field, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"'{section}.{field}' is a value, so '{key}' cannot be set")
+        table[arg] = value
     else:
         inner[field] = value

@@ -31,6 +31,9 @@ __all__ = [
 ]
 
 
+MOST_NAMES = 80  # that a message lists
+
+
 class TwinlensError(Exception):
     """The base of every error that twinlens raises on purpose."""
 
@@ -72,8 +75,10 @@ class MissingExtraError(TwinlensError, ImportError):
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:
-    """One sentence about an unknown name: the near ones if there are any, else all of them."""
+    """One sentence about an unknown name: the near ones if there are any, else the choices."""
     choices = sorted(choices)
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}"
+    shown = ", ".join(choices[:MOST_NAMES])
+    rest = f" and {len(choices) - MOST_NAMES} more" if len(choices) > MOST_NAMES else ""
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {shown}{rest}"
     return f"unknown {kind} '{name}': {hint}"

@@ -78,10 +78,11 @@ def quarter_turns(x_BCHW: Tensor, turns_B: Tensor) -> Tensor:
     if not bool(turns_B.any()):
         return x_BCHW
     assert x_BCHW.shape[2] == x_BCHW.shape[3] or not bool((turns_B % 2).any())
-    turned = x_BCHW.clone()
-    for turns in turns_B.unique().tolist():
+    turned = torch.empty_like(x_BCHW)
+    for turns in range(4):
         which = (turns_B == turns).nonzero()[:, 0].to(x_BCHW.device)
-        turned[which] = x_BCHW[which].rot90(turns, (2, 3))
+        if len(which):
+            turned[which] = x_BCHW[which].rot90(turns, (2, 3))
     return turned
 
 

@@ -29,10 +29,11 @@ from numpy.typing import NDArray
 
 from twinlens.config import PictureSettings
 from twinlens.data.decode import read_array, to_array
+from twinlens.data.fetch import cache_folder
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, PictureError
 
-__all__ = ["Broken", "Decoded", "decode_table", "default_cache_dir"]
+__all__ = ["Broken", "Decoded", "decode_table"]
 
 CACHE_FORMAT = 1
 BLOCK_BYTES = 32 * 2**20
@@ -64,12 +65,6 @@ class Decoded:
     broken: tuple[Broken, ...]
 
 
-def default_cache_dir() -> Path:
-    """Where decoded pictures are kept: `$XDG_CACHE_HOME` or `~/.cache`, then `twinlens/pixels`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "twinlens" / "pixels"
-
-
 def decode_table(
     table: ImageTable,
     spec: PictureSettings,
@@ -92,7 +87,7 @@ def decode_table(
         max_pixels: as in `open_picture`.
         max_broken: the share of unreadable pictures in [0, 1] above which this is an error.
         progress: called with (pictures done, pictures in all) after each picture.
-        cache_dir: a folder for large results; `default_cache_dir()` if None.
+        cache_dir: a folder for large results; if None, `pixels` in `config.cache_folder()`.
         memory_limit: bytes of pixels that may be held in memory.
     Returns:
         The readable rows, their pixels, and what was skipped.
@@ -107,7 +102,7 @@ def decode_table(
         memory = _Memory(job.shape)
         broken_rows = _decode_into(job, memory)
         return _decoded(table, memory.pixels(), broken_rows)
-    folder = default_cache_dir() if cache_dir is None else cache_dir
+    folder = cache_folder() / "pixels" if cache_dir is None else cache_dir
     target = folder / f"{_key(table, spec, max_pixels)}.npy"
     found = _reuse(job, target)
     if found is None:
@@ -332,8 +327,8 @@ def _check_room(job: _Job, folder: Path) -> None:
 def _no_room(job: _Job, folder: Path, found: str) -> str:
     return (
         f"cannot keep {len(job.table):,} decoded pictures in {folder}: {found}, and "
-        f"{_size_text(job.bytes_needed)} are needed. Make room, name another cache folder, or "
-        "choose a smaller picture.size."
+        f"{_size_text(job.bytes_needed)} are needed. Make room, name another folder in "
+        "TWINLENS_CACHE, or choose a smaller picture.size."
     )
 
 

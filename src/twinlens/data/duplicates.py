@@ -35,7 +35,7 @@ LIMIT = 3.0
 SHARE = 0.2
 BAND_BITS = 16
 NUM_BANDS = 4
-WINDOW = 64
+WINDOW = 32
 # All pairs below this: medians of a handful of pictures say nothing.
 ALL_PAIRS_UP_TO = 400
 CHUNK = 16384
@@ -122,7 +122,7 @@ def near_duplicates(
     The 64 lowest frequencies of each thumbnail (cosine transform, without the mean) are cut to
     bits twice, at 0 and at their median over all pictures; each 64 bits are cut into 4 bands
     (pigeonhole: pictures whose bits differ in up to 3 places share a band). Pictures that share a
-    band are compared, in very full bands only with the 64 next in brightness. Up to 400 pictures
+    band are compared, in very full bands only with the 32 next in brightness. Up to 400 pictures
     are simply all compared.
 
     Args:
@@ -130,25 +130,83 @@ def near_duplicates(
         limit: as in `is_near`.
         share: as in `is_near`.
     """
-    num = len(thumb_NTT)
-    block_NF = _block_means(thumb_NTT)
+    first, same_as = _distinct(thumb_NTT)
+    looks = _Looks.of(thumb_NTT[first], limit, share)
+    num, capped = len(first), False
+    found = [np.stack([first[same_as], np.arange(len(thumb_NTT))], axis=1)]
     if num <= ALL_PAIRS_UP_TO:
-        tables, capped = [np.stack(np.triu_indices(num, 1), axis=1).astype(np.int64)], False
-        found = [_confirmed(pairs, thumb_NTT, block_NF, limit, share) for pairs in tables]
-        return NearDuplicates(_groups(found, num), capped)
-    found, capped = [], False
-    brightness_N = block_NF.mean(axis=1)
-    for key_N in _band_keys(thumb_NTT):
-        order = np.lexsort((brightness_N, key_N))
-        full = _neighbours_share(key_N[order], WINDOW + 1)
-        capped = capped or bool(full.any())
-        for pairs in _bucket_pairs(key_N, order):
-            found.append(_confirmed(pairs, thumb_NTT, block_NF, limit, share))
-    return NearDuplicates(_groups(found, num), capped)
+        pairs = np.stack(np.triu_indices(num, 1), axis=1).astype(np.int64)
+        found.append(first[looks.near(pairs)])
+    else:
+        for key_N in _band_keys(looks.thumb):
+            order = np.lexsort((looks.brightness, key_N))
+            capped = capped or bool(_neighbours_share(key_N[order], WINDOW + 1).any())
+            found.extend(first[looks.near(pairs)] for pairs in _bucket_pairs(key_N, order))
+    return NearDuplicates(_groups(np.concatenate(found), len(thumb_NTT)), capped)
+
+
+@dataclass(frozen=True, eq=False)
+class _Looks:
+    """Thumbnails with what makes comparing many of them cheap."""
+
+    thumb: NDArray[np.uint8]
+    coarse: NDArray[np.float32]  # (N, 16) block means
+    fine: NDArray[np.float32]  # (N, 64) block means
+    ink: NDArray[np.float32]  # (N,)
+    limit: float
+    share: float
+
+    @classmethod
+    def of(cls, thumb_NTT: NDArray[np.uint8], limit: float, share: float) -> _Looks:
+        parts = [thumb_NTT[i : i + CHUNK] for i in range(0, max(len(thumb_NTT), 1), CHUNK)]
+        ink = np.concatenate([_ink(_flat(part)) for part in parts])
+        coarse, fine = _block_means(thumb_NTT, 4), _block_means(thumb_NTT, 8)
+        return cls(thumb_NTT, coarse, fine, ink, limit, share)
+
+    @property
+    def brightness(self) -> NDArray[np.float32]:
+        brightness: NDArray[np.float32] = self.coarse.mean(axis=1)
+        return brightness
+
+    def near(self, pairs_Q2: Pairs) -> Pairs:
+        """Those pairs that `is_near` would confirm."""
+        kept = [np.empty((0, 2), dtype=np.int64)]
+        for start in range(0, len(pairs_Q2), CHUNK):
+            pairs = pairs_Q2[start : start + CHUNK]
+            # A block mean never differs by more than its pixels do on average: cheap bounds first.
+            for measure in (self._coarse_bound, self._fine_bound, self._difference):
+                a, b = pairs.T
+                most = np.minimum(self.limit, self.share * np.maximum(self.ink[a], self.ink[b]))
+                pairs = pairs[measure(a, b) <= most]
+            kept.append(pairs)
+        return np.concatenate(kept)
+
+    def _coarse_bound(self, a: Pairs, b: Pairs) -> NDArray[np.float32]:
+        return _mean_abs(self.coarse[a] - self.coarse[b])
+
+    def _fine_bound(self, a: Pairs, b: Pairs) -> NDArray[np.float32]:
+        return _mean_abs(self.fine[a] - self.fine[b])
+
+    def _difference(self, a: Pairs, b: Pairs) -> NDArray[np.float32]:
+        return _mean_abs(_flat(self.thumb[a]) - _flat(self.thumb[b]))
+
+
+def _mean_abs(difference: NDArray[np.float32]) -> NDArray[np.float32]:
+    mean: NDArray[np.float32] = np.abs(difference, out=difference).mean(axis=1)
+    return mean
+
+
+def _distinct(thumb_NTT: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first row of each distinct thumbnail, and for each row the place of its like there."""
+    place_of: dict[bytes, int] = {}
+    same_as = np.array(
+        [place_of.setdefault(thumb.tobytes(), len(place_of)) for thumb in thumb_NTT], np.int64
+    )
+    return np.unique(same_as, return_index=True)[1].astype(np.int64), same_as
 
 
 def _flat(thumb_QTT: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return thumb_QTT.reshape(len(thumb_QTT), -1).astype(np.float32)
+    return thumb_QTT.reshape(-1, THUMBNAIL * THUMBNAIL).astype(np.float32)
 
 
 def _ink(flat: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -156,30 +214,12 @@ def _ink(flat: NDArray[np.float32]) -> NDArray[np.float32]:
     return ink
 
 
-def _block_means(thumb_NTT: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(N, 16): means of 4 x 4 blocks. Their mean difference never exceeds the thumbnails'."""
-    side = THUMBNAIL // 4
-    blocks = thumb_NTT.reshape(len(thumb_NTT), 4, side, 4, side)
+def _block_means(thumb_NTT: NDArray[np.uint8], num: int) -> NDArray[np.float32]:
+    """(N, num^2): means of num x num blocks."""
+    side = THUMBNAIL // num
+    blocks = thumb_NTT.reshape(len(thumb_NTT), num, side, num, side)
     means: NDArray[np.float32] = blocks.mean(axis=(2, 4), dtype=np.float32)
-    return means.reshape(-1, 16)
-
-
-def _confirmed(
-    pairs: Pairs,
-    thumb_NTT: NDArray[np.uint8],
-    block_NF: NDArray[np.float32],
-    limit: float,
-    share: float,
-) -> Pairs:
-    kept: list[Pairs] = [np.empty((0, 2), dtype=np.int64)]
-    for start in range(0, len(pairs), CHUNK):
-        chunk = pairs[start : start + CHUNK]
-        bound = np.abs(block_NF[chunk[:, 0]] - block_NF[chunk[:, 1]]).mean(axis=1)
-        chunk = chunk[bound <= limit + 1e-3]
-        if len(chunk):
-            a, b = thumb_NTT[chunk[:, 0]], thumb_NTT[chunk[:, 1]]
-            kept.append(chunk[is_near(a, b, limit=limit, share=share)])
-    return np.concatenate(kept)
+    return means.reshape(-1, num * num)
 
 
 def _band_keys(thumb_NTT: NDArray[np.uint8]) -> Iterator[NDArray[np.int64]]:
@@ -222,9 +262,9 @@ def _bucket_pairs(key_N: NDArray[np.int64], order: NDArray[np.int64]) -> Iterato
         yield np.stack([order[left], order[left + distance]], axis=1)
 
 
-def _groups(found: Sequence[Pairs], num: int) -> tuple[tuple[int, ...], ...]:
+def _groups(pairs: Pairs, num: int) -> tuple[tuple[int, ...], ...]:
     """The connected sets of rows, each with two or more."""
-    pairs = np.concatenate([np.empty((0, 2), dtype=np.int64), *found])
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     label_N = np.arange(num)
     while True:
         lowest = np.minimum(label_N[pairs[:, 0]], label_N[pairs[:, 1]])

@@ -55,8 +55,8 @@ def demo(*, out: str | Path | None = None, quiet: bool = False) -> Iterator[str]
     found = measured.verification
     assert found is not None
     yield (
-        f"Of {found.num_genuine:,} pairs of the same and {found.num_impostor:,} of different digits "
-        f"7 to 9, it is wrong on {found.eer.value:.1%} (equal error rate)."
+        f"Of {found.num_genuine:,} pairs of the same and {found.num_impostor:,} of different "
+        f"digits, 7 to 9, it is wrong on {found.eer.value:.1%} (equal error rate)."
     )
     yield f"Look at {model.path.parent / 'report.html'}"
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 import twinlens
-from twinlens.config import ModelSettings, PictureSettings, cache_folder
+from twinlens.config import ModelSettings, PictureSettings
+from twinlens.data.fetch import cache_folder
 from twinlens.model.compute import Compute, has_bfloat16, pick_device, time_formats
 from twinlens.model.encoder import Encoder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from twinlens.config import DataSettings, cache_folder
+from twinlens.config import DataSettings
 from twinlens.data.cache import decode_table
 from twinlens.data.sources import read_table
 from twinlens.data.table import ImageTable
@@ -56,8 +56,7 @@ def embed(
             max_pixels=settings.max_pixels,
             max_broken=settings.max_broken,
             progress=Progress("reading"),
-            cache_dir=cache_folder() / "pictures",
-        )
+            )
         for broken in decoded.broken:
             log.warning("skipped %s: %s", broken.path, broken.reason)
         emb_ND = embed_pixels(

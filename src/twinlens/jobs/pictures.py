@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.config import DataSettings, cache_folder
+from twinlens.config import DataSettings
 from twinlens.data.cache import Broken, decode_table
 from twinlens.data.sources import read_table
 from twinlens.data.splits import assign_splits
@@ -76,7 +76,6 @@ def pictures_for(
         max_pixels=settings.max_pixels,
         max_broken=settings.max_broken,
         progress=Progress("reading"),
-        cache_dir=cache_folder() / "pictures",
     )
     for broken in decoded.broken:
         log.warning("skipped %s: %s", broken.path, broken.reason)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinlens.config import Recipe, Settings, cache_folder, load_recipe
+from twinlens.config import Recipe, Settings, load_recipe
 from twinlens.data.cache import Decoded, decode_table
 from twinlens.data.inspection import survey
 from twinlens.data.sources import read_table
@@ -142,7 +142,6 @@ def _prepare(
         max_pixels=split.max_pixels,
         max_broken=split.max_broken,
         progress=Progress("reading"),
-        cache_dir=cache_folder() / "pictures",
     )
     _say_broken(decoded)
     if stored is None:

@@ -162,7 +162,8 @@ def supcon(dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor, temperature
     logit_BB = _wide(dist_BB) / -temperature
     num_genuine_B = genuine_BB.sum(dim=1)
     anchor_B = num_genuine_B > 0
-    # Rows that are no anchors stay finite, so that their gradient is 0 and not NaN.
+    # Rows that are no anchors stay finite: the gradient of log-sum-exp of -inf alone is no matter
+    # to lean on.
     left_out_BB = ~(genuine_BB | impostor_BB) & anchor_B[:, None]
     all_B = logit_BB.masked_fill(left_out_BB, -torch.inf).logsumexp(dim=1)
     genuine_B = logit_BB.masked_fill(~genuine_BB, 0).sum(dim=1) / num_genuine_B.clamp_min(1)

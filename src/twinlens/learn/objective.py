@@ -37,9 +37,8 @@ class Objective(nn.Module):
         self.comparator = comparator
         self.library = None
         if settings.name.startswith("pml:"):
-            name = settings.name.removeprefix("pml:")
             self.library = losses.pml_loss(
-                name, settings.args, num_classes=num_labels, embedding_size=dim
+                settings.name, settings.args, num_classes=num_labels, embedding_size=dim
             )
 
     def forward(self, emb_BD: Tensor, batch: Batch) -> Tensor:

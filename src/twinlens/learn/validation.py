@@ -65,7 +65,7 @@ class Validator:
         if self.metric == "recall_at_1":
             found = retrieval(emb_ND, self.label, self.forged, comparison, replicates=0)
             assert found is not None  # There are genuine pairs.
-        return found.recall_at[1].value or 0.0
+            return found.recall_at[1].value or 0.0
         distance = pair_distances(emb_ND, self.pairs, comparison)
         curve = det_curve(distance[self.pairs.same], distance[~self.pairs.same])
         return 1 - eer(curve)

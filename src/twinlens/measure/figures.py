@@ -108,7 +108,7 @@ def distance_histogram(
     edges = _edges([part[0] for part in parts.values()], bins)
     with style("histogram"):
         figure, axes = new_figure(width, 300 if width >= 600 else 320)
-        tallest = 0.0
+        tallest = 1e-3
         for color, (distance, weight, label) in parts.items():
             share = np.histogram(distance, edges, weights=weight)[0] / weight.sum()
             tallest = max(tallest, float(share.max()))
@@ -121,7 +121,8 @@ def distance_histogram(
         axes.yaxis.set_major_formatter(percent_axis)
         if threshold is not None:
             _draw_threshold(axes, threshold, low, high)
-        _legend_above(axes, 3 if width >= 600 else 1)
+        if parts:
+            _legend_above(axes, 3 if width >= 600 else 1)
         return as_svg(figure, "histogram" + str(int(width)), _histogram_alt(pairs, threshold))
 
 

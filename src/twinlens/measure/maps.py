@@ -34,7 +34,7 @@ TWELVE = (
 
 
 def map_rows(
-    identity: Sequence[str], rng: np.random.Generator, most: int = 800
+    identity: Sequence[str], rng: np.random.Generator, most: int = 600
 ) -> NDArray[np.intp]:
     """Which pictures a map shows, sorted: all, or whole identities drawn at random up to `most`.
 
@@ -157,7 +157,7 @@ def _layout(emb_ND: Floats, seed: int) -> Floats:
 
     start_N2 = pca_NK[:, :2] / spread * 1e-4
     near = min(30.0, (len(pca_NK) - 1) / 3)
-    tsne = TSNE(init=start_N2, perplexity=near, learning_rate="auto", random_state=seed)
+    tsne = TSNE(init=start_N2, perplexity=near, max_iter=500, random_state=seed)
     at_N2: Floats = tsne.fit_transform(pca_NK).astype(np.float64)
     centred_N2 = at_N2 - at_N2.mean(axis=0)
     axes_22 = np.linalg.svd(centred_N2, full_matrices=False)[2]

@@ -80,7 +80,7 @@ class PicturePair:
 class MapPictures:
     """Pictures for the map: (N, D) embeddings, N identities, (N, C, H, W) pixels (or a memmap).
 
-    Of more than 800, 800 are drawn at random from `seed`, whole identities first.
+    Of more than 600, 600 are drawn at random from `seed`, whole identities first.
     """
 
     embedding: NDArray[np.floating[Any]]
@@ -377,8 +377,8 @@ def _shown(pair: PicturePair, content: ReportContent, *, genuine: bool) -> dict[
 
 
 def _breakable(path: str) -> Markup:
-    """A path that may break into lines after its slashes and underscores."""
-    return Markup(re.sub(r"([/_\\]+)", r"\1<wbr>", str(escape(path))))
+    """A path that may break into lines after slashes and underscores, and before dots."""
+    return Markup(re.sub(r"([/_\\]+)|(?=\.)", r"\1<wbr>", str(escape(path))))
 
 
 def _split(content: ReportContent, name: str) -> SplitCount | None:

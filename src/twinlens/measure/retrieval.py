@@ -152,8 +152,9 @@ def nearest_correct(
 def _ascending(dist: NDArray[np.float32]) -> NDArray[np.int32]:
     """Integers in the order of the floats, equal where these are equal.
 
-    A float's bits read as an integer ascend with it, and descend where it is negative. Distance
-    and rightness then fit in one number, and need no second sort to settle ties.
+    A float's bits read as an integer ascend with it, and descend where it is negative; both zeros
+    become 0. Distance and rightness then fit in one number, and need no second sort to settle
+    ties.
     """
-    bits = (dist + np.float32(0)).view(np.int32)  # + 0 turns -0.0 into 0.0
+    bits = dist.view(np.int32)
     return np.where(bits < 0, np.int32(np.iinfo(np.int32).min) - bits, bits)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from contextlib import AbstractContextManager
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ Floats = NDArray[np.floating[Any]]
 # Drawn in these, then replaced by `var(--name, colour)`: the values must differ from each other.
 COLORS = {
     "genuine": "#1f66b0",
-    "impostor": "#b9540a",
+    "impostor": "#b04f08",
     "skilled": "#8b3a9b",
     "ink": "#1d1f22",
     "muted": "#5b6068",
@@ -106,7 +107,11 @@ def new_figure_with_strip(width: float, height: float) -> tuple[Figure, Axes, Ax
 def as_svg(figure: Figure, name: str, alt: str) -> str:
     """The figure as one element: no prologue or metadata, colours as variables, own ids."""
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    with warnings.catch_warnings():
+        # The fonts here only measure: the reader's own draw the text, whatever its script.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        without = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(out, format="svg", metadata=without)
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -131,7 +136,8 @@ def thin(x: Floats, y: Floats, most: int = 1500) -> tuple[Floats, Floats]:
     if len(x) <= most:
         return x, y
     length = sum(np.abs(np.diff(v)) / max(float(np.ptp(v)), 1e-12) for v in (x, y))
-    mile = np.floor(np.concatenate([[0.0], np.cumsum(length)]) * most / 2)
-    keep = np.flatnonzero(np.diff(mile, prepend=-1.0))
-    keep = np.unique(np.concatenate([keep, [len(x) - 1]]))
+    mile = np.floor(np.concatenate([[0.0], np.cumsum(length)]) * most / 4)
+    # The first and the last point of each mile, so that a jump stays where it is.
+    first = np.flatnonzero(np.diff(mile, prepend=-1.0))
+    keep = np.union1d(first, np.append(first[1:], len(x)) - 1)
     return x[keep], y[keep]

@@ -54,15 +54,26 @@ def result_rows(results: Mapping[str, Any]) -> Iterator[Row]:
     ):
         yield from _row(dig(verification, "calibrated", key), name, meaning)
     yield from _skilled_rows(verification.get("skilled"))
-    for key, name, meaning in (
-        ("recall_at_1", "Recall at 1", "the nearest other picture is the same identity"),
-        ("map_at_r", "MAP at R", "the identity's R pictures come first, in order"),
-    ):
-        yield from _row(dig(results, "retrieval", key), name, meaning, key == "recall_at_1")
+    yield from _retrieval_rows(dig(results, "retrieval") or {})
     for place, (name, entry) in enumerate((dig(results, "one_shot") or {}).items()):
         yield from _row(entry, *_episode(name), place == 0)
-    meaning = "right answers on the pairs or trials that were given"
-    yield from _row(dig(results, "trials", "accuracy"), "Given trials", meaning, True)
+    for key, name, meaning in (
+        ("accuracy", "Given trials, accuracy", "right answers on the trials that were given"),
+        ("eer", "Given trials, equal error rate", "false accepts as frequent as false rejects"),
+        ("auc", "Given trials, area under ROC", "a genuine pair closer than an impostor pair"),
+    ):
+        yield from _row(dig(results, "trials", key), name, meaning, key == "accuracy")
+
+
+def _retrieval_rows(part: Mapping[str, Any]) -> Iterator[Row]:
+    for key, entry in part.items():
+        if key.startswith("recall_at_"):
+            near = key.removeprefix("recall_at_")
+            which = "the nearest" if near == "1" else f"one of the {near} nearest"
+            meaning = f"{which} other picture{'' if near == '1' else 's'} is the same identity"
+            yield from _row(entry, f"Recall at {near}", meaning, near == "1")
+    meaning = "the identity's R pictures come first, in order"
+    yield from _row(part.get("map_at_r"), "MAP at R", meaning)
 
 
 def _tar_rows(part: Mapping[str, Any], meaning: str, suffix: str = "") -> Iterator[Row]:
@@ -111,7 +122,7 @@ def number(value: float) -> str:
 def percent(value: float, sign: str = "\N{NO-BREAK SPACE}%") -> str:
     """A share as per cent: 3.2 %, 0.31 %, 100 %; never rounded to 0 or 100 when it is not."""
     share = 100 * value
-    near = min(abs(share), abs(100 - share))
+    near = round(min(abs(share), abs(100 - share)), 9)
     places = 0 if near == 0 else 1 if near >= 0.95 else min(4, 1 - math.floor(math.log10(near)))
     return f"{share:.{places}f}{sign}"
 

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, unknown_name
 
-__all__ = ["OWN_BACKBONES", "freeze_before", "is_own", "make_backbone", "num_features", "pretrained_picture"]
+__all__ = [
+    "OWN_BACKBONES",
+    "check_backbone",
+    "freeze_before",
+    "is_own",
+    "make_backbone",
+    "num_features",
+    "pretrained_picture",
+]
 
 
 def conv(picture: PictureSettings, channels: tuple[int, ...]) -> nn.Sequential:
@@ -90,6 +98,21 @@ def is_own(name: str) -> bool:
     return name in OWN_BACKBONES
 
 
+def check_backbone(name: str) -> None:
+    """Refuse a name that neither we nor timm know, before any work is done.
+
+    Raises:
+        ConfigError: with the near names.
+    """
+    if is_own(name):
+        return
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        names = [*OWN_BACKBONES, *timm.list_models()]
+        raise ConfigError(unknown_name("backbone", name, names))
+
+
 def make_backbone(model: ModelSettings, picture: PictureSettings, load: bool = True) -> nn.Module:
     """Build a backbone, with its pretrained weights if the settings name any.
 
@@ -117,9 +140,7 @@ def make_backbone(model: ModelSettings, picture: PictureSettings, load: bool = T
 def _timm_backbone(model: ModelSettings, picture: PictureSettings, pretrained: bool) -> nn.Module:
     import timm
 
-    if not timm.is_model(model.backbone.partition(".")[0]):
-        names = [*OWN_BACKBONES, *timm.list_models()]
-        raise ConfigError(unknown_name("backbone", model.backbone, names))
+    check_backbone(model.backbone)
     arguments: dict[str, Any] = {"num_classes": 0, "in_chans": picture.channels}
     if "img_size" in _arguments_of(model.backbone):
         arguments["img_size"] = picture.size
@@ -127,7 +148,7 @@ def _timm_backbone(model: ModelSettings, picture: PictureSettings, pretrained: b
         backbone: nn.Module = timm.create_model(model.backbone, pretrained=pretrained, **arguments)
     except Exception as error:
         # timm and its hub client raise many kinds, from "no such tag" to "no network".
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        line = _first_line(error)
         what = "the pretrained weights of" if pretrained else "the network"
         raise ConfigError(
             f"timm could not build {what} '{model.backbone}' for {picture.channels}-channel "
@@ -161,10 +182,14 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ConfigError(f"{path} does not hold weights that can be read: {error}") from error
-    weights = weights.get("state_dict", weights) if isinstance(weights, dict) else {}
+        raise ConfigError(
+            f"{path} does not hold weights that can be read: {_first_line(error)}"
+        ) from error
+    weights = _tensors(weights)
     own = backbone.state_dict()
-    missing = sorted(set(own) - set(weights))
+    # Old files lack the count of batches, which no network of ours reads.
+    needed = [name for name in own if not name.endswith("num_batches_tracked")]
+    missing = sorted(set(needed) - set(weights))
     wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
     if missing or wrong:
         name = (missing or wrong)[0]
@@ -172,7 +197,20 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
             f"{path} is of another network: {len(missing)} of {len(own)} tensors are missing and "
             f"{len(wrong)} have another shape, the first of them '{name}'"
         )
-    backbone.load_state_dict({name: weights[name] for name in own})
+    backbone.load_state_dict({name: weights.get(name, own[name]) for name in own})
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    """The tensors by name of what a weights file held, be it the bare dict or a checkpoint."""
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        return {}
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def freeze_before(backbone: nn.Module, layer: str) -> list[nn.Module]:
@@ -183,7 +221,8 @@ def freeze_before(backbone: nn.Module, layer: str) -> list[nn.Module]:
             pass in timm's and in our networks.
         layer: "none", "all", or the name of a module, as in `named_modules()`.
     Returns:
-        The frozen modules without children; batch norms among them must not see `train()`.
+        The modules that are frozen as a whole; they must not see `train()`, since it would move
+        the statistics of batch norms among them.
     Raises:
         ConfigError: no layer of that name.
     """
@@ -196,27 +235,40 @@ def freeze_before(backbone: nn.Module, layer: str) -> list[nn.Module]:
     for name, module in backbone.named_modules():
         if name == layer:
             break
-        if not any(module.children()):
-            module.requires_grad_(False)
+        # Some parameters hang on a module that has children too: class tokens, positions.
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+        holds_layer = layer != "all" and (not name or layer.startswith(f"{name}."))
+        if not holds_layer:
             frozen.append(module)
     return frozen
 
 
 @torch.no_grad()
 def num_features(backbone: nn.Module, picture: PictureSettings) -> int:
-    """The number of features F that a backbone gives for one picture."""
+    """The number of features F that a backbone gives for one picture.
+
+    Raises:
+        ConfigError: the network cannot take pictures of this size.
+    """
     backbone.eval()
-    features_BF: Tensor = backbone(torch.zeros(1, picture.channels, *picture.size))
+    try:
+        features_BF: Tensor = backbone(torch.zeros(1, picture.channels, *picture.size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"the network cannot take {picture.channels}-channel pictures of "
+            f"{picture.size[0]}x{picture.size[1]} ({_first_line(error)}): set another picture.size"
+        ) from error
     backbone.train()
     return int(features_BF.flatten(1).shape[1])
 
 
 def pretrained_picture(model: ModelSettings) -> dict[str, Any] | None:
-    """What pretrained weights expect: `size` (one side), `mean`, `std`; None for our networks.
+    """What pretrained weights expect: `size` (one side), `mean`, `std`; None without any.
 
     Read from timm's own record of the network, for weights of timm's and for local ones alike.
     """
-    if is_own(model.backbone):
+    if is_own(model.backbone) or not (model.pretrained or model.weights is not None):
         return None
     import timm
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import twinlens
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
-from twinlens.errors import ModelError
+from twinlens.errors import ConfigError, ModelError
 from twinlens.model.comparators import Comparator, make_comparator
 from twinlens.model.encoder import Encoder
 
@@ -30,6 +30,11 @@ __all__ = ["FORMAT", "Bundle", "Origin", "hash_identities", "load_bundle", "mode
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+_DAMAGES = (
+    KeyError, TypeError, RuntimeError, ValidationError, SafetensorError, ConfigError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,12 @@ def save_bundle(
     fingerprint = _fingerprint(description)
     bundle = Bundle(encoder, comparator, fingerprint, calibration, origin, part)
     _write_description(bundle, description)
-    shutil.rmtree(folder, ignore_errors=True)
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
     part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
     return replace(bundle, path=folder)
 
 
@@ -133,6 +142,12 @@ def load_bundle(path: str | Path) -> Bundle:
             f"the model {folder} is damaged: {WEIGHTS} is missing or is not the file that "
             f"{DESCRIPTION} names. Copy the whole folder again, or train again."
         )
+    fingerprint = _fingerprint(description)
+    if description.get("fingerprint") != fingerprint:
+        raise ModelError(
+            f"the model {folder} is damaged: {DESCRIPTION} was changed after it was written, and "
+            "its embeddings would be another model's. Copy the whole folder again."
+        )
     try:
         picture = PictureSettings.model_validate(description["picture"])
         settings = ModelSettings.model_validate(description["model"])
@@ -142,14 +157,13 @@ def load_bundle(path: str | Path) -> Bundle:
         encoder.load_state_dict(_part(weights, "encoder."))
         comparator.load_state_dict(_part(weights, "comparator."))
         origin = _origin(description.get("origin"))
-    except (KeyError, TypeError, RuntimeError, ValidationError, SafetensorError) as error:
-        line = str(error).splitlines()[0]
+    except _DAMAGES as error:
+        line = " ".join(str(error).split())
         raise ModelError(f"the model {folder} is damaged: {line}") from error
     encoder.eval()
     comparator.eval()
     return Bundle(
-        encoder, comparator, _fingerprint(description), description.get("calibration"), origin,
-        folder,
+        encoder, comparator, fingerprint, description.get("calibration"), origin, folder,
     )  # fmt: skip
 
 

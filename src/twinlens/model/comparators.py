@@ -9,11 +9,15 @@ Shapes: N, M embeddings of D dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from twinlens.errors import ConfigError, unknown_name
 
 __all__ = ["COMPARATORS", "Comparator", "NumpyComparison", "make_comparator", "safe_sqrt"]
 
@@ -29,14 +33,14 @@ def safe_sqrt(square: Tensor) -> Tensor:
 
 def square_matrix(a_ND: Tensor, b_MD: Tensor) -> Tensor:
     """`res[i, j] = |a[i] - b[j]|^2`, by one matrix product."""
-    cross_NM = a_ND @ b_MD.T
+    # The inputs are float32, but autocast would still multiply them in bfloat16.
+    with torch.autocast(a_ND.device.type, enabled=False):
+        cross_NM = a_ND @ b_MD.T
     return (a_ND.square().sum(1)[:, None] + b_MD.square().sum(1) - 2 * cross_NM).clamp_min(0)
 
 
 class Comparator(nn.Module):
     """What all comparators share; distances are computed in float32 even inside autocast."""
-
-    is_metric = True
 
     def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
         """`res[i, j]` = the distance of a[i] and b[j], shape (N, M)."""
@@ -76,7 +80,7 @@ class Cosine(Comparator):
 
     def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
         a_ND, b_MD = F.normalize(a_ND.float(), dim=1), F.normalize(b_MD.float(), dim=1)
-        return (1 - a_ND @ b_MD.T).clamp_min(0)
+        return square_matrix(a_ND, b_MD) / 2
 
     def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         # By the difference, so that an embedding has distance exactly 0 to itself.
@@ -96,10 +100,10 @@ class Sigmoid(Comparator):
         self.bias = nn.Parameter(torch.ones(()))
 
     def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
-        return self.log_scale.exp() * Euclidean().matrix(a_ND, b_MD)
+        return self.log_scale.exp() * safe_sqrt(square_matrix(a_ND.float(), b_MD.float()))
 
     def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
-        return self.log_scale.exp() * Euclidean().pairwise(a_ND, b_ND)
+        return self.log_scale.exp() * safe_sqrt((a_ND.float() - b_ND.float()).square().sum(1))
 
     def logits(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         return self.bias - self.pairwise(a_ND, b_ND)
@@ -111,8 +115,6 @@ class Network(Comparator):
     The distance is what the logit loses against a pair of identical pictures, and no pair is
     closer than that. It is not a metric: the triangle inequality does not hold.
     """
-
-    is_metric = False
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -128,10 +130,11 @@ class Network(Comparator):
         return self._logit((a_ND.float() - b_ND.float()).abs())
 
     def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
-        # The reference goes through the same product as the pairs, so that 0 is exactly 0.
         nothing = torch.zeros_like(a_ND[:1])
         logit = self.logits(torch.cat([nothing, a_ND]), torch.cat([nothing, b_ND]))
-        return (logit[0] - logit[1:]).clamp_min(0)
+        # The last bits of a product depend on the row, so that 0 must be said to be 0.
+        equal_N = (a_ND == b_ND).all(dim=1)
+        return (logit[0] - logit[1:]).clamp_min(0).masked_fill(equal_N, 0)
 
     def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
         num, dim = b_MD.shape
@@ -143,19 +146,25 @@ class Network(Comparator):
         return torch.cat(blocks) if blocks else a_ND.new_zeros(0, num)
 
 
-COMPARATORS = ("euclidean", "squared-euclidean", "cosine", "sigmoid", "network")
+_MAKERS: dict[str, Callable[[int], Comparator]] = {
+    "euclidean": lambda dim: Euclidean(),
+    "squared-euclidean": lambda dim: SquaredEuclidean(),
+    "cosine": lambda dim: Cosine(),
+    "sigmoid": lambda dim: Sigmoid(),
+    "network": Network,
+}
+COMPARATORS = tuple(_MAKERS)
 
 
 def make_comparator(name: str, dim: int) -> Comparator:
-    """The comparator of that name for embeddings of `dim` dimensions."""
-    made: dict[str, Comparator] = {
-        "euclidean": Euclidean(),
-        "squared-euclidean": SquaredEuclidean(),
-        "cosine": Cosine(),
-        "sigmoid": Sigmoid(),
-        "network": Network(dim),
-    }
-    return made[name]
+    """The comparator of that name for embeddings of `dim` dimensions.
+
+    Raises:
+        ConfigError: no such comparator.
+    """
+    if name not in _MAKERS:
+        raise ConfigError(unknown_name("comparator", name, COMPARATORS))
+    return _MAKERS[name](dim)
 
 
 class NumpyComparison:
@@ -176,7 +185,9 @@ class NumpyComparison:
         return _array(self._comparator.pairwise(self._tensor(a_ND), self._tensor(b_ND)))
 
     def _tensor(self, array: NDArray[np.float32]) -> Tensor:
-        return torch.as_tensor(array, device=self._device)
+        # torch warns when it is to share memory that is read-only: memory-mapped embeddings.
+        array = np.asarray(array, dtype=np.float32)
+        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self._device)
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:

@@ -13,13 +13,15 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from twinlens.config import TrainSettings, cache_folder
+from twinlens.config import TrainSettings
+from twinlens.data.fetch import cache_folder
 from twinlens.errors import ConfigError
 from twinlens.model.encoder import Encoder
 
@@ -48,7 +50,7 @@ class Compute:
         """Move a network to the device and into the memory format."""
         module.to(self.device)
         if self.channels_last:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
 
     def __str__(self) -> str:
         precision = "bfloat16" if self.bfloat16 else "float32"
@@ -74,7 +76,7 @@ def pick_device(name: str) -> str:
 def has_bfloat16(device: str) -> bool:
     """Whether the hardware multiplies bfloat16 itself; elsewhere it is slower than float32."""
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device != "cpu":
         return False
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -100,8 +102,9 @@ def choose_compute(encoder: Encoder, train: TrainSettings, batch_size: int) -> C
         return options[0]
     key = _key(encoder, device, batch_size)
     known = _read_known()
-    if key in known and Compute(device, *known[key]) in options:
-        return Compute(device, *known[key])
+    for option in options:
+        if known.get(key) == [option.bfloat16, option.channels_last]:
+            return option
     timed = time_formats(encoder, options, batch_size)
     plain, best = timed[0], min(timed, key=_seconds)
     chosen = best if _seconds(best) * GAIN < _seconds(plain) else plain
@@ -115,21 +118,24 @@ def time_formats(
     """Time one forward and backward pass in each way, in turns, and take each one's fastest."""
     saved = {k: v.clone() for k, v in encoder.state_dict().items()}
     device = options[0].device
+    was_training = encoder.training
     encoder.to(device).train()
     shape = (batch_size, encoder.picture.channels, *encoder.picture.size)
-    pictures = torch.rand(shape, device=device)
+    pictures = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
     best = [float("inf")] * len(options)
-    for turn in range(rounds + 1):
-        for index, option in enumerate(options):
-            memory = torch.channels_last if option.channels_last else torch.contiguous_format
-            encoder.to(memory_format=memory)  # type: ignore[call-overload]
-            seconds = _time_step(lambda how=option: _step(encoder, pictures, how), device)
-            if turn:  # The first turn warms up.
-                best[index] = min(best[index], seconds)
-    encoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    with torch.random.fork_rng(devices=[]):  # Dropout must not move the caller's random numbers.
+        for turn in range(rounds + 1):
+            for index, option in enumerate(options):
+                memory = torch.channels_last if option.channels_last else torch.contiguous_format
+                encoder.to(memory_format=memory)
+                seconds = _time_step(partial(_step, encoder, pictures, option), device)
+                if turn:  # The first turn warms up.
+                    best[index] = min(best[index], seconds)
+    encoder.to(memory_format=torch.contiguous_format)
     encoder.load_state_dict(saved)
     encoder.zero_grad(set_to_none=True)
-    return [Compute(o.device, o.bfloat16, o.channels_last, s) for o, s in zip(options, best)]  # noqa: B905
+    encoder.train(was_training)
+    return [replace(option, seconds=s) for option, s in zip(options, best, strict=True)]
 
 
 def _step(encoder: Encoder, pictures: torch.Tensor, option: Compute) -> None:
@@ -174,7 +180,7 @@ def _known_file() -> Path:
 def _read_known() -> dict[str, list[bool]]:
     try:
         return dict(json.loads(_known_file().read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return {}
 
 

@@ -101,7 +101,8 @@ def embed_pixels(
     Returns:
         Embeddings, shape (N, D), row by row of `pixels_NCHW`.
     """
-    size = batch_size or (256 if is_own(encoder.model_settings.backbone) else 32)
+    own = is_own(encoder.model_settings.backbone)
+    size = batch_size if batch_size is not None else 256 if own else 32
     num = len(pixels_NCHW)
     emb_ND = np.zeros((num, encoder.model_settings.embedding), dtype=np.float32)
     device = encoder.device

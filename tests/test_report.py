@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from twinlens.measure import maps, report
+from twinlens.measure.report import (
+    Choice,
+    MapPictures,
+    OperatingPoint,
+    PicturePair,
+    ReportContent,
+    ScoredPairs,
+    SplitCount,
+    cautions,
+    render_report,
+    summary,
+    worst_rows,
+    write_report,
+)
+from twinlens.measure.svg import COLORS
+
+EVIL = '<script>alert("1")</script>\'"&'
+VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
+NBSP = "\N{NO-BREAK SPACE}"
+
+
+def figure(value: float) -> dict[str, float | None]:
+    return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
+
+RESULTS: dict[str, Any] = {
+    "split": "test",
+    "identity_disjoint": True,
+    "verification": {
+        "eer": figure(0.05),
+        "auc": figure(0.98),
+        "tar_at_far": {"0.1": figure(0.97), "0.01": figure(0.8)},
+        "calibrated": {"threshold": 0.5, "far": figure(0.012), "frr": figure(0.2)},
+    },
+    "retrieval": {"recall_at_1": figure(0.9)},
+    "one_shot": {"20-way-1-shot": figure(0.85)},
+}
+
+
+def full(name: str = "Zoë 李") -> ReportContent:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (12, 1, 10, 8), dtype=np.uint8)
+    distance = np.concatenate([rng.normal(0.3, 0.1, 20), rng.normal(0.8, 0.1, 60)])
+    pair = PicturePair(pixels[0], pixels[1], name, "b", f"a/{name}.png", "b/2.png", 0.42, name)
+    return ReportContent(
+        title=name,
+        data=name,
+        results=RESULTS,
+        splits=[SplitCount("train", 300, 30), SplitCount("test", 100, 25)],
+        pairs=ScoredPairs(distance, np.arange(80) < 20, np.arange(80) > 70),
+        operating=OperatingPoint(0.5, 0.01, 0.45, 0.55, 4500, "isotonic"),
+        history=[
+            {"step": s, "loss": 1 / s, "rate": 0.1, "val": s / 9, "event": name if s == 4 else ""}
+            for s in range(1, 9)
+        ],
+        metric=name,
+        map=MapPictures(rng.normal(size=(12, 4)), [name, "b"] * 6, pixels),
+        nearest_impostors=[pair] * 3,
+        farthest_genuine=[dataclasses.replace(pair, distance=0.9, note="")] * 2,
+        broken=[(f"{name}/1.png", name)],
+        findings=[f"a duplicate: {name}"],
+        settings=[Choice("picture.size", name, name)],
+        facts=[("Seed", name)],
+        command=f"twinlens train '{name}'",
+    )
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render_report(full())
+
+
+class Outline(HTMLParser):
+    """Checks that tags are closed in order, and gathers what the tests ask for."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.headings: list[tuple[str, str]] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, key, value if value is not None else "") for key, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append((tag, ""))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, key, value if value is not None else "") for key, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("h1", "h2", "h3"):
+            tag, text = self.headings[-1]
+            self.headings[-1] = (tag, text + data)
+
+    def values(self, key: str, tag: str | None = None) -> list[str]:
+        return [v for t, k, v in self.attributes if k == key and tag in (None, t)]
+
+
+def test_the_outline_of_a_full_page(page: str) -> None:
+    assert Outline(page).headings == [
+        ("h1", "Zoë 李"),
+        ("h2", "How to read this page"),
+        ("h2", "Results on the test split"),
+        ("h2", "Distances"),
+        ("h2", "Errors at every threshold"),
+        ("h2", "Learning"),
+        ("h3", "What the guard did"),
+        ("h2", "A map of the pictures"),
+        ("h2", "Worst pairs"),
+        ("h3", "Nearest impostors"),
+        ("h3", "Farthest genuine pairs"),
+        ("h2", "Skipped"),
+        ("h2", "Settings, and how to repeat it"),
+        ("h3", "Data"),
+        ("h3", "Settings"),
+        ("h3", "Where and when"),
+    ]
+
+
+def test_what_is_not_given_is_left_out() -> None:
+    page = Outline(render_report(ReportContent(title="m", data="d", results={})))
+    assert [text for tag, text in page.headings if tag == "h2"] == [
+        "How to read this page",
+        "Settings, and how to repeat it",
+    ]
+    assert page.tags["svg"] == 0
+
+
+def test_nothing_that_a_user_names_becomes_markup() -> None:
+    plain, evil = Outline(render_report(full("name"))), Outline(render_report(full(EVIL)))
+    assert evil.tags["script"] == 0
+    # Longer paths break into lines at more places; nothing else may differ.
+    plain.tags["wbr"] = evil.tags["wbr"] = 0
+    assert evil.tags == plain.tags
+    assert f"{EVIL}, a/{EVIL}.png" in evil.values("alt", "img")
+    assert evil.headings[0] == ("h1", EVIL)
+
+
+def test_the_page_loads_nothing(page: str) -> None:
+    outline = Outline(page)
+    for key in ("src", "href", "xlink:href"):
+        for value in outline.values(key):
+            assert value.startswith(("data:image/", "#")), value
+    assert not re.search(r"url\((?!#)|@import|<link|<script", page)
+    assert set(re.findall(r"https?://[^\s\"'<]+", page)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page: str) -> None:
+    outline = Outline(page)
+    ids = outline.values("id")
+    assert len(ids) == len(set(ids))
+    links = [value[1:] for value in outline.values("href", "a")]
+    assert len(links) == 9
+    assert set(links) <= set(ids)
+
+
+def test_pictures_have_words(page: str) -> None:
+    outline = Outline(page)
+    assert outline.tags["img"] == len(outline.values("alt", "img")) == 10
+    assert all(outline.values("alt", "img"))
+    assert outline.tags["svg"] == len(outline.values("aria-label", "svg")) == 7
+    assert outline.values("lang", "html") == ["en"]
+
+
+def _luminance(color: str) -> float:
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_text_can_be_read_in_light_dark_and_print(page: str) -> None:
+    """WCAG 2.1: a contrast of at least 4.5 for text."""
+    schemes = [
+        dict(re.findall(r"--(\w+): (#\w+)", block))
+        for block in re.findall(r":root {(.*?)}", page, re.S)
+    ]
+    assert len(schemes) == 3
+    assert {key: schemes[0][key] for key in COLORS} == COLORS
+    for scheme in schemes:
+        for name in ("ink", "muted", "genuine", "impostor", "skilled", "warn"):
+            for ground in ("paper", "sheet"):
+                pair = sorted(_luminance(scheme[key]) for key in (name, ground))
+                assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, (name, ground, scheme)
+
+
+def test_the_summary_says_it_in_words() -> None:
+    assert " ".join(summary(full())).replace(NBSP, " ") == (
+        "This model was trained on 300 pictures of 30 identities. It was measured on 100 pictures "
+        "of 25 identities, none of which it had seen in training. It tells pairs apart with an "
+        "equal error rate of 5.0 % (95 % interval 4.0\N{EN DASH}6.0 %). Two pictures are called "
+        "the same when their distance is at most 0.500, which is set to accept 1 in 100 impostor "
+        "pairs. Here it accepted 1.2 % of the impostor pairs and rejected 20.0 % of the genuine "
+        "ones."
+    )
+
+
+def test_cautions() -> None:
+    assert [text[:30] for text in cautions(full())] == [
+        "1 picture could not be read: s",
+        "a duplicate: Zoë 李",
+    ]
+    results = {
+        **RESULTS,
+        "identity_disjoint": False,
+        "verification": {"calibrated": {"far": {"value": 0.05, "low": 0.02, "high": 0.09}}},
+    }
+    content = dataclasses.replace(
+        full(), results=results, broken=(), findings=(), splits=[SplitCount("test", 9, 3)]
+    )
+    found = cautions(content)
+    assert "saw these identities in training" in found[0]
+    assert "holds 3 identities" in found[1]
+    assert "more impostor pairs than it aims at" in found[2]
+    assert "not calibrated" in cautions(dataclasses.replace(content, operating=None))[-1]
+    assert "none of which" not in " ".join(summary(content))
+
+
+def test_verdicts_follow_the_threshold(page: str) -> None:
+    assert page.count("accepted, wrongly") == 3  # Impostors at 0.42, threshold 0.5.
+    assert page.count("rejected, wrongly") == 2  # Genuine pairs at 0.9.
+    strict = dataclasses.replace(full(), operating=OperatingPoint(0.41, 0.01))
+    assert render_report(strict).count("rejected, rightly") == 3
+    none = render_report(dataclasses.replace(full(), operating=None))
+    assert "wrongly" not in none
+    assert "rightly" not in none
+
+
+def test_a_threshold_that_accepts_nothing() -> None:
+    content = dataclasses.replace(full(), operating=OperatingPoint(float("-inf"), 0.001))
+    assert "it accepts nothing" in summary(content)[-1]
+    assert "rejected, rightly" in render_report(content)
+
+
+def test_a_long_list_of_broken_files_is_cut_and_counted() -> None:
+    broken = [(f"{i}.png", "empty file") for i in range(1234)]
+    page = render_report(dataclasses.replace(full(), broken=broken))
+    assert page.count("empty file") == report.MOST_BROKEN
+    assert "And 1,134 more." in page
+    assert "1,234 pictures could not be read" in page
+
+
+def test_worst_rows_match_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    distance = rng.integers(0, 30, 300) / 10
+    distance[7] = np.nan
+    same = rng.random(300) < 0.4
+    left, right = ([f"i{k}" for k in rng.integers(0, 6, 300)] for _ in range(2))
+    for genuine in (True, False):
+        rows = [i for i in range(300) if same[i] == genuine and np.isfinite(distance[i])]
+        rows.sort(key=lambda i: -distance[i] if genuine else distance[i])
+        expected: list[int] = []
+        seen: list[frozenset[str]] = []
+        for i in rows:
+            who = frozenset((left[i], right[i]))
+            if seen.count(who) < 2 and len(expected) < 12:
+                expected.append(i)
+                seen.append(who)
+        assert worst_rows(ScoredPairs(distance, same), left, right, genuine=genuine) == expected
+
+
+def test_writing_leaves_one_file(tmp_path: Path, page: str) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, full())
+    write_report(path, full())
+    assert [item.name for item in tmp_path.iterdir()] == ["report.html"]
+    assert path.read_text(encoding="utf-8") == page
+
+
+def test_a_failure_keeps_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    content = ReportContent(title="m", data="d", results={})
+
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(path, content)
+    assert [item.name for item in tmp_path.iterdir()] == ["report.html"]
+    assert path.read_text() == "old"
+
+
+def test_a_page_with_many_pictures_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The layout takes the time here, and has no say in the size.
+    monkeypatch.setattr(maps, "_layout", lambda emb_ND, seed: emb_ND)
+    rng = np.random.default_rng(0)
+    pixels = np.clip(rng.normal(128, 40, (1500, 3, 64, 64)), 0, 255).astype(np.uint8)
+    pair = PicturePair(pixels[0], pixels[1], "a", "b", "a/1", "b/1", 0.3)
+    content = dataclasses.replace(
+        full(),
+        map=MapPictures(rng.normal(size=(1500, 2)), [f"i{k // 15}" for k in range(1500)], pixels),
+        nearest_impostors=[pair] * 12,
+        farthest_genuine=[pair] * 12,
+    )
+    assert len(render_report(content).encode()) < 4_000_000
