@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,17 +38,74 @@ def picture_folder(tmp_path: Path) -> PictureFolder:
         suffix: str = ".png",
         top: str = "pictures",
     ) -> Path:
-        generator = np.random.default_rng(seed)
-        for name, count in classes.items():
-            folder = tmp_path / top / name
-            folder.mkdir(parents=True, exist_ok=True)
-            coarse = generator.integers(30, 226, (4, 4), dtype=np.uint8)
-            pattern = np.asarray(Image.fromarray(coarse).resize(size[::-1]), dtype=np.int64)
-            for number in range(count):
-                noise = generator.integers(-20, 21, size)
-                Image.fromarray((pattern + noise).astype(np.uint8)).save(
-                    folder / f"{number}{suffix}"
-                )
+        draw_pictures(tmp_path / top, classes, size=size, seed=seed, suffix=suffix)
         return tmp_path / top
 
     return make
+
+
+def draw_pictures(
+    top: Path,
+    classes: Mapping[str, int],
+    *,
+    size: tuple[int, int] = (16, 16),
+    seed: int = 0,
+    suffix: str = ".png",
+) -> None:
+    """What `picture_folder` makes, for fixtures that live longer than a test."""
+    generator = np.random.default_rng(seed)
+    for name, count in classes.items():
+        folder = top / name
+        folder.mkdir(parents=True, exist_ok=True)
+        coarse = generator.integers(30, 226, (4, 4), dtype=np.uint8)
+        pattern = np.asarray(Image.fromarray(coarse).resize(size[::-1]), dtype=np.int64)
+        for number in range(count):
+            noise = generator.integers(-20, 21, size)
+            Image.fromarray((pattern + noise).astype(np.uint8)).save(folder / f"{number}{suffix}")
+
+
+# A run of a second or two; the format is given, so that nothing is timed on the machine.
+TINY = {
+    "model.backbone": "mlp",
+    "model.channels": (32,),
+    "model.embedding": 16,
+    "picture.size": (16, 16),
+    "train.steps": 20,
+    "train.validations": 2,
+    "train.precision": "float32",
+    "train.channels_last": "no",
+}
+
+
+def tiny_words(**more: object) -> list[str]:
+    """The settings of a tiny run as words of the command line; `train__steps=5` changes one."""
+    settings = TINY | {key.replace("__", "."): value for key, value in more.items()}
+    listed = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    return [word for key, value in listed.items() for word in ("--set", f"{key}={value}")]
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A run folder, the pictures that it was trained on, and what training said."""
+
+    run: Path
+    data: Path
+    said: str
+
+    @property
+    def model(self) -> Path:
+        return self.run / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A small trained and calibrated model. Shared by all tests: do not change its files."""
+    import twinlens
+
+    top = tmp_path_factory.mktemp("tiny")
+    draw_pictures(top / "pictures", {f"thing {number}": 6 for number in range(10)})
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
+        patch.setenv("TWINLENS_CACHE", str(top / "cache"))
+        twinlens.train(top / "pictures", out=top / "run", settings=TINY)
+    return TinyRun(top / "run", top / "pictures", said.getvalue())

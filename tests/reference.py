@@ -164,3 +164,32 @@ def bce_loss_loop(logit, same):
         terms = [-math.log(c if kind else 1 - c) for c in chance]
         mean[kind] = sum(terms) / len(terms) if terms else 0.0
     return 0.5 * mean[True] + 0.5 * mean[False]
+
+
+# --- model: distances one by one -------------------------------------------------------------
+
+
+def distance_of(name, a, b, parts):
+    """The distance of two embeddings by its definition; `parts` holds what a comparator learned."""
+    difference = [x - y for x, y in zip(a, b, strict=True)]
+    square = sum(d * d for d in difference)
+    if name == "euclidean":
+        return math.sqrt(square)
+    if name == "squared-euclidean":
+        return square
+    if name == "cosine":
+        lengths = math.hypot(*a) * math.hypot(*b)
+        return 1 - sum(x * y for x, y in zip(a, b, strict=True)) / lengths
+    if name == "sigmoid":
+        return math.exp(parts["log_scale"]) * math.sqrt(square)
+
+    def logit(absolute):
+        total = parts["out.bias"][0]
+        for weights, bias, out in zip(
+            parts["hidden.weight"], parts["hidden.bias"], parts["out.weight"][0], strict=True
+        ):
+            value = bias + sum(w * d for w, d in zip(weights, absolute, strict=True))
+            total += out * max(value, 0)
+        return total
+
+    return max(0.0, logit([0.0] * len(a)) - logit([abs(d) for d in difference]))

@@ -8,7 +8,9 @@ heavy is imported before a command runs.
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,20 +35,26 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # File names need not be UTF-8.
     try:
         if words and not words[0].startswith("-") and words[0] not in COMMANDS:
             raise ConfigError(unknown_name("command", words[0], COMMANDS))
         args = make_parser().parse_args(words)
         code: int = args.run(args)
+        sys.stdout.flush()
     except TwinlensError as error:
         print(f"twinlens: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("twinlens: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `twinlens ... | head` is no mistake.
-        sys.stderr.close()
-        return 0
+    except BrokenPipeError:  # `twinlens ... | head`: there is nobody to tell, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:  # A full disk, a folder without permission.
+        print(f"twinlens: error: {error}", file=sys.stderr)
+        return 2
     return code
 
 

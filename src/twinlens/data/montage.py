@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,8 +113,8 @@ def draw_montage(
     images = {position: _picture(pictures, batch, position) for position in shown}
     captions = {position: _caption(table, batch, position) for position in shown}
     heading = (
-        f"{table.source}: from a training batch of {len(batch.row):,} pictures, "
-        f"{len(np.unique(batch.label)):,} identities"
+        f"{Path(table.source).name or table.source}: from a training batch of "
+        f"{len(batch.row):,} pictures, {len(np.unique(batch.label)):,} identities"
     )
     return _Page(images, captions).draw(heading, sections)
 
@@ -338,7 +339,8 @@ class _Page:
         wide, high = layout.card_size
         color, width = (section.color, FRAME) if section.framed else (LINE, 2)
         for i, card in enumerate(layout.cards):
-            x = MARGIN + (i % layout.columns) * (wide + GAP)
+            spare = WIDTH - 2 * MARGIN - wide
+            x = MARGIN + (i % layout.columns) * spare // (layout.columns - 1)
             y = top + TITLE_HEIGHT + (i // layout.columns) * (high + GAP)
             draw_card(canvas, (x, y, x + wide, y + high), color, width)
             corner = (x + FRAME + PADDING, y + FRAME + PADDING)

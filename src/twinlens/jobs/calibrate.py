@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.data.table import ImageTable
-from twinlens.errors import CalibrationError
+from twinlens.errors import ConfigError
 from twinlens.jobs.pictures import pictures_for
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration
@@ -48,9 +48,10 @@ def calibrate(
         The calibrated model.
     Raises:
         CalibrationError: too few pairs for that rate.
+        ConfigError: a rate that is none, or an unknown split.
     """
     if not 0 < far < 1:
-        raise CalibrationError(f"a FAR lies between 0 and 1, found {far}")
+        raise ConfigError(f"a target FAR lies between 0 and 1, such as 0.01; found {far}")
     with console_log(quiet):
         bundle = load_bundle(model)
         chosen = pictures_for(bundle, data, wanted=split, prefer="val", root=root)

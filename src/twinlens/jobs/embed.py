@@ -12,7 +12,7 @@ from twinlens.config import DataSettings
 from twinlens.data.cache import decode_table
 from twinlens.data.sources import read_table
 from twinlens.data.table import ImageTable
-from twinlens.errors import DataError
+from twinlens.jobs.outputs import check_place, whole_file
 from twinlens.match.matcher import Matcher
 from twinlens.model.encoder import embed_pixels
 from twinlens.progress import Progress, console_log
@@ -43,6 +43,7 @@ def embed(
     Raises:
         DataError: pictures that cannot be read, or a file that cannot be written.
     """
+    check_place(out)
     with console_log(quiet):
         matcher = Matcher.load(model)
         origin = matcher.bundle.origin
@@ -56,7 +57,7 @@ def embed(
             max_pixels=settings.max_pixels,
             max_broken=settings.max_broken,
             progress=Progress("reading"),
-            )
+        )
         for broken in decoded.broken:
             log.warning("skipped %s: %s", broken.path, broken.reason)
         emb_ND = embed_pixels(
@@ -69,10 +70,6 @@ def embed(
                 "embedding": pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), emb_ND.shape[1]),
             }
         ).replace_schema_metadata({"twinlens.fingerprint": matcher.fingerprint})
-        part = Path(f"{out}.part")
-        try:
+        with whole_file(out) as part:
             pq.write_table(rows, part)
-            part.replace(out)
-        except OSError as error:
-            raise DataError(f"cannot write {out}: {error}") from error
         return len(rows)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from twinlens.data.table import ImageTable
-from twinlens.errors import ConfigError
+from twinlens.errors import ConfigError, DataError
 from twinlens.jobs.measured import Measured, measure
+from twinlens.jobs.outputs import check_place
 from twinlens.jobs.pages import RunFacts, write_page
 from twinlens.jobs.pictures import pictures_for
 from twinlens.jobs.trials import run_trials
@@ -52,17 +53,19 @@ def evaluate(
         DataError: no pictures, or none that can be compared.
         ConfigError: neither data nor trials are given.
     """
-    least = {"pairs": (pairs, 1), "way": (way, 2), "shot": (shot, 1), "episodes": (episodes, 1)}
-    for name, (value, lowest) in least.items():
-        if value is not None and value < lowest:
-            raise ConfigError(f"{name} must be at least {lowest}, found {value}")
+    _check_numbers(pairs=(pairs, 1), way=(way, 2), shot=(shot, 1), episodes=(episodes, 1),
+                   seed=(seed, 0))  # fmt: skip
+    if trials is None and data is None:
+        raise ConfigError("evaluate needs DATA, or --trials FILE.csv")
+    if report is not None:
+        if trials is not None:
+            raise ConfigError("--report is of the pictures in DATA: leave it out with --trials")
+        check_place(report)
     with console_log(quiet):
         matcher = Matcher.load(model)
         if trials is not None:
-            folder = None if data is None or isinstance(data, ImageTable) else Path(data)
-            return Measured(trials=run_trials(matcher, Path(trials), folder, seed=seed))
-        if data is None:
-            raise ConfigError("evaluate needs DATA, or --trials FILE.csv")
+            return Measured(trials=run_trials(matcher, Path(trials), _folder(data), seed=seed))
+        assert data is not None
         chosen = pictures_for(matcher.bundle, data, wanted=split, prefer="test", root=root)
         measured = measure(
             matcher.bundle, matcher.calibration, chosen.table, chosen.pixels,
@@ -71,10 +74,28 @@ def evaluate(
         )  # fmt: skip
         if report is not None:
             facts = RunFacts(
-                title=matcher.path.parent.name,
+                title=matcher.path.resolve().parent.name,
                 data=chosen.table.source,
                 splits=[(chosen.split, len(chosen.table), len(chosen.table.identities()))],
                 broken=[(b.path, b.reason) for b in chosen.broken],
             )
             write_page(Path(report), matcher.bundle, measured, facts)
         return measured
+
+
+def _check_numbers(**numbers: tuple[int | None, int]) -> None:
+    for name, (value, least) in numbers.items():
+        if value is not None and value < least:
+            raise ConfigError(f"{name} must be at least {least}, found {value}")
+
+
+def _folder(data: str | Path | ImageTable | None) -> Path | None:
+    """Where the pictures of trials may lie besides the list's own folder."""
+    if data is None or isinstance(data, ImageTable):
+        return None
+    if not Path(data).is_dir():
+        raise DataError(
+            f"there is no folder '{data}': with --trials, DATA is the folder that the list's "
+            "paths start from"
+        )
+    return Path(data)

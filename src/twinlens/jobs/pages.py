@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from twinlens.config import Settings
+from twinlens.data.table import ImageTable
 from twinlens.jobs.doctor import machine, versions
 from twinlens.jobs.measured import Measured
 from twinlens.learn.auto import Choice
 from twinlens.learn.run import HistoryRow
 from twinlens.measure import report
 from twinlens.measure.calibration import Calibration, Isotonic
+from twinlens.measure.protocols import Verification
 from twinlens.model.bundle import Bundle
 from twinlens.progress import duration
 
 __all__ = ["RunFacts", "write_page"]
-
-PAIRS_SHOWN = 12
-SAME_PICTURE_AT_MOST = 3
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ class RunFacts:
     best_step: int | None = None
     fingerprint: str | None = None
     broken: Sequence[tuple[str, str]] = ()
+    findings: Sequence[str] = ()
     command: str = ""
 
 
@@ -59,6 +57,7 @@ def write_page(path: Path, bundle: Bundle, measured: Measured | None, facts: Run
         history=[_history_row(row) for row in facts.history],
         metric="1 - EER" if metric == "eer" else "recall at 1",
         broken=facts.broken,
+        findings=facts.findings,
         settings=_settings_in_words(facts),
         facts=_facts_in_words(bundle, facts),
         command=facts.command,
@@ -76,43 +75,42 @@ def _measured_parts(measured: Measured, facts: RunFacts) -> dict[str, Any]:
     pairs, distance = verified.pairs, verified.distance
     label = table.labels()
     skilled = ~pairs.same & (label[pairs.a] == label[pairs.b])
-    order = np.argsort(distance, kind="stable")
+    scored = report.ScoredPairs(
+        distance.astype(np.float64), pairs.same, skilled if skilled.any() else None
+    )
     seed = 0 if facts.settings is None else facts.settings.seed
     return {
-        "pairs": report.ScoredPairs(
-            distance.astype(np.float64), pairs.same, skilled if skilled.any() else None
-        ),
+        "pairs": scored,
         "map": report.MapPictures(
             measured.embeddings, table.identity.tolist(), measured.pixels, table.forged, seed
         ),
-        "nearest_impostors": _shown_pairs(measured, order[~pairs.same[order]]),
-        "farthest_genuine": _shown_pairs(measured, order[pairs.same[order]][::-1]),
+        "nearest_impostors": _worst(measured, verified, table, scored, genuine=False),
+        "farthest_genuine": _worst(measured, verified, table, scored, genuine=True),
     }
 
 
-def _shown_pairs(measured: Measured, order: NDArray[np.int64]) -> list[report.PicturePair]:
-    """The first pairs of an order; one odd picture must not fill the whole gallery."""
-    table, verified, pixels = measured.table, measured.verification, measured.pixels
-    assert table is not None
-    assert verified is not None
-    assert pixels is not None
-    seen: Counter[int] = Counter()
-    shown: list[report.PicturePair] = []
-    for index in order:
-        a, b = int(verified.pairs.a[index]), int(verified.pairs.b[index])
-        if max(seen[a], seen[b]) >= SAME_PICTURE_AT_MOST:
-            continue
-        seen.update((a, b))
-        shown.append(
-            report.PicturePair(
-                pixels[a], pixels[b], table.identity[a], table.identity[b],
-                table.relative(a), table.relative(b), float(verified.distance[index]),
-                "a forgery" if table.forged[a] or table.forged[b] else "",
-            )
-        )  # fmt: skip
-        if len(shown) == PAIRS_SHOWN:
-            break
-    return shown
+def _worst(
+    measured: Measured,
+    verified: Verification,
+    table: ImageTable,
+    scored: report.ScoredPairs,
+    *,
+    genuine: bool,
+) -> list[report.PicturePair]:
+    """The pairs that the model gets most wrong, as pictures."""
+    assert measured.pixels is not None
+    pairs = verified.pairs
+    rows = report.worst_rows(
+        scored, table.identity[pairs.a].tolist(), table.identity[pairs.b].tolist(), genuine=genuine
+    )
+    return [
+        report.PicturePair(
+            measured.pixels[a], measured.pixels[b], table.identity[a], table.identity[b],
+            table.relative(a), table.relative(b), float(verified.distance[row]),
+            "a forgery" if table.forged[b] else "",
+        )
+        for row, a, b in zip(rows, pairs.a[rows], pairs.b[rows], strict=True)
+    ]  # fmt: skip
 
 
 def _operating(found: Mapping[str, Any] | None) -> report.OperatingPoint | None:

@@ -18,7 +18,7 @@ from twinlens.errors import ConfigError, DataError, unknown_name
 from twinlens.model.bundle import Bundle, hash_identities
 from twinlens.progress import Progress
 
-__all__ = ["ChosenPictures", "pictures_for"]
+__all__ = ["ChosenPictures", "never_seen", "pictures_for"]
 
 log = logging.getLogger("twinlens")
 
@@ -63,7 +63,7 @@ def pictures_for(
     table = read_table(
         data, root=None if root is None else Path(root), forged_suffix=settings.forged_suffix
     )
-    table = _split_as_trained(bundle, table)
+    table, whole = _split_as_trained(bundle, table)
     split = _resolve(table, wanted, prefer)
     part = table if split == "all" else table.of_split(split)
     if not len(part):
@@ -74,13 +74,13 @@ def pictures_for(
         part,
         bundle.encoder.picture,
         max_pixels=settings.max_pixels,
-        max_broken=settings.max_broken,
+        # Training has judged the share of the whole already; a small part may hold most of it.
+        max_broken=1.0 if whole else settings.max_broken,
         progress=Progress("reading"),
     )
     for broken in decoded.broken:
         log.warning("skipped %s: %s", broken.path, broken.reason)
-    known = set() if bundle.origin is None else set(bundle.origin.identities)
-    disjoint = known.isdisjoint(hash_identities(decoded.table.identities()))
+    disjoint = never_seen(bundle, decoded.table)
     if not disjoint and split in ("all", "train"):
         log.warning(
             "some of these identities were trained on: the figures are better than those for "
@@ -89,13 +89,29 @@ def pictures_for(
     return ChosenPictures(decoded.table, decoded.pixels, split, disjoint, decoded.broken)
 
 
-def _split_as_trained(bundle: Bundle, table: ImageTable) -> ImageTable:
+def never_seen(bundle: Bundle, table: ImageTable) -> bool:
+    """Whether none of a table's identities, by their names, was trained on."""
+    known = set() if bundle.origin is None else set(bundle.origin.identities)
+    return known.isdisjoint(hash_identities(table.identities()))
+
+
+def _split_as_trained(bundle: Bundle, table: ImageTable) -> tuple[ImageTable, bool]:
+    """The table split as it was for training, and whether it is what the model was trained on."""
     origin = bundle.origin
     if origin is None or origin.fingerprint != table.fingerprint():
-        return table
-    return assign_splits(
+        return table, False
+    split = assign_splits(
         table, mode=origin.data.split, fractions=origin.data.fractions, seed=origin.seed
     )
+    trained = hash_identities(split.of_split("train").identities())
+    if not set(origin.identities) <= set(trained):  # Pictures that broke since may be missing.
+        log.warning(
+            "the model was trained on other splits of %s than the ones named now, so its pictures "
+            "are taken as they are named",
+            table.source,
+        )
+        return table, True
+    return split, True
 
 
 def _resolve(table: ImageTable, wanted: str, prefer: str) -> str:
@@ -107,5 +123,7 @@ def _resolve(table: ImageTable, wanted: str, prefer: str) -> str:
         return "all"
     for split in (prefer, "test", "val"):
         if split in present:
+            if split != prefer:
+                log.warning("there are no %s pictures: taking the %s pictures", prefer, split)
             return split
     return "all"

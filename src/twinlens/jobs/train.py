@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from twinlens.config import Recipe, Settings, load_recipe
-from twinlens.data.cache import Decoded, decode_table
-from twinlens.data.inspection import survey
-from twinlens.data.sources import read_table
-from twinlens.data.splits import assign_splits, is_identity_disjoint
-from twinlens.data.table import SPLITS, ImageTable, require_identities
-from twinlens.errors import CalibrationError, ConfigError, TrainingError
+from twinlens.config import load_recipe
+from twinlens.data.cache import Decoded
+from twinlens.data.table import SPLITS, ImageTable
+from twinlens.errors import CalibrationError, ConfigError, DataError
 from twinlens.jobs.calibrate import calibrate_on
-from twinlens.jobs.doctor import machine, versions
 from twinlens.jobs.measured import Measured, measure
 from twinlens.jobs.pages import RunFacts, write_page
-from twinlens.learn.auto import Choice, choose_levels, choose_settings
+from twinlens.jobs.pictures import never_seen
+from twinlens.jobs.prepare import Prepared, prepare
+from twinlens.learn.losses import check_loss
 from twinlens.learn.run import RunFolder
 from twinlens.learn.training import Fitted, Moment, Pool, fit
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration
 from twinlens.model.bundle import Bundle, Origin, hash_identities, save_bundle, with_calibration
 from twinlens.model.comparators import make_comparator
-from twinlens.model.compute import choose_compute
+from twinlens.model.compute import choose_compute, pick_device
 from twinlens.model.encoder import Encoder
 from twinlens.progress import Progress, console_log, duration
 
@@ -42,17 +37,7 @@ log = logging.getLogger("twinlens")
 
 # Where the target FAR needs more impostor pairs than there are, the next of these is taken.
 EASIER_FARS = (0.1,)
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A run before its first step."""
-
-    recipe: Recipe
-    settings: Settings
-    choices: list[Choice]
-    decoded: Decoded
-    fingerprint: str
+THREE_SPLITS = 6  # identities, which three splits by identity need at least
 
 
 def train(
@@ -87,18 +72,19 @@ def train(
     with console_log(quiet):
         run = RunFolder(Path(out) if out is not None else _default_out(data, resume))
         loaded = load_recipe(recipe, settings)
+        check_loss(loaded.settings().loss)
+        pick_device(loaded.settings().train.device)
         run.start(resume)
         if resume and run.finished:
             log.info("%s is finished already", run.path)
             return Matcher.load(run.path)
-        prepared = _prepare(data, root, loaded, run, resume)
-        encoder = Encoder(prepared.settings.model, prepared.settings.picture)
-        bundle, fitted = _fit(encoder, prepared, run, started)
+        prepared = prepare(data, root, loaded, run, resume)
+        bundle, fitted = _fit(prepared, run, started)
         calibration = _calibrate(bundle, prepared)
         if calibration is not None:
             bundle = with_calibration(bundle, calibration.as_json())
-        measured = _measure(bundle, calibration, prepared)
-        _write_results(run, bundle, prepared, fitted, measured, started)
+        measured, findings = _measure(bundle, calibration, prepared)
+        _write_results(run, bundle, prepared, fitted, measured, findings, started)
         return Matcher(bundle)
 
 
@@ -106,106 +92,12 @@ def _default_out(data: str | Path | ImageTable, resume: bool) -> Path:
     if resume:
         raise ConfigError("--resume needs --out: the run folder to go on with")
     source = data.source if isinstance(data, ImageTable) else str(data)
-    name = Path(source).resolve().name if Path(source).exists() else Path(source).name
+    path = Path(source).resolve() if Path(source).exists() else Path(source)
+    name = path.stem if path.is_file() else path.name
     folder, number = Path("runs") / (name or "run"), 2
     while folder.exists():
         folder, number = Path("runs") / f"{name or 'run'}-{number}", number + 1
     return folder
-
-
-def _prepare(
-    data: str | Path | ImageTable,
-    root: str | Path | None,
-    recipe: Recipe,
-    run: RunFolder,
-    resume: bool,
-) -> Prepared:
-    """Read, split, choose, decode; a resumed run takes its settings from the run folder."""
-    plain = recipe.settings()
-    table = read_table(
-        data, root=None if root is None else Path(root), forged_suffix=plain.data.forged_suffix
-    )
-    require_identities(table, least=2, what="training")
-    fingerprint = table.fingerprint()
-    stored = _stored(run, fingerprint) if resume else None
-    settings, choices = stored if stored is not None else (None, [])
-    split = (settings or plain).data
-    table = assign_splits(
-        table, mode=split.split, fractions=split.fractions, seed=(settings or plain).seed
-    )
-    require_identities(table.of_split("train"), least=2, what="training")
-    if settings is None:
-        settings, choices = choose_settings(recipe, survey(table.of_split("train")))
-    decoded = decode_table(
-        table,
-        settings.picture,
-        max_pixels=split.max_pixels,
-        max_broken=split.max_broken,
-        progress=Progress("reading"),
-    )
-    _say_broken(decoded)
-    if stored is None:
-        training = decoded.pixels[decoded.table.split == "train"]
-        settings, levels = choose_levels(recipe, settings, training)
-        choices = choices + levels
-        _start_run(run, decoded.table, recipe, settings, choices, fingerprint, root)
-    for choice in choices:
-        log.info("  %s = %s: %s", choice.key, _plain(choice.value), choice.why)
-    return Prepared(recipe, settings, choices, decoded, fingerprint)
-
-
-def _stored(run: RunFolder, fingerprint: str) -> tuple[Settings, list[Choice]] | None:
-    """The settings of a run that was started; None where it was killed before that."""
-    settings, facts = run.read_json("settings.json"), run.read_json("run.json")
-    if settings is None or facts is None:
-        return None
-    if facts["fingerprint"] != fingerprint:
-        raise TrainingError(
-            f"the data is not what {run.path} was started on (fingerprint {fingerprint[:12]}, "
-            f"then {facts['fingerprint'][:12]}): resume with the same pictures, or start anew"
-        )
-    return Settings.model_validate(settings), [Choice(**c) for c in facts["choices"]]
-
-
-def _start_run(
-    run: RunFolder,
-    table: ImageTable,
-    recipe: Recipe,
-    settings: Settings,
-    choices: list[Choice],
-    fingerprint: str,
-    root: str | Path | None,
-) -> None:
-    """Write down what the run is, before its first step."""
-    rows = [
-        (table.relative(row), table.identity[row],
-         "forged" if table.forged[row] else "genuine", table.split[row])
-        for row in range(len(table))
-    ]  # fmt: skip
-    run.write_table("split.csv", ("path", "identity", "role", "split"), rows)
-    facts = {
-        "source": table.source,
-        "root": None if root is None else str(root),
-        "recipe": recipe.name,
-        "command": _command(table.source, recipe, root),
-        "fingerprint": fingerprint,
-        "seed": settings.seed,
-        "versions": versions(),
-        "machine": machine(),
-        "choices": [asdict(choice) for choice in choices],
-    }
-    run.write_json("run.json", facts)
-    run.write_json("settings.json", settings.model_dump(mode="json"))
-
-
-def _say_broken(decoded: Decoded) -> None:
-    if decoded.broken:
-        total = len(decoded.table) + len(decoded.broken)
-        log.warning("%d of %d pictures cannot be read and are skipped:", len(decoded.broken), total)
-    for broken in decoded.broken[:20]:
-        log.warning("  %s: %s", broken.path, broken.reason)
-    if len(decoded.broken) > 20:
-        log.warning("  and %d more; all of them are in the report", len(decoded.broken) - 20)
 
 
 def pool_of(decoded: Decoded, split: str) -> Pool:
@@ -215,11 +107,10 @@ def pool_of(decoded: Decoded, split: str) -> Pool:
     return Pool(decoded.pixels[rows], part.labels(), part.forged)
 
 
-def _fit(
-    encoder: Encoder, prepared: Prepared, run: RunFolder, started: float
-) -> tuple[Bundle, Fitted]:
+def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fitted]:
     settings, decoded = prepared.settings, prepared.decoded
     torch.manual_seed(settings.seed)
+    encoder = Encoder(settings.model, settings.picture)
     comparator = make_comparator(settings.model.comparator, settings.model.embedding)
     training, validation = pool_of(decoded, "train"), pool_of(decoded, "val")
     sampler = settings.sampler
@@ -256,7 +147,7 @@ def _fit(
         table.source, prepared.fingerprint, settings.seed, settings.data,
         hash_identities(table.of_split("train").identities()),
     )  # fmt: skip
-    encoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    encoder.to(memory_format=torch.contiguous_format)
     return save_bundle(run.model, encoder.cpu(), comparator.cpu(), origin=origin), fitted
 
 
@@ -290,18 +181,43 @@ def _calibrate(bundle: Bundle, prepared: Prepared) -> Calibration | None:
 
 def _measure(
     bundle: Bundle, calibration: Calibration | None, prepared: Prepared
-) -> Measured | None:
-    """Measure on the test pictures, or on the validation pictures where there are none."""
-    table = prepared.decoded.table
+) -> tuple[Measured | None, list[str]]:
+    """Measure on the test pictures, or on the validation pictures where that cannot be.
+
+    Returns:
+        What was measured, and what its reader must know.
+    """
+    table, findings, measured = prepared.decoded.table, list[str](), None
     for split in ("test", "val"):
         rows = np.flatnonzero(table.split == split)
-        if len(rows):
-            return measure(
-                bundle, calibration, table.select(rows), prepared.decoded.pixels[rows],
-                split=split, identity_disjoint=is_identity_disjoint(table),
-                seed=prepared.settings.seed,
+        if not len(rows):
+            findings.append(_nothing_in(split, prepared))
+            continue
+        part = table.select(rows)
+        try:
+            measured = measure(
+                bundle, calibration, part, prepared.decoded.pixels[rows], split=split,
+                identity_disjoint=never_seen(bundle, part), seed=prepared.settings.seed,
             )  # fmt: skip
-    return None
+        except DataError as error:
+            findings.append(f"The {split} pictures cannot be measured on: {error}.")
+            continue
+        if split == "val":
+            findings.append(
+                "The figures are of the validation pictures, which chose the weights and set the "
+                "threshold: expect worse ones on new pictures."
+            )
+        break
+    for finding in findings:
+        log.warning("%s", finding)
+    return measured, findings
+
+
+def _nothing_in(split: str, prepared: Prepared) -> str:
+    found = len(prepared.decoded.table.identities())
+    few = prepared.settings.data.split == "identities" and found < THREE_SPLITS
+    why = f": {found} identities are too few for three splits, which need {THREE_SPLITS}"
+    return f"There are no {split} pictures{why if few and split == 'test' else ''}."
 
 
 def _write_results(
@@ -310,6 +226,7 @@ def _write_results(
     prepared: Prepared,
     fitted: Fitted,
     measured: Measured | None,
+    findings: list[str],
     started: float,
 ) -> None:
     table = prepared.decoded.table
@@ -322,7 +239,7 @@ def _write_results(
         data=table.source,
         splits=counts,
         settings=prepared.settings,
-        recipe=prepared.recipe.name,
+        recipe=prepared.recipe,
         choices=prepared.choices,
         history=fitted.history,
         seconds=time.monotonic() - started,
@@ -330,6 +247,7 @@ def _write_results(
         best_step=fitted.best_step,
         fingerprint=prepared.fingerprint,
         broken=[(b.path, b.reason) for b in prepared.decoded.broken],
+        findings=findings,
         command=(run.read_json("run.json") or {})["command"],
     )
     if measured is not None:
@@ -341,19 +259,3 @@ def _write_results(
         log.warning("the run was cut short: --resume --out %s goes on with it", run.path)
         return
     run.finish()
-
-
-def _command(source: str, recipe: Recipe, root: str | Path | None) -> str:
-    """What to type to repeat the run on the same data."""
-    words = ["twinlens", "train", source]
-    if root is not None:
-        words += ["--root", str(root)]
-    if recipe.name != "auto":
-        words += ["--recipe", recipe.name]
-    for key, value in recipe.overrides.items():
-        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
-    return shlex.join(words)
-
-
-def _plain(value: Any) -> str:
-    return " x ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from twinlens.data.decode import open_picture
 from twinlens.data.montage import draw_verdict
-from twinlens.errors import DataError
+from twinlens.jobs.outputs import check_place, whole_file
 from twinlens.match.answers import VerifyAnswer
 from twinlens.match.matcher import Matcher
 
@@ -35,7 +35,10 @@ def verify(
     Raises:
         CalibrationError: the model is not calibrated.
         PictureError: a file that cannot be read.
+        DataError: `show` cannot be written.
     """
+    if show is not None:
+        check_place(show)
     matcher = load(model)
     answer = matcher.verify(a, b)
     if show is not None:
@@ -45,8 +48,6 @@ def verify(
             f"distance {answer.distance:.4f}, threshold {answer.threshold:.4f}",
             f"probability {answer.probability:.1%}",
         ]
-        try:
-            draw_verdict(left, right, lines, answer.match).save(show)
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot write {show}: {error}") from error
+        with whole_file(show) as part:
+            draw_verdict(left, right, lines, answer.match).save(part)
     return answer

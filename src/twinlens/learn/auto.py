@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from twinlens.config import Recipe, Settings
 from twinlens.data.inspection import Statistics
-from twinlens.model.backbones import is_own, pretrained_picture
+from twinlens.model.backbones import check_backbone, has_pretrained, is_own, pretrained_picture
 
 __all__ = ["Choice", "choose_levels", "choose_settings"]
 
@@ -36,6 +36,7 @@ class Facts:
 
     data: Statistics
     settings: Settings
+    closed: bool
 
     @property
     def drawing(self) -> bool:
@@ -50,22 +51,33 @@ class Facts:
     def still(self) -> bool:
         return self.settings.model.freeze == "all"
 
+    @property
+    def starts_well(self) -> bool:
+        return self.settings.model.pretrained or self.settings.model.weights is not None
 
-def choose_settings(recipe: Recipe, data: Statistics) -> tuple[Settings, list[Choice]]:
+
+def choose_settings(
+    recipe: Recipe, data: Statistics, *, closed: bool
+) -> tuple[Settings, list[Choice]]:
     """Fill in what the recipe leaves to the data, in the order of the rules.
 
     Args:
         recipe: with the user's overrides laid over it.
         data: the statistics of the training pictures.
+        closed: whether what the model will be used on are the identities that it is trained on.
     Returns:
         The full settings, and each choice with its reason.
+    Raises:
+        ConfigError: an unknown backbone, or a choice that does not fit what the user has set.
     """
+    if "model.backbone" not in recipe.auto:
+        check_backbone(recipe.settings().model.backbone)
     chosen: dict[str, Any] = {}
     choices = []
     for key, rule in RULES.items():
         if key not in recipe.auto:
             continue
-        value, why = rule(Facts(data, recipe.settings(chosen)))
+        value, why = rule(Facts(data, recipe.settings(chosen), closed))
         chosen[key] = value
         choices.append(Choice(key, value, why))
     return recipe.settings(chosen), choices
@@ -81,20 +93,33 @@ def choose_levels(
         settings: with everything else chosen.
         pixels_NCHW: the training pictures, uint8; a thousand of them are looked at.
     """
-    chosen: dict[str, Any] = {}
-    sample = pixels_NCHW[:: max(1, len(pixels_NCHW) // 1000)].astype(np.float32) / 255
     pretrained = pretrained_picture(settings.model)
-    for key, measured in (("mean", sample.mean((0, 2, 3))), ("std", sample.std((0, 2, 3)))):
-        if f"picture.{key}" not in recipe.auto:
-            continue
-        if pretrained is not None:
-            chosen[key] = tuple(pretrained[key])
-        else:
-            chosen[key] = tuple(round(float(max(level, 1e-3)), 4) for level in measured)
+    if pretrained is not None:
+        levels = {key: np.array(pretrained[key]) for key in ("mean", "std")}
+        if settings.picture.channels == 1:  # As timm does with the weights of the first layer.
+            levels = {key: value.mean(keepdims=True) for key, value in levels.items()}
+    else:
+        levels = _measured(pixels_NCHW[:: max(1, len(pixels_NCHW) // 1000)])
+    chosen = {
+        key: tuple(round(float(level), 4) for level in levels[key])
+        for key in ("mean", "std")
+        if f"picture.{key}" in recipe.auto
+    }
     source = "the pretrained weights" if pretrained is not None else "the training pictures"
     choices = [Choice(f"picture.{k}", v, f"the {k} of {source}") for k, v in chosen.items()]
     picture = settings.picture.model_copy(update=chosen)
     return settings.model_copy(update={"picture": picture}), choices
+
+
+def _measured(pixels_NCHW: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
+    """Mean and standard deviation of each channel, in [0, 1], by counting grey levels."""
+    count_CL = np.zeros((pixels_NCHW.shape[1], 256))
+    for picture in pixels_NCHW:
+        count_CL += [np.bincount(channel.ravel(), minlength=256) for channel in picture]
+    share_CL, level_L = count_CL / count_CL.sum(1, keepdims=True), np.arange(256) / 255
+    mean_C = share_CL @ level_L
+    std_C = np.sqrt((share_CL * (level_L - mean_C[:, None]) ** 2).sum(1))
+    return {"mean": mean_C, "std": np.maximum(std_C, 1e-3)}  # Blank pictures have no spread.
 
 
 Rule = Callable[[Facts], tuple[Any, str]]
@@ -119,12 +144,13 @@ def _pretrained(f: Facts) -> tuple[Any, str]:
         return False, "our own networks learn from nothing"
     if f.settings.model.weights is not None:
         return False, f"the weights come from {f.settings.model.weights}"
+    if not has_pretrained(f.settings.model.backbone):
+        return False, "timm has no weights for it"
     return True, "timm has weights for it"
 
 
 def _freeze(f: Facts) -> tuple[Any, str]:
-    starts_well = f.settings.model.pretrained or f.settings.model.weights is not None
-    if starts_well and not torch.cuda.is_available():
+    if f.starts_well and not torch.cuda.is_available():
         return "all", "without a GPU, a pretrained network runs once a picture and its head learns"
     return "none", "everything learns"
 
@@ -141,7 +167,7 @@ def _size(f: Facts) -> tuple[Any, str]:
         longest = 128  # The difference between a hand and its forger is in the details.
     scale = min(1.0, longest / max(height, width))
     sides = [max(16, 4 * round(side * scale / 4)) for side in (height, width)]
-    if abs(height - width) <= 0.1 * max(height, width):
+    if abs(height - width) <= 0.1 * max(height, width) or f.settings.sampler.rotations:
         sides = [max(sides)] * 2
     why = f"{found}; {longest} on the longer side is enough to learn from on a small machine"
     return tuple(sides), why if scale < 1 else found
@@ -178,14 +204,16 @@ def _embedding(f: Facts) -> tuple[Any, str]:
 
 def _rotations(f: Facts) -> tuple[Any, str]:
     height, width = f.settings.picture.size
-    if f.drawing and f.data.num_identities >= MANY and height == width and not f.data.num_forged:
-        return True, "a drawing turned by 90 degrees is a new character (Santoro 2016): 4 x as many"
+    if f.still:
+        return False, "a frozen backbone then runs once a picture"
+    if f.drawing and not f.closed and height == width and not f.data.num_forged:
+        return True, "a drawing turned by 90 degrees is another thing to learn from (Santoro 2016)"
     return False, "a turned picture is not another thing here"
 
 
 def _labels_per_batch(f: Facts) -> tuple[Any, str]:
-    labels = min(32, f.data.num_identities)
-    return labels, f"{f.data.num_identities} identities to learn from"
+    identities = f.data.num_identities * (4 if f.settings.sampler.rotations else 1)
+    return min(32, identities), f"{identities} identities to learn from"
 
 
 def _images_per_label(f: Facts) -> tuple[Any, str]:
@@ -214,7 +242,7 @@ def _flip(f: Facts) -> tuple[Any, str]:
 
 
 def _rate(f: Facts) -> tuple[Any, str]:
-    if f.own or f.still:
+    if f.own or f.still or not f.starts_well:
         return 3e-3, "a network from random weights"
     return 3e-4, "a pretrained network is only tuned"
 
@@ -238,12 +266,12 @@ def _metric(f: Facts) -> tuple[Any, str]:
 RULES: Mapping[str, Rule] = {
     "picture.color": _color,
     "model.backbone": _backbone,
+    "model.pretrained": _pretrained,
+    "model.freeze": _freeze,
     "picture.size": _size,
     "picture.fit": _fit,
     "picture.fill": _fill,
     "model.channels": _channels,
-    "model.pretrained": _pretrained,
-    "model.freeze": _freeze,
     "model.embedding": _embedding,
     "sampler.rotations": _rotations,
     "sampler.labels_per_batch": _labels_per_batch,

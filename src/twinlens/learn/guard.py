@@ -16,14 +16,17 @@ from torch import Tensor
 
 from twinlens.config import LossSettings
 
-__all__ = ["Answer", "Guard", "spread"]
+__all__ = ["Answer", "Guard", "Watch", "spread"]
 
-# Collapsed when embeddings of a batch differ from their mean by less than this share of its length.
+# Collapsed when a batch's embeddings differ from their mean by less than this share of its length,
 COLLAPSED_SPREAD = 0.01
-# ... or when a triplet loss is this near to what it gives for equal distances.
-AT_MARGIN = 0.02
+# or by less than this one while a margin loss is this near to what it gives for equal distances.
+NEARLY_COLLAPSED_SPREAD, AT_MARGIN = 0.1, 0.02
 # Looks in a row that must find the collapse: a single odd batch is none.
 PATIENCE = 5
+# An untrained network may well begin like this; only one that does not get away from it, or one
+# that has lost this share of the spread it began with, has collapsed.
+SLOW_START, LOST = 100, 0.5
 MAX_ANSWERS = 3
 
 
@@ -36,6 +39,21 @@ class Answer:
     rate_factor: float
 
 
+@dataclass
+class Watch:
+    """All that a guard remembers. It is kept in checkpoints, so that a resumed run judges alike.
+
+    `looks` and `first_spread` count from the start or from the last answer; `suspicious` is the
+    number of looks in a row that found a collapse.
+    """
+
+    answers: int = 0
+    rate_factor: float = 1.0
+    looks: int = 0
+    suspicious: int = 0
+    first_spread: float = 0.0
+
+
 @torch.no_grad()
 def spread(emb_BD: Tensor) -> float:
     """The root mean square distance to the mean embedding, as a share of the RMS length."""
@@ -46,16 +64,11 @@ def spread(emb_BD: Tensor) -> float:
 
 
 class Guard:
-    """Watches each step's loss and spread of embeddings.
+    """Watches each step's loss and spread of embeddings."""
 
-    `answers` and `rate_factor` are its whole memory, so a resumed run goes on where it was.
-    """
-
-    def __init__(self, settings: LossSettings, answers: int = 0, rate_factor: float = 1.0) -> None:
-        self.answers = answers
-        self.rate_factor = rate_factor
+    def __init__(self, settings: LossSettings, memory: Watch) -> None:
+        self.memory = memory
         self._margin_loss = _margin_loss(settings)
-        self._suspicious = 0
 
     def watch(self, loss: float, spread_now: float, mining: str) -> Answer | None:
         """Look at one step; None while all is well.
@@ -65,17 +78,14 @@ class Guard:
             spread_now: `spread` of the step's embeddings.
             mining: how triplets are being chosen.
         """
+        memory = self.memory
         if not math.isfinite(loss) or not math.isfinite(spread_now):
             return self._answer("the loss is not a number", mining)
-        at_margin = self._margin_loss is not None and (
-            abs(loss - self._margin_loss) < AT_MARGIN * self._margin_loss
-            and spread_now < 10 * COLLAPSED_SPREAD
-        )
-        if spread_now < COLLAPSED_SPREAD or at_margin:
-            self._suspicious += 1
-        else:
-            self._suspicious = 0
-        if self._suspicious < PATIENCE:
+        if memory.looks == 0:
+            memory.first_spread = spread_now
+        memory.looks += 1
+        memory.suspicious = memory.suspicious + 1 if self._collapsed(loss, spread_now) else 0
+        if memory.suspicious < PATIENCE:
             return None
         return self._answer(
             f"the embeddings have collapsed: they differ by {spread_now:.2%} of their length, and "
@@ -84,19 +94,37 @@ class Guard:
         )
 
     @property
+    def suspicious(self) -> bool:
+        """Whether the last look found something that is no reason to act yet."""
+        return self.memory.suspicious > 0
+
+    @property
     def exhausted(self) -> bool:
         """Whether it has answered as often as it is worth."""
-        return self.answers >= MAX_ANSWERS
+        return self.memory.answers >= MAX_ANSWERS
+
+    def _collapsed(self, loss: float, spread_now: float) -> bool:
+        at_margin = self._margin_loss is not None and (
+            abs(loss - self._margin_loss) < AT_MARGIN * self._margin_loss
+            and spread_now < NEARLY_COLLAPSED_SPREAD
+        )
+        begun_so = spread_now > LOST * self.memory.first_spread
+        if begun_so and self.memory.looks <= SLOW_START:
+            return False
+        return spread_now < COLLAPSED_SPREAD or at_margin
 
     def _answer(self, reason: str, mining: str) -> Answer:
-        self._suspicious = 0
-        self.answers += 1
-        self.rate_factor *= 0.3
-        return Answer(reason, "semi-hard" if mining == "hardest" else mining, self.rate_factor)
+        memory = self.memory
+        memory.looks = memory.suspicious = 0
+        memory.answers += 1
+        memory.rate_factor *= 0.3
+        return Answer(reason, "semi-hard" if mining == "hardest" else mining, memory.rate_factor)
 
 
 def _margin_loss(settings: LossSettings) -> float | None:
-    """What the loss gives when all distances are equal; None where that is no constant."""
-    if settings.name != "triplet":
-        return None
-    return math.log(2) if settings.soft else settings.margin
+    """What the loss gives when all distances are 0; None where that is no constant."""
+    if settings.name == "contrastive":
+        return settings.margin**2 / 2
+    if settings.name == "triplet":
+        return math.log(2) if settings.soft else settings.margin
+    return None

@@ -33,7 +33,7 @@ class Objective(nn.Module):
         super().__init__()
         losses.check_loss(settings)
         self.settings = settings
-        self.mining = settings.mining
+        self.mining: str = settings.mining
         self.comparator = comparator
         self.library = None
         if settings.name.startswith("pml:"):

@@ -102,8 +102,8 @@ class RunFolder:
             return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise TrainingError(f"{self.path / name} is damaged: {error}") from error
+        except (OSError, ValueError, TypeError) as error:
+            raise TrainingError(f"{self.path / name} cannot be read: {error}") from error
 
     def write_table(self, name: str, fields: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Write a CSV file of the run."""

@@ -3,8 +3,6 @@
 Step t of a run draws its batch, its views and its dropout from (seed, t) alone, so a run that was
 killed and resumed at any checkpoint comes to the same weights as an unbroken one. It does not know
 where pictures come from, and leaves calibration and reports to others.
-
-Shapes: N pictures of the pool, B of the batch, C channels, H x W pixels, D dimensions.
 """
 
 from __future__ import annotations
@@ -13,23 +11,21 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from twinlens.config import AugmentSettings, OptimizerSettings, Settings
-from twinlens.data.augment import augment, quarter_turns
-from twinlens.data.batches import Batch, make_sampler
+from twinlens.config import Settings
+from twinlens.data.batches import make_sampler
 from twinlens.errors import TrainingError
-from twinlens.learn.course import plan_course, rate_share
-from twinlens.learn.features import backbone_features, can_precompute
+from twinlens.learn.course import Course, plan_course, rate_share
+from twinlens.learn.feed import Feed, Pool
 from twinlens.learn.guard import Answer, Guard, spread
+from twinlens.learn.journal import Journal
+from twinlens.learn.learner import Learner, State, make_optimizer, restore, snapshot
 from twinlens.learn.objective import Objective
-from twinlens.learn.run import Checkpoint, HistoryRow, RunFolder
+from twinlens.learn.run import HistoryRow, RunFolder
 from twinlens.learn.validation import Validator
 from twinlens.model.comparators import Comparator
 from twinlens.model.compute import Compute
@@ -41,15 +37,6 @@ log = logging.getLogger("twinlens")
 
 ROWS = 100  # of the history, spread evenly over the run
 CHECKPOINT_SECONDS = 60.0
-
-
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """Pictures with their labels: uint8 (N, C, H, W), int64 (N,), bool (N,)."""
-
-    pixels: NDArray[np.uint8]
-    label: NDArray[np.int64]
-    forged: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -78,49 +65,6 @@ class Fitted:
     interrupted: bool
 
 
-@dataclass
-class State:
-    """What changes from step to step, other than tensors."""
-
-    step: int = 0
-    seconds: float = 0.0
-    validations: int = 0
-    rows: int = 0
-    best_metric: float | None = None
-    best_step: int = 0
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    mining: str = "semi-hard"
-    answers: int = 0
-    rate_factor: float = 1.0
-
-
-@dataclass(eq=False)
-class Learner:
-    """The parts that learn together."""
-
-    encoder: Encoder
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    best: dict[str, Tensor] = field(default_factory=dict)
-
-    def weights(self) -> dict[str, Tensor]:
-        """Every tensor that makes the model, by name, copied."""
-        parts = {"encoder": self.encoder, "objective": self.objective}
-        return {
-            f"{part}.{name}": value.detach().clone()
-            for part, module in parts.items()
-            for name, value in module.state_dict().items()
-        }
-
-    def load(self, weights: dict[str, Tensor]) -> None:
-        """Take over the weights that `weights` gave."""
-        for part, module in (("encoder", self.encoder), ("objective", self.objective)):
-            start = f"{part}."
-            own = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
-            module.load_state_dict(own)
-
-
 def fit(
     encoder: Encoder,
     comparator: Comparator,
@@ -134,6 +78,8 @@ def fit(
     on_moment: Callable[[Moment], None] | None = None,
 ) -> Fitted:
     """Train the encoder and the comparator in place, and leave the best weights in them.
+
+    torch's global random numbers are seeded anew each step, since dropout knows no others.
 
     Args:
         encoder: with the weights to start from.
@@ -151,168 +97,103 @@ def fit(
     """
     sampler = make_sampler(train.label, train.forged, settings.sampler, settings.seed)
     compute.place(encoder)
-    num_labels = int(train.label.max()) + 1
-    turned = 4 * num_labels if settings.sampler.rotations else num_labels
-    objective = Objective(settings.loss, comparator, turned, settings.model.embedding)
-    objective.to(compute.device)
-    learner = Learner(encoder, objective, make_optimizer(encoder, objective, settings.optimizer))
-    feed = Feed(encoder, train, settings, compute)
+    learner = _make_learner(encoder, comparator, sampler.num_labels, settings, compute)
     started = time.monotonic()
-    validator = Validator.make(val, settings, compute, encoder) if val is not None else None
-
-    state, history = State(mining=settings.loss.mining), list[HistoryRow]()
-    checkpoint = run.read_checkpoint() if run is not None else None
-    if checkpoint is not None and run is not None:
-        state = restore(learner, checkpoint)
-        history = run.read_history(state.step)
-        log.info("resumed at step %d of %s", state.step, run.path)
-    guard = Guard(settings.loss, state.answers, state.rate_factor)
-    board = make_board(run, state.step)
-
-    if validator is not None and state.step == 0:
-        metric = validator(encoder, comparator)
-        history.append(HistoryRow(0, 0.0, 0.0, math.nan, 0.0, metric))
+    feed = Feed(encoder, train, settings, compute)
+    validator = _make_validator(val, settings, compute, encoder)
+    state = _resumed(learner, run) or State(mining=settings.loss.mining)
+    guard = Guard(settings.loss, state.watch)
+    journal = Journal(run, state.step)
+    if state.step == 0:
+        learner.good = learner.weights()
+        if validator is not None:
+            journal.add(HistoryRow(0, 0.0, 0.0, math.nan, 0.0, validator(encoder, comparator)))
     # Validating took this long; calibrating and reporting afterwards take about three times that.
-    taken = time.monotonic() - started
-    course = plan_course(settings.train, sampler.steps_per_epoch, spent + 3 * taken + 5.0)
-    good = snapshot(learner, state)
-    clock, before, saved = time.monotonic(), state.seconds, time.monotonic()
-    interrupted = False
+    reserved = spent + 3 * (time.monotonic() - started) + 5.0
+    course = plan_course(settings.train, sampler.steps_per_epoch, reserved)
+    begun, saved = time.monotonic() - state.seconds, time.monotonic()
     progress = course.progress(state.step, state.seconds)
+    interrupted = False
     try:
         while progress < 1:
+            seed = _step_seed(settings.seed, state.step)
+            torch.manual_seed(seed)
+            share = rate_share(settings.optimizer.schedule, progress) * state.watch.rate_factor
+            rate = settings.optimizer.rate * share
             batch = sampler.batch(state.step)
-            torch.manual_seed(step_seed(settings.seed, state.step))
-            share = rate_share(settings.optimizer.schedule, progress) * guard.rate_factor
-            rate = set_rate(learner.optimizer, settings.optimizer.rate * share)
-            objective.mining = state.mining
-            emb_BD = feed(batch)
-            loss = objective(emb_BD, batch)
+            learner.objective.mining = state.mining
+            emb_BD = feed(batch, seed)
+            loss = learner.objective(emb_BD, batch)
             loss_now = float(loss.detach())
             answer = guard.watch(loss_now, spread(emb_BD.detach()), state.mining)
             if answer is None:
-                descend(learner, loss, settings.optimizer.clip)
+                learner.descend(loss, rate, settings.optimizer.clip)
+                state.loss_sum, state.loss_count = state.loss_sum + loss_now, state.loss_count + 1
+            event = "" if answer is None else _answered(learner, answer, guard, state)
             state.step += 1
-            state.seconds = before + time.monotonic() - clock
+            state.seconds = time.monotonic() - begun
             progress = course.progress(state.step, state.seconds)
-            event = ""
-            if answer is not None:
-                event = go_back(learner, good, answer, guard, state)
-            else:
-                state.loss_sum += loss_now
-                state.loss_count += 1
 
+            validate, write_row = _passed(state, progress, settings.train.validations)
             metric = None
-            due = math.floor(progress * settings.train.validations + 1e-9) > state.validations
-            if validator is not None and due:
+            if validate and validator is not None:
                 metric = validator(encoder, comparator)
-                state.validations = math.floor(progress * settings.train.validations + 1e-9)
-                if state.best_metric is None or metric >= state.best_metric:
-                    state.best_metric, state.best_step = metric, state.step
-                    learner.best = learner.weights()
-            if due or event or math.floor(progress * ROWS + 1e-9) > state.rows or progress >= 1:
-                row = make_row(state, sampler.steps_per_epoch, rate, metric, event)
-                history.append(row)
-                state.rows = math.floor(progress * ROWS + 1e-9)
-                record(row, run, history, board)
-            if due or event or time.monotonic() - saved > CHECKPOINT_SECONDS or progress >= 1:
-                good = snapshot(learner, state)
+                _keep_best(learner, state, metric)
+            if validate and not guard.suspicious and learner.finite():
+                learner.good, state.good_step = learner.weights(), state.step
+            if validate or write_row or event:
+                journal.add(_row(state, course, rate, metric, event))
+            if validate or event or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                _save(learner, state, journal, run)
                 saved = time.monotonic()
-                if run is not None:
-                    run.write_checkpoint(good)
             if on_moment is not None:
                 on_moment(Moment(state.step, progress, state.seconds, loss_now, metric))
     except KeyboardInterrupt:
         interrupted = True
         log.warning("interrupted at step %d: the best weights so far are kept", state.step)
-    if board is not None:
-        board.close()
-    if learner.best:
-        learner.load(learner.best)
-    else:
-        state.best_step = state.step
-    encoder.eval()
-    comparator.eval()
+    finally:
+        journal.close()
+    _finish(learner, state)
     return Fitted(
-        state.step, state.seconds, state.best_metric, state.best_step, history, interrupted
+        state.step, state.seconds, state.best_metric, state.best_step, journal.rows, interrupted
     )
 
 
-class Feed:
-    """From a batch's rows to its embeddings: pictures, turned and seen in random views.
-
-    Where the backbone is frozen and the views are still, its features are computed once instead.
-    """
-
-    def __init__(self, encoder: Encoder, pool: Pool, settings: Settings, compute: Compute) -> None:
-        self.encoder, self.pool, self.compute = encoder, pool, compute
-        self.seed = settings.seed
-        self.views: AugmentSettings = settings.augment
-        self.turning = settings.sampler.rotations
-        self.fill = settings.picture.fill / 255
-        self.features = None
-        if can_precompute(settings):
-            self.features = backbone_features(encoder, pool.pixels, compute)
-        self._step = 0
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """The embeddings (B, D) of a batch, with their graph."""
-        self.encoder.train()
-        if self.features is not None:
-            rows = torch.from_numpy(batch.row).to(self.features.device)
-            return self.encoder.project(self.features[rows])
-        pixels = torch.from_numpy(self.pool.pixels[batch.row]).to(self.encoder.device)
-        if self.turning:
-            pixels = quarter_turns(pixels, torch.from_numpy(batch.turns))
-        generator = torch.Generator().manual_seed(torch.initial_seed())
-        x_BCHW = augment(pixels.float() / 255, self.views, generator, self.fill)
-        with self.compute.autocast():
-            emb_BD: Tensor = self.encoder(x_BCHW)
-        return emb_BD.float()
+def _make_learner(
+    encoder: Encoder, comparator: Comparator, num_labels: int, settings: Settings, compute: Compute
+) -> Learner:
+    torch.manual_seed(settings.seed)  # A loss of the library may draw weights of its own.
+    objective = Objective(settings.loss, comparator, num_labels, settings.model.embedding)
+    objective.to(compute.device)
+    return Learner(encoder, objective, make_optimizer(encoder, objective, settings.optimizer))
 
 
-def make_optimizer(
-    encoder: Encoder, objective: nn.Module, settings: OptimizerSettings
-) -> torch.optim.Optimizer:
-    """The optimiser over all that learns; weight decay spares biases and norms (He 2019)."""
-    params = [p for m in (encoder, objective) for p in m.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in params if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if settings.name == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.rate, fused=True)
-    if settings.name == "adam":
-        return torch.optim.Adam(groups, lr=settings.rate, fused=True)
-    if settings.name == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=settings.rate, momentum=0.9)
-    return torch.optim.SGD(groups, lr=settings.rate, momentum=0.9)
+def _make_validator(
+    val: Pool | None, settings: Settings, compute: Compute, encoder: Encoder
+) -> Validator | None:
+    if val is None:
+        return None
+    validator = Validator.make(val, settings, compute, encoder)
+    if validator is None:
+        log.warning("the validation pictures give no pairs to judge by: the last weights are kept")
+    return validator
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
-    """Set the learning rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
+def _resumed(learner: Learner, run: RunFolder | None) -> State | None:
+    checkpoint = run.read_checkpoint() if run is not None else None
+    if checkpoint is None or run is None:
+        return None
+    state = restore(learner, checkpoint)
+    log.info("resumed at step %d of %s", state.step, run.path)
+    return state
 
 
-def step_seed(seed: int, step: int) -> int:
+def _step_seed(seed: int, step: int) -> int:
     """A seed for the randomness of one step."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def descend(learner: Learner, loss: Tensor, clip: float) -> None:
-    """One step of the optimiser."""
-    learner.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    if clip:
-        params = [p for group in learner.optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(params, clip)
-    learner.optimizer.step()
-
-
-def go_back(learner: Learner, good: Checkpoint, answer: Answer, guard: Guard, state: State) -> str:
+def _answered(learner: Learner, answer: Answer, guard: Guard, state: State) -> str:
     """Do what the guard says: good weights again, a lower rate, easier negatives; say so.
 
     Raises:
@@ -324,77 +205,53 @@ def go_back(learner: Learner, good: Checkpoint, answer: Answer, guard: Guard, st
             "with a lower rate did not help: try another loss (--loss supcon), a lower "
             "optimizer.rate, or look at the data with `twinlens inspect --montage`."
         )
-    now = replace(state)
-    restore(learner, good)
-    learner.optimizer.state.clear()
-    state.mining, state.rate_factor, state.answers = (
-        answer.mining,
-        answer.rate_factor,
-        guard.answers,
+    learner.go_back()
+    eased = (
+        f", {state.mining} -> {answer.mining} negatives" if answer.mining != state.mining else ""
     )
-    changed = "" if answer.mining == now.mining else f", {now.mining} -> {answer.mining} negatives"
+    state.mining = answer.mining
     event = (
-        f"{answer.reason}; back to the weights of step {good.state['step']}, "
-        f"rate x {answer.rate_factor:.2g}{changed}"
+        f"{answer.reason}; back to the weights of step {state.good_step}, "
+        f"rate x {answer.rate_factor:.2g}{eased}"
     )
     log.warning("step %d: %s", state.step, event)
     return event
 
 
-def snapshot(learner: Learner, state: State) -> Checkpoint:
-    """Everything that training needs to go on from here."""
-    tensors = {f"now.{k}": v for k, v in learner.weights().items()}
-    tensors |= {f"best.{k}": v for k, v in learner.best.items()}
-    for index, moments in learner.optimizer.state_dict()["state"].items():
-        for name, value in moments.items():
-            tensors[f"optimizer.{index}.{name}"] = value.clone()
-    return Checkpoint(tensors, dict(vars(state)))
+def _passed(state: State, progress: float, validations: int) -> tuple[bool, bool]:
+    """Whether progress has come to the next validation, and to the next row of the history."""
+    reached, row = math.floor(progress * validations + 1e-9), math.floor(progress * ROWS + 1e-9)
+    passed = reached > state.validations, row > state.rows
+    state.validations, state.rows = reached, row
+    return passed
 
 
-def restore(learner: Learner, checkpoint: Checkpoint) -> State:
-    """Take over a snapshot; the inverse of `snapshot`."""
-    parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "optimizer": {}}
-    for key, value in checkpoint.tensors.items():
-        part, _, name = key.partition(".")
-        parts[part][name] = value
-    learner.load(parts["now"])
-    learner.best = dict(parts["best"])
-    moments: dict[int, dict[str, Any]] = {}
-    for key, value in parts["optimizer"].items():
-        index, _, name = key.partition(".")
-        moments.setdefault(int(index), {})[name] = value.clone()
-    groups = learner.optimizer.state_dict()["param_groups"]
-    learner.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    return State(**checkpoint.state)
+def _keep_best(learner: Learner, state: State, metric: float) -> None:
+    if math.isfinite(metric) and (state.best_metric is None or metric >= state.best_metric):
+        state.best_metric, state.best_step = metric, state.step
+        learner.best = learner.weights()
 
 
-def make_row(
-    state: State, steps_per_epoch: int, rate: float, metric: float | None, event: str
-) -> HistoryRow:
-    """A row of the history: the mean loss since the last one."""
-    loss = state.loss_sum / state.loss_count if state.loss_count else math.nan
-    state.loss_sum, state.loss_count = 0.0, 0
-    epoch = state.step / steps_per_epoch
-    return HistoryRow(state.step, epoch, state.seconds, loss, rate, metric, event)
+def _row(state: State, course: Course, rate: float, metric: float | None, event: str) -> HistoryRow:
+    # Rounded as the file has them, so that a resumed run's history is an unbroken one's.
+    epoch, seconds = round(state.step / course.steps_per_epoch, 3), round(state.seconds, 3)
+    return HistoryRow(state.step, epoch, seconds, state.mean_loss(), rate, metric, event)
 
 
-def make_board(run: RunFolder | None, step: int) -> Any:
-    """A writer of TensorBoard events that forgets what a killed run wrote after its checkpoint."""
-    if run is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(run.path / "tensorboard"), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
+def _save(learner: Learner, state: State, journal: Journal, run: RunFolder | None) -> None:
+    if run is not None:
+        journal.flush()
+        run.write_checkpoint(snapshot(learner, state))
 
 
-def record(row: HistoryRow, run: RunFolder | None, history: list[HistoryRow], board: Any) -> None:
-    """Write a row where people look: `history.csv` and TensorBoard."""
-    if run is None:
-        return
-    run.write_history(history)
-    board.add_scalar("loss", row.loss, row.step)
-    board.add_scalar("rate", row.rate, row.step)
-    if row.metric is not None:
-        board.add_scalar("validation", row.metric, row.step)
-    if row.event:
-        board.add_text("event", row.event, row.step)
+def _finish(learner: Learner, state: State) -> None:
+    """Leave the best weights in place; without validation the last ones, if they are numbers."""
+    if learner.best:
+        learner.load(learner.best)
+    elif learner.finite():
+        state.best_step = state.step
+    else:
+        learner.load(learner.good)
+        state.best_step = state.good_step
+    learner.encoder.eval()
+    learner.objective.eval()

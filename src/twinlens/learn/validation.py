@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
 
 import numpy as np
 
 from twinlens.config import Settings
 from twinlens.errors import DataError
 from twinlens.learn.features import backbone_features, can_precompute
+from twinlens.learn.feed import Pool
 from twinlens.measure.metrics import det_curve, eer
 from twinlens.measure.pairs import PairSet, draw_pairs, pair_distances
 from twinlens.measure.retrieval import retrieval
 from twinlens.model.comparators import Comparator, NumpyComparison
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder, embed_features, embed_pixels
-
-if TYPE_CHECKING:
-    from twinlens.learn.training import Pool
 
 __all__ = ["Validator"]
 
@@ -54,13 +52,13 @@ class Validator:
         return made if made.pairs.same.any() and not made.pairs.same.all() else None
 
     def __call__(self, encoder: Encoder, comparator: Comparator) -> float:
-        """The metric for the weights as they are now."""
+        """The metric for the weights as they are now; NaN where embeddings are not numbers."""
         if self.features is not None:
             emb_ND = embed_features(encoder, self.features)
         else:
             emb_ND = embed_pixels(encoder, self.pixels, bfloat16=self.compute.bfloat16)
         if not np.isfinite(emb_ND).all():
-            return 0.0  # The worst there is; the guard answers to the loss.
+            return math.nan
         comparison = NumpyComparison(comparator)
         if self.metric == "recall_at_1":
             found = retrieval(emb_ND, self.label, self.forged, comparison, replicates=0)

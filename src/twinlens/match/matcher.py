@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twinlens.config import DataSettings
-from twinlens.data.decode import open_picture, to_array
+from twinlens.data.decode import read_array, to_array
 from twinlens.errors import CalibrationError, DataError
 from twinlens.match.answers import VerifyAnswer
 from twinlens.measure.calibration import Calibration
@@ -27,7 +27,10 @@ from twinlens.model.encoder import embed_pixels
 __all__ = ["Matcher", "Picture"]
 
 Picture = str | Path | Image.Image | NDArray[Any] | torch.Tensor
-"""A path, a Pillow picture, an array (H, W[, C]), or a tensor (C, H, W) or (H, W)."""
+"""A path, a Pillow picture, an array (H, W[, C]), or a tensor (C, H, W) or (H, W).
+
+Arrays and tensors are uint8, bool, or floats in [0, 1].
+"""
 
 
 class Matcher:
@@ -67,9 +70,11 @@ class Matcher:
 
         Raises:
             PictureError: a file that cannot be read.
-            DataError: no pictures, or something that is no picture.
+            DataError: none, or something that is no picture.
         """
-        if isinstance(pictures, str | Path | Image.Image | np.ndarray | torch.Tensor):
+        if isinstance(pictures, np.ndarray) and pictures.dtype.kind in "OU":
+            pictures = list(pictures.ravel())  # Paths, such as a table's.
+        if not isinstance(pictures, Sequence) or isinstance(pictures, str | bytes):
             pictures = [pictures]
         if not pictures:
             raise DataError("no pictures were given: pass at least one")
@@ -127,8 +132,15 @@ class Matcher:
     def _decode(self, picture: Picture) -> NDArray[np.uint8]:
         spec = self.bundle.encoder.picture
         if isinstance(picture, str | Path):
-            return to_array(open_picture(picture, max_pixels=self.max_pixels), spec)
+            return read_array(picture, spec, max_pixels=self.max_pixels)
         if isinstance(picture, torch.Tensor):
-            array = picture.detach().cpu().numpy()
+            picture = picture.detach().cpu()
+            # numpy has no bfloat16.
+            array = (picture.float() if picture.is_floating_point() else picture).numpy()
             return to_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array, spec)
-        return to_array(picture, spec)
+        if isinstance(picture, Image.Image | np.ndarray):
+            return to_array(picture, spec)
+        raise DataError(
+            "a picture is a path, a Pillow picture, an array (H, W[, C]) or a tensor (C, H, W), "
+            f"found {type(picture).__name__}"
+        )

@@ -19,6 +19,7 @@ __all__ = [
     "OWN_BACKBONES",
     "check_backbone",
     "freeze_before",
+    "has_pretrained",
     "is_own",
     "make_backbone",
     "num_features",
@@ -160,10 +161,18 @@ def _timm_backbone(model: ModelSettings, picture: PictureSettings, pretrained: b
 
 def _arguments_of(name: str) -> frozenset[str]:
     """Vision transformers need to know the picture's size when they are built."""
+    record = _record(name)
+    return frozenset({"img_size"} if record is not None and record.fixed_input_size else ())
+
+
+def _record(name: str) -> Any:
+    """What timm knows of a network and its weights; None for a name or a tag that it lacks."""
     import timm
 
-    settings = timm.models.get_pretrained_cfg(name)
-    return frozenset({"img_size"} if settings is not None and settings.fixed_input_size else ())
+    try:
+        return timm.models.get_pretrained_cfg(name)
+    except RuntimeError:
+        return None
 
 
 def load_weights(backbone: nn.Module, path: Path) -> None:
@@ -263,6 +272,12 @@ def num_features(backbone: nn.Module, picture: PictureSettings) -> int:
     return int(features_BF.flatten(1).shape[1])
 
 
+def has_pretrained(name: str) -> bool:
+    """Whether timm knows where to download weights for a network."""
+    record = _record(name)
+    return record is not None and bool(record.has_weights)
+
+
 def pretrained_picture(model: ModelSettings) -> dict[str, Any] | None:
     """What pretrained weights expect: `size` (one side), `mean`, `std`; None without any.
 
@@ -270,9 +285,7 @@ def pretrained_picture(model: ModelSettings) -> dict[str, Any] | None:
     """
     if is_own(model.backbone) or not (model.pretrained or model.weights is not None):
         return None
-    import timm
-
-    record = timm.models.get_pretrained_cfg(model.backbone)
+    record = _record(model.backbone)
     if record is None:
         return None
     return {"size": record.input_size[-1], "mean": record.mean, "std": record.std}

@@ -130,7 +130,7 @@ class Network(Comparator):
         return self._logit((a_ND.float() - b_ND.float()).abs())
 
     def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
-        nothing = torch.zeros_like(a_ND[:1])
+        nothing = a_ND.new_zeros(1, a_ND.shape[1])
         logit = self.logits(torch.cat([nothing, a_ND]), torch.cat([nothing, b_ND]))
         # The last bits of a product depend on the row, so that 0 must be said to be 0.
         equal_N = (a_ND == b_ND).all(dim=1)

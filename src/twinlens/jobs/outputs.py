@@ -1,0 +1,50 @@
+"""Files that a user has asked for: refused before the work if they cannot be, and never half.
+
+This module does not know what is written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from twinlens.errors import DataError
+
+__all__ = ["check_place", "whole_file"]
+
+
+def check_place(path: str | Path) -> None:
+    """Refuse, before any work is done, a file that could not be written after it.
+
+    Raises:
+        DataError: its folder is not there or closed to us, or it is a folder itself.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"cannot write {path}: it is a folder, and a file is needed")
+    if not path.parent.is_dir():
+        raise DataError(f"cannot write {path}: there is no folder {path.parent}, make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise DataError(f"cannot write {path}: no permission to write into {path.parent}")
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A place beside `path`, with the same ending, that becomes `path` once it is written.
+
+    Raises:
+        DataError: it cannot be written; nothing is left behind.
+    """
+    check_place(path)
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield part
+        part.replace(path)
+    except (OSError, ValueError) as error:  # Pillow and Arrow say ValueError of a wrong ending.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DataError(f"cannot write {path}: {reason}") from error
+    finally:
+        part.unlink(missing_ok=True)

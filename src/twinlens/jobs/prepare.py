@@ -1,0 +1,219 @@
+"""A run before its first step: what is read, split, chosen and decoded, and written down.
+
+A resumed run takes its settings from the run folder, and refuses other data.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from twinlens.config import Recipe, Settings
+from twinlens.data.cache import Decoded, decode_table
+from twinlens.data.inspection import survey
+from twinlens.data.sources import read_table
+from twinlens.data.splits import assign_splits, is_identity_disjoint
+from twinlens.data.table import ImageTable, require_identities
+from twinlens.errors import TrainingError, TwinlensError
+from twinlens.jobs.doctor import machine, versions
+from twinlens.learn.auto import Choice, choose_levels, choose_settings
+from twinlens.learn.run import RunFolder
+from twinlens.model.encoder import Encoder
+from twinlens.progress import Progress
+
+__all__ = ["Prepared", "prepare"]
+
+log = logging.getLogger("twinlens")
+
+MOST_BROKEN = 20  # that are named on the way
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A run before its first step; `recipe` is the name of the one that it began with."""
+
+    recipe: str
+    settings: Settings
+    choices: list[Choice]
+    decoded: Decoded
+    fingerprint: str
+
+
+def prepare(
+    data: str | Path | ImageTable,
+    root: str | Path | None,
+    recipe: Recipe,
+    run: RunFolder,
+    resume: bool,
+) -> Prepared:
+    """Read, split, choose, decode; a run that is refused here leaves no empty folder.
+
+    Args:
+        data: a folder, a manifest, the name of a set, or a table.
+        root: where the copy of a named set lies.
+        recipe: with the user's overrides; a run that is gone on with has settings of its own.
+        run: the folder, made already.
+        resume: whether to go on with what is in it.
+    Raises:
+        DataError: pictures that cannot be trained on.
+        ConfigError: settings that do not fit them.
+        TrainingError: other data than the run began with, or a damaged run folder.
+    """
+    try:
+        stored = _stored(run) if resume else None
+        table = _read(data, root, recipe.settings() if stored is None else stored.settings)
+        if stored is None:
+            return _begin(data, table, root, recipe, run)
+        if recipe.overrides:
+            log.warning("the settings given are not used: a run goes on with those it began with")
+        return _go_on(table, stored, run)
+    except TwinlensError:
+        with suppress(OSError):  # It holds something.
+            run.path.rmdir()
+        raise
+
+
+def _read(data: str | Path | ImageTable, root: str | Path | None, settings: Settings) -> ImageTable:
+    """The table with its splits."""
+    table = read_table(
+        data, root=None if root is None else Path(root), forged_suffix=settings.data.forged_suffix
+    )
+    require_identities(table, least=2, what="training")
+    table = assign_splits(
+        table, mode=settings.data.split, fractions=settings.data.fractions, seed=settings.seed
+    )
+    require_identities(table.of_split("train"), least=2, what="training")
+    return table
+
+
+def _begin(
+    data: str | Path | ImageTable,
+    table: ImageTable,
+    root: str | Path | None,
+    recipe: Recipe,
+    run: RunFolder,
+) -> Prepared:
+    """Choose the settings from the data, and write them down."""
+    statistics = survey(table.of_split("train"), max_pixels=recipe.settings().data.max_pixels)
+    closed = not is_identity_disjoint(table)
+    settings, choices = choose_settings(recipe, statistics, closed=closed)
+    # Built once for nothing, so that wrong weights or layers show before the long reading.
+    Encoder(settings.model, settings.picture)
+    decoded = _decode(table, settings)
+    training = decoded.pixels[decoded.table.split == "train"]
+    settings, levels = choose_levels(recipe, settings, training)
+    begun = Prepared(recipe.name, settings, choices + levels, decoded, table.fingerprint())
+    _start_run(run, begun, _command(data, recipe, root), root)
+    for choice in begun.choices:
+        log.info("  %s = %s: %s", choice.key, _plain(choice.value), choice.why)
+    return begun
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a run folder says of the run that was begun in it."""
+
+    recipe: str
+    settings: Settings
+    choices: list[Choice]
+    fingerprint: str
+
+
+def _stored(run: RunFolder) -> _Stored | None:
+    """The settings of a run that was started; None where it was killed before that."""
+    settings, facts = run.read_json("settings.json"), run.read_json("run.json")
+    if settings is None or facts is None:
+        return None
+    try:
+        return _Stored(
+            str(facts["recipe"]),
+            Settings.model_validate(settings),
+            [Choice(**choice) for choice in facts["choices"]],
+            str(facts["fingerprint"]),
+        )
+    except (KeyError, TypeError, ValidationError) as error:
+        line = " ".join(str(error).split())
+        raise TrainingError(
+            f"{run.path} cannot be gone on with, its settings.json or run.json was changed or is "
+            f"another version's ({line}): start anew in another folder"
+        ) from error
+
+
+def _go_on(table: ImageTable, stored: _Stored, run: RunFolder) -> Prepared:
+    now, then = table.fingerprint(), stored.fingerprint
+    if now != then:
+        raise TrainingError(
+            f"the data is not what {run.path} was started on (fingerprint {now[:12]}, then "
+            f"{then[:12]}): resume with the same pictures, or start anew"
+        )
+    decoded = _decode(table, stored.settings)
+    return Prepared(stored.recipe, stored.settings, stored.choices, decoded, now)
+
+
+def _decode(table: ImageTable, settings: Settings) -> Decoded:
+    decoded = decode_table(
+        table,
+        settings.picture,
+        max_pixels=settings.data.max_pixels,
+        max_broken=settings.data.max_broken,
+        progress=Progress("reading"),
+    )
+    if decoded.broken:
+        log.warning(
+            "%d of %d pictures cannot be read and are skipped:", len(decoded.broken), len(table)
+        )
+    for broken in decoded.broken[:MOST_BROKEN]:
+        log.warning("  %s: %s", broken.path, broken.reason)
+    if len(decoded.broken) > MOST_BROKEN:
+        more = len(decoded.broken) - MOST_BROKEN
+        log.warning("  and %d more; all of them are in the report", more)
+    return decoded
+
+
+def _start_run(run: RunFolder, begun: Prepared, command: str, root: str | Path | None) -> None:
+    """Write down what the run is, before its first step."""
+    table = begun.decoded.table
+    rows = [
+        (table.relative(row), table.identity[row],
+         "forged" if table.forged[row] else "genuine", table.split[row])
+        for row in range(len(table))
+    ]  # fmt: skip
+    run.write_table("split.csv", ("path", "identity", "role", "split"), rows)
+    facts = {
+        "source": table.source,
+        "root": None if root is None else str(root),
+        "recipe": begun.recipe,
+        "command": command,
+        "fingerprint": begun.fingerprint,
+        "seed": begun.settings.seed,
+        "versions": versions(),
+        "machine": machine(),
+        "choices": [asdict(choice) for choice in begun.choices],
+    }
+    run.write_json("run.json", facts)
+    run.write_json("settings.json", begun.settings.model_dump(mode="json"))
+
+
+def _command(data: str | Path | ImageTable, recipe: Recipe, root: str | Path | None) -> str:
+    """What to type to repeat the run on the same data; "" where a table was made in Python."""
+    if isinstance(data, ImageTable):
+        return ""
+    words = ["twinlens", "train", str(data)]
+    if root is not None:
+        words += ["--root", str(root)]
+    if recipe.name != "auto":
+        words += ["--recipe", recipe.name]
+    for key, value in recipe.overrides.items():
+        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return shlex.join(words)
+
+
+def _plain(value: Any) -> str:
+    return " x ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -1,0 +1,135 @@
+"""A small real run on handwritten digits, for the tests of training.
+
+As a program (`python digits_run.py FOLDER KILLS SEED`) it trains once in peace and once while
+being killed again and again, each time in a process of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+from twinlens.config import Settings
+from twinlens.learn import training
+from twinlens.learn.run import RunFolder
+from twinlens.learn.training import Fitted, Moment, Pool, fit
+from twinlens.model.comparators import Comparator, make_comparator
+from twinlens.model.compute import Compute
+from twinlens.model.encoder import Encoder
+
+CPU = Compute("cpu")
+
+
+def pool(digits: tuple[int, ...], forged: tuple[int, ...] = ()) -> Pool:
+    """The pictures of some digits, every second of some of them as if it were forged."""
+    data = load_digits()
+    rows = np.flatnonzero(np.isin(data.target, digits))
+    pixels = (data.images[rows, None] * 15.9).astype(np.uint8)
+    _, label = np.unique(data.target[rows], return_inverse=True)
+    role = np.isin(data.target[rows], forged) & (np.arange(len(rows)) % 2 == 1)
+    return Pool(pixels, label.astype(np.int64), role)
+
+
+TRAIN, VAL = pool((0, 1, 2, 3, 4, 5, 6)), pool((7, 8, 9))
+
+
+def digit_settings(**overrides: Any) -> Settings:
+    """Settings for the digits; overrides are "section__key"."""
+    values: dict[str, Any] = {
+        "picture": {"size": (8, 8), "color": "grey", "mean": (0.3,), "std": (0.37,)},
+        "model": {"channels": (16, 32), "embedding": 16, "dropout": 0.1},
+        "sampler": {"labels_per_batch": 7, "images_per_label": 6},
+        "augment": {"rotate": 8.0, "translate": 0.05},
+        "optimizer": {"rate": 5e-3},
+        "train": {"steps": 60, "validations": 6},
+    }
+    for key, value in overrides.items():
+        section, _, field = key.partition("__")
+        if field:
+            values.setdefault(section, {})[field] = value
+        else:
+            values[section] = value
+    return Settings.model_validate(values)
+
+
+def start(
+    settings: Settings,
+    *,
+    run: RunFolder | None = None,
+    train: Pool = TRAIN,
+    val: Pool | None = VAL,
+    compute: Compute = CPU,
+    on_moment: Callable[[Encoder, Moment], None] | None = None,
+) -> tuple[Encoder, Comparator, Fitted]:
+    """Train from weights that the settings' seed decides."""
+    torch.manual_seed(settings.seed)
+    encoder = Encoder(settings.model, settings.picture)
+    comparator = make_comparator(settings.model.comparator, settings.model.embedding)
+    if run is not None:
+        run.start(resume=True)
+    fitted = fit(
+        encoder, comparator, train, val, settings, compute=compute, run=run,
+        on_moment=None if on_moment is None else lambda moment: on_moment(encoder, moment),
+    )  # fmt: skip
+    return encoder, comparator, fitted
+
+
+def digest(*modules: torch.nn.Module) -> str:
+    """A hash of every bit of some networks."""
+    found = hashlib.sha256()
+    for module in modules:
+        for name, value in module.state_dict().items():
+            found.update(name.encode() + value.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def attempt(folder: Path) -> int:
+    """Train in a process of its own, which writes the digest of its weights at the end."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        encoder, comparator, _ = start(digit_settings(), run=RunFolder(folder))
+        (folder / "digest").write_text(digest(encoder, comparator))
+        os._exit(0)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr)
+        os._exit(1)
+
+
+def main(folder: Path, kills: int, seed: int) -> None:
+    """Train `folder`/whole and `folder`/broken; prints how often the latter was killed."""
+    from torch.utils.tensorboard import SummaryWriter  # noqa: F401  loaded once for all
+
+    training.CHECKPOINT_SECONDS = 0.03
+    begun = time.monotonic()
+    assert os.waitpid(attempt(folder / "whole"), 0)[1] == 0
+    duration, draw, killed = time.monotonic() - begun, random.Random(seed), 0
+    while True:
+        child = attempt(folder / "broken")
+        if killed < kills:
+            time.sleep(draw.uniform(0.1, 0.7) * duration)
+            os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        if status == 0:
+            break
+        assert os.WIFSIGNALED(status)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        killed += 1
+    print(killed)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,265 @@
+"""Networks by name: sizes, weights from files, freezing. Nothing here touches the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from twinlens.config import ModelSettings, PictureSettings
+from twinlens.errors import ConfigError
+from twinlens.model.backbones import (
+    OWN_BACKBONES,
+    check_backbone,
+    freeze_before,
+    has_pretrained,
+    is_own,
+    make_backbone,
+    num_features,
+    pretrained_picture,
+)
+from twinlens.model.encoder import Encoder, embed_pixels
+
+SHARED = Path(__file__).parents[2] / "shared"
+LITE = SHARED / "weights" / "tf_efficientnet_lite0.in1k.safetensors"
+RGB = PictureSettings(size=(64, 64))
+
+
+def grey(height: int, width: int) -> PictureSettings:
+    return PictureSettings(size=(height, width), color="grey")
+
+
+def refusal(model: ModelSettings, picture: PictureSettings = RGB) -> str:
+    with pytest.raises(ConfigError) as caught:
+        make_backbone(model, picture)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (5, 5), (31, 17), (1, 9), (155, 220)])
+@pytest.mark.parametrize("name", sorted(OWN_BACKBONES))
+def test_our_networks_take_any_size(name: str, size: tuple[int, int]) -> None:
+    picture = grey(*size)
+    backbone = make_backbone(ModelSettings(backbone=name, channels=(4, 6, 8)), picture)
+    features = backbone.eval()(torch.rand(2, 1, *size))
+    assert features.dim() == 2
+    assert features.shape == (2, num_features(backbone, picture))
+    assert not torch.equal(features[0], features[1])
+
+
+def test_how_many_features() -> None:
+    def features(name: str, size: tuple[int, int]) -> int:
+        model = ModelSettings(backbone=name, channels=(4, 6, 8))
+        return num_features(make_backbone(model, grey(*size)), grey(*size))
+
+    assert features("conv", (28, 28)) == 8 * 3 * 3  # 28 -> 14 -> 7 -> 3
+    assert features("conv", (3, 40)) == 8 * 1 * 20  # 3 -> 1, and then it no longer pools
+    assert features("mlp", (28, 28)) == 8
+    assert features("residual", (28, 28)) == 8
+
+
+def test_a_network_of_timm_by_name() -> None:
+    for name in ("test_resnet", "test_resnet.r160_in1k"):
+        assert not is_own(name)
+        backbone = make_backbone(ModelSettings(backbone=name), RGB)
+        assert backbone(torch.rand(2, 3, 64, 64)).shape == (2, num_features(backbone, RGB))
+    one_channel = make_backbone(ModelSettings(backbone="test_resnet"), grey(64, 64))
+    assert num_features(one_channel, grey(64, 64)) > 0
+
+
+def test_a_vision_transformer_is_built_for_the_pictures_size() -> None:
+    picture = PictureSettings(size=(64, 96))
+    backbone = make_backbone(ModelSettings(backbone="test_vit"), picture)
+    assert num_features(backbone, picture) == backbone.num_features
+
+
+def test_an_unknown_name_gets_the_near_ones() -> None:
+    assert "did you mean resnet50" in refusal(ModelSettings(backbone="resnt50"))
+    check_backbone("mlp")
+    check_backbone("resnet18.a1_in1k")
+    with pytest.raises(ConfigError, match="unknown backbone 'zzz': choose from") as caught:
+        check_backbone("zzz")
+    assert len(str(caught.value)) < 3000  # timm knows more than a thousand.
+
+
+def test_an_unknown_tag_is_one_line() -> None:
+    assert "timm could not build" in refusal(ModelSettings(backbone="test_resnet.never_was"))
+
+
+def test_pictures_that_are_too_small_for_a_network() -> None:
+    backbone = nn.Sequential(nn.Conv2d(3, 2, 9), nn.Flatten())
+    with pytest.raises(ConfigError, match="3-channel pictures of 8x8"):
+        num_features(backbone, PictureSettings(size=(8, 8)))
+
+
+def test_there_are_no_pretrained_weights_for_ours() -> None:
+    assert "no pretrained weights" in refusal(ModelSettings(backbone="conv", pretrained=True))
+
+
+def test_a_download_without_network_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise OSError("We couldn't connect to 'https://huggingface.co'\nmore\nlines")
+
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", unreachable)
+    message = refusal(ModelSettings(backbone="test_resnet", pretrained=True))
+    assert "the pretrained weights of 'test_resnet'" in message
+    assert "couldn't connect" in message
+    assert message.endswith("a local copy can be given with --weights FILE")
+    # A bundle brings its own weights, so it does not ask for a download.
+    make_backbone(ModelSettings(backbone="test_resnet", pretrained=True), RGB, load=False)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "checkpoint"])
+def test_weights_from_a_file(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    classifier = timm.create_model("test_resnet", num_classes=5)
+    weights = classifier.state_dict()
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+    if kind == "safetensors":
+        save_file(weights, path)
+    else:
+        torch.save({"state_dict": weights, "epoch": 3} if kind == "checkpoint" else weights, path)
+    backbone = make_backbone(ModelSettings(backbone="test_resnet", weights=str(path)), RGB)
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, weights[name])
+    assert len(backbone.state_dict()) == len(weights) - 2  # All but the classifier.
+
+
+def test_old_files_lack_the_count_of_batches(tmp_path: Path) -> None:
+    weights = timm.create_model("test_resnet").state_dict()
+    old = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+    assert len(old) < len(weights)
+    save_file(old, tmp_path / "old.safetensors")
+    model = ModelSettings(backbone="test_resnet", weights=str(tmp_path / "old.safetensors"))
+    assert torch.equal(
+        make_backbone(model, RGB).state_dict()["conv1.0.weight"], old["conv1.0.weight"]
+    )
+
+
+def test_weights_of_another_network_and_files_that_hold_none(tmp_path: Path) -> None:
+    def message(content: object, name: str) -> str:
+        path = tmp_path / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+        return refusal(ModelSettings(backbone="test_resnet", weights=str(path)))
+
+    other = timm.create_model("test_efficientnet").state_dict()
+    assert "is of another network" in message(other, "other.pth")
+    shifted = timm.create_model("test_resnet", in_chans=1).state_dict()
+    assert "1 have another shape, the first of them 'conv1.0.weight'" in message(shifted, "c.pth")
+    assert "is of another network" in message([1, 2], "list.pth")
+    assert "is of another network" in message({"state_dict": None, "conv1": 3}, "odd.pth")
+    assert "does not hold weights that can be read" in message(b"no weights", "text.pth")
+    assert "does not hold weights that can be read" in message(b"none", "text.safetensors")
+    absent = ModelSettings(backbone="test_resnet", weights=str(tmp_path / "absent.pth"))
+    assert "there is no weights file" in refusal(absent)
+
+
+def test_a_weights_file_cannot_run_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (Path(tmp_path / "touched"),)  # type: ignore[return-value]
+
+    torch.save({"x": Evil()}, tmp_path / "evil.pth")
+    model = ModelSettings(backbone="test_resnet", weights=str(tmp_path / "evil.pth"))
+    assert "does not hold weights" in refusal(model)
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.skipif(not LITE.is_file(), reason="../shared/weights is absent")
+def test_real_weights_are_all_used_and_embed() -> None:
+    model = ModelSettings(backbone="tf_efficientnet_lite0", weights=str(LITE), embedding=8)
+    picture = PictureSettings(size=(64, 64))
+    encoder = Encoder(model, picture)
+    weights = load_file(LITE)
+    own = encoder.backbone.state_dict()
+    unused = set(weights) - set(own)
+    assert unused <= {"classifier.weight", "classifier.bias"}
+    assert all(torch.equal(own[k], weights[k]) for k in weights if k in own)
+    pictures = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8).numpy()
+    assert embed_pixels(encoder, pictures).shape == (2, 8)
+    expected = pretrained_picture(model)
+    assert expected == {"size": 224, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+
+def test_what_pretrained_weights_expect() -> None:
+    assert pretrained_picture(ModelSettings(backbone="conv")) is None
+    assert pretrained_picture(ModelSettings(backbone="test_resnet")) is None  # Random weights.
+    found = pretrained_picture(ModelSettings(backbone="test_resnet", pretrained=True))
+    assert found is not None
+    assert found["size"] == 160
+    assert has_pretrained("resnet50")
+    assert not has_pretrained("resnet50.never_was")
+
+
+def step(encoder: Encoder) -> tuple[set[str], set[str]]:
+    """One training step with weight decay; the names of the tensors that moved and of the rest."""
+    for parameter in encoder.parameters():  # Some begin at 0, and would stop the gradient.
+        parameter.data += 0.1 * torch.rand_like(parameter)
+    before = {k: v.clone() for k, v in encoder.backbone.state_dict().items()}
+    params = [p for p in encoder.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(params, lr=0.1, weight_decay=0.1)
+    encoder.train()
+    size = encoder.picture.size
+    encoder(torch.rand(4, encoder.picture.channels, *size)).square().mul(
+        torch.rand(4, encoder.model_settings.embedding)
+    ).sum().backward()
+    optimizer.step()
+    after = encoder.backbone.state_dict()
+    moved = {k for k in before if not torch.equal(before[k], after[k])}
+    return moved, set(before) - moved
+
+
+@pytest.mark.parametrize("name", ["conv", "residual", "test_resnet", "test_vit"])
+def test_freezing_all_moves_nothing_but_the_head(name: str) -> None:
+    picture = (
+        PictureSettings(size=(32, 32)) if name != "test_vit" else PictureSettings(size=(64, 64))
+    )
+    model = ModelSettings(backbone=name, channels=(4, 6), embedding=3, freeze="all")
+    encoder = Encoder(model, picture)
+    head = [p.clone() for p in encoder.head.parameters()]
+    moved, still = step(encoder)
+    assert moved == set()
+    assert still
+    assert not any(torch.equal(a, b) for a, b in zip(head, encoder.head.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "frozen"),
+    [
+        ("conv", "1", ("0.",)),
+        ("conv", "1.1", ("0.", "1.0.")),
+        ("test_resnet", "layer2", ("conv1", "bn1", "layer1")),
+        (
+            "test_resnet",
+            "layer2.0.conv2",
+            ("conv1", "bn1", "layer1", "layer2.0.conv1", "layer2.0.bn1"),
+        ),
+        ("test_vit", "blocks.1", ("cls_token", "pos_embed", "patch_embed", "blocks.0")),
+    ],
+)
+def test_freezing_up_to_a_layer(name: str, layer: str, frozen: tuple[str, ...]) -> None:
+    model = ModelSettings(backbone=name, channels=(4, 6), embedding=3, freeze=layer)
+    moved, still = step(Encoder(model, RGB))
+    assert {k for k in still if not k.startswith(frozen)} == set()
+    assert {k for k in moved if k.startswith(frozen)} == set()
+    assert any(k.startswith(layer) for k in moved)
+    assert still
+
+
+def test_freezing_nothing_moves_everything() -> None:
+    model = ModelSettings(backbone="conv", channels=(4, 6), embedding=3)
+    assert step(Encoder(model, RGB))[1] == set()
+
+
+def test_freezing_an_unknown_layer_names_the_near_ones() -> None:
+    backbone = make_backbone(ModelSettings(backbone="test_resnet"), RGB)
+    with pytest.raises(ConfigError, match=r"unknown layer of the backbone 'layr2': did you mean"):
+        freeze_before(backbone, "layr2")

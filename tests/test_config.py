@@ -1,0 +1,221 @@
+"""Recipes and overrides: what is accepted, and what is said about what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from twinlens.config import (
+    AUTO_KEYS,
+    PictureSettings,
+    Settings,
+    load_recipe,
+    parse_overrides,
+    recipe_names,
+    recipe_text,
+    recipe_values,
+)
+from twinlens.errors import ConfigError
+
+
+def complaint(overrides: dict[str, object], recipe: str = "auto") -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe, overrides)
+    return str(caught.value)
+
+
+@pytest.fixture
+def plain_recipe(tmp_path: Path) -> str:
+    """A recipe by path that leaves nothing to the data."""
+    path = tmp_path / "plain.toml"
+    path.write_text('about = "x"\n[train]\nsteps = 7\n[loss]\nargs = {alpha = 2.0, beta = 1}\n')
+    return str(path)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_that_is_shipped_loads_and_says_what_it_is_about(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.settings().seed == 0
+    assert recipe.auto <= AUTO_KEYS
+    assert recipe_values(name)["about"].strip()
+
+
+def test_auto_keys_are_real_keys_and_leave_the_values() -> None:
+    recipe = load_recipe()
+    for key in AUTO_KEYS:
+        section, field = key.split(".")
+        assert field in type(getattr(Settings(), section)).model_fields
+    assert "picture.size" in recipe.auto
+    assert "size" not in recipe.values["picture"]
+    chosen = recipe.settings({"picture.size": (20, 30), "train.steps": 11})
+    assert chosen.picture.size == (20, 30)
+    assert chosen.train.steps == 11
+
+
+def test_what_the_user_sets_is_not_left_to_the_data() -> None:
+    recipe = load_recipe("auto", {"picture.size": [32, 40], "model.embedding": 64})
+    assert not {"picture.size", "model.embedding"} & recipe.auto
+    assert recipe.settings().picture.size == (32, 40)
+    assert recipe.overrides == {"picture.size": [32, 40], "model.embedding": 64}
+
+
+def test_an_override_can_leave_a_key_to_the_data(plain_recipe: str) -> None:
+    assert load_recipe(plain_recipe).auto == set()
+    assert load_recipe(plain_recipe, {"train.steps": "auto"}).auto == {"train.steps"}
+
+
+def test_auto_is_no_value_where_nobody_can_choose() -> None:
+    assert "loss.margin: " in complaint({"loss.margin": "auto"})
+
+
+def test_all_mistakes_are_told_at_once_with_near_names() -> None:
+    message = complaint(
+        {
+            "loss.margn": 0.2,
+            "optimiser.rate": 1e-3,
+            "margin": 0.2,
+            "trian": 3,
+            "optimizer.rate": "fast",
+            "augment.flip": 1,
+            "seed": -1,
+        }
+    )
+    for part in (
+        "unknown key 'loss.margn': did you mean loss.margin",
+        "unknown key 'optimiser': did you mean optimizer",
+        "unknown key 'margin': did you mean loss.margin?",
+        "unknown key 'trian': did you mean train",
+        "optimizer.rate: input should be a valid number, found 'fast'",
+        "augment.flip: input should be a valid boolean, found 1",
+        "seed: input should be greater than or equal to 0, found -1",
+    ):
+        assert part in message
+    assert len(message.splitlines()) == 1 + 7
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", True),
+        ("seed", 2**63),
+        ("train.steps", "3"),
+        ("train.steps", 2.5),
+        ("optimizer.rate", float("inf")),
+        ("optimizer.rate", float("nan")),
+        ("picture.size", [32]),
+        ("picture.size", 32),
+        ("model.channels", []),
+        ("model.comparator", "manhattan"),
+        ("loss", "supcon"),
+        ("sampler.images_per_label", 1),
+    ],
+)
+def test_ill_typed_and_impossible_values_are_refused(key: str, value: object) -> None:
+    assert f"  {key}" in complaint({key: value})
+
+
+def test_a_whole_number_is_a_number() -> None:
+    assert load_recipe("auto", {"optimizer.rate": 1}).settings().optimizer.rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("item", "key", "value"),
+    [
+        ("loss.margin=0.5", "loss.margin", 0.5),
+        ("seed=3", "seed", 3),
+        ("picture.size=[28, 28]", "picture.size", [28, 28]),
+        ("augment.flip=true", "augment.flip", True),
+        ("model.backbone=resnet50", "model.backbone", "resnet50"),
+        ("loss.name=pml:MultiSimilarityLoss", "loss.name", "pml:MultiSimilarityLoss"),
+        ('model.weights="a = b.pth"', "model.weights", "a = b.pth"),
+        (" loss.name = triplet ", "loss.name", "triplet"),
+        ("loss.args.alpha=2.0", "loss.args.alpha", 2.0),
+    ],
+)
+def test_overrides_are_toml_or_bare_words(item: str, key: str, value: object) -> None:
+    found = parse_overrides([item])
+    assert found == {key: value}
+    assert type(found[key]) is type(value)
+
+
+@pytest.mark.parametrize("item", ["loss.margin", "=3", " = 3"])
+def test_an_override_needs_a_key_and_a_value(item: str) -> None:
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        parse_overrides([item])
+
+
+def test_arguments_of_a_loss_are_laid_over_one_by_one(plain_recipe: str) -> None:
+    recipe = load_recipe(plain_recipe, {"loss.args.beta": 5})
+    assert recipe.settings().loss.args == {"alpha": 2.0, "beta": 5}
+
+
+def test_a_key_below_a_value_is_refused() -> None:
+    assert "'loss.temperature' is a value" in complaint({"loss.temperature.x": 3})
+    assert "'loss' is a value" in complaint({"loss": 3, "loss.margin": 3})
+
+
+@pytest.mark.parametrize("length", ["steps", "epochs", "time_budget"])
+def test_a_length_that_is_asked_for_replaces_the_recipes_own(
+    length: str, plain_recipe: str
+) -> None:
+    for recipe in (load_recipe("auto", {f"train.{length}": 3}), load_recipe(plain_recipe)):
+        train = recipe.settings().train
+        given = {n: getattr(train, n) for n in ("steps", "epochs", "time_budget")}
+        wanted = {length: 3} if recipe.name == "auto" else {"steps": 7}
+        assert {n: v for n, v in given.items() if v is not None} == wanted
+        assert "train.steps" not in recipe.auto
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        ({"train.steps": 3, "train.epochs": 2.0}, "train: give one of steps, epochs, time_budget"),
+        ({"model.comparator": "sigmoid"}, "go together, found 'supcon' with 'sigmoid'"),
+        ({"loss.name": "bce"}, "go together, found 'bce' with 'cosine'"),
+        ({"loss.mining": "given"}, "loss.mining 'given' and sampler.kind 'triplets'"),
+        ({"sampler.kind": "triplets"}, "loss.mining 'given' and sampler.kind 'triplets'"),
+        ({"sampler.rotations": True, "picture.size": [8, 9]}, "square picture.size, found [8, 9]"),
+        ({"picture.mean": [0.5, 0.5]}, "picture: mean needs 1 or 3 numbers"),
+        ({"picture.color": "grey", "picture.std": [0.5] * 3}, "picture: std needs 1 or 1 numbers"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused(
+    overrides: dict[str, object], part: str
+) -> None:
+    assert part in complaint(overrides)
+
+
+def test_a_choice_from_the_data_must_fit_the_users_settings() -> None:
+    recipe = load_recipe("auto", {"picture.mean": [0.4, 0.5, 0.6]})
+    with pytest.raises(ConfigError, match="mean needs 1 or 1"):
+        recipe.settings({"picture.color": "grey"})
+
+
+def test_settings_come_back_from_their_json() -> None:
+    settings = load_recipe("auto", {"model.head": [64], "train.epochs": 1.5}).settings()
+    assert Settings.model_validate(settings.model_dump(mode="json")) == settings
+    with pytest.raises(ValidationError):
+        settings.seed = 3  # type: ignore[misc]
+
+
+def test_a_recipe_by_path(plain_recipe: str, tmp_path: Path) -> None:
+    assert load_recipe(plain_recipe).settings().train.steps == 7
+    assert "[train]" in recipe_text(plain_recipe)
+    (tmp_path / "bad.toml").write_text("[train\n")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load_recipe(str(tmp_path / "bad.toml"))
+    with pytest.raises(ConfigError, match="cannot read the recipe"):
+        load_recipe(str(tmp_path / "absent.toml"))
+
+
+def test_an_unknown_recipe_names_the_near_ones() -> None:
+    with pytest.raises(ConfigError, match=r"unknown recipe 'autos': did you mean auto\?"):
+        load_recipe("autos")
+
+
+def test_channels_of_a_picture() -> None:
+    assert PictureSettings(color="grey").channels == 1
+    assert PictureSettings(color="rgb").channels == 3

@@ -1,0 +1,129 @@
+"""The encoder and its heads: what goes in, what comes out, and what it depends on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from twinlens.config import ModelSettings, PictureSettings
+from twinlens.model.encoder import Encoder, embed_features, embed_pixels
+from twinlens.model.heads import make_head
+
+PICTURE = PictureSettings(size=(12, 10), mean=(0.2, 0.4, 0.6), std=(0.1, 0.2, 0.3))
+
+
+def made(picture: PictureSettings = PICTURE, **model: object) -> Encoder:
+    torch.manual_seed(0)
+    values = {"backbone": "conv", "channels": (6, 8), "embedding": 5} | model
+    return Encoder(ModelSettings.model_validate(values), picture).eval()
+
+
+def pictures(num: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (num, 3, 12, 10), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("head", "dropout", "kinds"),
+    [
+        ((), 0.0, [nn.Linear]),
+        ((), 0.5, [nn.Dropout, nn.Linear]),
+        ((7,), 0.0, [nn.Linear, nn.ReLU, nn.Linear]),
+        ((7,), 0.5, [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]),
+        ((7, 6), 0.0, [nn.Linear, nn.ReLU, nn.BatchNorm1d, nn.Linear, nn.ReLU, nn.Linear]),
+    ],
+)
+def test_layers_of_a_head(head: tuple[int, ...], dropout: float, kinds: list[type]) -> None:
+    made_head = make_head(9, ModelSettings(head=head, dropout=dropout, embedding=4))
+    assert [type(layer) for layer in made_head] == kinds
+    assert made_head(torch.rand(3, 9)).shape == (3, 4)
+
+
+def test_an_embedding_by_hand() -> None:
+    """One grey pixel through an MLP of one unit and a head: ((x - mean) / std * w) * v."""
+    picture = PictureSettings(size=(1, 1), color="grey", mean=(0.25,), std=(0.5,))
+    model = ModelSettings(backbone="mlp", channels=(1,), embedding=1, normalize=False)
+    encoder = Encoder(model, picture)
+    for parameter, value in zip(encoder.parameters(), (2.0, 0.0, 3.0, 1.0), strict=True):
+        parameter.data.fill_(value)
+    x = torch.tensor([[[[204]]]], dtype=torch.uint8)  # 0.8
+    assert encoder(x).item() == pytest.approx((0.8 - 0.25) / 0.5 * 2 * 3 + 1)
+
+
+def test_uint8_and_float_pictures_agree() -> None:
+    encoder, pixels = made(), torch.from_numpy(pictures(4))
+    with torch.no_grad():
+        assert torch.equal(encoder(pixels), encoder(pixels.float() / 255))
+
+
+@pytest.mark.parametrize("backbone", ["conv", "residual", "mlp"])
+def test_a_picture_does_not_depend_on_its_batch(backbone: str) -> None:
+    encoder, pixels = made(backbone=backbone, head=(7, 7), dropout=0.3), pictures(9)
+    together = embed_pixels(encoder, pixels)
+    alone = np.concatenate([embed_pixels(encoder, pixels[i : i + 1]) for i in range(9)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(embed_pixels(encoder, pixels, batch_size=2), together, atol=1e-5)
+    backwards = embed_pixels(encoder, pixels[::-1])
+    np.testing.assert_allclose(backwards[::-1], together, atol=1e-5)
+
+
+def test_preprocessing_is_the_encoders_own() -> None:
+    other = PICTURE.model_copy(update={"mean": (0.5,), "std": (0.5,)})
+    encoder, plain = made(), made(other)
+    plain.load_state_dict(encoder.state_dict())  # The weights do not carry it, the settings do.
+    pixels = torch.from_numpy(pictures(2))
+    with torch.no_grad():
+        assert not torch.allclose(encoder(pixels), plain(pixels))
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (PICTURE.mean, PICTURE.std))
+        by_hand = ((pixels / 255 - mean) / std) * 0.5 + 0.5
+        torch.testing.assert_close(plain(by_hand), encoder(pixels))
+
+
+def test_normalised_embeddings_have_length_one() -> None:
+    pixels = pictures(5)
+    lengths = np.linalg.norm(embed_pixels(made(), pixels), axis=1)
+    np.testing.assert_allclose(lengths, 1, rtol=1e-6)
+    free = embed_pixels(made(normalize=False), pixels)
+    assert np.ptp(np.linalg.norm(free, axis=1)) > 1e-3
+    np.testing.assert_allclose(
+        embed_pixels(made(), pixels), free / np.linalg.norm(free, axis=1, keepdims=True), atol=1e-6
+    )
+
+
+def test_features_then_projection_is_the_whole() -> None:
+    encoder, pixels = made(), pictures(6)
+    with torch.no_grad():
+        features = encoder.features(torch.from_numpy(pixels))
+    np.testing.assert_array_equal(embed_features(encoder, features), embed_pixels(encoder, pixels))
+
+
+def test_embedding_leaves_the_encoder_as_it_was() -> None:
+    encoder = made(dropout=0.5).train()
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    first = embed_pixels(encoder, pictures(4))
+    np.testing.assert_array_equal(embed_pixels(encoder, pictures(4)), first)
+    assert encoder.training
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+
+
+def test_memory_that_is_read_only_and_no_pictures_at_all() -> None:
+    pixels = pictures(3)
+    pixels.flags.writeable = False
+    done: list[tuple[int, int]] = []
+    embed_pixels(made(), pixels, batch_size=2, progress=lambda *at: done.append(at))
+    assert done == [(2, 3), (3, 3)]
+    assert embed_pixels(made(), pixels[:0]).shape == (0, 5)
+
+
+def test_bfloat16_and_channels_last_come_near() -> None:
+    encoder, pixels = made(), pictures(8)
+    plain = embed_pixels(encoder, pixels)
+    half = embed_pixels(encoder, pixels, bfloat16=True)
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half, plain, atol=0.05)
+    assert not np.array_equal(half, plain)
+    assert not encoder.uses_channels_last
+    encoder.to(memory_format=torch.channels_last)
+    assert encoder.uses_channels_last
+    np.testing.assert_allclose(embed_pixels(encoder, pixels), plain, atol=1e-5)

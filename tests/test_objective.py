@@ -1,0 +1,152 @@
+"""Every loss by name gives what its plain function gives on the batch's pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from twinlens.config import LossSettings, OptimizerSettings
+from twinlens.data.batches import Batch
+from twinlens.errors import ConfigError
+from twinlens.learn import losses
+from twinlens.learn.objective import Objective
+from twinlens.model.comparators import make_comparator
+
+B, D = 8, 5
+LABEL = np.array([0, 0, 0, 1, 1, 2, 0, 1])
+FORGED = np.array([False] * 6 + [True] * 2)  # The last two imitate 0 and 1.
+
+
+def emb() -> Tensor:
+    torch.manual_seed(0)
+    return torch.nn.functional.normalize(torch.randn(B, D), dim=1).requires_grad_()
+
+
+def batch(forged: bool = False, **drawn: object) -> Batch:
+    roles = FORGED if forged else np.zeros(B, dtype=bool)
+    return Batch(np.arange(B), LABEL, roles, np.zeros(B, dtype=np.int64), **drawn)  # type: ignore[arg-type]
+
+
+def masks(forged: bool, given: set[frozenset[int]] | None = None) -> tuple[Tensor, Tensor]:
+    """Genuine and impostor pairs one by one; a pair of two forged pictures is neither."""
+    genuine, impostor = torch.zeros(2, B, B, dtype=torch.bool)
+    roles = FORGED if forged else np.zeros(B, dtype=bool)
+    for i in range(B):
+        for j in range(B):
+            if i == j or (roles[i] and roles[j]) or (given and frozenset((i, j)) not in given):
+                continue
+            same = LABEL[i] == LABEL[j] and not roles[i] and not roles[j]
+            (genuine if same else impostor)[i, j] = True
+    return genuine, impostor
+
+
+def objective(name: str, comparator: str = "euclidean", **values: object) -> Objective:
+    torch.manual_seed(1)
+    settings = LossSettings.model_validate({"name": name} | values)
+    return Objective(settings, make_comparator(comparator, D), 3, D)
+
+
+@pytest.mark.parametrize("forged", [False, True])
+@pytest.mark.parametrize("comparator", ["euclidean", "cosine", "squared-euclidean"])
+def test_losses_by_name(comparator: str, forged: bool) -> None:
+    dist_BB = make_comparator(comparator, D).matrix(emb(), emb())
+    pool = masks(forged)
+    expected = {
+        ("contrastive", "all", False): losses.contrastive(dist_BB, *pool, 0.7),
+        ("supcon", "all", False): losses.supcon(dist_BB, *pool, 0.2),
+    } | {
+        ("triplet", mining, soft): losses.triplet(dist_BB, *pool, 0.7, mining, soft)
+        for mining in ("all", "semi-hard", "hardest")
+        for soft in (False, True)
+    }
+    for (name, mining, soft), value in expected.items():
+        made = objective(name, comparator, mining=mining, soft=soft, margin=0.7, temperature=0.2)
+        assert value > 0
+        torch.testing.assert_close(made(emb(), batch(forged)), value)
+
+
+@pytest.mark.parametrize("comparator", ["sigmoid", "network"])
+@pytest.mark.parametrize("forged", [False, True])
+def test_cross_entropy_on_each_pair_once(comparator: str, forged: bool) -> None:
+    made = objective("bce", comparator)
+    genuine, impostor = masks(forged)
+    a, b = np.array([(i, j) for i in range(B) for j in range(i) if (genuine | impostor)[i, j]]).T
+    logit = made.comparator.logits(emb()[a], emb()[b])
+    value = made(emb(), batch(forged))
+    torch.testing.assert_close(value, losses.bce(logit, genuine[a, b]))
+    value.backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters())
+
+
+@pytest.mark.parametrize("name", ["contrastive", "supcon", "bce"])
+def test_given_pairs_are_all_that_counts(name: str) -> None:
+    pairs = np.array([[0, 1], [3, 0], [4, 3], [5, 2]])
+    drawn = batch(pairs=pairs, same=np.array([True, False, True, False]))
+    pool = masks(False, {frozenset(p) for p in pairs.tolist()})
+    assert pool[0].sum() == pool[1].sum() == 4
+    made = objective(name, "sigmoid" if name == "bce" else "euclidean", margin=0.7)
+    if name == "bce":
+        logit = made.comparator.logits(emb()[pairs[:, 0]], emb()[pairs[:, 1]])
+        expected = losses.bce(logit, torch.tensor([True, False, True, False]))
+    else:
+        dist_BB = made.comparator.matrix(emb(), emb())
+        plain = {"contrastive": (losses.contrastive, 0.7), "supcon": (losses.supcon, 0.1)}
+        function, constant = plain[name]
+        expected = function(dist_BB, *pool, constant)
+    torch.testing.assert_close(made(emb(), drawn), expected)
+
+
+def test_given_triplets_are_all_that_counts() -> None:
+    triplets = np.array([[0, 1, 3], [4, 3, 5]])
+    made = objective("triplet", mining="given", margin=0.7)
+    e = emb().detach()
+    by_hand = [max((e[a] - e[p]).norm() - (e[a] - e[n]).norm() + 0.7, 0) for a, p, n in triplets]
+    value = made(emb(), batch(triplets=triplets))
+    assert value.item() == pytest.approx(float(sum(by_hand) / 2), rel=1e-4)
+
+
+def test_mining_can_be_eased_on_the_way() -> None:
+    made = objective("triplet", mining="hardest", margin=0.7)
+    hard = made(emb(), batch())
+    made.mining = "all"
+    assert made(emb(), batch()) != hard
+    assert made(emb(), batch()) == objective("triplet", mining="all", margin=0.7)(emb(), batch())
+
+
+def test_a_forged_picture_is_never_pulled_closer() -> None:
+    """A step down the gradient takes it farther from the identity that it imitates."""
+    made = objective("contrastive", margin=5.0)
+    only = Batch(np.arange(2), np.zeros(2, np.int64), np.array([False, True]), np.zeros(2, np.int64))
+    value = emb()[:2].detach().requires_grad_()
+    made(value, only).backward()
+    assert value.grad is not None
+    apart = value.detach() - 0.01 * value.grad
+    assert (apart[0] - apart[1]).norm() > (value[0] - value[1]).norm()
+
+
+def test_a_loss_of_the_library_and_its_own_weights() -> None:
+    from pytorch_metric_learning.losses import MultiSimilarityLoss
+
+    made = objective("pml:MultiSimilarityLoss", args={"alpha": 3.0})
+    expected = MultiSimilarityLoss(alpha=3.0)(emb(), torch.from_numpy(LABEL))
+    torch.testing.assert_close(made(emb(), batch()), expected)
+
+    from twinlens.learn.learner import make_optimizer
+
+    arc = objective("pml:ArcFaceLoss")
+    before = {k: v.clone() for k, v in arc.named_parameters()}
+    assert before
+    encoder = torch.nn.Linear(D, D)
+    optimizer = make_optimizer(encoder, arc, OptimizerSettings())  # type: ignore[arg-type]
+    arc(encoder(emb()), batch()).backward()
+    optimizer.step()
+    assert not any(torch.equal(v, before[k]) for k, v in arc.named_parameters())
+
+
+def test_what_does_not_exist_is_refused_when_it_is_made() -> None:
+    with pytest.raises(ConfigError, match="did you mean triplet"):
+        objective("triplets")
+    with pytest.raises(ConfigError, match=r"loss\.args is for pml"):
+        objective("triplet", args={"alpha": 1})

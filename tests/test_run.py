@@ -1,0 +1,154 @@
+"""The files of a run: whole or not at all, and read back as they were written."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from twinlens.errors import TrainingError
+from twinlens.learn.journal import Journal
+from twinlens.learn.run import Checkpoint, HistoryRow, RunFolder
+
+ROWS = [
+    HistoryRow(0, 0.0, 0.0, math.nan, 0.0, 0.5),
+    HistoryRow(3, 0.3, 1.5, 1 / 3, 1e-3),
+    HistoryRow(6, 0.6, 2.5, 0.1, 2e-3, 2 / 3, 'odd, "quoted"\nevent'),
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    folder.start(resume=False)
+    return folder
+
+
+def test_a_folder_is_made_and_never_overwritten(run: RunFolder) -> None:
+    run.start(resume=False)  # Still empty.
+    run.write_json("run.json", {"seed": 3})
+    with pytest.raises(TrainingError, match="is not empty: go on with it by --resume"):
+        run.start(resume=False)
+    run.start(resume=True)
+    assert run.read_json("run.json") == {"seed": 3}
+    assert run.model == run.path / "model"
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(TrainingError, match="is a file"):
+        RunFolder(tmp_path / "file").start(resume=False)
+    with pytest.raises(TrainingError, match="cannot make the run folder"):
+        RunFolder(tmp_path / "file" / "below").start(resume=False)
+
+
+def test_the_end_is_noted_beside_what_is_there(run: RunFolder) -> None:
+    assert not run.finished
+    run.write_json("run.json", {"seed": 3})
+    assert not run.finished
+    run.finish()
+    assert run.finished
+    assert run.read_json("run.json") == {"seed": 3, "finished": True}
+
+
+@pytest.mark.parametrize("content", ["", "{", "3", "[1]"])
+def test_a_damaged_file_of_the_run(content: str, run: RunFolder) -> None:
+    assert run.read_json("settings.json") is None
+    (run.path / "settings.json").write_text(content)
+    with pytest.raises(TrainingError, match=r"settings\.json cannot be read"):
+        run.read_json("settings.json")
+
+
+def test_the_history_comes_back_up_to_a_step(run: RunFolder) -> None:
+    assert run.read_history(10) == []
+    run.write_history(ROWS)
+    found = run.read_history(10)
+    assert found[1:] == ROWS[1:]
+    assert math.isnan(found[0].loss)
+    for last, steps in ((2, [0]), (3, [0, 3]), (5, [0, 3]), (6, [0, 3, 6])):
+        assert [row.step for row in run.read_history(last)] == steps
+    text = (run.path / "history.csv").read_text()
+    run.write_history(found)
+    assert (run.path / "history.csv").read_text() == text
+
+
+def test_a_checkpoint_comes_back_to_the_last_bit(run: RunFolder) -> None:
+    assert run.read_checkpoint() is None
+    tensors = {
+        "now.a": torch.randn(3, 2, 2, 2).to(memory_format=torch.channels_last),
+        "now.count": torch.tensor(7),
+        "best.a": torch.randn(4).bfloat16(),
+        "optimizer.0.exp_avg": torch.randn(2, 3).T,
+    }
+    state = {"step": 3, "seconds": 0.1 + 0.2, "best_metric": None, "watch": {"answers": 1}}
+    run.write_checkpoint(Checkpoint(tensors, state))
+    found = run.read_checkpoint()
+    assert found is not None
+    assert found.state == state
+    assert found.tensors.keys() == tensors.keys()
+    assert all(torch.equal(found.tensors[k], v) for k, v in tensors.items())
+    run.write_checkpoint(Checkpoint({}, {"step": 4}))
+    again = run.read_checkpoint()
+    assert again is not None
+    assert again.state == {"step": 4}
+    assert [p.name for p in run.path.iterdir()] == ["checkpoint.safetensors"]
+
+
+def test_a_half_written_checkpoint_is_not_seen(run: RunFolder) -> None:
+    run.write_checkpoint(Checkpoint({"now.a": torch.ones(3)}, {"step": 3}))
+    (run.path / "checkpoint.safetensors.part").write_bytes(b"half")
+    found = run.read_checkpoint()
+    assert found is not None
+    assert found.state == {"step": 3}
+
+
+@pytest.mark.parametrize("keep", [0, 4, 30])
+def test_a_damaged_checkpoint_says_what_to_do(keep: int, run: RunFolder) -> None:
+    run.write_checkpoint(Checkpoint({"now.a": torch.ones(30)}, {"step": 3}))
+    path = run.path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(TrainingError, match=r"is damaged .* delete it to start this run again"):
+        run.read_checkpoint()
+
+
+def test_a_table_of_the_run(run: RunFolder) -> None:
+    run.write_table("split.csv", ("path", "identity"), [("a,b.png", "ü"), ("c.png", "x")])
+    text = (run.path / "split.csv").read_text(encoding="utf-8")
+    assert text.splitlines() == ["path,identity", '"a,b.png",ü', "c.png,x"]
+
+
+def events(run: RunFolder, name: str) -> dict[int, float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(run.path / "tensorboard"))
+    found.Reload()
+    scalars = found.Scalars(name)
+    assert len({s.step for s in scalars}) == len(scalars)
+    return {s.step: s.value for s in scalars}
+
+
+def test_a_journal_writes_both_curves_and_forgets_what_came_after_a_checkpoint(
+    run: RunFolder,
+) -> None:
+    first = Journal(run, 0)
+    for row in (*ROWS, HistoryRow(9, 0.9, 3.0, 0.05, 1e-3)):
+        first.add(row)
+    first.close()
+    second = Journal(run, 3)  # The checkpoint was of step 3.
+    assert [row.step for row in second.rows] == [0, 3]
+    second.add(HistoryRow(8, 0.8, 2.0, 0.2, 1e-3, 0.75))
+    second.close()
+    assert [row.step for row in run.read_history(100)] == [0, 3, 8]
+    assert events(run, "loss") == pytest.approx({3: 1 / 3, 8: 0.2})
+    assert events(run, "validation") == pytest.approx({0: 0.5, 8: 0.75})
+
+
+def test_a_journal_without_a_folder_stays_in_memory(tmp_path: Path) -> None:
+    journal = Journal(None, 0)
+    journal.add(ROWS[1])
+    journal.flush()
+    journal.close()
+    assert journal.rows == [ROWS[1]]
+    assert list(tmp_path.iterdir()) == []
