@@ -38,7 +38,9 @@ def main() -> None:
     """Extract the runs and write `trials.csv` beside them."""
     parser = argparse.ArgumentParser(description="Omniglot's official runs as a list of trials")
     parser.add_argument("archive", type=Path, metavar="all_runs.zip")
-    parser.add_argument("out", type=Path, metavar="OUT", help="a folder for pictures and trials.csv")
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help="a folder for pictures and trials.csv"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(args.archive) as archive:

@@ -16,7 +16,18 @@ SOURCE = Path(twinlens.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 # Each room may import itself and the rooms before it.
-ROOMS = ("errors", "config", "progress", "data", "model", "measure", "learn", "match", "jobs", "cli")
+ROOMS = (
+    "errors",
+    "config",
+    "progress",
+    "data",
+    "model",
+    "measure",
+    "learn",
+    "match",
+    "jobs",
+    "cli",
+)
 # `measure` stands beside `model`: it needs no torch.
 FORBIDDEN = {"measure": {"model", "progress"}, "model": {"progress"}, "data": {"progress"}}
 NO_TORCH = ("errors.py", "config.py", "cli.py", "data/table.py", "data/sources.py", "measure")
@@ -62,7 +73,9 @@ def test_no_torch_at_the_top_of(place: str) -> None:
     files = sorted((SOURCE / place).rglob("*.py")) if "." not in place else [SOURCE / place]
     assert files
     for path in files:
-        assert not {n for n in imports_of(path) if n.split(".")[0] in ("torch", "torchvision", "timm")}
+        assert not {
+            n for n in imports_of(path) if n.split(".")[0] in ("torch", "torchvision", "timm")
+        }
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -118,7 +118,9 @@ def test_mining_can_be_eased_on_the_way() -> None:
 def test_a_forged_picture_is_never_pulled_closer() -> None:
     """A step down the gradient takes it farther from the identity that it imitates."""
     made = objective("contrastive", margin=5.0)
-    only = Batch(np.arange(2), np.zeros(2, np.int64), np.array([False, True]), np.zeros(2, np.int64))
+    only = Batch(
+        np.arange(2), np.zeros(2, np.int64), np.array([False, True]), np.zeros(2, np.int64)
+    )
     value = emb()[:2].detach().requires_grad_()
     made(value, only).backward()
     assert value.grad is not None

@@ -186,6 +186,7 @@ def _fill(f: Facts) -> tuple[Any, str]:
 
 
 MANY = 50  # identities, from which on there are enough to learn one-shot comparison
+PLENTY = 5000  # pictures, from which on a wider network does not learn them by heart
 
 
 def _channels(f: Facts) -> tuple[Any, str]:
@@ -195,7 +196,11 @@ def _channels(f: Facts) -> tuple[Any, str]:
         return (32, 64, 128), "three stages"
     if f.data.num_identities >= MANY:
         return (64, 128, 128, 256), "many identities: four wide blocks"
-    return (32, 64, 128, 128), "four blocks"
+    if f.data.num_pictures >= PLENTY:
+        return (32, 64, 128), "many pictures of few identities: three blocks"
+    if max(f.settings.picture.size) <= 40:
+        return (32, 64, 64), "few and small pictures: three narrow blocks keep where things are"
+    return (32, 64, 128, 128), "few pictures: four blocks"
 
 
 def _embedding(f: Facts) -> tuple[Any, str]:

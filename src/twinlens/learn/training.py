@@ -201,8 +201,8 @@ def _answered(learner: Learner, answer: Answer, guard: Guard, state: State) -> s
     """
     if guard.exhausted:
         raise TrainingError(
-            f"step {state.step}: {answer.reason}, for the third time. Going back to good weights "
-            "with a lower rate did not help: try another loss (--loss supcon), a lower "
+            f"step {state.step + 1}: {answer.reason}, for the third time. Going back to good "
+            "weights with a lower rate did not help: try another loss (--loss supcon), a lower "
             "optimizer.rate, or look at the data with `twinlens inspect --montage`."
         )
     learner.go_back()
@@ -214,7 +214,7 @@ def _answered(learner: Learner, answer: Answer, guard: Guard, state: State) -> s
         f"{answer.reason}; back to the weights of step {state.good_step}, "
         f"rate x {answer.rate_factor:.2g}{eased}"
     )
-    log.warning("step %d: %s", state.step, event)
+    log.warning("step %d: %s", state.step + 1, event)
     return event
 
 

@@ -1,0 +1,1 @@
+"""Speed, side by side with the peer in one run, as ratios: `make bench`."""

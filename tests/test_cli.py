@@ -1,0 +1,424 @@
+"""The command line: what it prints where, its exit codes, and one clear message for every mistake.
+
+What the commands do is tested with the jobs; what `--json` holds, in test_json.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import PictureFolder, TinyRun, tiny_words
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import twinlens
+from twinlens.cli import COMMANDS, main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capture, *words: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    return code, *capsys.readouterr()
+
+
+def refuse(capsys: Capture, *words: object) -> str:
+    """The message of a command that must fail: exit code 2, one message, nothing on stdout."""
+    code, out, err = run(capsys, *words)
+    assert code == 2, (out, err)
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.count("twinlens: error: ") == 1
+    return err.rpartition("twinlens: error: ")[2]
+
+
+def two_pictures(tiny_run: TinyRun) -> tuple[Path, Path]:
+    return tiny_run.data / "thing 0" / "0.png", tiny_run.data / "thing 1" / "0.png"
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+def test_verify_says_same_or_different(tiny_run: TinyRun, capsys: Capture) -> None:
+    a, _ = two_pictures(tiny_run)
+    code, out, err = run(capsys, "verify", tiny_run.run, a, a, "--json")
+    answer = json.loads(out)
+    assert (code, err, answer["verdict"], answer["match"]) == (0, "", "same", True)
+    assert answer["distance"] == 0
+
+    model = twinlens.load(tiny_run.run)
+    threshold = model.require_calibration().threshold
+    far = max((p for p in sorted(tiny_run.data.rglob("*.png"))), key=lambda p: model.distance(a, p))
+    assert model.distance(a, far) > threshold
+    code, out, err = run(capsys, "verify", tiny_run.run, a, far, "--json")
+    assert (code, err, json.loads(out)["verdict"]) == (1, "", "different")
+    # To the last bit.
+    assert json.loads(out) == model.verify(a, far).as_json()
+    assert json.loads(out) == twinlens.verify(tiny_run.model, str(a), str(far)).as_json()
+
+    code, out, _ = run(capsys, "verify", tiny_run.run, a, far)
+    assert code == 1
+    assert out == twinlens.verify(tiny_run.run, a, far).explain() + "\n"
+    assert out.startswith("different: distance ")
+
+
+def test_verify_in_a_process_of_its_own(tiny_run: TinyRun) -> None:
+    a, b = two_pictures(tiny_run)
+    words = [sys.executable, "-m", "twinlens", "verify", str(tiny_run.run), str(a)]
+    same = subprocess.run([*words, str(a), "--json"], capture_output=True, text=True)
+    assert (same.returncode, same.stderr) == (0, "")
+    assert json.loads(same.stdout) == twinlens.load(tiny_run.run).verify(a, a).as_json()
+    wrong = subprocess.run([*words, str(b) + "x"], capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == f"twinlens: error: {b}x: no such file\n"
+
+
+def test_show_draws_the_verdict(tiny_run: TinyRun, tmp_path: Path, capsys: Capture) -> None:
+    a, b = two_pictures(tiny_run)
+    code, *_ = run(capsys, "verify", tiny_run.run, a, b, "--show", tmp_path / "shown.png")
+    assert code in (0, 1)
+    with Image.open(tmp_path / "shown.png") as picture:
+        picture.load()
+        assert picture.mode == "RGB"
+        assert len(set(np.asarray(picture).reshape(-1, 3)[::7].flatten())) > 20
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["shown.png"]
+
+
+def test_montage_draws_pairs(tiny_run: TinyRun, tmp_path: Path, capsys: Capture) -> None:
+    code, out, _ = run(capsys, "inspect", tiny_run.data, "--montage", tmp_path / "pairs.png")
+    assert code == 0
+    assert out.startswith(f"{tiny_run.data}: 60 pictures of 10 identities\n")
+    with Image.open(tmp_path / "pairs.png") as picture:
+        picture.load()
+        assert picture.width == 1600
+
+
+def test_progress_and_warnings_are_not_on_stdout(
+    tiny_run: TinyRun, tmp_path: Path, capsys: Capture
+) -> None:
+    code, out, err = run(
+        capsys, "train", tiny_run.data, "--out", tmp_path / "run", *tiny_words(train__steps=3)
+    )
+    assert code == 0
+    assert out == f"{tmp_path / 'run'}\n"
+    assert "training on 36 pictures of 6 identities" in err
+    assert "warning: too few validation pictures" in err
+    code, out, err = run(capsys, "evaluate", tiny_run.run, tiny_run.data, "--quiet")
+    assert code == 0
+    assert err == ""
+    first = out.splitlines()[0]
+    assert first.split(maxsplit=2) == ["measured", "on", "test pictures, unseen identities"]
+
+
+def test_flags_are_settings(tiny_run: TinyRun, tmp_path: Path, capsys: Capture) -> None:
+    words = ["--loss", "contrastive", "--seed", "3", "--split", "images", "--steps", "2"]
+    words += ["--backbone", "conv", "--set", "model.channels=[4,8]", "--set", "loss.margin=0.25",
+              "--set", "picture.size=[8,8]", "--set", "train.precision=float32",
+              "--set", "train.channels_last=no"]  # fmt: skip
+    code, *_ = run(capsys, "train", tiny_run.data, "--out", tmp_path / "run", *words, "--quiet")
+    assert code == 0
+    stored = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert stored["loss"] | {"name": "contrastive", "margin": 0.25} == stored["loss"]
+    assert (stored["seed"], stored["data"]["split"], stored["train"]["steps"]) == (3, "images", 2)
+    assert (stored["model"]["backbone"], stored["model"]["channels"]) == ("conv", [4, 8])
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("7", 7)])
+def test_times(text: str, seconds: float) -> None:
+    from twinlens.cli import _overrides, make_parser
+
+    args = make_parser().parse_args(["train", "x", "--time-budget", text])
+    assert _overrides(args) == {"train.time_budget": seconds}
+
+
+def test_recipes(capsys: Capture) -> None:
+    code, out, _ = run(capsys, "recipes")
+    assert code == 0
+    assert out.splitlines()[0].split(maxsplit=1)[0] == "auto"
+    code, out, _ = run(capsys, "recipes", "auto")
+    assert code == 0
+    assert 'name = "supcon"' in out
+
+
+def test_doctor_in_words(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from twinlens.jobs import doctor
+
+    monkeypatch.setattr(doctor, "TRIALS", {})
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    for word in ("versions", "torch", "processor", "cores", "AMX", "devices", "disk", "bfloat16"):
+        assert word in out
+
+
+def test_help_names_every_command(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert all(f" {name} " in out for name in COMMANDS)
+
+
+# --- mistakes -----------------------------------------------------------------------------------
+
+
+def test_words_that_are_wrong(
+    tiny_run: TinyRun, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data, model = tiny_run.data, tiny_run.run
+    a, b = two_pictures(tiny_run)
+    wrong: list[tuple[list[object], str]] = [
+        ([], "required: COMMAND"),
+        (["trian", data], "unknown command 'trian': did you mean train?"),
+        (["train"], "required: DATA"),
+        (["train", data, "--nonsense"], "--nonsense"),
+        (["train", data, "--recipe", "atuo"], "unknown recipe 'atuo'"),
+        (["train", data, "--recipe", "none.toml"], "cannot read the recipe none.toml"),
+        (["recipes", "atuo"], "unknown recipe 'atuo': did you mean auto?"),
+        (["train", data, "--backbone", "resnet51"], "unknown backbone 'resnet51': did you mean"),
+        (["train", data, "--loss", "tripled"], "unknown loss 'tripled': did you mean triplet?"),
+        (["train", data, "--loss", "pml:TripletLoss"], "unknown loss 'pml:TripletLoss'"),
+        (["train", data, "--split", "people"], "invalid choice: 'people'"),
+        (["train", data, "--set", "loss.magrin=1"], "unknown key 'loss.magrin': did you mean"),
+        (["train", data, "--set", "loss.margin=wide"], "loss.margin"),
+        (["train", data, "--set", "loss.margin"], "--set needs section.key=value"),
+        (["train", data, "--set", "train.device=abacus"], "train.device 'abacus'"),
+        (["train", data, "--weights", "none.pth", *tiny_words()], "no weights file none.pth"),
+        (["train", data, *tiny_words(), "--set", "model.freeze=no-layer"], "unknown layer"),
+        (["train", data, "--epochs", "2", "--steps", "3"], "not allowed with argument"),
+        (["train", data, "--epochs", "few"], "argument --epochs"),
+        (["train", data, "--epochs", "0"], "train.epochs"),
+        (["train", data, "--epochs", "nan"], "train.epochs"),
+        (["train", data, "--time-budget", "soon"], "a time is a number and s, m or h"),
+        (["train", data, "--time-budget", "0s"], "longer than nothing"),
+        (["train", data, "--time-budget", "nan"], "longer than nothing"),
+        (["train", data, "--seed", "-1"], "seed"),
+        (["train", data, "--resume"], "--resume needs --out"),
+        (["calibrate", model, data, "--far", "2"], "lies between 0 and 1"),
+        (["calibrate", model, data, "--far", "nan"], "lies between 0 and 1"),
+        (["calibrate", model, data, "--far", "low"], "argument --far"),
+        (["calibrate", model, data, "--far", "0.0001"], "0.0001"),
+        (["evaluate", model], "evaluate needs DATA, or --trials"),
+        (["evaluate", model, data, "--on", "tset"], "unknown split 'tset': did you mean test?"),
+        (["evaluate", model, "digits", "--on", "val"], "digits has no val pictures"),
+        (["evaluate", model, data, "--way", "1"], "way must be at least 2"),
+        (["evaluate", model, data, "--pairs", "0"], "pairs must be at least 1"),
+        (["evaluate", model, data, "--seed", "-1"], "seed must be at least 0"),
+        (["evaluate", model, "mnits"], "did you mean mnist"),
+        (["verify", model, a], "required: B"),
+        (["verify", model, a, b, "--show", data], "it is a folder"),
+        (["verify", model, a, b, "--show", data / "no" / "x.png"], "there is no folder"),
+        (["verify", model, a, b, "--show", data.parent / "x.nonsense"], "cannot write"),
+        (["embed", model, data], "required: --out"),
+    ]  # fmt: skip
+    for words, message in wrong:
+        found = refuse(capsys, *words)
+        assert message in found, (words, found)
+    assert not list(tmp_path.glob("runs/*"))  # A run that is refused leaves no folder.
+
+
+def test_all_wrong_settings_at_once(tiny_run: TinyRun, capsys: Capture) -> None:
+    words = ["--set", "loss.margin=-1", "--set", "sampler.kind=pairs!", "--set", "nothing.here=1"]
+    message = refuse(capsys, "train", tiny_run.data, *words)
+    for key in ("loss.margin: ", "sampler.kind: ", "unknown key 'nothing'"):
+        assert key in message
+
+
+EACH_COMMAND: list[Callable[[Path, Path, Path], list[object]]] = [
+    lambda data, model, out: ["train", data, "--out", out / "run"],
+    lambda data, model, out: ["inspect", data],
+    lambda data, model, out: ["calibrate", model, data],
+    lambda data, model, out: ["evaluate", model, data],
+    lambda data, model, out: ["embed", model, data, "--out", out / "x.parquet"],
+]
+
+
+@pytest.mark.parametrize(
+    "words", EACH_COMMAND, ids=["train", "inspect", "calibrate", "evaluate", "embed"]
+)
+def test_data_that_is_none(
+    words: Callable[..., list[object]], tiny_run: TinyRun, tmp_path: Path, capsys: Capture
+) -> None:
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    assert "no such file or folder" in refuse(
+        capsys, *words(tmp_path / "none", tiny_run.run, tmp_path)
+    )
+    assert "holds no pictures" in refuse(capsys, *words(loose, tiny_run.run, tmp_path))
+    Image.new("L", (8, 8)).save(loose / "a.png")
+    assert "without a class folder" in refuse(capsys, *words(loose, tiny_run.run, tmp_path))
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "x.parquet").exists()
+
+
+def test_one_identity(
+    picture_folder: PictureFolder, tiny_run: TinyRun, tmp_path: Path, capsys: Capture
+) -> None:
+    data = picture_folder({"lonely": 5})
+    found = refuse(capsys, "train", data, "--out", tmp_path / "run")
+    assert "1 identity (lonely), and training needs at least 2" in found
+    assert not (tmp_path / "run").exists()
+    assert "impostor" in refuse(capsys, "evaluate", tiny_run.run, data)
+    assert "impostor" in refuse(capsys, "calibrate", tiny_run.run, data)
+    code, out, _ = run(capsys, "inspect", data)
+    assert code == 0
+    assert "A run would refuse this: " in out
+
+
+MODEL_COMMANDS = ("calibrate", "evaluate", "embed", "verify")
+
+
+def ask(command: str, model: Path, tiny_run: TinyRun, tmp_path: Path) -> list[object]:
+    more: dict[str, tuple[object, ...]] = {
+        "verify": two_pictures(tiny_run),
+        "embed": (tiny_run.data, "--out", tmp_path / "x.parquet"),
+    }
+    return [command, model, *more.get(command, (tiny_run.data,))]
+
+
+@pytest.mark.parametrize("command", MODEL_COMMANDS)
+def test_models_that_are_none(
+    command: str, tiny_run: TinyRun, tmp_path: Path, capsys: Capture
+) -> None:
+    found = refuse(capsys, *ask(command, tmp_path / "none", tiny_run, tmp_path))
+    assert "is no model: nothing is there" in found
+    found = refuse(capsys, *ask(command, tiny_run.data, tiny_run, tmp_path))
+    assert "is no model: it holds no model.json" in found
+
+
+def damage_weights(model: Path) -> None:
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def damage_json(model: Path) -> None:
+    file = model / "model.json"
+    file.write_text(file.read_text()[:-200])
+
+
+def make_newer(model: Path) -> None:
+    file = model / "model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
+
+
+def swap_weights(model: Path) -> None:
+    file = model / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+
+
+def damage_calibration(model: Path) -> None:
+    file = model / "model.json"
+    description = json.loads(file.read_text())
+    description["calibration"]["threshold"] = "near"
+    file.write_text(json.dumps(description))
+
+
+DAMAGES = [
+    (damage_weights, "is damaged"), (damage_json, "is damaged"), (swap_weights, "is damaged"),
+    (make_newer, "has format 99"), (damage_calibration, "calibration is damaged"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), DAMAGES, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_damaged_models(
+    damage: Callable[[Path], None], message: str, tiny_run: TinyRun, tmp_path: Path, capsys: Capture
+) -> None:
+    model = shutil.copytree(tiny_run.model, tmp_path / "model")
+    damage(model)
+    for command in ("verify", "evaluate"):
+        assert message in refuse(capsys, *ask(command, model, tiny_run, tmp_path))
+
+
+def test_uncalibrated_model_says_how(tiny_run: TinyRun, tmp_path: Path, capsys: Capture) -> None:
+    model = shutil.copytree(tiny_run.model, tmp_path / "model")
+    file = model / "model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"calibration": None}))
+    found = refuse(capsys, *ask("verify", model, tiny_run, tmp_path))
+    assert f"twinlens calibrate {model} DATA" in found
+    code, out, _ = run(capsys, "evaluate", model, tiny_run.data, "--json")
+    assert code == 0
+    assert "calibrated" not in json.loads(out)["verification"]
+    code, out, _ = run(capsys, "calibrate", model, tiny_run.data, "--far", "0.1")
+    assert code == 0
+    assert out.startswith("threshold ")
+    code, *_ = run(capsys, *ask("verify", model, tiny_run, tmp_path))
+    assert code in (0, 1)
+
+
+def test_pictures_that_do_not_open(tiny_run: TinyRun, tmp_path: Path, capsys: Capture) -> None:
+    good, _ = two_pictures(tiny_run)
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "half.png").write_bytes(good.read_bytes()[:60])
+    for name in ("text.png", "empty.jpg", "half.png", "none.png", ""):
+        found = refuse(capsys, "verify", tiny_run.run, good, tmp_path / name)
+        assert str(tmp_path / name) in found
+        assert found.count("\n") == 1
+
+
+def test_places_that_cannot_be_written(tiny_run: TinyRun, tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "file"
+    file.write_text("kept")
+    there = tmp_path / "none" / "x"
+    data, model = tiny_run.data, tiny_run.run
+    wrong: list[tuple[list[object], str]] = [
+        (["train", data, "--out", file, *tiny_words()], "is a file"),
+        (["train", data, "--out", file / "run", *tiny_words()], "cannot make the run folder"),
+        (["embed", model, data, "--out", there], "there is no folder"),
+        (["embed", model, data, "--out", tmp_path], "it is a folder"),
+        (["evaluate", model, data, "--report", there], "there is no folder"),
+        (["inspect", data, "--montage", there], "there is no folder"),
+        (["inspect", data, "--montage", tmp_path / "x.nonsense"], "cannot write"),
+    ]
+    for words, message in wrong:
+        found = refuse(capsys, *words)
+        assert message in found, (words, found)
+    assert file.read_text() == "kept"
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["file"]
+
+
+def test_out_that_is_not_empty(tiny_run: TinyRun, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "thing").touch()
+    found = refuse(capsys, "train", tiny_run.data, "--out", tmp_path / "old")
+    assert "is not empty: go on with it by --resume, or name another --out" in found
+
+
+def test_a_reader_that_leaves_early(tiny_run: TinyRun) -> None:
+    """`twinlens ... | head` ends without a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(
+        [sys.executable, "-m", "twinlens", "recipes", "auto"], stdout=writer,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (141, "")
+
+
+def test_file_names_that_are_not_text(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """A name that is not UTF-8 is shown escaped, in words and in JSON."""
+    name = os.fsdecode(b"\xff.png")
+    data = tmp_path / "odd"
+    try:
+        (data / "a").mkdir(parents=True)
+        (data / "b").mkdir()
+        (data / "a" / name).write_bytes(b"no picture")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    shutil.copy(two_pictures(tiny_run)[0], data / "b" / "0.png")
+    words = [sys.executable, "-m", "twinlens", "inspect", str(data)]
+    shown = subprocess.run([*words, "--json"], capture_output=True)
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)["broken"][0]["path"] == f"a/{name}"

@@ -1,0 +1,78 @@
+"""`embed`: the embeddings in the file are those that the model gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import PictureFolder, TinyRun
+
+import twinlens
+from twinlens.cli import main
+from twinlens.data.sources import read_table
+from twinlens.errors import DataError
+
+
+def test_the_file_holds_what_the_model_gives(
+    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "all.parquet"
+    capsys.readouterr()
+    assert main(["embed", str(tiny_run.run), str(tiny_run.data), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"60 embeddings in {out}\n"
+    model, found = twinlens.load(tiny_run.run), pq.read_table(out)
+    assert found.column_names == ["path", "identity", "embedding"]
+    assert found.schema.metadata == {b"twinlens.fingerprint": model.fingerprint.encode()}
+    paths = found["path"].to_pylist()
+    assert paths == sorted(str(path) for path in tiny_run.data.rglob("*.png"))
+    assert found["identity"].to_pylist() == [Path(path).parent.name for path in paths]
+    emb_ND = np.array(found["embedding"].to_pylist(), dtype=np.float32)
+    assert found.schema.field("embedding").type.list_size == emb_ND.shape[1] == 16
+    np.testing.assert_array_equal(emb_ND, model.embed(paths))  # To the last bit.
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["all.parquet"]
+
+
+def test_broken_pictures_are_left_out(
+    tiny_run: TinyRun, picture_folder: PictureFolder, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = picture_folder({"x": 5, "y": 5})
+    (data / "y" / "1.png").write_bytes(b"no picture")
+    out = tmp_path / "some.parquet"
+    assert twinlens.embed(tiny_run.run, data, out=out) == 9
+    assert f"warning: skipped {data}/y/1.png" in capsys.readouterr().err
+    assert str(data / "y" / "1.png") not in pq.read_table(out)["path"].to_pylist()
+
+
+def test_a_named_set(tiny_run: TinyRun, tmp_path: Path) -> None:
+    out = tmp_path / "digits.parquet"
+    num = twinlens.embed(tiny_run.run, "digits", out=out, quiet=True)
+    table = read_table("digits")
+    assert num == len(table)
+    found = pq.read_table(out)
+    assert found["path"].to_pylist() == table.path.tolist()
+    assert table.pixels is not None
+    expected = twinlens.load(tiny_run.run).embed(list(table.pixels))
+    np.testing.assert_array_equal(np.array(found["embedding"].to_pylist(), np.float32), expected)
+
+
+def test_an_old_file_is_replaced_and_never_half(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "all.parquet"
+    out.write_text("old")
+
+    def full(table: object, where: Path) -> None:
+        where.write_text("ha")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("twinlens.jobs.embed.pq.write_table", full)
+        with pytest.raises(DataError, match=r"cannot write .*: No space left on device"):
+            twinlens.embed(tiny_run.run, tiny_run.data, out=out, quiet=True)
+    assert out.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["all.parquet"]
+    twinlens.embed(tiny_run.run, tiny_run.data, out=out, quiet=True)
+    assert pq.read_table(out).num_rows == 60

@@ -1,0 +1,143 @@
+"""`inspect` says what a run would do, and `demo` does one."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, PictureFolder, TinyRun, draw_pictures
+from PIL import Image
+
+import twinlens
+from twinlens.errors import ConfigError, DataError
+from twinlens.jobs import demo as demo_job
+from twinlens.jobs import train as train_job
+from twinlens.jobs.demo import demo, demo_table
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_it_says_what_a_run_would_do(tiny_run: TinyRun) -> None:
+    """Its choices and splits are those that a run on the same data has made."""
+    found = twinlens.inspect(tiny_run.data, settings=TINY, quiet=True).as_json()
+    facts = json.loads((tiny_run.run / "run.json").read_text())
+    levels = ("picture.mean", "picture.std")  # These need every picture at its final size.
+    made = [choice for choice in facts["choices"] if choice["key"] not in levels]
+    assert json.loads(json.dumps(found["run"]["choices"])) == made
+    assert found["run"]["problem"] is None
+    stored = json.loads((tiny_run.run / "settings.json").read_text())
+    said = json.loads(json.dumps(found["run"]["settings"]))
+    for level in levels:
+        section, key = level.split(".")
+        stored[section].pop(key)
+        said[section].pop(key)
+    assert said == stored
+    assert found["splits"] == {
+        "train": {"pictures": 36, "identities": 6},
+        "val": {"pictures": 12, "identities": 2},
+        "test": {"pictures": 12, "identities": 2},
+    }
+
+
+def test_words_for_a_person(tiny_run: TinyRun) -> None:
+    text = twinlens.inspect(tiny_run.data, settings=TINY, quiet=True).as_text()
+    assert text.startswith(f"{tiny_run.data}: 60 pictures of 10 identities\n")
+    assert "What a run would do with it:\n  picture.color = grey: no picture has colour\n" in text
+
+
+def test_a_problem_is_no_error(picture_folder: PictureFolder, tmp_path: Path) -> None:
+    data = picture_folder({"a": 3, "b": 3, "c": 3})
+    found = twinlens.inspect(data, quiet=True)
+    assert found.settings is None
+    assert found.problem is not None
+    assert "each split needs 2" in found.problem
+    assert found.as_json()["run"] == {"problem": found.problem}
+    assert f"A run would refuse this: {found.problem}" in found.as_text()
+    with pytest.raises(DataError, match="there are no pairs to draw"):
+        twinlens.inspect(data, montage=tmp_path / "x.png", quiet=True)
+    # With the pictures of each identity divided, it would do.
+    closed = twinlens.inspect(data, settings={"data.split": "images"}, quiet=True)
+    assert closed.problem is None
+
+
+def test_pictures_that_cannot_be_read_at_all(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "0.png").write_bytes(b"no picture")
+    found = twinlens.inspect(tmp_path / "data", quiet=True)
+    assert found.problem is not None
+    assert "can be read" in found.problem
+    assert len(found.as_json()["broken"]) == 4
+
+
+def test_a_montage_of_forgeries_and_broken_pictures(tmp_path: Path) -> None:
+    data = tmp_path / "signed"
+    names = [f"writer{number}" for number in range(6)]
+    draw_pictures(data, dict.fromkeys(names, 4), size=(20, 60))
+    draw_pictures(data, {f"{name}_forg": 3 for name in names}, size=(20, 60), seed=1)
+    for number in range(6):
+        (data / f"writer{number}" / "0.png").write_bytes(b"no picture")
+    found = twinlens.inspect(data, montage=tmp_path / "pairs.png", quiet=True)
+    assert found.inspection.num_forged == 18
+    with Image.open(tmp_path / "pairs.png") as picture:
+        colors = set(map(tuple, np.asarray(picture.convert("RGB")).reshape(-1, 3).tolist()))
+    assert len(colors) > 50
+
+
+@pytest.mark.parametrize("kind", ["pairs", "triplets"])
+def test_a_montage_as_training_would_draw(kind: str, tiny_run: TinyRun, tmp_path: Path) -> None:
+    settings = {"sampler.kind": kind}
+    if kind == "triplets":
+        settings |= {"loss.name": "triplet", "loss.mining": "given"}
+    out = tmp_path / "pairs.png"
+    twinlens.inspect(tiny_run.data, settings=settings, montage=out, quiet=True)
+    with Image.open(out) as picture:
+        assert picture.width == 1600
+
+
+def test_wrong_settings_are_errors(tiny_run: TinyRun) -> None:
+    with pytest.raises(ConfigError, match="unknown backbone"):
+        twinlens.inspect(tiny_run.data, settings={"model.backbone": "resnet51"}, quiet=True)
+    with pytest.raises(ConfigError, match="unknown key"):
+        twinlens.inspect(tiny_run.data, settings={"loss.magrin": 1}, quiet=True)
+
+
+# --- demo ---------------------------------------------------------------------------------------
+
+
+def test_the_demo_keeps_its_word() -> None:
+    """7, 8 and 9 are not trained on."""
+    table = demo_table()
+    seen = set(table.of_split("train").identities()) | set(table.of_split("val").identities())
+    assert seen == set("0123456")
+    assert table.of_split("test").identities() == ["7", "8", "9"]
+    assert len(table) == 1797
+
+
+def test_the_demo_in_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    table = demo_table()
+    few = np.concatenate([np.flatnonzero(table.identity == str(digit))[:8] for digit in range(10)])
+    small = table.select(few)
+    monkeypatch.setattr(demo_job, "demo_table", lambda: small)
+    quick = functools.partial(train_job.train, settings=TINY | {"picture.size": (8, 8)})
+    monkeypatch.setattr(demo_job, "train", quick)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("demo", "demo-2"):
+        lines = list(demo(quiet=True))
+        assert lines[-1] == f"Look at {os.path.join('runs', folder, 'report.html')}"
+        assert Path("runs", folder, "report.html").is_file()
+    verdicts = [line for line in lines if line.startswith("  a ")]
+    assert len(verdicts) == 6
+    for line in verdicts:
+        same = line.split()[1] == line.split()[4].rstrip(":")
+        said = line.split(": ")[1]
+        assert line.endswith("[right]" if (said == "same") == same else "[wrong]")
+    num = 3 * 8 * 7 // 2
+    assert f"Of {num} pairs of the same and {3 * 64} of different digits" in lines[-2]
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,538 @@
+"""`train`: from each layout of pictures to a run folder that holds all it should."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY, PictureFolder, TinyRun, draw_pictures
+from PIL import Image
+
+import twinlens
+from twinlens.cli import main
+from twinlens.errors import ConfigError, DataError, TrainingError
+from twinlens.jobs import pages
+from twinlens.jobs import train as train_job
+from twinlens.measure.report import ReportContent
+from twinlens.progress import Progress
+
+SHORT = TINY | {"train.steps": 4}
+
+
+Written = list[pages.RunFacts]
+
+
+@pytest.fixture(autouse=True)
+def written(monkeypatch: pytest.MonkeyPatch) -> Written:
+    """What the reports of this test would say: drawing them takes most of a tiny run's time."""
+    facts: Written = []
+
+    def note(path: Path, bundle: object, measured: object, said: pages.RunFacts) -> None:
+        facts.append(said)
+        path.touch()
+
+    monkeypatch.setattr(train_job, "write_page", note)
+    return facts
+
+
+@pytest.fixture
+def drawn(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reports of this test are drawn after all."""
+    monkeypatch.setattr(train_job, "write_page", pages.write_page)
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def splits_of(run: Path) -> list[dict[str, str]]:
+    with (run / "split.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def identities(run: Path, split: str) -> set[str]:
+    return {row["identity"] for row in splits_of(run) if row["split"] == split}
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+# --- the run folder -----------------------------------------------------------------------------
+
+
+def test_a_run_folder_holds_all_it_should(tiny_run: TinyRun) -> None:
+    """Everything that the docstring of learn/run.py lists."""
+    run = tiny_run.run
+    found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    events = {name for name in found if name.startswith("tensorboard/events.out.tfevents")}
+    assert events
+    assert found - events == {
+        "settings.json", "run.json", "split.csv", "history.csv", "checkpoint.safetensors",
+        "model/model.json", "model/model.safetensors", "report.html", "results.json",
+    }  # fmt: skip
+
+
+def test_settings_and_facts_of_a_run(tiny_run: TinyRun) -> None:
+    settings, facts = read(tiny_run.run / "settings.json"), read(tiny_run.run / "run.json")
+    assert settings["model"]["backbone"] == "mlp"
+    assert settings["picture"]["size"] == [16, 16]
+    assert settings["train"]["steps"] == 20
+    chosen = {choice["key"]: choice["value"] for choice in facts["choices"]}
+    # What was given is not chosen, and what was chosen is what the settings say.
+    assert not set(chosen) & set(TINY)
+    for key, value in chosen.items():
+        section, name = key.split(".")
+        assert settings[section][name] == value
+    assert settings["picture"]["color"] == "grey"
+    assert facts["finished"] is True
+    assert facts["recipe"] == "auto"
+    assert facts["source"] == str(tiny_run.data)
+    table = twinlens.ImageTable.of_rows([], "", None)
+    assert facts["fingerprint"] != table.fingerprint()
+
+
+def test_the_command_repeats_the_run(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What run.json says, typed in again, gives the same weights: seeds hold, orders hold."""
+    import shlex
+
+    words = shlex.split(read(tiny_run.run / "run.json")["command"])
+    assert words[:3] == ["twinlens", "train", str(tiny_run.data)]
+    monkeypatch.chdir(tmp_path)
+    np.random.default_rng().random()  # Nothing global may matter.
+    import torch
+
+    torch.rand(7)
+    assert main([*words[1:], "--quiet"]) == 0
+    again = tmp_path / "runs" / "pictures"
+    assert weights(again) == weights(tiny_run.run)
+    assert read(again / "results.json") == read(tiny_run.run / "results.json")
+    assert (again / "split.csv").read_bytes() == (tiny_run.run / "split.csv").read_bytes()
+
+
+def test_another_seed_starts_from_other_weights(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """Even where nothing is learned to speak of: the first weights depend on the seed too."""
+    still = SHORT | {"train.steps": 1, "optimizer.rate": 1e-9}
+    for seed in (1, 2):
+        twinlens.train(
+            tiny_run.data, out=tmp_path / str(seed), settings=still | {"seed": seed}, quiet=True
+        )
+    a, b = (twinlens.load(tmp_path / str(seed)) for seed in (1, 2))
+    picture = tiny_run.data / "thing 0" / "0.png"
+    assert np.abs(a.embed(picture) - b.embed(picture)).max() > 0.05
+
+
+def test_splits_are_by_identity(tiny_run: TinyRun) -> None:
+    rows = splits_of(tiny_run.run)
+    assert len(rows) == 60
+    parts = [identities(tiny_run.run, split) for split in ("train", "val", "test")]
+    assert [len(part) for part in parts] == [6, 2, 2]
+    assert len(set.union(*parts)) == 10
+    assert {row["role"] for row in rows} == {"genuine"}
+    assert {row["path"] for row in rows} == {
+        path.relative_to(tiny_run.data).as_posix() for path in tiny_run.data.rglob("*.png")
+    }
+
+
+def test_history(tiny_run: TinyRun) -> None:
+    with (tiny_run.run / "history.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["step", "epoch", "seconds", "loss", "rate", "metric", "event"]
+    steps = [int(row["step"]) for row in rows]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 20
+    assert [row["metric"] != "" for row in rows if int(row["step"]) in (10, 20)] == [True, True]
+
+
+def test_results_are_what_evaluate_says(
+    tiny_run: TinyRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["evaluate", str(tiny_run.run), str(tiny_run.data), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == read(tiny_run.run / "results.json")
+
+
+def test_the_returned_model_is_the_one_on_disk(tiny_run: TinyRun, tmp_path: Path) -> None:
+    settings = SHORT | {"model.backbone": "conv", "model.channels": (4, 8),
+                        "train.channels_last": "yes"}  # fmt: skip
+    model = twinlens.train(tiny_run.data, out=tmp_path / "run", settings=settings, quiet=True)
+    stored = twinlens.load(tmp_path / "run")
+    assert (model.path, model.fingerprint) == (stored.path, stored.fingerprint)
+    files = sorted(tiny_run.data.rglob("*.png"))[::7]
+    np.testing.assert_array_equal(model.embed(files), stored.embed(files))
+    assert model.verify(files[0], files[-1]) == stored.verify(files[0], files[-1])
+
+
+def test_the_report_is_one_page(tiny_run: TinyRun) -> None:
+    page = (tiny_run.run / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    command = read(tiny_run.run / "run.json")["command"].replace("'", "&#39;").replace('"', "&#34;")
+    assert command in page
+    for words in ("Nearest impostors", "Farthest genuine pairs", "model.backbone", "fingerprint"):
+        assert words in page
+    assert page.count("data:image/") > 20
+
+
+def test_it_learns(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """The loss falls, and unseen things are told apart."""
+    twinlens.train(
+        tiny_run.data, out=tmp_path / "run", settings=TINY | {"train.steps": 80}, quiet=True
+    )
+    with (tmp_path / "run" / "history.csv").open(newline="", encoding="utf-8") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"] != "nan"]
+    assert losses[-1] < losses[0] - 0.05
+    auc = read(tmp_path / "run" / "results.json")["verification"]["auc"]["value"]
+    assert auc > 0.95
+
+
+def test_default_names(
+    picture_folder: PictureFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = picture_folder(dict.fromkeys("abcdef", 3), top="things")
+    monkeypatch.chdir(tmp_path)
+    for name in ("things", "things-2"):
+        model = twinlens.train("things", settings=SHORT | {"train.steps": 1}, quiet=True)
+        assert model.path == Path("runs") / name / "model"
+    manifest = tmp_path / "list.csv"
+    manifest.write_text(
+        "path,identity\n"
+        + "".join(f"{p.relative_to(tmp_path)},{p.parent.name}\n" for p in data.rglob("*.png"))
+    )
+    model = twinlens.train(manifest, settings=SHORT | {"train.steps": 1}, quiet=True)
+    assert model.path == Path("runs") / "list" / "model"
+
+
+# --- layouts ------------------------------------------------------------------------------------
+
+
+def test_counterparts(tmp_path: Path) -> None:
+    data = tmp_path / "pairs"
+    for side, seed in (("left", 0), ("right", 0)):
+        draw_pictures(data / side, {"x": 0})
+        generator = np.random.default_rng(seed)
+        for number in range(12):
+            coarse = Image.fromarray(generator.integers(0, 256, (4, 4), dtype=np.uint8))
+            noise = np.random.default_rng(len(side)).integers(0, 9, (16, 16))
+            pixels = np.clip(np.asarray(coarse.resize((16, 16))) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(data / side / f"{number}.png")
+        (data / side / "x").rmdir()
+    twinlens.train(data, out=tmp_path / "run", settings=SHORT, quiet=True)
+    rows = splits_of(tmp_path / "run")
+    assert len(rows) == 24
+    assert {row["identity"] for row in rows} == {str(number) for number in range(12)}
+    found = read(tmp_path / "run" / "results.json")
+    assert found["identity_disjoint"] is True
+    assert found["verification"]["num_genuine"] == len(identities(tmp_path / "run", "test"))
+
+
+@pytest.mark.usefixtures("drawn")
+def test_forgeries(tmp_path: Path) -> None:
+    data = tmp_path / "signed"
+    names = [f"writer{number}" for number in range(8)]
+    draw_pictures(data, dict.fromkeys(names, 4))
+    draw_pictures(data, {f"{name}-fake": 3 for name in names}, seed=1)
+    settings = SHORT | {"data.forged_suffix": "-fake"}
+    twinlens.train(data, out=tmp_path / "run", settings=settings, quiet=True)
+    rows = splits_of(tmp_path / "run")
+    assert {row["identity"] for row in rows} == set(names)
+    assert sum(row["role"] == "forged" for row in rows) == 24
+    test = [row for row in rows if row["split"] == "test"]
+    num, forged = len(identities(tmp_path / "run", "test")), 3
+    assert len(test) == num * 7
+    found = read(tmp_path / "run" / "results.json")["verification"]
+    assert found["skilled"]["num_impostor"] == num * 4 * forged
+    assert found["num_genuine"] == num * 6
+    assert "a forgery" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    # A later command reads the folder as the training did.
+    again = twinlens.evaluate(tmp_path / "run", data, quiet=True)
+    assert again.as_json() == read(tmp_path / "run" / "results.json")
+
+
+def test_manifest_with_given_splits(picture_folder: PictureFolder, tmp_path: Path) -> None:
+    data = picture_folder(dict.fromkeys("abcdef", 4))
+    split_of = dict(zip("abcdef", ("train", "train", "val", "val", "test", "test"), strict=True))
+    lines = ["path,identity,split"] + [
+        f"{p.relative_to(tmp_path).as_posix()},{p.parent.name},{split_of[p.parent.name]}"
+        for p in sorted(data.rglob("*.png"))
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    twinlens.train(tmp_path / "list.csv", out=tmp_path / "run", settings=SHORT, quiet=True)
+    assert identities(tmp_path / "run", "train") == {"a", "b"}
+    assert identities(tmp_path / "run", "val") == {"c", "d"}
+    assert identities(tmp_path / "run", "test") == {"e", "f"}
+
+
+def test_closed_set(tiny_run: TinyRun, tmp_path: Path) -> None:
+    settings = SHORT | {"data.split": "images"}
+    twinlens.train(tiny_run.data, out=tmp_path / "run", settings=settings, quiet=True)
+    assert len(identities(tmp_path / "run", "train")) == 10
+    assert len(identities(tmp_path / "run", "test")) > 1
+    found = read(tmp_path / "run" / "results.json")
+    assert found["identity_disjoint"] is False
+    assert twinlens.evaluate(tmp_path / "run", tiny_run.data, quiet=True).as_json() == found
+
+
+@pytest.mark.parametrize("num", [4, 5])
+def test_too_few_identities_for_a_test_split(
+    num: int,
+    picture_folder: PictureFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    written: Written,
+) -> None:
+    """It says so, measures on the validation pictures, and warns that they flatter."""
+    data = picture_folder({f"thing{number}": 5 for number in range(num)})
+    capsys.readouterr()
+    twinlens.train(data, out=tmp_path / "run", settings=SHORT)
+    said = capsys.readouterr().err
+    assert f"warning: There are no test pictures: {num} identities are too few" in said
+    assert "warning: The figures are of the validation pictures" in said
+    found = read(tmp_path / "run" / "results.json")
+    assert found["split"] == "val"
+    (facts,) = written
+    assert [finding.split(":")[0] for finding in facts.findings] == [
+        "There are no test pictures",
+        "The figures are of the validation pictures, which chose the weights and set the threshold",
+    ]
+    capsys.readouterr()
+    assert twinlens.evaluate(tmp_path / "run", data).as_json() == found
+    assert "warning: there are no test pictures" in capsys.readouterr().err
+
+
+def test_test_pictures_without_pairs(
+    picture_folder: PictureFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run is not lost because its test pictures cannot be compared."""
+    for split, names in (("train", "abcd"), ("val", "ef"), ("test", "g")):
+        picture_folder({f"{split}/{name}": 4 for name in names})
+    capsys.readouterr()
+    twinlens.train(tmp_path / "pictures", out=tmp_path / "run", settings=SHORT)
+    assert "The test pictures cannot be measured on" in capsys.readouterr().err
+    assert read(tmp_path / "run" / "results.json")["split"] == "val"
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_no_pictures_but_for_training(
+    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither measured nor calibrated, and said."""
+    capsys.readouterr()
+    settings = SHORT | {"data.fractions": (1.0, 0.0, 0.0)}
+    model = twinlens.train(tiny_run.data, out=tmp_path / "run", settings=settings)
+    said = capsys.readouterr().err
+    assert "the model is not calibrated, since there are no validation pictures" in said
+    assert "There are no test pictures." in said
+    assert model.calibration is None
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+# --- broken pictures ----------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_with_some_broken_pictures(
+    picture_folder: PictureFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], drawn: None
+) -> None:
+    data = picture_folder({f"thing{number}": 5 for number in range(8)})
+    (data / "thing1" / "0.png").write_bytes(b"no picture")
+    (data / "thing6" / "3.png").write_bytes(b"")
+    capsys.readouterr()
+    model = twinlens.train(data, out=tmp_path / "run", settings=SHORT)
+    out, said = capsys.readouterr()
+    assert out == ""
+    assert "warning: 2 of 40 pictures cannot be read and are skipped:" in said
+    assert f"warning:   {data}/thing1/0.png: not a picture that Pillow can read" in said
+    assert f"warning:   {data}/thing6/3.png: an empty file" in said
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8").replace("<wbr>", "")
+    assert f"{data}/thing1/0.png" in page
+    assert "not a picture that Pillow can read" in page
+    assert len(splits_of(tmp_path / "run")) == 38
+    # The same again: also where one split holds more than its share of them.
+    assert twinlens.evaluate(model.path, data, quiet=True).as_json() == read(
+        tmp_path / "run" / "results.json"
+    )
+
+
+def test_a_small_split_may_hold_all_that_is_broken(
+    picture_folder: PictureFolder, tmp_path: Path
+) -> None:
+    for split, names in (("train", "abcd"), ("val", "ef"), ("test", "gh")):
+        picture_folder({f"{split}/{name}": 4 for name in names})
+    data = tmp_path / "pictures"
+    for name in ("g/0.png", "g/1.png", "h/0.png"):
+        (data / "test" / name).write_bytes(b"no picture")
+    twinlens.train(data, out=tmp_path / "run", settings=SHORT, quiet=True)
+    found = twinlens.evaluate(tmp_path / "run", data, quiet=True)
+    assert found.as_json() == read(tmp_path / "run" / "results.json")
+
+
+def test_too_many_broken_pictures_stop_a_run(picture_folder: PictureFolder, tmp_path: Path) -> None:
+    data = picture_folder({f"thing{number}": 5 for number in range(8)})
+    for number in range(8):
+        (data / f"thing{number}" / "0.png").write_bytes(b"no picture")
+        if number < 4:
+            (data / f"thing{number}" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"12 of 40 pictures .* 30\.0% where at most 20\.0%"):
+        twinlens.train(data, out=tmp_path / "run", settings=SHORT, quiet=True)
+    assert not (tmp_path / "run").exists()
+    allowed = SHORT | {"data.max_broken": 0.4}
+    twinlens.train(data, out=tmp_path / "run", settings=allowed, quiet=True)
+    assert len(splits_of(tmp_path / "run")) == 28
+
+
+# --- going on -----------------------------------------------------------------------------------
+
+
+def test_resuming_a_finished_run_says_so(
+    tiny_run: TinyRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.run.rglob("*")}
+    capsys.readouterr()
+    words = ["train", str(tiny_run.data), "--out", str(tiny_run.run), "--resume"]
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tiny_run.run}\n"
+    assert err == f"{tiny_run.run} is finished already\n"
+    assert {path: path.stat().st_mtime_ns for path in tiny_run.run.rglob("*")} == before
+
+
+def unfinished(tiny_run: TinyRun, to: Path) -> Path:
+    """The run as a kill in its last moments leaves it: trained, and nothing after that."""
+    run = shutil.copytree(tiny_run.run, to)
+    facts = read(run / "run.json")
+    del facts["finished"]
+    (run / "run.json").write_text(json.dumps(facts))
+    shutil.rmtree(run / "model")
+    (run / "results.json").unlink()
+    return run
+
+
+def test_resuming_comes_to_the_same(tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = unfinished(tiny_run, tmp_path / "run")
+    twinlens.train(tiny_run.data, out=run, resume=True, quiet=True)
+    assert weights(run) == weights(tiny_run.run)
+    assert read(run / "results.json") == read(tiny_run.run / "results.json")
+    assert read(run / "settings.json") == read(tiny_run.run / "settings.json")
+    assert read(run / "run.json") == read(tiny_run.run / "run.json")
+
+
+def test_interrupting_keeps_the_best_and_can_be_gone_on_with(
+    tiny_run: TinyRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Ctrl-C at step 13 of 20: a model and a report all the same, and the same weights later."""
+
+    class Impatient(Progress):
+        def __call__(self, done: int, total: int) -> None:
+            if self.what == "training" and done == 13:
+                raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(train_job, "Progress", Impatient)
+        model = twinlens.train(tiny_run.data, out=run, settings=TINY)
+    said = capsys.readouterr().err
+    assert "warning: interrupted at step 13" in said
+    assert f"warning: the run was cut short: --resume --out {run} goes on with it" in said
+    assert model.calibration is not None
+    assert (run / "results.json").is_file()
+    assert "finished" not in read(run / "run.json")
+    twinlens.train(tiny_run.data, out=run, resume=True, quiet=True)
+    assert weights(run) == weights(tiny_run.run)
+    assert read(run / "run.json")["finished"] is True
+
+
+def test_resuming_keeps_the_first_settings(
+    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = unfinished(tiny_run, tmp_path / "run")
+    capsys.readouterr()
+    twinlens.train(tiny_run.data, out=run, settings={"loss.temperature": 9.0}, resume=True)
+    assert "warning: the settings given are not used" in capsys.readouterr().err
+    assert read(run / "settings.json")["loss"]["temperature"] == 0.1
+
+
+def test_resuming_on_other_data_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = unfinished(tiny_run, tmp_path / "run")
+    before = sorted(path.name for path in run.rglob("*"))
+    other = shutil.copytree(tiny_run.data, tmp_path / "other")
+    (other / "thing 3" / "4.png").unlink()
+    with pytest.raises(TrainingError, match=r"the data is not what .* was started on"):
+        twinlens.train(other, out=run, resume=True, quiet=True)
+    assert sorted(path.name for path in run.rglob("*")) == before
+
+
+def test_a_copy_of_the_data_is_the_same_data(tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = unfinished(tiny_run, tmp_path / "run")
+    copy = shutil.copytree(tiny_run.data, tmp_path / "copy")
+    twinlens.train(copy, out=run, resume=True, quiet=True)
+    assert weights(run) == weights(tiny_run.run)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", "{", "cannot be read"),
+        ("run.json", "{}", "another version's"),
+        ("settings.json", '{"loss": {"nonsense": 1}}', "another version's"),
+        ("checkpoint.safetensors", "x", "damaged"),
+    ],
+)
+def test_resuming_a_damaged_run(
+    name: str, content: str, message: str, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    run = unfinished(tiny_run, tmp_path / "run")
+    (run / name).write_text(content)
+    with pytest.raises(TrainingError, match=message):
+        twinlens.train(tiny_run.data, out=run, resume=True, quiet=True)
+
+
+def test_resuming_what_was_not_begun(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """A run that was killed before its first file begins."""
+    (tmp_path / "run").mkdir()
+    twinlens.train(tiny_run.data, out=tmp_path / "run", settings=SHORT, resume=True, quiet=True)
+    assert read(tmp_path / "run" / "run.json")["finished"] is True
+    with pytest.raises(ConfigError, match="--resume needs --out"):
+        twinlens.train(tiny_run.data, resume=True)
+
+
+# --- the report ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("drawn")
+def test_report_says_what_was_found(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents: list[ReportContent] = []
+    monkeypatch.setattr(
+        pages.report, "write_report", lambda path, content: contents.append(content)
+    )
+    twinlens.train(tiny_run.data, out=tmp_path / "run", settings=SHORT, quiet=True)
+    (content,) = contents
+    assert [(part.name, part.pictures, part.identities) for part in content.splits] == [
+        ("train", 36, 6), ("val", 12, 2), ("test", 12, 2),
+    ]  # fmt: skip
+    assert content.results == read(tmp_path / "run" / "results.json")
+    assert content.operating is not None
+    assert content.operating.target_far == 0.1
+    assert content.findings == []
+    # Worst first, and of the right kind.
+    near = [pair.distance for pair in content.nearest_impostors]
+    wide = [pair.distance for pair in content.farthest_genuine]
+    assert near == sorted(near)
+    assert wide == sorted(wide, reverse=True)
+    assert all(p.identity_left != p.identity_right for p in content.nearest_impostors)
+    assert all(p.identity_left == p.identity_right for p in content.farthest_genuine)
+    assert content.pairs is not None
+    assert near[0] == content.pairs.distance[~content.pairs.same].min()
+    assert wide[0] == content.pairs.distance[content.pairs.same].max()

@@ -1,0 +1,215 @@
+"""docs/json.md names every key of every JSON output, with its type; no more and no fewer."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY, TinyRun, draw_pictures
+from PIL import Image
+
+import twinlens
+from twinlens.cli import main
+from twinlens.config import ModelSettings, Settings
+from twinlens.data.table import ImageTable
+from twinlens.jobs import doctor as doctor_job
+from twinlens.match.matcher import Matcher
+from twinlens.measure.calibration import Isotonic, Platt
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "json.md"
+
+LEAVES: dict[str, Callable[[Any], bool]] = {
+    "string": lambda v: isinstance(v, str),
+    "boolean": lambda v: isinstance(v, bool),
+    "integer": lambda v: isinstance(v, int) and not isinstance(v, bool),
+    "number": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
+    "null": lambda v: v is None,
+    "any": lambda v: True,
+    "figure": lambda v: (
+        isinstance(v, dict)
+        and list(v) == ["value", "low", "high"]
+        and all(n is None or isinstance(n, int | float) for n in v.values())
+    ),
+}
+
+# What a table says of a key is then said by another table.
+OTHERS = {"settings": "settings.json", "calibration": "calibrate"}
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """Output -> key path -> type, from the marked tables."""
+    found = {}
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for name, block in re.findall(r"<!-- keys: (\S+) -->\n(.*?)<!-- end -->", text, re.S):
+        rows = re.findall(r"^\| `([^`]+)` \| ([^|]+?) \|", block, re.M)
+        assert len(rows) == len(dict(rows)) == block.count("\n") - 2
+        found[name] = dict(rows)
+    return found
+
+
+TABLES = documented()
+
+
+def compare(value: Any, table: dict[str, str], path: str = "") -> set[str]:
+    """The documented paths that a JSON value shows; fails where it shows others."""
+    kinds = table[path].split(" or ") if path in table else []
+    seen = {path} if kinds else set()
+    if any(LEAVES[kind](value) for kind in kinds if kind in LEAVES):
+        return seen
+    if other := [OTHERS[kind] for kind in kinds if kind in OTHERS]:
+        compare(value, TABLES[other[0]])
+        return seen
+    assert not kinds or "object" in kinds, f"{path} is {value!r}, not {' or '.join(kinds)}"
+    assert isinstance(value, dict | list), f"{path} is {value!r} and not documented"
+    children = value.items() if isinstance(value, dict) else [("[]", item) for item in value]
+    for key, child in children:
+        seen |= compare(child, table, place_of(key, table, path))
+    return seen
+
+
+def place_of(key: str, table: dict[str, str], path: str) -> str:
+    """The documented path that a key of the object at `path` is meant by."""
+    begin = f"{path}." if path else ""
+    for place in (f"{path}[]",) if key == "[]" else (f"{begin}{key}", f"{begin}*"):
+        if any(known == place or known.startswith((f"{place}.", f"{place}[")) for known in table):
+            return place
+    raise AssertionError(f"{begin}{key} is not documented")
+
+
+def check(name: str, *outputs: Any) -> None:
+    """Together the outputs show all that is documented, and nothing else."""
+    seen = set().union(*(compare(output, TABLES[name]) for output in outputs))
+    missing = set(TABLES[name]) - seen
+    assert not missing, f"documented, and not there: {sorted(missing)}"
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert code in (0, 1), err
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_comparison_sees_what_is_wrong() -> None:
+    table = {
+        "a": "integer",
+        "b[].c": "string",
+        "d.*": "number",
+        "e": "object or null",
+        "e.f": "any",
+    }
+    good = {"a": 1, "b": [{"c": "x"}], "d": {"z": 0.5}, "e": {"f": 1}}
+    assert compare(good, table) == set(table)
+    assert compare(good | {"e": None}, table) == set(table) - {"e.f"}
+    for wrong in ({"a": True}, {"a": 1.0}, {"x": 1}, {"b": [{"c": 1}]}, {"b": [{}, {"d": "x"}]},
+                  {"d": {"z": None}}, {"d": None}, {"e": 3}):  # fmt: skip
+        with pytest.raises(AssertionError):
+            compare(good | wrong, table)
+
+
+def test_verify(tiny_run: TinyRun, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = sorted(tiny_run.data.rglob("*.png"))[:2]
+    check("verify", printed(capsys, "verify", tiny_run.run, a, b, "--json"))
+
+
+def test_evaluate_and_results(
+    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signed = tmp_path / "signed"
+    draw_pictures(signed, {"a": 4, "a_forg": 3, "b": 4, "b_forg": 3, "c": 1})
+    pairs, shots = tmp_path / "pairs.csv", tmp_path / "shots.csv"
+    pairs.write_text("a,b,same\nsigned/a/0.png,signed/a/1.png,1\nsigned/a/0.png,signed/b/1.png,0\n")
+    shots.write_text("trial,probe,candidate,same\n1,signed/a/0.png,signed/a/1.png,1\n")
+    run = tiny_run.run
+    check(
+        "evaluate",
+        read(run / "results.json"),
+        printed(capsys, "evaluate", run, signed, "--json"),
+        printed(capsys, "evaluate", run, "--trials", pairs, "--json"),
+        printed(capsys, "evaluate", run, "--trials", shots, "--json"),
+    )
+
+
+def test_calibrate_and_files_of_a_run(
+    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(tiny_run.model, tmp_path / "model")
+    output = printed(capsys, "calibrate", model, tiny_run.data, "--far", "0.1", "--json")
+    found = Matcher.load(model).calibration
+    assert found is not None
+    assert found.as_json() == output
+    curves = (Isotonic((0.1, 0.2), (1.0, 0.0)), Platt(1.0, 2.0))
+    kinds = [replace(found, curve=curve).as_json() for curve in curves]
+    check("calibrate", output, *kinds)
+    check("model.json", read(model / "model.json"))
+    check("run.json", read(tiny_run.run / "run.json"))
+    with_head = Settings(model=ModelSettings(head=(8,))).model_dump(mode="json")
+    check("settings.json", read(tiny_run.run / "settings.json"), with_head)
+
+
+def test_uncalibrated_model_has_null(tiny_run: TinyRun, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_run.model, tmp_path / "model")
+    description = read(model / "model.json") | {"calibration": None}
+    (model / "model.json").write_text(json.dumps(description))
+    assert Matcher.load(model).calibration is None
+    compare(description, TABLES["model.json"])
+
+
+def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    top = tmp_path / "mixed"
+    draw_pictures(top, dict.fromkeys("abcdefgh", 4))
+    draw_pictures(top, {"lonely": 1}, seed=5)
+    shutil.copy(top / "a" / "0.png", top / "b" / "same.png")
+    (top / "c" / "broken.png").write_bytes(b"no picture")
+    with Image.open(top / "d" / "0.png") as picture:
+        picture.point([min(255, level + 3) for level in range(256)]).save(top / "d" / "nearly.png")
+    check("inspect", printed(capsys, "inspect", top, "--json"))
+    alone = tmp_path / "one"
+    (alone / "x").mkdir(parents=True)
+    (alone / "x" / "0.png").write_bytes(b"no picture")
+    found = printed(capsys, "inspect", alone, "--json")
+    compare(found, TABLES["inspect"])
+    assert found["sizes"]["height"] is None
+    assert "1 identity" in found["run"]["problem"]
+
+
+def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"conv 32x32": (*doctor_job.TRIALS["conv 32x32"][:2], 2)}
+    monkeypatch.setattr(doctor_job, "TRIALS", small)
+    check("doctor", printed(capsys, "doctor", "--json"))
+
+
+def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    check("recipes", printed(capsys, "recipes", "--json"))
+    check("recipe", printed(capsys, "recipes", "auto", "--json"))
+
+
+def test_a_run_of_a_table_from_python_too(tmp_path: Path) -> None:
+    """The table has no file to name: `command` is empty, and nothing else changes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 8, 8), dtype=np.uint8)
+    table = ImageTable(
+        path=np.array([f"made/{row:02}" for row in range(24)], dtype=object),
+        identity=np.array([f"id{row // 4}" for row in range(24)], dtype=object),
+        forged=np.zeros(24, dtype=bool),
+        split=np.full(24, "", dtype=object),
+        source="made",
+        root=None,
+        pixels=pixels,
+    )
+    twinlens.train(table, out=tmp_path / "run", settings=TINY | {"train.steps": 2}, quiet=True)
+    run = read(tmp_path / "run" / "run.json")
+    compare(run, TABLES["run.json"])
+    assert run["command"] == ""

@@ -1,0 +1,245 @@
+"""One embedding and one verdict for a picture, however it is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TinyRun
+from PIL import Image
+
+import twinlens
+from twinlens.config import ModelSettings, PictureSettings
+from twinlens.data.cache import decode_table
+from twinlens.data.sources import read_table
+from twinlens.errors import CalibrationError, DataError, ModelError, PictureError
+from twinlens.match.answers import VerifyAnswer
+from twinlens.match.matcher import Matcher
+from twinlens.model.bundle import save_bundle
+from twinlens.model.comparators import make_comparator
+from twinlens.model.encoder import Encoder
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run: TinyRun) -> Matcher:
+    return twinlens.load(tiny_run.run)
+
+
+def make_matcher(folder: Path, color: str, comparator: str = "cosine") -> Matcher:
+    """An untrained model that takes 12 x 10 pictures."""
+    torch.manual_seed(0)
+    picture = PictureSettings.model_validate({"size": (12, 10), "color": color})
+    settings = ModelSettings.model_validate(
+        {"backbone": "conv", "channels": (4,), "embedding": 8, "comparator": comparator}
+    )
+    bundle = save_bundle(folder, Encoder(settings, picture), make_comparator(comparator, 8))
+    return Matcher(bundle)
+
+
+def grey(seed: int = 0, size: tuple[int, ...] = (20, 24)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+
+
+# Every form of one grey picture; the network's answer must not depend on it.
+GREY_FORMS: dict[str, Callable[[np.ndarray, Path], object]] = {
+    "path": lambda a, file: file,
+    "str": lambda a, file: str(file),
+    "Pillow L": lambda a, file: Image.fromarray(a),
+    "Pillow RGB": lambda a, file: Image.fromarray(a).convert("RGB"),
+    "Pillow RGBA": lambda a, file: Image.fromarray(a).convert("RGBA"),
+    "Pillow file": lambda a, file: Image.open(file),
+    "array (H, W)": lambda a, file: a,
+    "array (H, W, 1)": lambda a, file: a[:, :, None],
+    "array (H, W, 3)": lambda a, file: np.stack([a] * 3, axis=2),
+    "array that is not contiguous": lambda a, file: np.asfortranarray(a),
+    "array of floats": lambda a, file: a / 255,
+    "array of float32": lambda a, file: (a / 255).astype(np.float32),
+    "tensor (H, W)": lambda a, file: torch.from_numpy(a),
+    "tensor (1, H, W)": lambda a, file: torch.from_numpy(a)[None],
+    "tensor (3, H, W)": lambda a, file: torch.from_numpy(a)[None].repeat(3, 1, 1),
+    "tensor of floats": lambda a, file: torch.from_numpy(a)[None].float() / 255,
+    "tensor that learns": lambda a, file: (torch.from_numpy(a) / 255).requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("form", GREY_FORMS)
+@pytest.mark.parametrize("color", ["grey", "rgb"])
+def test_a_grey_picture_in_every_form(form: str, color: str, tmp_path: Path) -> None:
+    model, array, file = make_matcher(tmp_path / "model", color), grey(), tmp_path / "a.png"
+    Image.fromarray(array).save(file)
+    given = GREY_FORMS[form](array, file)
+    expected = model.embed(file)
+    assert expected.shape == (1, 8)
+    assert expected.dtype == np.float32
+    # Cast, since the type checker knows only the forms that are allowed.
+    np.testing.assert_array_equal(model.embed(given), expected)  # type: ignore[arg-type]
+    assert model.distance(file, given) == 0  # type: ignore[arg-type]
+
+
+def test_a_colour_picture_in_every_form(tmp_path: Path) -> None:
+    model, array = make_matcher(tmp_path / "model", "rgb"), grey(1, (20, 24, 3))
+    file = tmp_path / "a.png"
+    Image.fromarray(array).save(file)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    forms = [file, Image.fromarray(array), array, array / 255, tensor, tensor / 255]
+    for form in forms:
+        np.testing.assert_array_equal(model.embed(form), model.embed(file))
+    # The channels are in their order: another order is another picture.
+    assert model.distance(file, array[:, :, ::-1]) > 0
+    half = (tensor / 255).to(torch.bfloat16)
+    assert model.distance(file, half) < 1e-3
+
+
+def test_a_photograph_is_embedded_as_training_saw_it(tmp_path: Path) -> None:
+    """A JPEG is read at a reduced size in training, so a path must be here too."""
+    file = tmp_path / "photo" / "thing" / "a.jpg"
+    file.parent.mkdir(parents=True)
+    smooth = Image.fromarray(grey(2, (6, 8))).resize((640, 480), Image.Resampling.BICUBIC)
+    smooth.save(file, quality=90)
+    model = make_matcher(tmp_path / "model", "grey")
+    table = read_table(tmp_path / "photo")
+    trained = decode_table(
+        table, model.bundle.encoder.picture, max_pixels=10**8, max_broken=0
+    ).pixels
+    np.testing.assert_array_equal(model.pixels(file), trained)
+    full = model.pixels(Image.open(file))
+    assert 0 < np.abs(full.astype(int) - trained).max() <= 8
+
+
+def test_lists(model: Matcher, tiny_run: TinyRun) -> None:
+    files = sorted(tiny_run.data.rglob("*.png"))[:5]
+    arrays = [np.asarray(Image.open(file)) for file in files]
+    together = model.embed(files)
+    assert together.shape == (5, 16)
+    np.testing.assert_array_equal(model.embed([str(file) for file in files]), together)
+    np.testing.assert_array_equal(model.embed(arrays), together)
+    np.testing.assert_array_equal(model.embed(tuple(arrays)), together)
+    np.testing.assert_array_equal(model.embed(np.array([str(f) for f in files])), together)
+    np.testing.assert_array_equal(model.embed(np.array(files, dtype=object)), together)
+    mixed = [
+        files[0],
+        arrays[1],
+        Image.open(files[2]),
+        torch.from_numpy(arrays[3].copy()),
+        files[4],
+    ]
+    np.testing.assert_array_equal(model.embed(mixed), together)
+    assert len(np.unique(together, axis=0)) == 5
+    for batch_size in (1, 2, 5):
+        np.testing.assert_allclose(model.embed(files, batch_size=batch_size), together, atol=1e-6)
+
+
+def test_embeddings_have_length_one(model: Matcher, tiny_run: TinyRun) -> None:
+    emb_ND = model.embed(sorted(tiny_run.data.rglob("*.png"))[:7])
+    np.testing.assert_allclose(np.linalg.norm(emb_ND, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ([], "no pictures"),
+        ((), "no pictures"),
+        (5, "found int"),
+        ([None], "found NoneType"),
+        (b"bytes", "found bytes"),
+        (np.zeros((2, 3, 4, 5), np.uint8), "shape"),
+        (np.zeros((8, 8, 2), np.uint8), "shape"),
+        (np.zeros((0, 8), np.uint8), "shape"),
+        (np.zeros((8, 8), np.int64), "int64"),
+        (np.full((8, 8), 2.0), "values in"),
+        (np.full((8, 8), np.nan), "values in"),
+        (torch.zeros(2, 3, 8, 8), "shape"),
+        (torch.zeros(8, 8, 3), "shape"),
+    ],
+)
+def test_what_is_no_picture(model: Matcher, wrong: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        model.embed(wrong)  # type: ignore[arg-type]
+
+
+def test_a_file_that_does_not_open(model: Matcher, tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match="no such file"):
+        model.embed(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(PictureError, match=r"text\.png: not a picture"):
+        model.verify(tmp_path / "text.png", np.zeros((8, 8), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "comparator", ["euclidean", "squared-euclidean", "cosine", "sigmoid", "network"]
+)
+def test_distance_of_a_picture_to_itself_is_exactly_zero(comparator: str, tmp_path: Path) -> None:
+    model = make_matcher(tmp_path / "model", "grey", comparator)
+    for seed in range(5):
+        a, b = grey(seed), grey(seed + 100)
+        assert model.distance(a, a.copy()) == 0
+        # A learned one need not keep its distance from things that it calls the same.
+        assert model.distance(a, b) > 0 or comparator == "network"
+        assert model.distance(a, b) == model.distance(b, a)
+
+
+def test_the_distance_is_that_of_the_embeddings(model: Matcher, tiny_run: TinyRun) -> None:
+    files = sorted(tiny_run.data.rglob("*.png"))
+    for a, b in ((0, 1), (0, 30), (12, 59)):
+        emb_a, emb_b = (model.embed(files[row])[0].astype(np.float64) for row in (a, b))
+        assert model.distance(files[a], files[b]) == pytest.approx(1 - emb_a @ emb_b, abs=1e-6)
+
+
+def test_verdicts_turn_at_the_threshold(model: Matcher, tiny_run: TinyRun) -> None:
+    """At a distance equal to the threshold a pair matches; just below it, it does not."""
+    a, b = tiny_run.data / "thing 0" / "0.png", tiny_run.data / "thing 3" / "0.png"
+    distance = model.distance(a, b)
+    calibrated = model.require_calibration()
+    for threshold, match in ((distance, True), (np.nextafter(distance, 0), False)):
+        moved = Matcher(model.bundle)
+        moved.calibration = dataclasses.replace(calibrated, threshold=float(threshold))
+        answer = moved.verify(a, b)
+        assert (answer.match, answer.verdict) == (match, "same" if match else "different")
+        assert (answer.distance, answer.threshold) == (distance, threshold)
+
+
+def test_an_answer(model: Matcher, tiny_run: TinyRun) -> None:
+    a, b = tiny_run.data / "thing 0" / "0.png", tiny_run.data / "thing 3" / "0.png"
+    answer = model.verify(a, b)
+    calibration = model.require_calibration()
+    assert answer.target_far == calibration.target_far == 0.1
+    assert answer.probability == float(calibration.probability(answer.distance))
+    assert 0 < answer.probability < 1
+    assert answer.probability <= model.verify(a, a).probability
+    assert VerifyAnswer(**answer.as_json()) == answer
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        answer.match = True  # type: ignore[misc]
+
+
+def test_an_answer_explains_itself() -> None:
+    near = VerifyAnswer("same", True, 0.25, 0.5, 0.01, 0.875)
+    assert near.explain() == (
+        "same: distance 0.2500 is within the threshold 0.5000, which accepts 0.01 of different "
+        "pairs; probability of the same 87.5% (at even odds)"
+    )
+    far = VerifyAnswer("different", False, 0.75, 0.5, 0.01, 0.125)
+    assert far.explain().startswith("different: distance 0.7500 is beyond the threshold 0.5000,")
+
+
+def test_uncalibrated_models_refuse_and_say_how(tmp_path: Path) -> None:
+    model = make_matcher(tmp_path / "model", "grey")
+    with pytest.raises(CalibrationError, match=r"twinlens calibrate .*model DATA"):
+        model.verify(grey(), grey(1))
+    assert model.distance(grey(), grey(1)) > 0
+    assert "uncalibrated" in repr(model)
+
+
+def test_loading_run_or_model_folder_is_the_same(tiny_run: TinyRun, tmp_path: Path) -> None:
+    a, b = tiny_run.data / "thing 0" / "0.png", tiny_run.data / "thing 3" / "0.png"
+    moved = shutil.copytree(tiny_run.model, tmp_path / "elsewhere")
+    models = [twinlens.load(place) for place in (tiny_run.run, str(tiny_run.model), moved)]
+    assert len({model.fingerprint for model in models}) == 1
+    assert len({model.verify(a, b) for model in models}) == 1
+    assert "calibrated, fingerprint" in repr(models[0])
+    with pytest.raises(ModelError, match="nothing is there"):
+        twinlens.load(tmp_path / "none")

@@ -1,0 +1,488 @@
+"""fit() on real digits: it learns, repeats itself, resumes, survives, and stops in time."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from digits_run import CPU, TRAIN, VAL, digest, digit_settings, start
+
+from twinlens.config import LossSettings, Settings
+from twinlens.data.batches import make_sampler
+from twinlens.errors import DataError, TrainingError
+from twinlens.learn import training
+from twinlens.learn.features import backbone_features, can_precompute
+from twinlens.learn.feed import Feed, Pool
+from twinlens.learn.learner import Learner, State, make_optimizer, restore, snapshot
+from twinlens.learn.objective import Objective
+from twinlens.learn.run import HistoryRow, RunFolder
+from twinlens.learn.training import Moment
+from twinlens.learn.validation import Validator
+from twinlens.model.comparators import make_comparator
+from twinlens.model.compute import Compute
+from twinlens.model.encoder import Encoder, embed_pixels
+
+GOLDEN = Path(__file__).parent / "golden" / "loss_curve.csv"
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These networks are too small for two, and a busy neighbour would make them crawl."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class StoppedError(Exception):
+    """As if the process were gone."""
+
+
+def timeless(history: list[HistoryRow]) -> list[tuple[Any, ...]]:
+    """Rows without the clock, and with NaN as something that equals itself."""
+    return [(r.step, r.epoch, repr(r.loss), r.rate, r.metric, r.event) for r in history]
+
+
+def resumed(settings: Settings, run: RunFolder, stops: tuple[int, ...], **more: Any) -> Any:
+    """Train while being stopped after some steps; each time the run is gone on with."""
+    for stop in stops:
+
+        def stopper(encoder: Encoder, moment: Moment, stop: int = stop) -> None:
+            if moment.step == stop:
+                raise StoppedError
+
+        with pytest.raises(StoppedError):
+            start(settings, run=run, on_moment=stopper, **more)
+    return start(settings, run=run, **more)
+
+
+def test_it_learns_to_tell_digits_apart() -> None:
+    *_, fitted = start(digit_settings(train__steps=90))
+    first, last = fitted.history[0], fitted.history[-1]
+    assert first.metric is not None
+    assert first.metric < 0.8  # An untrained network's.
+    assert fitted.best_metric is not None
+    assert fitted.best_metric > 0.92
+    assert last.loss < 0.7 * fitted.history[1].loss
+    assert fitted.steps == last.step == 90
+    assert not fitted.interrupted
+
+
+def test_the_weights_that_are_left_are_the_best() -> None:
+    encoder, comparator, fitted = start(digit_settings(optimizer__rate=0.1, train__steps=30))
+    metrics = {r.step: r.metric for r in fitted.history if r.metric is not None and r.step}
+    assert fitted.best_metric == max(metrics.values()) == metrics[fitted.best_step]
+    validator = Validator.make(VAL, digit_settings(), CPU, encoder)
+    assert validator is not None
+    assert validator(encoder, comparator) == fitted.best_metric
+    assert not encoder.training
+
+
+def test_a_seed_gives_the_same_weights_and_another_seed_others() -> None:
+    first, again, other = (
+        digest(*start(digit_settings(seed=seed, train__steps=12))[:2]) for seed in (3, 3, 4)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_the_views_of_a_step_hang_on_its_seed_alone() -> None:
+    settings = digit_settings()
+    feed = Feed(Encoder(settings.model, settings.picture), TRAIN, settings, CPU)
+    batch = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(3)
+    torch.manual_seed(1)
+    views = feed.pictures(batch, 5)
+    torch.manual_seed(2)
+    assert torch.equal(feed.pictures(batch, 5), views)
+    assert not torch.equal(feed.pictures(batch, 6), views)
+    assert views.min() >= 0
+    assert views.max() <= 1
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "sgd-triplet": {
+        "optimizer__name": "sgd", "loss": {"name": "triplet", "mining": "hardest"},
+        "sampler__rotations": True,
+    },
+    "rmsprop-pairs": {
+        "optimizer__name": "rmsprop", "optimizer__clip": 1.0, "loss": {"name": "bce"},
+        "model__comparator": "network", "sampler": {"kind": "pairs", "batch": 40},
+    },
+    "library": {"loss": {"name": "pml:ArcFaceLoss"}, "train__metric": "recall_at_1"},
+    "given-triplets": {
+        "loss": {"name": "triplet", "mining": "given"}, "optimizer__schedule": "cosine",
+        "sampler": {"kind": "triplets", "batch": 40}, "optimizer__name": "adam",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_resumed_run_comes_to_the_weights_of_an_unbroken_one(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)  # A checkpoint each step.
+    settings = digit_settings(train__steps=14, train__validations=4, **KINDS[kind])
+    encoder, comparator, whole = start(settings, run=RunFolder(tmp_path / "whole"))
+    *parts, broken = resumed(settings, RunFolder(tmp_path / "broken"), (2, 7, 13))
+    assert digest(*parts) == digest(encoder, comparator)
+    assert timeless(broken.history) == timeless(whole.history)
+    assert (broken.steps, broken.best_metric, broken.best_step) == (
+        14, whole.best_metric, whole.best_step,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("compute", [Compute("cpu", False, True), Compute("cpu", True, True)])
+def test_resuming_with_channels_last(
+    compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fused optimiser must find its moments in the layout of the weights again."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    settings = digit_settings(train__steps=12)
+    whole = start(settings, compute=compute, run=RunFolder(tmp_path / "whole"))
+    broken = resumed(settings, RunFolder(tmp_path / "broken"), (5,), compute=compute)
+    assert digest(*broken[:2]) == digest(*whole[:2])
+
+
+def test_a_run_between_two_checkpoints_is_done_again(tmp_path: Path) -> None:
+    settings = digit_settings(train__steps=24, train__validations=4)
+    whole = start(settings, run=RunFolder(tmp_path / "whole"))
+    run = RunFolder(tmp_path / "broken")  # Its checkpoints are of steps 6, 12, 18 and 24.
+    broken = resumed(settings, run, (3, 10, 11, 20))
+    assert digest(*broken[:2]) == digest(*whole[:2])
+    assert timeless(broken[2].history) == timeless(whole[2].history)
+    text = [(RunFolder(tmp_path / n).path / "history.csv").read_text() for n in ("whole", "broken")]
+    rows = [[{**r, "seconds": ""} for r in csv.DictReader(t.splitlines())] for t in text]
+    assert rows[0] == rows[1]
+
+
+def test_a_run_that_is_over_stays_as_it_is(tmp_path: Path) -> None:
+    settings, run = digit_settings(train__steps=10), RunFolder(tmp_path / "run")
+    first = start(settings, run=run)
+    again = start(settings, run=run)
+    assert digest(*again[:2]) == digest(*first[:2])
+    assert timeless(again[2].history) == timeless(first[2].history)
+
+
+def kill_and_compare(folder: Path, kills: int, seed: int) -> None:
+    command = [sys.executable, str(HERE / "digits_run.py"), str(folder), str(kills), str(seed)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) >= kills // 2  # A fast run may be over before the last.
+    assert (folder / "broken" / "digest").read_text() == (folder / "whole" / "digest").read_text()
+    whole, broken = (RunFolder(folder / n).read_history(10**6) for n in ("whole", "broken"))
+    assert timeless(broken) == timeless(whole)
+
+
+def test_kill_9_at_any_moment_and_resume(tmp_path: Path) -> None:
+    kill_and_compare(tmp_path, kills=3, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_kill_9_again_and_again(seed: int, tmp_path: Path) -> None:
+    kill_and_compare(tmp_path, kills=12, seed=seed)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    start(digit_settings(train__steps=4), run=run)
+    with pytest.raises(TrainingError, match="does not fit this run"):
+        start(digit_settings(train__steps=8, model__embedding=7), run=run)
+
+
+def test_a_snapshot_restores_everything() -> None:
+    settings = digit_settings()
+
+    def made(seed: int) -> Learner:
+        torch.manual_seed(seed)
+        encoder = Encoder(settings.model, settings.picture)
+        objective = Objective(settings.loss, make_comparator("cosine", 16), 10, 16)
+        return Learner(encoder, objective, make_optimizer(encoder, objective, settings.optimizer))
+
+    learner, other = made(0), made(1)
+    learner.good = learner.weights()
+    learner.descend(learner.encoder(torch.rand(4, 1, 8, 8)).sum(), 1e-2, 0.0)
+    learner.best = learner.weights()
+    learner.descend(learner.encoder(torch.rand(4, 1, 8, 8)).sum(), 1e-2, 0.5)
+    state = State(step=2, best_metric=0.7, best_step=1, good_step=0, loss_sum=0.1, loss_count=1)
+    taken = snapshot(learner, state)
+    assert restore(other, taken) == state
+    assert digest(other.encoder) == digest(learner.encoder)
+    for mine, theirs in ((learner.best, other.best), (learner.good, other.good)):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+    again = snapshot(other, state)
+    assert again.tensors.keys() == taken.tensors.keys()
+    assert all(torch.equal(again.tensors[k], v) for k, v in taken.tensors.items())
+    other.go_back()
+    assert digest(other.encoder) != digest(learner.encoder)
+    assert not other.optimizer.state
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "rmsprop", "sgd"])
+def test_weight_decay_spares_biases_and_norms(name: str) -> None:
+    settings = digit_settings(optimizer__name=name, optimizer__weight_decay=0.3)
+    encoder = Encoder(settings.model, settings.picture)
+    learned = make_comparator("sigmoid", 16)
+    optimizer = make_optimizer(encoder, learned, settings.optimizer)
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert len(decay) == len([*encoder.parameters(), *learned.parameters()])
+    for parameter in (*encoder.parameters(), *learned.parameters()):
+        assert decay[id(parameter)] == (0.3 if parameter.dim() > 1 else 0.0)
+
+
+def poison(at: int, how_often: int = 1) -> Any:
+    """Make the weights NaN after a step, as a gradient that overflows does."""
+    left = [how_often]
+
+    def spoil(encoder: Encoder, moment: Moment) -> None:
+        if moment.step >= at and left[0]:
+            left[0] -= 1
+            with torch.no_grad():
+                next(encoder.parameters()).fill_(math.nan)
+
+    return spoil
+
+
+@pytest.mark.parametrize("at", [21, 19, 20])  # Validations are at 10, 20, 30 ...
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_loss_that_is_no_number_costs_little(at: int, validated: bool, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    encoder, _, fitted = start(
+        digit_settings(), run=run, val=VAL if validated else None, on_moment=poison(at)
+    )
+    told = [row for row in run.read_history(10**6) if row.event]
+    assert [row.step for row in told] == [at + 1]
+    good = 10 if at == 19 else 20
+    assert (
+        told[0].event == f"the loss is not a number; back to the weights of step {good}, rate x 0.3"
+    )
+    validator = Validator.make(VAL, digit_settings(), CPU, encoder)
+    assert validator is not None
+    assert validator(encoder, make_comparator("cosine", 16)) > 0.85
+    assert not any(math.isnan(row.loss) for row in fitted.history[1:] if not row.event)
+
+
+def test_weights_that_are_no_numbers_are_neither_best_nor_good(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A gradient that overflows right before a validation."""
+    descend, steps = Learner.descend, iter(range(1, 100))
+
+    def overflowing(learner: Learner, *arguments: Any) -> None:
+        descend(learner, *arguments)
+        if next(steps) == 20:
+            with torch.no_grad():
+                next(learner.encoder.parameters()).fill_(math.nan)
+
+    monkeypatch.setattr(Learner, "descend", overflowing)
+    encoder, _, fitted = start(digit_settings(train__steps=40, train__validations=4))
+    assert [
+        r.metric is None or math.isfinite(r.metric) for r in fitted.history if r.step == 20
+    ] == [False]
+    assert "back to the weights of step 10" in next(r.event for r in fitted.history if r.event)
+    assert fitted.best_metric is not None
+    assert math.isfinite(fitted.best_metric)
+    assert all(p.isfinite().all() for p in encoder.parameters())
+
+
+def test_nan_at_the_very_end_leaves_the_last_good_weights() -> None:
+    encoder, _, fitted = start(digit_settings(train__steps=20), val=None, on_moment=poison(20))
+    assert all(p.isfinite().all() for p in encoder.parameters())
+    assert fitted.best_step == 20
+
+
+def test_a_run_that_is_ruined_again_and_again_is_given_up() -> None:
+    with pytest.raises(TrainingError, match=r"step 13: the loss is not a number, for the third"):
+        start(digit_settings(), on_moment=poison(10, how_often=10))
+
+
+def test_a_run_that_collapses_is_brought_back(tmp_path: Path) -> None:
+    """Batch-hard triplets at far too high a rate: all pictures fall into one point."""
+    settings = digit_settings(
+        loss={"name": "triplet", "mining": "hardest", "margin": 0.5},
+        model__comparator="euclidean", model__normalize=False, train__steps=100,
+        optimizer={"name": "sgd", "rate": 0.3},
+    )  # fmt: skip
+    run = RunFolder(tmp_path / "run")
+    *_, fitted = start(settings, run=run)
+    told = [row.event for row in run.read_history(10**6) if row.event]
+    assert told
+    assert told[0].startswith("the embeddings have collapsed: they differ by 0.")
+    assert "hardest -> semi-hard negatives" in told[0]
+    metrics = [row.metric for row in fitted.history if row.metric is not None]
+    assert fitted.best_metric is not None
+    assert fitted.best_metric > metrics[0] + 0.1  # Better than the untrained network.
+
+
+def test_collapse_and_resume_give_the_same_as_collapse_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = digit_settings(
+        loss={"name": "triplet", "mining": "hardest", "margin": 0.5},
+        model__comparator="euclidean", model__normalize=False, train__steps=60,
+        optimizer={"name": "sgd", "rate": 0.3, "schedule": "constant"},
+    )  # fmt: skip
+    whole = start(settings, val=None)
+    answered = [row.step for row in whole[2].history if row.event]
+    assert answered
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    # Stopped while the guard was counting, and right after it spoke.
+    stops = (answered[0] - 3, answered[0] - 1, answered[0], answered[0] + 2)
+    broken = resumed(settings, RunFolder(tmp_path / "broken"), stops, val=None)
+    assert timeless(broken[2].history) == timeless(whole[2].history)
+    assert digest(*broken[:2]) == digest(*whole[:2])
+
+
+def test_a_time_budget_is_kept() -> None:
+    settings = digit_settings(train={"time_budget": 6.2, "validations": 3})
+    *_, fitted = start(settings)
+    assert fitted.steps >= 1
+    assert fitted.seconds < 4
+    assert fitted.best_metric is not None
+    assert fitted.history[-1].step == fitted.steps
+
+
+def test_ctrl_c_keeps_the_best_so_far() -> None:
+    def interrupt(encoder: Encoder, moment: Moment) -> None:
+        if moment.step == 25:
+            raise KeyboardInterrupt
+
+    encoder, comparator, fitted = start(digit_settings(), on_moment=interrupt)
+    assert fitted.interrupted
+    assert fitted.steps == 25
+    assert fitted.best_step in (10, 20)
+    assert fitted.best_metric == max(r.metric for r in fitted.history[1:] if r.metric is not None)
+    validator = Validator.make(VAL, digit_settings(), CPU, encoder)
+    assert validator is not None
+    assert validator(encoder, comparator) == fitted.best_metric
+
+
+def test_without_validation_the_last_weights_stay(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "ROWS", 7)
+    *_, fitted = start(digit_settings(train__steps=35), val=None)
+    assert (fitted.best_metric, fitted.best_step) == (None, 35)
+    assert all(row.metric is None for row in fitted.history)
+    assert {row.step for row in fitted.history} >= {5, 10, 15, 20, 25, 30, 35}
+    assert len(fitted.history) <= 7 + 6  # A row where one is due or a validation would be.
+    singles = Pool(VAL.pixels[:1], VAL.label[:1], VAL.forged[:1])
+    assert start(digit_settings(train__steps=2), val=singles)[2].best_metric is None
+    assert "give no pairs to judge by" in caplog.text
+
+
+def test_tensorboard_and_history_say_the_same(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = RunFolder(tmp_path / "run")
+    *_, fitted = start(digit_settings(), run=run, on_moment=poison(21))
+    board = EventAccumulator(str(run.path / "tensorboard"))
+    board.Reload()
+    history = run.read_history(10**6)
+    assert timeless(history) == timeless(fitted.history)
+    losses = {s.step: s.value for s in board.Scalars("loss")}
+    assert losses == pytest.approx({r.step: r.loss for r in history if not math.isnan(r.loss)})
+    metrics = {s.step: s.value for s in board.Scalars("validation")}
+    assert metrics == pytest.approx({r.step: r.metric for r in history if r.metric is not None})
+    assert "event/text_summary" in board.Tags()["tensors"]
+
+
+def frozen_settings(**more: Any) -> Settings:
+    return digit_settings(augment={}, model__freeze="all", model__head=(8,), **more)
+
+
+def test_features_of_a_frozen_backbone_are_its_forward_pass() -> None:
+    settings = frozen_settings()
+    encoder = Encoder(settings.model, settings.picture)
+    assert can_precompute(settings)
+    for other in (
+        digit_settings(model__freeze="all"),
+        digit_settings(augment={}),
+        frozen_settings(sampler__rotations=True),
+    ):
+        assert not can_precompute(other)
+    features = backbone_features(encoder.train(), TRAIN.pixels[:70], CPU)
+    plain = encoder.eval().features(torch.from_numpy(TRAIN.pixels[:70]))
+    torch.testing.assert_close(features, plain)
+    feed = Feed(encoder, TRAIN, settings.model_copy(update={"seed": 1}), CPU)
+    batch = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(0)
+    torch.manual_seed(0)
+    quick = feed(batch, 1)
+    feed.features = None
+    torch.manual_seed(0)
+    torch.testing.assert_close(feed(batch, 1), quick)
+    assert quick.requires_grad
+
+
+def test_a_frozen_backbone_trains_its_head_only() -> None:
+    settings = frozen_settings(train__steps=40)
+    torch.manual_seed(settings.seed)
+    before = Encoder(settings.model, settings.picture)
+    encoder, _, fitted = start(settings)
+    assert digest(encoder.backbone) == digest(before.backbone)
+    assert digest(encoder.head) != digest(before.head)
+    first = fitted.history[0].metric
+    assert first is not None
+    assert fitted.best_metric is not None
+    assert fitted.best_metric > first + 0.05
+    emb_ND = embed_pixels(encoder, VAL.pixels)
+    validator = Validator.make(VAL, settings, CPU, encoder)
+    assert validator is not None
+    assert validator.features is not None
+    np.testing.assert_allclose(
+        emb_ND[:9], encoder.project(validator.features[:9]).detach().numpy(), atol=1e-5
+    )
+
+
+def test_batches_with_forgeries_train(tmp_path: Path) -> None:
+    """Every third picture as if it were a forgery: never pulled to the others."""
+    forged = np.arange(len(TRAIN.label)) % 3 == 0
+    *_, fitted = start(digit_settings(), train=replace(TRAIN, forged=forged))
+    assert fitted.best_metric is not None
+    assert fitted.best_metric > 0.8
+    with pytest.raises(DataError):
+        start(digit_settings(), train=replace(TRAIN, forged=np.ones(len(forged), dtype=bool)))
+
+
+def test_progress_is_told_step_by_step() -> None:
+    told: list[Moment] = []
+    start(digit_settings(train__steps=12), on_moment=lambda encoder, moment: told.append(moment))
+    assert [m.step for m in told] == list(range(1, 13))
+    assert [m.progress for m in told] == pytest.approx([s / 12 for s in range(1, 13)])
+    assert [m.step for m in told if m.metric is not None] == [2, 4, 6, 8, 10, 12]
+
+
+def golden_settings() -> Settings:
+    return digit_settings(
+        train__steps=20, model__dropout=0.0, loss=LossSettings().model_dump(), seed=1
+    )
+
+
+def loss_curve() -> list[float]:
+    """The loss of each of the first 20 steps, in float32."""
+    losses: list[float] = []
+    start(golden_settings(), val=None, on_moment=lambda encoder, m: losses.append(m.loss))
+    return losses
+
+
+def test_the_golden_loss_curve() -> None:
+    """Machines round differently; a change of the mathematics shows all the same."""
+    golden = [float(line) for line in GOLDEN.read_text().split()[1:]]
+    assert len(golden) == 20
+    np.testing.assert_allclose(loss_curve(), golden, rtol=1e-2)
