@@ -54,6 +54,8 @@ def imports_of(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.names and node.module:
             found.add(node.module)
+            if node.module == "twinlens":  # `from twinlens import config`
+                found |= {f"twinlens.{alias.name}" for alias in node.names if alias.name in ROOMS}
     return found
 
 

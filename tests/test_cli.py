@@ -371,12 +371,14 @@ def test_places_that_cannot_be_written(tiny_run: TinyRun, tmp_path: Path, capsys
     file = tmp_path / "file"
     file.write_text("kept")
     there = tmp_path / "none" / "x"
+    os.mkfifo(tmp_path / "pipe")
     data, model = tiny_run.data, tiny_run.run
     wrong: list[tuple[list[object], str]] = [
         (["train", data, "--out", file, *tiny_words()], "is a file"),
         (["train", data, "--out", file / "run", *tiny_words()], "cannot make the run folder"),
         (["embed", model, data, "--out", there], "there is no folder"),
         (["embed", model, data, "--out", tmp_path], "it is a folder"),
+        (["embed", model, data, "--out", tmp_path / "pipe"], "it is no ordinary file"),
         (["evaluate", model, data, "--report", there], "there is no folder"),
         (["inspect", data, "--montage", there], "there is no folder"),
         (["inspect", data, "--montage", tmp_path / "x.nonsense"], "cannot write"),

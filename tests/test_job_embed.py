@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,25 @@ def test_broken_pictures_are_left_out(
     assert str(data / "y" / "1.png") not in pq.read_table(out)["path"].to_pylist()
 
 
+def test_names_that_are_not_text(
+    tiny_run: TinyRun, picture_folder: PictureFolder, tmp_path: Path
+) -> None:
+    """Written escaped, in the file and in a report."""
+    data = picture_folder({"x": 4, "Ünï 日本": 4})
+    try:
+        (data / "x" / "0.png").rename(data / "x" / os.fsdecode(b"\xff.png"))
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    assert twinlens.embed(tiny_run.run, data, out=tmp_path / "x.parquet", quiet=True) == 8
+    found = pq.read_table(tmp_path / "x.parquet")
+    assert str(data / "x" / r"\udcff.png") in found["path"].to_pylist()
+    assert set(found["identity"].to_pylist()) == {"x", "Ünï 日本"}
+    twinlens.evaluate(tiny_run.run, data, report=tmp_path / "page.html", quiet=True)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert r"\udcff" in page.replace("<wbr>", "")
+    assert "Ünï 日本" in page
+
+
 def test_a_named_set(tiny_run: TinyRun, tmp_path: Path) -> None:
     out = tmp_path / "digits.parquet"
     num = twinlens.embed(tiny_run.run, "digits", out=out, quiet=True)
@@ -74,5 +94,8 @@ def test_an_old_file_is_replaced_and_never_half(
             twinlens.embed(tiny_run.run, tiny_run.data, out=out, quiet=True)
     assert out.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["all.parquet"]
-    twinlens.embed(tiny_run.run, tiny_run.data, out=out, quiet=True)
+    link = tmp_path / "link.parquet"
+    link.symlink_to(out)
+    twinlens.embed(tiny_run.run, tiny_run.data, out=link, quiet=True)
+    assert link.is_symlink()
     assert pq.read_table(out).num_rows == 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -65,11 +66,17 @@ def embed(
         )
         rows = pa.table(
             {
-                "path": pa.array(decoded.table.path.tolist(), pa.string()),
-                "identity": pa.array(decoded.table.identity.tolist(), pa.string()),
+                "path": _strings(decoded.table.path),
+                "identity": _strings(decoded.table.identity),
                 "embedding": pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), emb_ND.shape[1]),
             }
         ).replace_schema_metadata({"twinlens.fingerprint": matcher.fingerprint})
         with whole_file(out) as part:
             pq.write_table(rows, part)
         return len(rows)
+
+
+def _strings(names: Iterable[str]) -> pa.Array:
+    """Arrow's strings are UTF-8, which file names need not be; those that are not are escaped."""
+    plain = [name.encode("utf-8", "backslashreplace").decode() for name in names]
+    return pa.array(plain, pa.string())

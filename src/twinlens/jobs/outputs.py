@@ -19,11 +19,13 @@ def check_place(path: str | Path) -> None:
     """Refuse, before any work is done, a file that could not be written after it.
 
     Raises:
-        DataError: its folder is not there or closed to us, or it is a folder itself.
+        DataError: its folder is not there or closed to us, or it is a folder or a device itself.
     """
     path = Path(path)
     if path.is_dir():
         raise DataError(f"cannot write {path}: it is a folder, and a file is needed")
+    if path.exists() and not path.is_file():  # Renaming would take the place of /dev/null.
+        raise DataError(f"cannot write {path}: it is no ordinary file")
     if not path.parent.is_dir():
         raise DataError(f"cannot write {path}: there is no folder {path.parent}, make it first")
     if not os.access(path.parent, os.W_OK):
@@ -38,7 +40,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         DataError: it cannot be written; nothing is left behind.
     """
     check_place(path)
-    path = Path(path)
+    path = Path(path).resolve()  # What a link points to is written, and the link stays.
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield part

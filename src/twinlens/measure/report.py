@@ -165,7 +165,8 @@ def write_report(path: Path, content: ReportContent) -> None:
     """Write the page; a reader sees the old file or the new one, never half of one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        beside.write_text(render_report(content), encoding="utf-8")
+        # File names need not be UTF-8; those that are not are shown escaped.
+        beside.write_text(render_report(content), encoding="utf-8", errors="backslashreplace")
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
