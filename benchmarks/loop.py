@@ -33,7 +33,7 @@ SETTINGS = Settings.model_validate(
 
 def rows() -> Iterator[Row]:
     rng = np.random.default_rng(0)
-    pool = Pool(
+    pool = Pool.of(
         rng.integers(0, 256, (4000, 1, 28, 28), dtype=np.uint8),
         np.arange(4000) % 40,
         np.zeros(4000, dtype=bool),
@@ -54,7 +54,7 @@ def _bare(pool: Pool) -> None:
     objective = Objective(SETTINGS.loss, comparator, 40, 128)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3, fused=True)
     batch = make_sampler(pool.label, pool.forged, SETTINGS.sampler, 0).batch(0)
-    pictures = torch.from_numpy(pool.pixels[batch.row]).float() / 255
+    pictures = torch.from_numpy(pool.take(batch.row)).float() / 255
     for _ in range(STEPS):
         loss = objective(encoder(pictures), batch)
         optimizer.zero_grad(set_to_none=True)

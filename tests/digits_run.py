@@ -36,7 +36,7 @@ def pool(half: int) -> Pool:
     data = load_digits()
     pixels = (data.images[half::2, None] * 15.9).astype(np.uint8)
     label = data.target[half::2].astype(np.int64)
-    return Pool(pixels, label, np.zeros(len(label), dtype=bool))
+    return Pool.of(pixels, label, np.zeros(len(label), dtype=bool))
 
 
 TRAIN, VAL = pool(0), pool(1)

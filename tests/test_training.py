@@ -382,7 +382,7 @@ def test_without_validation_the_last_weights_stay(
     assert all(row.metric is None for row in fitted.history)
     assert {row.step for row in fitted.history} >= {5, 10, 15, 20, 25, 30, 35}
     assert len(fitted.history) <= 7 + 6  # A row where one is due or a validation would be.
-    singles = Pool(VAL.pixels[:1], VAL.label[:1], VAL.forged[:1])
+    singles = Pool.of(VAL.pixels[:1], VAL.label[:1], VAL.forged[:1])
     assert start(digit_settings(train__steps=2), val=singles)[2].best_metric is None
     assert "give no pairs to judge by" in caplog.text
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from twinlens.config import Recipe, Settings
@@ -33,6 +34,7 @@ __all__ = ["Prepared", "prepare"]
 log = logging.getLogger("twinlens")
 
 MOST_BROKEN = 20  # that are named on the way
+LOOKED_AT = 1000  # pictures, for their mean and spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +109,9 @@ def _begin(
     # Built once for nothing, so that wrong weights or layers show before the long reading.
     Encoder(settings.model, settings.picture)
     decoded = _decode(table, settings)
-    training = decoded.pixels[decoded.table.split == "train"]
-    settings, levels = choose_levels(recipe, settings, training)
+    rows = np.flatnonzero(decoded.table.split == "train")
+    sample = decoded.pixels[rows[:: max(1, len(rows) // LOOKED_AT)]]
+    settings, levels = choose_levels(recipe, settings, sample)
     begun = Prepared(recipe.name, settings, choices + levels, decoded, table.fingerprint())
     _start_run(run, begun, _command(data, recipe, root), root)
     for choice in begun.choices:

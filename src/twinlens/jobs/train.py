@@ -27,7 +27,7 @@ from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration
 from twinlens.model.bundle import Bundle, Origin, hash_identities, save_bundle, with_calibration
 from twinlens.model.comparators import make_comparator
-from twinlens.model.compute import choose_compute, pick_device
+from twinlens.model.compute import Compute, choose_compute, pick_device
 from twinlens.model.encoder import Encoder
 from twinlens.progress import Progress, console_log, duration
 
@@ -104,7 +104,7 @@ def pool_of(decoded: Decoded, split: str) -> Pool:
     """The pictures of one split, with labels of their own."""
     rows = np.flatnonzero(decoded.table.split == split)
     part = decoded.table.select(rows)
-    return Pool(decoded.pixels[rows], part.labels(), part.forged)
+    return Pool(decoded.pixels, rows, part.labels(), part.forged)
 
 
 def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fitted]:
@@ -115,7 +115,7 @@ def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fi
     training, validation = pool_of(decoded, "train"), pool_of(decoded, "val")
     sampler = settings.sampler
     batch = sampler.labels_per_batch * sampler.images_per_label
-    compute = choose_compute(encoder, settings.train, min(batch, len(training.label)))
+    compute = _compute(run, encoder, prepared, min(batch, len(training.label)))
     log.info(
         "training on %d pictures of %d identities (%s)",
         len(training.label), int(training.label.max()) + 1, compute,
@@ -136,6 +136,7 @@ def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fi
     fitted = fit(
         encoder, comparator, training, validation if len(validation.label) else None, settings,
         compute=compute, run=run, spent=time.monotonic() - started, on_moment=show,
+        on_features=Progress("looking once at"),
     )  # fmt: skip
     progress.close()
     log.info(
@@ -149,6 +150,17 @@ def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fi
     )  # fmt: skip
     encoder.to(memory_format=torch.contiguous_format)
     return save_bundle(run.model, encoder.cpu(), comparator.cpu(), origin=origin), fitted
+
+
+def _compute(run: RunFolder, encoder: Encoder, prepared: Prepared, batch: int) -> Compute:
+    """How to do the arithmetic: as the run began, for a resumed one must come to the same bits."""
+    facts = run.read_json("run.json") or {}
+    if "compute" in facts:
+        return Compute(**facts["compute"])
+    compute = choose_compute(encoder, prepared.settings.train, batch)
+    how = {name: getattr(compute, name) for name in ("device", "bfloat16", "channels_last")}
+    run.write_json("run.json", facts | {"compute": how})
+    return compute
 
 
 def _calibrate(bundle: Bundle, prepared: Prepared) -> Calibration | None:

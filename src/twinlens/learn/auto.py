@@ -91,7 +91,7 @@ def choose_levels(
     Args:
         recipe: says whether they are left to the data.
         settings: with everything else chosen.
-        pixels_NCHW: the training pictures, uint8; a thousand of them are looked at.
+        pixels_NCHW: some of the training pictures, uint8; a thousand are enough.
     """
     pretrained = pretrained_picture(settings.model)
     if pretrained is not None:
@@ -99,7 +99,7 @@ def choose_levels(
         if settings.picture.channels == 1:  # As timm does with the weights of the first layer.
             levels = {key: value.mean(keepdims=True) for key, value in levels.items()}
     else:
-        levels = _measured(pixels_NCHW[:: max(1, len(pixels_NCHW) // 1000)])
+        levels = _measured(pixels_NCHW)
     chosen = {
         key: tuple(round(float(level), 4) for level in levels[key])
         for key in ("mean", "std")
@@ -165,10 +165,15 @@ def _size(f: Facts) -> tuple[Any, str]:
     longest = 32 if f.data.num_identities >= MANY else 64
     if f.data.num_forged:
         longest = 128  # The difference between a hand and its forger is in the details.
-    scale = min(1.0, longest / max(height, width))
+    if max(height, width) < TINY:
+        longest, scale = 32, 32 / max(height, width)
+    else:
+        scale = min(1.0, longest / max(height, width))
     sides = [max(16, 4 * round(side * scale / 4)) for side in (height, width)]
     if abs(height - width) <= 0.1 * max(height, width) or f.settings.sampler.rotations:
         sides = [max(sides)] * 2
+    if scale > 1:
+        return tuple(sides), f"{found}; enlarged, so that shifts and turns of it are fine enough"
     why = f"{found}; {longest} on the longer side is enough to learn from on a small machine"
     return tuple(sides), why if scale < 1 else found
 
@@ -185,6 +190,7 @@ def _fill(f: Facts) -> tuple[Any, str]:
     return f.data.border_level, "the grey level of the pictures' borders"
 
 
+TINY = 24  # pixels, below which the views of a picture would be coarse
 MANY = 50  # identities, from which on there are enough to learn one-shot comparison
 PLENTY = 5000  # pictures, from which on a wider network does not learn them by heart
 

@@ -27,17 +27,19 @@ def can_precompute(settings: Settings) -> bool:
 @torch.no_grad()
 def backbone_features(
     encoder: Encoder,
-    pixels_NCHW: NDArray[np.uint8],
+    pixels_MCHW: NDArray[np.uint8],
     compute: Compute,
+    row_N: NDArray[np.int64] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """The features (N, F) of every picture, float32, on the encoder's device."""
+    """The features (N, F) of the pictures in `row_N` (all by default), on the encoder's device."""
+    rows = np.arange(len(pixels_MCHW)) if row_N is None else row_N
     encoder.eval()
     parts = []
-    for start in range(0, len(pixels_NCHW), BATCH):
-        batch = torch.from_numpy(np.array(pixels_NCHW[start : start + BATCH]))
+    for start in range(0, len(rows), BATCH):
+        batch = torch.from_numpy(np.array(pixels_MCHW[rows[start : start + BATCH]]))
         with compute.autocast():
             parts.append(encoder.features(batch.to(encoder.device)).float())
         if progress is not None:
-            progress(min(start + BATCH, len(pixels_NCHW)), len(pixels_NCHW))
+            progress(min(start + BATCH, len(rows)), len(rows))
     return torch.cat(parts)

@@ -7,6 +7,7 @@ Shapes: N pictures of the pool, B of the batch, C channels, H x W pixels, D dime
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +27,30 @@ __all__ = ["Feed", "Pool"]
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Pictures with their labels: uint8 (N, C, H, W), int64 (N,), bool (N,)."""
+    """N pictures with their labels, among more that may lie in a memory-mapped file.
+
+    Attributes:
+        pixels: uint8, shape (M, C, H, W), in memory or memory-mapped; never copied whole.
+        row: which of the M each picture is, shape (N,).
+        label: identities, shape (N,).
+        forged: shape (N,).
+    """
 
     pixels: NDArray[np.uint8]
+    row: NDArray[np.int64]
     label: NDArray[np.int64]
     forged: NDArray[np.bool_]
+
+    @classmethod
+    def of(
+        cls, pixels: NDArray[np.uint8], label: NDArray[np.int64], forged: NDArray[np.bool_]
+    ) -> Pool:
+        """A pool of all the pictures."""
+        return cls(pixels, np.arange(len(label)), label, forged)
+
+    def take(self, place: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The pixels (B, C, H, W) of pictures by their place in the pool, copied."""
+        return np.asarray(self.pixels[self.row[place]])
 
 
 class Feed:
@@ -39,14 +59,21 @@ class Feed:
     Where the backbone is frozen and the views are still, its features are computed once instead.
     """
 
-    def __init__(self, encoder: Encoder, pool: Pool, settings: Settings, compute: Compute) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        pool: Pool,
+        settings: Settings,
+        compute: Compute,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
         self.encoder, self.pool, self.compute = encoder, pool, compute
         self.views = settings.augment
         self.turning = settings.sampler.rotations
         self.fill = settings.picture.fill / 255
         self.features: Tensor | None = None
         if can_precompute(settings):
-            self.features = backbone_features(encoder, pool.pixels, compute)
+            self.features = backbone_features(encoder, pool.pixels, compute, pool.row, progress)
 
     def __call__(self, batch: Batch, seed: int) -> Tensor:
         """The embeddings (B, D) of a batch, float32; `seed` alone decides the views."""
@@ -60,7 +87,7 @@ class Feed:
 
     def pictures(self, batch: Batch, seed: int) -> Tensor:
         """The views (B, C, H, W) of a batch's pictures, float in [0, 1], on the device."""
-        pixels = torch.from_numpy(self.pool.pixels[batch.row]).to(self.encoder.device)
+        pixels = torch.from_numpy(self.pool.take(batch.row)).to(self.encoder.device)
         if self.turning:
             pixels = quarter_turns(pixels, torch.from_numpy(batch.turns))
         generator = torch.Generator().manual_seed(seed)

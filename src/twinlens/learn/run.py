@@ -94,7 +94,7 @@ class RunFolder:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run."""
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        self._write(name, text.encode() + b"\n")
+        self._write(name, text.encode("utf-8", "backslashreplace") + b"\n")
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Read a JSON file of the run; None where there is none."""
@@ -108,7 +108,7 @@ class RunFolder:
     def write_table(self, name: str, fields: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Write a CSV file of the run."""
         part = self.path / f"{name}.part"
-        with part.open("w", newline="", encoding="utf-8") as file:
+        with part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             writer.writerow(fields)
             writer.writerows(rows)

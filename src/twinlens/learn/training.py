@@ -76,6 +76,7 @@ def fit(
     run: RunFolder | None = None,
     spent: float = 0.0,
     on_moment: Callable[[Moment], None] | None = None,
+    on_features: Callable[[int, int], None] | None = None,
 ) -> Fitted:
     """Train the encoder and the comparator in place, and leave the best weights in them.
 
@@ -91,6 +92,7 @@ def fit(
         run: where checkpoints and curves go; a checkpoint that is there is gone on with.
         spent: seconds of the time budget that are gone already.
         on_moment: called after each step.
+        on_features: called with (done, all) while a frozen backbone looks at the pictures.
     Raises:
         DataError: the pictures cannot make a batch.
         TrainingError: the run keeps collapsing, or its checkpoint is damaged.
@@ -99,7 +101,7 @@ def fit(
     compute.place(encoder)
     learner = _make_learner(encoder, comparator, sampler.num_labels, settings, compute)
     started = time.monotonic()
-    feed = Feed(encoder, train, settings, compute)
+    feed = Feed(encoder, train, settings, compute, on_features)
     validator = _make_validator(val, settings, compute, encoder)
     state = _resumed(learner, run) or State(mining=settings.loss.mining)
     guard = Guard(settings.loss, state.watch)

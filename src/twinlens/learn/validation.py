@@ -32,7 +32,7 @@ class Validator:
     def __init__(self, val: Pool, settings: Settings, compute: Compute, encoder: Encoder) -> None:
         rng = np.random.default_rng([settings.seed, 1])
         rows = np.sort(rng.permutation(len(val.label))[:PICTURES])
-        self.pixels = val.pixels[rows]
+        self.pixels = val.take(rows)
         self.label, self.forged = val.label[rows], val.forged[rows]
         self.metric, self.compute, self.seed = settings.train.metric, compute, settings.seed
         self.pairs: PairSet = draw_pairs(self.label, self.forged, num_pairs=PAIRS, rng=rng)

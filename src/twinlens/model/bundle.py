@@ -170,7 +170,7 @@ def load_bundle(path: str | Path) -> Bundle:
 def write_text(path: Path, text: str) -> None:
     """Write a text file beside its place and rename it, so that it is never seen half."""
     part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
+    part.write_text(text, encoding="utf-8", errors="backslashreplace")
     part.replace(path)
 
 
