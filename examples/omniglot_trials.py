@@ -18,8 +18,11 @@ from pathlib import Path
 NUM_RUNS = 20
 
 
-def read_trials(folder: Path) -> list[tuple[str, str, str, int]]:
-    """(trial, probe, candidate, same) of every run, with paths below `folder`."""
+def read_trials(folder: Path) -> list[tuple[str, str, str, int, str]]:
+    """(trial, probe, candidate, same, cluster) of every run, with paths below `folder`.
+
+    The cluster is the run: its trials share their candidates, so an interval redraws it whole.
+    """
     rows = []
     for run in range(1, NUM_RUNS + 1):
         name = f"run{run:02}"
@@ -30,7 +33,7 @@ def read_trials(folder: Path) -> list[tuple[str, str, str, int]]:
             probe, answer = line.split()
             for candidate in candidates:
                 shown = f"{name}/training/{candidate}"
-                rows.append((probe, probe, shown, int(shown == answer)))
+                rows.append((probe, probe, shown, int(shown == answer), name))
     return rows
 
 
@@ -48,7 +51,7 @@ def main() -> None:
     rows = read_trials(args.out)
     with (args.out / "trials.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("trial", "probe", "candidate", "same"))
+        writer.writerow(("trial", "probe", "candidate", "same", "cluster"))
         writer.writerows(rows)
     print(f"{len({row[0] for row in rows})} trials in {args.out / 'trials.csv'}")
 

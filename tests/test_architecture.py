@@ -18,6 +18,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 # Each room may import itself and the rooms before it.
 ROOMS = (
     "errors",
+    "files",
     "config",
     "progress",
     "data",

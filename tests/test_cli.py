@@ -111,7 +111,7 @@ def test_progress_and_warnings_are_not_on_stdout(
     assert code == 0
     assert out == f"{tmp_path / 'run'}\n"
     assert "training on 36 pictures of 6 identities" in err
-    assert "warning: too few validation pictures" in err
+    assert "warning: calibrated for a FAR of 0.1, not 0.01" in err
     code, out, err = run(capsys, "evaluate", tiny_run.run, tiny_run.data, "--quiet")
     assert code == 0
     assert err == ""
@@ -138,6 +138,37 @@ def test_times(text: str, seconds: float) -> None:
 
     args = make_parser().parse_args(["train", "x", "--time-budget", text])
     assert _overrides(args) == {"train.time_budget": seconds}
+
+
+def test_split_is_another_word_for_on(tiny_run: TinyRun, capsys: Capture) -> None:
+    found = [
+        run(capsys, "evaluate", tiny_run.run, tiny_run.data, word, "val", "--json", "--quiet")[1]
+        for word in ("--on", "--split")
+    ]
+    assert json.loads(found[0])["split"] == "val"
+    assert found[0] == found[1]
+    from twinlens.cli import make_parser
+
+    assert make_parser().parse_args(["calibrate", "m", "d", "--split", "all"]).on == "all"
+
+
+def test_interrupting(
+    tiny_run: TinyRun, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training can be gone on with, and says how; other commands have nothing to say."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("twinlens.jobs.train.write_page", interrupt)
+    monkeypatch.setattr("twinlens.jobs.evaluate.pictures_for", interrupt)
+    words = ["train", tiny_run.data, "--out", tmp_path / "run", *tiny_words(train__steps=2)]
+    code, out, err = run(capsys, *words, "--quiet")
+    assert (code, out) == (130, "")
+    message = f"twinlens: interrupted: --resume --out {tmp_path / 'run'} goes on with the run"
+    assert err.splitlines()[-1] == message
+    code, out, err = run(capsys, "evaluate", tiny_run.run, tiny_run.data)
+    assert (code, out, err) == (130, "", "twinlens: interrupted\n")
 
 
 def test_recipes(capsys: Capture) -> None:

@@ -47,6 +47,8 @@ def check_official(rows: list[dict[str, str]], out: Path) -> None:
         assert len({row["probe"] for row in candidates}) == 1
         assert [row["same"] for row in candidates].count("1") == 1
         assert {row["same"] for row in candidates} == {"0", "1"}
+        assert {row["cluster"] for row in candidates} == {candidates[0]["probe"].split("/")[0]}
+    assert {row["cluster"] for row in rows} == {f"run{number:02}" for number in range(1, 21)}
     # In each run, each of the 20 characters is the answer to one probe.
     answers = [row["candidate"] for row in rows if row["same"] == "1"]
     assert len(set(answers)) == 400

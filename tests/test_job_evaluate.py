@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from twinlens.data.splits import assign_splits
 from twinlens.errors import CalibrationError, ConfigError, DataError
 from twinlens.jobs.pictures import pictures_for
 from twinlens.match.matcher import Matcher
-from twinlens.measure.protocols import OneShotTrials, PairTrials
+from twinlens.measure.trials import OneShotTrials, PairTrials, one_shot_trials, pair_trials
 
 
 def read(path: Path) -> Any:
@@ -62,15 +63,69 @@ def test_other_data_is_taken_whole(model: Matcher, picture_folder: PictureFolder
     assert chosen.pixels.shape == (6, 1, 16, 16)
 
 
-def test_a_changed_copy_is_other_data(
-    model: Matcher, tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("change", ["less", "more"])
+def test_of_a_changed_copy_only_the_unseen_is_taken(
+    change: str,
+    model: Matcher,
+    tiny_run: TinyRun,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And some of its identities were trained on, which is said."""
+    """It has another fingerprint; the identities that were trained on are known by name."""
     copy = shutil.copytree(tiny_run.data, tmp_path / "changed")
-    (copy / "thing 0" / "0.png").unlink()
+    names = {
+        split: {
+            line.split(",")[1]
+            for line in (tiny_run.run / "split.csv").read_text().splitlines()
+            if line.endswith(f",{split}")
+        }
+        for split in ("train", "val", "test")
+    }
+    changed = copy / min(names["train"])
+    if change == "less":
+        (changed / "0.png").unlink()
+    else:
+        shutil.copy(changed / "0.png", changed / "new.png")
+    capsys.readouterr()
     found = twinlens.evaluate(model.path, copy)
+    said = capsys.readouterr().err
+    num = 35 if change == "less" else 37
+    assert f"left out {num} pictures of 6 identities that the model was trained on; 24 of 4" in said
+    assert (found.split, found.identity_disjoint) == ("unseen", True)
+    assert found.table is not None
+    assert set(found.table.identities()) == names["val"] | names["test"]
+    found = twinlens.evaluate(model.path, copy, split="all")
     assert (found.split, found.identity_disjoint) == ("all", False)
     assert "warning: some of these identities were trained on" in capsys.readouterr().err
+
+
+def test_where_too_little_is_unseen_all_is_taken(
+    model: Matcher, tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(tiny_run.data, tmp_path / "changed")
+    lines = (tiny_run.run / "split.csv").read_text().splitlines()
+    unseen = sorted({line.split(",")[1] for line in lines if line.endswith((",val", ",test"))})
+    for name in unseen[1:]:
+        shutil.rmtree(copy / name)
+    capsys.readouterr()
+    chosen = pictures_for(model.bundle, copy, wanted="auto", prefer="test")
+    assert (chosen.split, len(chosen.table), chosen.identity_disjoint) == ("all", 42, False)
+    twinlens.evaluate(model.path, copy)
+    said = capsys.readouterr().err
+    assert "warning: some of these identities were trained on" in said
+    assert "left out" not in said
+
+
+def test_a_closed_set_is_taken_whole(model: Matcher, tiny_run: TinyRun, tmp_path: Path) -> None:
+    """Its identities are those of the training, as they are meant to be."""
+    copy = shutil.copytree(tiny_run.data, tmp_path / "changed")
+    (copy / "thing 0" / "0.png").unlink()
+    origin = model.bundle.origin
+    assert origin is not None
+    closed = replace(origin, data=origin.data.model_copy(update={"split": "images"}))
+    bundle = replace(model.bundle, origin=closed)
+    chosen = pictures_for(bundle, copy, wanted="auto", prefer="test")
+    assert (chosen.split, len(chosen.table)) == ("all", 59)
 
 
 def test_other_data_is_taken_by_its_own_splits(
@@ -102,7 +157,9 @@ def test_same_pictures_split_otherwise(
     twinlens.train(given, out=tmp_path / "run", settings=settings, quiet=True)
     capsys.readouterr()
     found = twinlens.evaluate(tmp_path / "run", data)
-    assert (found.split, found.identity_disjoint) == ("all", False)
+    assert (found.split, found.identity_disjoint) == ("unseen", True)
+    assert found.table is not None
+    assert found.table.identities() == given.select(given.split != "train").identities()
     assert "was trained on other splits of" in capsys.readouterr().err
     found = twinlens.evaluate(tmp_path / "run", given, quiet=True)
     assert (found.split, found.identity_disjoint) == ("test", True)
@@ -225,7 +282,12 @@ def test_pairs(model: Matcher, tiny_run: TinyRun, tmp_path: Path) -> None:
     ]
     file = tmp_path / "pairs.csv"
     file.write_text("a,b,same\n" + "\n".join(map(",".join, rows)) + "\n")
-    found = twinlens.evaluate(tiny_run.run, tiny_run.data, trials=file, quiet=True).trials
+    both = twinlens.evaluate(tiny_run.run, tiny_run.data, trials=file, quiet=True)
+    # DATA is measured as it would be without the list.
+    alone = twinlens.evaluate(tiny_run.run, tiny_run.data, quiet=True).as_json()
+    assert {key: part for key, part in both.as_json().items() if key != "trials"} == alone
+    assert "trials accuracy" in both.as_text()
+    found = both.trials
     assert isinstance(found, PairTrials)
     assert (found.num_genuine, found.num_impostor) == (2, 2)
 
@@ -279,6 +341,11 @@ def test_one_shot_trials(model: Matcher, tiny_run: TinyRun, tmp_path: Path) -> N
         ("a,b,same\nx.png,text.png,1\n", r"text\.png: not a picture"),
         ("trial,probe,candidate,same\n1,x.png,x.png,0\n", "no candidate marked same"),
         ("a,b,same\n\xff,x.png,1\n", "cannot read the trials"),
+        ("a,b,same,cluster\nx.png,x.png,1,\n", "line 2: a, b, same, cluster are all needed"),
+        (
+            "trial,probe,candidate,same,cluster\n1,x.png,x.png,1,a\n1,x.png,x.png,0,b\n",
+            "stand in two clusters",
+        ),
     ],
 )
 def test_wrong_lists(text: str, message: str, tiny_run: TinyRun, tmp_path: Path) -> None:
@@ -293,9 +360,9 @@ def test_lists_that_are_not_there(tiny_run: TinyRun, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read the trials"):
         twinlens.evaluate(tiny_run.run, trials=tmp_path / "none.csv", quiet=True)
     (tmp_path / "list.csv").write_text("a,b,same\nx.png,x.png,1\n")
-    with pytest.raises(DataError, match="there is no folder 'nowhere'"):
+    with pytest.raises(DataError, match="no such file or folder: 'nowhere'"):
         twinlens.evaluate(tiny_run.run, "nowhere", trials=tmp_path / "list.csv", quiet=True)
-    with pytest.raises(ConfigError, match="leave it out with --trials"):
+    with pytest.raises(ConfigError, match="--report is of the pictures in DATA"):
         twinlens.evaluate(
             tiny_run.run, trials=tmp_path / "list.csv", report=tmp_path / "x.html", quiet=True
         )
@@ -311,6 +378,82 @@ def test_trials_of_an_uncalibrated_model(
     )
     found = twinlens.evaluate(own_model, tiny_run.data, trials=tmp_path / "pairs.csv", quiet=True)
     assert set(found.as_json()["trials"]) == {"auc", "eer", "num_genuine", "num_impostor"}
+
+
+def test_trials_beside_a_named_set_and_a_manifest(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are measured; a manifest's paths start from its root, a set's list from right here."""
+    files = sorted(tiny_run.data.rglob("*.png"))
+    manifest = tmp_path / "elsewhere" / "list.csv"
+    manifest.parent.mkdir()
+    manifest.write_text(
+        "path,identity\n"
+        + "".join(f"{p.relative_to(tiny_run.data)},new {p.parent.name}\n" for p in files)
+    )
+    trials = tmp_path / "pairs.csv"
+    trials.write_text("a,b,same\nthing 0/0.png,thing 0/1.png,1\nthing 0/0.png,thing 1/0.png,0\n")
+    found = twinlens.evaluate(
+        tiny_run.run, manifest, root=tiny_run.data, trials=trials, quiet=True, episodes=10
+    ).as_json()
+    assert found["split"] == "all"
+    assert found["trials"]["num_genuine"] == 1
+    assert {"verification", "retrieval", "one_shot"} <= set(found)
+    with pytest.raises(DataError, match="none of the 3 pictures"):
+        twinlens.evaluate(tiny_run.run, "digits", trials=trials, quiet=True)
+    monkeypatch.chdir(tiny_run.data)
+    found = twinlens.evaluate(
+        tiny_run.run, "digits", trials=trials, pairs=50, episodes=10, quiet=True
+    ).as_json()
+    assert (found["split"], found["trials"]["num_impostor"]) == ("all", 1)
+    assert found["verification"]["num_genuine"] == 50
+
+
+def test_trials_beside_loose_pictures(
+    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such a folder only holds what the list names, and it is said why it is not measured."""
+    loose = shutil.copytree(tiny_run.data / "thing 0", tmp_path / "loose")
+    trials = tmp_path / "pairs.csv"
+    trials.write_text("a,b,same\n0.png,1.png,1\n")
+    capsys.readouterr()
+    found = twinlens.evaluate(tiny_run.run, loose, trials=trials)
+    assert list(found.as_json()) == ["trials"]
+    said = capsys.readouterr().err
+    assert "warning: only the trials are measured: " in said
+    assert "pictures without a class folder" in said
+    with pytest.raises(DataError, match="leave out --report"):
+        twinlens.evaluate(
+            tiny_run.run, loose, trials=trials, report=tmp_path / "x.html", quiet=True
+        )
+
+
+def test_clusters_of_trials(model: Matcher, tiny_run: TinyRun, tmp_path: Path) -> None:
+    """The interval is that of the clusters, and the value is that of the trials."""
+    files = sorted(tiny_run.data.rglob("*.png"))[::3]
+    generator = np.random.default_rng(0)
+    rows, trial, cluster = [], [], []
+    for number in range(24):
+        probe, *shown = generator.choice(len(files), 4, replace=False)
+        for place, other in enumerate(shown):
+            rows.append((number, files[probe], files[other], int(place == 0)))
+            trial.append(number)
+            cluster.append(number // 6)
+    lines = [",".join(map(str, (*row, f"run{c}"))) for row, c in zip(rows, cluster, strict=True)]
+    (tmp_path / "shots.csv").write_text(
+        "\n".join(["trial,probe,candidate,same,cluster", *lines]) + "\n"
+    )
+    found = twinlens.evaluate(tiny_run.run, trials=tmp_path / "shots.csv", quiet=True).trials
+    distance = [model.distance(row[1], row[2]) for row in rows]
+    expected = one_shot_trials(trial, distance, [row[3] for row in rows], cluster=cluster)
+    assert found == expected
+    assert expected != one_shot_trials(trial, distance, [row[3] for row in rows])
+    pairs = [f"{row[1]},{row[2]},{row[3]},{c}" for row, c in zip(rows, cluster, strict=True)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["a,b,same,cluster", *pairs]) + "\n")
+    judged = twinlens.evaluate(tiny_run.run, trials=tmp_path / "pairs.csv", quiet=True).trials
+    same = [row[3] for row in rows]
+    assert judged == pair_trials(distance, same, calibrated=model.calibration, cluster=cluster)
+    assert judged != pair_trials(distance, same, calibrated=model.calibration)
 
 
 def test_a_named_set(tiny_run: TinyRun) -> None:

@@ -24,17 +24,11 @@ def test_it_says_what_a_run_would_do(tiny_run: TinyRun) -> None:
     """Its choices and splits are those that a run on the same data has made."""
     found = twinlens.inspect(tiny_run.data, settings=TINY, quiet=True).as_json()
     facts = json.loads((tiny_run.run / "run.json").read_text())
-    levels = ("picture.mean", "picture.std")  # These need every picture at its final size.
-    made = [choice for choice in facts["choices"] if choice["key"] not in levels]
-    assert json.loads(json.dumps(found["run"]["choices"])) == made
+    assert json.loads(json.dumps(found["run"]["choices"])) == facts["choices"]
     assert found["run"]["problem"] is None
     stored = json.loads((tiny_run.run / "settings.json").read_text())
-    said = json.loads(json.dumps(found["run"]["settings"]))
-    for level in levels:
-        section, key = level.split(".")
-        stored[section].pop(key)
-        said[section].pop(key)
-    assert said == stored
+    assert json.loads(json.dumps(found["run"]["settings"])) == stored
+    assert stored["picture"]["mean"] != [0.5]
     assert found["splits"] == {
         "train": {"pictures": 36, "identities": 6},
         "val": {"pictures": 12, "identities": 2},
@@ -71,6 +65,48 @@ def test_pictures_that_cannot_be_read_at_all(tmp_path: Path) -> None:
     assert found.problem is not None
     assert "can be read" in found.problem
     assert len(found.as_json()["broken"]) == 4
+
+
+@pytest.mark.parametrize("num", [0, 4, 7])
+def test_broken_pictures_as_a_run_takes_them(
+    num: int, picture_folder: PictureFolder, tmp_path: Path
+) -> None:
+    """The same levels without them, and the same refusal where they are too many."""
+    data = picture_folder({f"thing{number}": 4 for number in range(8)})
+    for number in range(num):
+        (data / f"thing{number}" / "0.png").write_bytes(b"no picture")
+    settings = TINY | {"train.steps": 1}
+    found = twinlens.inspect(data, settings=settings, quiet=True)
+    if num == 7:
+        assert found.settings is None
+        assert found.problem is not None
+        assert "7 of 32 pictures cannot be read, which is 21.9% where at most 20.0%" in (
+            found.problem
+        )
+        with pytest.raises(DataError, match=r"21\.9% where at most 20\.0%"):
+            twinlens.train(data, out=tmp_path / "run", settings=settings, quiet=True)
+        return
+    assert found.problem is None
+    assert found.settings is not None
+    twinlens.train(data, out=tmp_path / "run", settings=settings, quiet=True)
+    stored = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert json.loads(json.dumps(found.as_json()["run"]["settings"])) == stored
+
+
+def test_pairs_that_are_lost_with_broken_pictures(
+    picture_folder: PictureFolder, tmp_path: Path
+) -> None:
+    """All second pictures are broken: there are no genuine pairs left, and both commands say so."""
+    data = picture_folder({f"thing{number}": 2 for number in range(8)})
+    for number in range(8):
+        (data / f"thing{number}" / "1.png").write_bytes(b"no picture")
+    settings = TINY | {"data.max_broken": 0.6}
+    problem = twinlens.inspect(data, settings=settings, quiet=True).problem
+    assert problem is not None
+    with pytest.raises(DataError) as refused:
+        twinlens.train(data, out=tmp_path / "run", settings=settings, quiet=True)
+    assert str(refused.value) == problem
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_montage_of_forgeries_and_broken_pictures(tmp_path: Path) -> None:

@@ -117,6 +117,42 @@ def test_the_command_repeats_the_run(
     assert (again / "split.csv").read_bytes() == (tiny_run.run / "split.csv").read_bytes()
 
 
+def test_odd_settings_in_the_command() -> None:
+    """Each comes back as what it was, however it is written."""
+    import shlex
+
+    from twinlens.config import Recipe, parse_overrides
+    from twinlens.jobs.prepare import _command
+
+    odd = {
+        "plain": "conv", "number": "3", "truth": "true", "list": "[1, 2]", "date": "2020-01-01",
+        "quoted": '"x"', "spaces": " x ", "empty": "", "path": "a b\\c.pth", "real": 1e-05,
+        "whole": 3, "yes": True, "pair": (0.5, 2),
+        "args": {"alpha": 2.0, "kind": "a b", "none": None},
+        "lines": "a\nb", "ünï": "ü",
+    }  # fmt: skip
+    recipe = Recipe("auto", {}, frozenset(), odd | {"left.out": None})
+    words = shlex.split(_command("some photos", recipe, None))
+    assert words[:3] == ["twinlens", "train", "some photos"]
+    assert words[3::2] == ["--set"] * len(odd)
+    expected = odd | {"pair": [0.5, 2], "args": {"alpha": 2.0, "kind": "a b"}}
+    assert parse_overrides(words[4::2]) == expected
+
+
+def test_a_run_without_pairs_is_refused_before_anything_is_written(
+    picture_folder: PictureFolder, tmp_path: Path
+) -> None:
+    """And the same command works once there are some."""
+    data = picture_folder({f"thing{number}": 1 for number in range(8)})
+    for _ in range(2):
+        with pytest.raises(DataError, match="genuine"):
+            twinlens.train(data, out=tmp_path / "run", settings=SHORT, quiet=True)
+        assert not (tmp_path / "run").exists()
+    picture_folder({f"thing{number}": 3 for number in range(8)})
+    twinlens.train(data, out=tmp_path / "run", settings=SHORT, quiet=True)
+    assert read(tmp_path / "run" / "run.json")["finished"] is True
+
+
 def test_another_seed_starts_from_other_weights(tiny_run: TinyRun, tmp_path: Path) -> None:
     """Even where nothing is learned to speak of: the first weights depend on the seed too."""
     still = SHORT | {"train.steps": 1, "optimizer.rate": 1e-9}
@@ -462,6 +498,21 @@ def test_resuming_keeps_the_first_settings(
     assert read(run / "settings.json")["loss"]["temperature"] == 0.1
 
 
+def test_resuming_keeps_the_first_recipe(
+    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = unfinished(tiny_run, tmp_path / "run")
+    (tmp_path / "other.toml").write_text("[loss]\ntemperature = 9.0\n")
+    capsys.readouterr()
+    twinlens.train(tiny_run.data, out=run, recipe=str(tmp_path / "other.toml"), resume=True)
+    said = capsys.readouterr().err
+    assert f"warning: the recipe {tmp_path}/other.toml is not used: the run goes on with auto" in (
+        said
+    )
+    assert "the settings given" not in said
+    assert read(run / "settings.json")["loss"]["temperature"] == 0.1
+
+
 def test_resuming_on_other_data_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
     run = unfinished(tiny_run, tmp_path / "run")
     before = sorted(path.name for path in run.rglob("*"))
@@ -497,10 +548,16 @@ def test_resuming_a_damaged_run(
         twinlens.train(tiny_run.data, out=run, resume=True, quiet=True)
 
 
-def test_resuming_what_was_not_begun(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_resuming_what_was_not_begun(
+    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A run that was killed before its first file begins."""
     (tmp_path / "run").mkdir()
-    twinlens.train(tiny_run.data, out=tmp_path / "run", settings=SHORT, resume=True, quiet=True)
+    capsys.readouterr()
+    twinlens.train(tiny_run.data, out=tmp_path / "run", settings=SHORT, resume=True)
+    said = capsys.readouterr().err
+    assert f"nothing to resume in {tmp_path / 'run'}: starting\n" in said
+    assert "not used" not in said
     assert read(tmp_path / "run" / "run.json")["finished"] is True
     with pytest.raises(ConfigError, match="--resume needs --out"):
         twinlens.train(tiny_run.data, resume=True)

@@ -219,7 +219,7 @@ def test_an_answer(model: Matcher, tiny_run: TinyRun) -> None:
 def test_an_answer_explains_itself() -> None:
     near = VerifyAnswer("same", True, 0.25, 0.5, 0.01, 0.875)
     assert near.explain() == (
-        "same: distance 0.2500 is within the threshold 0.5000, which accepts 0.01 of different "
+        "same: distance 0.2500 is within the threshold 0.5000, set to accept 1 % of different "
         "pairs; probability of the same 87.5% (at even odds)"
     )
     far = VerifyAnswer("different", False, 0.75, 0.5, 0.01, 0.125)

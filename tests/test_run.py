@@ -74,6 +74,45 @@ def test_the_history_comes_back_up_to_a_step(run: RunFolder) -> None:
     assert (run.path / "history.csv").read_text() == text
 
 
+@pytest.mark.parametrize(
+    "text", ["step,epoch\n1,0.1\n", "x", "step,epoch,seconds,loss,rate,metric,event\none,,,,,,\n",
+             "step,epoch,seconds,loss,rate,metric,event\n1,0.1\n", "\xff"],
+)  # fmt: skip
+def test_a_damaged_history(text: str, run: RunFolder) -> None:
+    (run.path / "history.csv").write_bytes((text + "\n7").encode("latin-1"))
+    with pytest.raises(TrainingError, match=r"history\.csv is damaged .* delete it"):
+        run.read_history(10)
+
+
+def test_a_table_that_fails_changes_nothing(run: RunFolder) -> None:
+    run.write_table("split.csv", ("path",), [("a",)])
+    before = (run.path / "split.csv").read_bytes()
+
+    class Unwritable:
+        def __str__(self) -> str:
+            raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        run.write_table("split.csv", ("path",), [("b",), (Unwritable(),)])
+    assert (run.path / "split.csv").read_bytes() == before
+    assert [p.name for p in run.path.iterdir()] == ["split.csv"]
+
+
+def test_a_checkpoint_that_finds_no_room_changes_nothing(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.write_json("run.json", {"seed": 3})
+
+    def full(_: int) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr("twinlens.learn.run.os.fsync", full)
+    with pytest.raises(OSError, match="no room"):
+        run.write_json("run.json", {"seed": 4})
+    assert run.read_json("run.json") == {"seed": 3}
+    assert [p.name for p in run.path.iterdir()] == ["run.json"]
+
+
 def test_a_checkpoint_comes_back_to_the_last_bit(run: RunFolder) -> None:
     assert run.read_checkpoint() is None
     tensors = {

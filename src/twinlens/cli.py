@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TwinlensError as error:
         print(f"twinlens: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("twinlens: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"twinlens: interrupted{interrupt}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `twinlens ... | head`: there is nobody to tell, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -153,10 +153,14 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def _run_train(args: argparse.Namespace) -> int:
     from twinlens.jobs.train import train
 
-    model = train(
-        args.data, out=args.out, recipe=args.recipe, settings=_overrides(args), root=args.root,
-        resume=args.resume, quiet=args.quiet,
-    )  # fmt: skip
+    try:
+        model = train(
+            args.data, out=args.out, recipe=args.recipe, settings=_overrides(args),
+            root=args.root, resume=args.resume, quiet=args.quiet,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        run = "RUN (its folder in runs/)" if args.out is None else args.out
+        raise KeyboardInterrupt(f": --resume --out {run} goes on with the run") from None
     print(model.path.parent)
     return 0
 
@@ -194,8 +198,9 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
 
 def _on(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--on", default="auto", metavar="SPLIT", help="train, val, test, all, or auto: the unseen"
-    )
+        "--on", "--split", default="auto", metavar="SPLIT",
+        help="train, val, test, all, or auto: the unseen",
+    )  # fmt: skip
 
 
 def _run_calibrate(args: argparse.Namespace) -> int:
@@ -216,7 +221,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     _data(parser, nargs="?")
     _on(parser)
-    parser.add_argument("--trials", type=Path, metavar="FILE.csv", help="measure these instead")
+    parser.add_argument("--trials", type=Path, metavar="FILE.csv", help="measure these too")
     parser.add_argument("--pairs", type=int, metavar="N", help="N genuine and N impostor pairs")
     parser.add_argument("--way", type=int, default=20, help="identities in an episode (20)")
     parser.add_argument("--shot", type=int, default=1, help="pictures of each of them (1)")

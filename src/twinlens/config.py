@@ -45,6 +45,7 @@ __all__ = [
     "recipe_names",
     "recipe_text",
     "recipe_values",
+    "without_effect",
 ]
 
 AUTO = "auto"
@@ -320,6 +321,7 @@ def load_recipe(name: str = AUTO, overrides: Mapping[str, Any] | None = None) ->
             train.pop(length, None)
     for key, value in overrides.items():
         _put(values, key, value)
+    _follow(values)
     auto = {key for key, value in _flat(values) if value == AUTO and key in AUTO_KEYS}
     for key in auto:
         section, _, field = key.partition(".")
@@ -328,6 +330,46 @@ def load_recipe(name: str = AUTO, overrides: Mapping[str, Any] | None = None) ->
     # The defaults stand in for what the data will fill in, so that mistakes show before work.
     recipe.settings()
     return recipe
+
+
+def _follow(values: dict[str, Any]) -> None:
+    """Decide what is "auto" and follows from other settings, whatever the data."""
+    model, loss = values.get("model", {}), values.get("loss", {})
+    if isinstance(model, dict) and model.get("comparator") == AUTO:
+        learned = isinstance(loss, dict) and loss.get("name") == "bce"
+        model["comparator"] = "sigmoid" if learned else "cosine"
+    if isinstance(loss, dict) and loss.get("mining") == AUTO:
+        sampler = values.get("sampler", {})
+        literal = isinstance(sampler, dict) and sampler.get("kind") == "triplets"
+        loss["mining"] = "given" if literal else "semi-hard"
+
+
+# Which losses read a setting, and which batches; elsewhere it has no effect.
+READ_BY_LOSS = {
+    "loss.margin": ("contrastive", "triplet"),
+    "loss.soft": ("triplet",),
+    "loss.mining": ("triplet",),
+    "loss.temperature": ("supcon",),
+}
+READ_BY_SAMPLER = {
+    "sampler.labels_per_batch": ("pk",),
+    "sampler.images_per_label": ("pk",),
+    "sampler.forged_per_label": ("pk",),
+    "sampler.batch": ("pairs", "triplets"),
+}
+
+
+def without_effect(settings: Settings, keys: Iterable[str]) -> list[str]:
+    """A sentence for each of the keys that these settings do not read."""
+    sentences = []
+    for key in keys:
+        for readers, name in (
+            (READ_BY_LOSS, settings.loss.name),
+            (READ_BY_SAMPLER, settings.sampler.kind),
+        ):
+            if name not in readers.get(key, (name,)):
+                sentences.append(f"{key} has no effect with '{name}'")
+    return sentences
 
 
 def _validate(values: dict[str, Any], what: str) -> Settings:

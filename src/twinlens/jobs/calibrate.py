@@ -40,7 +40,7 @@ def calibrate(
         far: the target false accept rate, a fraction in (0, 1).
         split: which pictures of the data: "train", "val", "test", "all", or "auto": the
             validation pictures where the model was trained on this data or the data says which
-            they are, else all.
+            they are, else all but the identities that the model was trained on.
         root: where the copy of a named set lies.
         seed: draws pairs and replicates.
         quiet: say only warnings.
@@ -80,7 +80,7 @@ def explain(found: Calibration) -> str:
         interval = f" (95 % interval {found.low:.4f} to {found.high:.4f})"
     return (
         f"threshold {found.threshold:.4f}{interval}: two pictures match at this distance or "
-        f"closer, and {found.target_far:.3g} of the different pairs do so wrongly\n"
+        f"closer, and {100 * found.target_far:.3g} % of the different pairs do so wrongly\n"
         f"from {found.num_genuine} genuine and {found.num_impostor} impostor pairs of "
         f"{found.num_identities} identities"
     )

@@ -15,8 +15,8 @@ from twinlens.jobs.train import train
 __all__ = ["demo", "demo_table"]
 
 UNSEEN = ("7", "8", "9")
-# Quarter turns make four times as many things to learn from, which are few here.
-SETTINGS = {"sampler.rotations": True, "train.steps": 200}
+# Seven digits are soon learned by heart; 9 would be no new thing to who learned 6 upside down.
+SETTINGS = {"train.steps": 100, "sampler.rotations": False}
 
 
 def demo_table() -> ImageTable:
@@ -57,10 +57,15 @@ def demo(*, out: str | Path | None = None, quiet: bool = False) -> Iterator[str]
     measured = evaluate(model.path, table, split="test", quiet=True)
     found = measured.verification
     assert found is not None
+    assert found.calibrated is not None
+    far, frr = found.calibrated.far.value, found.calibrated.frr.value
     yield (
-        f"Of {found.num_genuine:,} pairs of the same and {found.num_impostor:,} of different "
-        f"digits, 7 to 9, it is wrong on {found.eer.value:.1%} (equal error rate)."
+        f"Of {found.num_genuine:,} pairs of the same digit 7 to 9 it calls {frr:.0%} different, and "
+        f"of {found.num_impostor:,} pairs of different ones {far:.0%} the same. The threshold was "
+        "set on digits that it had learned, and is too mild for new ones: with more than seven "
+        "things to learn from, training holds some of them back to set it."
     )
+    yield f"Equal error rate on the unseen digits: {found.eer.value:.1%}"
     yield f"Look at {model.path.parent / 'report.html'}"
 
 

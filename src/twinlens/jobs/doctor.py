@@ -15,7 +15,14 @@ import torch
 import twinlens
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.data.fetch import cache_folder
-from twinlens.model.compute import Compute, has_bfloat16, pick_device, time_formats
+from twinlens.model.compute import (
+    GAIN,
+    Compute,
+    has_bfloat16,
+    keep_freed_memory,
+    pick_device,
+    time_formats,
+)
 from twinlens.model.encoder import Encoder
 
 __all__ = ["as_text", "doctor", "machine", "versions"]
@@ -62,6 +69,8 @@ def machine() -> dict[str, Any]:
 def doctor() -> dict[str, Any]:
     """Versions, machine, disk, and the time of a training step in each format; see docs/json.md."""
     cache = cache_folder()
+    keep_freed_memory()  # As training does.
+    formats = {name: _time(*trial) for name, trial in TRIALS.items()}
     return {
         "versions": versions(),
         "machine": machine(),
@@ -70,7 +79,8 @@ def doctor() -> dict[str, Any]:
             "here": _free_gb(Path.cwd()),
             "cache": _free_gb(cache),
         },
-        "formats": {name: _time(*trial) for name, trial in TRIALS.items()},
+        "formats": formats,
+        "bfloat16_pays": {name: _bfloat16_pays(rows) for name, rows in formats.items()},
     }
 
 
@@ -87,13 +97,25 @@ def as_text(found: Mapping[str, Any]) -> str:
         lines.append(
             f"disk        {free} GB free ({found['cache'] if place == 'cache' else place})"
         )
-    pays = "may pay, see below" if here["bfloat16"] else "does not pay: no hardware for it"
-    lines.append(f"bfloat16    {pays}")
+    paying = [name for name, pays in found["bfloat16_pays"].items() if pays]
+    if not here["bfloat16"]:
+        lines.append("bfloat16    does not pay: this processor does not multiply it")
+    else:
+        lines.append(f"bfloat16    pays for: {', '.join(paying) or 'none of these'}")
     lines.append("training steps, pictures a second:")
     for name, formats in found["formats"].items():
         for row in formats:
             lines.append(f"  {name:18} {row['format']:34} {row['pictures_per_second']:>9,.0f}")
     return "\n".join(lines)
+
+
+def _bfloat16_pays(formats: list[dict[str, Any]]) -> bool:
+    """Whether the best format in bfloat16 beats the best in float32 clearly enough to be taken."""
+    best = {False: 0.0, True: 0.0}
+    for row in formats:
+        half = "bfloat16" in row["format"]
+        best[half] = max(best[half], row["pictures_per_second"])
+    return bool(best[True] > GAIN * best[False])
 
 
 def _time(model: ModelSettings, picture: PictureSettings, batch: int) -> list[dict[str, Any]]:

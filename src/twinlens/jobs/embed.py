@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from twinlens.config import DataSettings
 from twinlens.data.cache import decode_table
-from twinlens.data.sources import read_table
 from twinlens.data.table import ImageTable
 from twinlens.jobs.outputs import check_place, whole_file
+from twinlens.jobs.pictures import read_data
 from twinlens.match.matcher import Matcher
 from twinlens.model.encoder import embed_pixels
 from twinlens.progress import Progress, console_log
@@ -49,11 +49,8 @@ def embed(
         matcher = Matcher.load(model)
         origin = matcher.bundle.origin
         settings = DataSettings() if origin is None else origin.data
-        table = read_table(
-            data, root=None if root is None else Path(root), forged_suffix=settings.forged_suffix
-        )
         decoded = decode_table(
-            table,
+            read_data(matcher.bundle, data, root),
             matcher.bundle.encoder.picture,
             max_pixels=settings.max_pixels,
             max_broken=settings.max_broken,

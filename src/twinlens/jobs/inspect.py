@@ -7,19 +7,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from twinlens.config import Settings, load_recipe
-from twinlens.data.batches import make_sampler
+from twinlens.data.cache import decode_table
 from twinlens.data.decode import open_picture
-from twinlens.data.inspection import Inspection, inspect_table, survey
+from twinlens.data.inspection import Inspection, inspect_table
 from twinlens.data.montage import draw_montage
 from twinlens.data.sources import read_table
-from twinlens.data.splits import assign_splits, is_identity_disjoint
-from twinlens.data.table import ImageTable, require_identities
+from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 from twinlens.jobs.outputs import check_place, whole_file
-from twinlens.learn.auto import Choice, choose_settings
+from twinlens.jobs.prepare import batches_of, choose, divide, in_words, spread
+from twinlens.learn.auto import Choice, choose_levels
 from twinlens.progress import Progress, console_log
 
 __all__ = ["Inspected", "inspect"]
@@ -51,7 +53,7 @@ class Inspected:
         if self.problem is not None:
             return "\n".join([*lines, f"A run would refuse this: {self.problem}"])
         lines.append("What a run would do with it:")
-        lines += [f"  {c.key} = {_plain(c.value)}: {c.why}" for c in self.choices]
+        lines += [in_words(choice) for choice in self.choices]
         return "\n".join(lines)
 
 
@@ -87,32 +89,61 @@ def inspect(
         )
         chosen, choices, problem = None, list[Choice](), None
         try:
-            table = _split(table, plain)
-            training = table.of_split("train")
-            statistics = survey(training, max_pixels=plain.data.max_pixels)
-            chosen, choices = choose_settings(
-                loaded, statistics, closed=not is_identity_disjoint(table)
-            )
-            sampler = make_sampler(training.labels(), training.forged, chosen.sampler, chosen.seed)
+            table = divide(table, plain)
+            chosen, choices = choose(loaded, table)
         except DataError as error:
-            problem, chosen = str(error), None
+            problem = str(error)
         found = inspect_table(table, max_pixels=plain.data.max_pixels, progress=Progress("looking"))
+        if chosen is not None:
+            try:
+                readable = _readable(table, found, chosen)
+                chosen, levels = choose_levels(loaded, chosen, _sample(readable, chosen))
+                choices += levels
+            except DataError as error:
+                problem, chosen, choices = str(error), None, []
         if montage is not None:
             if chosen is None:
                 raise DataError(f"there are no pairs to draw: {problem}")
-            picture = draw_montage(training, _opener(training, plain), sampler.batch(0))
-            with whole_file(montage) as part:
-                picture.save(part)
+            _draw(table, chosen, montage)
         return Inspected(found, chosen, tuple(choices), problem)
 
 
-def _split(table: ImageTable, plain: Settings) -> ImageTable:
-    require_identities(table, least=2, what="training")
-    table = assign_splits(
-        table, mode=plain.data.split, fractions=plain.data.fractions, seed=plain.seed
+def _readable(table: ImageTable, found: Inspection, settings: Settings) -> ImageTable:
+    """The pictures that a run would use.
+
+    Raises:
+        DataError: too few can be read, as in `decode_table`.
+    """
+    num, allowed = len(found.broken), settings.data.max_broken
+    if num > allowed * len(table):
+        raise DataError(
+            f"{num:,} of {len(table):,} pictures cannot be read, which is "
+            f"{num / len(table):.1%} where at most {allowed:.1%} is allowed: repair or remove "
+            "them, or raise data.max_broken to skip them"
+        )
+    broken = {picture.path for picture in found.broken}
+    good = [row for row in range(len(table)) if table.relative(row) not in broken]
+    readable = table.select(good)
+    batches_of(readable, settings)
+    return readable
+
+
+def _sample(table: ImageTable, settings: Settings) -> NDArray[np.uint8]:
+    """Pixels of the training pictures whose levels a run would measure."""
+    training = table.of_split("train")
+    few = training.select(spread(np.arange(len(training))))
+    decoded = decode_table(
+        few, settings.picture, max_pixels=settings.data.max_pixels, max_broken=1.0
     )
-    require_identities(table.of_split("train"), least=2, what="training")
-    return table
+    return decoded.pixels
+
+
+def _draw(table: ImageTable, settings: Settings, to: str | Path) -> None:
+    batch = batches_of(table, settings).batch(0)
+    training = table.of_split("train")
+    picture = draw_montage(training, _opener(training, settings), batch)
+    with whole_file(to) as part:
+        picture.save(part)
 
 
 def _opener(table: ImageTable, plain: Settings) -> Any:
@@ -120,7 +151,3 @@ def _opener(table: ImageTable, plain: Settings) -> Any:
         pixels = table.pixels
         return lambda row: Image.fromarray(pixels[row])
     return lambda row: open_picture(str(table.path[row]), max_pixels=plain.data.max_pixels)
-
-
-def _plain(value: Any) -> str:
-    return " x ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

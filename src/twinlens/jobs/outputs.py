@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from twinlens.errors import DataError
+from twinlens.files import replacing
 
 __all__ = ["check_place", "whole_file"]
 
@@ -43,10 +44,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = Path(path).resolve()  # What a link points to is written, and the link stays.
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        yield part
-        part.replace(path)
+        with replacing(path, part):
+            yield part
     except (OSError, ValueError) as error:  # Pillow and Arrow say ValueError of a wrong ending.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(f"cannot write {path}: {reason}") from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -18,14 +18,14 @@ from twinlens.errors import ConfigError, DataError, unknown_name
 from twinlens.model.bundle import Bundle, hash_identities
 from twinlens.progress import Progress
 
-__all__ = ["ChosenPictures", "never_seen", "pictures_for"]
+__all__ = ["ChosenPictures", "never_seen", "pictures_for", "read_data"]
 
 log = logging.getLogger("twinlens")
 
 
 @dataclass(frozen=True, eq=False)
 class ChosenPictures:
-    """Decoded pictures of one split (or "all"), and whether training knew their identities."""
+    """Decoded pictures of a split, "all" or "unseen", and whether training knew the identities."""
 
     table: ImageTable
     pixels: NDArray[np.uint8]
@@ -45,12 +45,14 @@ def pictures_for(
     """Read and decode the part of the data that a model should be looked at on.
 
     Where the data is what the model was trained on (the same fingerprint), it is split as it was
-    then. Other data is taken by the splits that it names itself, and whole where it names none.
+    then. Other data is taken by the splits that it names itself. Where it names none, all is taken
+    but for the identities, by their names, that the model was trained on.
 
     Args:
         bundle: the model.
         data: a folder, a manifest, the name of a set, or a table.
-        wanted: "train", "val", "test", "all", or "auto" for `prefer` where there is one.
+        wanted: "train", "val", "test", "all", or "auto": `prefer` where there is one, else what
+            is unseen.
         prefer: the split that "auto" means.
         root: where the copy of a named set lies.
     Raises:
@@ -60,12 +62,11 @@ def pictures_for(
     if wanted not in (*SPLITS, "all", "auto"):
         raise ConfigError(unknown_name("split", wanted, (*SPLITS, "all", "auto")))
     settings = DataSettings() if bundle.origin is None else bundle.origin.data
-    table = read_table(
-        data, root=None if root is None else Path(root), forged_suffix=settings.forged_suffix
-    )
-    table, whole = _split_as_trained(bundle, table)
+    table, whole = _split_as_trained(bundle, read_data(bundle, data, root))
     split = _resolve(table, wanted, prefer)
     part = table if split == "all" else table.of_split(split)
+    if split == "all" and wanted == "auto":
+        part, split = _unseen(bundle, table)
     if not len(part):
         raise DataError(
             f"{table.source} has no {split} pictures: give another folder, or another --on"
@@ -87,6 +88,18 @@ def pictures_for(
             "unseen ones"
         )
     return ChosenPictures(decoded.table, decoded.pixels, split, disjoint, decoded.broken)
+
+
+def read_data(bundle: Bundle, data: str | Path | ImageTable, root: str | Path | None) -> ImageTable:
+    """What DATA names, read as it was for a model's training.
+
+    Raises:
+        DataError: nothing there, or nothing that is understood.
+    """
+    settings = DataSettings() if bundle.origin is None else bundle.origin.data
+    return read_table(
+        data, root=None if root is None else Path(root), forged_suffix=settings.forged_suffix
+    )
 
 
 def never_seen(bundle: Bundle, table: ImageTable) -> bool:
@@ -127,3 +140,26 @@ def _resolve(table: ImageTable, wanted: str, prefer: str) -> str:
                 log.warning("there are no %s pictures: taking the %s pictures", prefer, split)
             return split
     return "all"
+
+
+def _unseen(bundle: Bundle, table: ImageTable) -> tuple[ImageTable, str]:
+    """The rows whose identities were not trained on ("unseen"), or "all".
+
+    All where none was trained on, where the model is of a closed set, and where fewer than two
+    identities would remain.
+    """
+    if bundle.origin is None or bundle.origin.data.split != "identities":
+        return table, "all"
+    known = set(bundle.origin.identities)
+    seen_names = [name for name in table.identities() if known & set(hash_identities([name]))]
+    if not seen_names:
+        return table, "all"
+    seen = np.isin(table.identity.astype(str), seen_names)
+    rest = table.select(~seen)
+    if len(rest.identities()) < 2:
+        return table, "all"
+    log.info(
+        "left out %d pictures of %d identities that the model was trained on; %d of %d remain",
+        np.count_nonzero(seen), len(seen_names), len(rest), len(rest.identities()),
+    )  # fmt: skip
+    return rest, "unseen"

@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from twinlens.config import Recipe, Settings
+from twinlens.config import Recipe, Settings, parse_overrides
+from twinlens.data.batches import Sampler, make_sampler
 from twinlens.data.cache import Decoded, decode_table
 from twinlens.data.inspection import survey
 from twinlens.data.sources import read_table
@@ -29,7 +32,7 @@ from twinlens.learn.run import RunFolder
 from twinlens.model.encoder import Encoder
 from twinlens.progress import Progress
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "batches_of", "choose", "divide", "in_words", "prepare", "spread"]
 
 log = logging.getLogger("twinlens")
 
@@ -70,11 +73,18 @@ def prepare(
     """
     try:
         stored = _stored(run) if resume else None
-        table = _read(data, root, recipe.settings() if stored is None else stored.settings)
+        settings = recipe.settings() if stored is None else stored.settings
+        table = read_table(
+            data,
+            root=None if root is None else Path(root),
+            forged_suffix=settings.data.forged_suffix,
+        )
+        table = divide(table, settings)
         if stored is None:
+            if resume:
+                log.info("nothing to resume in %s: starting", run.path)
             return _begin(data, table, root, recipe, run)
-        if recipe.overrides:
-            log.warning("the settings given are not used: a run goes on with those it began with")
+        _say_unused(recipe, stored)
         return _go_on(table, stored, run)
     except TwinlensError:
         with suppress(OSError):  # It holds something.
@@ -82,17 +92,55 @@ def prepare(
         raise
 
 
-def _read(data: str | Path | ImageTable, root: str | Path | None, settings: Settings) -> ImageTable:
-    """The table with its splits."""
-    table = read_table(
-        data, root=None if root is None else Path(root), forged_suffix=settings.data.forged_suffix
-    )
+def divide(table: ImageTable, settings: Settings) -> ImageTable:
+    """The table with its splits.
+
+    Raises:
+        DataError: too few identities.
+    """
     require_identities(table, least=2, what="training")
     table = assign_splits(
         table, mode=settings.data.split, fractions=settings.data.fractions, seed=settings.seed
     )
     require_identities(table.of_split("train"), least=2, what="training")
     return table
+
+
+def choose(recipe: Recipe, table: ImageTable) -> tuple[Settings, list[Choice]]:
+    """The settings for a divided table, but for `picture.mean` and `picture.std`.
+
+    Raises:
+        DataError: training pictures that give no pairs, or cannot be read.
+        ConfigError: settings that do not fit them.
+    """
+    statistics = survey(table.of_split("train"), max_pixels=recipe.settings().data.max_pixels)
+    closed = not is_identity_disjoint(table)
+    settings, choices = choose_settings(recipe, statistics, closed=closed)
+    batches_of(table, settings)
+    return settings, choices
+
+
+def batches_of(table: ImageTable, settings: Settings) -> Sampler:
+    """The batches that a run draws from the training pictures.
+
+    Raises:
+        DataError: they give no genuine or no impostor pair.
+        ConfigError: settings that draw none.
+    """
+    training = table.of_split("train")
+    return make_sampler(training.labels(), training.forged, settings.sampler, settings.seed)
+
+
+def spread(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """About a thousand of the rows of the training pictures, for their mean and spread."""
+    return rows[:: max(1, len(rows) // LOOKED_AT)]
+
+
+def in_words(choice: Choice) -> str:
+    """A choice with its reason, in a line."""
+    value = choice.value
+    text = " x ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return f"  {choice.key} = {text}: {choice.why}"
 
 
 def _begin(
@@ -103,19 +151,17 @@ def _begin(
     run: RunFolder,
 ) -> Prepared:
     """Choose the settings from the data, and write them down."""
-    statistics = survey(table.of_split("train"), max_pixels=recipe.settings().data.max_pixels)
-    closed = not is_identity_disjoint(table)
-    settings, choices = choose_settings(recipe, statistics, closed=closed)
+    settings, choices = choose(recipe, table)
     # Built once for nothing, so that wrong weights or layers show before the long reading.
     Encoder(settings.model, settings.picture)
     decoded = _decode(table, settings)
+    batches_of(decoded.table, settings)  # Again, since broken pictures are missing now.
     rows = np.flatnonzero(decoded.table.split == "train")
-    sample = decoded.pixels[rows[:: max(1, len(rows) // LOOKED_AT)]]
-    settings, levels = choose_levels(recipe, settings, sample)
+    settings, levels = choose_levels(recipe, settings, decoded.pixels[spread(rows)])
     begun = Prepared(recipe.name, settings, choices + levels, decoded, table.fingerprint())
     _start_run(run, begun, _command(data, recipe, root), root)
     for choice in begun.choices:
-        log.info("  %s = %s: %s", choice.key, _plain(choice.value), choice.why)
+        log.info("%s", in_words(choice))
     return begun
 
 
@@ -147,6 +193,17 @@ def _stored(run: RunFolder) -> _Stored | None:
             f"{run.path} cannot be gone on with, its settings.json or run.json was changed or is "
             f"another version's ({line}): start anew in another folder"
         ) from error
+
+
+def _say_unused(recipe: Recipe, stored: _Stored) -> None:
+    # "auto" is what stands where no recipe is named.
+    if recipe.name not in ("auto", stored.recipe):
+        log.warning(
+            "the recipe %s is not used: the run goes on with %s, which it began with",
+            recipe.name, stored.recipe,
+        )  # fmt: skip
+    if recipe.overrides:
+        log.warning("the settings given are not used: a run goes on with those it began with")
 
 
 def _go_on(table: ImageTable, stored: _Stored, run: RunFolder) -> Prepared:
@@ -214,9 +271,22 @@ def _command(data: str | Path | ImageTable, recipe: Recipe, root: str | Path | N
     if recipe.name != "auto":
         words += ["--recipe", recipe.name]
     for key, value in recipe.overrides.items():
-        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+        if value is not None:
+            words += ["--set", f"{key}={_as_typed(value)}"]
     return shlex.join(words)
 
 
-def _plain(value: Any) -> str:
-    return " x ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+def _as_typed(value: Any) -> str:
+    """A value as `--set` reads it: TOML, where a word that TOML would not understand is itself."""
+    if isinstance(value, str) and parse_overrides([f"x={value}"])["x"] == value:
+        return value
+    return _toml(value)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        pairs = [f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items() if v is not None]
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from twinlens.config import load_recipe
+from twinlens.config import load_recipe, without_effect
 from twinlens.data.cache import Decoded
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import CalibrationError, ConfigError, DataError
@@ -23,11 +23,12 @@ from twinlens.jobs.prepare import Prepared, prepare
 from twinlens.learn.losses import check_loss
 from twinlens.learn.run import RunFolder
 from twinlens.learn.training import Fitted, Moment, Pool, fit
+from twinlens.learn.validation import PICTURES
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration
 from twinlens.model.bundle import Bundle, Origin, hash_identities, save_bundle, with_calibration
 from twinlens.model.comparators import make_comparator
-from twinlens.model.compute import Compute, choose_compute, pick_device
+from twinlens.model.compute import Compute, choose_compute, keep_freed_memory, pick_device
 from twinlens.model.encoder import Encoder
 from twinlens.progress import Progress, console_log, duration
 
@@ -74,6 +75,9 @@ def train(
         loaded = load_recipe(recipe, settings)
         check_loss(loaded.settings().loss)
         pick_device(loaded.settings().train.device)
+        for sentence in without_effect(loaded.settings(), loaded.overrides):
+            log.warning("%s", sentence)
+        keep_freed_memory()
         run.start(resume)
         if resume and run.finished:
             log.info("%s is finished already", run.path)
@@ -136,7 +140,7 @@ def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fi
     fitted = fit(
         encoder, comparator, training, validation if len(validation.label) else None, settings,
         compute=compute, run=run, spent=time.monotonic() - started, on_moment=show,
-        on_features=Progress("looking once at"),
+        on_features=Progress("looking once at"), reserve=_reserve(decoded, len(validation.label)),
     )  # fmt: skip
     progress.close()
     log.info(
@@ -149,7 +153,15 @@ def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fi
         hash_identities(table.of_split("train").identities()),
     )  # fmt: skip
     encoder.to(memory_format=torch.contiguous_format)
-    return save_bundle(run.model, encoder.cpu(), comparator.cpu(), origin=origin), fitted
+    return save_bundle(run.model, encoder, comparator, origin=origin), fitted
+
+
+def _reserve(decoded: Decoded, validated: int) -> Callable[[float], float]:
+    """How long calibrating, measuring and the report will take, from what a validation takes."""
+    later = int(np.isin(decoded.table.split.astype(str), ("val", "test")).sum())
+    looked_at = max(1, min(validated, PICTURES))
+    # Drawing and bootstrapping grow with the pairs, up to the most that are drawn.
+    return lambda seconds: seconds * later / looked_at + 6 + 14 * min(1.0, later / 2000)
 
 
 def _compute(run: RunFolder, encoder: Encoder, prepared: Prepared, batch: int) -> Compute:
@@ -181,11 +193,7 @@ def _calibrate(bundle: Bundle, prepared: Prepared) -> Calibration | None:
             problem = str(error)
             continue
         if far != target:
-            log.warning(
-                "too few validation pictures for a FAR of %g: calibrated for %g instead",
-                target,
-                far,
-            )
+            log.warning("calibrated for a FAR of %g, not %g, since %s", far, target, problem)
         return found
     log.warning("the model is not calibrated, since %s", problem)
     return None

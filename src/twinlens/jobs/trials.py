@@ -20,6 +20,7 @@ __all__ = ["run_trials"]
 
 PAIR_COLUMNS = ("a", "b", "same")
 ONE_SHOT_COLUMNS = ("trial", "probe", "candidate", "same")
+CLUSTER = "cluster"
 TRUE, FALSE = ("1", "true", "yes", "same"), ("0", "false", "no", "different")
 
 
@@ -30,8 +31,9 @@ def run_trials(
 
     Args:
         matcher: the model.
-        file: columns `a,b,same`, or `trial,probe,candidate,same`; `same` is 1 or 0. A relative
-            path is looked for beside the file, then in `folder`.
+        file: columns `a,b,same`, or `trial,probe,candidate,same`; `same` is 1 or 0. Where there is
+            a column `cluster`, the bootstrap redraws the groups that it names instead of trials.
+            A relative path is looked for beside the file, then in `folder`, then right here.
         folder: where else the pictures may lie.
         seed: draws the replicates.
     Raises:
@@ -47,10 +49,13 @@ def run_trials(
     a, b = (np.array([place[path] for path in paths]) for paths in paths_2N)
     distance = matcher.comparison.pairwise(emb_ND[a], emb_ND[b])
     same = np.array([row["same"].strip().lower() in TRUE for row in rows])
+    cluster = np.array([row[CLUSTER] for row in rows]) if CLUSTER in rows[0] else None
     if columns == PAIR_COLUMNS:
-        return pair_trials(distance, same, calibrated=matcher.calibration, seed=seed)
+        return pair_trials(
+            distance, same, calibrated=matcher.calibration, cluster=cluster, seed=seed
+        )
     trial = np.array([row["trial"] for row in rows])
-    return one_shot_trials(trial, distance, same, seed=seed)
+    return one_shot_trials(trial, distance, same, cluster=cluster, seed=seed)
 
 
 def _read(file: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
@@ -70,16 +75,17 @@ def _read(file: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
         )
     if not rows:
         raise DataError(f"{file} names no trials: it needs a line for each pair")
+    needed = (*columns, CLUSTER) if CLUSTER in found else columns
     for number, row in enumerate(rows, start=2):
-        if any(row[name] is None or not row[name].strip() for name in columns):
-            raise DataError(f"{file} line {number}: {', '.join(columns)} are all needed")
+        if any(row[name] is None or not row[name].strip() for name in needed):
+            raise DataError(f"{file} line {number}: {', '.join(needed)} are all needed")
         if row["same"].strip().lower() not in TRUE + FALSE:
             raise DataError(f"{file} line {number}: same is 1 or 0, found '{row['same']}'")
     return rows, columns
 
 
 def _find(name: str, file: Path, folder: Path | None) -> str:
-    for base in (file.parent, *([folder] if folder is not None else [])):
+    for base in (file.parent, *([folder] if folder is not None else []), Path()):
         if (base / name).is_file():
             return str(base / name)
     return str(file.parent / name)

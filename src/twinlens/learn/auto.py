@@ -190,6 +190,7 @@ def _fill(f: Facts) -> tuple[Any, str]:
     return f.data.border_level, "the grey level of the pictures' borders"
 
 
+LARGE = 4096  # pixels of a picture, above which half a batch takes as long
 TINY = 24  # pixels, below which the views of a picture would be coarse
 MANY = 50  # identities, from which on there are enough to learn one-shot comparison
 PLENTY = 5000  # pictures, from which on a wider network does not learn them by heart
@@ -224,7 +225,9 @@ def _rotations(f: Facts) -> tuple[Any, str]:
 
 def _labels_per_batch(f: Facts) -> tuple[Any, str]:
     identities = f.data.num_identities * (4 if f.settings.sampler.rotations else 1)
-    return min(32, identities), f"{identities} identities to learn from"
+    height, width = f.settings.picture.size
+    most = 32 if height * width <= LARGE else 16
+    return min(most, identities), f"{identities} identities to learn from, {most} a batch at most"
 
 
 def _images_per_label(f: Facts) -> tuple[Any, str]:

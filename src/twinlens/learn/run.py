@@ -15,6 +15,7 @@ Every file is written beside its place and renamed, so a run that is killed can 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from twinlens.errors import TrainingError
+from twinlens.files import replacing
 
 __all__ = ["Checkpoint", "HistoryRow", "RunFolder"]
 
@@ -107,12 +109,11 @@ class RunFolder:
 
     def write_table(self, name: str, fields: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Write a CSV file of the run."""
-        part = self.path / f"{name}.part"
-        with part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            writer.writerow(fields)
-            writer.writerows(rows)
-        part.replace(self.path / name)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(fields)
+        writer.writerows(rows)
+        self._write(name, text.getvalue().encode("utf-8", "backslashreplace"))
 
     def write_history(self, rows: Sequence[HistoryRow]) -> None:
         """Write `history.csv` whole: it has a few hundred lines."""
@@ -124,23 +125,21 @@ class RunFolder:
         self.write_table("history.csv", HISTORY_FIELDS, table)
 
     def read_history(self, up_to_step: int) -> list[HistoryRow]:
-        """The rows of `history.csv` up to and including a step: what a checkpoint knew."""
+        """The rows of `history.csv` up to and including a step: what a checkpoint knew.
+
+        Raises:
+            TrainingError: it is damaged.
+        """
         file_path = self.path / "history.csv"
         if not file_path.is_file():
             return []
-        with file_path.open(newline="", encoding="utf-8") as file:
-            rows = [
-                HistoryRow(
-                    int(row["step"]),
-                    float(row["epoch"]),
-                    float(row["seconds"]),
-                    float(row["loss"]),
-                    float(row["rate"]),
-                    float(row["metric"]) if row["metric"] else None,
-                    row["event"],
-                )
-                for row in csv.DictReader(file)
-            ]
+        try:
+            with file_path.open(newline="", encoding="utf-8") as file:
+                rows = [_history_row(row) for row in csv.DictReader(file)]
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            raise TrainingError(
+                f"{file_path} is damaged ({error!r}): delete it to go on without these rows"
+            ) from error
         return [row for row in rows if row.step <= up_to_step]
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -168,9 +167,21 @@ class RunFolder:
             ) from error
 
     def _write(self, name: str, content: bytes) -> None:
-        part = self.path / f"{name}.part"
-        with part.open("wb") as file:
+        # One name for all times: what a kill leaves behind is written over by the next.
+        place = self.path / name
+        with replacing(place, self.path / f"{name}.part") as part, part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(self.path / name)
+
+
+def _history_row(row: Mapping[str, str]) -> HistoryRow:
+    return HistoryRow(
+        int(row["step"]),
+        float(row["epoch"]),
+        float(row["seconds"]),
+        float(row["loss"]),
+        float(row["rate"]),
+        float(row["metric"]) if row["metric"] else None,
+        row["event"],
+    )

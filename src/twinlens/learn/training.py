@@ -75,6 +75,7 @@ def fit(
     compute: Compute,
     run: RunFolder | None = None,
     spent: float = 0.0,
+    reserve: Callable[[float], float] | None = None,
     on_moment: Callable[[Moment], None] | None = None,
     on_features: Callable[[int, int], None] | None = None,
 ) -> Fitted:
@@ -91,28 +92,29 @@ def fit(
         compute: the device and the format of the arithmetic.
         run: where checkpoints and curves go; a checkpoint that is there is gone on with.
         spent: seconds of the time budget that are gone already.
+        reserve: from the seconds that a validation takes, those of the budget that the work after
+            the training will take.
         on_moment: called after each step.
         on_features: called with (done, all) while a frozen backbone looks at the pictures.
     Raises:
         DataError: the pictures cannot make a batch.
-        TrainingError: the run keeps collapsing, or its checkpoint is damaged.
+        TrainingError: the run keeps collapsing before anything was learned, or its checkpoint is
+            damaged.
     """
+    started = time.monotonic()
     sampler = make_sampler(train.label, train.forged, settings.sampler, settings.seed)
     compute.place(encoder)
     learner = _make_learner(encoder, comparator, sampler.num_labels, settings, compute)
-    started = time.monotonic()
     feed = Feed(encoder, train, settings, compute, on_features)
     validator = _make_validator(val, settings, compute, encoder)
     state = _resumed(learner, run) or State(mining=settings.loss.mining)
     guard = Guard(settings.loss, state.watch)
     journal = Journal(run, state.step)
-    if state.step == 0:
-        learner.good = learner.weights()
-        if validator is not None:
-            journal.add(HistoryRow(0, 0.0, 0.0, math.nan, 0.0, validator(encoder, comparator)))
-    # Validating took this long; calibrating and reporting afterwards take about three times that.
-    reserved = spent + 3 * (time.monotonic() - started) + 5.0
+    seconds = _begin(learner, state, journal, validator)
+    reserved = spent + (time.monotonic() - started) + (0.0 if reserve is None else reserve(seconds))
     course = plan_course(settings.train, sampler.steps_per_epoch, reserved)
+    if course.seconds == 0:
+        log.warning("the time budget leaves no time to learn: one step is done")
     begun, saved = time.monotonic() - state.seconds, time.monotonic()
     progress = course.progress(state.step, state.seconds)
     interrupted = False
@@ -132,6 +134,7 @@ def fit(
                 learner.descend(loss, rate, settings.optimizer.clip)
                 state.loss_sum, state.loss_count = state.loss_sum + loss_now, state.loss_count + 1
             event = "" if answer is None else _answered(learner, answer, guard, state)
+            given_up = answer is not None and guard.exhausted
             state.step += 1
             state.seconds = time.monotonic() - begun
             progress = course.progress(state.step, state.seconds)
@@ -150,6 +153,8 @@ def fit(
                 saved = time.monotonic()
             if on_moment is not None:
                 on_moment(Moment(state.step, progress, state.seconds, loss_now, metric))
+            if given_up:
+                break
     except KeyboardInterrupt:
         interrupted = True
         log.warning("interrupted at step %d: the best weights so far are kept", state.step)
@@ -181,6 +186,17 @@ def _make_validator(
     return validator
 
 
+def _begin(learner: Learner, state: State, journal: Journal, validator: Validator | None) -> float:
+    """Validate what there is to begin with; returns how long that took."""
+    started = time.monotonic()
+    metric = None if validator is None else validator(learner.encoder, learner.objective.comparator)
+    if state.step == 0:
+        learner.good = learner.weights()
+        if metric is not None:
+            journal.add(HistoryRow(0, 0.0, 0.0, math.nan, 0.0, metric))
+    return time.monotonic() - started
+
+
 def _resumed(learner: Learner, run: RunFolder | None) -> State | None:
     checkpoint = run.read_checkpoint() if run is not None else None
     if checkpoint is None or run is None:
@@ -199,14 +215,18 @@ def _answered(learner: Learner, answer: Answer, guard: Guard, state: State) -> s
     """Do what the guard says: good weights again, a lower rate, easier negatives; say so.
 
     Raises:
-        TrainingError: it has been done too often.
+        TrainingError: it has been done too often, and nothing was learned before.
     """
     if guard.exhausted:
-        raise TrainingError(
-            f"step {state.step + 1}: {answer.reason}, for the third time. Going back to good "
-            "weights with a lower rate did not help: try another loss (--loss supcon), a lower "
-            "optimizer.rate, or look at the data with `twinlens inspect --montage`."
+        event = (
+            f"{answer.reason}, for the third time. Going back to good weights with a lower rate "
+            "did not help: try another loss (--loss supcon), a lower optimizer.rate, or look at "
+            "the data with `twinlens inspect --montage`"
         )
+        if not learner.best:
+            raise TrainingError(f"step {state.step + 1}: {event}.")
+        log.warning("step %d: %s; the best weights so far are kept", state.step + 1, event)
+        return event
     learner.go_back()
     eased = (
         f", {state.mining} -> {answer.mining} negatives" if answer.mining != state.mining else ""

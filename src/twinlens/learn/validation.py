@@ -17,7 +17,7 @@ from twinlens.model.comparators import Comparator, NumpyComparison
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder, embed_features, embed_pixels
 
-__all__ = ["Validator"]
+__all__ = ["PICTURES", "Validator"]
 
 PAIRS = 20_000
 PICTURES = 5_000

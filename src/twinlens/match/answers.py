@@ -37,6 +37,6 @@ class VerifyAnswer:
         side = "within" if self.match else "beyond"
         return (
             f"{self.verdict}: distance {self.distance:.4f} is {side} the threshold "
-            f"{self.threshold:.4f}, which accepts {self.target_far:.3g} of different pairs; "
+            f"{self.threshold:.4f}, set to accept {100 * self.target_far:.3g} % of different pairs; "
             f"probability of the same {self.probability:.1%} (at even odds)"
         )

@@ -211,8 +211,9 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
 
 def _tensors(content: Any) -> dict[str, Tensor]:
     """The tensors by name of what a weights file held, be it the bare dict or a checkpoint."""
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    for inner in ("state_dict", "model"):  # As Lightning and many training scripts save them.
+        if isinstance(content, dict) and isinstance(content.get(inner), dict):
+            content = content[inner]
     if not isinstance(content, dict):
         return {}
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}

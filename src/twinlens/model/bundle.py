@@ -23,6 +23,7 @@ import twinlens
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, ModelError
 from twinlens.model.comparators import Comparator, make_comparator
+from twinlens.model.compute import pick_device
 from twinlens.model.encoder import Encoder
 
 __all__ = ["FORMAT", "Bundle", "Origin", "hash_identities", "load_bundle", "model_folder",
@@ -65,7 +66,9 @@ class Bundle:
 
 def hash_identities(names: Sequence[str]) -> tuple[str, ...]:
     """Short hashes of identity names, sorted: enough to recognise one, too little to read it."""
-    return tuple(sorted({hashlib.blake2b(n.encode(), digest_size=6).hexdigest() for n in names}))
+    # Folder names that are not UTF-8 reach Python as lone surrogates.
+    encoded = {name.encode("utf-8", "surrogatepass") for name in names}
+    return tuple(sorted(hashlib.blake2b(name, digest_size=6).hexdigest() for name in encoded))
 
 
 def model_folder(path: str | Path) -> Path:
@@ -160,8 +163,9 @@ def load_bundle(path: str | Path) -> Bundle:
     except _DAMAGES as error:
         line = " ".join(str(error).split())
         raise ModelError(f"the model {folder} is damaged: {line}") from error
-    encoder.eval()
-    comparator.eval()
+    device = pick_device("auto")
+    encoder.to(device).eval()
+    comparator.to(device).eval()
     return Bundle(
         encoder, comparator, fingerprint, description.get("calibration"), origin, folder,
     )  # fmt: skip
