@@ -10,6 +10,7 @@ import numpy as np
 from twinlens.data.sources import read_table
 from twinlens.data.table import ImageTable
 from twinlens.jobs.evaluate import evaluate
+from twinlens.jobs.outputs import free_run_folder
 from twinlens.jobs.train import train
 
 __all__ = ["demo", "demo_table"]
@@ -43,7 +44,7 @@ def demo(*, out: str | Path | None = None, quiet: bool = False) -> Iterator[str]
         Lines to print.
     """
     table = demo_table()
-    folder = _free_folder() if out is None else out
+    folder = free_run_folder("demo") if out is None else out
     model = train(table, out=folder, settings=SETTINGS, quiet=quiet)
     tests = table.of_split("test")
     assert tests.pixels is not None
@@ -60,17 +61,10 @@ def demo(*, out: str | Path | None = None, quiet: bool = False) -> Iterator[str]
     assert found.calibrated is not None
     far, frr = found.calibrated.far.value, found.calibrated.frr.value
     yield (
-        f"Of {found.num_genuine:,} pairs of the same digit 7 to 9 it calls {frr:.0%} different, and "
-        f"of {found.num_impostor:,} pairs of different ones {far:.0%} the same. The threshold was "
-        "set on digits that it had learned, and is too mild for new ones: with more than seven "
+        f"Of {found.num_genuine:,} pairs of the same digit 7 to 9 it calls {frr:.0%} different, "
+        f"and of {found.num_impostor:,} pairs of different ones {far:.0%} the same. The threshold "
+        "was set on digits that it had learned, and is too mild for new ones: with more than seven "
         "things to learn from, training holds some of them back to set it."
     )
     yield f"Equal error rate on the unseen digits: {found.eer.value:.1%}"
     yield f"Look at {model.path.parent / 'report.html'}"
-
-
-def _free_folder() -> Path:
-    folder, number = Path("runs/demo"), 2
-    while folder.exists():
-        folder, number = Path(f"runs/demo-{number}"), number + 1
-    return folder

@@ -13,7 +13,7 @@ from pathlib import Path
 from twinlens.errors import DataError
 from twinlens.files import replacing
 
-__all__ = ["check_place", "whole_file"]
+__all__ = ["check_place", "free_run_folder", "whole_file"]
 
 
 def check_place(path: str | Path) -> None:
@@ -49,3 +49,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     except (OSError, ValueError) as error:  # Pillow and Arrow say ValueError of a wrong ending.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(f"cannot write {path}: {reason}") from error
+
+
+def free_run_folder(name: str) -> Path:
+    """`runs/NAME`, or `runs/NAME-2` and so on where that is taken."""
+    folder, number = Path("runs") / name, 2
+    while folder.exists():
+        folder, number = Path("runs") / f"{name}-{number}", number + 1
+    return folder

@@ -17,6 +17,7 @@ from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import CalibrationError, ConfigError, DataError
 from twinlens.jobs.calibrate import calibrate_on
 from twinlens.jobs.measured import Measured, measure
+from twinlens.jobs.outputs import free_run_folder
 from twinlens.jobs.pages import RunFacts, write_page
 from twinlens.jobs.pictures import never_seen
 from twinlens.jobs.prepare import Prepared, prepare
@@ -98,10 +99,7 @@ def _default_out(data: str | Path | ImageTable, resume: bool) -> Path:
     source = data.source if isinstance(data, ImageTable) else str(data)
     path = Path(source).resolve() if Path(source).exists() else Path(source)
     name = path.stem if path.is_file() else path.name
-    folder, number = Path("runs") / (name or "run"), 2
-    while folder.exists():
-        folder, number = Path("runs") / f"{name or 'run'}-{number}", number + 1
-    return folder
+    return free_run_folder(name or "run")
 
 
 def pool_of(decoded: Decoded, split: str) -> Pool:

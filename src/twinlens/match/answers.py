@@ -35,8 +35,9 @@ class VerifyAnswer:
     def explain(self) -> str:
         """The verdict and its reason, in one sentence."""
         side = "within" if self.match else "beyond"
+        far = f"{100 * self.target_far:.3g} %"
         return (
             f"{self.verdict}: distance {self.distance:.4f} is {side} the threshold "
-            f"{self.threshold:.4f}, set to accept {100 * self.target_far:.3g} % of different pairs; "
+            f"{self.threshold:.4f}, set to accept {far} of different pairs; "
             f"probability of the same {self.probability:.1%} (at even odds)"
         )
