@@ -20,6 +20,7 @@ ROOMS = (
     "errors",
     "files",
     "config",
+    "recipes",
     "progress",
     "data",
     "model",

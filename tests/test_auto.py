@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from twinlens.config import AUTO_KEYS, Settings, load_recipe
+from twinlens.config import Settings
 from twinlens.data.inspection import Statistics
 from twinlens.errors import ConfigError
 from twinlens.learn.auto import Choice, choose_levels, choose_settings
+from twinlens.recipes import AUTO_KEYS, load_recipe
 
 LEVELS = {"picture.mean", "picture.std"}
 

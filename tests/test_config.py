@@ -7,17 +7,16 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from twinlens.config import (
+from twinlens.config import PictureSettings, Settings
+from twinlens.errors import ConfigError
+from twinlens.recipes import (
     AUTO_KEYS,
-    PictureSettings,
-    Settings,
     load_recipe,
     parse_overrides,
     recipe_names,
     recipe_text,
     recipe_values,
 )
-from twinlens.errors import ConfigError
 
 
 def complaint(overrides: dict[str, object], recipe: str = "auto") -> str:

@@ -121,8 +121,8 @@ def test_odd_settings_in_the_command() -> None:
     """Each comes back as what it was, however it is written."""
     import shlex
 
-    from twinlens.config import Recipe, parse_overrides
     from twinlens.jobs.prepare import _command
+    from twinlens.recipes import Recipe, parse_overrides
 
     odd = {
         "plain": "conv", "number": "3", "truth": "true", "list": "[1, 2]", "date": "2020-01-01",

@@ -108,7 +108,7 @@ def _settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:
-    from twinlens.config import parse_overrides
+    from twinlens.recipes import parse_overrides
 
     given = {
         "model.backbone": args.backbone,
@@ -287,17 +287,17 @@ def _add_recipes(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_recipes(args: argparse.Namespace) -> int:
-    from twinlens import config
+    from twinlens import recipes
 
     if args.name is not None:
-        text = config.recipe_text(args.name)
+        text = recipes.recipe_text(args.name)
         if args.json:
-            _print_json({"name": args.name, "recipe": config.recipe_values(args.name)})
+            _print_json({"name": args.name, "recipe": recipes.recipe_values(args.name)})
         else:
             print(text, end="")
         return 0
-    recipes = {name: config.recipe_values(name) for name in config.recipe_names()}
-    about = {name: values["about"].strip() for name, values in recipes.items()}
+    found = {name: recipes.recipe_values(name) for name in recipes.recipe_names()}
+    about = {name: values["about"].strip() for name, values in found.items()}
     if args.json:
         _print_json({"recipes": about})
     else:

@@ -87,7 +87,7 @@ def decode_table(
         max_pixels: as in `open_picture`.
         max_broken: the share of unreadable pictures in [0, 1] above which this is an error.
         progress: called with (pictures done, pictures in all) after each picture.
-        cache_dir: a folder for large results; if None, `pixels` in `config.cache_folder()`.
+        cache_dir: a folder for large results; if None, `pixels` in `fetch.cache_folder()`.
         memory_limit: bytes of pixels that may be held in memory.
     Returns:
         The readable rows, their pixels, and what was skipped.

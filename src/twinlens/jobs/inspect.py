@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinlens.config import Settings, load_recipe
+from twinlens.config import Settings
 from twinlens.data.cache import decode_table
 from twinlens.data.decode import open_picture
 from twinlens.data.inspection import Inspection, inspect_table
@@ -23,6 +23,7 @@ from twinlens.jobs.outputs import check_place, whole_file
 from twinlens.jobs.prepare import batches_of, choose, divide, in_words, spread
 from twinlens.learn.auto import Choice, choose_levels
 from twinlens.progress import Progress, console_log
+from twinlens.recipes import load_recipe
 
 __all__ = ["Inspected", "inspect"]
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from twinlens.config import Recipe, Settings, parse_overrides
+from twinlens.config import Settings
 from twinlens.data.batches import Sampler, make_sampler
 from twinlens.data.cache import Decoded, decode_table
 from twinlens.data.inspection import survey
@@ -31,6 +31,7 @@ from twinlens.learn.auto import Choice, choose_levels, choose_settings
 from twinlens.learn.run import RunFolder
 from twinlens.model.encoder import Encoder
 from twinlens.progress import Progress
+from twinlens.recipes import Recipe, parse_overrides
 
 __all__ = ["Prepared", "batches_of", "choose", "divide", "in_words", "prepare", "spread"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinlens.config import load_recipe, without_effect
+from twinlens.config import without_effect
 from twinlens.data.cache import Decoded
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import CalibrationError, ConfigError, DataError
@@ -32,6 +32,7 @@ from twinlens.model.comparators import make_comparator
 from twinlens.model.compute import Compute, choose_compute, keep_freed_memory, pick_device
 from twinlens.model.encoder import Encoder
 from twinlens.progress import Progress, console_log, duration
+from twinlens.recipes import load_recipe
 
 __all__ = ["train"]
 

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from twinlens.config import Recipe, Settings
+from twinlens.config import Settings
 from twinlens.data.inspection import Statistics
 from twinlens.model.backbones import check_backbone, has_pretrained, is_own, pretrained_picture
+from twinlens.recipes import Recipe
 
 __all__ = ["Choice", "choose_levels", "choose_settings"]
 
