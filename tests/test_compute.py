@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,32 @@ def test_place_and_autocast() -> None:
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     assert str(Compute("cpu", True, True)) == "cpu, bfloat16, channels last"
     assert str(Compute("cpu")) == "cpu, float32, channels first"
+
+
+FAULTS = """
+import resource, sys
+import torch
+from twinlens.model.compute import keep_freed_memory
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    sys.exit(3)
+faults = []
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(faults[-1])
+"""
+
+
+def test_freed_memory_is_used_again() -> None:
+    """A block of 64 MiB is 16,384 pages to clear, unless it is still there from the last time."""
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=False
+        )
+        for how in ("give", "keep")
+    ]
+    if runs[1].returncode == 3:
+        pytest.skip("only glibc can be told")
+    given, kept = (int(run.stdout) for run in runs)
+    assert kept < 0.1 * given

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from twinlens.config import PictureSettings, Settings
+from twinlens.config import PictureSettings, Settings, without_effect
 from twinlens.errors import ConfigError
 from twinlens.recipes import (
     AUTO_KEYS,
@@ -173,9 +173,15 @@ def test_a_length_that_is_asked_for_replaces_the_recipes_own(
     [
         ({"train.steps": 3, "train.epochs": 2.0}, "train: give one of steps, epochs, time_budget"),
         ({"model.comparator": "sigmoid"}, "go together, found 'supcon' with 'sigmoid'"),
-        ({"loss.name": "bce"}, "go together, found 'bce' with 'cosine'"),
+        (
+            {"loss.name": "bce", "model.comparator": "cosine"},
+            "go together, found 'bce' with 'cosine'",
+        ),
         ({"loss.mining": "given"}, "loss.mining 'given' and sampler.kind 'triplets'"),
-        ({"sampler.kind": "triplets"}, "loss.mining 'given' and sampler.kind 'triplets'"),
+        (
+            {"sampler.kind": "triplets", "loss.mining": "all"},
+            "loss.mining 'given' and sampler.kind 'triplets'",
+        ),
         ({"sampler.rotations": True, "picture.size": [8, 9]}, "square picture.size, found [8, 9]"),
         ({"picture.mean": [0.5, 0.5]}, "picture: mean needs 1 or 3 numbers"),
         ({"picture.color": "grey", "picture.std": [0.5] * 3}, "picture: std needs 1 or 1 numbers"),
@@ -185,6 +191,25 @@ def test_settings_that_do_not_fit_each_other_are_refused(
     overrides: dict[str, object], part: str
 ) -> None:
     assert part in complaint(overrides)
+
+
+def test_what_follows_from_other_settings() -> None:
+    learned = load_recipe("auto", {"loss.name": "bce"}).settings()
+    assert learned.model.comparator == "sigmoid"
+    literal = load_recipe("auto", {"loss.name": "triplet", "sampler.kind": "triplets"}).settings()
+    assert (literal.loss.mining, literal.model.comparator) == ("given", "cosine")
+    plain = load_recipe("auto").settings()
+    assert (plain.loss.mining, plain.model.comparator) == ("semi-hard", "cosine")
+
+
+def test_settings_without_effect_are_named() -> None:
+    keys = ("loss.margin", "loss.temperature", "sampler.batch", "optimizer.rate")
+    assert without_effect(load_recipe("auto").settings(), keys) == [
+        "loss.margin has no effect with 'supcon'",
+        "sampler.batch has no effect with 'pk'",
+    ]
+    triplets = load_recipe("auto", {"loss.name": "triplet", "sampler.kind": "triplets"}).settings()
+    assert without_effect(triplets, keys) == ["loss.temperature has no effect with 'triplet'"]
 
 
 def test_a_choice_from_the_data_must_fit_the_users_settings() -> None:
