@@ -153,17 +153,20 @@ import torch
 from twinlens.model.compute import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(3)
-faults = []
-for _ in range(6):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(faults[-1])
+layer = torch.nn.Conv2d(1, 32, 3, padding=1)
+def step():
+    layer(torch.ones(64, 1, 96, 96)).relu().square().sum().backward()
+for _ in range(8):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 def test_freed_memory_is_used_again() -> None:
-    """A block of 64 MiB is 16,384 pages to clear, unless it is still there from the last time."""
+    """A step's blocks of 75 MB are cleared page by page, unless they are there from the last."""
     runs = [
         subprocess.run(
             [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=False
@@ -173,4 +176,4 @@ def test_freed_memory_is_used_again() -> None:
     if runs[1].returncode == 3:
         pytest.skip("only glibc can be told")
     given, kept = (int(run.stdout) for run in runs)
-    assert kept < 0.1 * given
+    assert kept < 0.5 * given
