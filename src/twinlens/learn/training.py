@@ -143,7 +143,7 @@ def fit(
             metric = None
             if validate and validator is not None:
                 metric = validator(encoder, comparator)
-                _keep_best(learner, state, metric)
+                _keep_best(learner, state, metric, len(validator.label))
             if validate and not guard.suspicious and learner.finite():
                 learner.good, state.good_step = learner.weights(), state.step
             if validate or write_row or event:
@@ -248,8 +248,17 @@ def _passed(state: State, progress: float, validations: int) -> tuple[bool, bool
     return passed
 
 
-def _keep_best(learner: Learner, state: State, metric: float) -> None:
-    if math.isfinite(metric) and (state.best_metric is None or metric >= state.best_metric):
+def _keep_best(learner: Learner, state: State, metric: float, num_pictures: int) -> None:
+    """Keep the latest weights within one standard error of the best metric so far.
+
+    The last weights, with the rate run out, are better than a lucky look at earlier ones; the rule
+    is that of Breiman 1984 for trees. The error is that of a share among `num_pictures`.
+    """
+    if not math.isfinite(metric):
+        return
+    state.top_metric = metric if state.top_metric is None else max(state.top_metric, metric)
+    error = math.sqrt(state.top_metric * (1 - state.top_metric) / num_pictures)
+    if metric >= state.top_metric - error:
         state.best_metric, state.best_step = metric, state.step
         learner.best = learner.weights()
 
