@@ -69,6 +69,7 @@ def start(
     val: Pool | None = VAL,
     compute: Compute = CPU,
     on_moment: Callable[[Encoder, Moment], None] | None = None,
+    reserve: Callable[[float], float] | None = None,
 ) -> tuple[Encoder, Comparator, Fitted]:
     """Train from weights that the settings' seed decides."""
     torch.manual_seed(settings.seed)
@@ -77,7 +78,7 @@ def start(
     if run is not None:
         run.start(resume=True)
     fitted = fit(
-        encoder, comparator, train, val, settings, compute=compute, run=run,
+        encoder, comparator, train, val, settings, compute=compute, run=run, reserve=reserve,
         on_moment=None if on_moment is None else lambda moment: on_moment(encoder, moment),
     )  # fmt: skip
     return encoder, comparator, fitted

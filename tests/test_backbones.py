@@ -45,7 +45,8 @@ def refusal(model: ModelSettings, picture: PictureSettings = RGB) -> str:
 @pytest.mark.parametrize("name", sorted(OWN_BACKBONES))
 def test_our_networks_take_any_size(name: str, size: tuple[int, int]) -> None:
     picture = grey(*size)
-    backbone = make_backbone(ModelSettings(backbone=name, channels=(4, 6, 8)), picture)
+    torch.manual_seed(0)  # Four units may by chance all be dead.
+    backbone = make_backbone(ModelSettings(backbone=name, channels=(8, 8, 8)), picture)
     features = backbone.eval()(torch.rand(2, 1, *size))
     assert features.dim() == 2
     assert features.shape == (2, num_features(backbone, picture))

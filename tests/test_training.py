@@ -370,10 +370,19 @@ def test_collapse_and_resume_give_the_same_as_collapse_alone(
 
 
 def test_a_time_budget_is_kept() -> None:
-    settings = digit_settings(train={"time_budget": 6.2, "validations": 3})
-    *_, fitted = start(settings)
+    """Of an hour, all but five seconds are reserved for what comes after."""
+    settings = digit_settings(train={"time_budget": 3600.0, "validations": 3})
+    asked = []
+
+    def reserve(seconds: float) -> float:
+        asked.append(seconds)
+        return 3595.0
+
+    *_, fitted = start(settings, reserve=reserve)
     assert fitted.steps >= 1
-    assert fitted.seconds < 4
+    assert fitted.seconds < 600
+    assert len(asked) == 1
+    assert asked[0] > 0
     assert fitted.best_metric is not None
     assert fitted.history[-1].step == fitted.steps
 
