@@ -26,6 +26,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
+from twinlens.files import replacing
 from twinlens.measure.figures import (
     ScoredPairs,
     distance_histogram,
@@ -163,13 +164,9 @@ class ReportContent:
 
 def write_report(path: Path, content: ReportContent) -> None:
     """Write the page; a reader sees the old file or the new one, never half of one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path, path.with_name(f".{path.name}.{os.getpid()}.part")) as beside:
         # File names need not be UTF-8; those that are not are shown escaped.
         beside.write_text(render_report(content), encoding="utf-8", errors="backslashreplace")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def render_report(content: ReportContent) -> str:

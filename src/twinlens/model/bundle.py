@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 import twinlens
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, ModelError
+from twinlens.files import replacing
 from twinlens.model.comparators import Comparator, make_comparator
 from twinlens.model.compute import pick_device
 from twinlens.model.encoder import Encoder
@@ -173,9 +174,8 @@ def load_bundle(path: str | Path) -> Bundle:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file beside its place and rename it, so that it is never seen half."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")
-    part.replace(path)
+    with replacing(path, path.with_name(f"{path.name}.part")) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _part(weights: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from torch import nn
 from twinlens.config import TrainSettings
 from twinlens.data.fetch import cache_folder
 from twinlens.errors import ConfigError
+from twinlens.files import replacing
 from twinlens.model.encoder import Encoder
 
 __all__ = [
@@ -214,8 +215,9 @@ def _remember(known: dict[str, list[bool]]) -> None:
     """Keep what was measured; a cache folder that cannot be written only costs the time again."""
     try:
         _known_file().parent.mkdir(parents=True, exist_ok=True)
-        part = _known_file().with_name(f"formats.{os.getpid()}.part")
-        part.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        part.replace(_known_file())
+        with replacing(
+            _known_file(), _known_file().with_name(f"formats.{os.getpid()}.part")
+        ) as part:
+            part.write_text(json.dumps(known, indent=1), encoding="utf-8")
     except OSError:
         return
