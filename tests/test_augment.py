@@ -11,7 +11,7 @@ from PIL import Image
 
 from twinlens.config import AugmentSettings
 from twinlens.data import augment as augment_module
-from twinlens.data.augment import augment, quarter_turns
+from twinlens.data.augment import augment, mirror, quarter_turns
 
 NOTHING = AugmentSettings()
 EVERYTHING = AugmentSettings(
@@ -120,6 +120,41 @@ def test_a_shear_slants_columns_by_its_angle(monkeypatch):
     for row in (5, 20, 35):
         centre = float((slanted[row] * columns).sum() / slanted[row].sum())
         assert centre == pytest.approx(20 + (row - 20) * math.tan(math.radians(20)), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("place", "corner"), [(1.0, np.s_[:, :, 8:, 8:]), (-1.0, np.s_[:, :, :32, :32])]
+)
+def test_a_crop_is_a_window_enlarged(monkeypatch, place, corner):
+    x = smooth(1)
+    monkeypatch.setattr(
+        augment_module.torch, "rand", lambda size, generator: torch.full(size, (place + 1) / 2)
+    )
+    seen = augment(x, AugmentSettings(crop=0.2), seeded(), 0.0)
+    window = torch.nn.functional.interpolate(x[corner], (40, 40), mode="bilinear")
+    torch.testing.assert_close(seen[:, :, 2:-2, 2:-2], window[:, :, 2:-2, 2:-2], atol=1e-4, rtol=0)
+
+
+def test_crops_lie_anywhere_and_leave_the_other_views_as_they_were():
+    x = torch.zeros(400, 1, 20, 20)
+    x[:, :, :, 10:] = 1.0  # The share of white says where the window lies.
+    share = augment(x, AugmentSettings(crop=0.4), seeded(), 0.0).mean(dim=(1, 2, 3))
+    # A window of 0.6 of the width sees between 1/6 and 5/6 of white, evenly.
+    assert float(share.min()) == pytest.approx(1 / 6, abs=0.03)
+    assert float(share.max()) == pytest.approx(5 / 6, abs=0.03)
+    assert float(share.mean()) == pytest.approx(0.5, abs=0.03)
+    views = AugmentSettings(rotate=20, brightness=0.1)
+    alone = augment(smooth(), views, seeded(), 0.0)
+    within = augment(smooth(), views.model_copy(update={"crop": 1e-6}), seeded(), 0.0)
+    torch.testing.assert_close(alone, within, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_mirror_turns_left_to_right_where_it_is_asked_to(dtype):
+    x = torch.arange(12).view(2, 1, 2, 3).to(dtype)
+    seen = mirror(x, torch.tensor([False, True]))
+    assert seen[0].tolist() == [[[0, 1, 2], [3, 4, 5]]]
+    assert seen[1].tolist() == [[[8, 7, 6], [11, 10, 9]]]
 
 
 def test_flips_alone_are_exact_and_about_half():

@@ -243,6 +243,66 @@ def test_triplets_are_triplets_and_cover_the_anchors(number):
     assert sorted(anchors) == sorted((row, turn) for row in usable for turn in range(turns))
 
 
+# drawn once, forgeries' share, mirrored as a whole
+
+
+def drawn_of(sampler, number: int) -> set[tuple[int, ...]]:
+    """The rows of every pair or triplet of an epoch."""
+    found = set()
+    for batch in epoch(sampler, number):
+        places = batch.pairs if batch.pairs is not None else batch.triplets
+        found |= {tuple(row) for row in batch.row[places].tolist()}
+    return found
+
+
+@pytest.mark.parametrize("kind", ["pairs", "triplets"])
+def test_partners_are_drawn_anew_or_once(kind):
+    label, forged = np.repeat(np.arange(5), 20), np.zeros(100, bool)
+    fresh = make_sampler(label, forged, SamplerSettings(kind=kind, batch=9), 3)
+    assert drawn_of(fresh, 0) != drawn_of(fresh, 1)
+    kept = make_sampler(label, forged, SamplerSettings(kind=kind, batch=9, fresh=False), 3)
+    assert drawn_of(kept, 0) == drawn_of(kept, 1)
+    assert not same_batch(kept.batch(0), kept.batch(kept.steps_per_epoch))  # In another order.
+    other = make_sampler(label, forged, SamplerSettings(kind=kind, batch=9, fresh=False), 4)
+    assert drawn_of(kept, 0) != drawn_of(other, 0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_forgeries_come_at_their_share(share):
+    label, forged = np.tile(np.repeat(np.arange(2), 10), 2), np.repeat([False, True], 20)
+    settings = SamplerSettings(kind="pairs", batch=40, forged_share=share)
+    sampler = make_sampler(label, forged, settings, 0)
+    negatives = [
+        batch.forged[b]
+        for number in range(100)
+        for batch in epoch(sampler, number)
+        for (_, b), same in zip(batch.pairs, batch.same, strict=True)
+        if not same
+    ]
+    assert np.mean(negatives) == pytest.approx(share, abs=0.05 if 0 < share < 1 else 0)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "triplets"])
+def test_a_pair_or_triplet_is_mirrored_as_a_whole(kind):
+    label, forged = np.repeat(np.arange(3), 4), np.zeros(12, bool)
+    plain = make_sampler(label, forged, SamplerSettings(kind=kind, batch=6), 1)
+    assert all(batch.mirrored is None for batch in epoch(plain))
+    sampler = make_sampler(label, forged, SamplerSettings(kind=kind, batch=6, mirror=True), 1)
+    whole = []
+    for number in range(30):
+        for batch in epoch(sampler, number):
+            places = batch.pairs if kind == "pairs" else batch.triplets
+            none = np.zeros(len(batch.row), bool)  # By chance no pair of a batch is.
+            mirrored = none if batch.mirrored is None else batch.mirrored
+            together = mirrored[places]
+            assert np.all(together == together[:, :1])
+            whole += together[:, 0].tolist()
+            seen = list(zip(batch.row.tolist(), mirrored.tolist(), strict=True))
+            assert len(set(seen)) == len(seen)
+            np.testing.assert_array_equal(batch.label, label[batch.row])
+    assert np.mean(whole) == pytest.approx(0.5, abs=0.08)
+
+
 # determinism
 
 

@@ -230,6 +230,16 @@ def test_supcon_is_the_librarys(number):
     agree(supcon(1 - unit @ unit.T, *masks(label), 0.1), theirs, emb)
 
 
+def test_bce_with_smooth_labels_is_torchs_with_soft_targets():
+    logit, same = torch.tensor([2.0, -1.0, 0.5, 3.0]), torch.tensor([True, False, True, False])
+    soft = torch.where(same, 0.95, 0.05)
+    theirs = torch.nn.functional.binary_cross_entropy_with_logits(logit, soft)
+    torch.testing.assert_close(bce(logit, same, smoothing=0.1), theirs)
+    sure = torch.tensor([9.0, -9.0, 9.0, -9.0])  # Too sure is worse than sure enough.
+    assert bce(sure, same, smoothing=0.1) > bce(sure / 3, same, smoothing=0.1)
+    assert bce(sure, same) < bce(sure / 3, same)
+
+
 def test_bce_of_equal_numbers_is_torchs():
     logit = torch.randn(20, generator=torch.Generator().manual_seed(0))
     same = torch.arange(20) < 10

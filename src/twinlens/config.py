@@ -6,7 +6,7 @@ knows nothing of pictures or networks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import (
@@ -80,19 +80,37 @@ class PictureSettings(Section):
 
 
 class ModelSettings(Section):
-    """The network. `backbone` is one of ours (`conv`, `mlp`, `residual`) or any name timm knows.
+    """The network: `backbone` is one of ours (`conv`, `mlp`, `residual`, `signet`) or timm's.
 
-    `channels` are the widths of our own networks. `freeze` is "none", "all", or the name of a
-    layer of the backbone: everything before it keeps its weights and its batch statistics.
-    `pretrained` asks timm for its own weights; `weights` names a local file instead.
+    Our own networks are built from `channels` (the widths), `kernel`, `batch_norm` and
+    `block_dropout` (of `conv`'s blocks), `leak` (the slope of the ReLUs below 0), `attention`
+    (after each stage of `residual`), `stride` (of the first convolution of `residual` and `signet`)
+    and `init` (Glorot 2010, as in Keras, in place of torch's).
+
+    `pool` is what becomes of the last map of features: "own" leaves it to the network, "average"
+    and "flatten" say it. `freeze` is "none", "all", or the name of a layer of the backbone:
+    everything before it keeps its weights and its batch statistics. `pretrained` asks timm for its
+    own weights; `weights` names a local file instead, and goes before it.
+
+    `head` are the widths of hidden layers between features and embedding, with `dropout`, and batch
+    norm after each of them ("all"), after each but the last ("between") or none ("none").
     """
 
     backbone: str = "conv"
     channels: tuple[PositiveInt, ...] = Field((64, 128, 128, 256), min_length=1)
+    kernel: PositiveInt = 3
+    batch_norm: bool = True
+    block_dropout: float = Field(0.0, ge=0, lt=1)
+    leak: float = Field(0.0, ge=0, lt=1)
+    attention: Literal["none", "eca"] = "none"
+    stride: PositiveInt = 1
+    init: Literal["own", "glorot"] = "own"
+    pool: Literal["own", "average", "flatten"] = "own"
     pretrained: bool = False
     weights: str | None = None
     freeze: str = "none"
     head: tuple[PositiveInt, ...] = ()
+    head_norm: Literal["none", "between", "all"] = "between"
     dropout: float = Field(0.0, ge=0, lt=1)
     embedding: PositiveInt = 128
     normalize: bool = True
@@ -100,20 +118,27 @@ class ModelSettings(Section):
 
 
 class LossSettings(Section):
-    """The loss: `contrastive`, `triplet`, `bce`, `supcon`, or `pml:ClassName` with `args`."""
+    """The loss: `contrastive`, `triplet`, `bce`, `supcon`, or `pml:ClassName` with `args`.
+
+    `smoothing` is that of the labels of `bce`: 1 becomes 1 - smoothing / 2, and 0 smoothing / 2.
+    """
 
     name: str = "supcon"
     margin: PositiveFloat = 0.5
     soft: bool = False
     mining: Literal["all", "semi-hard", "hardest", "given"] = "semi-hard"
     temperature: PositiveFloat = 0.1
+    smoothing: float = Field(0.0, ge=0, lt=1)
     args: dict[str, Any] = Field(default_factory=dict)
 
 
 class SamplerSettings(Section):
     """Batches: P identities x K pictures (`pk`), or literal random `pairs` or `triplets`.
 
-    `batch` is the number of pairs or triplets; `rotations` makes quarter turns new identities.
+    `batch` is the number of pairs or triplets. Their partners are drawn anew each epoch, or with
+    `fresh` false once for all; `forged_share` of the negatives are forgeries, where an identity has
+    any; with `mirror` half of the pairs or triplets are mirrored, all their pictures alike.
+    `rotations` makes quarter turns new identities.
     """
 
     kind: Literal["pk", "pairs", "triplets"] = "pk"
@@ -121,27 +146,40 @@ class SamplerSettings(Section):
     images_per_label: int = Field(4, ge=2)
     forged_per_label: int = Field(2, ge=0)
     batch: PositiveInt = 64
+    fresh: bool = True
+    forged_share: float = Field(0.5, ge=0, le=1)
+    mirror: bool = False
     rotations: bool = False
 
 
 class AugmentSettings(Section):
-    """Random views of training pictures. Degrees, and shares of the picture's size or range."""
+    """Random views of training pictures. Degrees, and shares of the picture's size or range.
+
+    `crop` is the share of each side that a window at a random place leaves out.
+    """
 
     rotate: NonNegativeFloat = 0.0
     translate: NonNegativeFloat = 0.0
     scale: float = Field(0.0, ge=0, lt=1)
     shear: NonNegativeFloat = 0.0
+    crop: float = Field(0.0, ge=0, lt=1)
     flip: bool = False
     brightness: NonNegativeFloat = 0.0
     contrast: float = Field(0.0, ge=0, lt=1)
 
 
 class OptimizerSettings(Section):
-    """The optimiser and the course of its learning rate."""
+    """The optimiser and the course of its learning rate.
+
+    `rho` is how much `rmsprop` keeps of its mean of squares (0.99 in torch, 0.9 in Keras), and
+    `momentum` is that of `sgd`.
+    """
 
     name: Literal["adamw", "adam", "rmsprop", "sgd"] = "adamw"
     rate: PositiveFloat = 3e-3
     weight_decay: NonNegativeFloat = 0.01
+    rho: float = Field(0.99, ge=0, lt=1)
+    momentum: float = Field(0.9, ge=0, lt=1)
     schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
     clip: NonNegativeFloat = 0.0
 
@@ -199,18 +237,37 @@ class Settings(Section):
         return self
 
 
-# Which losses read a setting, and which batches; elsewhere it has no effect.
-READ_BY_LOSS = {
-    "loss.margin": ("contrastive", "triplet"),
-    "loss.soft": ("triplet",),
-    "loss.mining": ("triplet",),
-    "loss.temperature": ("supcon",),
-}
-READ_BY_SAMPLER = {
-    "sampler.labels_per_batch": ("pk",),
-    "sampler.images_per_label": ("pk",),
-    "sampler.forged_per_label": ("pk",),
-    "sampler.batch": ("pairs", "triplets"),
+# Which networks, losses, batches and optimisers read a setting; elsewhere it has no effect.
+READERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "model.backbone": {
+        "model.channels": ("conv", "mlp", "residual"),
+        "model.kernel": ("conv",),
+        "model.batch_norm": ("conv",),
+        "model.block_dropout": ("conv",),
+        "model.leak": ("conv", "mlp", "residual"),
+        "model.attention": ("residual",),
+        "model.stride": ("residual", "signet"),
+    },
+    "loss.name": {
+        "loss.margin": ("contrastive", "triplet"),
+        "loss.soft": ("triplet",),
+        "loss.mining": ("triplet",),
+        "loss.temperature": ("supcon",),
+        "loss.smoothing": ("bce",),
+    },
+    "sampler.kind": {
+        "sampler.labels_per_batch": ("pk",),
+        "sampler.images_per_label": ("pk",),
+        "sampler.forged_per_label": ("pk",),
+        "sampler.batch": ("pairs", "triplets"),
+        "sampler.fresh": ("pairs", "triplets"),
+        "sampler.forged_share": ("pairs", "triplets"),
+        "sampler.mirror": ("pairs", "triplets"),
+    },
+    "optimizer.name": {
+        "optimizer.rho": ("rmsprop",),
+        "optimizer.momentum": ("sgd",),
+    },
 }
 
 
@@ -218,10 +275,9 @@ def without_effect(settings: Settings, keys: Iterable[str]) -> list[str]:
     """A sentence for each of the keys that these settings do not read."""
     sentences = []
     for key in keys:
-        for readers, name in (
-            (READ_BY_LOSS, settings.loss.name),
-            (READ_BY_SAMPLER, settings.sampler.kind),
-        ):
+        for decides, readers in READERS.items():
+            section, _, field = decides.partition(".")
+            name = getattr(getattr(settings, section), field)
             if name not in readers.get(key, (name,)):
                 sentences.append(f"{key} has no effect with '{name}'")
     return sentences

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from twinlens.config import AugmentSettings
 
-__all__ = ["augment", "quarter_turns"]
+__all__ = ["augment", "mirror", "quarter_turns"]
 
 # One column of random numbers a picture for each of these, whether it is in use or not: so
 # turning one view on leaves what the others draw as it was.
@@ -30,7 +30,10 @@ def augment(
 ) -> Tensor:
     """Another view of each picture, each drawn by itself.
 
-    A view is sheared, scaled, turned and shifted about the picture's centre, in this order:
+    A picture is cropped first: `crop` of its height and of its width is left out, the window that
+    remains lies anywhere and is enlarged to the full size (as when a picture of 130 pixels is cut
+    to 105 at random: 1 - 105 / 130). Then it is sheared, scaled, turned and shifted about its
+    centre, in this order:
       - `shear`: columns slant by an angle up to +-`shear` degrees;
       - `scale`: by a factor in [1 / (1 + scale), 1 + scale], log-uniform;
       - `rotate`: by up to +-`rotate` degrees; proportions are kept where H differs from W;
@@ -49,16 +52,21 @@ def augment(
     Returns:
         New pictures of the same shape, or `x_BCHW` itself where there is nothing to do.
     """
-    warps = max(settings.rotate, settings.translate, settings.scale, settings.shear) > 0
+    turns = max(settings.rotate, settings.translate, settings.scale, settings.shear) > 0
+    warps = turns or settings.crop > 0
     shades = max(settings.brightness, settings.contrast) > 0
     if not (warps or shades or settings.flip) or len(x_BCHW) == 0:
         return x_BCHW
     drawn = torch.rand((len(x_BCHW), len(_DRAWN)), generator=generator) * 2 - 1
     unit = dict(zip(_DRAWN, drawn.to(x_BCHW.device, x_BCHW.dtype).unbind(1), strict=True))
     if warps:
-        x_BCHW = _warp(x_BCHW, _views(x_BCHW, settings, unit), fill)
+        view_B23 = _views(x_BCHW, settings, unit)
+        if settings.crop:  # Drawn after the others, so that those stay as they were.
+            place_B2 = torch.rand((len(x_BCHW), 2), generator=generator) * 2 - 1
+            view_B23 = _cropped(view_B23, settings.crop, place_B2.to(view_B23))
+        x_BCHW = _warp(x_BCHW, view_B23, fill)
     elif settings.flip:
-        x_BCHW = torch.where(unit["flip"][:, None, None, None] < 0, x_BCHW.flip(3), x_BCHW)
+        x_BCHW = mirror(x_BCHW, unit["flip"] < 0)
     if shades:
         x_BCHW = _shade(x_BCHW, settings, unit)
     return x_BCHW
@@ -84,6 +92,20 @@ def quarter_turns(x_BCHW: Tensor, turns_B: Tensor) -> Tensor:
         if len(which):
             turned[which] = x_BCHW[which].rot90(turns, (2, 3))
     return turned
+
+
+@torch.no_grad()
+def mirror(x_BCHW: Tensor, mirrored_B: Tensor) -> Tensor:
+    """The pictures, of any type, those of `mirrored_B` (B,) mirrored left to right."""
+    which_B111 = mirrored_B.to(x_BCHW.device)[:, None, None, None]
+    return torch.where(which_B111, x_BCHW.flip(3), x_BCHW)
+
+
+def _cropped(view_B23: Tensor, crop: float, place_B2: Tensor) -> Tensor:
+    """The view of a window in place of the whole; `place_B2` in [-1, 1] is where it lies."""
+    window_B23 = view_B23 * (1 - crop)
+    window_B23[:, :, 2] += crop * place_B2
+    return window_B23
 
 
 def _views(x_BCHW: Tensor, settings: AugmentSettings, unit: dict[str, Tensor]) -> Tensor:

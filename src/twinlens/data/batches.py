@@ -18,7 +18,7 @@ each a batch; B distinct pictures, Q pairs and T triplets in a batch; M anchors 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -40,7 +40,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 # What a random stream is for; (purpose, seed, number) seeds it.
-_EPOCH, _STEP = 0, 1
+_EPOCH, _STEP, _ONCE = 0, 1, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +48,14 @@ class Batch:
     """The distinct pictures of a batch, and the pairs or triplets drawn literally, if any.
 
     Attributes:
-        row: rows of the training table, (B,). A row repeats only with another turn.
+        row: rows of the training table, (B,). A row repeats only turned or mirrored otherwise.
         label: labels, (B,); with rotations label * 4 + turn.
         forged: roles, (B,).
         turns: quarter turns anticlockwise, 0..3, (B,).
         pairs: positions in the batch, (Q, 2), or None.
         same: whether the pair is genuine, (Q,), or None.
         triplets: positions of anchor, positive and negative, (T, 3), or None.
+        mirrored: whether the picture is seen mirrored left to right, (B,), or None for none.
     """
 
     row: Ints
@@ -64,6 +65,7 @@ class Batch:
     pairs: Ints | None = None
     same: Bools | None = None
     triplets: Ints | None = None
+    mirrored: Bools | None = None
 
 
 class Sampler(Protocol):
@@ -262,9 +264,9 @@ def _walk(rng: np.random.Generator, num: int, per_batch: int, steps: int) -> Int
 class _Partners:
     """Random partners of genuine pictures, named by their place in the grouped order."""
 
-    def __init__(self, pool: _Pool) -> None:
+    def __init__(self, pool: _Pool, forged_share: float) -> None:
         genuine, forgeries = pool.genuine, pool.forgeries
-        self._pool = pool
+        self._pool, self._share = pool, forged_share
         self._identity = pool.identity[genuine.order]
         self._num_own = genuine.count[self._identity]
         self._num_forged = forgeries.count[self._identity]
@@ -279,7 +281,7 @@ class _Partners:
         return genuine.order[start_M + (place_M - start_M + step_M) % own_M]
 
     def negative(self, rng: np.random.Generator, place_M: Ints) -> Ints:
-        """A genuine picture of another identity; or, half the time if there is one, a forgery."""
+        """A genuine picture of another identity; or, at the share of such, a forgery."""
         genuine, forgeries = self._pool.genuine, self._pool.forgeries
         identity_M, own_M = self._identity[place_M], self._num_own[place_M]
         num_others_M = len(genuine.order) - own_M
@@ -288,7 +290,7 @@ class _Partners:
         other_M = other_M + np.where(other_M >= genuine.start[identity_M], own_M, 0)
         forged_M = self._num_forged[place_M]
         which_M = rng.integers(0, np.maximum(forged_M, 1))
-        forge_M = (forged_M > 0) & ((rng.random(len(place_M)) < 0.5) | (num_others_M == 0))
+        forge_M = (forged_M > 0) & ((rng.random(len(place_M)) < self._share) | (num_others_M == 0))
         negative_M = genuine.order[np.where(forge_M, 0, other_M)]
         chosen = forgeries.start[identity_M[forge_M]] + which_M[forge_M]
         negative_M[forge_M] = forgeries.order[chosen]
@@ -296,23 +298,41 @@ class _Partners:
 
 
 class _Draws:
-    """An epoch's anchors in a shuffled order, cut into batches of nearly equal size."""
+    """An epoch's anchors in a shuffled order, cut into batches of nearly equal size.
 
-    def __init__(self, num: int, batch: int, seed: int) -> None:
-        self._num = num
-        self._seed = seed
-        self.steps_per_epoch = max(1, -(-num // batch))
+    `draw(rng, anchors)` gives the pairs or triplets (M, 2 or 3) that belong to anchors (M,).
+    """
+
+    def __init__(
+        self, num: int, draw: Callable[[np.random.Generator, Ints], Ints],
+        settings: SamplerSettings, num_virtual: int, seed: int,
+    ) -> None:  # fmt: skip
+        self._num, self._draw, self._num_virtual, self._seed = num, draw, num_virtual, seed
+        self._mirror = settings.mirror
+        self.steps_per_epoch = max(1, -(-num // settings.batch))
         self._epoch = -1
+        self._kept = None
+        if not settings.fresh:
+            self._kept = self._drawn(np.random.default_rng([_ONCE, seed]), np.arange(num))
 
-    def at(self, step: int) -> tuple[Ints, np.random.Generator]:
-        """The anchors of a step, and the generator for its other draws."""
+    def at(self, step: int) -> tuple[Ints, Ints]:
+        """The anchors (M,) of a step, and their pairs or triplets (M, 2 or 3)."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             rng = np.random.default_rng([_EPOCH, self._seed, epoch])
             self._order, self._epoch = rng.permutation(self._num), epoch
         low = self._num * place // self.steps_per_epoch
         high = self._num * (place + 1) // self.steps_per_epoch
-        return self._order[low:high], np.random.default_rng([_STEP, self._seed, step])
+        which = self._order[low:high]
+        if self._kept is not None:
+            return which, self._kept[which]
+        return which, self._drawn(np.random.default_rng([_STEP, self._seed, step]), which)
+
+    def _drawn(self, rng: np.random.Generator, which: Ints) -> Ints:
+        drawn = self._draw(rng, which)
+        if self._mirror:
+            drawn = drawn + self._num_virtual * (rng.random((len(which), 1)) < 0.5)
+        return drawn
 
 
 class PairSampler:
@@ -321,13 +341,15 @@ class PairSampler:
     Algorithm. In an epoch every genuine picture is once the anchor of a positive pair, with a
     random other genuine picture of its identity, and once the anchor of a negative pair: 2N pairs
     (PyImageSearch, "Building image pairs for siamese networks with Python", 2020). The pairs are
-    shuffled and cut into ceil(pairs / `batch`) batches of nearly equal size.
+    shuffled and cut into ceil(pairs / `batch`) batches of nearly equal size. Each epoch draws
+    partners anew; without `fresh` every epoch has the partners that were drawn once, as in the
+    tutorial. With `mirror` half of the pairs, by chance, are mirrored, both pictures alike.
 
     Corner cases:
       - an anchor that is its identity's only genuine picture gives only its negative pair;
       - a negative partner is a random genuine picture of another identity; where the anchor's
-        identity has forgeries, it is one of these half of the time (always, if there is no other
-        identity with genuine pictures);
+        identity has forgeries, it is one of these at the share `forged_share` (always, if there
+        is no other identity with genuine pictures);
       - a forged picture is never an anchor.
 
     Raises:
@@ -339,26 +361,28 @@ class PairSampler:
         seed: int,
     ) -> None:  # fmt: skip
         self._pool = _Pool.of(label, forged, settings.rotations)
-        self._partners = _Partners(self._pool)
+        self._partners = _Partners(self._pool, settings.forged_share)
         positive = np.flatnonzero(self._partners.has_positive)
         negative = np.flatnonzero(self._partners.has_negative)
         _refuse_without_negatives(len(negative))
         self._anchor = np.concatenate([positive, negative])
         self._same = np.arange(len(self._anchor)) < len(positive)
-        self._draws = _Draws(len(self._anchor), settings.batch, seed)
+        self._draws = _Draws(len(self._anchor), self._draw, settings, len(self._pool.row), seed)
         self.steps_per_epoch = self._draws.steps_per_epoch
         self.num_labels = self._pool.num_labels
 
     def batch(self, step: int) -> Batch:
         """The pairs of a step; `row` and the like are its distinct pictures, sorted."""
-        draw, rng = self._draws.at(step)
-        anchor, same = self._anchor[draw], self._same[draw]
+        which, pairs = self._draws.at(step)
+        batch, place = _distinct(self._pool, pairs)
+        return replace(batch, pairs=place, same=self._same[which])
+
+    def _draw(self, rng: np.random.Generator, which: Ints) -> Ints:
+        anchor, same = self._anchor[which], self._same[which]
         partner = np.empty_like(anchor)
         partner[same] = self._partners.positive(rng, anchor[same])
         partner[~same] = self._partners.negative(rng, anchor[~same])
-        pairs = np.stack([self._pool.genuine.order[anchor], partner], axis=1)
-        batch, place = _distinct(self._pool, pairs)
-        return Batch(batch.row, batch.label, batch.forged, batch.turns, pairs=place, same=same)
+        return np.stack([self._pool.genuine.order[anchor], partner], axis=1)
 
 
 class TripletSampler:
@@ -367,7 +391,8 @@ class TripletSampler:
     Algorithm. In an epoch every genuine picture of an identity with two or more is once an
     anchor, in a shuffled order cut into ceil(anchors / `batch`) batches of nearly equal size. The
     positive is a random other genuine picture of its identity, the negative is drawn as in
-    `PairSampler`. An identity with one genuine picture serves only as a negative.
+    `PairSampler`, and so do `fresh` and `mirror` work. An identity with one genuine picture serves
+    only as a negative.
 
     Raises:
         DataError: there is no triplet.
@@ -378,31 +403,40 @@ class TripletSampler:
         seed: int,
     ) -> None:  # fmt: skip
         self._pool = _Pool.of(label, forged, settings.rotations)
-        self._partners = _Partners(self._pool)
+        self._partners = _Partners(self._pool, settings.forged_share)
         usable = self._partners.has_positive & self._partners.has_negative
         self._anchor = np.flatnonzero(usable)
         _refuse_without_negatives(len(self._anchor))
-        self._draws = _Draws(len(self._anchor), settings.batch, seed)
+        self._draws = _Draws(len(self._anchor), self._draw, settings, len(self._pool.row), seed)
         self.steps_per_epoch = self._draws.steps_per_epoch
         self.num_labels = self._pool.num_labels
 
     def batch(self, step: int) -> Batch:
         """The triplets of a step; `row` and the like are its distinct pictures, sorted."""
-        draw, rng = self._draws.at(step)
-        anchor = self._anchor[draw]
+        batch, place = _distinct(self._pool, self._draws.at(step)[1])
+        return replace(batch, triplets=place)
+
+    def _draw(self, rng: np.random.Generator, which: Ints) -> Ints:
+        anchor = self._anchor[which]
         columns = [
             self._pool.genuine.order[anchor],
             self._partners.positive(rng, anchor),
             self._partners.negative(rng, anchor),
         ]
-        batch, place = _distinct(self._pool, np.stack(columns, axis=1))
-        return Batch(batch.row, batch.label, batch.forged, batch.turns, triplets=place)
+        return np.stack(columns, axis=1)
 
 
 def _distinct(pool: _Pool, drawn: Ints) -> tuple[Batch, Ints]:
-    """The distinct pictures among those drawn, and where each drawn one stands among them."""
+    """The distinct pictures among those drawn, and where each drawn one stands among them.
+
+    A number from V on means the picture of that number less V, mirrored.
+    """
     members, place = np.unique(drawn, return_inverse=True)
-    return pool.batch(members), place.reshape(drawn.shape).astype(np.int64)
+    mirrored = members >= len(pool.row)
+    batch = pool.batch(members % len(pool.row))
+    if mirrored.any():
+        batch = replace(batch, mirrored=mirrored)
+    return batch, place.reshape(drawn.shape).astype(np.int64)
 
 
 def _refuse_without_negatives(num: int) -> None:

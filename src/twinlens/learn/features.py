@@ -20,7 +20,8 @@ BATCH = 32
 
 def can_precompute(settings: Settings) -> bool:
     """Whether every view of a picture has the same features: all frozen, nothing augmented."""
-    still = settings.augment == AugmentSettings() and not settings.sampler.rotations
+    turned = settings.sampler.rotations or settings.sampler.mirror
+    still = settings.augment == AugmentSettings() and not turned
     return settings.model.freeze == "all" and still
 
 

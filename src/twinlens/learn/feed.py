@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from twinlens.config import Settings
-from twinlens.data.augment import augment, quarter_turns
+from twinlens.data.augment import augment, mirror, quarter_turns
 from twinlens.data.batches import Batch
 from twinlens.learn.features import backbone_features, can_precompute
 from twinlens.model.compute import Compute
@@ -90,5 +90,7 @@ class Feed:
         pixels = torch.from_numpy(self.pool.take(batch.row)).to(self.encoder.device)
         if self.turning:
             pixels = quarter_turns(pixels, torch.from_numpy(batch.turns))
+        if batch.mirrored is not None:
+            pixels = mirror(pixels, torch.from_numpy(batch.mirrored))
         generator = torch.Generator().manual_seed(seed)
         return augment(pixels.float() / 255, self.views, generator, self.fill)

@@ -123,8 +123,8 @@ def make_optimizer(
     if settings.name == "adam":
         return torch.optim.Adam(groups, lr=settings.rate, fused=True)
     if settings.name == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=settings.rate)
-    return torch.optim.SGD(groups, lr=settings.rate, momentum=0.9)
+        return torch.optim.RMSprop(groups, lr=settings.rate, alpha=settings.rho)
+    return torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum)
 
 
 def snapshot(learner: Learner, state: State) -> Checkpoint:

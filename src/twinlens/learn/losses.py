@@ -130,7 +130,7 @@ def triplet_given(
     return value_T.sum() / max(len(triplets_T3), 1)
 
 
-def bce(logit: Tensor, same: Tensor) -> Tensor:
+def bce(logit: Tensor, same: Tensor, smoothing: float = 0.0) -> Tensor:
     """Binary cross-entropy of "the same?", both kinds of pair weighing the same.
 
     Half the mean of -log(sigmoid(logit)) over the same pairs plus half the mean of
@@ -139,9 +139,18 @@ def bce(logit: Tensor, same: Tensor) -> Tensor:
     Args:
         logit: of the probability that a pair is the same, any shape, say (Q,).
         same: boolean, as `logit`.
+        smoothing: of the labels (Szegedy 2016, arXiv 1512.00567): a pair that is the same has the
+            target 1 - smoothing / 2, a different one smoothing / 2.
     """
     logit = _wide(logit)
-    return 0.5 * (_mean_of(F.softplus(-logit), same) + _mean_of(F.softplus(logit), ~same))
+    wrong = smoothing / 2
+    as_same, as_other = F.softplus(-logit), F.softplus(logit)
+    if wrong:
+        as_same, as_other = (
+            torch.lerp(as_same, as_other, wrong),
+            torch.lerp(as_other, as_same, wrong),
+        )
+    return 0.5 * (_mean_of(as_same, same) + _mean_of(as_other, ~same))
 
 
 def supcon(dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor, temperature: float) -> Tensor:

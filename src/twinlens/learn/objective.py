@@ -68,7 +68,7 @@ class Objective(nn.Module):
         genuine_BB, impostor_BB = _pool(label, forged, batch)
         a_Q, b_Q = (genuine_BB | impostor_BB).triu(1).nonzero(as_tuple=True)
         logit_Q = self.comparator.logits(emb_BD[a_Q], emb_BD[b_Q])
-        return losses.bce(logit_Q, genuine_BB[a_Q, b_Q])
+        return losses.bce(logit_Q, genuine_BB[a_Q, b_Q], self.settings.smoothing)
 
 
 def _pool(label: Tensor, forged: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -27,71 +27,128 @@ __all__ = [
 ]
 
 
-def conv(picture: PictureSettings, channels: tuple[int, ...]) -> nn.Sequential:
-    """Blocks of 3x3 convolution, batch norm, ReLU, 2x2 max pooling, flattened.
+def conv(picture: PictureSettings, model: ModelSettings) -> nn.Sequential:
+    """Blocks of convolution, batch norm, ReLU, 2x2 max pooling, flattened or averaged.
 
     The network of Koch 2015 and of prototypical networks (Snell 2017, section 3.1) in the widths
-    `channels`. A block pools only while both sides have two pixels to give.
+    `channels`; with 2x2 kernels, dropout and no batch norm, that of many tutorials. A block pools
+    only while both sides have two pixels to give.
     """
     blocks: list[nn.Module] = []
     width, (height, length) = picture.channels, picture.size
-    for channel in channels:
-        layers: list[nn.Module] = [
-            nn.Conv2d(width, channel, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channel),
-            nn.ReLU(inplace=True),
-        ]
+    for channel in model.channels:
+        layers = [*_same(width, channel, model.kernel, bias=not model.batch_norm)]
+        if model.batch_norm:
+            layers.append(nn.BatchNorm2d(channel))
         if min(height, length) >= 2:
+            # The largest of four and ReLU come to the same in either order; so ReLU has less to do.
             layers.append(nn.MaxPool2d(2))
             height, length = height // 2, length // 2
+        layers.append(_relu(model.leak))
+        if model.block_dropout:
+            layers.append(nn.Dropout(model.block_dropout))
         blocks.append(nn.Sequential(*layers))
         width = channel
-    return nn.Sequential(*blocks, nn.Flatten())
+    return nn.Sequential(*blocks, *_pooling(model.pool, "flatten"), nn.Flatten())
 
 
-def mlp(picture: PictureSettings, channels: tuple[int, ...]) -> nn.Sequential:
+def _same(width: int, channel: int, kernel: int, *, bias: bool) -> list[nn.Module]:
+    """A convolution that keeps the picture's size; an even kernel has its larger half below."""
+    if kernel % 2:
+        return [nn.Conv2d(width, channel, kernel, padding=kernel // 2, bias=bias)]
+    before, after = (kernel - 1) // 2, kernel // 2
+    return [
+        nn.ZeroPad2d((before, after, before, after)),
+        nn.Conv2d(width, channel, kernel, bias=bias),
+    ]
+
+
+def _relu(leak: float) -> nn.Module:
+    return nn.LeakyReLU(leak, inplace=True) if leak else nn.ReLU(inplace=True)
+
+
+def _pooling(wanted: str, own: str) -> list[nn.Module]:
+    """What comes before flattening, where "own" is what the network does by itself."""
+    way = own if wanted == "own" else wanted
+    return [nn.AdaptiveAvgPool2d(1)] if way == "average" else []
+
+
+def mlp(picture: PictureSettings, model: ModelSettings) -> nn.Sequential:
     """The picture as one vector, then fully connected layers with ReLU in the widths `channels`."""
     width = picture.channels * picture.size[0] * picture.size[1]
     layers: list[nn.Module] = [nn.Flatten()]
-    for channel in channels:
-        layers += [nn.Linear(width, channel), nn.ReLU(inplace=True)]
+    for channel in model.channels:
+        layers += [nn.Linear(width, channel), _relu(model.leak)]
         width = channel
     return nn.Sequential(*layers)
 
 
-def residual(picture: PictureSettings, channels: tuple[int, ...]) -> nn.Sequential:
+def residual(picture: PictureSettings, model: ModelSettings) -> nn.Sequential:
     """A small residual network without the big stem, as He 2016 (section 4.2) used on CIFAR-10.
 
     One stage of two basic blocks for each width; every stage but the first halves the picture;
-    global average pooling.
+    global average pooling. With `attention` "eca" each stage ends in efficient channel attention
+    (Wang 2020, arXiv 1910.03151).
     """
-    from torchvision.models.resnet import BasicBlock
+    from timm.layers import EcaModule
 
-    first = channels[0]
+    width = model.channels[0]
     stem = nn.Sequential(
-        nn.Conv2d(picture.channels, first, 3, padding=1, bias=False),
-        nn.BatchNorm2d(first),
-        nn.ReLU(inplace=True),
+        nn.Conv2d(picture.channels, width, 3, model.stride, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        _relu(model.leak),
     )
     stages: list[nn.Module] = [stem]
-    width = first
-    for index, channel in enumerate(channels):
-        stride = 1 if index == 0 else 2
-        shortcut = None
-        if stride != 1 or width != channel:
-            shortcut = nn.Sequential(
-                nn.Conv2d(width, channel, 1, stride, bias=False), nn.BatchNorm2d(channel)
-            )
-        stages.append(
-            nn.Sequential(
-                BasicBlock(width, channel, stride, shortcut), BasicBlock(channel, channel)
-            )
-        )
+    for index, channel in enumerate(model.channels):
+        blocks = [
+            _block(width, channel, 1 if index == 0 else 2, model.leak),
+            _block(channel, channel, 1, model.leak),
+        ]
+        if model.attention == "eca":
+            blocks.append(EcaModule(channel))
+        stages.append(nn.Sequential(*blocks))
         width = channel
-    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*stages, *_pooling(model.pool, "average"), nn.Flatten())
 
 
-OWN_BACKBONES = {"conv": conv, "mlp": mlp, "residual": residual}
+def _block(width: int, channel: int, stride: int, leak: float) -> nn.Module:
+    from torchvision.models.resnet import BasicBlock
+
+    shortcut = None
+    if stride != 1 or width != channel:
+        shortcut = nn.Sequential(
+            nn.Conv2d(width, channel, 1, stride, bias=False), nn.BatchNorm2d(channel)
+        )
+    block: nn.Module = BasicBlock(width, channel, stride, shortcut)
+    block.relu = _relu(leak)
+    return block
+
+
+def signet(picture: PictureSettings, model: ModelSettings) -> nn.Sequential:
+    """The convolutions of SigNet (Dey 2017, arXiv 1707.02131, table 1), flattened.
+
+    Their fully connected layers are the head. The first convolution has stride 1 in the table
+    and 4 in the code that its authors published; `stride` says which.
+    """
+
+    def normalised() -> nn.Module:
+        # The paper's alpha of 1e-4 is Krizhevsky's, not divided by the size, as torch's is.
+        return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2)
+
+    return nn.Sequential(
+        nn.Conv2d(picture.channels, 96, 11, model.stride), nn.ReLU(inplace=True), normalised(),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(96, 256, 5, padding=2), nn.ReLU(inplace=True), normalised(),
+        nn.MaxPool2d(3, 2), nn.Dropout(0.3),
+        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(inplace=True),
+        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2), nn.Dropout(0.3),
+        *_pooling(model.pool, "flatten"),
+        nn.Flatten(),
+    )  # fmt: skip
+
+
+OWN_BACKBONES = {"conv": conv, "mlp": mlp, "residual": residual, "signet": signet}
 
 
 def is_own(name: str) -> bool:
@@ -118,7 +175,7 @@ def make_backbone(model: ModelSettings, picture: PictureSettings, load: bool = T
     """Build a backbone, with its pretrained weights if the settings name any.
 
     Args:
-        model: `backbone`, `channels`, `pretrained` and `weights` are read.
+        model: everything but the head and the comparator is read.
         picture: the size and the channels that the network will get.
         load: False leaves the weights random, for a bundle that brings its own.
     Raises:
@@ -130,9 +187,10 @@ def make_backbone(model: ModelSettings, picture: PictureSettings, load: bool = T
                 f"there are no pretrained weights for our own '{model.backbone}': "
                 "leave out model.pretrained, or name one of timm's networks"
             )
-        backbone: nn.Module = OWN_BACKBONES[model.backbone](picture, model.channels)
+        backbone: nn.Module = OWN_BACKBONES[model.backbone](picture, model)
     else:
-        backbone = _timm_backbone(model, picture, pretrained=load and model.pretrained)
+        wanted = load and model.pretrained and model.weights is None
+        backbone = _timm_backbone(model, picture, pretrained=wanted)
     if load and model.weights is not None:
         load_weights(backbone, Path(model.weights))
     return backbone
@@ -145,6 +203,8 @@ def _timm_backbone(model: ModelSettings, picture: PictureSettings, pretrained: b
     arguments: dict[str, Any] = {"num_classes": 0, "in_chans": picture.channels}
     if "img_size" in _arguments_of(model.backbone):
         arguments["img_size"] = picture.size
+    if model.pool != "own":
+        arguments["global_pool"] = "" if model.pool == "flatten" else "avg"
     try:
         backbone: nn.Module = timm.create_model(model.backbone, pretrained=pretrained, **arguments)
     except Exception as error:

@@ -35,6 +35,9 @@ class Encoder(nn.Module):
         self.picture = picture
         self.backbone = make_backbone(model, picture, load)
         self.head = make_head(num_features(self.backbone, picture), model)
+        if model.init == "glorot":
+            learned_anew = [self.head, self.backbone] if is_own(model.backbone) else [self.head]
+            nn.ModuleList(learned_anew).apply(_glorot)
         self._frozen = freeze_before(self.backbone, model.freeze)
         # The statistics are in the settings already; as buffers they only follow the device.
         self.register_buffer("mean", torch.tensor(picture.mean).view(1, -1, 1, 1), persistent=False)
@@ -79,6 +82,14 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.mean.device
+
+
+def _glorot(layer: nn.Module) -> None:
+    """Weights as Keras begins with them (Glorot 2010): uniform, by both widths; biases 0."""
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 @torch.inference_mode()

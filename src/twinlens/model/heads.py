@@ -12,8 +12,9 @@ __all__ = ["make_head"]
 def make_head(num_features: int, model: ModelSettings) -> nn.Sequential:
     """Fully connected layers from the features (B, F) to the embedding (B, D), not normalised.
 
-    Each hidden width of `model.head` is followed by ReLU and dropout, and by batch norm where
-    another hidden layer comes after it. Without hidden layers it is one linear map.
+    Each hidden width of `model.head` is followed by ReLU, dropout and batch norm; where
+    `model.head_norm` is "between", the last one is not normalised. Without hidden layers it is
+    one linear map.
     """
     layers: list[nn.Module] = []
     width = num_features
@@ -21,7 +22,8 @@ def make_head(num_features: int, model: ModelSettings) -> nn.Sequential:
         layers += [nn.Linear(width, hidden), nn.ReLU(inplace=True)]
         if model.dropout:
             layers.append(nn.Dropout(model.dropout))
-        if index < len(model.head) - 1:
+        last = index == len(model.head) - 1
+        if model.head_norm == "all" or (model.head_norm == "between" and not last):
             layers.append(nn.BatchNorm1d(hidden))
         width = hidden
     if model.dropout and not model.head:
