@@ -202,6 +202,24 @@ def test_what_follows_from_other_settings() -> None:
     assert (plain.loss.mining, plain.model.comparator) == ("semi-hard", "cosine")
 
 
+def test_a_sampler_that_follows_from_the_loss() -> None:
+    assert load_recipe("cifar").settings().sampler.kind == "pairs"
+    triplets = load_recipe("cifar", {"loss.name": "triplet"}).settings()
+    assert (triplets.sampler.kind, triplets.loss.mining) == ("triplets", "given")
+
+
+def test_a_layer_to_thaw_from_belongs_to_the_recipes_network() -> None:
+    said = r"'layer4.1' of resnet50.tv_in1k on, .*--set model.freeze=LAYER"
+    with pytest.raises(ConfigError, match=said):
+        load_recipe("lookalikes", {"model.backbone": "tf_efficientnet_lite0"})
+    for layer in ("blocks.6", "none", "all"):
+        overrides = {"model.backbone": "tf_efficientnet_lite0", "model.freeze": layer}
+        assert load_recipe("lookalikes", overrides).settings().model.freeze == layer
+    assert load_recipe("lookalikes", {"model.backbone": "resnet50.tv_in1k"})
+    # A wholly frozen backbone may be any.
+    assert load_recipe("faces-triplet", {"model.backbone": "tf_efficientnet_lite0"})
+
+
 def test_settings_without_effect_are_named() -> None:
     keys = ("loss.margin", "loss.temperature", "sampler.batch", "optimizer.rate")
     assert without_effect(load_recipe("auto").settings(), keys) == [
@@ -210,6 +228,17 @@ def test_settings_without_effect_are_named() -> None:
     ]
     triplets = load_recipe("auto", {"loss.name": "triplet", "sampler.kind": "triplets"}).settings()
     assert without_effect(triplets, keys) == ["loss.temperature has no effect with 'triplet'"]
+    keys = ("model.kernel", "model.stride", "optimizer.rho", "sampler.fresh", "model.channels")
+    assert without_effect(load_recipe("signet").settings(), keys) == [
+        "model.kernel has no effect with 'signet'",
+        "model.channels has no effect with 'signet'",
+    ]
+    assert without_effect(load_recipe("faces-triplet").settings(), keys) == [
+        "model.kernel has no effect with 'resnet50.tv_in1k'",
+        "model.stride has no effect with 'resnet50.tv_in1k'",
+        "optimizer.rho has no effect with 'adam'",
+        "model.channels has no effect with 'resnet50.tv_in1k'",
+    ]
 
 
 def test_a_choice_from_the_data_must_fit_the_users_settings() -> None:

@@ -135,6 +135,7 @@ def load_recipe(name: str = AUTO, overrides: Mapping[str, Any] | None = None) ->
     if any(f"train.{length}" in overrides for length in LENGTHS) and isinstance(train, dict):
         for length in LENGTHS:  # A length that is asked for replaces the recipe's own.
             train.pop(length, None)
+    _refuse_foreign_layer(values, overrides)
     for key, value in overrides.items():
         _put(values, key, value)
     _follow(values)
@@ -148,14 +149,32 @@ def load_recipe(name: str = AUTO, overrides: Mapping[str, Any] | None = None) ->
     return recipe
 
 
+def _refuse_foreign_layer(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """A layer to thaw from belongs to the recipe's own network, not to another one."""
+    model = values.get("model", {})
+    if not isinstance(model, Mapping) or "backbone" not in model:
+        return
+    layer, wanted = model.get("freeze", "none"), overrides.get("model.backbone", model["backbone"])
+    named = layer not in ("none", "all", AUTO) and "model.freeze" not in overrides
+    if named and wanted != model["backbone"]:
+        raise ConfigError(
+            f"the recipe learns from the layer '{layer}' of {model['backbone']} on, which {wanted} "
+            "need not have: say where it is to begin with --set model.freeze=LAYER (one of its "
+            "own), none or all"
+        )
+
+
 def _follow(values: dict[str, Any]) -> None:
     """Decide what is "auto" and follows from other settings, whatever the data."""
     model, loss = values.get("model", {}), values.get("loss", {})
+    sampler = values.get("sampler", {})
+    if isinstance(sampler, dict) and sampler.get("kind") == AUTO:
+        by_triplets = isinstance(loss, dict) and loss.get("name") == "triplet"
+        sampler["kind"] = "triplets" if by_triplets else "pairs"
     if isinstance(model, dict) and model.get("comparator") == AUTO:
         learned = isinstance(loss, dict) and loss.get("name") == "bce"
         model["comparator"] = "sigmoid" if learned else "cosine"
     if isinstance(loss, dict) and loss.get("mining") == AUTO:
-        sampler = values.get("sampler", {})
         literal = isinstance(sampler, dict) and sampler.get("kind") == "triplets"
         loss["mining"] = "given" if literal else "semi-hard"
 

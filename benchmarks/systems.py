@@ -1,0 +1,219 @@
+"""`python -m benchmarks.systems WORK [NAME ...]`: each published system beside `auto`, same data.
+
+Trains by the command line in the folder WORK, once a system and once with `auto`, measures both on
+the same unseen pictures, and prints a line each. What was trained already is only measured again.
+"""
+
+from __future__ import annotations
+
+import csv
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import twinlens
+from twinlens.measure.bootstrap import Figure
+from twinlens.measure.metrics import matches
+from twinlens.model.bundle import load_bundle
+
+SHARED = Path(__file__).parents[2] / "shared"
+DATA = SHARED / "data"
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
+LITE0 = ("--backbone", "tf_efficientnet_lite0", "--weights",
+         str(SHARED / "weights/tf_efficientnet_lite0.in1k.safetensors"))  # fmt: skip
+THAWED = ("--set", "model.freeze=blocks.6")
+CLASSES = ("Brücke", "Εκκλησία", "Башня", "塔", "قلعة")
+
+
+@dataclass(frozen=True)
+class System:
+    """A recipe, its data, what only it gets and what `auto` gets too, and how it is measured."""
+
+    data: Callable[[Path], list[str]]
+    figure: Callable[[Path, Path], str]
+    options: tuple[str, ...] = ()
+    both: tuple[str, ...] = ()
+
+
+def percent(figure: Figure) -> str:
+    if figure.value is None:
+        return "-"
+    if figure.low is None or figure.high is None:
+        return f"{100 * figure.value:.1f} %"
+    return f"{100 * figure.value:.1f} % ({100 * figure.low:.1f}-{100 * figure.high:.1f})"
+
+
+def fashion(work: Path) -> list[str]:
+    return ["fashion-mnist", "--root", str(FASHION)]
+
+
+def omniglot(work: Path) -> list[str]:
+    return ["omniglot", "--root", str(DATA / "omniglot")]
+
+
+def signatures(work: Path) -> list[str]:
+    return [str(DATA / "signatures")]
+
+
+def faces(work: Path) -> list[str]:
+    return [str(DATA / "att_faces")]
+
+
+def counterparts(work: Path) -> list[str]:
+    """Two photographs of each person of AT&T, the first and the sixth, as counterparts."""
+    for side, number in (("left", 1), ("right", 6)):
+        for person in sorted((DATA / "att_faces").glob("s*")):
+            copy(person / f"{number}.pgm", work / "counterparts" / side / f"{person.name}.pgm")
+    return [str(work / "counterparts")]
+
+
+def classes(work: Path) -> list[str]:
+    """AT&T as class folders with names of five scripts: 7 photographs to learn from, 3 to ask."""
+    for person in sorted((DATA / "att_faces").glob("s*")):
+        name = f"{CLASSES[int(person.name[1:]) % len(CLASSES)]} {person.name}"
+        for number in range(1, 11):
+            split = "train" if number <= 7 else "test"
+            copy(person / f"{number}.pgm", work / "classes" / split / name / f"{number}.pgm")
+    return [str(work / "classes")]
+
+
+def copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def table_and_root(words: list[str]) -> tuple[str, str | None]:
+    return words[0], words[2] if len(words) > 2 else None
+
+
+def pair_accuracy(words: list[str], run: Path, published: float | None = None) -> str:
+    """At the best threshold, at the published rule, and the EER, on 10,000 pairs of each kind."""
+    data, root = table_and_root(words)
+    found = twinlens.evaluate(run, data, root=root, pairs=10_000, quiet=True).verification
+    assert found is not None
+    text = f"accuracy {percent(found.accuracy)}, EER {percent(found.eer)}"
+    if published is None:
+        return text
+    right = matches(found.distance, published) == found.pairs.same
+    same = found.pairs.same
+    return (
+        f"{text}; at {published:.3f}: {100 * (right[same].mean() + right[~same].mean()) / 2:.1f} %"
+    )
+
+
+def on_fashion(run: Path, work: Path) -> str:
+    bundle = load_bundle(run)
+    name = bundle.encoder.model_settings.comparator
+    bias = getattr(bundle.comparator, "bias", None)
+    published = {"sigmoid": None if bias is None else float(bias), "euclidean": 0.5}.get(name)
+    return pair_accuracy(fashion(work), run, published)
+
+
+def on_signatures(run: Path, work: Path) -> str:
+    found = twinlens.evaluate(run, signatures(work)[0], quiet=True).verification
+    assert found is not None
+    assert found.skilled is not None
+    all_pairs = f"accuracy {percent(found.accuracy)}, EER {percent(found.eer)}"
+    return f"{all_pairs}; skilled forgeries alone EER {percent(found.skilled.eer)}"
+
+
+def on_faces(run: Path, work: Path) -> str:
+    return pair_accuracy(faces(work), run)
+
+
+def on_counterparts(run: Path, work: Path) -> str:
+    found = twinlens.evaluate(run, counterparts(work)[0], quiet=True)
+    assert found.retrieval is not None
+    assert found.verification is not None
+    nearest = percent(found.retrieval.recall_at[1])
+    return f"counterpart is nearest {nearest}, EER {percent(found.verification.eer)}"
+
+
+def on_classes(run: Path, work: Path) -> str:
+    asked = twinlens.evaluate(run, classes(work)[0], protocol="nearest", quiet=True).nearest
+    own = twinlens.evaluate(
+        run, classes(work)[0], protocol="nearest", split="train", quiet=True
+    ).nearest
+    assert asked is not None
+    assert own is not None
+    assert np.all(own.distance == 0), "a training picture is nearest to itself, at distance 0"
+    return f"right class {percent(asked.accuracy)}, among five {percent(asked.top_5)}"
+
+
+def on_trials(run: Path, work: Path) -> str:
+    trials = work / "trials"
+    if not trials.exists():
+        script = Path(__file__).parents[1] / "examples/omniglot_trials.py"
+        runs = DATA / "omniglot/all_runs.zip"
+        subprocess.run([sys.executable, str(script), str(runs), str(trials)], check=True)
+    found = twinlens.evaluate(run, trials=trials / "trials.csv", quiet=True).trials
+    assert found is not None
+    return f"official one-shot {percent(found.accuracy)}"
+
+
+SYSTEMS = {
+    "digits-mlp": System(fashion, on_fashion),
+    "faces-triplet": System(
+        faces, on_faces, LITE0, ("--set", "data.fractions=[0.6,0.15,0.25]")
+    ),
+    "lookalikes": System(
+        # As many steps as 2 epochs of the 4,800 published counterparts take.
+        counterparts, on_counterparts, (*LITE0, *THAWED, "--steps", "150"),
+        ("--set", "data.fractions=[0.6,0.15,0.25]"),
+    ),
+    "landmarks": System(classes, on_classes, LITE0 + THAWED),
+    "digits-contrastive": System(fashion, on_fashion),
+    "signet": System(signatures, on_signatures, ("--set", "model.stride=4")),
+    "omniglot-eca": System(
+        omniglot, on_trials, (), ("--set", "data.fractions=[0.85,0.15,0]")
+    ),
+    "digits-bce": System(fashion, on_fashion),
+    "cifar": System(fashion, on_fashion),
+}  # fmt: skip
+
+
+def train(words: list[str], run: Path, options: tuple[str, ...]) -> None:
+    """Train by the command line, unless it was done; keep how long it took beside the run."""
+    if (run / "report.html").exists():
+        return
+    command = [
+        str(Path(sys.executable).with_name("twinlens")), "train", *words, *options,
+        "--out", str(run), "--resume",
+    ]  # fmt: skip
+    print("$", shlex.join(["twinlens", *command[1:]]), flush=True)
+    started = time.perf_counter()
+    subprocess.run(command, check=True)
+    (run / "seconds.txt").write_text(f"{time.perf_counter() - started:.0f}")
+
+
+def seconds(run: Path) -> str:
+    """Seconds of learning, and of the whole command with calibration and report."""
+    with (run / "history.csv").open() as file:
+        learned = float(list(csv.DictReader(file))[-1]["seconds"])
+    return f"{learned:.0f} s ({(run / 'seconds.txt').read_text()} s in all)"
+
+
+def main() -> None:
+    """Train and measure the systems named, or all."""
+    work = Path(sys.argv[1])
+    for name in sys.argv[2:] or SYSTEMS:
+        system = SYSTEMS[name]
+        words = system.data(work)
+        same_data = f"auto-{system.data.__name__}"
+        for run, options in (
+            (work / name, ("--recipe", name, *system.options)),
+            (work / same_data, ()),
+        ):
+            train(words, run, (*options, *system.both))
+            print(f"{name} | {run.name} | {system.figure(run, work)} | {seconds(run)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

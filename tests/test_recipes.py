@@ -1,0 +1,258 @@
+"""Every published system learns what it is for, at small scale, by the command line.
+
+Pictures of things hold the thing in red and something random in green and blue, so that a network
+that was not trained confuses them; signatures are curves, and their forgeries the same curves with
+less care. What is measured on was not trained on.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+import twinlens
+from twinlens.cli import main
+from twinlens.jobs import train as train_job
+from twinlens.recipes import load_recipe, recipe_names, recipe_values
+
+FIXED = ("train.precision=float32", "train.channels_last=no", "train.target_far=0.1")
+RANDOM_WEIGHTS = ("model.pretrained=false", "picture.size=[64,64]")
+SCRIPTS = ("Brücke", "Εκκλησία", "Башня", "塔", "قلعة", 'O\'Hara, "Mühle" #1')
+
+PUBLISHED = sorted(set(recipe_names()) - {"auto"})
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the report takes longer than these runs."""
+    monkeypatch.setattr(train_job, "write_page", lambda path, *_: path.touch())
+
+
+def thing(pattern: np.ndarray, rng: np.random.Generator, size: int = 64) -> Image.Image:
+    """A picture of a thing: its coarse pattern in red, random ones in green and blue."""
+    layers = [pattern, *rng.integers(0, 256, (2, 4, 4), dtype=np.uint8)]
+    sized = [Image.fromarray(layer).resize((size, size)) for layer in layers]
+    return Image.merge("RGB", sized)
+
+
+def draw_things(paths: Iterable[tuple[int, Path]], seed: int = 0) -> None:
+    """Each (number of the thing, path of a picture of it)."""
+    rng = np.random.default_rng(seed)
+    patterns = rng.integers(0, 256, (100, 4, 4), dtype=np.uint8)
+    for number, path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        thing(patterns[number], rng).save(path)
+
+
+def class_folders(top: Path, num: int, each: int) -> Iterator[tuple[int, Path]]:
+    for number in range(num):
+        for picture in range(each):
+            yield number, top / f"thing {number}" / f"{picture}.png"
+
+
+def counterparts(top: Path, num: int) -> Iterator[tuple[int, Path]]:
+    for number in range(num):
+        for side in ("left", "right"):
+            yield number, top / side / f"{number}.png"
+
+
+def given_splits(top: Path) -> Iterator[tuple[int, Path]]:
+    for number, script in enumerate(SCRIPTS):
+        for picture in range(14):
+            split = "train" if picture < 10 else "test"
+            yield number, top / split / script / f"{picture}.png"
+
+
+def draw_gratings(top: Path, num: int, each: int) -> None:
+    """Waves, 28 x 28, of one direction a class; phase, contrast and brightness are random."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:28, :28]
+    for number in range(num):
+        angle = np.pi * number / num
+        (top / str(number)).mkdir(parents=True)
+        for picture in range(each):
+            phase, contrast, level = rng.uniform(0, 6.28), rng.uniform(30, 60), rng.uniform(70, 185)
+            wave = np.sin(1.6 * (np.cos(angle) * x + np.sin(angle) * y) + phase)
+            pixels = (level + contrast * wave).astype(np.uint8)
+            Image.fromarray(pixels).save(top / str(number) / f"{picture}.png")
+
+
+def signature(points: np.ndarray, shake: float, rng: np.random.Generator) -> Image.Image:
+    """A smooth curve through shaken points (K, 2), black on white, 155 x 220."""
+    shaken = points + rng.normal(0, shake, points.shape)
+    at, knots = np.linspace(0, 1, 200), np.linspace(0, 1, len(points))
+    curve = np.stack([np.interp(at, knots, column) for column in shaken.T], axis=1)
+    page = Image.new("L", (220, 155), 255)
+    ImageDraw.Draw(page).line([tuple(point) for point in curve], fill=0, width=4)
+    return page
+
+
+def draw_signatures(top: Path, writers: int, each: int) -> None:
+    rng = np.random.default_rng(0)
+    for writer in range(writers):
+        points = np.stack([np.linspace(20, 200, 8), rng.uniform(20, 135, 8)], axis=1)
+        for name, shake in ((f"{writer:03}", 2.0), (f"{writer:03}_forg", 9.0)):
+            (top / name).mkdir(parents=True)
+            for picture in range(each):
+                signature(points, shake, rng).save(top / name / f"{picture}.png")
+
+
+def learn(recipe: str, data: Path | str, out: Path, *more: str) -> tuple[float, dict[str, float]]:
+    """Train by the command line.
+
+    Returns:
+        The validation EER before the first step, and the EERs on the test pictures.
+    """
+    words = [word for item in (*FIXED, *more) for word in ("--set", item)]
+    code = main(["train", str(data), "--recipe", recipe, "--out", str(out), "--quiet", *words])
+    assert code == 0
+    with (out / "history.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert first["step"] == "0"
+    verified = json.loads((out / "results.json").read_text())["verification"]
+    found = {"all": verified["eer"]["value"]}
+    if "skilled" in verified:
+        found["skilled"] = verified["skilled"]["eer"]["value"]
+    return 1 - float(first["metric"]), found
+
+
+# --- digits -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["digits-bce", "digits-contrastive"])
+def test_digits_by_convolutions(recipe: str, tmp_path: Path) -> None:
+    """Their network averages local patterns over the picture, so patterns are what it is given."""
+    draw_gratings(tmp_path / "gratings", 6, 24)
+    small = ("data.split=images", "train.steps=100", "train.validations=4", "sampler.batch=32",
+             "optimizer.rate=1e-2")  # fmt: skip
+    before, after = learn(recipe, tmp_path / "gratings", tmp_path / "run", *small)
+    assert before > 0.3
+    assert after["all"] < 0.5 * before
+
+
+def test_digits_mlp(tmp_path: Path) -> None:
+    """A closed set, as published: the same ten digits, in other handwriting."""
+    small = ("data.split=images", "train.epochs=3.0")
+    before, after = learn("digits-mlp", "digits", tmp_path / "run", *small)
+    assert before > 0.2
+    assert after["all"] < 0.1
+
+
+# --- an ImageNet network, from random weights -----------------------------------------------------
+
+
+def test_faces_triplet(tmp_path: Path) -> None:
+    """Only the head learns: the backbone comes out as it went in, statistics included."""
+    draw_things(class_folders(tmp_path / "things", 30, 8))
+    small = (*RANDOM_WEIGHTS, "train.steps=60", "optimizer.rate=1e-3")
+    before, after = learn("faces-triplet", tmp_path / "things", tmp_path / "run", *small)
+    assert before > 0.3
+    assert after["all"] < 0.6 * before
+    one_step = (*RANDOM_WEIGHTS, "train.steps=1")
+    learn("faces-triplet", tmp_path / "things", tmp_path / "short", *one_step)
+    longer, shorter = (twinlens.load(tmp_path / run).bundle.encoder for run in ("run", "short"))
+    for name, tensor in longer.backbone.state_dict().items():
+        assert (tensor == shorter.backbone.state_dict()[name]).all(), name
+
+
+def test_lookalikes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw_things(counterparts(tmp_path / "pairs", 60))
+    small = (*RANDOM_WEIGHTS, "train.steps=40", "data.fractions=[0.6,0.2,0.2]")
+    before, after = learn("lookalikes", tmp_path / "pairs", tmp_path / "run", *small)
+    assert before > 0.3
+    assert after["all"] < 0.7 * before
+    capsys.readouterr()
+    left, right = (str(tmp_path / "pairs" / side / "0.png") for side in ("left", "right"))
+    main(["verify", str(tmp_path / "run"), left, right])
+    assert "cosine similarity" in capsys.readouterr().out
+
+
+def test_landmarks(tmp_path: Path) -> None:
+    """A test picture gets the class of its nearest training picture; a training picture its own."""
+    draw_things(given_splits(tmp_path / "places"))
+    small = (*RANDOM_WEIGHTS, "train.epochs=25.0")
+    learn("landmarks", tmp_path / "places", tmp_path / "run", *small)
+    answers = tmp_path / "answers.csv"
+    words = ["evaluate", str(tmp_path / "run"), str(tmp_path / "places"), "--protocol", "nearest"]
+    assert main([*words, "--answers", str(answers), "--quiet"]) == 0
+    rows = read_rows(answers)
+    assert {row["identity"] for row in rows} == set(SCRIPTS)
+    right = [row["identity"] == row["nearest_identity"] for row in rows]
+    assert len(right) == 24
+    assert np.mean(right) > 0.6  # By chance 0.17.
+    assert main([*words, "--on", "train", "--answers", str(answers), "--quiet"]) == 0
+    rows = read_rows(answers)
+    assert len(rows) == 60
+    assert all(float(row["distance"]) == 0 for row in rows)
+    assert all(row["path"] == row["nearest_path"] for row in rows)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# --- characters, signatures, objects --------------------------------------------------------------
+
+
+def test_omniglot_eca(tmp_path: Path) -> None:
+    """A learned comparison of unseen things, in narrower stages and with a higher rate."""
+    draw_signatures(tmp_path / "signs", 40, 6)
+    small = (
+        "model.channels=[16,32,64]", "train.epochs=15.0", "sampler.batch=64",
+        "optimizer.rate=1e-3", "data.forged_suffix=none",
+    )  # fmt: skip
+    for folder in (tmp_path / "signs").glob("*_forg"):
+        folder.rename(tmp_path / f"left out {folder.name}")
+    before, after = learn("omniglot-eca", tmp_path / "signs", tmp_path / "run", *small)
+    assert before > 0.2
+    assert after["all"] < 0.6 * before
+
+
+def test_signet(tmp_path: Path) -> None:
+    """Forgeries of unseen writers, at two fifths of the size and with the stride of their code."""
+    draw_signatures(tmp_path / "signs", 30, 8)
+    small = ("picture.size=[62,88]", "model.stride=2", "train.epochs=8.0", "train.validations=4")
+    before, after = learn("signet", tmp_path / "signs", tmp_path / "run", *small)
+    assert before > 0.2
+    assert after["skilled"] < 0.7 * before
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "triplet"])
+def test_cifar(loss: str, tmp_path: Path) -> None:
+    draw_things(class_folders(tmp_path / "things", 10, 30))
+    small = (f'loss.name="{loss}"', "train.epochs=6.0", "sampler.batch=32")
+    before, after = learn("cifar", tmp_path / "things", tmp_path / "run", *small)
+    assert before > 0.3
+    assert after["all"] < 0.5 * before
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_says_where_it_comes_from_and_has_no_key_without_effect(name: str) -> None:
+    from twinlens.config import without_effect
+
+    values = recipe_values(name)
+    first, *rest = values.pop("about").strip().splitlines()
+    assert len(first) <= 100
+    assert first.endswith(".")
+    assert any(mark in " ".join(rest) for mark in ("20", "siamese_network_generator"))
+    settings = load_recipe(name).settings()
+    keys = [f"{section}.{key}" for section, fields in values.items() for key in fields]
+    auto = {"loss.mining"}  # It may stand for what follows where the loss is overridden.
+    assert without_effect(settings, sorted(set(keys) - auto)) == []
+
+
+def test_the_published_systems_are_there() -> None:
+    assert PUBLISHED == [
+        "cifar", "digits-bce", "digits-contrastive", "digits-mlp", "faces-triplet", "landmarks",
+        "lookalikes", "omniglot-eca", "signet",
+    ]  # fmt: skip
