@@ -95,6 +95,20 @@ def redrawn_pairs(count, pairs):
     return found
 
 
+def nearest_rows(dist, num):
+    """The rows of the `num` nearest of each probe; of equally far ones the first."""
+    return [sorted(range(len(far)), key=lambda j: (far[j], j))[:num] for far in dist]
+
+
+def nearest_shares(rows, probe_label, gallery_label):
+    """The share of probes whose nearest picture is right, and with a right one among the rows."""
+    top_1 = top_5 = 0
+    for label, found in zip(probe_label, rows, strict=True):
+        top_1 += gallery_label[found[0]] == label
+        top_5 += any(gallery_label[row] == label for row in found)
+    return top_1 / len(rows), top_5 / len(rows)
+
+
 # --- learn: losses and mining, every pair and triplet in turn -------------------------------
 
 

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import csv
+import html
 import json
+import re
 import shutil
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, PictureFolder, TinyRun, draw_pictures
 from PIL import Image
 
 import twinlens
+from twinlens.config import ModelSettings, PictureSettings
 from twinlens.data.sources import read_table
 from twinlens.data.splits import assign_splits
 from twinlens.errors import CalibrationError, ConfigError, DataError
+from twinlens.jobs.measured import Measured
 from twinlens.jobs.pictures import pictures_for
 from twinlens.match.matcher import Matcher
 from twinlens.measure.trials import OneShotTrials, PairTrials, one_shot_trials, pair_trials
+from twinlens.model.bundle import save_bundle
+from twinlens.model.comparators import COMPARATORS, make_comparator
+from twinlens.model.encoder import Encoder, embed_pixels
 
 
 def read(path: Path) -> Any:
@@ -266,6 +276,253 @@ def test_too_few_pairs_change_nothing(own_model: Path, tiny_run: TinyRun) -> Non
     with pytest.raises(CalibrationError, match=r"36 impostor"):
         twinlens.calibrate(own_model, tiny_run.data, far=0.001, quiet=True)
     assert (own_model / "model.json").read_bytes() == before
+
+
+# --- nearest ------------------------------------------------------------------------------------
+
+PLACES = ("Zürich", "東京", "Île d'Orléans, Québec", "القاهرة")
+
+
+@dataclass(frozen=True)
+class ClosedRun:
+    """A run on train/ and test/ of the same places, of which test/ has one more."""
+
+    run: Path
+    data: Path
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> ClosedRun:
+    """A test picture of 東京 is a copy, in another format, of a training picture of Zürich."""
+    top = tmp_path_factory.mktemp("closed")
+    draw_pictures(top / "all", {**dict.fromkeys(PLACES, 12), "new": 3}, seed=3)
+    for name in PLACES:
+        for number in range(12):
+            split = "train" if number < 8 else "test"
+            (top / "data" / split / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(top / "all" / name / f"{number}.png", top / "data" / split / name)
+    shutil.copytree(top / "all" / "new", top / "data" / "test" / "new")
+    with Image.open(top / "data" / "train" / PLACES[0] / "5.png") as picture:
+        picture.save(top / "data" / "test" / PLACES[1] / "copy.bmp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TWINLENS_CACHE", str(top / "cache"))
+        twinlens.train(
+            top / "data", out=top / "run", settings=TINY | {"data.split": "images"}, quiet=True
+        )
+    return ClosedRun(top / "run", top / "data")
+
+
+def look_up(closed: ClosedRun, folder: Path, **more: Any) -> tuple[Measured, list[dict[str, str]]]:
+    """`evaluate` by the protocol "nearest", and its answers."""
+    file = folder / "answers.csv"
+    found = twinlens.evaluate(
+        closed.run, closed.data, protocol="nearest", answers=file, quiet=True, **more
+    )
+    with file.open(newline="", encoding="utf-8") as stream:
+        return found, list(csv.DictReader(stream))
+
+
+def test_nearest_is_that_of_a_loop(closed: ClosedRun, tmp_path: Path) -> None:
+    """Each test picture against each training picture by `distance`, one by one."""
+    model = twinlens.load(closed.run)
+    found, rows = look_up(closed, tmp_path)
+    shown = sorted((closed.data / "train").rglob("*.png"))
+    asked = sorted(path for path in (closed.data / "test").rglob("*.*"))
+    assert len(shown) == 32  # Validation pictures were cut out of these, and are among them.
+    assert [row["path"] for row in rows] == [p.relative_to(closed.data).as_posix() for p in asked]
+    right, top_5 = [], []
+    for path, row in zip(asked, rows, strict=True):
+        near = sorted(shown, key=lambda other, path=path: model.distance(path, other))[:5]
+        right.append(near[0].parent.name == path.parent.name)
+        top_5.append(path.parent.name in [other.parent.name for other in near])
+        assert row["identity"] == path.parent.name
+        assert row["nearest_identity"] == near[0].parent.name
+        assert row["nearest_path"] == near[0].relative_to(closed.data).as_posix()
+        distance = model.distance(path, near[0])
+        assert float(row["distance"]) == pytest.approx(distance, abs=1e-6)
+        assert row["match"] == str(int(distance <= model.require_calibration().threshold))
+    assert found.nearest is not None
+    assert found.nearest.accuracy.value == pytest.approx(np.mean(right))
+    assert found.nearest.top_5.value == pytest.approx(np.mean(top_5))
+    assert 0.5 < np.mean(right) < 1
+    low, high = found.nearest.accuracy.low, found.nearest.accuracy.high
+    assert low is not None
+    assert high is not None
+    assert low < np.mean(right) <= high
+    assert (found.nearest.num_probes, found.nearest.num_gallery) == (20, 32)
+    assert (found.nearest.num_identities, found.nearest.num_unknown) == (4, 3)
+    # Of 20 pictures, 17 show one of 4 places that each have a quarter of the gallery.
+    assert found.nearest.chance == pytest.approx(17 / 20 / 4)
+    assert (found.split, found.identity_disjoint) == ("test", False)
+    assert list(found.as_json()) == ["split", "identity_disjoint", "nearest"]
+
+
+def test_a_nearest_picture_may_be_beyond_the_threshold(closed: ClosedRun, tmp_path: Path) -> None:
+    """At the threshold itself it is within."""
+    _, rows = look_up(closed, tmp_path)
+    distances = sorted(float(row["distance"]) for row in rows)
+    strict = shutil.copytree(closed.run / "model", tmp_path / "strict")
+    description = read(strict / "model.json")
+    description["calibration"]["threshold"] = distances[9]
+    (strict / "model.json").write_text(json.dumps(description))
+    found, again = look_up(replace(closed, run=strict), tmp_path)
+    assert [row | {"match": "1"} for row in again] == rows
+    assert [row["match"] for row in again] == [
+        str(int(float(row["distance"]) <= distances[9])) for row in again
+    ]
+    assert [row["match"] for row in again].count("1") == 10
+    assert found.as_json() == look_up(closed, tmp_path)[0].as_json()
+
+
+@pytest.mark.parametrize("comparator", COMPARATORS)
+def test_a_copy_of_a_training_picture_is_at_distance_zero(
+    comparator: str, closed: ClosedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where a picture's place in its batch changes the last bits, and for every comparator."""
+    torch.manual_seed(0)
+    encoder = Encoder(
+        ModelSettings.model_validate(
+            {"backbone": "conv", "channels": (4,), "embedding": 8, "comparator": comparator}
+        ),
+        PictureSettings.model_validate({"size": (12, 12), "color": "grey"}),
+    )
+    save_bundle(tmp_path / "model", encoder, make_comparator(comparator, 8))
+
+    def uneven(*args: Any, **more: Any) -> Any:
+        emb_ND = embed_pixels(*args, **more)
+        return emb_ND + np.float32(1e-4) * np.arange(len(emb_ND), dtype=np.float32)[:, None]
+
+    monkeypatch.setattr("twinlens.jobs.measured.embed_pixels", uneven)
+    _, rows = look_up(replace(closed, run=tmp_path / "model"), tmp_path)
+    copy = next(row for row in rows if row["path"].endswith("copy.bmp"))
+    assert copy["distance"] == "0"
+    assert {row["match"] for row in rows} == {""}
+    if comparator != "network":  # Which may call different things the same.
+        assert (copy["identity"], copy["nearest_identity"]) == ("東京", "Zürich")
+        assert copy["nearest_path"] == "train/Zürich/5.png"
+
+
+def test_training_pictures_find_themselves(
+    closed: ClosedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, rows = look_up(closed, tmp_path, split="train")
+    assert "each training picture is looked up among all of them" in capsys.readouterr().err
+    assert {row["distance"] for row in rows} == {"0"}
+    assert all(row["path"] == row["nearest_path"] for row in rows)
+    assert found.nearest is not None
+    assert found.nearest.accuracy.value == 1
+    assert "each is among them itself, and so finds itself" in found.as_text()
+    # Validation pictures, which were cut out of the training pictures, are then not among them.
+    val, val_rows = look_up(closed, tmp_path, split="val")
+    assert val.nearest is not None
+    assert (val.nearest.num_probes + val.nearest.num_gallery, found.nearest.num_gallery) == (32, 32)
+    assert all(row["path"] != row["nearest_path"] for row in val_rows)
+    assert len(rows) == val.nearest.num_gallery
+
+
+def test_nearest_in_words(closed: ClosedRun, tmp_path: Path) -> None:
+    text = look_up(closed, tmp_path)[0].as_text()
+    lines = {line[:28].strip(): line[28:].strip() for line in text.splitlines()}
+    assert lines["measured on"] == "test pictures, identities seen in training"
+    assert re.fullmatch(r"0\.\d{4}  \(0\.\d{4} to \d\.\d{4}\)", lines["nearest accuracy"])
+    assert lines["nearest by chance"] == "0.2125"
+    assert lines["looked up"] == "20 pictures among 32 training pictures of 4 identities"
+    assert lines["not to be found"].startswith("3 pictures of identities without training pictures")
+    assert "finds itself" not in text
+
+
+def test_data_of_another_model_is_looked_up_by_its_own_splits(
+    closed: ClosedRun, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    """Validation pictures that DATA names itself are not training pictures."""
+    data = shutil.copytree(closed.data, tmp_path / "data")
+    other = ClosedRun(tiny_run.run, data)
+    found, _ = look_up(other, tmp_path)
+    assert found.nearest is not None
+    assert (found.split, found.identity_disjoint) == ("test", True)
+    assert (found.nearest.num_probes, found.nearest.num_gallery) == (20, 32)
+    (data / "val" / "Zürich").mkdir(parents=True)
+    for number in range(3):
+        (data / "train" / "Zürich" / f"{number}.png").rename(
+            data / "val" / "Zürich" / f"{number}.png"
+        )
+    found, _ = look_up(other, tmp_path)
+    assert found.nearest is not None
+    assert found.nearest.num_gallery == 29
+
+
+def test_forgeries_are_not_looked_up(tiny_run: TinyRun, picture_folder: PictureFolder,
+                                     tmp_path: Path) -> None:  # fmt: skip
+    data = picture_folder(
+        {f"{split}/{name}": 3 for split in ("train", "test") for name in ("a", "a_forg", "b")}
+    )
+    found, rows = look_up(ClosedRun(tiny_run.run, data), tmp_path)
+    assert found.nearest is not None
+    assert (found.nearest.num_probes, found.nearest.num_gallery) == (6, 6)
+    assert not any("forg" in row["path"] + row["nearest_path"] for row in rows)
+
+
+def test_where_nothing_can_be_looked_up(
+    closed: ClosedRun, tiny_run: TinyRun, picture_folder: PictureFolder, tmp_path: Path
+) -> None:
+    def refused(data: Path, message: str, **more: Any) -> None:
+        with pytest.raises(DataError, match=message):
+            look_up(ClosedRun(tiny_run.run, data), tmp_path, **more)
+
+    refused(tiny_run.data, "none of the 2 identities of the test pictures .* --split images")
+    plain = picture_folder({"a": 3, "b": 3})
+    refused(plain, "has no test pictures, .*train/ and test/, a manifest with a column `split`")
+    refused(closed.data, "has no val pictures", split="val")
+    only = picture_folder({"train/a": 3, "train/b": 3}, top="only train")
+    refused(only, "has no test pictures")
+    for split, message in (("all", "not all"), ("tset", "did you mean test")):
+        with pytest.raises(ConfigError, match=message):
+            look_up(closed, tmp_path, split=split)
+    assert list(tmp_path.glob("*.csv")) == []
+
+
+def test_what_the_protocols_do_not_share(tiny_run: TinyRun, tmp_path: Path) -> None:
+    run, data, file = tiny_run.run, tiny_run.data, tmp_path / "x.csv"
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"protocol": "nearset"}, "unknown protocol 'nearset': did you mean nearest?"),
+        ({"protocol": "nearest", "data": None}, "nearest needs DATA"),
+        ({"protocol": "nearest", "trials": file}, "--trials belongs to --protocol standard"),
+        ({"protocol": "nearest", "pairs": 5}, "--pairs belongs to --protocol standard"),
+        ({"answers": file}, "--answers belongs to --protocol nearest"),
+    ]
+    for words, message in wrong:
+        with pytest.raises(ConfigError, match=message):
+            twinlens.evaluate(run, **({"data": data, "quiet": True} | words))
+    with pytest.raises(DataError, match="there is no folder"):
+        twinlens.evaluate(run, data, protocol="nearest", answers=tmp_path / "none" / "x.csv")
+
+
+def test_the_page_shows_the_mistakes(closed: ClosedRun, tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    _, rows = look_up(closed, tmp_path, report=file)
+    page = html.unescape(file.read_text(encoding="utf-8").replace("<wbr>", ""))
+    assert "Most confident mistakes" in page
+    mistakes = page[page.index("Most confident mistakes") :]
+    wrong = [row for row in rows if row["identity"] != row["nearest_identity"]]
+    wrong.sort(key=lambda row: float(row["distance"]))
+    told = Counter(frozenset((row["identity"], row["nearest_identity"])) for row in wrong)
+    assert max(told.values()) > 2  # Of which the closest two are shown.
+    seen: Counter[frozenset[str]] = Counter()
+    shown = []
+    for row in wrong:
+        who = frozenset((row["identity"], row["nearest_identity"]))
+        seen[who] += 1
+        shown += [row] if seen[who] <= 2 else []
+    for row in shown:
+        assert f"<bdi>{row['path']}</bdi>" in mistakes
+        assert f"<bdi>{row['nearest_path']}</bdi>" in mistakes
+    assert mistakes.count('<div class="pair">') == len(shown)
+    # The copy comes first, at distance 0.
+    assert mistakes.index("copy.bmp") < mistakes.index("test/new/")
+    assert "distance 0<" in mistakes
+    assert "3 of 20 pictures show identities without training pictures" in page
+    assert "Trained on" not in page
+    assert not list(tmp_path.glob(".*part*"))
 
 
 # --- trials -------------------------------------------------------------------------------------

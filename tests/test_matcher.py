@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,9 @@ from twinlens.data.sources import read_table
 from twinlens.errors import CalibrationError, DataError, ModelError, PictureError
 from twinlens.match.answers import VerifyAnswer
 from twinlens.match.matcher import Matcher
+from twinlens.measure.calibration import Calibration, Platt
 from twinlens.model.bundle import save_bundle
-from twinlens.model.comparators import make_comparator
+from twinlens.model.comparators import COMPARATORS, make_comparator
 from twinlens.model.encoder import Encoder
 
 
@@ -30,13 +32,16 @@ def model(tiny_run: TinyRun) -> Matcher:
     return twinlens.load(tiny_run.run)
 
 
-def make_matcher(folder: Path, color: str, comparator: str = "cosine") -> Matcher:
+def make_matcher(
+    folder: Path, color: str, comparator: str = "cosine", *, normalize: bool = True
+) -> Matcher:
     """An untrained model that takes 12 x 10 pictures."""
     torch.manual_seed(0)
     picture = PictureSettings.model_validate({"size": (12, 10), "color": color})
     settings = ModelSettings.model_validate(
-        {"backbone": "conv", "channels": (4,), "embedding": 8, "comparator": comparator}
-    )
+        {"backbone": "conv", "channels": (4,), "embedding": 8, "comparator": comparator,
+         "normalize": normalize}
+    )  # fmt: skip
     bundle = save_bundle(folder, Encoder(settings, picture), make_comparator(comparator, 8))
     return Matcher(bundle)
 
@@ -170,9 +175,7 @@ def test_a_file_that_does_not_open(model: Matcher, tmp_path: Path) -> None:
         model.verify(tmp_path / "text.png", np.zeros((8, 8), np.uint8))
 
 
-@pytest.mark.parametrize(
-    "comparator", ["euclidean", "squared-euclidean", "cosine", "sigmoid", "network"]
-)
+@pytest.mark.parametrize("comparator", COMPARATORS)
 def test_distance_of_a_picture_to_itself_is_exactly_zero(comparator: str, tmp_path: Path) -> None:
     model = make_matcher(tmp_path / "model", "grey", comparator)
     for seed in range(5):
@@ -217,13 +220,40 @@ def test_an_answer(model: Matcher, tiny_run: TinyRun) -> None:
 
 
 def test_an_answer_explains_itself() -> None:
-    near = VerifyAnswer("same", True, 0.25, 0.5, 0.01, 0.875)
+    near = VerifyAnswer("same", True, 0.25, 0.5, 0.01, 0.875, 0.9312)
     assert near.explain() == (
         "same: distance 0.2500 is within the threshold 0.5000, set to accept 1 % of different "
-        "pairs; probability of the same 87.5% (at even odds)"
+        "pairs; probability of the same 87.5% (at even odds); cosine similarity 0.93"
     )
-    far = VerifyAnswer("different", False, 0.75, 0.5, 0.01, 0.125)
+    far = VerifyAnswer("different", False, 0.75, 0.5, 0.01, 0.125, -0.5)
     assert far.explain().startswith("different: distance 0.7500 is beyond the threshold 0.5000,")
+    assert far.explain().endswith("cosine similarity -0.50")
+
+
+@pytest.mark.parametrize("comparator", COMPARATORS)
+def test_similarity_is_the_cosine_for_every_comparator(comparator: str, tmp_path: Path) -> None:
+    """By the definition; 1 exactly for a picture and itself."""
+    model = make_matcher(tmp_path / "model", "grey", comparator)
+    model.calibration = Calibration(0.5, 0.4, 0.6, 0.1, 9, 9, 3, Platt(1.0, 0.0), None, None)
+    for seed in range(4):
+        a, b = grey(seed), grey(seed + 100)
+        x, y = (model.embed(picture)[0].astype(np.float64).tolist() for picture in (a, b))
+        by_hand = sum(p * q for p, q in zip(x, y, strict=True)) / math.hypot(*x) / math.hypot(*y)
+        answer = model.verify(a, b)
+        assert answer.similarity == pytest.approx(by_hand, abs=1e-6)
+        assert answer.distance == model.distance(a, b)
+        assert model.verify(a, a.copy()).similarity == 1
+
+
+def test_similarity_of_an_embedding_of_zeros_is_zero(tmp_path: Path) -> None:
+    """A network whose units are all dead gives no NaN, but an answer that says nothing."""
+    model = make_matcher(tmp_path / "model", "grey", "euclidean", normalize=False)
+    model.calibration = Calibration(0.5, 0.4, 0.6, 0.1, 9, 9, 3, Platt(1.0, 0.0), None, None)
+    for weights in model.bundle.encoder.parameters():
+        weights.data.zero_()
+    assert not model.embed(grey()).any()
+    answer = model.verify(grey(), grey(1))
+    assert (answer.distance, answer.similarity) == (0, 0)
 
 
 def test_uncalibrated_models_refuse_and_say_how(tmp_path: Path) -> None:

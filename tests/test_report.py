@@ -251,6 +251,36 @@ def test_verdicts_follow_the_threshold(page: str) -> None:
     assert "rightly" not in none
 
 
+def test_a_page_of_nearest_neighbours() -> None:
+    """What was looked up among training pictures has its own words, and no words of pairs."""
+    pair = full().nearest_impostors[0]
+    found = {"accuracy": figure(0.9), "top_5": {"value": 1.0, "low": 1.0, "high": 1.0},
+             "chance": 0.125, "num_probes": 40, "num_gallery": 80, "num_identities": 8,
+             "num_unknown": 3}  # fmt: skip
+    content = ReportContent(
+        title="landmarks", data="places",
+        results={"split": "test", "identity_disjoint": False, "nearest": found},
+        splits=[SplitCount("test", 40, 30), SplitCount("gallery", 80, 30)],
+        operating=OperatingPoint(0.5, 0.01), nearest_wrong=[pair] * 2,
+    )  # fmt: skip
+    page = render_report(content).replace(NBSP, " ")
+    Outline(page)
+    assert page.count("accepted, wrongly") == 2
+    for words in ("Most confident mistakes", "Nearest neighbours, top 5", "By chance",
+                  "12.5 %", "It was measured on 40 pictures of 30 identities. For 90.0 % (95 % "
+                  "interval 89.0\N{EN DASH}91.0 %) of them the nearest training picture shows",
+                  "3 of 40 pictures show identities without training pictures"):  # fmt: skip
+        assert words in page, words
+    assert "Nearest impostors" not in page
+    assert "was trained on" not in page
+    assert "found itself" not in page
+    on_train = {**content.results, "split": "train", "nearest": {**found, "num_unknown": 0}}
+    said = cautions(dataclasses.replace(content, results=on_train))
+    assert any("found itself" in words for words in said)
+    assert not any("count as wrong" in words for words in said)
+    assert "Most confident mistakes" not in render_report(full())
+
+
 def test_a_threshold_that_accepts_nothing() -> None:
     content = dataclasses.replace(full(), operating=OperatingPoint(float("-inf"), 0.001))
     assert "it accepts nothing" in summary(content)[-1]

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from twinlens.data.table import ImageTable
-from twinlens.errors import ConfigError, DataError
-from twinlens.jobs.measured import Measured, measure
-from twinlens.jobs.outputs import check_place
+from twinlens.errors import ConfigError, DataError, unknown_name
+from twinlens.jobs.measured import Measured, measure, measure_nearest
+from twinlens.jobs.outputs import check_place, whole_file
 from twinlens.jobs.pages import RunFacts, write_page
-from twinlens.jobs.pictures import ChosenPictures, pictures_for, read_data
+from twinlens.jobs.pictures import (
+    AgainstTraining,
+    ChosenPictures,
+    against_training,
+    pictures_for,
+    read_data,
+)
 from twinlens.jobs.trials import run_trials
 from twinlens.match.matcher import Matcher
+from twinlens.measure.metrics import matches
 from twinlens.progress import console_log
 
 __all__ = ["evaluate"]
 
 log = logging.getLogger("twinlens")
 
+PROTOCOLS = ("standard", "nearest")
+ANSWERS = ("path", "identity", "nearest_identity", "nearest_path", "distance", "match")
+
 
 def evaluate(
     model: str | Path,
     data: str | Path | ImageTable | None = None,
     *,
+    protocol: str = "standard",
     split: str = "auto",
     trials: str | Path | None = None,
     pairs: int | None = None,
@@ -32,19 +47,26 @@ def evaluate(
     shot: int = 1,
     episodes: int = 1000,
     report: str | Path | None = None,
+    answers: str | Path | None = None,
     root: str | Path | None = None,
     seed: int = 0,
     quiet: bool = False,
 ) -> Measured:
     """Measure a model: verification, retrieval and one-shot episodes, and a list of trials.
 
+    Or, by the protocol "nearest", look test pictures up among the training pictures of DATA: each
+    gets the identity of its nearest one. That is for closed sets, whose test pictures show what
+    training pictures show.
+
     Args:
         model: a model's folder or a run's.
         data: labelled pictures. With `trials` they may be left out, or be a folder without
             classes, which is then only where the list's relative paths may start from.
+        protocol: "standard" or "nearest".
         split: which pictures: "train", "val", "test", "all", or "auto": the test pictures where
             the model was trained on this data or the data says which they are, else all but the
-            identities that the model was trained on.
+            identities that the model was trained on. With "nearest": the test pictures, or those of
+            another split, "train" meaning that each training picture finds itself.
         trials: a CSV file of given pairs (`a,b,same`) or of one-shot trials
             (`trial,probe,candidate,same`), either with a column `cluster` or without.
         pairs: how many genuine and as many impostor pairs; all, or a large sample, by default.
@@ -52,23 +74,39 @@ def evaluate(
         shot: pictures of each identity in an episode.
         episodes: how many.
         report: where to write a page to look at.
+        answers: with "nearest", where to write what each picture was taken for: a CSV file of
+            `path,identity,nearest_identity,nearest_path,distance,match`, the last 1 where the
+            distance is within the calibrated threshold, else 0, and empty without a calibration.
         root: where the copy of a named set lies.
         seed: draws pairs, episodes and replicates.
         quiet: say only warnings.
     Raises:
         DataError: no pictures, or none that can be compared.
-        ConfigError: neither data nor trials are given.
+        ConfigError: neither data nor trials are given, an unknown protocol, or what belongs to
+            the other one.
     """
     _check_numbers(pairs=(pairs, 1), way=(way, 2), shot=(shot, 1), episodes=(episodes, 1),
                    seed=(seed, 0))  # fmt: skip
+    if protocol not in PROTOCOLS:
+        raise ConfigError(unknown_name("protocol", protocol, PROTOCOLS))
+    if protocol == "nearest":
+        _check_nearest(data, trials=trials, pairs=pairs)
+    elif answers is not None:
+        raise ConfigError("--answers belongs to --protocol nearest")
     if trials is None and data is None:
         raise ConfigError("evaluate needs DATA, or --trials FILE.csv")
     if report is not None:
         if data is None:
             raise ConfigError("--report is of the pictures in DATA: name them, or leave it out")
         check_place(report)
+    if answers is not None:
+        check_place(answers)
     with console_log(quiet):
         matcher = Matcher.load(model)
+        if protocol == "nearest":
+            assert data is not None
+            return _nearest(matcher, read_data(matcher.bundle, data, root), split=split, seed=seed,
+                            report=report, answers=answers)  # fmt: skip
         table = None if data is None else _read(matcher, data, root, refuse=trials is None)
         if table is None and report is not None:
             raise DataError(f"{data} has no classes that a report could be of: leave out --report")
@@ -86,8 +124,62 @@ def evaluate(
         )  # fmt: skip
         measured = replace(found, trials=measured.trials)
         if report is not None:
-            _write_report(Path(report), matcher, measured, chosen)
+            everything = np.arange(len(chosen.table))
+            _write_report(Path(report), matcher, measured, chosen, [(chosen.split, everything)])
         return measured
+
+
+def _check_nearest(data: object, **others: object) -> None:
+    """Refuse what the protocol "nearest" cannot do."""
+    if data is None:
+        raise ConfigError("--protocol nearest needs DATA with training and test pictures")
+    for name, given in others.items():
+        if given is not None:
+            raise ConfigError(f"--{name} belongs to --protocol standard: leave it out here")
+
+
+def _nearest(
+    matcher: Matcher,
+    table: ImageTable,
+    *,
+    split: str,
+    seed: int,
+    report: str | Path | None,
+    answers: str | Path | None,
+) -> Measured:
+    chosen = against_training(matcher.bundle, table, wanted=split)
+    measured = measure_nearest(matcher.bundle, chosen, seed=seed)
+    if answers is not None:
+        _write_answers(answers, matcher, measured)
+    if report is not None:
+        searched = ("gallery", chosen.gallery)
+        asked = (chosen.split, chosen.probe)
+        _write_report(Path(report), matcher, measured, chosen, [asked, searched])
+    return measured
+
+
+def _write_answers(path: str | Path, matcher: Matcher, measured: Measured) -> None:
+    """A line for each probe, in the order of the table."""
+    table, found = measured.table, measured.nearest
+    assert table is not None
+    assert found is not None
+    assert measured.probe is not None
+    assert measured.gallery is not None
+    first, distance = measured.gallery[found.row[:, 0]], found.distance[:, 0]
+    match = [""] * len(first)
+    if matcher.calibration is not None:
+        within = matches(distance.astype(np.float64), matcher.calibration.threshold)
+        match = [str(int(is_match)) for is_match in within]
+    # File names need not be UTF-8; those that are not are written escaped.
+    with (
+        whole_file(path) as part,
+        part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream,
+    ):
+        writer = csv.writer(stream)
+        writer.writerow(ANSWERS)
+        for a, b, far, word in zip(measured.probe, first, distance, match, strict=True):
+            writer.writerow([table.relative(a), table.identity[a], table.identity[b],
+                             table.relative(b), f"{far:.9g}", word])  # fmt: skip
 
 
 def _read(
@@ -114,11 +206,18 @@ def _place(data: str | Path | ImageTable | None, table: ImageTable | None) -> Pa
     return None if data is None else Path(str(data)).expanduser()
 
 
-def _write_report(path: Path, matcher: Matcher, measured: Measured, chosen: ChosenPictures) -> None:
+def _write_report(
+    path: Path,
+    matcher: Matcher,
+    measured: Measured,
+    chosen: ChosenPictures | AgainstTraining,
+    parts: list[tuple[str, NDArray[np.int64]]],
+) -> None:
+    """Write the page; `parts` are the table's rows under the names that the page gives them."""
     facts = RunFacts(
         title=matcher.path.resolve().parent.name,
         data=chosen.table.source,
-        splits=[(chosen.split, len(chosen.table), len(chosen.table.identities()))],
+        splits=[(name, len(rows), len(set(chosen.table.identity[rows]))) for name, rows in parts],
         broken=[(b.path, b.reason) for b in chosen.broken],
     )
     write_page(path, matcher.bundle, measured, facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twinlens.data.duplicates import exact_groups
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
+from twinlens.jobs.pictures import AgainstTraining
 from twinlens.measure.calibration import Calibration
+from twinlens.measure.nearest import Nearest, nearest
 from twinlens.measure.protocols import (
     OneShot,
     OneShotTrials,
@@ -27,14 +31,15 @@ from twinlens.model.comparators import NumpyComparison
 from twinlens.model.encoder import embed_pixels
 from twinlens.progress import Progress
 
-__all__ = ["Measured", "measure"]
+__all__ = ["Measured", "measure", "measure_nearest"]
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
     """What was measured; a part that does not apply to the pictures is None.
 
-    `table`, `pixels` and `embeddings` are what it was measured on, for a report.
+    `table`, `pixels` and `embeddings` are what it was measured on, for a report. Of `nearest`,
+    the probes and the gallery are the rows `probe` and `gallery` of the table.
     """
 
     split: str | None = None
@@ -43,16 +48,19 @@ class Measured:
     retrieval: Retrieval | None = None
     one_shot: Mapping[str, OneShot] = field(default_factory=dict)
     trials: PairTrials | OneShotTrials | None = None
+    nearest: Nearest | None = None
     table: ImageTable | None = None
     pixels: NDArray[np.uint8] | None = None
     embeddings: NDArray[np.float32] | None = None
+    probe: NDArray[np.int64] | None = None
+    gallery: NDArray[np.int64] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; see docs/json.md."""
         found: dict[str, Any] = {}
         if self.split is not None:
             found |= {"split": self.split, "identity_disjoint": self.identity_disjoint}
-        for name in ("verification", "retrieval", "trials"):
+        for name in ("verification", "retrieval", "trials", "nearest"):
             part = getattr(self, name)
             if part is not None:
                 found[name] = part.as_json()
@@ -67,7 +75,25 @@ class Measured:
             seen = "unseen identities" if self.identity_disjoint else "identities seen in training"
             lines.append(f"{'measured on':28} {self.split} pictures, {seen}")
         lines += [f"{name:28} {_words(figure)}" for name, figure in _flat(self.as_json())]
+        if self.nearest is not None:
+            lines += [f"{name:28} {words}" for name, words in self._counts(self.nearest)]
         return "\n".join(lines)
+
+    def _counts(self, found: Nearest) -> Iterator[tuple[str, str]]:
+        yield "nearest by chance", f"{found.chance:.4f}"
+        yield (
+            "looked up",
+            f"{found.num_probes} pictures among {found.num_gallery} training pictures of "
+            f"{found.num_identities} identities",
+        )
+        if self.split == "train":
+            yield "", "each is among them itself, and so finds itself"
+        if found.num_unknown:
+            yield (
+                "not to be found",
+                f"{found.num_unknown} pictures of identities without training pictures; they "
+                "count as wrong",
+            )
 
 
 def _flat(found: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -109,8 +135,7 @@ def measure(
         DataError: there is no genuine or no impostor pair among them.
     """
     emb_ND = embed_pixels(bundle.encoder, pixels_NCHW, progress=Progress("embedding"))
-    if not np.isfinite(emb_ND).all():
-        raise DataError("some embeddings are not numbers: the model is broken, train it again")
+    _refuse_broken(emb_ND)
     comparison = NumpyComparison(bundle.comparator)
     label, forged = table.labels(), table.forged
     verified = verification(
@@ -129,3 +154,42 @@ def measure(
         pixels=pixels_NCHW,
         embeddings=emb_ND,
     )
+
+
+def measure_nearest(bundle: Bundle, chosen: AgainstTraining, *, seed: int = 0) -> Measured:
+    """Look pictures up among the training pictures.
+
+    A picture that is equal to a training picture has distance 0 to it: both get one embedding,
+    since a network's last bits may depend on a picture's place in its batch.
+
+    Raises:
+        DataError: embeddings that are not numbers.
+    """
+    emb_ND = embed_pixels(bundle.encoder, chosen.pixels, progress=Progress("embedding"))
+    for rows in exact_groups([_digest(picture) for picture in chosen.pixels]):
+        emb_ND[list(rows)] = emb_ND[rows[0]]
+    _refuse_broken(emb_ND)
+    label = chosen.table.labels()
+    return Measured(
+        split=chosen.split,
+        identity_disjoint=chosen.identity_disjoint,
+        nearest=nearest(
+            emb_ND[chosen.probe], label[chosen.probe], emb_ND[chosen.gallery],
+            label[chosen.gallery], NumpyComparison(bundle.comparator), seed=seed,
+            progress=Progress("comparing"),
+        ),
+        table=chosen.table,
+        pixels=chosen.pixels,
+        embeddings=emb_ND,
+        probe=chosen.probe,
+        gallery=chosen.gallery,
+    )  # fmt: skip
+
+
+def _digest(picture: NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
+
+
+def _refuse_broken(emb_ND: NDArray[np.float32]) -> None:
+    if not np.isfinite(emb_ND).all():
+        raise DataError("some embeddings are not numbers: the model is broken, train it again")

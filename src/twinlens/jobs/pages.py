@@ -17,11 +17,14 @@ from twinlens.learn.auto import Choice
 from twinlens.learn.run import HistoryRow
 from twinlens.measure import report
 from twinlens.measure.calibration import Calibration, Isotonic
+from twinlens.measure.maps import map_rows
 from twinlens.measure.protocols import Verification
 from twinlens.model.bundle import Bundle
 from twinlens.progress import duration
 
 __all__ = ["RunFacts", "write_page"]
+
+MOST_MISTAKES = 24
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class RunFacts:
 
 def write_page(path: Path, bundle: Bundle, measured: Measured | None, facts: RunFacts) -> None:
     """Write `report.html`; parts that were not measured are left out."""
-    parts: dict[str, Any] = {} if measured is None else _measured_parts(measured, facts)
+    parts: dict[str, Any] = {}
+    if measured is not None:
+        parts = (_measured_parts if measured.nearest is None else _nearest_parts)(measured, facts)
     metric = "eer" if facts.settings is None else facts.settings.train.metric
     content = report.ReportContent(
         title=facts.title,
@@ -87,6 +92,38 @@ def _measured_parts(measured: Measured, facts: RunFacts) -> dict[str, Any]:
         "nearest_impostors": _worst(measured, verified, table, scored, genuine=False),
         "farthest_genuine": _worst(measured, verified, table, scored, genuine=True),
     }
+
+
+def _nearest_parts(measured: Measured, facts: RunFacts) -> dict[str, Any]:
+    """The map of the pictures that were looked up, and the wrong answers that were the closest."""
+    table, found, probe = measured.table, measured.nearest, measured.probe
+    assert table is not None
+    assert found is not None
+    assert probe is not None
+    assert measured.gallery is not None
+    assert measured.pixels is not None
+    assert measured.embeddings is not None
+    first, distance = measured.gallery[found.row[:, 0]], found.distance[:, 0]
+    who, taken_for = table.identity[probe].tolist(), table.identity[first].tolist()
+    rows = report.worst_rows(
+        report.ScoredPairs(distance.astype(np.float64), found.right), who, taken_for,
+        genuine=False, most=MOST_MISTAKES,
+    )  # fmt: skip
+    # Chosen here, since the pixels of all may be more than memory holds.
+    seen = map_rows(who, np.random.default_rng(0))
+    shown = probe[seen]
+    return {
+        "map": report.MapPictures(
+            measured.embeddings[shown], [who[row] for row in seen], measured.pixels[shown]
+        ),
+        "nearest_wrong": [
+            report.PicturePair(
+                measured.pixels[probe[row]], measured.pixels[first[row]], who[row], taken_for[row],
+                table.relative(probe[row]), table.relative(first[row]), float(distance[row]),
+            )
+            for row in rows
+        ],
+    }  # fmt: skip
 
 
 def _worst(

@@ -1,4 +1,7 @@
-"""Which pictures a trained model is calibrated or measured on: never those it learned from."""
+"""Which pictures a trained model is calibrated or measured on: never those it learned from.
+
+Only `against_training` takes these too, to look the others up in.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.config import DataSettings
-from twinlens.data.cache import Broken, decode_table
+from twinlens.data.cache import Broken, Decoded, decode_table
 from twinlens.data.sources import read_table
 from twinlens.data.splits import assign_splits
 from twinlens.data.table import SPLITS, ImageTable
@@ -18,7 +21,14 @@ from twinlens.errors import ConfigError, DataError, unknown_name
 from twinlens.model.bundle import Bundle, hash_identities
 from twinlens.progress import Progress
 
-__all__ = ["ChosenPictures", "never_seen", "pictures_for", "read_data"]
+__all__ = [
+    "AgainstTraining",
+    "ChosenPictures",
+    "against_training",
+    "never_seen",
+    "pictures_for",
+    "read_data",
+]
 
 log = logging.getLogger("twinlens")
 
@@ -29,6 +39,22 @@ class ChosenPictures:
 
     table: ImageTable
     pixels: NDArray[np.uint8]
+    split: str
+    identity_disjoint: bool
+    broken: tuple[Broken, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class AgainstTraining:
+    """Decoded pictures to ask about and the training pictures, as rows of one table.
+
+    `probe` and `gallery` are row numbers, ascending; they may share rows. `split` is the probes'.
+    """
+
+    table: ImageTable
+    pixels: NDArray[np.uint8]
+    probe: NDArray[np.int64]
+    gallery: NDArray[np.int64]
     split: str
     identity_disjoint: bool
     broken: tuple[Broken, ...]
@@ -61,7 +87,6 @@ def pictures_for(
     """
     if wanted not in (*SPLITS, "all", "auto"):
         raise ConfigError(unknown_name("split", wanted, (*SPLITS, "all", "auto")))
-    settings = DataSettings() if bundle.origin is None else bundle.origin.data
     table, whole = _split_as_trained(bundle, read_data(bundle, data, root))
     split = _resolve(table, wanted, prefer)
     part = table if split == "all" else table.of_split(split)
@@ -71,8 +96,82 @@ def pictures_for(
         raise DataError(
             f"{table.source} has no {split} pictures: give another folder, or another --on"
         )
+    decoded = _decode(bundle, part, whole=whole)
+    disjoint = never_seen(bundle, decoded.table)
+    if not disjoint and split in ("all", "train"):
+        log.warning(
+            "some of these identities were trained on: the figures are better than those for "
+            "unseen ones"
+        )
+    return ChosenPictures(decoded.table, decoded.pixels, split, disjoint, decoded.broken)
+
+
+def against_training(bundle: Bundle, data: ImageTable, *, wanted: str) -> AgainstTraining:
+    """Decode the pictures of a split, and the training pictures to look them up in.
+
+    Splits are those of `pictures_for`. The training pictures are those of "train", and those of
+    "val" too: they were cut out of the training pictures. They are not where DATA itself names
+    its validation pictures, or where it is these that are asked about. Forgeries take no part:
+    nobody knows whose they are.
+
+    Args:
+        bundle: the model.
+        data: what `read_data` gave.
+        wanted: "test", "val", "train", or "auto": test where there is one, else val.
+    Raises:
+        ConfigError: an unknown split, or "all".
+        DataError: no pictures of the split or no training pictures, or none of the one shows an
+            identity of the other.
+    """
+    if wanted == "all":
+        raise ConfigError(
+            "--protocol nearest looks up one split among the training pictures: --on test, val or "
+            "train, not all"
+        )
+    if wanted not in (*SPLITS, "auto"):
+        raise ConfigError(unknown_name("split", wanted, (*SPLITS, "auto")))
+    table, whole = _split_as_trained(bundle, data)
+    split = _resolve(table, wanted, "test")
+    searched = {"train"} if split == "val" or "val" in data.split else {"train", "val"}
+    table = table.select(np.isin(table.split.astype(str), [split, *searched]) & ~table.forged)
+    _check_both(table, split, searched)
+    decoded = _decode(bundle, table, whole=whole)
+    table = decoded.table
+    probe, gallery = (
+        np.flatnonzero(np.isin(table.split.astype(str), list(names)))
+        for names in ([split], searched)
+    )
+    if split == "train":
+        log.warning("each training picture is looked up among all of them, itself included")
+    disjoint = never_seen(bundle, table.select(probe))
+    return AgainstTraining(table, decoded.pixels, probe, gallery, split, disjoint, decoded.broken)
+
+
+def _check_both(table: ImageTable, split: str, searched: set[str]) -> None:
+    """Refuse probes that are missing, that have nothing to be looked up in, or nothing to find."""
+    names = [set(table.identity[table.split == name]) for name in (split, "train")]
+    for found, what in zip(names, (split if split != "all" else "test", "train"), strict=True):
+        if not found:
+            raise DataError(
+                f"{table.source} has no {what} pictures, and --protocol nearest looks up test "
+                "pictures among training pictures: give a folder with train/ and test/, a manifest "
+                "with a column `split`, or the data that the model was trained on with --split "
+                "images"
+            )
+    known = set().union(*(table.identity[table.split == name] for name in searched))
+    if names[0].isdisjoint(known):
+        raise DataError(
+            f"none of the {len(names[0])} identities of the {split} pictures of {table.source} has "
+            "training pictures, so that none can be found among them: train with --split images to "
+            "divide the pictures of each identity, or leave out --protocol nearest, which measures "
+            "one-shot accuracy on identities that are new"
+        )
+
+
+def _decode(bundle: Bundle, table: ImageTable, *, whole: bool) -> Decoded:
+    settings = DataSettings() if bundle.origin is None else bundle.origin.data
     decoded = decode_table(
-        part,
+        table,
         bundle.encoder.picture,
         max_pixels=settings.max_pixels,
         # Training has judged the share of the whole already; a small part may hold most of it.
@@ -81,13 +180,7 @@ def pictures_for(
     )
     for broken in decoded.broken:
         log.warning("skipped %s: %s", broken.path, broken.reason)
-    disjoint = never_seen(bundle, decoded.table)
-    if not disjoint and split in ("all", "train"):
-        log.warning(
-            "some of these identities were trained on: the figures are better than those for "
-            "unseen ones"
-        )
-    return ChosenPictures(decoded.table, decoded.pixels, split, disjoint, decoded.broken)
+    return decoded
 
 
 def read_data(bundle: Bundle, data: str | Path | ImageTable, root: str | Path | None) -> ImageTable:

@@ -46,7 +46,7 @@ def verify(
         lines = [
             answer.verdict,
             f"distance {answer.distance:.4f}, threshold {answer.threshold:.4f}",
-            f"probability {answer.probability:.1%}",
+            f"probability {answer.probability:.1%}, cosine similarity {answer.similarity:.2f}",
         ]
         with whole_file(show) as part:
             draw_verdict(left, right, lines, answer.match).save(part)

@@ -19,6 +19,7 @@ class VerifyAnswer:
         threshold: of the model's calibration.
         target_far: the share of impostor pairs that the threshold was chosen to accept.
         probability: that they are the same, at even odds, fitted on the calibration pairs.
+        similarity: the cosine of the embeddings, in [-1, 1], to read; it decides nothing.
     """
 
     verdict: Literal["same", "different"]
@@ -27,6 +28,7 @@ class VerifyAnswer:
     threshold: float
     target_far: float
     probability: float
+    similarity: float
 
     def as_json(self) -> dict[str, Any]:
         """The answer as plain data."""
@@ -39,5 +41,6 @@ class VerifyAnswer:
         return (
             f"{self.verdict}: distance {self.distance:.4f} is {side} the threshold "
             f"{self.threshold:.4f}, set to accept {far} of different pairs; "
-            f"probability of the same {self.probability:.1%} (at even odds)"
+            f"probability of the same {self.probability:.1%} (at even odds); "
+            f"cosine similarity {self.similarity:.2f}"
         )

@@ -88,13 +88,7 @@ class Matcher:
 
     def distance(self, a: Picture, b: Picture) -> float:
         """The distance of two pictures, lower is closer; exactly 0 for a picture and itself."""
-        # Each distinct picture is embedded once and alone: a network's last bits may depend on a
-        # picture's place in its batch, and a picture is no distance from itself.
-        first, second = self.pixels([a])[0], self.pixels([b])[0]
-        emb_a = embed_pixels(self.bundle.encoder, first[None])
-        same = np.array_equal(first, second)
-        emb_b = emb_a if same else embed_pixels(self.bundle.encoder, second[None])
-        return float(self.comparison.pairwise(emb_a, emb_b)[0])
+        return float(self.comparison.pairwise(*self._embed_both(a, b))[0])
 
     def verify(self, a: Picture, b: Picture) -> VerifyAnswer:
         """Whether two pictures show the same thing, by the model's calibrated threshold.
@@ -104,7 +98,8 @@ class Matcher:
             PictureError: a file that cannot be read.
         """
         calibration = self.require_calibration()
-        distance = self.distance(a, b)
+        emb_a, emb_b = self._embed_both(a, b)
+        distance = float(self.comparison.pairwise(emb_a, emb_b)[0])
         match = bool(matches(distance, calibration.threshold))
         return VerifyAnswer(
             verdict="same" if match else "different",
@@ -113,6 +108,7 @@ class Matcher:
             threshold=calibration.threshold,
             target_far=calibration.target_far,
             probability=float(calibration.probability(distance)),
+            similarity=_cosine(emb_a[0], emb_b[0]),
         )
 
     def require_calibration(self) -> Calibration:
@@ -129,6 +125,17 @@ class Matcher:
             )
         return self.calibration
 
+    def _embed_both(
+        self, a: Picture, b: Picture
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The embeddings of two pictures, shape (1, D) each."""
+        # Each distinct picture is embedded once and alone: a network's last bits may depend on a
+        # picture's place in its batch, and a picture is no distance from itself.
+        first, second = self.pixels([a])[0], self.pixels([b])[0]
+        emb_a = embed_pixels(self.bundle.encoder, first[None])
+        same = np.array_equal(first, second)
+        return emb_a, emb_a if same else embed_pixels(self.bundle.encoder, second[None])
+
     def _decode(self, picture: Picture) -> NDArray[np.uint8]:
         spec = self.bundle.encoder.picture
         if isinstance(picture, str | Path):
@@ -144,3 +151,11 @@ class Matcher:
             "a picture is a path, a Pillow picture, an array (H, W[, C]) or a tensor (C, H, W), "
             f"found {type(picture).__name__}"
         )
+
+
+def _cosine(a_D: NDArray[np.float32], b_D: NDArray[np.float32]) -> float:
+    """The cosine of the angle between two embeddings, in [-1, 1]; 0 where one is all zeros."""
+    a, b = a_D.astype(np.float64), b_D.astype(np.float64)
+    length = float(np.linalg.norm(a) * np.linalg.norm(b))
+    # Rounded to what the embeddings hold, so that equal ones have 1 exactly.
+    return float(np.float32(a @ b / length)) if length > 0 else 0.0

@@ -36,6 +36,7 @@ from twinlens.measure.figures import (
 from twinlens.measure.maps import data_uri, embedding_map, map_rows
 from twinlens.measure.metrics import matches
 from twinlens.measure.wording import (
+    Row,
     bounds,
     count_of,
     dig,
@@ -137,6 +138,8 @@ class ReportContent:
         map: pictures for the map.
         nearest_impostors: closest first.
         farthest_genuine: farthest first.
+        nearest_wrong: pictures beside their nearest training picture, where that shows another
+            identity; closest first.
         broken: (path, reason) of each picture that was skipped.
         findings: sentences about duplicates and leaks.
         settings: the settings in words.
@@ -155,6 +158,7 @@ class ReportContent:
     map: MapPictures | None = None
     nearest_impostors: Sequence[PicturePair] = ()
     farthest_genuine: Sequence[PicturePair] = ()
+    nearest_wrong: Sequence[PicturePair] = ()
     broken: Sequence[tuple[str, str]] = ()
     findings: Sequence[str] = ()
     settings: Sequence[Choice] = ()
@@ -176,7 +180,7 @@ def render_report(content: ReportContent) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page.filters |= {"picture": data_uri, "number": number, "breakable": _breakable}
-    rows = list(result_rows(content.results))
+    rows = [*result_rows(content.results), *_nearest_rows(content.results)]
     return page.from_string(source).render(
         content=content,
         summary=summary(content),
@@ -248,6 +252,14 @@ def cautions(content: ReportContent) -> list[str]:
             f"The {split} split holds {count_of(count.identities, 'identity')}: with so few, the "
             "intervals are wide and rough."
         )
+    lost, asked = (dig(content.results, "nearest", key) for key in ("num_unknown", "num_probes"))
+    if lost:
+        found.append(
+            f"{lost:,} of {count_of(asked, 'picture')} show identities without training pictures: "
+            "no answer to them can be right, and they count as wrong."
+        )
+    if dig(content.results, "nearest") is not None and split == "train":
+        found.append("Each training picture was looked up among all of them, and so found itself.")
     if content.operating is None:
         found.append("The model is not calibrated: it has no threshold and answers no question.")
     else:
@@ -280,11 +292,29 @@ def _what_was_done(content: ReportContent) -> Iterator[str]:
 
 
 def _how_well(results: Mapping[str, Any]) -> Iterator[str]:
-    value, low, high = bounds(dig(results, "verification", "eer"))
-    if value is None:
-        return
-    likely = f" (95\N{NO-BREAK SPACE}% interval {span(low, high)})" if span(low, high) else ""
-    yield f"It tells pairs apart with an equal error rate of {percent(value)}{likely}."
+    for keys, words in (
+        (("verification", "eer"), "It tells pairs apart with an equal error rate of {}{}."),
+        (
+            ("nearest", "accuracy"),
+            "For {}{} of them the nearest training picture shows the same identity.",
+        ),
+    ):
+        value, low, high = bounds(dig(results, *keys))
+        likely = f" (95\N{NO-BREAK SPACE}% interval {span(low, high)})" if span(low, high) else ""
+        if value is not None:
+            yield words.format(percent(value), likely)
+
+
+def _nearest_rows(results: Mapping[str, Any]) -> Iterator[Row]:
+    found = dig(results, "nearest") or {}
+    for key, name, meaning in (
+        ("accuracy", "Nearest neighbour", "the nearest training picture shows the right identity"),
+        ("top_5", "Nearest neighbours, top 5", "one of the 5 nearest training pictures does"),
+        ("chance", "By chance", "a training picture drawn at random does"),
+    ):
+        value, low, high = bounds(found.get(key))
+        if value is not None:
+            yield Row(name, percent(value), span(low, high), meaning, key != "chance")
 
 
 def _threshold_in_words(content: ReportContent) -> Iterator[str]:
@@ -359,6 +389,12 @@ def _galleries(content: ReportContent) -> Iterator[dict[str, Any]]:
         "words": "Said to be the same, and yet the farthest apart. If a pair shows two things, a "
         "label is wrong.",
         "pairs": [_shown(pair, content, genuine=True) for pair in content.farthest_genuine],
+    }
+    yield {
+        "title": "Most confident mistakes",
+        "words": "A picture, and the nearest training picture, which is said to show something "
+        "else; closest first. If both show the same thing, a label is wrong.",
+        "pairs": [_shown(pair, content, genuine=False) for pair in content.nearest_wrong],
     }
 
 

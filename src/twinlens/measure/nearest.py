@@ -1,0 +1,230 @@
+"""Nearest neighbour: a picture is what the nearest picture of a gallery is.
+
+As the siamese systems of the tutorials classify a new picture: it gets the identity of the nearest
+training picture, with its distance. Top-5 asks whether the right identity is among those of the 5
+nearest *pictures* (which may be fewer than 5 identities). A probe whose identity has no picture in
+the gallery cannot be answered rightly: it counts as wrong, and is counted. Of equal distances the
+first row of the gallery comes first.
+
+Distances of all pictures come by a matrix product, which rounds: it only chooses who is looked at
+again, one pair at a time. So a probe that equals a gallery picture is found, at distance 0
+exactly. This module knows no pictures and no thresholds. Memory is bounded: probes are compared in
+blocks.
+
+Shapes: P probes, M gallery pictures, D numbers in an embedding, B probes of a block, S looked at
+again, K = min(5, M) answers of each probe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from twinlens.errors import DataError
+from twinlens.measure.bootstrap import REPLICATES, Figure, figures, replicate
+from twinlens.measure.pairs import BLOCK_BYTES, Comparison
+
+__all__ = ["Nearest", "nearest"]
+
+TOP = 5
+LOOKED_AT = 32
+"""Candidates whose distance is computed again: far more pictures than rounding puts on one."""
+
+BYTES_EACH = 48
+"""What a distance needs while its block is worked on, with all that is made on the way."""
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """The share of probes whose nearest gallery picture shows the same identity.
+
+    Attributes:
+        accuracy: of the nearest picture (top-1).
+        top_5: of the identities of the 5 nearest pictures.
+        chance: the share that a gallery picture drawn at random would get right.
+        num_probes: P.
+        num_gallery: M.
+        num_identities: identities in the gallery.
+        num_unknown: probes whose identity has no picture in the gallery, and which are wrong.
+        row: (P, K) gallery rows, nearest first.
+        distance: (P, K) their distances.
+        right: (P,) whether the nearest shows the probe's identity.
+    """
+
+    accuracy: Figure
+    top_5: Figure
+    chance: float
+    num_probes: int
+    num_gallery: int
+    num_identities: int
+    num_unknown: int
+    row: Ints
+    distance: Floats
+    right: NDArray[np.bool_]
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures, chance and counts, without the answers."""
+        found: dict[str, Any] = {
+            "accuracy": self.accuracy.as_json(),
+            "top_5": self.top_5.as_json(),
+        }
+        for name in ("chance", "num_probes", "num_gallery", "num_identities", "num_unknown"):
+            found[name] = getattr(self, name)
+        return found
+
+
+def nearest(
+    probe_emb_PD: NDArray[Any],
+    probe_label: ArrayLike,
+    gallery_emb_MD: NDArray[Any],
+    gallery_label: ArrayLike,
+    comparison: Comparison,
+    *,
+    seed: int = 0,
+    replicates: int = REPLICATES,
+    progress: Progress | None = None,
+) -> Nearest:
+    """Classify each probe by the nearest picture of a gallery.
+
+    The bootstrap redraws the probes' identities and not the gallery: the interval is for other
+    things that are looked up in this gallery.
+
+    Args:
+        probe_emb_PD: embeddings, shape (P, D).
+        probe_label: what each probe shows, shape (P,).
+        gallery_emb_MD: embeddings, shape (M, D).
+        gallery_label: what each gallery picture shows, in the same terms, shape (M,).
+        comparison: gives the distances.
+        seed: draws the replicates.
+        replicates: how many times the identities are redrawn.
+        progress: called with the probes done and all probes.
+    Raises:
+        DataError: no probes, no gallery, or a distance that is NaN.
+    """
+    probe_P, gallery_M = np.asarray(probe_label), np.asarray(gallery_label)
+    if not len(probe_P) or not len(gallery_M):
+        raise DataError(
+            f"found {len(probe_P)} pictures to ask about and {len(gallery_M)} to compare them "
+            "with: at least one of each is needed"
+        )
+    row_PK, dist_PK = _answers(probe_emb_PD, gallery_emb_MD, comparison, progress)
+    hit_PK = gallery_M[row_PK] == probe_P[:, None]
+    score_2P = np.stack([hit_PK[:, 0], hit_PK.any(axis=1)]).astype(np.float64)
+    names, code_P = np.unique(probe_P, return_inverse=True)
+
+    def redrawn(count_I: Ints) -> NDArray[np.float64]:
+        weight_P = count_I[code_P]
+        return np.asarray(score_2P @ weight_P / weight_P.sum(), dtype=np.float64)
+
+    drawn = replicate(redrawn, len(names), seed=seed, replicates=replicates)
+    accuracy, top_5 = figures(score_2P.mean(axis=1).tolist(), drawn)
+    num_same_P = _count_of(probe_P, gallery_M)
+    return Nearest(
+        accuracy,
+        top_5,
+        chance=float(num_same_P.mean() / len(gallery_M)),
+        num_probes=len(probe_P),
+        num_gallery=len(gallery_M),
+        num_identities=len(np.unique(gallery_M)),
+        num_unknown=int(np.count_nonzero(num_same_P == 0)),
+        row=row_PK,
+        distance=dist_PK,
+        right=hit_PK[:, 0],
+    )
+
+
+def _count_of(probe_P: NDArray[Any], gallery_M: NDArray[Any]) -> Ints:
+    """How many gallery pictures show what each probe shows, shape (P,)."""
+    names, count = np.unique(gallery_M, return_counts=True)
+    place_P = np.searchsorted(names, probe_P).clip(max=len(names) - 1)
+    return np.where(names[place_P] == probe_P, count[place_P], 0)
+
+
+def _answers(
+    probe_emb_PD: NDArray[Any],
+    gallery_emb_MD: NDArray[Any],
+    comparison: Comparison,
+    progress: Progress | None,
+) -> tuple[Ints, Floats]:
+    """The rows of the K nearest gallery pictures of each probe, and their distances."""
+    probe_emb_PD, gallery_emb_MD = (
+        np.asarray(emb, dtype=np.float32) for emb in (probe_emb_PD, gallery_emb_MD)
+    )
+    num, depth = len(probe_emb_PD), min(TOP, len(gallery_emb_MD))
+    equal_P = _first_equal(probe_emb_PD, gallery_emb_MD)
+    row_PK = np.empty((num, depth), dtype=np.int64)
+    dist_PK = np.empty((num, depth), dtype=np.float32)
+    block = max(1, BLOCK_BYTES // (BYTES_EACH * len(gallery_emb_MD)))
+    for start in range(0, num, block):
+        part = slice(start, start + block)
+        emb_BD = probe_emb_PD[part]
+        row_BS = _candidates(emb_BD, equal_P[part], gallery_emb_MD, comparison)
+        dist_BS = _exact(emb_BD, row_BS, gallery_emb_MD, comparison)
+        # Rows ascend, so that a stable order puts the first of equally far ones first.
+        order_BK = np.argsort(dist_BS, axis=1, kind="stable")[:, :depth]
+        row_PK[part] = np.take_along_axis(row_BS, order_BK, axis=1)
+        dist_PK[part] = np.take_along_axis(dist_BS, order_BK, axis=1)
+        if progress is not None:
+            progress(min(start + block, num), num)
+    return row_PK, dist_PK
+
+
+def _candidates(
+    emb_BD: Floats, equal_B: Ints, gallery_emb_MD: Floats, comparison: Comparison
+) -> Ints:
+    """Rows of the gallery pictures to look at again, ascending, shape (B, S)."""
+    dist_BM = np.array(comparison.matrix(emb_BD, gallery_emb_MD), dtype=np.float32)
+    _refuse_nan(dist_BM)
+    known = np.flatnonzero(equal_B >= 0)
+    # More copies of others than are looked at may seem as near as the probe's own.
+    dist_BM[known, equal_B[known]] = -np.inf
+    num = min(LOOKED_AT, dist_BM.shape[1])
+    edge_B1 = np.partition(dist_BM, num - 1, axis=1)[:, num - 1 : num]
+    below_BM, level_BM = dist_BM < edge_B1, dist_BM == edge_B1
+    room_B1 = num - np.count_nonzero(below_BM, axis=1, keepdims=True)
+    taken_BM = below_BM | (level_BM & (np.cumsum(level_BM, axis=1, dtype=np.int32) <= room_B1))
+    return np.nonzero(taken_BM)[1].reshape(len(emb_BD), num)
+
+
+def _exact(emb_BD: Floats, row_BS: Ints, gallery_emb_MD: Floats, comparison: Comparison) -> Floats:
+    """The distance of each probe to each of its candidates, pair by pair, shape (B, S)."""
+    num = row_BS.shape[1]
+    dist_BS = np.empty(row_BS.shape, dtype=np.float32)
+    block = max(1, BLOCK_BYTES // (BYTES_EACH * num * max(1, emb_BD.shape[1])))
+    for start in range(0, len(emb_BD), block):
+        part = slice(start, start + block)
+        left = np.repeat(emb_BD[part], num, axis=0)
+        right = gallery_emb_MD[row_BS[part].ravel()]
+        dist_BS[part] = np.reshape(comparison.pairwise(left, right), (-1, num))
+    _refuse_nan(dist_BS)
+    return dist_BS
+
+
+def _first_equal(probe_emb_PD: Floats, gallery_emb_MD: Floats) -> Ints:
+    """The first gallery row that is equal to each probe, -1 where there is none, shape (P,)."""
+    first: dict[bytes, int] = {}
+    for row, emb_D in enumerate(gallery_emb_MD):
+        first.setdefault(_digest(emb_D), row)
+    return np.array([first.get(_digest(emb_D), -1) for emb_D in probe_emb_PD], dtype=np.int64)
+
+
+def _digest(emb_D: Floats) -> bytes:
+    # Adding nothing turns -0 into 0, which it equals.
+    return hashlib.blake2b((emb_D + np.float32(0)).tobytes(), digest_size=16).digest()
+
+
+def _refuse_nan(dist: Floats) -> None:
+    if np.isnan(dist).any():
+        raise DataError(
+            "some distances between pictures are NaN; they must be numbers: the embeddings are "
+            "broken, so train the model again, at a lower rate"
+        )
