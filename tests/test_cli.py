@@ -140,6 +140,29 @@ def test_times(text: str, seconds: float) -> None:
     assert _overrides(args) == {"train.time_budget": seconds}
 
 
+def test_nearest(
+    tiny_run: TinyRun, picture_folder: PictureFolder, tmp_path: Path, capsys: Capture
+) -> None:
+    data = picture_folder(
+        {f"{split}/{name}": 4 for split in ("train", "test") for name in ("Wörth", "東京")}
+    )
+    answers = tmp_path / "answers.csv"
+    words = ["evaluate", tiny_run.run, data, "--protocol", "nearest"]
+    code, out, err = run(capsys, *words, "--answers", answers, "--json", "--quiet")
+    assert (code, err) == (0, "")
+    found = twinlens.evaluate(tiny_run.run, data, protocol="nearest", quiet=True)
+    assert json.loads(out) == found.as_json()
+    assert json.loads(out)["nearest"]["num_gallery"] == 8
+    lines = answers.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "path,identity,nearest_identity,nearest_path,distance,match"
+    assert [line.split(",")[0] for line in lines[1:]] == [
+        f"test/{name}/{number}.png" for name in ("Wörth", "東京") for number in range(4)
+    ]
+    code, out, err = run(capsys, *words)
+    assert code == 0
+    assert out == found.as_text() + "\n"
+
+
 def test_split_is_another_word_for_on(tiny_run: TinyRun, capsys: Capture) -> None:
     found = [
         run(capsys, "evaluate", tiny_run.run, tiny_run.data, word, "val", "--json", "--quiet")[1]
@@ -245,6 +268,12 @@ def test_words_that_are_wrong(
         (["evaluate", model, data, "--pairs", "0"], "pairs must be at least 1"),
         (["evaluate", model, data, "--seed", "-1"], "seed must be at least 0"),
         (["evaluate", model, "mnits"], "did you mean mnist"),
+        (["evaluate", model, data, "--protocol", "nearset"], "did you mean nearest?"),
+        (["evaluate", model, "--protocol", "nearest"], "--protocol nearest needs DATA"),
+        (["evaluate", model, data, "--protocol", "nearest"], "train with --split images"),
+        (["evaluate", model, "digits", "--protocol", "nearest"], "digits has no test pictures"),
+        (["evaluate", model, data, "--protocol", "nearest", "--on", "all"], "not all"),
+        (["evaluate", model, data, "--answers", "x.csv"], "--answers belongs to --protocol"),
         (["verify", model, a], "required: B"),
         (["verify", model, a, b, "--show", data], "it is a folder"),
         (["verify", model, a, b, "--show", data / "no" / "x.png"], "there is no folder"),
@@ -411,6 +440,7 @@ def test_places_that_cannot_be_written(tiny_run: TinyRun, tmp_path: Path, capsys
         (["embed", model, data, "--out", tmp_path], "it is a folder"),
         (["embed", model, data, "--out", tmp_path / "pipe"], "it is no ordinary file"),
         (["evaluate", model, data, "--report", there], "there is no folder"),
+        (["evaluate", model, data, "--protocol", "nearest", "--answers", there], "is no folder"),
         (["inspect", data, "--montage", there], "there is no folder"),
         (["inspect", data, "--montage", tmp_path / "x.nonsense"], "cannot write"),
     ]

@@ -133,6 +133,8 @@ def test_evaluate_and_results(
     pairs, shots = tmp_path / "pairs.csv", tmp_path / "shots.csv"
     pairs.write_text("a,b,same\nsigned/a/0.png,signed/a/1.png,1\nsigned/a/0.png,signed/b/1.png,0\n")
     shots.write_text("trial,probe,candidate,same\n1,signed/a/0.png,signed/a/1.png,1\n")
+    closed = tmp_path / "closed"
+    draw_pictures(closed, {f"{split}/{name}": 2 for split in ("train", "test") for name in "ab"})
     run = tiny_run.run
     check(
         "evaluate",
@@ -140,6 +142,7 @@ def test_evaluate_and_results(
         printed(capsys, "evaluate", run, signed, "--json"),
         printed(capsys, "evaluate", run, "--trials", pairs, "--json"),
         printed(capsys, "evaluate", run, "--trials", shots, "--json"),
+        printed(capsys, "evaluate", run, closed, "--protocol", "nearest", "--json"),
     )
 
 
@@ -184,6 +187,13 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compare(found, TABLES["inspect"])
     assert found["sizes"]["height"] is None
     assert "1 identity" in found["run"]["problem"]
+
+
+def test_faces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("cv2", reason="the extra `faces` is not installed")
+    draw_pictures(tmp_path / "photos", {"a": 2, "b": 1})
+    out = tmp_path / "faces"
+    check("faces", printed(capsys, "faces", tmp_path / "photos", out, "--detector=haar", "--json"))
 
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from twinlens.jobs.doctor import doctor
     from twinlens.jobs.embed import embed
     from twinlens.jobs.evaluate import evaluate
+    from twinlens.jobs.faces import faces
     from twinlens.jobs.inspect import inspect
     from twinlens.jobs.train import train
     from twinlens.jobs.verify import load, verify
@@ -56,6 +57,7 @@ __all__ = [
     "doctor",
     "embed",
     "evaluate",
+    "faces",
     "inspect",
     "load",
     "train",
@@ -71,6 +73,7 @@ _HOMES = {
     "doctor": "jobs.doctor",
     "embed": "jobs.embed",
     "evaluate": "jobs.evaluate",
+    "faces": "jobs.faces",
     "inspect": "jobs.inspect",
     "load": "jobs.verify",
     "train": "jobs.train",

@@ -221,6 +221,14 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     _data(parser, nargs="?")
     _on(parser)
+    parser.add_argument(
+        "--protocol", default="standard", metavar="NAME",
+        help="standard: verification, retrieval and one-shot episodes; nearest: each test picture "
+             "(or --on) gets the identity of its nearest training picture, among what DATA gave "
+             "as training, validation pictures that a run cut out of it included",
+    )  # fmt: skip
+    parser.add_argument("--answers", type=Path, metavar="FILE.csv",
+                        help="with nearest: write what each picture was taken for")  # fmt: skip
     parser.add_argument("--trials", type=Path, metavar="FILE.csv", help="measure these too")
     parser.add_argument("--pairs", type=int, metavar="N", help="N genuine and N impostor pairs")
     parser.add_argument("--way", type=int, default=20, help="identities in an episode (20)")
@@ -236,9 +244,9 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     from twinlens.jobs.evaluate import evaluate
 
     found = evaluate(
-        args.model, args.data, split=args.on, trials=args.trials, pairs=args.pairs, way=args.way,
-        shot=args.shot, episodes=args.episodes, report=args.report, root=args.root,
-        seed=args.seed, quiet=args.quiet,
+        args.model, args.data, protocol=args.protocol, split=args.on, trials=args.trials,
+        pairs=args.pairs, way=args.way, shot=args.shot, episodes=args.episodes,
+        report=args.report, answers=args.answers, root=args.root, seed=args.seed, quiet=args.quiet,
     )  # fmt: skip
     if args.json:
         _print_json(found.as_json())
@@ -278,6 +286,44 @@ def _run_embed(args: argparse.Namespace) -> int:
 
     rows = embed(args.model, args.data, out=args.out, root=args.root, quiet=args.quiet)
     print(f"{rows} embeddings in {args.out}")
+    return 0
+
+
+def _add_faces(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="IN", help="class folders of photographs, or a manifest")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a new folder for the faces")
+    parser.add_argument("--root", type=Path, help="what a manifest's paths start from")
+    parser.add_argument(
+        "--detector", default="auto", metavar="NAME",
+        help="yunet, haar, or auto: YuNet if its model can be had",
+    )  # fmt: skip
+    parser.add_argument("--model", type=Path, metavar="FILE.onnx", help="YuNet's model file")
+    parser.add_argument("--score", type=float, default=0.5, help="least confidence (0.5)")
+    parser.add_argument("--keep", default="best", help="of several faces the best, or largest")
+    parser.add_argument("--size", type=int, metavar="N", help="write N x N (default: as they are)")
+    parser.add_argument("--margin", type=float, default=0.0, metavar="SHARE", help="on each side")
+    parser.add_argument(
+        "--pad", type=float, default=0.0, metavar="SHARE",
+        help="look with a border around each picture, a share of its longer side",
+    )  # fmt: skip
+    parser.add_argument("--align", action="store_true", help="level the eyes")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes")
+    _json(parser)
+    _quiet(parser)
+
+
+def _run_faces(args: argparse.Namespace) -> int:
+    from twinlens.jobs.faces import faces
+
+    found = faces(
+        args.data, args.out, detector=args.detector, model=args.model, score=args.score,
+        keep=args.keep, size=args.size, margin=args.margin, align=args.align, pad=args.pad,
+        workers=args.workers, root=args.root, quiet=args.quiet,
+    )  # fmt: skip
+    if args.json:
+        _print_json(found.as_json())
+    else:
+        print(found.as_text())
     return 0
 
 
@@ -347,6 +393,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": ("measure a model on unseen pictures", _add_evaluate, _run_evaluate),
     "verify": ("are these two pictures of the same thing?", _add_verify, _run_verify),
     "embed": ("write the embeddings of pictures to a file", _add_embed, _run_embed),
+    "faces": ("cut the faces out of photographs", _add_faces, _run_faces),
     "recipes": ("list the recipes, or print one", _add_recipes, _run_recipes),
     "doctor": ("what this machine is and how fast it learns", _add_doctor, _run_doctor),
     "demo": ("learn digits 0-6, then tell 7, 8 and 9 apart", _add_demo, _run_demo),

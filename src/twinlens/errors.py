@@ -70,8 +70,8 @@ class TrainingError(TwinlensError, RuntimeError):
 class MissingExtraError(TwinlensError, ImportError):
     """An optional dependency is not installed."""
 
-    def __init__(self, extra: str) -> None:
-        super().__init__(f"this needs an optional part: pip install 'twinlens[{extra}]'")
+    def __init__(self, extra: str, found: str = "this needs an optional part") -> None:
+        super().__init__(f"{found}: pip install 'twinlens[{extra}]'")
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:

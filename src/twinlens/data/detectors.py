@@ -1,0 +1,235 @@
+"""Detectors of faces from OpenCV below version 5, and the model file of YuNet.
+
+OpenCV 5 has neither the cascades nor their classifier. It is imported when a detector is made,
+and not before. This module knows arrays and model files, not pictures on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from twinlens.data.faces import Box, Detector, Face
+from twinlens.data.fetch import downloaded
+from twinlens.errors import ConfigError, DataError, MissingExtraError, unknown_name
+
+__all__ = [
+    "DETECTORS",
+    "DetectorChoice",
+    "Haar",
+    "YuNet",
+    "choose_detector",
+    "one_thread",
+    "opencv",
+    "yunet_file",
+]
+
+log = logging.getLogger("twinlens")
+
+DETECTORS = ("auto", "yunet", "haar")
+
+YUNET_NAME = "face_detection_yunet_2026may.onnx"
+YUNET_URL = (
+    "https://media.githubusercontent.com/media/opencv/opencv_zoo/"
+    f"26cc381e4d2594bb9f47a26eb8fd96c94a13660d/models/face_detection_yunet/{YUNET_NAME}"
+)
+"""OpenCV Zoo, MIT; Wu, Peng and Yu, YuNet: A Tiny Millisecond-level Face Detector, 2023."""
+YUNET_SHA256 = "ebafce4e3c118d6554634be5c27ab333b4c047a9a8c3faf1d7cf93101c22f0f0"
+MOST_BYTES = 16 * 2**20  # What a wrong host may send before it is hung up on.
+
+LEAST_INPUT = 64
+"""Up to 32 pixels either way OpenCV 4.14 reads memory that was never written: the same picture
+gives other faces each time. OpenCV itself fills up to the next 32 with black."""
+
+CASCADE = "haarcascade_frontalface_default.xml"
+
+
+@dataclass(frozen=True)
+class DetectorChoice:
+    """Which detector, and the file that YuNet's network is read from. Can be sent to a process."""
+
+    name: str
+    model: Path | None = None
+
+    @property
+    def has_confidence(self) -> bool:
+        """Whether scores are confidences between 0 and 1, and eyes are known."""
+        return self.name == "yunet"
+
+    def make(self, floor: float) -> Detector:
+        """The detector itself.
+
+        Args:
+            floor: faces with less confidence are not told; without effect on Haar.
+        Raises:
+            DataError: a model file that cannot be read, or is no YuNet.
+            MissingExtraError: no OpenCV, or version 5.
+        """
+        if self.model is None:
+            return Haar()
+        return YuNet(self.model, floor)
+
+
+def choose_detector(name: str, model: Path | None = None) -> DetectorChoice:
+    """The detector that a user means.
+
+    "auto" is YuNet where its model file is given, cached or can be downloaded, and else the Haar
+    cascade that comes with OpenCV, with a warning that says why.
+
+    Raises:
+        ConfigError: an unknown name, or a model for the cascade.
+        DataError: "yunet", and no model file to be had.
+        MissingExtraError: no OpenCV, or version 5.
+    """
+    if name not in DETECTORS:
+        raise ConfigError(unknown_name("detector", name, DETECTORS))
+    opencv()
+    if name == "haar":
+        if model is not None:
+            raise ConfigError(
+                f"the Haar cascade takes no model file, found {model}: leave one of the two out"
+            )
+        return DetectorChoice("haar")
+    if model is not None:
+        return DetectorChoice("yunet", model)
+    try:
+        return DetectorChoice("yunet", yunet_file())
+    except DataError as error:
+        if name == "yunet":
+            raise
+        log.warning("using the Haar cascade, which misses more faces than YuNet: %s", error)
+        return DetectorChoice("haar")
+
+
+def yunet_file(url: str = YUNET_URL, sha256: str = YUNET_SHA256) -> Path:
+    """The model file of YuNet in the cache, downloaded at first and only with its checksum.
+
+    Raises:
+        DataError: it cannot be downloaded, or is another file; nothing is kept then.
+    """
+
+    def fill(folder: Path) -> None:
+        try:
+            with urllib.request.urlopen(url) as answer:
+                content: bytes = answer.read(MOST_BYTES)
+        except urllib.error.HTTPError as error:
+            error.close()  # It is an open connection too.
+            raise
+        found = hashlib.sha256(content).hexdigest()
+        if found != sha256:
+            raise RuntimeError(
+                f"what came has {len(content):,} bytes and the SHA-256 {found}, not {sha256}"
+            )
+        (folder / YUNET_NAME).write_bytes(content)
+
+    hint = f"give a copy of {YUNET_NAME} with --model, or take --detector haar"
+    return downloaded(f"yunet-{sha256[:16]}", [url], fill, hint) / YUNET_NAME
+
+
+def opencv() -> Any:
+    """The module cv2.
+
+    Raises:
+        MissingExtraError: it is not installed, cannot be loaded, or is version 5 or later.
+    """
+    try:
+        import cv2
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("faces") from error
+    except ImportError as error:
+        line = " ".join(str(error).split())
+        raise MissingExtraError("faces", f"OpenCV cannot be loaded ({line})") from error
+    version = getattr(cv2, "__version__", "0")
+    if int(version.split(".")[0]) >= 5:
+        raise MissingExtraError(
+            "faces", f"OpenCV {version} is installed, and a version below 5 is needed"
+        )
+    return cv2
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """While it is open, OpenCV uses one thread: several processes would fight over the cores."""
+    cv2 = opencv()
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+class YuNet:
+    """The network YuNet: faces of about 10 to 300 pixels, with a confidence and the eyes."""
+
+    # At 640 a face that fills the picture is sometimes missed, at 1024 mostly.
+    sides: tuple[int, ...] = (320, 640)
+
+    def __init__(self, model: Path, floor: float) -> None:
+        cv2 = opencv()
+        try:
+            content = np.frombuffer(model.read_bytes(), np.uint8)
+        except OSError as error:
+            raise DataError(f"cannot read the model {model}: {error.strerror}") from error
+        try:
+            self._net = cv2.FaceDetectorYN.create(
+                "onnx", content, np.empty(0, np.uint8), (32, 32), floor, 0.3, 5000
+            )
+            self.detect(
+                np.zeros((LEAST_INPUT, LEAST_INPUT, 3), np.uint8)
+            )  # Another network fails only here.
+        except (cv2.error, IndexError) as error:
+            raise DataError(
+                f"{model} is no YuNet model that OpenCV can read: give {YUNET_NAME} of the OpenCV"
+                " Zoo, or take --detector haar"
+            ) from error
+
+    def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
+        """The faces in a picture (H, W, 3), RGB."""
+        missing = [max(0, LEAST_INPUT - side) for side in pixels.shape[:2]]
+        bgr = np.pad(pixels[:, :, ::-1], ((0, missing[0]), (0, missing[1]), (0, 0)))
+        self._net.setInputSize((bgr.shape[1], bgr.shape[0]))
+        rows = self._net.detect(np.ascontiguousarray(bgr))[1]
+        return [] if rows is None else [_face_of(row.tolist()) for row in rows]
+
+
+def _face_of(row: list[float]) -> Face:
+    """Left, top, width, height, five points of which the eyes are the first, confidence."""
+    left, top, width, height, ax, ay, bx, by = row[:8]
+    return Face(Box(left, top, left + width, top + height), row[14], ((ax, ay), (bx, by)))
+
+
+class Haar:
+    """Viola and Jones' cascade for faces from the front; its score is a weight, no confidence."""
+
+    sides: tuple[int, ...] = (640,)  # It looks at all sizes of faces by itself.
+
+    def __init__(self) -> None:
+        cv2 = opencv()
+        self._cascade = cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / CASCADE))
+        if self._cascade.empty():
+            raise DataError(
+                f"this OpenCV carries no {CASCADE}: pip install 'opencv-python-headless<5'"
+            )
+
+    def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
+        """The faces in a picture (H, W, 3), RGB."""
+        grey = np.asarray(Image.fromarray(pixels).convert("L"))
+        boxes, _, weights = self._cascade.detectMultiScale3(
+            grey, scaleFactor=1.1, minNeighbors=5, outputRejectLevels=True
+        )
+        return [
+            Face(Box(*map(float, (x, y, x + width, y + height))), float(weight))
+            for (x, y, width, height), weight in zip(boxes, weights, strict=True)
+        ]

@@ -1,0 +1,299 @@
+"""`faces.csv` and `faces.html`: what became of each photograph, with pictures of the doubtful.
+
+The page has the look of the report, of which it takes the style sheet; it is one file that loads
+nothing. This module detects nothing and cuts nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from PIL import Image, ImageDraw
+
+from twinlens.config import DataSettings
+from twinlens.data.decode import open_picture
+from twinlens.data.drawing import GREEN, RED, Color
+from twinlens.data.faces import Box, Face
+from twinlens.errors import PictureError
+from twinlens.measure.maps import data_uri
+from twinlens.measure.wording import count_of, percent
+
+__all__ = ["FacePage", "Outcome", "Settled", "render_page", "write_list", "write_page"]
+
+Outcome = Literal["single", "several", "low_score", "without", "broken"]
+
+COLUMNS = (
+    "path", "output", "outcome", "faces", "score", "left", "top", "right", "bottom", "reason",
+)  # fmt: skip
+MOST_SHOWN = 24  # pictures of each kind
+MOST_NAMED = 100  # broken files, identities
+SIDE = 240  # pixels of a picture on the page
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of one photograph.
+
+    Attributes:
+        outcome: one face, several of which one was kept, only faces below the score, none, or
+            a file that cannot be read.
+        found: all faces, doubtful ones too, best first.
+        kept: the face that was cut out.
+        num_sure: how many faces have the score.
+        reason: why the file cannot be read.
+    """
+
+    outcome: Outcome
+    found: tuple[Face, ...] = ()
+    kept: Face | None = None
+    num_sure: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class FacePage:
+    """Everything that the page says.
+
+    Attributes:
+        title: the new folder's name.
+        source: how the user named the photographs.
+        counts: `FaceSet.as_json()`.
+        names: N photographs as the user knows them.
+        files: N paths to open.
+        identities: N.
+        settled: N.
+        settings: name -> value.
+        command: what to type to repeat it.
+        confident: scores are confidences between 0 and 1.
+    """
+
+    title: str
+    source: str
+    counts: Mapping[str, Any]
+    names: Sequence[str]
+    files: Sequence[str]
+    identities: Sequence[str]
+    settled: Sequence[Settled]
+    settings: Mapping[str, Any]
+    command: str
+    confident: bool
+
+
+def write_list(
+    file: Path, names: Sequence[str], places: Sequence[Path], settled: Sequence[Settled]
+) -> None:
+    """A row for each photograph, in their order.
+
+    `faces` counts those with the score. The box, in pixels of the upright photograph, and the
+    score are of the face that was kept, or of the best one where none was.
+    """
+    # File names need not be UTF-8; those that are not are written escaped.
+    with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as text:
+        rows = csv.writer(text)
+        rows.writerow(COLUMNS)
+        for name, place, result in zip(names, places, settled, strict=True):
+            rows.writerow(_list_row(name, place, result))
+
+
+def _list_row(name: str, place: Path, result: Settled) -> list[Any]:
+    face = result.kept or next(iter(result.found), None)
+    output = place.as_posix() if result.kept else ""
+    shown: list[Any] = [""] * 5
+    if face is not None:
+        box = face.box
+        sides = (box.left, box.top, box.right, box.bottom)
+        shown = [f"{face.score:.4f}", *(f"{side:.1f}" for side in sides)]
+    return [name, output, result.outcome, result.num_sure, *shown, result.reason]
+
+
+def write_page(file: Path, page: FacePage) -> None:
+    """Write the page."""
+    file.write_text(render_page(page), encoding="utf-8", errors="backslashreplace")
+
+
+def render_page(page: FacePage) -> str:
+    """The page as HTML. Everything that comes from the user is escaped."""
+    source = (resources.files("twinlens.jobs") / "faces.html.j2").read_text(encoding="utf-8")
+    made = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    broken = [row for row, result in enumerate(page.settled) if result.outcome == "broken"]
+    few = _few_faces(page)
+    return made.from_string(source).render(
+        page=page,
+        style=_style(),
+        lead=_lead(page),
+        key=_key_numbers(page.counts),
+        cautions=list(_cautions(page)),
+        galleries=[gallery for gallery in _galleries(page) if gallery["shown"]],
+        few=few[:MOST_NAMED],
+        few_more=max(0, len(few) - MOST_NAMED),
+        broken=[(page.names[row], page.settled[row].reason) for row in broken[:MOST_NAMED]],
+        broken_more=max(0, len(broken) - MOST_NAMED),
+    )
+
+
+def _style() -> str:
+    """The style sheet of the report: both pages look alike, and there is one place to change."""
+    report = (resources.files("twinlens.measure") / "report.html.j2").read_text(encoding="utf-8")
+    found = re.search(r"<style>(.*?)</style>", report, re.S)
+    assert found is not None
+    return found[1]
+
+
+# --- in words -----------------------------------------------------------------------------------
+
+
+def _lead(page: FacePage) -> str:
+    counts = page.counts
+    kept = {"best": "with the best score", "largest": "that is the largest"}[page.settings["keep"]]
+    return (
+        f"From {count_of(counts['pictures'], 'photograph')} of "
+        f"{count_of(counts['identities'], 'identity')}, {count_of(counts['faces'], 'face')} of "
+        f"{count_of(counts['identities_with_a_face'], 'identity')} "
+        f"{'was' if counts['faces'] == 1 else 'were'} cut out: of each photograph the face {kept}."
+    )
+
+
+def _key_numbers(counts: Mapping[str, Any]) -> list[dict[str, str]]:
+    names = {
+        "faces": "Faces cut out",
+        "several": "Several, one kept",
+        "low_score": "Below the score",
+        "without": "No face",
+        "broken": "Cannot be read",
+    }
+    whole = max(1, counts["pictures"])
+    return [
+        {
+            "name": name,
+            "value": f"{counts[key]:,}",
+            "share": f"{percent(counts[key] / whole)} of all",
+        }
+        for key, name in names.items()
+    ]
+
+
+def _cautions(page: FacePage) -> Iterator[str]:
+    counts = page.counts
+    if not page.confident:
+        yield (
+            "The Haar cascade was used: its scores are no confidences, so no face was refused for "
+            "a low one, and it misses more faces than YuNet."
+        )
+    if lost := counts["identities"] - counts["identities_with_a_face"]:
+        yield f"{count_of(lost, 'identity')} of {counts['identities']:,} without any face."
+    if few := counts["identities_with_a_face"] - counts["identities_with_two"]:
+        yield f"{count_of(few, 'identity')} with one face only, which gives no genuine pair."
+
+
+def _few_faces(page: FacePage) -> list[tuple[str, int, int]]:
+    """Identities with fewer than two faces: name, faces, photographs."""
+    before = Counter(page.identities)
+    after = Counter(
+        name for name, result in zip(page.identities, page.settled, strict=True) if result.kept
+    )
+    return sorted((name, after[name], count) for name, count in before.items() if after[name] < 2)
+
+
+# --- in pictures --------------------------------------------------------------------------------
+
+
+def _galleries(page: FacePage) -> Iterator[dict[str, Any]]:
+    for outcome, title, words in (
+        ("without", "No face", "Nothing here was taken for a face, and nothing was written."),
+        (
+            "low_score",
+            "Below the score",
+            "What was taken for a face has too low a score, and nothing was written.",
+        ),
+        (
+            "several",
+            "Several faces",
+            "The green one was kept. Is it the right one? If not, cut the photograph by hand.",
+        ),
+    ):
+        rows = [row for row, result in enumerate(page.settled) if result.outcome == outcome]
+        yield _gallery(page, outcome, title, words, _spread(rows), len(rows))
+    if page.confident:
+        kept = [row for row, result in enumerate(page.settled) if result.outcome == "single"]
+        surest = _by_score(page)
+        rows = sorted(kept, key=surest)[: MOST_SHOWN // 2]
+        words = "Kept, and yet the lowest scores of those with one face: are they faces?"
+        yield _gallery(page, "least", "The least certain", words, rows, len(rows))
+
+
+def _by_score(page: FacePage) -> Callable[[int], float]:
+    def score(row: int) -> float:
+        kept = page.settled[row].kept
+        return 0.0 if kept is None else kept.score
+
+    return score
+
+
+def _gallery(
+    page: FacePage, key: str, title: str, words: str, rows: Sequence[int], total: int
+) -> dict[str, Any]:
+    shown = [picture for picture in (_shown(page, row) for row in rows) if picture]
+    more = f"{total:,} in all; {len(shown)} of them, spread over the list, are shown."
+    return {
+        "key": key,
+        "title": title,
+        "words": f"{words} {more}" if total > len(shown) else words,
+        "shown": shown,
+    }
+
+
+def _spread(rows: Sequence[int]) -> list[int]:
+    """At most so many that they can be looked at, from everywhere in the list."""
+    if len(rows) <= MOST_SHOWN:
+        return list(rows)
+    return [rows[place] for place in np.linspace(0, len(rows) - 1, MOST_SHOWN).astype(int)]
+
+
+def _shown(page: FacePage, row: int) -> dict[str, Any] | None:
+    result = page.settled[row]
+    try:
+        picture = open_picture(page.files[row], max_pixels=DataSettings().max_pixels)
+    except PictureError:  # It could be read a moment ago.
+        return None
+    return {
+        "uri": data_uri(_drawn(picture, result)),
+        "name": page.names[row],
+        "identity": page.identities[row],
+        "note": _note(result, page.confident),
+    }
+
+
+def _drawn(picture: Image.Image, result: Settled) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A small copy with the boxes of all faces; (3, H, W)."""
+    scale = SIDE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    small = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    draw = ImageDraw.Draw(small)
+    for face in sorted(result.found, key=lambda face: face == result.kept):
+        _draw_box(draw, face.box, scale, GREEN if face == result.kept else RED)
+    return np.moveaxis(np.asarray(small), -1, 0)
+
+
+def _draw_box(draw: ImageDraw.ImageDraw, box: Box, scale: float, color: Color) -> None:
+    left, top = round(box.left * scale), round(box.top * scale)
+    right = max(left + 1, round(box.right * scale) - 1)
+    bottom = max(top + 1, round(box.bottom * scale) - 1)
+    draw.rectangle((left, top, right, bottom), outline=color, width=2)
+
+
+def _note(result: Settled, confident: bool) -> str:
+    face = result.kept or next(iter(result.found), None)
+    score = "" if face is None else f"score {face.score:.2f}" if confident else ""
+    faces = count_of(result.num_sure, "face") if result.outcome == "several" else ""
+    return ", ".join(part for part in (faces, score) if part)
