@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -22,7 +24,10 @@ from twinlens.model.backbones import (
     num_features,
     pretrained_picture,
 )
+from twinlens.model.comparators import make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
+from twinlens.model.heads import make_head
+from twinlens.recipes import load_recipe
 
 SHARED = Path(__file__).parents[2] / "shared"
 LITE = SHARED / "weights" / "tf_efficientnet_lite0.in1k.safetensors"
@@ -42,7 +47,7 @@ def refusal(model: ModelSettings, picture: PictureSettings = RGB) -> str:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (5, 5), (31, 17), (1, 9), (155, 220)])
-@pytest.mark.parametrize("name", sorted(OWN_BACKBONES))
+@pytest.mark.parametrize("name", sorted(OWN_BACKBONES.keys() - {"signet"}))
 def test_our_networks_take_any_size(name: str, size: tuple[int, int]) -> None:
     picture = grey(*size)
     torch.manual_seed(0)  # Four units may by chance all be dead.
@@ -51,6 +56,11 @@ def test_our_networks_take_any_size(name: str, size: tuple[int, int]) -> None:
     assert features.dim() == 2
     assert features.shape == (2, num_features(backbone, picture))
     assert not torch.equal(features[0], features[1])
+
+
+def test_signet_needs_pictures_of_some_size() -> None:
+    with pytest.raises(ConfigError, match=r"set another picture\.size"):
+        num_features(make_backbone(ModelSettings(backbone="signet"), grey(20, 20)), grey(20, 20))
 
 
 def test_how_many_features() -> None:
@@ -264,3 +274,155 @@ def test_freezing_an_unknown_layer_names_the_near_ones() -> None:
     backbone = make_backbone(ModelSettings(backbone="test_resnet"), RGB)
     with pytest.raises(ConfigError, match=r"unknown layer of the backbone 'layr2': did you mean"):
         freeze_before(backbone, "layr2")
+
+
+def unbuilt(recipe: str) -> tuple[Encoder, nn.Module]:
+    """A recipe's encoder and comparator without memory for weights: shapes and counts only."""
+    settings = load_recipe(recipe, {"model.pretrained": False}).settings()
+    with torch.device("meta"):
+        encoder = Encoder(settings.model, settings.picture)
+        return encoder, make_comparator(settings.model.comparator, settings.model.embedding)
+
+
+def num(module: nn.Module, *, learned: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not learned)
+
+
+def test_lookalikes_counts_what_keras_counts_but_for_what_torch_keeps_elsewhere() -> None:
+    """Keras: 75,168,640, of them 60,510,720 trainable from conv5_block1_out on."""
+    encoder = unbuilt("lookalikes")[0].train()
+    # Per block two convolutions of w channels and one of 4 w, per stage a shortcut of 4 w.
+    stages = ((64, 3), (128, 4), (256, 6), (512, 3))
+    channels = 64 + sum(blocks * 6 * w + 4 * w for w, blocks in stages)
+    assert channels == 26_560
+    biases = channels  # Each of its convolutions has one, though a batch norm follows.
+    statistics = 2 * (channels + 512 + 256)  # Mean and variance are buffers in torch.
+    assert num(encoder) == 75_168_640 - biases - statistics
+    running = [b for name, b in encoder.named_buffers() if "running" in name]
+    assert sum(b.numel() for b in running) == statistics
+    assert num(encoder, learned=True) == 60_510_720 - 2 * (512 + 512 + 2048)
+    stage = encoder.backbone.layer4
+    assert num(stage[0], learned=True) == 0
+    assert num(stage[1:], learned=True) == num(stage[1:])
+    in_training = [module.training for module in (stage[0].bn3, stage[1].bn1, encoder.head[2])]
+    assert in_training == [False, True, True]
+    assert encoder.head[0].in_features == 7 * 7 * 2048
+
+
+def test_what_the_other_published_networks_count() -> None:
+    def dense(*widths: int) -> int:
+        return sum((a + 1) * b for a, b in pairwise(widths))
+
+    digits, sigmoid = unbuilt("digits-bce")
+    assert num(digits) == (4 + 1) * 64 + (4 * 64 + 1) * 64 + dense(64, 48)
+    assert num(sigmoid) == dense(1, 1)
+    assert num(unbuilt("digits-mlp")[0]) == dense(784, 512, 256, 128) == 566_144
+    faces = make_head(2048, load_recipe("faces-triplet").settings().model)
+    assert num(faces) == dense(2048, 1024, 512, 256, 128) + 2 * (1024 + 512) == 2_790_272
+
+    omniglot, network = unbuilt("omniglot-eca")
+    assert num(network) == dense(512, 512, 1)
+    widths = (64, 64, 128, 256, 512)
+    stages = sum(9 * a * b + 3 * 9 * b * b + 4 * 2 * b for a, b in pairwise(widths))
+    shortcuts = sum(a * b + 2 * b for a, b in pairwise(widths[1:]))
+    assert num(omniglot) == 9 * 64 + 2 * 64 + stages + shortcuts + 3 + 5 + 5 + 5 + dense(512, 512)
+
+
+def test_the_shapes_of_signet() -> None:
+    """Table 1 of arXiv 1707.02131; their zero padding is ours."""
+    encoder, _ = unbuilt("signet")
+    seen = []
+    for layer in encoder.backbone:
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.Flatten):
+            layer.register_forward_hook(lambda _layer, _x, out: seen.append(tuple(out.shape[1:])))
+    assert encoder(torch.zeros(1, 1, 155, 220, device="meta")).shape == (1, 128)
+    assert seen == [
+        (96, 145, 210), (96, 72, 104), (256, 72, 104), (256, 35, 51),
+        (384, 35, 51), (256, 35, 51), (256, 17, 25), (256 * 17 * 25,),
+    ]  # fmt: skip
+    convolutions = ((11 * 11, 96), (5 * 5 * 96, 256), (3 * 3 * 256, 384), (3 * 3 * 384, 256))
+    by_hand = sum((inside + 1) * out for inside, out in convolutions)
+    assert num(encoder.backbone) == by_hand == 2_396_480
+    assert num(encoder.head) == (256 * 17 * 25 + 1) * 1024 + (1024 + 1) * 128
+
+
+def test_the_response_normalisation_of_signet_is_krizhevskys() -> None:
+    """b_i = a_i / (2 + 1e-4 sum of a_j^2 over the five channels around i) ^ 0.75."""
+    layers = make_backbone(ModelSettings(backbone="signet"), grey(80, 80))
+    layer = next(module for module in layers if isinstance(module, nn.LocalResponseNorm))
+    a = 100 * torch.rand(1, 7, 1, 1, generator=torch.Generator().manual_seed(0))
+    around = [a[0, max(0, i - 2) : i + 3].square().sum() for i in range(7)]
+    expected = [a[0, i] / (2 + 1e-4 * around[i]) ** 0.75 for i in range(7)]
+    torch.testing.assert_close(layer(a)[0], torch.stack(expected))
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4])
+def test_a_convolution_that_keeps_the_size_pads_as_keras_does(kernel: int) -> None:
+    """ "same" in Keras at stride 1: kernel - 1 zeros, the larger half below and to the right."""
+    model = ModelSettings(backbone="conv", channels=(3,), kernel=kernel, batch_norm=False)
+    torch.manual_seed(0)
+    block = make_backbone(model, PictureSettings(size=(5, 4)))[0]
+    layers = [m for m in block if isinstance(m, nn.ZeroPad2d | nn.Conv2d)]
+    x = torch.rand(1, 3, 5, 4)
+    weight, bias = layers[-1].weight.tolist(), layers[-1].bias.tolist()
+    before, picture = (kernel - 1) // 2, x[0].tolist()
+    expected = torch.zeros(3, 5, 4)
+    for out, row, column in product(range(3), range(5), range(4)):
+        total = bias[out]
+        for channel, dy, dx in product(range(3), range(kernel), range(kernel)):
+            y, x_at = row + dy - before, column + dx - before
+            if 0 <= y < 5 and 0 <= x_at < 4:
+                total += weight[out][channel][dy][dx] * picture[channel][y][x_at]
+        expected[out, row, column] = total
+    torch.testing.assert_close(nn.Sequential(*layers)(x)[0], expected)
+
+
+def test_channel_attention_by_hand() -> None:
+    model = ModelSettings(backbone="residual", channels=(64, 128, 256, 512), attention="eca")
+    stages = make_backbone(model, grey(8, 8))[1:5]
+    attention = [stage[-1] for stage in stages]
+    assert [a.conv.kernel_size for a in attention] == [(3,), (5,), (5,), (5,)]
+    x = torch.randn(2, 64, 3, 4, generator=torch.Generator().manual_seed(0))
+    before, at, after = attention[0].conv.weight.flatten().tolist()
+    mean = F.pad(x.mean(dim=(2, 3)), (1, 1))
+    gate = torch.sigmoid(before * mean[:, :-2] + at * mean[:, 1:-1] + after * mean[:, 2:])
+    torch.testing.assert_close(attention[0](x), x * gate[:, :, None, None])
+
+
+@pytest.mark.parametrize("name", ["conv", "mlp", "residual"])
+def test_the_slope_below_zero(name: str) -> None:
+    def slopes(leak: float) -> set[float]:
+        model = ModelSettings(backbone=name, channels=(2, 2), leak=leak)
+        layers = list(make_backbone(model, grey(8, 8)).modules())
+        plain = {0.0 for layer in layers if isinstance(layer, nn.ReLU)}
+        return plain | {m.negative_slope for m in layers if isinstance(m, nn.LeakyReLU)}
+
+    assert slopes(0.2) == {0.2}
+    assert slopes(0.0) == {0.0}
+
+
+def test_a_leaky_unit_by_hand() -> None:
+    model = ModelSettings(backbone="mlp", channels=(1,), leak=0.2)
+    backbone = make_backbone(model, grey(1, 1))
+    for parameter, value in zip(backbone.parameters(), (3.0, 1.0), strict=True):
+        parameter.data.fill_(value)
+    x = torch.tensor([-2.0, 2.0]).view(2, 1, 1, 1)
+    torch.testing.assert_close(backbone(x), torch.tensor([[-5 * 0.2], [7.0]]))
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("conv", "flatten"), ("residual", "average"), ("test_resnet", "average")]
+)
+def test_the_last_map_flattened_or_averaged(name: str, own: str) -> None:
+    def features(pool: str) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = ModelSettings(backbone=name, channels=(4, 6), pool=pool)
+        return Encoder(model, RGB).eval().features(x)
+
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        flat, average = features("flatten"), features("average")
+        torch.testing.assert_close(features("own"), flat if own == "flatten" else average)
+    assert flat.shape[1] > average.shape[1]
+    by_channel = flat.view(2, average.shape[1], -1)
+    torch.testing.assert_close(by_channel.mean(dim=2), average)

@@ -127,3 +127,39 @@ def test_bfloat16_and_channels_last_come_near() -> None:
     encoder.to(memory_format=torch.channels_last)
     assert encoder.uses_channels_last
     np.testing.assert_allclose(embed_pixels(encoder, pixels), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "normed"), [("all", [7, 6, 5]), ("between", [7, 6]), ("none", [])]
+)
+def test_where_a_head_is_normalised(norm: str, normed: list[int]) -> None:
+    model = ModelSettings(head=(7, 6, 5), head_norm=norm, dropout=0.2, embedding=4)
+    layers = list(make_head(9, model))
+    assert [m.num_features for m in layers if isinstance(m, nn.BatchNorm1d)] == normed
+    # A norm is the last of what belongs to its hidden layer, as in the tutorials.
+    assert all(isinstance(layers[i - 1], nn.Dropout) for i, m in enumerate(layers)
+               if isinstance(m, nn.BatchNorm1d))  # fmt: skip
+    assert isinstance(layers[-1], nn.Linear)
+
+
+def test_glorots_bounds() -> None:
+    """Uniform within sqrt(6 / (ins + outs)), where a convolution's widths count its kernel."""
+    encoder = made(channels=(32, 64), kernel=2, batch_norm=False, head=(40,), init="glorot")
+    first, second = (m for m in encoder.backbone.modules() if isinstance(m, nn.Conv2d))
+    hidden, out = (m for m in encoder.head if isinstance(m, nn.Linear))
+    features = hidden.in_features
+    widths = ((4 * 3, 4 * 32), (4 * 32, 4 * 64), (features, 40), (40, 5))
+    for layer, (ins, outs) in zip((first, second, hidden, out), widths, strict=True):
+        bound = (6 / (ins + outs)) ** 0.5
+        assert 0.9 * bound < layer.weight.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.15)
+        assert (layer.bias == 0).all()
+
+
+@pytest.mark.parametrize(("backbone", "anew"), [("conv", True), ("test_resnet", False)])
+def test_glorot_leaves_a_network_of_timms_as_it_was(backbone: str, anew: bool) -> None:
+    size = PictureSettings(size=(32, 32))
+    plain, glorot = (made(size, backbone=backbone, init=init) for init in ("own", "glorot"))
+    pairs = zip(plain.backbone.parameters(), glorot.backbone.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs) == anew
+    assert not torch.equal(plain.head[0].weight, glorot.head[0].weight)
