@@ -22,7 +22,7 @@ from twinlens.jobs import train as train_job
 from twinlens.recipes import load_recipe, recipe_names, recipe_values
 
 FIXED = ("train.precision=float32", "train.channels_last=no", "train.target_far=0.1")
-RANDOM_WEIGHTS = ("model.pretrained=false", "picture.size=[64,64]")
+RANDOM_WEIGHTS = ("model.pretrained=false", "picture.size=[32,32]", "optimizer.rate=1e-3")
 SCRIPTS = ("Brücke", "Εκκλησία", "Башня", "塔", "قلعة", 'O\'Hara, "Mühle" #1')
 
 PUBLISHED = sorted(set(recipe_names()) - {"auto"})
@@ -152,11 +152,11 @@ def test_digits_mlp(tmp_path: Path) -> None:
 
 def test_faces_triplet(tmp_path: Path) -> None:
     """Only the head learns: the backbone comes out as it went in, statistics included."""
-    draw_things(class_folders(tmp_path / "things", 30, 8))
-    small = (*RANDOM_WEIGHTS, "train.steps=60", "optimizer.rate=1e-3")
+    draw_things(class_folders(tmp_path / "things", 40, 8))
+    small = (*RANDOM_WEIGHTS, "train.steps=200")
     before, after = learn("faces-triplet", tmp_path / "things", tmp_path / "run", *small)
     assert before > 0.3
-    assert after["all"] < 0.6 * before
+    assert after["all"] < 0.5 * before
     one_step = (*RANDOM_WEIGHTS, "train.steps=1")
     learn("faces-triplet", tmp_path / "things", tmp_path / "short", *one_step)
     longer, shorter = (twinlens.load(tmp_path / run).bundle.encoder for run in ("run", "short"))
@@ -165,8 +165,8 @@ def test_faces_triplet(tmp_path: Path) -> None:
 
 
 def test_lookalikes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    draw_things(counterparts(tmp_path / "pairs", 60))
-    small = (*RANDOM_WEIGHTS, "train.steps=40", "data.fractions=[0.6,0.2,0.2]")
+    draw_things(counterparts(tmp_path / "pairs", 100))
+    small = (*RANDOM_WEIGHTS, "train.steps=50", "train.validations=2")
     before, after = learn("lookalikes", tmp_path / "pairs", tmp_path / "run", *small)
     assert before > 0.3
     assert after["all"] < 0.7 * before
@@ -179,7 +179,7 @@ def test_lookalikes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_landmarks(tmp_path: Path) -> None:
     """A test picture gets the class of its nearest training picture; a training picture its own."""
     draw_things(given_splits(tmp_path / "places"))
-    small = (*RANDOM_WEIGHTS, "train.epochs=25.0")
+    small = (*RANDOM_WEIGHTS, "train.epochs=20.0", "train.validations=2")
     learn("landmarks", tmp_path / "places", tmp_path / "run", *small)
     answers = tmp_path / "answers.csv"
     words = ["evaluate", str(tmp_path / "run"), str(tmp_path / "places"), "--protocol", "nearest"]
@@ -191,7 +191,8 @@ def test_landmarks(tmp_path: Path) -> None:
     assert np.mean(right) > 0.6  # By chance 0.17.
     assert main([*words, "--on", "train", "--answers", str(answers), "--quiet"]) == 0
     rows = read_rows(answers)
-    assert len(rows) == 60
+    trained = [row for row in read_rows(tmp_path / "run" / "split.csv") if row["split"] == "train"]
+    assert len(rows) == len(trained) > 40
     assert all(float(row["distance"]) == 0 for row in rows)
     assert all(row["path"] == row["nearest_path"] for row in rows)
 

@@ -49,8 +49,8 @@ YUNET_SHA256 = "ebafce4e3c118d6554634be5c27ab333b4c047a9a8c3faf1d7cf93101c22f0f0
 MOST_BYTES = 16 * 2**20  # What a wrong host may send before it is hung up on.
 
 LEAST_INPUT = 64
-"""Up to 32 pixels either way OpenCV 4.14 reads memory that was never written: the same picture
-gives other faces each time. OpenCV itself fills up to the next 32 with black."""
+"""Up to 32 pixels either way the same picture gives other faces each time in OpenCV 4.14. OpenCV
+itself fills up to the next 32 with black."""
 
 CASCADE = "haarcascade_frontalface_default.xml"
 
