@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from twinlens.config import SamplerSettings
-from twinlens.data.batches import Batch, PKSampler, make_sampler
+from twinlens.data.batches import PKSampler, make_sampler
+from twinlens.data.pools import Batch
 from twinlens.errors import ConfigError, DataError
 
 NUM_SETS = 100

@@ -12,9 +12,10 @@ from PIL import Image
 
 from twinlens.config import SamplerSettings
 from twinlens.data import drawing, montage
-from twinlens.data.batches import Batch, make_sampler
+from twinlens.data.batches import make_sampler
 from twinlens.data.drawing import GREEN, GROUND, LINE, RED, draw_picture, text_width
 from twinlens.data.montage import draw_montage, draw_verdict
+from twinlens.data.pools import Batch
 from twinlens.data.table import ImageTable
 from twinlens.errors import PictureError
 

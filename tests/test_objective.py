@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from twinlens.config import LossSettings, OptimizerSettings
-from twinlens.data.batches import Batch
+from twinlens.data.pools import Batch
 from twinlens.errors import ConfigError
 from twinlens.learn import losses
 from twinlens.learn.objective import Objective

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinlens.data.batches import Batch
 from twinlens.data.drawing import (
     GREEN,
     GROUND,
@@ -32,6 +31,7 @@ from twinlens.data.drawing import (
     proportions,
     text_width,
 )
+from twinlens.data.pools import Batch
 from twinlens.data.table import ImageTable, pair_masks
 from twinlens.errors import PictureError
 

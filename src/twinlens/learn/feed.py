@@ -17,7 +17,7 @@ from torch import Tensor
 
 from twinlens.config import Settings
 from twinlens.data.augment import augment, mirror, quarter_turns
-from twinlens.data.batches import Batch
+from twinlens.data.pools import Batch
 from twinlens.learn.features import backbone_features, can_precompute
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from twinlens.config import LossSettings
-from twinlens.data.batches import Batch
+from twinlens.data.pools import Batch
 from twinlens.data.table import pair_masks
 from twinlens.learn import losses
 from twinlens.model.comparators import Comparator
