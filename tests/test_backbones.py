@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import urllib.error
+import urllib.request
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -116,6 +119,7 @@ def test_a_download_without_network_is_one_clear_line(monkeypatch: pytest.Monkey
     def unreachable(*args: object, **kwargs: object) -> None:
         raise OSError("We couldn't connect to 'https://huggingface.co'\nmore\nlines")
 
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: io.BytesIO())
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", unreachable)
     message = refusal(ModelSettings(backbone="test_resnet", pretrained=True))
     assert "the pretrained weights of 'test_resnet'" in message
@@ -123,6 +127,19 @@ def test_a_download_without_network_is_one_clear_line(monkeypatch: pytest.Monkey
     assert message.endswith("a local copy can be given with --weights FILE")
     # A bundle brings its own weights, so it does not ask for a download.
     make_backbone(ModelSettings(backbone="test_resnet", pretrained=True), RGB, load=False)
+
+
+def test_a_host_that_does_not_answer_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where timm's client would try for minutes, and say so in many lines."""
+
+    def silent(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(urllib.request, "urlopen", silent)
+    message = refusal(ModelSettings(backbone="test_resnet.r160_in1k", pretrained=True))
+    assert "no route to host" in message
+    for way in ("--weights FILE", "--backbone", "--set model.pretrained=false"):
+        assert way in message
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth", "checkpoint"])

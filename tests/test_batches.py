@@ -40,7 +40,10 @@ def pk_settings(number: int) -> SamplerSettings:
 
 def literal_settings(kind: str, number: int) -> SamplerSettings:
     batch = int(np.random.default_rng([79, number]).integers(1, 30))
-    return SamplerSettings(kind=kind, batch=batch, rotations=number % 3 == 0)
+    return SamplerSettings(
+        kind=kind, batch=batch, rotations=number % 3 == 0, mirror=number % 5 == 0,
+        fresh=number % 4 != 0, forged_share=(0.5, 0.0, 1.0)[number % 3],
+    )  # fmt: skip
 
 
 def epoch(sampler, number: int = 0) -> list[Batch]:
@@ -57,14 +60,15 @@ def pictures(batch: Batch) -> list[tuple[int, int]]:
 
 
 def check_rows(batch: Batch, label: np.ndarray, forged: np.ndarray, turns: int) -> None:
-    assert len(set(pictures(batch))) == len(batch.row)
+    mirrored = np.zeros(len(batch.row), bool) if batch.mirrored is None else batch.mirrored
+    assert len(set(zip(pictures(batch), mirrored.tolist(), strict=True))) == len(batch.row)
     np.testing.assert_array_equal(batch.label, label[batch.row] * turns + batch.turns)
     np.testing.assert_array_equal(batch.forged, forged[batch.row])
     assert set(batch.turns.tolist()) <= set(range(turns))
 
 
 def same_batch(a: Batch, b: Batch) -> bool:
-    names = ("row", "label", "forged", "turns", "pairs", "same", "triplets")
+    names = ("row", "label", "forged", "turns", "pairs", "same", "triplets", "mirrored")
     return all(np.array_equal(getattr(a, n), getattr(b, n)) for n in names)
 
 
@@ -307,17 +311,21 @@ def test_a_pair_or_triplet_is_mirrored_as_a_whole(kind):
 # determinism
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("kind", ["pk", "pairs", "triplets"])
-def test_a_batch_depends_on_seed_and_step_only(kind):
+def test_a_batch_depends_on_seed_and_step_only(kind, fresh, mirror):
     label, forged = random_set(3)
-    settings = SamplerSettings(kind=kind, labels_per_batch=3, batch=7)
+    settings = SamplerSettings(
+        kind=kind, labels_per_batch=3, batch=7, fresh=fresh, mirror=mirror, forged_share=0.3
+    )
     steps = list(range(3 * make_sampler(label, forged, settings, 5).steps_per_epoch))
     sampler = make_sampler(label, forged, settings, 5)
     in_order = [sampler.batch(step) for step in steps]
     for step in reversed(steps):  # One sampler, asked backwards across epochs.
         assert same_batch(sampler.batch(step), in_order[step])
-    fresh = make_sampler(label, forged, settings, 5)
-    assert same_batch(fresh.batch(steps[-1]), in_order[-1])
+    new = make_sampler(label, forged, settings, 5)
+    assert same_batch(new.batch(steps[-1]), in_order[-1])
     other = make_sampler(label, forged, settings, 6)
     assert not all(same_batch(other.batch(step), in_order[step]) for step in steps)
     half = len(steps) // 3

@@ -206,6 +206,7 @@ def test_a_sampler_that_follows_from_the_loss() -> None:
     assert load_recipe("cifar").settings().sampler.kind == "pairs"
     triplets = load_recipe("cifar", {"loss.name": "triplet"}).settings()
     assert (triplets.sampler.kind, triplets.loss.mining) == ("triplets", "given")
+    assert load_recipe("cifar", {"loss.name": "supcon"}).settings().sampler.kind == "pk"
 
 
 def test_a_layer_to_thaw_from_belongs_to_the_recipes_network() -> None:
@@ -232,6 +233,11 @@ def test_settings_without_effect_are_named() -> None:
     assert without_effect(load_recipe("signet").settings(), keys) == [
         "model.kernel has no effect with 'signet'",
         "model.channels has no effect with 'signet'",
+    ]
+    plain = load_recipe("auto", {"model.backbone": "mlp"}).settings()
+    assert without_effect(plain, ("model.pool", "model.head_norm")) == [
+        "model.pool has no effect with 'mlp'",
+        "model.head_norm has no effect without hidden layers (model.head)",
     ]
     assert without_effect(load_recipe("faces-triplet").settings(), keys) == [
         "model.kernel has no effect with 'resnet50.tv_in1k'",

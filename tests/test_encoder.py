@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from twinlens.config import ModelSettings, PictureSettings
@@ -163,3 +166,11 @@ def test_glorot_leaves_a_network_of_timms_as_it_was(backbone: str, anew: bool) -
     pairs = zip(plain.backbone.parameters(), glorot.backbone.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs) == anew
     assert not torch.equal(plain.head[0].weight, glorot.head[0].weight)
+
+
+def test_glorot_leaves_weights_from_a_file_as_they_are(tmp_path: Path) -> None:
+    given = made().backbone.state_dict()
+    save_file(given, tmp_path / "given.safetensors")
+    encoder = made(init="glorot", weights=str(tmp_path / "given.safetensors"))
+    for name, tensor in encoder.backbone.state_dict().items():
+        assert torch.equal(tensor, given[name]), name

@@ -488,6 +488,9 @@ def test_what_the_protocols_do_not_share(tiny_run: TinyRun, tmp_path: Path) -> N
         ({"protocol": "nearest", "data": None}, "nearest needs DATA"),
         ({"protocol": "nearest", "trials": file}, "--trials belongs to --protocol standard"),
         ({"protocol": "nearest", "pairs": 5}, "--pairs belongs to --protocol standard"),
+        ({"protocol": "nearest", "way": 5}, "--way belongs to --protocol standard"),
+        ({"protocol": "nearest", "shot": 2}, "--shot belongs to --protocol standard"),
+        ({"protocol": "nearest", "episodes": 9}, "--episodes belongs to --protocol standard"),
         ({"answers": file}, "--answers belongs to --protocol nearest"),
     ]
     for words, message in wrong:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image
 
 import twinlens
 from twinlens.cli import main
+from twinlens.data.faces import Face
 from twinlens.data.sources import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, DataError
@@ -141,13 +143,23 @@ def test_the_face_is_the_part_of_the_photograph_that_the_list_says(
         assert face.tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize(("keep", "face"), [("best", None), ("largest", 0)])
-def test_best_or_largest(photos: Path, tmp_path: Path, keep: Any, face: int | None) -> None:
-    twinlens.faces(photos, tmp_path / "out", detector="haar", keep=keep, quiet=True)
-    row = rows_of(tmp_path / "out")["both/two.webp"]
-    if face is not None:  # The left photograph is the larger.
-        assert float(row["right"]) < 137
-    assert row["output"] == "both/two.png"
+def test_best_or_largest(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The left one of the two is the larger; here the right one has the higher score."""
+    real = job.find_faces
+
+    def scored(*args: Any, **kwargs: Any) -> list[Face]:
+        found = real(*args, **kwargs)
+        return [replace(face, score=1 + face.box.left) for face in found]
+
+    monkeypatch.setattr(job, "find_faces", scored)
+    sides = {}
+    for keep in ("best", "largest"):
+        out = tmp_path / keep
+        twinlens.faces(photos, out, detector="haar", keep=keep, workers=1, quiet=True)
+        row = rows_of(out)["both/two.webp"]
+        assert row["output"] == "both/two.png"
+        sides[keep] = float(row["left"]), float(row["right"])
+    assert sides["largest"][1] < 137 < sides["best"][0]
 
 
 def test_pictures_are_turned_as_exif_says(hopper: Image.Image, tmp_path: Path) -> None:
@@ -443,3 +455,18 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert main(["faces", str(photos), out]) == 2
     assert "pip install 'twinlens[faces]'" in capsys.readouterr().err
     assert not Path(out).exists()
+
+
+def test_a_folder_whose_place_cannot_be_taken_is_refused_before_any_work(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty", target_is_directory=True)
+    monkeypatch.setattr(job, "_settle_all", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.chdir(tmp_path / "empty")
+    for out in (tmp_path / "link", Path()):
+        with pytest.raises(DataError, match="cannot take: name a folder in it"):
+            twinlens.faces(photos, out, quiet=True)
+    monkeypatch.undo()
+    assert main(["faces", str(photos), "~nobody-at-all/x", "--model", "~nobody-at-all/m"]) == 2
+    assert "Traceback" not in capsys.readouterr().err

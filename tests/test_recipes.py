@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -247,7 +248,8 @@ def test_a_recipe_says_where_it_comes_from_and_has_no_key_without_effect(name: s
     first, *rest = values.pop("about").strip().splitlines()
     assert len(first) <= 100
     assert first.endswith(".")
-    assert any(mark in " ".join(rest) for mark in ("20", "siamese_network_generator"))
+    named = r"\b(19|20)\d\d\b|siamese_network_generator"
+    assert re.search(named, " ".join(rest)), "a year, or the name of what has none"
     settings = load_recipe(name).settings()
     keys = [f"{section}.{key}" for section, fields in values.items() for key in fields]
     auto = {"loss.mining"}  # It may stand for what follows where the loss is overridden.

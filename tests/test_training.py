@@ -18,7 +18,7 @@ import pytest
 import torch
 from digits_run import CPU, TRAIN, VAL, digest, digit_settings, start
 
-from twinlens.config import LossSettings, Settings
+from twinlens.config import LossSettings, OptimizerSettings, Settings
 from twinlens.data.batches import make_sampler
 from twinlens.errors import DataError, TrainingError
 from twinlens.learn import training
@@ -436,6 +436,28 @@ def frozen_settings(**more: Any) -> Settings:
     return digit_settings(augment={}, model__freeze="all", model__head=(8,), **more)
 
 
+def test_a_batch_is_seen_mirrored_where_it_says_so() -> None:
+    settings = digit_settings(augment={})
+    feed = Feed(Encoder(settings.model, settings.picture), TRAIN, settings, CPU)
+    plain = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(0)
+    mirrored = np.arange(len(plain.row)) % 3 == 0
+    seen = feed.pictures(replace(plain, mirrored=mirrored), 1)
+    expected = feed.pictures(plain, 1)
+    expected[mirrored] = expected[mirrored].flip(3)
+    assert torch.equal(seen, expected)
+    assert not torch.equal(seen, feed.pictures(plain, 1))
+
+
+def test_the_optimisers_constants_are_the_settings() -> None:
+    net = torch.nn.Linear(2, 2)
+    for name, keys in (("rmsprop", {"alpha": 0.8}), ("sgd", {"momentum": 0.7})):
+        settings = OptimizerSettings(name=name, rate=0.3, rho=0.8, momentum=0.7, weight_decay=0.1)
+        groups = make_optimizer(net, torch.nn.Identity(), settings).param_groups
+        assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+        for group in groups:
+            assert group.items() >= ({"lr": 0.3} | keys).items()
+
+
 def test_features_of_a_frozen_backbone_are_its_forward_pass() -> None:
     settings = frozen_settings()
     encoder = Encoder(settings.model, settings.picture)
@@ -444,6 +466,7 @@ def test_features_of_a_frozen_backbone_are_its_forward_pass() -> None:
         digit_settings(model__freeze="all"),
         digit_settings(augment={}),
         frozen_settings(sampler__rotations=True),
+        frozen_settings(sampler__mirror=True),
     ):
         assert not can_precompute(other)
     features = backbone_features(encoder.train(), TRAIN.pixels[:70], CPU)

@@ -93,7 +93,7 @@ def _quiet(parser: argparse.ArgumentParser) -> None:
 
 def _settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="auto", help="a name (see `twinlens recipes`) or .toml")
-    parser.add_argument("--backbone", help="conv, mlp, residual, or any name that timm knows")
+    parser.add_argument("--backbone", help="conv, mlp, residual, signet, or a name of timm's")
     parser.add_argument("--weights", help="a local .safetensors or .pth file for the backbone")
     parser.add_argument("--loss", help="contrastive, triplet, bce, supcon, or pml:ClassName")
     length = parser.add_mutually_exclusive_group()
@@ -231,9 +231,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
                         help="with nearest: write what each picture was taken for")  # fmt: skip
     parser.add_argument("--trials", type=Path, metavar="FILE.csv", help="measure these too")
     parser.add_argument("--pairs", type=int, metavar="N", help="N genuine and N impostor pairs")
-    parser.add_argument("--way", type=int, default=20, help="identities in an episode (20)")
-    parser.add_argument("--shot", type=int, default=1, help="pictures of each of them (1)")
-    parser.add_argument("--episodes", type=int, default=1000, help="how many episodes (1000)")
+    parser.add_argument("--way", type=int, help="identities in an episode (20)")
+    parser.add_argument("--shot", type=int, help="pictures of each of them (1)")
+    parser.add_argument("--episodes", type=int, help="how many episodes (1000)")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page to look at")
     parser.add_argument("--seed", type=int, default=0, help="draws pairs and replicates")
     _json(parser)

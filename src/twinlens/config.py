@@ -280,4 +280,8 @@ def without_effect(settings: Settings, keys: Iterable[str]) -> list[str]:
             name = getattr(getattr(settings, section), field)
             if name not in readers.get(key, (name,)):
                 sentences.append(f"{key} has no effect with '{name}'")
+        if key == "model.pool" and settings.model.backbone == "mlp":
+            sentences.append("model.pool has no effect with 'mlp'")
+        if key == "model.head_norm" and not settings.model.head:
+            sentences.append("model.head_norm has no effect without hidden layers (model.head)")
     return sentences

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from twinlens.errors import DataError
+from twinlens.files import expanded
 
 __all__ = ["cache_folder", "downloaded", "unpacked", "whole_folder"]
 
@@ -27,7 +28,7 @@ PATIENCE = 30.0
 def cache_folder() -> Path:
     """Where downloads and unpacked archives are kept: $TWINLENS_CACHE, or ~/.cache/twinlens."""
     named = os.environ.get("TWINLENS_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "twinlens"
+    return expanded(named) if named else Path.home() / ".cache" / "twinlens"
 
 
 def whole_folder(target: Path, fill: Callable[[Path], None]) -> Path:

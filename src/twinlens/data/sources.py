@@ -16,6 +16,7 @@ from twinlens.data.manifests import MANIFEST_ENDINGS, SPLIT_NAMES, read_manifest
 from twinlens.data.named import NAMED_SETS
 from twinlens.data.table import ImageTable, Row
 from twinlens.errors import DataError, unknown_name
+from twinlens.files import expanded
 
 __all__ = ["NAMED_SETS", "picture_endings", "read_folder", "read_table"]
 
@@ -52,7 +53,7 @@ def read_table(
     if isinstance(data, ImageTable):
         return data
     if isinstance(data, str) and data in NAMED_SETS:
-        return NAMED_SETS[data](None if root is None else _existing(Path(root).expanduser()))
+        return NAMED_SETS[data](None if root is None else _existing(expanded(root)))
     path = _existing(data)
     if path.is_file():
         if path.suffix.lower() not in MANIFEST_ENDINGS:
@@ -113,7 +114,7 @@ def picture_endings() -> frozenset[str]:
 
 
 def _existing(data: str | Path) -> Path:
-    path = Path(data).expanduser()
+    path = expanded(data)
     try:
         if str(data).strip() and path.exists():
             return path

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, DataError, unknown_name
+from twinlens.files import expanded
 from twinlens.jobs.measured import Measured, measure, measure_nearest
 from twinlens.jobs.outputs import check_place, whole_file
 from twinlens.jobs.pages import RunFacts, write_page
@@ -43,9 +44,9 @@ def evaluate(
     split: str = "auto",
     trials: str | Path | None = None,
     pairs: int | None = None,
-    way: int = 20,
-    shot: int = 1,
-    episodes: int = 1000,
+    way: int | None = None,
+    shot: int | None = None,
+    episodes: int | None = None,
     report: str | Path | None = None,
     answers: str | Path | None = None,
     root: str | Path | None = None,
@@ -70,9 +71,9 @@ def evaluate(
         trials: a CSV file of given pairs (`a,b,same`) or of one-shot trials
             (`trial,probe,candidate,same`), either with a column `cluster` or without.
         pairs: how many genuine and as many impostor pairs; all, or a large sample, by default.
-        way: identities in an episode, as far as there are so many.
-        shot: pictures of each identity in an episode.
-        episodes: how many.
+        way: identities in an episode, as far as there are so many; 20 by default.
+        shot: pictures of each identity in an episode; 1 by default.
+        episodes: how many; 1000 by default.
         report: where to write a page to look at.
         answers: with "nearest", where to write what each picture was taken for: a CSV file of
             `path,identity,nearest_identity,nearest_path,distance,match`, the last 1 where the
@@ -90,7 +91,7 @@ def evaluate(
     if protocol not in PROTOCOLS:
         raise ConfigError(unknown_name("protocol", protocol, PROTOCOLS))
     if protocol == "nearest":
-        _check_nearest(data, trials=trials, pairs=pairs)
+        _check_nearest(data, trials=trials, pairs=pairs, way=way, shot=shot, episodes=episodes)
     elif answers is not None:
         raise ConfigError("--answers belongs to --protocol nearest")
     if trials is None and data is None:
@@ -119,8 +120,9 @@ def evaluate(
         chosen = pictures_for(matcher.bundle, table, wanted=split, prefer="test")
         found = measure(
             matcher.bundle, matcher.calibration, chosen.table, chosen.pixels,
-            split=chosen.split, identity_disjoint=chosen.identity_disjoint, pairs=pairs, way=way,
-            shot=shot, episodes=episodes, seed=seed,
+            split=chosen.split, identity_disjoint=chosen.identity_disjoint, pairs=pairs, seed=seed,
+            way=20 if way is None else way, shot=1 if shot is None else shot,
+            episodes=1000 if episodes is None else episodes,
         )  # fmt: skip
         measured = replace(found, trials=measured.trials)
         if report is not None:
@@ -193,7 +195,7 @@ def _read(
     try:
         return read_data(matcher.bundle, data, root)
     except DataError as error:
-        if refuse or isinstance(data, ImageTable) or not Path(data).expanduser().is_dir():
+        if refuse or isinstance(data, ImageTable) or not expanded(data).is_dir():
             raise
         log.warning("only the trials are measured: %s", error)
         return None
@@ -203,7 +205,7 @@ def _place(data: str | Path | ImageTable | None, table: ImageTable | None) -> Pa
     """Where the pictures of trials may lie besides the list's own folder."""
     if table is not None:
         return table.root
-    return None if data is None else Path(str(data)).expanduser()
+    return None if data is None else expanded(str(data))
 
 
 def _write_report(

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from twinlens.data.sources import NAMED_SETS
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
+from twinlens.files import expanded
 
 __all__ = ["KEPT_ENDINGS", "appearing", "free_place", "is_folder", "place_all"]
 
@@ -48,6 +49,11 @@ def free_place(out: Path, table: ImageTable, of_folder: bool) -> Path:
     """
     if table.pixels is not None:
         raise DataError(f"{table.source} is held in memory: faces are cut from picture files")
+    if out.is_symlink() or out.is_mount() or out.resolve() == Path.cwd():
+        raise DataError(
+            f"{out} is a link, a mounted disk or the folder you are in, whose place the new folder "
+            "cannot take: name a folder in it"
+        )
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file: name a new folder for the faces")
     if out.is_dir() and any(out.iterdir()):
@@ -83,7 +89,7 @@ def is_folder(source: str | Path | ImageTable) -> bool:
     """Whether `read_table` takes it for a folder of pictures."""
     if isinstance(source, ImageTable) or (isinstance(source, str) and source in NAMED_SETS):
         return False
-    return Path(source).expanduser().is_dir()
+    return expanded(source).is_dir()
 
 
 def _by_identity(table: ImageTable) -> list[PurePosixPath]:

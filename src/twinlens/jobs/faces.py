@@ -28,6 +28,7 @@ from twinlens.data.faces import Detector, Keep, choose_face, cut_face, find_face
 from twinlens.data.sources import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, PictureError, TwinlensError, unknown_name
+from twinlens.files import expanded
 from twinlens.jobs.face_page import FacePage, Outcome, Settled, write_list, write_page
 from twinlens.jobs.face_places import appearing, free_place, is_folder, place_all
 from twinlens.progress import Progress, console_log
@@ -156,9 +157,9 @@ def faces(
     with console_log(quiet):
         opencv()
         table = read_table(source, root=None if root is None else Path(root))
-        out = free_place(Path(out).expanduser(), table, is_folder(source))
+        out = free_place(expanded(out), table, is_folder(source))
         places = place_all(table, source)
-        choice = choose_detector(detector, None if model is None else Path(model).expanduser())
+        choice = choose_detector(detector, None if model is None else expanded(model))
         if not choice.has_confidence:
             _check_haar(align, score)
         options = _Options(choice, score, keep, size, margin, align, pad)

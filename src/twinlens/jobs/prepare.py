@@ -153,6 +153,7 @@ def _begin(
 ) -> Prepared:
     """Choose the settings from the data, and write them down."""
     settings, choices = choose(recipe, table)
+    _say_missing(recipe, settings, table)
     # Built once for nothing, so that wrong weights or layers show before the long reading.
     Encoder(settings.model, settings.picture)
     decoded = _decode(table, settings)
@@ -164,6 +165,16 @@ def _begin(
     for choice in begun.choices:
         log.info("%s", in_words(choice))
     return begun
+
+
+def _say_missing(recipe: Recipe, settings: Settings, table: ImageTable) -> None:
+    """What the settings count on and is not there."""
+    share = recipe.values.get("sampler", {}).get("forged_share", 0)
+    if share and not table.of_split("train").forged.any():
+        log.warning("there are no forgeries to train on: all impostors are of other identities")
+    model = settings.model
+    if model.freeze == "all" and not (model.pretrained or model.weights):
+        log.warning("the backbone is frozen with random weights: only the head learns")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from twinlens.model.bundle import Bundle, Origin, hash_identities, save_bundle, 
 from twinlens.model.comparators import make_comparator
 from twinlens.model.compute import Compute, choose_compute, keep_freed_memory, pick_device
 from twinlens.model.encoder import Encoder
+from twinlens.model.initial import glorot
 from twinlens.progress import Progress, console_log, duration
 from twinlens.recipes import load_recipe
 
@@ -115,6 +116,8 @@ def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fi
     torch.manual_seed(settings.seed)
     encoder = Encoder(settings.model, settings.picture)
     comparator = make_comparator(settings.model.comparator, settings.model.embedding)
+    if settings.model.init == "glorot":
+        comparator.apply(glorot)
     training, validation = pool_of(decoded, "train"), pool_of(decoded, "val")
     sampler = settings.sampler
     batch = sampler.labels_per_batch * sampler.images_per_label

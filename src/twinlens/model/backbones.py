@@ -6,6 +6,8 @@ of embeddings, losses or files other than its own pretrained weights.
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,12 @@ __all__ = [
     "num_features",
     "pretrained_picture",
 ]
+
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Where timm looks for weights in their repository."""
+
+HUB_SECONDS = 10
 
 
 def conv(picture: PictureSettings, model: ModelSettings) -> nn.Sequential:
@@ -175,7 +183,8 @@ def make_backbone(model: ModelSettings, picture: PictureSettings, load: bool = T
     """Build a backbone, with its pretrained weights if the settings name any.
 
     Args:
-        model: everything but the head and the comparator is read.
+        model: what builds the network, `pretrained` and `weights` are read; `freeze` and `init` are
+            for later.
         picture: the size and the channels that the network will get.
         load: False leaves the weights random, for a bundle that brings its own.
     Raises:
@@ -185,7 +194,7 @@ def make_backbone(model: ModelSettings, picture: PictureSettings, load: bool = T
         if model.pretrained:
             raise ConfigError(
                 f"there are no pretrained weights for our own '{model.backbone}': "
-                "leave out model.pretrained, or name one of timm's networks"
+                "set model.pretrained=false, or name one of timm's networks"
             )
         backbone: nn.Module = OWN_BACKBONES[model.backbone](picture, model)
     else:
@@ -200,6 +209,8 @@ def _timm_backbone(model: ModelSettings, picture: PictureSettings, pretrained: b
     import timm
 
     check_backbone(model.backbone)
+    if pretrained:
+        _check_hub(model.backbone)
     arguments: dict[str, Any] = {"num_classes": 0, "in_chans": picture.channels}
     if "img_size" in _arguments_of(model.backbone):
         arguments["img_size"] = picture.size
@@ -209,7 +220,7 @@ def _timm_backbone(model: ModelSettings, picture: PictureSettings, pretrained: b
         backbone: nn.Module = timm.create_model(model.backbone, pretrained=pretrained, **arguments)
     except Exception as error:
         # timm and its hub client raise many kinds, from "no such tag" to "no network".
-        line = _first_line(error)
+        line = _first_line(error).rstrip(".")
         what = "the pretrained weights of" if pretrained else "the network"
         raise ConfigError(
             f"timm could not build {what} '{model.backbone}' for {picture.channels}-channel "
@@ -217,6 +228,35 @@ def _timm_backbone(model: ModelSettings, picture: PictureSettings, pretrained: b
             + ("; a local copy can be given with --weights FILE" if pretrained else "")
         ) from error
     return backbone
+
+
+def _check_hub(name: str) -> None:
+    """Refuse at once to download weights where there is no way to their host.
+
+    The hub's own client tries each of several files five times, which takes minutes.
+
+    Raises:
+        ConfigError: the weights are not in the cache, and their host does not answer.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    record = _record(name)
+    if record is None or not record.hf_hub_id or record.file:
+        return
+    cached = (try_to_load_from_cache(record.hf_hub_id, file) for file in HUB_FILES)
+    if any(isinstance(found, str) for found in cached):
+        return
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
+    except urllib.error.HTTPError:
+        return  # It answers; what it has to say of the weights, timm will hear.
+    except OSError as error:
+        raise ConfigError(
+            f"the pretrained weights of '{name}' cannot be downloaded ({error}): give a local copy "
+            "with --weights FILE, another network that you have weights of with --backbone too, or "
+            "begin with random weights by --set model.pretrained=false"
+        ) from error
 
 
 def _arguments_of(name: str) -> frozenset[str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.model.backbones import freeze_before, is_own, make_backbone, num_features
 from twinlens.model.heads import make_head
+from twinlens.model.initial import glorot
 
 __all__ = ["Encoder", "embed_features", "embed_pixels"]
 
@@ -36,8 +37,9 @@ class Encoder(nn.Module):
         self.backbone = make_backbone(model, picture, load)
         self.head = make_head(num_features(self.backbone, picture), model)
         if model.init == "glorot":
-            learned_anew = [self.head, self.backbone] if is_own(model.backbone) else [self.head]
-            nn.ModuleList(learned_anew).apply(_glorot)
+            self.head.apply(glorot)
+            if is_own(model.backbone) and model.weights is None:
+                self.backbone.apply(glorot)
         self._frozen = freeze_before(self.backbone, model.freeze)
         # The statistics are in the settings already; as buffers they only follow the device.
         self.register_buffer("mean", torch.tensor(picture.mean).view(1, -1, 1, 1), persistent=False)
@@ -82,14 +84,6 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.mean.device
-
-
-def _glorot(layer: nn.Module) -> None:
-    """Weights as Keras begins with them (Glorot 2010): uniform, by both widths; biases 0."""
-    if isinstance(layer, nn.Conv2d | nn.Linear):
-        nn.init.xavier_uniform_(layer.weight)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
 
 
 @torch.inference_mode()

@@ -31,6 +31,9 @@ __all__ = [
 
 AUTO = "auto"
 
+# The literal batches that a loss is published with; what others learn from is a pool of pairs.
+LITERAL = {"contrastive": "pairs", "bce": "pairs", "triplet": "triplets"}
+
 # The keys for which a recipe may say "auto"; learn/auto.py chooses each from the data.
 AUTO_KEYS = frozenset(
     {
@@ -169,8 +172,8 @@ def _follow(values: dict[str, Any]) -> None:
     model, loss = values.get("model", {}), values.get("loss", {})
     sampler = values.get("sampler", {})
     if isinstance(sampler, dict) and sampler.get("kind") == AUTO:
-        by_triplets = isinstance(loss, dict) and loss.get("name") == "triplet"
-        sampler["kind"] = "triplets" if by_triplets else "pairs"
+        name = loss.get("name") if isinstance(loss, dict) else None
+        sampler["kind"] = LITERAL.get(str(name), "pk")
     if isinstance(model, dict) and model.get("comparator") == AUTO:
         learned = isinstance(loss, dict) and loss.get("name") == "bce"
         model["comparator"] = "sigmoid" if learned else "cosine"
