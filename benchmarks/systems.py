@@ -144,7 +144,7 @@ def on_classes(run: Path, work: Path) -> str:
     ).nearest
     assert asked is not None
     assert own is not None
-    assert np.all(own.distance == 0), "a training picture is nearest to itself, at distance 0"
+    assert np.all(own.distance[:, 0] == 0), "a training picture is nearest to itself, at distance 0"
     return f"right class {percent(asked.accuracy)}, among five {percent(asked.top_5)}"
 
 
