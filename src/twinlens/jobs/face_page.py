@@ -7,7 +7,6 @@ nothing. This module detects nothing and cuts nothing.
 from __future__ import annotations
 
 import csv
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from twinlens.data.drawing import GREEN, RED, Color
 from twinlens.data.faces import Box, Face
 from twinlens.errors import PictureError
 from twinlens.measure.maps import data_uri
+from twinlens.measure.report import style_sheet
 from twinlens.measure.wording import count_of, percent
 
 __all__ = ["FacePage", "Outcome", "Settled", "render_page", "write_list", "write_page"]
@@ -130,7 +130,7 @@ def render_page(page: FacePage) -> str:
     few = _few_faces(page)
     return made.from_string(source).render(
         page=page,
-        style=_style(),
+        style=style_sheet(),
         lead=_lead(page),
         key=_key_numbers(page.counts),
         cautions=list(_cautions(page)),
@@ -140,14 +140,6 @@ def render_page(page: FacePage) -> str:
         broken=[(page.names[row], page.settled[row].reason) for row in broken[:MOST_NAMED]],
         broken_more=max(0, len(broken) - MOST_NAMED),
     )
-
-
-def _style() -> str:
-    """The style sheet of the report: both pages look alike, and there is one place to change."""
-    report = (resources.files("twinlens.measure") / "report.html.j2").read_text(encoding="utf-8")
-    found = re.search(r"<style>(.*?)</style>", report, re.S)
-    assert found is not None
-    return found[1]
 
 
 # --- in words -----------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ __all__ = [
     "ScoredPairs",
     "SplitCount",
     "render_report",
+    "style_sheet",
     "worst_rows",
     "write_report",
 ]
@@ -175,13 +176,14 @@ def write_report(path: Path, content: ReportContent) -> None:
 
 def render_report(content: ReportContent) -> str:
     """The page as HTML. Everything that comes from the user is escaped."""
-    source = (resources.files("twinlens.measure") / "report.html.j2").read_text(encoding="utf-8")
+    source = _resource("report.html.j2")
     page = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page.filters |= {"picture": data_uri, "number": number, "breakable": _breakable}
     rows = [*result_rows(content.results), *_nearest_rows(content.results)]
     return page.from_string(source).render(
+        style=style_sheet(),
         content=content,
         summary=summary(content),
         cautions=cautions(content),
@@ -193,6 +195,15 @@ def render_report(content: ReportContent) -> str:
         broken=content.broken[:MOST_BROKEN],
         few=_few(content.operating),
     )
+
+
+def style_sheet() -> str:
+    """The style of our pages, CSS for light, dark and print."""
+    return _resource("report.css")
+
+
+def _resource(name: str) -> str:
+    return (resources.files("twinlens.measure") / name).read_text(encoding="utf-8")
 
 
 def worst_rows(
