@@ -414,7 +414,10 @@ def test_ctrl_c_ends_all_processes_and_leaves_nothing(hopper: Image.Image, tmp_p
         time.sleep(0.02)
     os.killpg(running.pid, signal.SIGINT)
     _, said = running.communicate(timeout=60)  # Until the last process has closed its end.
-    assert (running.returncode, said) == (130, b"twinlens: interrupted\n")
+    # On a busy machine there may have been a line of progress before.
+    assert running.returncode == 130
+    assert said.endswith(b"twinlens: interrupted\n")
+    assert b"Traceback" not in said
     assert {path.name for path in tmp_path.iterdir()} <= {"in", "own-cache"}
 
 
