@@ -403,7 +403,7 @@ def test_what_is_stopped_leaves_nothing(
 
 def test_ctrl_c_ends_all_processes_and_leaves_nothing(hopper: Image.Image, tmp_path: Path) -> None:
     save(hopper, tmp_path / "in" / "grace" / "0.png")
-    for number in range(1, 200):
+    for number in range(1, 2000):  # More than can be done before it is stopped.
         shutil.copy(tmp_path / "in/grace/0.png", tmp_path / "in/grace" / f"{number}.png")
     words = ["-m", "twinlens", "faces", "in", "out", "--detector", "haar", "--workers", "2"]
     running = subprocess.Popen(

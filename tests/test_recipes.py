@@ -15,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 import twinlens
 from twinlens.cli import main
 from twinlens.jobs import train as train_job
+from twinlens.model.encoder import Encoder
 from twinlens.recipes import load_recipe, recipe_names, recipe_values
 
 FIXED = ("train.precision=float32", "train.channels_last=no", "train.target_far=0.1")
@@ -154,17 +156,18 @@ def test_digits_mlp(tmp_path: Path) -> None:
 def test_faces_triplet(tmp_path: Path) -> None:
     """Only the head learns: the backbone comes out as it went in, statistics included."""
     draw_things(class_folders(tmp_path / "things", 40, 8))
-    small = (*RANDOM_WEIGHTS, "train.steps=200")
+    small = (*RANDOM_WEIGHTS, "train.steps=120", "train.validations=2")
     before, after = learn("faces-triplet", tmp_path / "things", tmp_path / "run", *small)
     assert before > 0.3
     assert after["all"] < 0.5 * before
-    one_step = (*RANDOM_WEIGHTS, "train.steps=1")
-    learn("faces-triplet", tmp_path / "things", tmp_path / "short", *one_step)
-    longer, shorter = (twinlens.load(tmp_path / run).bundle.encoder for run in ("run", "short"))
-    for name, tensor in longer.backbone.state_dict().items():
-        assert (tensor == shorter.backbone.state_dict()[name]).all(), name
+    learned = twinlens.load(tmp_path / "run").bundle.encoder
+    torch.manual_seed(0)
+    begun = Encoder(learned.model_settings, learned.picture)
+    for name, tensor in learned.backbone.state_dict().items():
+        assert (tensor == begun.backbone.state_dict()[name]).all(), name
 
 
+@pytest.mark.slow
 def test_lookalikes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw_things(counterparts(tmp_path / "pairs", 100))
     small = (*RANDOM_WEIGHTS, "train.steps=50", "train.validations=2")
@@ -216,22 +219,23 @@ def test_omniglot_eca(tmp_path: Path) -> None:
     assert after["all"] < 0.6 * before
 
 
+@pytest.mark.slow
 def test_signet(tmp_path: Path) -> None:
     """Forgeries of unseen writers, on smaller pages and with the stride of their code."""
     draw_signatures(tmp_path / "signs", 24, 8)
     small = ("picture.size=[70,100]", "model.stride=4", "sampler.batch=32", "train.validations=2")
     _, before = learn("signet", tmp_path / "signs", tmp_path / "untrained", *small,
                       "train.steps=1", "optimizer.rate=1e-9")  # fmt: skip
-    _, after = learn("signet", tmp_path / "signs", tmp_path / "run", *small, "train.steps=60",
+    _, after = learn("signet", tmp_path / "signs", tmp_path / "run", *small, "train.steps=90",
                      "optimizer.rate=3e-4")  # fmt: skip
     assert before["skilled"] > 0.25
-    assert after["skilled"] < 0.5 * before["skilled"]
+    assert after["skilled"] < 0.6 * before["skilled"]
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "triplet"])
 def test_cifar(loss: str, tmp_path: Path) -> None:
     draw_things(class_folders(tmp_path / "things", 10, 30))
-    small = (f'loss.name="{loss}"', "train.epochs=6.0", "sampler.batch=32")
+    small = (f'loss.name="{loss}"', "train.epochs=4.0", "sampler.batch=32")
     before, after = learn("cifar", tmp_path / "things", tmp_path / "run", *small)
     assert before > 0.3
     assert after["all"] < 0.5 * before

@@ -11,13 +11,13 @@ import os
 import shlex
 import signal
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -246,7 +246,9 @@ def _elsewhere(
     # Not forked: torch's and OpenCV's threads in this process would not be there in the child.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (options,))
     try:
-        yield from pool.map(partial(_settle, options), tasks)
+        with _unheard():
+            results = pool.map(partial(_settle, options), tasks)  # Starts them all.
+        yield from results
     except BrokenProcessPool as error:
         raise TwinlensError(
             "a process that was cutting faces has ended early: too little memory, or a script that "
@@ -256,8 +258,22 @@ def _elsewhere(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Ctrl-C waits, and the processes that are started meanwhile never hear it: this one does."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # It would lift the mask when it starts.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker(options: _Options) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent hears Ctrl-C, and ends them all.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Where there is no mask to inherit.
     opencv().setNumThreads(1)
     _detector(options.choice, min(FLOOR, options.score))
 
