@@ -407,8 +407,10 @@ def test_ctrl_c_ends_all_processes_and_leaves_nothing(hopper: Image.Image, tmp_p
         shutil.copy(tmp_path / "in/grace/0.png", tmp_path / "in/grace" / f"{number}.png")
     words = ["-m", "twinlens", "faces", "in", "out", "--detector", "haar", "--workers", "2"]
     running = subprocess.Popen(
-        [sys.executable, *words], cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True
-    )
+        [sys.executable, *words], cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True,
+        # Tests that run in the background are deaf to Ctrl-C, and so would this process be.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".out.part-*/whole/grace/*")) and time.monotonic() < deadline:
         time.sleep(0.02)
