@@ -180,7 +180,7 @@ SYSTEMS = {
         omniglot, on_trials, ("--epochs", "2"), ("--set", "data.fractions=[0.85,0.15,0]")
     ),
     "digits-bce": System(fashion, on_fashion, ("--epochs", "2")),  # of 20, for want of time
-    "cifar": System(fashion, on_fashion, ("--steps", "200")),  # of 15,440, for want of time
+    "cifar": System(fashion, on_fashion, ("--steps", "60")),  # for want of time
 }  # fmt: skip
 
 
