@@ -14,10 +14,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from twinlens import __version__
 from twinlens.errors import ConfigError, TwinlensError, unknown_name
+
+if TYPE_CHECKING:
+    from twinlens.jobs.faces import FaceSet
+    from twinlens.jobs.inspect import Inspected
+    from twinlens.jobs.measured import Measured
 
 __all__ = ["main"]
 
@@ -142,6 +147,13 @@ def _print_json(values: Any) -> None:
     print(json.dumps(values, ensure_ascii=False, allow_nan=False))
 
 
+def _print_found(found: Inspected | Measured | FaceSet, as_json: bool) -> None:
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        print(found.as_text())
+
+
 def _add_train(parser: argparse.ArgumentParser) -> None:
     _data(parser)
     parser.add_argument("--out", type=Path, help="the run folder (default: runs/NAME)")
@@ -180,10 +192,7 @@ def _run_inspect(args: argparse.Namespace) -> int:
         args.data, recipe=args.recipe, settings=_overrides(args), root=args.root,
         montage=args.montage, quiet=args.quiet,
     )  # fmt: skip
-    if args.json:
-        _print_json(found.as_json())
-    else:
-        print(found.as_text())
+    _print_found(found, args.json)
     return 0
 
 
@@ -248,10 +257,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         pairs=args.pairs, way=args.way, shot=args.shot, episodes=args.episodes,
         report=args.report, answers=args.answers, root=args.root, seed=args.seed, quiet=args.quiet,
     )  # fmt: skip
-    if args.json:
-        _print_json(found.as_json())
-    else:
-        print(found.as_text())
+    _print_found(found, args.json)
     return 0
 
 
@@ -320,10 +326,7 @@ def _run_faces(args: argparse.Namespace) -> int:
         keep=args.keep, size=args.size, margin=args.margin, align=args.align, pad=args.pad,
         workers=args.workers, root=args.root, quiet=args.quiet,
     )  # fmt: skip
-    if args.json:
-        _print_json(found.as_json())
-    else:
-        print(found.as_text())
+    _print_found(found, args.json)
     return 0
 
 
