@@ -180,6 +180,57 @@ def bce_loss_loop(logit, same):
     return 0.5 * mean[True] + 0.5 * mean[False]
 
 
+# --- measure: clusters, one picture at a time ------------------------------------------------
+
+
+def b_cubed_loop(cluster, identity):
+    """Precision and recall as Amigo et al. (2009) define them: means over pairs of pictures."""
+    num = len(cluster)
+
+    def mean_correct(group):
+        total = 0.0
+        for a in range(num):
+            others = [b for b in range(num) if group[a] == group[b]]
+            same = [b for b in others if (cluster[a], identity[a]) == (cluster[b], identity[b])]
+            total += len(same) / len(others)
+        return total / num
+
+    precision, recall = mean_correct(cluster), mean_correct(identity)
+    return precision, recall, 2 * precision * recall / (precision + recall)
+
+
+def purity_loop(cluster, identity):
+    total = 0
+    for name in set(cluster):
+        inside = [i for c, i in zip(cluster, identity, strict=True) if c == name]
+        total += max(inside.count(i) for i in inside)
+    return total / len(cluster)
+
+
+def average_linkage_loop(dist, cut, must=(), cannot=()):
+    """UPGMA from its definition: the groups with the smallest mean distance merge, up to a cut."""
+    groups = [{row} for row in range(len(dist))]
+    for a, b in must:
+        first, second = (next(g for g in groups if row in g) for row in (a, b))
+        if first is not second:
+            groups = [g for g in groups if g not in (first, second)] + [first | second]
+    while True:
+        best = (cut, None, None)
+        for one in groups:
+            for other in groups:
+                apart = any(
+                    (a in one and b in other) or (b in one and a in other) for a, b in cannot
+                )
+                if one is other or apart:
+                    continue
+                mean = sum(dist[a][b] for a in one for b in other) / (len(one) * len(other))
+                if mean <= best[0]:
+                    best = (mean, one, other)
+        if best[1] is None:
+            return groups
+        groups = [g for g in groups if g not in best[1:]] + [best[1] | best[2]]
+
+
 # --- model: distances one by one -------------------------------------------------------------
 
 
@@ -207,3 +258,59 @@ def distance_of(name, a, b, parts):
         return total
 
     return max(0.0, logit([0.0] * len(a)) - logit([abs(d) for d in difference]))
+
+
+# --- measure: galleries ----------------------------------------------------------------------
+
+
+def rank_list_loop(dist, code, rule, voters=5):
+    """All identities of one probe, best first: (code, distance) by the definition of the rule."""
+    near = {}
+    for d, c in zip(dist, code, strict=True):
+        if d < math.inf:
+            near[c] = min(d, near.get(c, math.inf))
+    votes = dict.fromkeys(near, 0)
+    if rule == "vote":
+        templates = sorted((d, c) for d, c in zip(dist, code, strict=True) if d < math.inf)
+        for _, c in templates[:voters]:
+            votes[c] += 1
+    return [(c, near[c]) for c in sorted(near, key=lambda c: (-votes[c], near[c], c))]
+
+
+def mean_loop(rows):
+    return [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+def rank_in_gallery_loop(probe, gallery, rule):
+    """`gallery` holds (embedding, code); Euclidean distances."""
+    if rule == "mean":
+        codes = sorted({c for _, c in gallery})
+        gallery = [(mean_loop([e for e, c in gallery if c == code]), code) for code in codes]
+    dist = [math.dist(probe, e) for e, _ in gallery]
+    return rank_list_loop(dist, [c for _, c in gallery], rule)
+
+
+def leave_one_out_gallery(emb, code, rule):
+    """For each template: its code, the list without itself, and the list without its identity."""
+    gallery = list(zip(emb, code, strict=True))
+    found = []
+    for row, (probe, own) in enumerate(gallery):
+        others = gallery[:row] + gallery[row + 1 :]
+        strangers = [(e, c) for e, c in gallery if c != own]
+        found.append(
+            (
+                own,
+                rank_in_gallery_loop(probe, others, rule),
+                rank_in_gallery_loop(probe, strangers, rule),
+            )
+        )
+    return found
+
+
+def smallest_margin_loop(gap, wrong, target):
+    """The smallest of 0 and the finite gaps that keeps wrong answers to the target, else None."""
+    for margin in sorted({0.0, *(g for g in gap if g < math.inf)}):
+        kept = [w for g, w in zip(gap, wrong, strict=True) if g >= margin]
+        if len(kept) >= 1 / target and sum(kept) <= target * len(kept):
+            return margin
+    return None

@@ -135,3 +135,30 @@ def test_a_parquet_without_its_columns_is_refused(tmp_path):
     pq.write_table(pa.table({"path": ["a"]}), tmp_path / "list.parquet")
     with pytest.raises(DataError, match="no column identity, found path"):
         read_manifest(tmp_path / "list.parquet")
+
+
+def test_further_columns_are_metadata_of_their_rows(tmp_path):
+    text = "path,identity,Camera,year\nb.png,7,,2021\na/1.png,Zoë,north,2020\n"
+    table = read_manifest(write(tmp_path, text))
+    assert [table.relative(row) for row in range(2)] == ["a/1.png", "b.png"]
+    assert table.metadata.tolist() == [{"camera": "north", "year": "2020"}, {"year": "2021"}]
+    assert table.select([1]).metadata.tolist() == [{"year": "2021"}]
+    assert table.of_split("train").metadata.tolist() == []
+    assert read_manifest(write(tmp_path, "path,identity\na,b\n")).metadata is None
+
+
+def test_metadata_of_parquet_keeps_numbers_and_leaves_vectors_out(tmp_path):
+    columns = {
+        "path": ["a.png", "b.png"], "identity": ["x", "y"], "year": [2020, None],
+        "share": [0.5, float("nan")], "ok": [True, False], "embedding": [[1.0], [2.0]],
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "list.parquet")
+    table = read_manifest(tmp_path / "list.parquet")
+    assert table.metadata.tolist() == [{"year": 2020, "share": 0.5, "ok": True}, {"ok": False}]
+
+
+def test_metadata_changes_no_fingerprint(tmp_path):
+    plain = read_manifest(write(tmp_path, "path,identity\na.png,x\n"))
+    more = read_manifest(write(tmp_path, "path,identity,camera\na.png,x,north\n"))
+    assert more.metadata is not None
+    assert plain.fingerprint() == more.fingerprint()

@@ -1,13 +1,15 @@
 """Manifests, CSV or Parquet: one row for each picture.
 
 Columns `path`, `identity`, and where wanted `role` (genuine | forged; empty is genuine) and
-`split` (train | val | test; empty is not assigned). Other columns are ignored. Whether the
-pictures exist and can be read is for the decoder to say.
+`split` (train | val | test; empty is not assigned). What other columns say of a picture, numbers,
+text and truth, is its metadata, which a gallery keeps and training ignores. Whether the pictures
+exist and can be read is for the decoder to say.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,8 +36,8 @@ REQUIRED = ("path", "identity")
 ROLES = {"": False, "genuine": False, "forged": True}
 MAX_SHOWN = 10
 
-Entry = tuple[str, dict[str, str]]
-"""Where the row is ("line 7"), and its known columns."""
+Entry = tuple[str, dict[str, str], dict[str, Any]]
+"""Where the row is ("line 7"), its known columns, and the others that hold something."""
 
 
 def read_manifest(file: Path, *, root: Path | None = None, source: str | None = None) -> ImageTable:
@@ -55,13 +57,15 @@ def read_manifest(file: Path, *, root: Path | None = None, source: str | None = 
     base = Path(os.path.normpath(file.parent if root is None else root))
     entries = _parquet_entries(file) if file.suffix.lower() == ".parquet" else _csv_entries(file)
     rows: dict[str, tuple[str, Row]] = {}
+    metadata: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
     num_entries = 0
-    for num_entries, (where, cells) in enumerate(entries, 1):  # noqa: B007
+    for num_entries, (where, cells, others) in enumerate(entries, 1):  # noqa: B007
         found = _problems(cells)
         if not found:
             row = _row(cells, base)
             first, known = rows.setdefault(row[0], (where, row))
+            metadata.setdefault(row[0], others)
             found = [] if known == row else [f"says otherwise than {first} of '{cells['path']}'"]
         problems += [f"{where}: {problem}" for problem in found]
     if problems:
@@ -70,7 +74,10 @@ def read_manifest(file: Path, *, root: Path | None = None, source: str | None = 
         raise DataError(f"the manifest {file} has wrong rows:\n  " + "\n  ".join(shown))
     if num_entries == 0:
         raise DataError(f"the manifest {file} has no rows: it needs one for each picture")
-    return ImageTable.of_rows((row for _, row in rows.values()), source or str(file), base)
+    table = ImageTable.of_rows((row for _, row in rows.values()), source or str(file), base)
+    if not any(metadata.values()):
+        return table
+    return table.with_metadata([metadata[path] for path in table.path])
 
 
 def _problems(cells: dict[str, str]) -> list[str]:
@@ -125,7 +132,8 @@ def _csv_entry(names: list[str], values: list[str], where: str, file: Path) -> E
             ' put names that hold a comma into "quotes"'
         )
     cells = dict(zip(names, values, strict=False))
-    return where, {name: cells.get(name, "") for name in COLUMNS}
+    others = {name: value for name, value in cells.items() if name not in COLUMNS and value}
+    return where, {name: cells.get(name, "") for name in COLUMNS}, others
 
 
 def _parquet_entries(file: Path) -> Iterator[Entry]:
@@ -136,15 +144,23 @@ def _parquet_entries(file: Path) -> Iterator[Entry]:
         with pyarrow.parquet.ParquetFile(file) as parquet:
             names = parquet.schema_arrow.names
             _require_columns(names, file)
-            known = [name for name in COLUMNS if name in names]
+            # Embeddings and the like say nothing that a filter could ask for.
+            flat = [f.name for f in parquet.schema_arrow if not pyarrow.types.is_nested(f.type)]
             number = 0
-            for batch in parquet.iter_batches(columns=known):
+            for batch in parquet.iter_batches(columns=flat):
                 for values in batch.to_pylist():
                     number += 1
-                    cells = {name: _text(values.get(name)) for name in COLUMNS}
-                    yield f"row {number}", cells
+                    cells = {name: _text(values.pop(name, None)) for name in COLUMNS}
+                    others = {name: _plain(value) for name, value in values.items()}
+                    yield f"row {number}", cells, {k: v for k, v in others.items() if v != ""}
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read the manifest {file}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can say: numbers and truth as they are, all else as text."""
+    finite = isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
+    return value if finite else _text(value)
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,7 @@ This module knows no folder layouts (`sources`), decodes nothing (`decode`), and
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ class ImageTable:
         source: how the user named the data.
         root: the folder that the paths lie in; None for named sets held in memory.
         pixels: None, or the pictures themselves: (N, H, W) or (N, H, W, 3).
+        metadata: None, or (N,) dicts: what a manifest says besides.
 
     All arrays are read-only.
 
@@ -54,6 +55,7 @@ class ImageTable:
     source: str
     root: Path | None
     pixels: NDArray[np.uint8] | None = None
+    metadata: NDArray[np.object_] | None = None
 
     def __post_init__(self) -> None:
         columns = {
@@ -64,6 +66,8 @@ class ImageTable:
         }
         if self.pixels is not None:
             columns["pixels"] = np.asarray(self.pixels, dtype=np.uint8)
+        if self.metadata is not None:
+            columns["metadata"] = np.asarray(self.metadata, dtype=object)
         _check(columns)
         order = np.argsort(columns["path"], kind="stable")
         moved = bool((order != np.arange(len(order))).any())
@@ -106,6 +110,7 @@ class ImageTable:
             forged=self.forged[kept],
             split=self.split[kept],
             pixels=None if self.pixels is None else self.pixels[kept],
+            metadata=None if self.metadata is None else self.metadata[kept],
         )
 
     def of_split(self, name: str) -> ImageTable:
@@ -115,6 +120,12 @@ class ImageTable:
     def with_split(self, split: NDArray[np.object_] | Sequence[str]) -> ImageTable:
         """The same pictures with other splits, shape (N,), in the order of this table."""
         return replace(self, split=np.asarray(split, dtype=object))
+
+    def with_metadata(self, metadata: Sequence[Mapping[str, Any]]) -> ImageTable:
+        """The same pictures with other metadata, a mapping each, in the order of this table."""
+        column = np.empty(len(metadata), dtype=object)  # numpy would look into the mappings.
+        column[:] = metadata
+        return replace(self, metadata=column)
 
     def identities(self) -> list[str]:
         """The distinct identities, sorted."""

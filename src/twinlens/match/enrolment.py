@@ -1,0 +1,313 @@
+"""Pictures -> rows for a gallery, in batches: hash, skip what is known, decode, embed.
+
+A picture is told by the hash of its file's bytes (or of its pixels, where it has no file), so that
+enrolling again, or going on after a crash, embeds nothing twice. This module does not store: it
+makes rows, counts, and says what it left out and why.
+
+Shapes: N pictures, D dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from twinlens.data.decode import open_picture, to_array
+from twinlens.data.table import ImageTable
+from twinlens.errors import GalleryError, PictureError
+from twinlens.match.stores import schema
+
+if TYPE_CHECKING:
+    from twinlens.match.matcher import Matcher
+
+__all__ = ["Enrolled", "Enrolment", "Skipped", "Source", "check_identity", "digest", "make_rows",
+           "read_source", "sources_of", "text"]  # fmt: skip
+
+AT_ONCE = 256
+THREADS = 4
+THUMBNAIL = 160
+"""The longer side of a thumbnail, in pixels."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A picture that was left out."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """What became of pictures that were to be enrolled.
+
+    Attributes:
+        num_new: templates that there were not.
+        num_known: pictures that were enrolled already, under the same identity.
+        skipped: those that could not be enrolled.
+        num_identities: distinct identities of the new and the known.
+    """
+
+    num_new: int
+    num_known: int
+    skipped: tuple[Skipped, ...]
+    num_identities: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Counts, and what was skipped."""
+        return {
+            "new": self.num_new,
+            "known": self.num_known,
+            "identities": self.num_identities,
+            "skipped": [{"path": s.path, "reason": s.reason} for s in self.skipped],
+        }
+
+    def as_text(self) -> str:
+        """The counts in one line."""
+        return (
+            f"{self.num_new} new, {self.num_known} known, {len(self.skipped)} skipped; "
+            f"{self.num_identities} {'identity' if self.num_identities == 1 else 'identities'}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One picture to enrol: a file, or pixels (H, W[, 3]) with a name for a path."""
+
+    path: str
+    identity: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    pixels: NDArray[np.uint8] | None = None
+
+    @classmethod
+    def of_file(cls, path: str | Path, identity: str, metadata: Mapping[str, Any]) -> Source:
+        """A file, by its full path."""
+        # abspath, since a link is to stay one.
+        return cls(os.path.abspath(os.path.expanduser(path)), identity, metadata)  # noqa: PTH100, PTH111
+
+    def content(self) -> bytes:
+        """What is hashed.
+
+        Raises:
+            PictureError: the file cannot be read.
+        """
+        if self.pixels is not None:
+            return repr(self.pixels.shape).encode() + self.pixels.tobytes()
+        try:
+            return Path(self.path).read_bytes()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise PictureError(self.path, reason) from error
+
+
+def sources_of(
+    table: ImageTable, metadata: Mapping[str, Any]
+) -> tuple[list[Source], list[Skipped]]:
+    """The pictures of a table, and those that are no templates: forgeries are nobody's."""
+    sources, skipped = [], []
+    for row in range(len(table)):
+        path, identity = str(table.path[row]), check_identity(str(table.identity[row]))
+        given = metadata if table.metadata is None else {**table.metadata[row], **metadata}
+        if table.forged[row]:
+            skipped.append(Skipped(path, "a forgery, which is nobody's template"))
+        elif table.pixels is not None:
+            sources.append(Source(path, identity, given, table.pixels[row]))
+        else:
+            sources.append(Source.of_file(path, identity, given))
+    return sources, skipped
+
+
+def check_identity(identity: str) -> str:
+    """A name as it is stored.
+
+    Raises:
+        GalleryError: there is nothing in it.
+    """
+    if not identity.strip():
+        raise GalleryError(
+            f"an identity needs a name, found {identity!r}: give each one that is not empty"
+        )
+    return text(identity)
+
+
+def text(name: str) -> str:
+    """A string as UTF-8 can say it, which file names need not be; what it cannot is escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def digest(content: bytes) -> str:
+    """32 hex digits that tell pictures apart."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def read_source(matcher: Matcher, source: Source, content: bytes) -> NDArray[np.uint8]:
+    """A picture as the network takes it, shape (C, H, W).
+
+    Raises:
+        PictureError: it cannot be read.
+    """
+    spec = matcher.bundle.encoder.picture
+    if source.pixels is not None:
+        return to_array(source.pixels, spec)
+    try:
+        return to_array(
+            open_picture(content, max_pixels=matcher.max_pixels, target=spec.size), spec
+        )
+    except PictureError as error:
+        raise PictureError(source.path, error.reason) from error
+
+
+def make_rows(
+    emb_ND: NDArray[np.float32],
+    identity: Sequence[str],
+    path: Sequence[str],
+    hashes: Sequence[str],
+    metadata: Sequence[Mapping[str, Any]],
+    thumbnail: Sequence[bytes | None] | None = None,
+) -> pa.Table:
+    """Rows of a gallery's table, enrolled now, in the columns of `stores.schema`."""
+    num, dim = emb_ND.shape
+    rows = {
+        "hash": pa.array(hashes, pa.string()),
+        "identity": pa.array(identity, pa.string()),
+        "path": pa.array([text(one) for one in path], pa.string()),
+        "time": pa.array([datetime.now(UTC)] * num, pa.timestamp("us", "UTC")),
+        "metadata": pa.array([_json(one) for one in metadata], pa.string()),
+        "vector": pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), dim),
+        "thumbnail": pa.nulls(num, pa.large_binary())
+        if thumbnail is None
+        else pa.array(thumbnail, pa.large_binary()),
+    }
+    return pa.table(rows).cast(schema(dim))
+
+
+def _json(metadata: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise GalleryError(
+            f"metadata is text, numbers, truth, or lists and objects of these: {error}"
+        ) from error
+
+
+class Enrolment:
+    """One run over pictures; counts as it goes.
+
+    Attributes:
+        num_known: pictures that were enrolled already.
+        skipped: those that could not be enrolled.
+        identities: names of the new and the known.
+    """
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        owners: Callable[[Sequence[str]], dict[str, str]],
+        embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+        *,
+        keep_thumbnails: bool,
+    ) -> None:
+        """`owners` tells whose the enrolled ones of some hashes are; `embed` makes vectors."""
+        self._matcher, self._owners, self._keep = matcher, owners, keep_thumbnails
+        self._embed = embed
+        self.num_known = 0
+        self.skipped: list[Skipped] = []
+        self.identities: set[str] = set()
+
+    def rows(self, sources: Sequence[Source], progress: Progress | None) -> Iterator[pa.Table]:
+        """Rows of what is not enrolled yet, a batch at a time.
+
+        A batch must be stored before the next is asked for, since the same picture may come again.
+        """
+        with ThreadPoolExecutor(THREADS) as pool:
+            for start in range(0, len(sources), AT_ONCE):
+                batch = sources[start : start + AT_ONCE]
+                fresh = self._fresh(pool.map(_hashed, batch), batch)
+                kept: dict[str, tuple[Source, _Read]] = {}
+                for name, read in zip(fresh, pool.map(self._read, fresh.values()), strict=True):
+                    if isinstance(read, Skipped):
+                        self.skipped.append(read)
+                    else:
+                        kept[name] = fresh[name], read
+                if kept:
+                    yield self._rows(kept)
+                if progress is not None:
+                    progress(start + len(batch), len(sources))
+
+    def _fresh(self, hashes: Iterable[str | Skipped], batch: Sequence[Source]) -> dict[str, Source]:
+        """Those that are neither enrolled nor earlier in the batch, by their hashes."""
+        found = list(zip(hashes, batch, strict=True))
+        owners = self._owners([name for name, _ in found if isinstance(name, str)])
+        fresh: dict[str, Source] = {}
+        for name, source in found:
+            if isinstance(name, Skipped):
+                self.skipped.append(name)
+            elif name not in owners:
+                owners[name] = source.identity
+                fresh[name] = source
+            elif owners[name] == source.identity:
+                self.num_known += 1
+                self.identities.add(source.identity)
+            else:
+                reason = f"this very picture is enrolled already, as {owners[name][:80]!r}"
+                self.skipped.append(Skipped(source.path, reason))
+        return fresh
+
+    def _read(self, source: Source) -> _Read | Skipped:
+        try:
+            content = source.content()
+            pixels = read_source(self._matcher, source, content)
+            return _Read(pixels, self._thumbnail(source, content) if self._keep else None)
+        except PictureError as error:
+            return Skipped(source.path, error.reason)
+
+    def _thumbnail(self, source: Source, content: bytes) -> bytes:
+        if source.pixels is not None:
+            picture = Image.fromarray(source.pixels)
+        else:
+            size = (THUMBNAIL, THUMBNAIL)
+            picture = open_picture(content, max_pixels=self._matcher.max_pixels, target=size)
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        stream = io.BytesIO()
+        picture.save(stream, "JPEG", quality=85)
+        return stream.getvalue()
+
+    def _rows(self, kept: Mapping[str, tuple[Source, _Read]]) -> pa.Table:
+        sources, read = zip(*kept.values(), strict=True)
+        self.identities.update(source.identity for source in sources)
+        return make_rows(
+            self._embed(np.stack([one.pixels for one in read])),
+            [source.identity for source in sources],
+            [source.path for source in sources],
+            list(kept),
+            [source.metadata for source in sources],
+            [one.thumbnail for one in read],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    pixels: NDArray[np.uint8]
+    thumbnail: bytes | None
+
+
+def _hashed(source: Source) -> str | Skipped:
+    try:
+        return digest(source.content())
+    except PictureError as error:
+        return Skipped(source.path, error.reason)

@@ -1,0 +1,229 @@
+"""The nearest identities and templates of a gallery, for one embedding.
+
+Few templates are compared exactly, in memory (`snapshot`); many by Lance's index, which gives a
+shortlist. A comparator that is no function of the Euclidean distance chooses among the templates
+that are near by it. This module knows no thresholds: it ranks.
+
+Shapes: M templates, I identities, S of a shortlist, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from twinlens.match.snapshot import Snapshot, Snapshots, vectors
+from twinlens.match.stores import Store, quoted
+from twinlens.measure.distances import PlainComparison
+from twinlens.measure.fusion import identity_means, rank_identities
+from twinlens.measure.pairs import Comparison
+
+__all__ = ["EXACT_BYTES", "Lookup", "Near"]
+
+EXACT_BYTES = 128 << 20
+"""Vectors that are kept in memory and compared exactly: 262,144 of 128 dimensions."""
+
+SHORTLIST, MOST_SHORTLISTED = 32, 8192
+"""Templates that an index is asked for at first, and at most, where they are of few identities."""
+
+RERANKED = 256
+"""Templates near by Euclid, among which a learned comparator chooses."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Near:
+    """An identity near a probe, with its distance by the rule, and its nearest template's path."""
+
+    identity: str
+    distance: float
+    path: str
+
+
+class Lookup:
+    """Finds what is near.
+
+    Args:
+        store: the templates.
+        plain: the comparator, where it follows the Euclidean distance, else None.
+        learned: gives the comparator where `plain` is None.
+    """
+
+    def __init__(
+        self, store: Store, plain: PlainComparison | None, learned: Callable[[], Comparison]
+    ) -> None:
+        self._store, self._plain, self._learned = store, plain, learned
+        self._snapshots = Snapshots(store)
+        self._means: tuple[int, Floats] | None = None
+
+    @property
+    def comparison(self) -> Comparison:
+        """What gives distances between vectors as they are stored."""
+        return self._learned() if self._plain is None else self._plain
+
+    def fits_memory(self, num_templates: int) -> bool:
+        """Whether so many templates are compared exactly, in memory."""
+        return num_templates * self._store.dim * 4 <= EXACT_BYTES
+
+    def snapshot(self) -> Snapshot:
+        """All templates, in memory."""
+        return self._snapshots.latest()
+
+    def identities(
+        self, probe_D: Floats, rule: str, depth: int, nprobes: int | None, *, in_memory: bool
+    ) -> list[Near]:
+        """The `depth` best identities, best first; fewer where there are no more.
+
+        Args:
+            probe_D: as vectors are stored, shape (D,).
+            rule: how the templates of an identity are fused, see `measure.fusion`.
+            depth: how many.
+            nprobes: partitions of the index to search; None compares all.
+            in_memory: compare all in memory.
+        """
+        if in_memory:
+            return self._of_snapshot(self.snapshot(), probe_D, rule, depth)
+        return self._of_index(probe_D, rule, depth, nprobes)
+
+    def templates(
+        self,
+        probe_D: Floats,
+        k: int,
+        nprobes: int | None,
+        *,
+        where: str | None,
+        in_memory: bool,
+        columns: Sequence[str],
+    ) -> pa.Table:
+        """The k nearest templates, nearest first, with their `distance`."""
+        if in_memory and where is None:
+            snap = self.snapshot()
+            dist_M = self._distances(snap, probe_D, k)
+            order = np.argsort(dist_M, kind="stable")[:k]
+            order = order[np.isfinite(dist_M[order])]
+            found = self._details(snap.hash.take(pa.array(order)), columns)
+            return found.append_column("distance", pa.array(dist_M[order]))
+        num = k if self._plain is not None else max(k, RERANKED)
+        wanted = [*columns, *([] if self._plain is not None else ["vector"])]
+        found = self._store.nearest(probe_D, num, columns=wanted, where=where, nprobes=nprobes)
+        dist_S = self._shortlisted(found, probe_D)
+        order = np.argsort(dist_S, kind="stable")[:k]
+        table = found.take(pa.array(order)).select(list(columns))
+        return table.append_column("distance", pa.array(dist_S[order]))
+
+    def _details(self, hashes: pa.StringArray, columns: Sequence[str]) -> pa.Table:
+        """Rows by their hashes, in that order."""
+        names = hashes.to_pylist()
+        where = f"hash IN ({', '.join(map(quoted, names))})" if names else "false"
+        found = self._store.find(where, columns=list({"hash": 0, **dict.fromkeys(columns)}))
+        place = {name: row for row, name in enumerate(found["hash"].to_pylist())}
+        # A row that was erased a moment ago is not there any more.
+        order = [place[name] for name in names if name in place]
+        return found.take(pa.array(order, pa.int64())).select(list(columns))
+
+    def _of_snapshot(self, snap: Snapshot, probe_D: Floats, rule: str, depth: int) -> list[Near]:
+        if not len(snap):
+            return []
+        dist_M = self._distances(snap, probe_D, SHORTLIST)
+        if rule == "mean":
+            mean_ID = self._means_of(snap)
+            dist_I = self.comparison.pairwise(np.broadcast_to(probe_D, mean_ID.shape), mean_ID)
+            ranked = rank_identities(dist_I[None], np.arange(len(mean_ID)), rule, depth)
+        else:
+            ranked = rank_identities(dist_M[None], snap.code, rule, depth, grouped=snap.grouped)
+        end = np.append(snap.grouped.start[1:], len(snap))
+        found = []
+        for code, distance in zip(ranked.code[0], ranked.distance[0], strict=True):
+            if code < 0:
+                break
+            start = snap.grouped.start[code]
+            row = start + int(np.argmin(dist_M[start : end[code]]))
+            found.append(
+                Near(snap.identities[code].as_py(), float(distance), snap.path[row].as_py())
+            )
+        return found
+
+    def _means_of(self, snap: Snapshot) -> Floats:
+        if self._means is None or self._means[0] != snap.version:
+            self._means = snap.version, identity_means(snap.vector, snap.code)[0]
+        return self._means[1]
+
+    def _distances(self, snap: Snapshot, probe_D: Floats, exact: int) -> Floats:
+        """To all templates, shape (M,); +inf where a learned comparator does not look."""
+        num = exact if self._plain is not None else max(exact, RERANKED)
+        square_M = snap.squares(probe_D, num)
+        if self._plain is not None:
+            return self._plain.of_square(square_M)
+        near = np.argpartition(square_M, num)[:num] if num < len(snap) else np.arange(len(snap))
+        dist_M = np.full(len(snap), np.inf, dtype=np.float32)
+        vector_SD = snap.vector[near]
+        dist_M[near] = self.comparison.pairwise(
+            np.broadcast_to(probe_D, vector_SD.shape), vector_SD
+        )
+        return dist_M
+
+    def _of_index(self, probe_D: Floats, rule: str, depth: int, nprobes: int | None) -> list[Near]:
+        columns = ["identity", "path", *([] if self._plain is not None else ["vector"])]
+        num = max(SHORTLIST if self._plain is not None else RERANKED, 2 * depth)
+        while True:
+            found = self._store.nearest(probe_D, num, columns=columns, nprobes=nprobes)
+            names, code_S = np.unique(
+                found["identity"].to_numpy(zero_copy_only=False), return_inverse=True
+            )
+            if len(names) >= depth or len(found) < num or num >= MOST_SHORTLISTED:
+                break
+            num *= 4
+        dist_S = self._shortlisted(found, probe_D)
+        if rule == "mean":
+            return self._by_mean(found, dist_S, code_S, names, probe_D, depth)
+        ranked = rank_identities(dist_S[None], code_S, rule, depth)
+        return _named(ranked.code[0], ranked.distance[0], found, dist_S, code_S, names)
+
+    def _by_mean(
+        self,
+        found: pa.Table,
+        dist_S: Floats,
+        code_S: NDArray[np.int64],
+        names: NDArray[Any],
+        probe_D: Floats,
+        depth: int,
+    ) -> list[Near]:
+        """By the means of all templates of the identities that a shortlist holds."""
+        where = f"identity IN ({', '.join(map(quoted, names))})"
+        rows = self._store.find(where, columns=["identity", "vector"])
+        code_M = np.searchsorted(names, rows["identity"].to_numpy(zero_copy_only=False))
+        mean_ID, code_I = identity_means(vectors(rows["vector"]), code_M)
+        dist_I = self.comparison.pairwise(np.broadcast_to(probe_D, mean_ID.shape), mean_ID)
+        ranked = rank_identities(dist_I[None], code_I, "mean", depth)
+        return _named(ranked.code[0], ranked.distance[0], found, dist_S, code_S, names)
+
+    def _shortlisted(self, found: pa.Table, probe_D: Floats) -> Floats:
+        if self._plain is not None:
+            return self._plain.of_square(found["_distance"].to_numpy())
+        vector_SD = vectors(found["vector"])
+        return np.asarray(
+            self.comparison.pairwise(np.broadcast_to(probe_D, vector_SD.shape), vector_SD)
+        )
+
+
+def _named(
+    code_K: NDArray[np.int64],
+    dist_K: Floats,
+    found: pa.Table,
+    dist_S: Floats,
+    code_S: NDArray[np.int64],
+    names: NDArray[Any],
+) -> list[Near]:
+    near = []
+    for code, distance in zip(code_K, dist_K, strict=True):
+        if code < 0:
+            break
+        row = int(np.argmin(np.where(code_S == code, dist_S, np.inf)))
+        near.append(Near(str(names[code]), float(distance), found["path"][row].as_py()))
+    return near

@@ -1,0 +1,224 @@
+"""Asking a gallery who a probe is: embeddings -> the best identity and how far the next one is.
+
+Probes are compared in blocks, so that memory is bounded. A gallery may also be asked about its own
+templates, each left out in turn. This module knows neither thresholds nor who a probe really is.
+
+Shapes: P probes, B of them in a block, M templates, I identities, D numbers in an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from twinlens.measure.fusion import Grouped, Ranked, identity_means, rank_identities
+from twinlens.measure.pairs import BLOCK_BYTES, Comparison
+
+__all__ = ["Asked", "ask", "ask_left_out", "random_rounds", "spread_sample"]
+
+BYTES_EACH = 24
+"""What a distance needs while its block is worked on, with all that is made on the way."""
+
+FEWEST_AT_ONCE = 32
+"""Probes of a block in a gallery of any size: below, comparisons square all templates too often."""
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """The gallery's best identity for each probe, by one rule.
+
+    Attributes:
+        code: (P,) its code, -1 where the gallery has nobody.
+        distance: (P,) how far it is, +inf where there is nobody.
+        runner_up: (P,) how far the second identity is, +inf where there is none.
+    """
+
+    code: Ints
+    distance: Floats
+    runner_up: Floats
+
+    @classmethod
+    def empty(cls, num: int) -> Asked:
+        """Room for `num` probes."""
+        endless = np.full(num, np.inf, dtype=np.float32)
+        return cls(np.full(num, -1, dtype=np.int64), endless, endless.copy())
+
+    def fill(self, part: slice, ranked: Ranked) -> None:
+        """Write the first two places of a rank list into the rows of `part`."""
+        places = ranked.code.shape[1]
+        if places:
+            self.code[part], self.distance[part] = ranked.code[:, 0], ranked.distance[:, 0]
+        if places > 1:
+            self.runner_up[part] = ranked.distance[:, 1]
+
+
+def ask(
+    probe_emb_PD: NDArray[Any],
+    gallery_emb_MD: NDArray[Any],
+    gallery_code_M: ArrayLike,
+    comparison: Comparison,
+    rules: Sequence[str],
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Asked]:
+    """Who each probe is taken for, by each rule.
+
+    Args:
+        probe_emb_PD: probes, shape (P, D).
+        gallery_emb_MD: templates, shape (M, D).
+        gallery_code_M: their identities, integers from 0, shape (M,).
+        comparison: gives the distances.
+        rules: of `fusion.RULES`.
+        progress: called with the probes done and all probes.
+    """
+    gallery = _Gallery.of(gallery_emb_MD, gallery_code_M)
+    found = {rule: Asked.empty(len(probe_emb_PD)) for rule in rules}
+    for part in _blocks(len(probe_emb_PD), len(gallery.code), progress):
+        emb_BD = np.asarray(probe_emb_PD[part], dtype=np.float32)
+        gallery.answer(found, part, gallery.distances(emb_BD, comparison, rules))
+    return found
+
+
+def ask_left_out(
+    row_P: Ints,
+    emb_MD: NDArray[Any],
+    code_M: ArrayLike,
+    comparison: Comparison,
+    rules: Sequence[str],
+    *,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Asked], dict[str, Asked]]:
+    """Ask a gallery about its own templates.
+
+    Args:
+        row_P: the templates to ask about, shape (P,).
+        emb_MD: all templates, shape (M, D).
+        code_M: their identities, integers from 0, shape (M,).
+        comparison: gives the distances.
+        rules: of `fusion.RULES`.
+        progress: called with the probes done and all probes.
+    Returns:
+        By each rule, the answers of the gallery without the template itself (it leaves its
+        identity's mean too), and those of the gallery without its whole identity.
+    """
+    gallery = _Gallery.of(emb_MD, code_M)
+    place_P = row_P if gallery.row is None else np.argsort(gallery.row)[row_P]
+    mated, stranger = ({rule: Asked.empty(len(row_P)) for rule in rules} for _ in range(2))
+    for part in _blocks(len(row_P), len(gallery.code), progress):
+        emb_BD, code_B1 = gallery.emb[place_P[part]], gallery.code[place_P[part], None]
+        dist = gallery.distances(emb_BD, comparison, rules)
+        gallery.leave_out_templates(dist, place_P[part], comparison)
+        gallery.answer(mated, part, dist)
+        for dist_BM in dist.values():
+            dist_BM[gallery.code_of_columns(dist_BM) == code_B1] = np.inf
+        gallery.answer(stranger, part, dist)
+    return mated, stranger
+
+
+def spread_sample(code_M: ArrayLike, most: int, rng: np.random.Generator) -> Ints:
+    """Up to `most` rows, ascending, of as many identities as there are, and evenly of each.
+
+    Rows are drawn in rounds: one of each identity in a random order, then a second one of each,
+    and so on.
+
+    Args:
+        code_M: the rows' identities, shape (M,).
+        most: how many rows.
+        rng: draws them.
+    """
+    round_M = random_rounds(code_M, rng)
+    mixed = rng.permutation(len(round_M))
+    return np.sort(mixed[np.argsort(round_M[mixed], kind="stable")][:most])
+
+
+def random_rounds(code_M: ArrayLike, rng: np.random.Generator) -> Ints:
+    """In which round each row comes, if one of each identity is drawn in each round, shape (M,)."""
+    code = np.asarray(code_M)
+    mixed = rng.permutation(len(code))
+    row = mixed[np.argsort(code[mixed], kind="stable")]
+    at = np.arange(len(code))
+    is_first = np.ones(len(code), dtype=bool)
+    is_first[1:] = code[row][1:] != code[row][:-1]
+    round_M = np.empty(len(code), dtype=np.int64)
+    round_M[row] = at - np.maximum.accumulate(np.where(is_first, at, 0))
+    return round_M
+
+
+def _blocks(num: int, width: int, progress: Progress | None) -> Iterator[slice]:
+    size = max(FEWEST_AT_ONCE, BLOCK_BYTES // (BYTES_EACH * max(1, width)))
+    for start in range(0, num, size):
+        yield slice(start, min(start + size, num))
+        if progress is not None:
+            progress(min(start + size, num), num)
+
+
+@dataclass(frozen=True, eq=False)
+class _Gallery:
+    """Templates in the order of their codes, `row` being where they were if they were not."""
+
+    emb: Floats
+    code: Ints
+    row: Ints | None
+    grouped: Grouped
+    mean: Floats
+    each: Grouped
+
+    @classmethod
+    def of(cls, emb_MD: NDArray[Any], code_M: ArrayLike) -> _Gallery:
+        emb, code = np.asarray(emb_MD, dtype=np.float32), np.asarray(code_M, dtype=np.int64)
+        row = Grouped.of(code).order
+        if row is not None:
+            emb, code = emb[row], code[row]
+        mean, each = identity_means(emb, code)
+        return cls(emb, code, row, Grouped.of(code), mean, Grouped.of(each))
+
+    def distances(
+        self, emb_BD: Floats, comparison: Comparison, rules: Sequence[str]
+    ) -> dict[str, Floats]:
+        """By each rule, distances to all templates (B, M) or all means (B, I), to write into."""
+        found = {}
+        if "mean" in rules:
+            found["mean"] = np.array(comparison.matrix(emb_BD, self.mean), dtype=np.float32)
+        if set(rules) - {"mean"}:
+            shared = np.array(comparison.matrix(emb_BD, self.emb), dtype=np.float32)
+            found |= {rule: shared for rule in rules if rule != "mean"}
+        return found
+
+    def code_of_columns(self, dist_BM: Floats) -> Ints:
+        """Whose the columns of one of `distances` are."""
+        return self.code if dist_BM.shape[1] == len(self.code) else self.each.code
+
+    def answer(
+        self, found: Mapping[str, Asked], part: slice, distances: Mapping[str, Floats]
+    ) -> None:
+        """Rank by each rule, and write the first two places."""
+        for rule, dist in distances.items():
+            grouped, code = self.grouped, self.code
+            if rule == "mean":
+                grouped, code = self.each, self.each.code
+            found[rule].fill(part, rank_identities(dist, code, rule, 2, grouped=grouped))
+
+    def leave_out_templates(
+        self, distances: Mapping[str, Floats], place_B: Ints, comparison: Comparison
+    ) -> None:
+        """Take each probe's own template, at `place_B`, out of its distances."""
+        row_B = np.arange(len(place_B))
+        for rule, dist in distances.items():
+            if rule != "mean":
+                dist[row_B, place_B] = np.inf
+                continue
+            own_B = np.searchsorted(self.each.code, self.code[place_B])
+            num_B1 = self.grouped.count()[own_B][:, None]
+            emb_BD = self.emb[place_B]
+            sum_BD = self.mean[own_B].astype(np.float64) * num_B1 - emb_BD
+            left_BD = (sum_BD / np.maximum(num_B1 - 1, 1)).astype(np.float32)
+            own = np.asarray(comparison.pairwise(emb_BD, left_BD), dtype=np.float32)
+            dist[row_B, own_B] = np.where(num_B1[:, 0] > 1, own, np.inf)

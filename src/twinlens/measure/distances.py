@@ -1,0 +1,70 @@
+"""The comparators that are a function of the Euclidean distance, on numpy arrays and without torch.
+
+A gallery compares vectors that are there already, and importing torch takes longer and needs more
+memory than a hundred thousand of them. `twinlens.model.comparators` is the definition; a test
+compares the two. The learned network is none of these: it is no function of a distance.
+
+Shapes: N, M embeddings of D dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["PLAIN", "PlainComparison", "unit"]
+
+PLAIN = ("euclidean", "squared-euclidean", "cosine", "sigmoid")
+"""Comparators whose order is that of the Euclidean distance (of unit vectors, for the cosine)."""
+
+Floats = NDArray[np.float32]
+
+
+def unit(emb_ND: Floats) -> Floats:
+    """Embeddings of length 1, shape (N, D); zeros stay zeros."""
+    length_N1 = np.linalg.norm(emb_ND, axis=1, keepdims=True)
+    return np.asarray(emb_ND / np.maximum(length_N1, 1e-12), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class PlainComparison:
+    """A `measure.pairs.Comparison` by the name of a comparator in `PLAIN`.
+
+    Attributes:
+        name: of the comparator.
+        scale: what "sigmoid" multiplies the Euclidean distance by; 1 for the others.
+    """
+
+    name: str
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        assert self.name in PLAIN, self.name
+
+    def prepared(self, emb_ND: NDArray[Any]) -> Floats:
+        """The vectors whose squared Euclidean distance `of_square` takes: of length 1 for cosine."""
+        emb_ND = np.asarray(emb_ND, dtype=np.float32)
+        return unit(emb_ND) if self.name == "cosine" else emb_ND
+
+    def of_square(self, square: NDArray[np.float32]) -> Floats:
+        """Distances from squared Euclidean distances of prepared vectors, any shape."""
+        if self.name == "squared-euclidean":
+            return square
+        if self.name == "cosine":
+            return square / np.float32(2)
+        return np.sqrt(square) * np.float32(self.scale)
+
+    def matrix(self, a_ND: NDArray[Any], b_MD: NDArray[Any]) -> Floats:
+        """`res[i, j]` = the distance of a[i] and b[j], shape (N, M)."""
+        a_ND, b_MD = self.prepared(a_ND), self.prepared(b_MD)
+        square_NM = np.square(a_ND).sum(1)[:, None] + np.square(b_MD).sum(1)
+        square_NM -= 2 * (a_ND @ b_MD.T)
+        return self.of_square(np.maximum(square_NM, 0, out=square_NM))
+
+    def pairwise(self, a_ND: NDArray[Any], b_ND: NDArray[Any]) -> Floats:
+        """`res[i]` = the distance of a[i] and b[i], shape (N,); 0 exactly where they are equal."""
+        difference_ND = self.prepared(a_ND) - self.prepared(b_ND)
+        return self.of_square(np.asarray(np.square(difference_ND).sum(1), dtype=np.float32))

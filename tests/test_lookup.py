@@ -1,0 +1,138 @@
+"""The nearest identities and templates: in memory, by the index, and by a plain loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_matcher import make_matcher
+
+from twinlens.match import lookup
+from twinlens.match.gallery import Gallery
+from twinlens.match.matcher import Matcher
+from twinlens.measure.fusion import RULES
+from twinlens.model.bundle import save_bundle
+from twinlens.model.comparators import Network
+
+NUM, DIM = 60, 8
+
+
+def filled(place: Path, comparator: str = "cosine") -> tuple[Gallery, np.ndarray, list[str]]:
+    """60 templates of 12 identities, named so that their order is not that of enrolment."""
+    matcher = make_matcher(place / "m", "grey", comparator, normalize=False)
+    if isinstance(matcher.bundle.comparator, Network):
+        # As training leaves it: a difference speaks against "same", so that few distances are 0.
+        with torch.no_grad():
+            matcher.bundle.comparator.out.weight.abs_().neg_()
+        matcher = Matcher(
+            save_bundle(place / "n", matcher.bundle.encoder, matcher.bundle.comparator)
+        )
+    gallery = Gallery.create(place / "g", matcher)
+    rng = np.random.default_rng(0)
+    emb = rng.normal(size=(NUM, DIM)).astype(np.float32)
+    names = [f"id {(7 * n) % 12:02d}" for n in range(NUM)]
+    for part in (slice(0, 25), slice(25, NUM)):
+        gallery.enrol_embeddings(
+            emb[part], names[part], fingerprint=gallery.fingerprint,
+            path=[f"{n}.png" for n in range(NUM)][part],
+            metadata=[{"even": n % 2 == 0, "n": n} for n in range(NUM)][part],
+        )  # fmt: skip
+    return gallery, emb, names
+
+
+def loop(gallery: Gallery, emb: np.ndarray, names: list[str], probe: np.ndarray, rule: str):
+    """(distance, identity) of all identities, the slow way."""
+    compare = gallery.matcher.comparison.pairwise
+    found = []
+    for name in sorted(set(names)):
+        own = gallery.prepared(emb[[n == name for n in names]])
+        own = own.mean(axis=0, keepdims=True) if rule == "mean" else own
+        found.append((min(float(compare(probe[None], row[None])[0]) for row in own), name))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("comparator", ["cosine", "euclidean", "sigmoid", "network"])
+@pytest.mark.parametrize("rule", ["nearest", "mean"])
+def test_identities_in_memory_are_the_loops(tmp_path: Path, comparator: str, rule: str) -> None:
+    gallery, emb, names = filled(tmp_path, comparator)
+    for probe in np.random.default_rng(1).normal(size=(5, DIM)).astype(np.float32):
+        found = gallery.lookup.identities(gallery.prepared(probe[None])[0], rule, 4, None,
+                                          in_memory=True)  # fmt: skip
+        expected = loop(gallery, emb, names, probe, rule)[:4]
+        assert [one.identity for one in found] == [name for _, name in expected]
+        np.testing.assert_allclose(
+            [one.distance for one in found], [d for d, _ in expected], rtol=1e-4, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("comparator", ["cosine", "network"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("indexed", [False, True])
+def test_index_and_scan_answer_as_memory_does(
+    tmp_path: Path, comparator: str, rule: str, indexed: bool
+) -> None:
+    gallery, _, _ = filled(tmp_path, comparator)
+    if indexed:
+        gallery.store.make_index(4)
+    nprobes = 4 if indexed else None
+    for probe in np.random.default_rng(2).normal(size=(5, DIM)).astype(np.float32):
+        probe = gallery.prepared(probe[None])[0]
+        memory = gallery.lookup.identities(probe, rule, 5, None, in_memory=True)
+        disk = gallery.lookup.identities(probe, rule, 5, nprobes, in_memory=False)
+        assert [(one.identity, one.path) for one in disk] == [
+            (one.identity, one.path) for one in memory
+        ]
+        np.testing.assert_allclose(
+            [one.distance for one in disk], [one.distance for one in memory], atol=1e-5
+        )
+
+
+def test_a_shortlist_grows_until_it_holds_enough_identities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookup, "SHORTLIST", 2)
+    gallery, emb, _ = filled(tmp_path)
+    crowd = np.tile(emb[0], (40, 1)) + np.linspace(0, 1e-3, 40)[:, None].astype(np.float32)
+    gallery.enrol_embeddings(crowd, ["id 00"] * 40, fingerprint=gallery.fingerprint)
+    found = gallery.lookup.identities(gallery.prepared(emb[:1])[0], "nearest", 12, None,
+                                      in_memory=False)  # fmt: skip
+    assert len({one.identity for one in found}) == 12
+    assert found[0].identity == "id 00"
+
+
+@pytest.mark.parametrize("comparator", ["euclidean", "network"])
+def test_search_in_memory_by_scan_and_by_loop(tmp_path: Path, comparator: str) -> None:
+    gallery, emb, names = filled(tmp_path, comparator)
+    probe = np.random.default_rng(3).normal(size=DIM).astype(np.float32)
+    dist = gallery.matcher.comparison.pairwise(np.tile(probe, (NUM, 1)), emb)
+    for where, allowed in [
+        (None, range(NUM)),
+        ("metadata.even = 'true'", range(0, NUM, 2)),
+        ("metadata.n >= 30 AND identity <> 'id 03'", [n for n in range(30, NUM)
+                                                      if names[n] != "id 03"]),
+        ("path LIKE '1%.png'", [n for n in range(NUM) if str(n).startswith("1")]),
+    ]:  # fmt: skip
+        expected = sorted((float(dist[n]), f"{n}.png") for n in allowed)[:7]
+        hits = gallery.search_embedding(probe, k=7, where=where)
+        assert [hit.path for hit in hits] == [path for _, path in expected]
+        np.testing.assert_allclose([h.distance for h in hits], [d for d, _ in expected], rtol=1e-4)
+        assert all(hit.metadata["n"] == int(hit.path.removesuffix(".png")) for hit in hits)
+
+
+def test_a_template_is_no_distance_from_itself(tmp_path: Path) -> None:
+    gallery, emb, _ = filled(tmp_path, "euclidean")
+    assert gallery.search_embedding(emb[17], k=1)[0].distance == 0
+    assert gallery.nearest(emb[17], 1)[0].distance == 0
+    gallery.store.make_index(4)
+    found = gallery.lookup.identities(emb[17], "nearest", 1, 4, in_memory=False)
+    assert found[0].distance == 0
+
+
+def test_an_empty_gallery_has_nobody(tmp_path: Path) -> None:
+    gallery = Gallery.create(tmp_path / "g", make_matcher(tmp_path / "m", "grey"))
+    probe = np.ones(DIM, dtype=np.float32)
+    assert gallery.nearest(probe, 3) == []
+    assert gallery.search_embedding(probe) == ()
+    assert gallery.lookup.identities(probe, "vote", 3, None, in_memory=False) == []
