@@ -8,7 +8,7 @@ from importlib import import_module
 from benchmarks.timing import HEADER
 from twinlens.jobs.doctor import machine, versions
 
-NAMES = ("losses", "loop", "evaluation")
+NAMES = ("losses", "loop", "evaluation", "clusters")
 
 
 def main() -> None:

@@ -307,10 +307,19 @@ def leave_one_out_gallery(emb, code, rule):
     return found
 
 
-def smallest_margin_loop(gap, wrong, target):
-    """The smallest of 0 and the finite gaps that keeps wrong answers to the target, else None."""
-    for margin in sorted({0.0, *(g for g in gap if g < math.inf)}):
+def smallest_margin_loop(gap, wrong):
+    """The smallest of 0 and the gaps that leaves one wrong answer in ten, of ten or more."""
+    if len(gap) < 10:
+        return 0.0
+    for margin in sorted({0.0, *gap}):
         kept = [w for g, w in zip(gap, wrong, strict=True) if g >= margin]
-        if len(kept) >= 1 / target and sum(kept) <= target * len(kept):
+        if len(kept) >= 10 and sum(kept) <= 0.1 * len(kept):
             return margin
     return None
+
+
+def open_set_loop(right, mated, stranger, target):
+    """DIR at the FPIR: mated and stranger are distances of the best identities."""
+    threshold = strictest_threshold(stranger, target)
+    hits = [r and d <= threshold for r, d in zip(right, mated, strict=True)]
+    return sum(hits) / len(hits)

@@ -10,14 +10,13 @@ import hashlib
 import http.client
 import os
 import socket
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from twinlens.errors import DataError
-from twinlens.files import expanded
+from twinlens.files import appearing, expanded
 
 __all__ = ["cache_folder", "downloaded", "unpacked", "whole_folder"]
 
@@ -41,23 +40,13 @@ def whole_folder(target: Path, fill: Callable[[Path], None]) -> Path:
     """
     if target.is_dir():
         return target
+    advice = "name another folder in the environment variable TWINLENS_CACHE"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = tempfile.TemporaryDirectory(dir=target.parent, prefix=".part-")
-    except OSError as error:
-        raise DataError(
-            f"cannot write to the cache {target.parent} ({error.strerror}):"
-            " name another folder in the environment variable TWINLENS_CACHE"
-        ) from error
-    with beside as name:
-        part = Path(name) / "whole"
-        part.mkdir()
-        fill(part)
-        try:
-            part.rename(target)
-        except OSError:
-            if not target.is_dir():  # Else another process was faster, with the same content.
-                raise
+        with appearing(target, f"the cache {target.parent}", advice) as part:
+            fill(part)
+    except OSError:
+        if not target.is_dir():  # Else another process was faster, with the same content.
+            raise
     return target
 
 

@@ -18,7 +18,7 @@ from twinlens.data.table import ImageTable, Row
 from twinlens.errors import DataError, unknown_name
 from twinlens.files import expanded
 
-__all__ = ["NAMED_SETS", "picture_endings", "read_folder", "read_table"]
+__all__ = ["NAMED_SETS", "picture_endings", "read_folder", "read_table", "read_unlabelled"]
 
 FORGED_NAMES = ("forged", "forgeries", "forg")
 """Folders beside `genuine/` that hold an identity's forgeries."""
@@ -98,6 +98,25 @@ def read_folder(
         for file, identity, forged in _identify(top, below, forged_suffix):
             rows.append((str(top / file), identity, forged, split))
     return ImageTable.of_rows(rows, source, folder)
+
+
+def read_unlabelled(folder: Path, *, source: str | None = None) -> ImageTable:
+    """The pictures of a folder, at any depth, whatever its folders are called.
+
+    Hidden files, and files without a picture's ending, are ignored. No picture has an identity
+    ("") or a split.
+
+    Raises:
+        DataError: no pictures, or a folder that cannot be read.
+    """
+    rows: list[Row] = [(str(folder / name), "", False, "") for name in _pictures_below(folder)]
+    if not rows:
+        endings = " ".join(sorted(picture_endings()))
+        raise DataError(
+            f"{folder} holds no pictures: needed are files, at any depth, with one of the endings "
+            f"{endings}"
+        )
+    return ImageTable.of_rows(rows, str(folder) if source is None else source, folder)
 
 
 @cache

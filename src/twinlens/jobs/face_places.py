@@ -1,21 +1,20 @@
-"""Where the faces go: a folder that is there whole or not at all, and a place for each picture.
+"""Where the faces go: a folder of their own, and in it a place for each picture.
 
 No two faces meet, and what was read stays readable. This module opens no pictures.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from twinlens.data.sources import NAMED_SETS
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 from twinlens.files import expanded
+from twinlens.jobs.outputs import check_new_folder
 
-__all__ = ["KEPT_ENDINGS", "appearing", "free_place", "is_folder", "place_all"]
+__all__ = ["KEPT_ENDINGS", "free_place", "is_folder", "place_all"]
 
 KEPT_ENDINGS = (".png", ".jpg", ".jpeg")
 """What keeps its format; everything else becomes PNG, which loses nothing."""
@@ -49,40 +48,8 @@ def free_place(out: Path, table: ImageTable, of_folder: bool) -> Path:
     """
     if table.pixels is not None:
         raise DataError(f"{table.source} is held in memory: faces are cut from picture files")
-    if out.is_symlink() or out.is_mount() or out.resolve() == Path.cwd():
-        raise DataError(
-            f"{out} is a link, a mounted disk or the folder you are in, whose place the new folder "
-            "cannot take: name a folder in it"
-        )
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file: name a new folder for the faces")
-    if out.is_dir() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty: name another folder for the faces, or remove it")
-    if of_folder and table.root and out.resolve().is_relative_to(table.root.resolve()):
-        raise DataError(
-            f"{out} lies in {table.root}, and would be taken for photographs next time: name a "
-            "folder outside of it"
-        )
-    return out
-
-
-@contextmanager
-def appearing(out: Path) -> Iterator[Path]:
-    """A folder that is filled beside `out` and takes its place, unless something goes wrong."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        beside = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.part-")
-    except OSError as error:
-        raise DataError(
-            f"cannot write to {out.parent} ({error.strerror}): name another place"
-        ) from error
-    with beside as name:
-        folder = Path(name) / "whole"  # With a new folder's permissions; `beside` is 0700.
-        folder.mkdir()
-        yield folder
-        if out.is_dir():
-            out.rmdir()
-        folder.rename(out)
+    source = table.root if of_folder else None
+    return check_new_folder(out, "the faces", source, "photographs")
 
 
 def is_folder(source: str | Path | ImageTable) -> bool:

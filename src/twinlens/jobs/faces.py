@@ -28,9 +28,9 @@ from twinlens.data.faces import Detector, Keep, choose_face, cut_face, find_face
 from twinlens.data.sources import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, PictureError, TwinlensError, unknown_name
-from twinlens.files import expanded
+from twinlens.files import appearing, expanded
 from twinlens.jobs.face_page import FacePage, Outcome, Settled, write_list, write_page
-from twinlens.jobs.face_places import appearing, free_place, is_folder, place_all
+from twinlens.jobs.face_places import free_place, is_folder, place_all
 from twinlens.progress import Progress, console_log
 
 __all__ = ["FaceSet", "faces"]
@@ -163,7 +163,7 @@ def faces(
         if not choice.has_confidence:
             _check_haar(align, score)
         options = _Options(choice, score, keep, size, margin, align, pad)
-        with appearing(out) as folder:
+        with appearing(out, str(out.parent), "name another place") as folder:
             tasks = [(str(table.path[row]), str(folder / at)) for row, at in enumerate(places)]
             settled = _settle_all(options, tasks, workers)
             found = _counted(out, choice, table, settled)

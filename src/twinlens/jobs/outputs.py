@@ -13,7 +13,7 @@ from pathlib import Path
 from twinlens.errors import DataError
 from twinlens.files import replacing
 
-__all__ = ["check_place", "free_run_folder", "whole_file"]
+__all__ = ["check_new_folder", "check_place", "free_run_folder", "whole_file"]
 
 
 def check_place(path: str | Path) -> None:
@@ -31,6 +31,36 @@ def check_place(path: str | Path) -> None:
         raise DataError(f"cannot write {path}: there is no folder {path.parent}, make it first")
     if not os.access(path.parent, os.W_OK):
         raise DataError(f"cannot write {path}: no permission to write into {path.parent}")
+
+
+def check_new_folder(
+    out: Path, holds: str, source: Path | None = None, taken_for: str = "pictures"
+) -> Path:
+    """`out`, if it is new or empty, and not among the pictures that it comes from.
+
+    Args:
+        out: the folder that is to be made.
+        holds: what it will hold, in words.
+        source: the folder that is read, if it is one.
+        taken_for: what its files would be taken for below `source`.
+    Raises:
+        DataError: it is something else.
+    """
+    if out.is_symlink() or out.is_mount() or out.resolve() == Path.cwd():
+        raise DataError(
+            f"{out} is a link, a mounted disk or the folder you are in, whose place the new folder "
+            "cannot take: name a folder in it"
+        )
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file: name a new folder for {holds}")
+    if out.is_dir() and any(out.iterdir()):
+        raise DataError(f"{out} is not empty: name another folder for {holds}, or remove it")
+    if source is not None and out.resolve().is_relative_to(source.resolve()):
+        raise DataError(
+            f"{out} lies in {source}, and would be taken for {taken_for} next time: name a "
+            "folder outside of it"
+        )
+    return out
 
 
 @contextmanager

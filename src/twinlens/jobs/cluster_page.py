@@ -1,0 +1,261 @@
+"""`clusters.html`: the clusters to look at, largest first and in each the doubtful pictures first.
+
+Below them are the clusters that could be one, each pair with the line that says so in a file of
+constraints. The page has the look of the report, of which it takes the style sheet; it is one file
+that loads nothing. This module groups nothing.
+
+Shapes: N pictures, D numbers in an embedding, C clusters, S that are shown.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
+
+from twinlens.errors import PictureError
+from twinlens.match.clusters import Clusters, between_clusters
+from twinlens.measure.maps import data_uri
+from twinlens.measure.pairs import Comparison
+from twinlens.measure.partitions import PartitionScores
+from twinlens.measure.report import style_sheet
+from twinlens.measure.wording import count_of, number, percent, span
+
+__all__ = ["ClusterPage", "render_page", "write_page"]
+
+MOST_CLUSTERS = 60
+MOST_EACH = 12  # pictures of a cluster
+MOST_DOUBTFUL = 9  # of these, where a cluster has more; the others are the surest
+MOST_PICTURES = 480  # of all clusters together: about 2 MB
+MOST_SINGLE = 24
+MOST_PAIRS = 8
+EACH_OF_PAIR = 4
+SIDE = 128  # pixels of a picture on the page
+NONE = "\N{EN DASH}"
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterPage:
+    """Everything that the page says.
+
+    Attributes:
+        title: the new folder's name.
+        source: how the user named the pictures.
+        counts: `ClusterSet.as_json()`.
+        scores: where it is known what the pictures show.
+        names: N pictures as the user knows them.
+        identities: N; None where nobody says.
+        opened: row -> its picture.
+        found: the clusters.
+        num: clusters below this label have a folder.
+        folders: their names, and that of the folder for the rest.
+        embeddings: (N, D).
+        comparison: of the embeddings.
+        apart: pairs of labels that the user keeps apart.
+        command: what to type to repeat it.
+    """
+
+    title: str
+    source: str
+    counts: Mapping[str, Any]
+    scores: PartitionScores | None
+    names: Sequence[str]
+    identities: Sequence[str] | None
+    opened: Callable[[int], Image.Image]
+    found: Clusters
+    num: int
+    folders: Sequence[str]
+    embeddings: NDArray[np.float32]
+    comparison: Comparison
+    apart: frozenset[tuple[int, int]]
+    command: str
+
+
+def write_page(file: Path, page: ClusterPage) -> None:
+    """Write the page."""
+    file.write_text(render_page(page), encoding="utf-8", errors="backslashreplace")
+
+
+def render_page(page: ClusterPage) -> str:
+    """The page as HTML. Everything that comes from the user is escaped."""
+    source = (resources.files("twinlens.jobs") / "clusters.html.j2").read_text(encoding="utf-8")
+    made = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    shown = list(_clusters(page))
+    single = np.flatnonzero(page.found.label >= page.num)
+    return made.from_string(source).render(
+        page=page,
+        style=style_sheet(),
+        lead=_lead(page),
+        key=_key_numbers(page.counts),
+        cautions=list(_cautions(page)),
+        scores=list(_score_rows(page.scores)),
+        clusters=shown,
+        more=page.num - len(shown),
+        near=list(_near_pairs(page, len(shown))),
+        single=[_shown(page, int(row), "") for row in single[:MOST_SINGLE]],
+        num_single=len(single),
+        cut=number(page.found.cut),
+    )
+
+
+# --- in words -----------------------------------------------------------------------------------
+
+
+def _lead(page: ClusterPage) -> str:
+    counts = page.counts
+    return (
+        f"{count_of(counts['pictures'], 'picture')} in {count_of(counts['clusters'], 'cluster')}"
+        + (f", and {counts['single']:,} in none" if counts["single"] else "")
+        + f". Groups were merged while the mean distance of their "
+        f"pictures was at most {number(page.found.cut)}"
+        + (
+            "."
+            if counts["target_far"] is None
+            else f", the model's threshold at a false accept rate of "
+            f"{percent(counts['target_far'])}."
+        )
+    )
+
+
+def _key_numbers(counts: Mapping[str, Any]) -> list[dict[str, str]]:
+    whole = max(1, counts["pictures"])
+    placed = counts["pictures"] - counts["single"]
+    mean = placed / counts["clusters"] if counts["clusters"] else 0
+    return [
+        {
+            "name": "Clusters",
+            "value": f"{counts['clusters']:,}",
+            "note": f"{mean:.1f} pictures each on average",
+        },
+        {
+            "name": "Largest",
+            "value": f"{counts['largest']:,}",
+            "note": f"{percent(counts['largest'] / whole)} of all",
+        },
+        {
+            "name": "In none",
+            "value": f"{counts['single']:,}",
+            "note": f"{percent(counts['single'] / whole)} of all",
+        },
+    ]
+
+
+def _cautions(page: ClusterPage) -> Iterator[str]:
+    counts = page.counts
+    if counts["broken"]:
+        yield f"{count_of(counts['broken'], 'picture')} could not be read and had to be left out."
+    if counts["missing"]:
+        yield f"The files of {count_of(counts['missing'], 'picture')} are gone: see clusters.csv."
+    if counts["largest"] > 20 and counts["largest"] > counts["pictures"] / 2:
+        yield (
+            "More than half of all pictures are in one cluster: unless they do show one thing, the "
+            "cut is too high for so many pictures. Try --threshold with a smaller distance."
+        )
+    if page.scores is not None and counts["scores"]["identity_disjoint"] is False:
+        yield (
+            "The model was trained on some of these identities, so that the scores flatter it: on "
+            "others it will do worse."
+        )
+
+
+def _score_rows(scores: PartitionScores | None) -> Iterator[tuple[str, str, str, str]]:
+    """Name, value, interval, meaning."""
+    if scores is None:
+        return
+    for name, figure, meaning in (
+        ("Purity", scores.purity, "pictures that show what most of their cluster shows"),
+        ("B-cubed precision", scores.precision, "how much of a picture's cluster shows the same"),
+        ("B-cubed recall", scores.recall, "how much of what it shows is in its cluster"),
+        ("B-cubed F", scores.f, "the harmonic mean of both"),
+        ("NMI", scores.nmi, "normalised mutual information; no interval, as it is no mean"),
+    ):
+        value = NONE if figure.value is None else percent(figure.value)
+        yield name, value, span(figure.low, figure.high) or NONE, meaning
+
+
+# --- in pictures --------------------------------------------------------------------------------
+
+
+def _clusters(page: ClusterPage) -> Iterator[dict[str, Any]]:
+    left = MOST_PICTURES
+    for label in range(min(page.num, MOST_CLUSTERS)):
+        rows = _doubtful_first(page.found, label)
+        if len(rows) > MOST_EACH:
+            rows = [*rows[:MOST_DOUBTFUL], *rows[MOST_DOUBTFUL - MOST_EACH :]]
+        if left < len(rows):
+            return
+        left -= len(rows)
+        alone = page.found.size[label] == 1
+        notes = ["" if alone else number(float(page.found.doubt[row])) for row in rows]
+        yield {
+            "name": page.folders[label],
+            "size": int(page.found.size[label]),
+            "some": int(page.found.size[label]) > len(rows),
+            "shows": _identities(page, label),
+            "pictures": [_shown(page, row, note) for row, note in zip(rows, notes, strict=True)],
+        }
+
+
+def _doubtful_first(found: Clusters, label: int) -> list[int]:
+    rows = np.flatnonzero(found.label == label)
+    order = np.argsort(-found.doubt[rows], kind="stable")
+    return [int(row) for row in rows[order]]
+
+
+def _identities(page: ClusterPage, label: int) -> str:
+    """What the pictures of a cluster show, most of them first; "" where nobody says."""
+    if page.identities is None:
+        return ""
+    rows = np.flatnonzero(page.found.label == label).tolist()
+    common = Counter(page.identities[row] for row in rows).most_common()
+    parts = [f"{name} ({count:,})" for name, count in common[:5]]
+    return ", ".join(parts) + (f" and {len(common) - 5} more" if len(common) > 5 else "")
+
+
+def _near_pairs(page: ClusterPage, num: int) -> Iterator[dict[str, Any]]:
+    """The pairs of shown clusters that are the nearest to being one."""
+    dist_SS = between_clusters(page.embeddings, page.comparison, page.found.label, num)
+    for a, b in page.apart:
+        if max(a, b) < num:
+            dist_SS[a, b] = dist_SS[b, a] = np.inf
+    first, second = np.triu_indices(num, k=1)
+    order = np.argsort(dist_SS[first, second], kind="stable")[:MOST_PAIRS]
+    order = order[np.isfinite(dist_SS[first[order], second[order]])]
+    for a, b in zip(first[order].tolist(), second[order].tolist(), strict=True):
+        sides = [_doubtful_first(page.found, label)[::-1] for label in (a, b)]
+        yield {
+            "names": (page.folders[a], page.folders[b]),
+            "distance": number(float(dist_SS[a, b])),
+            "sides": [[_shown(page, row, "") for row in rows[:EACH_OF_PAIR]] for rows in sides],
+            "line": _csv_line(page.names[sides[0][0]], page.names[sides[1][0]], "must"),
+        }
+
+
+def _csv_line(*cells: str) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(cells)
+    return text.getvalue()
+
+
+def _shown(page: ClusterPage, row: int, note: str) -> dict[str, str]:
+    """A picture with its words; without `uri` where it can no longer be read."""
+    try:
+        picture = page.opened(row).convert("RGB")
+        picture.thumbnail((SIDE, SIDE), reducing_gap=3.0)
+        uri = data_uri(np.moveaxis(np.asarray(picture), -1, 0))
+    except PictureError:
+        uri = ""
+    identity = "" if page.identities is None else page.identities[row]
+    return {"uri": uri, "name": page.names[row], "identity": identity, "note": note}

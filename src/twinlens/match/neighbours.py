@@ -1,0 +1,101 @@
+"""The graph of nearest neighbours: the nearest others of every picture, by brute force in blocks.
+
+Memory grows with N x K: the distances of a block to all others are all there is of N x N at a time.
+This module knows no thresholds and no clusters.
+
+Shapes: N pictures, D numbers in an embedding, K neighbours, B pictures of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinlens.errors import DataError
+from twinlens.measure.distances import unit
+from twinlens.measure.pairs import BLOCK_BYTES, Comparison
+
+__all__ = ["NEIGHBOURS", "Neighbours", "nearest_neighbours"]
+
+NEIGHBOURS = 32
+"""Of each picture. A few do for a few hundred pictures; the crowd of 100,000 needs more."""
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """The nearest other pictures of each: `row` (N, K) in no order, and `distance` (N, K)."""
+
+    row: Ints
+    distance: Floats
+
+
+def nearest_neighbours(
+    emb_ND: NDArray[np.float32],
+    comparison: Comparison,
+    *,
+    neighbours: int = NEIGHBOURS,
+    angular: bool = False,
+    progress: Progress | None = None,
+) -> Neighbours:
+    """The K = min(neighbours, N - 1) nearest other pictures of each, by brute force in blocks.
+
+    They are chosen by the Euclidean distance, whose order the comparators euclidean,
+    squared-euclidean and sigmoid share, and cosine on embeddings of length 1. Their distances are
+    the comparator's own, pair by pair; for a learned network it is a Euclidean shortlist.
+
+    Args:
+        emb_ND: embeddings, shape (N, D).
+        comparison: gives the distances.
+        neighbours: K.
+        angular: bring the embeddings to length 1 before neighbours are chosen.
+        progress: called with the pictures done and all pictures.
+    Raises:
+        DataError: a distance is not a number.
+    """
+    space_ND = np.ascontiguousarray(emb_ND, dtype=np.float32)
+    if angular:
+        space_ND = unit(space_ND)
+    num, depth = len(space_ND), max(0, min(neighbours, len(space_ND) - 1))
+    half_N = np.einsum("nd,nd->n", space_ND, space_ND) / 2
+    row_NK = np.empty((num, depth), dtype=np.int64)
+    dist_NK = np.empty((num, depth), dtype=np.float32)
+    block = max(1, BLOCK_BYTES // (4 * max(1, num)))
+    for start in range(0, num if depth else 0, block):
+        stop = min(start + block, num)
+        # |a - b|^2 / 2 without |a|^2 / 2, which is the same along a row.
+        order_BN = space_ND[start:stop] @ space_ND.T
+        np.subtract(half_N, order_BN, out=order_BN)
+        order_BN[np.arange(stop - start), np.arange(start, stop)] = np.inf
+        row_NK[start:stop] = np.argpartition(order_BN, depth - 1, axis=1)[:, :depth]
+        dist_NK[start:stop] = _pairwise(emb_ND, comparison, start, row_NK[start:stop])
+        if progress is not None:
+            progress(stop, num)
+    if not np.isfinite(dist_NK).all():
+        raise DataError(
+            "some distances between pictures are not numbers: the embeddings are broken, so train "
+            "the model again, at a lower rate"
+        )
+    return Neighbours(row_NK, dist_NK)
+
+
+def _pairwise(
+    emb_ND: NDArray[np.float32], comparison: Comparison, start: int, row_BK: Ints
+) -> Floats:
+    """The distances of consecutive pictures to their neighbours, shape (B, K)."""
+    num, depth = row_BK.shape
+    dist_BK = np.empty(row_BK.shape, dtype=np.float32)
+    step = max(1, BLOCK_BYTES // (16 * depth * max(1, emb_ND.shape[1])))
+    for begin in range(0, num, step):
+        part = row_BK[begin : begin + step]
+        first = np.arange(start + begin, start + begin + len(part))
+        left_D = emb_ND[np.repeat(first, depth)]
+        found = comparison.pairwise(left_D, emb_ND[part.ravel()])
+        dist_BK[begin : begin + step] = np.reshape(found, part.shape)
+    return dist_BK

@@ -1,0 +1,470 @@
+"""`cluster`: the folder, the list, the page and what is refused; how it groups: test_clusters."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import PictureFolder, TinyRun, draw_pictures
+from PIL import Image
+
+import twinlens
+from twinlens.cli import main
+from twinlens.data.sources import read_table
+from twinlens.errors import CalibrationError, ConfigError, DataError, GalleryError
+from twinlens.jobs import cluster_page, cluster_places
+from twinlens.jobs.cluster import Cut, Pictures, write_clusters
+from twinlens.jobs.constraints import Constraints
+from twinlens.model.comparators import NumpyComparison, make_comparator
+
+Capture = pytest.CaptureFixture[str]
+EUCLID = NumpyComparison(make_comparator("euclidean", 2))
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """Pictures of three things right in a folder, and one below it with a name that is taken."""
+    draw_pictures(tmp_path / "made", {"a": 5, "b": 4, "c": 3})
+    top = tmp_path / "flat"
+    (top / "deep" / "er").mkdir(parents=True)
+    for file in sorted((tmp_path / "made").rglob("*.png")):
+        shutil.copy(file, top / f"{file.parent.name}{file.name}")
+    shutil.copy(top / "a0.png", top / "deep" / "er" / "A0.png")
+    shutil.rmtree(tmp_path / "made")
+    return top
+
+
+@pytest.fixture
+def cut(tiny_run: TinyRun, flat: Path) -> float:
+    """A mean distance that divides the three things."""
+    model = twinlens.load(tiny_run.run)
+    files = sorted(flat.glob("*.png"))
+    dist = model.comparison.matrix(*[model.embed(files)] * 2)
+    same = np.array([[a.name[0] == b.name[0] for a in files] for b in files])
+    assert dist[same].max() < dist[~same].min()
+    return float((dist[same].max() + dist[~same].min()) / 2)
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "clusters.csv").open(encoding="utf-8", newline="") as text:
+        return {row["path"]: row for row in csv.DictReader(text)}
+
+
+def below(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
+
+
+def moons(num: int = 6, **more: Any) -> Pictures:
+    """Pictures in memory, in two groups by their embeddings."""
+    rng = np.random.default_rng(0)
+    emb = np.array([[row % 2 * 5.0, row * 0.01] for row in range(num)], dtype=np.float32)
+    pixels = rng.integers(0, 256, (num, 8, 8), dtype=np.uint8)
+    values: dict[str, Any] = {
+        "source": "made", "names": [f"made/{row}" for row in range(num)], "files": None,
+        "embeddings": emb, "pixels": pixels,
+    }  # fmt: skip
+    return Pictures(**values | more)
+
+
+# --- what comes out -----------------------------------------------------------------------------
+
+
+def test_a_flat_folder(tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path) -> None:
+    found = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "out", threshold=cut, quiet=True)
+    assert (found.pictures, found.clusters, found.single, found.largest) == (13, 3, 0, 6)
+    assert (found.scores, found.files, found.broken, found.missing) == (None, "links", 0, 0)
+    assert below(tmp_path / "out") == [
+        "cluster-001/A0-2.png", "cluster-001/a0.png", "cluster-001/a1.png", "cluster-001/a2.png",
+        "cluster-001/a3.png", "cluster-001/a4.png", "cluster-002/b0.png", "cluster-002/b1.png",
+        "cluster-002/b2.png", "cluster-002/b3.png", "cluster-003/c0.png", "cluster-003/c1.png",
+        "cluster-003/c2.png", "clusters.csv", "clusters.html",
+    ]  # fmt: skip
+    link = tmp_path / "out" / "cluster-001" / "A0-2.png"
+    assert link.is_symlink()
+    assert link.resolve() == (flat / "deep" / "er" / "A0.png").resolve()
+    rows = rows_of(tmp_path / "out")
+    assert list(rows) == sorted(rows)
+    assert rows["deep/er/A0.png"]["file"] == "cluster-001/A0-2.png"
+    assert {name: row["cluster"] for name, row in rows.items() if name[0] == "b"} == dict.fromkeys(
+        ["b0.png", "b1.png", "b2.png", "b3.png"], "cluster-002"
+    )
+    model = twinlens.load(tiny_run.run)
+    others = [model.distance(flat / "c0.png", flat / f"c{n}.png") for n in (1, 2)]
+    assert float(rows["c0.png"]["distance"]) == pytest.approx(np.mean(others), rel=1e-3)
+    # The links still lead somewhere after the folder has moved.
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert (tmp_path / "moved" / "cluster-003" / "c0.png").read_bytes() == (
+        flat / "c0.png"
+    ).read_bytes()
+
+
+def test_small_clusters_are_single(
+    tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path
+) -> None:
+    found = twinlens.cluster(
+        tiny_run.run, flat, out=tmp_path / "out", threshold=cut, min_size=4, copy=True, quiet=True
+    )
+    assert (found.clusters, found.single, found.files) == (2, 3, "copies")
+    assert {row["cluster"] for row in rows_of(tmp_path / "out").values()} == {
+        "cluster-001", "cluster-002", "single",
+    }  # fmt: skip
+    copy = tmp_path / "out" / "single" / "c0.png"
+    assert not copy.is_symlink()
+    assert copy.read_bytes() == (flat / "c0.png").read_bytes()
+    assert "In no cluster" in (tmp_path / "out" / "clusters.html").read_text(encoding="utf-8")
+
+
+def test_folders_mean_nothing_unless_asked(
+    tiny_run: TinyRun, picture_folder: PictureFolder, tmp_path: Path
+) -> None:
+    data = picture_folder({"train/a": 3, "b": 3, "left": 2, "right": 2})  # No layout for training.
+    plain = twinlens.cluster(tiny_run.run, data, out=tmp_path / "plain", threshold=1, quiet=True)
+    assert (plain.pictures, plain.scores) == (10, None)
+    shutil.rmtree(data / "train")
+    scored = twinlens.cluster(
+        tiny_run.run, data, out=tmp_path / "scored", threshold=1e-6, labelled=True, quiet=True
+    )
+    assert scored.scores is not None
+    assert scored.disjoint is True
+    assert (scored.scores.num_identities, scored.scores.num_pictures) == (3, 7)
+    assert scored.scores.precision.value == 1
+    assert "groups for 3 identities" in scored.as_text()
+    page = (tmp_path / "scored" / "clusters.html").read_text(encoding="utf-8")
+    assert 'id="scores"' in page
+
+
+def test_a_manifest_is_labelled_and_forgeries_are_not_scored(
+    tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path
+) -> None:
+    lines = [f"flat/{file.name},{file.name[0]},genuine" for file in sorted(flat.glob("*.png"))]
+    lines[0] = lines[0].replace("genuine", "forged")
+    (tmp_path / "list.csv").write_text("\n".join(["path,identity,role", *lines]))
+    words = {"threshold": cut, "quiet": True}
+    found = twinlens.cluster(tiny_run.run, tmp_path / "list.csv", out=tmp_path / "a", **words)
+    assert found.pictures == 12
+    assert found.scores is not None
+    assert found.scores.num_pictures == 11
+    assert found.scores.f.value == found.scores.nmi.value == found.scores.purity.value == 1
+    unscored = twinlens.cluster(
+        tiny_run.run, tmp_path / "list.csv", out=tmp_path / "b", labelled=False, **words
+    )
+    assert unscored.scores is None
+    page = (tmp_path / "b" / "clusters.html").read_text(encoding="utf-8")
+    assert 'id="scores"' not in page
+
+
+def test_scores_of_identities_that_were_trained_on_say_so(
+    tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    found = twinlens.cluster(
+        tiny_run.run, tiny_run.data, out=tmp_path / "out", labelled=True, quiet=True
+    )
+    assert found.disjoint is False
+    assert "flatters the model" in found.as_text()
+    assert "the scores flatter it" in (tmp_path / "out" / "clusters.html").read_text()
+    model = twinlens.load(tiny_run.run).require_calibration()
+    assert (found.cut.distance, found.cut.target_far) == (model.threshold, model.target_far)
+
+
+def test_pictures_in_memory_are_written(tmp_path: Path) -> None:
+    pictures = moons()
+    found = write_clusters(pictures, EUCLID, Cut(1.0, None, False), tmp_path / "out")
+    assert (found.clusters, found.files) == (2, "pictures")
+    with Image.open(tmp_path / "out" / "cluster-002" / "3.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), pictures.pixels[3])  # type: ignore[index]
+
+
+def test_constraints_from_the_file_to_the_folder(
+    tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path
+) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_text("a,b,link\na0.png,a1.png,cannot\nc0.png,b0.png,must\nb0.png,b1.png,cannot\n")
+    found = twinlens.cluster(
+        tiny_run.run, flat, out=tmp_path / "out", threshold=cut, constraints=file, quiet=True
+    )
+    rows = {name: row["cluster"] for name, row in rows_of(tmp_path / "out").items()}
+    assert found.constraints == 3
+    assert rows["a0.png"] != rows["a1.png"]
+    assert rows["b0.png"] == rows["c0.png"] != rows["b1.png"]
+
+
+def test_a_broken_picture_is_named_left_out_and_cannot_be_linked_to(
+    tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path, capsys: Capture
+) -> None:
+    (flat / "a3.png").write_bytes(b"no picture")
+    found = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "out", threshold=cut)
+    assert (found.pictures, found.broken) == (12, 1)
+    assert f"warning: skipped {flat}/a3.png" in capsys.readouterr().err
+    assert "a3.png" not in rows_of(tmp_path / "out")
+    assert "1 picture could not be read" in (tmp_path / "out" / "clusters.html").read_text()
+    file = tmp_path / "pairs.csv"
+    file.write_text("a,b,link\na3.png,a1.png,must\n")
+    with pytest.raises(DataError, match=r"'a3\.png' is not among the pictures that were read"):
+        twinlens.cluster(
+            tiny_run.run, flat, out=tmp_path / "b", threshold=cut, constraints=file, quiet=True
+        )
+    assert not (tmp_path / "b").exists()
+
+
+# --- places -------------------------------------------------------------------------------------
+
+
+def test_names_that_would_meet_are_kept_apart(tmp_path: Path) -> None:
+    names = ["x/a.png", "y/a.png", "z/A.PNG", "a-2.png", "q/.hidden.png", "long/" + "ü" * 120, "/",
+             "r/" + "ü" * 120, "quote'\"<b>.png", "new\nline.png"]  # fmt: skip
+    files = []
+    for row in range(len(names)):
+        files.append(str(tmp_path / f"{row}.png"))
+        Image.new("L", (4, 4), row).save(files[-1])
+    pictures = moons(
+        len(names), names=names, files=files, pixels=None, embeddings=np.zeros((len(names), 2))
+    )
+    write_clusters(pictures, EUCLID, Cut(1.0, None, False), tmp_path / "out", copy=True)
+    home = tmp_path / "out" / "cluster-001"
+    assert {"a.png", "a-2.png", "A-3.PNG", "a-2-2.png", "_hidden.png", "new\nline.png"} <= {
+        file.name for file in home.iterdir()
+    }
+    for row, line in enumerate(rows_of(tmp_path / "out").values()):
+        assert (tmp_path / "out" / line["file"]).read_bytes() == Path(files[row]).read_bytes()
+    page = (tmp_path / "out" / "clusters.html").read_text(encoding="utf-8")
+    assert "<b>" not in page
+
+
+def test_where_no_links_can_be_made_pictures_are_copied(
+    tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:  # fmt: skip
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    found = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "out", threshold=cut)
+    assert found.files == "copies"
+    assert "no links can be made" in capsys.readouterr().err
+    assert not any(file.is_symlink() for file in (tmp_path / "out").rglob("*"))
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_pictures_that_are_gone_are_named(tmp_path: Path, copy: bool, capsys: Capture) -> None:
+    """As those of a gallery may be."""
+    files = [str(tmp_path / f"{row}.png") for row in range(6)]
+    for file in files[1:]:
+        Image.new("L", (4, 4)).save(file)
+    pictures = moons(files=files, pixels=None)
+    found = write_clusters(pictures, EUCLID, Cut(1.0, None, False), tmp_path / "out", copy=copy)
+    assert found.missing == 1
+    rows = rows_of(tmp_path / "out")
+    assert (rows["made/0"]["cluster"], rows["made/0"]["file"]) == ("cluster-001", "")
+    page = (tmp_path / "out" / "clusters.html").read_text()
+    assert "1 file of pictures are gone" not in page
+    assert "The files of 1 picture are gone" in page
+    assert "unreadable" in page
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def test_the_page_shows_the_doubtful_first(tmp_path: Path) -> None:
+    emb = np.array([[0, 0], [0.1, 0], [0.9, 0], [9, 0], [9, 0.1]], dtype=np.float32)
+    identities = ["one", "one", "<b>two</b>", "three", "three"]
+    pictures = moons(5, embeddings=emb, identities=identities, source="<b>here</b>")
+    out = tmp_path / "out <b>"
+    write_clusters(pictures, EUCLID, Cut(1.0, 0.01, False), out, command="twinlens <b>")
+    page = (out / "clusters.html").read_text(encoding="utf-8")
+    assert "<b>" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    shown = re.findall(r'alt="made/(\d)"', page.split('id="near"')[0])
+    assert shown == ["2", "0", "1", "3", "4"]
+    assert "0.850" in page  # Of picture 2: (0.9 + 0.8) / 2.
+    assert "one (2), &lt;b&gt;two&lt;/b&gt; (1)" in page
+    near = page.split('id="near"')[1]
+    assert "cluster-001 and cluster-002" in near
+    assert "<code>made/1,made/4,must</code>" in near
+    assert "threshold at a false accept rate of" in page
+
+
+def test_the_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_page, "MOST_CLUSTERS", 3)
+    monkeypatch.setattr(cluster_page, "MOST_SINGLE", 2)
+    emb = np.array([[10 * (row // 20), row % 20 * 0.01] for row in range(107)], dtype=np.float32)
+    emb[100:, 1] = 100 * np.arange(7)
+    found = write_clusters(
+        moons(107, embeddings=emb), EUCLID, Cut(1.0, None, False), tmp_path / "out"
+    )
+    assert (found.clusters, found.single) == (5, 7)
+    page = (tmp_path / "out" / "clusters.html").read_text()
+    main_part, near = page.split('id="near"')
+    assert main_part.count("<img ") == 3 * 12
+    assert "The 3 largest are shown; 2 more are in the folders." in main_part
+    assert main_part.count("The nine most doubtful and the three surest.") == 3
+    assert "7 in all; the first 2 are shown." in near
+
+
+def test_pairs_that_are_kept_apart_are_not_offered(tmp_path: Path) -> None:
+    given = Constraints(cannot=((0, 1),))
+    write_clusters(moons(), EUCLID, Cut(1.0, None, False), tmp_path / "out", given=given)
+    page = (tmp_path / "out" / "clusters.html").read_text()
+    assert 'id="clusters"' in page
+    assert 'id="near"' not in page
+
+
+def test_a_cluster_of_nearly_all_is_a_caution(tmp_path: Path) -> None:
+    pictures = moons(30, embeddings=np.zeros((30, 2), dtype=np.float32))
+    write_clusters(pictures, EUCLID, Cut(1.0, None, False), tmp_path / "out")
+    page = (tmp_path / "out" / "clusters.html").read_text()
+    assert "More than half of all pictures are in one cluster" in page
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+def test_the_command(
+    tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ["cluster", str(tiny_run.run), str(flat), "--threshold", str(cut)]
+    assert main([*words, "--out", str(tmp_path / "a"), "--json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    answer = json.loads(out)
+    found = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "b", threshold=cut, quiet=True)
+    assert answer == found.as_json() | {
+        "out": str(tmp_path / "a"), "report": str(tmp_path / "a" / "clusters.html"),
+        "list": str(tmp_path / "a" / "clusters.csv"),
+    }  # fmt: skip
+    assert rows_of(tmp_path / "a") == rows_of(tmp_path / "b")
+    more = ["--out", str(tmp_path / "c"), "--min-size", "5", "--copy", "--no-labelled"]
+    assert main([*words, *more]) == 0
+    assert capsys.readouterr().out.startswith(f"1 cluster of 13 pictures in {tmp_path / 'c'}\n")
+    page = (tmp_path / "c" / "clusters.html").read_text()
+    command = re.search(r"<code>(twinlens cluster .*?)</code>", page)
+    assert command is not None
+    assert f"--threshold {cut} --min-size 5" in command[1]
+    assert command[1].endswith("--copy --no-labelled")
+
+
+def test_what_is_refused_before_any_work(
+    tiny_run: TinyRun, flat: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    def run(**settings: Any) -> None:
+        twinlens.cluster(tiny_run.run, flat, **{"out": tmp_path / "out"} | settings)
+
+    for settings, message in (
+        ({"min_size": 0}, "min_size is at least 1, found 0"),
+        ({"neighbours": 0}, "neighbours is at least 1"),
+        ({"threshold": -1.0}, "a threshold is a distance of 0 or more"),
+        ({"threshold": float("nan")}, "a threshold is a distance of 0 or more"),
+        ({"threshold": 1.0, "far": 0.1}, "both say where to cut"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(**settings)
+    with pytest.raises(CalibrationError, match=r"for a FAR of 0.1, not 0.001: run `twinlens cal"):
+        run(far=0.001)
+    with pytest.raises(DataError, match="is a file: name a new folder for the clusters"):
+        run(out=flat / "a0.png")
+    with pytest.raises(DataError, match=r"lies in .*flat"):
+        run(out=flat / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(DataError, match="full is not empty"):
+        run(out=tmp_path / "full")
+    with pytest.raises(DataError, match="a root belongs to a named set"):
+        run(root=tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no pictures: needed are files, at any depth"):
+        twinlens.cluster(tiny_run.run, tmp_path / "empty", out=tmp_path / "out")
+    with pytest.raises(DataError, match="pictures without a class folder"):
+        run(labelled=True)
+    assert main(["cluster", str(tiny_run.run), str(flat)]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} <= {"flat", "full", "empty", "own-cache"}
+
+
+def test_the_calibrated_far_may_be_named(tiny_run: TinyRun, flat: Path, tmp_path: Path) -> None:
+    found = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "out", far=0.1, quiet=True)
+    assert found.cut.target_far == pytest.approx(0.1)
+
+
+def test_an_uncalibrated_model_needs_a_threshold(
+    tiny_run: TinyRun, flat: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_run.model, tmp_path / "model")
+    description = json.loads((model / "model.json").read_text()) | {"calibration": None}
+    (model / "model.json").write_text(json.dumps(description))
+    with pytest.raises(CalibrationError, match="is not calibrated"):
+        twinlens.cluster(model, flat, out=tmp_path / "out", quiet=True)
+    assert twinlens.cluster(model, flat, out=tmp_path / "out", threshold=1, quiet=True).pictures
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_is_stopped_leaves_nothing(
+    tiny_run: TinyRun, flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    calls: Iterator[int] = iter(range(99))
+    real = cluster_places._free_name
+
+    def stop(*args: Any) -> str:
+        if next(calls) == 4:
+            raise error
+        return real(*args)
+
+    monkeypatch.setattr(cluster_places, "_free_name", stop)
+    code = main(["cluster", str(tiny_run.run), str(flat), "--out", str(tmp_path / "out")])
+    assert code == (130 if isinstance(error, KeyboardInterrupt) else 2)
+    assert {path.name for path in tmp_path.iterdir()} <= {"flat", "own-cache"}
+
+
+def test_a_table_from_python(tiny_run: TinyRun, flat: Path, tmp_path: Path) -> None:
+    draw_pictures(tmp_path / "made", {"a": 2, "b": 2})
+    table = read_table(tmp_path / "made")
+    found = twinlens.cluster(tiny_run.run, table, out=tmp_path / "out", quiet=True)
+    assert found.scores is not None
+    nobody = type(table).of_rows(
+        [(str(path), "", False, "") for path in table.path], "made", table.root
+    )
+    plain = twinlens.cluster(tiny_run.run, nobody, out=tmp_path / "plain", quiet=True)
+    assert plain.scores is None
+    page = (tmp_path / "plain" / "clusters.html").read_text()
+    assert "<code>twinlens" not in page  # There is nothing to type.
+
+
+def test_a_gallery_is_grouped_as_its_pictures_are(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """Without embedding them again; its identities are what the clusters are scored by."""
+    gallery = twinlens.Gallery.create(tmp_path / "gallery", tiny_run.run)
+    gallery.enrol(tiny_run.data)
+    of_folder = twinlens.cluster(
+        tiny_run.run, tiny_run.data, out=tmp_path / "a", labelled=True, quiet=True
+    )
+    found = twinlens.cluster(tmp_path / "gallery", out=tmp_path / "b", quiet=True)
+    assert (found.pictures, found.clusters) == (of_folder.pictures, of_folder.clusters)
+    assert found.scores is not None
+    assert of_folder.scores is not None
+    assert found.scores.f.value == of_folder.scores.f.value
+    assert (tmp_path / "b" / "clusters.html").is_file()
+
+
+def test_a_gallery_keeps_to_constraints_and_names_pictures_by_their_paths(
+    tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    gallery = twinlens.Gallery.create(tmp_path / "gallery", tiny_run.run)
+    files = sorted((tiny_run.data / "thing 1").iterdir())
+    gallery.enrol_files("thing 1", files)
+    (tmp_path / "apart.csv").write_text(f"a,b,link\n{files[0]},{files[1]},cannot\n")
+    found = twinlens.cluster(
+        tmp_path / "gallery", out=tmp_path / "out", threshold=9, min_size=1, quiet=True,
+        constraints=tmp_path / "apart.csv",
+    )  # fmt: skip
+    assert found.clusters == 2
+    with pytest.raises(ConfigError, match="--root belongs to DATA"):
+        twinlens.cluster(tmp_path / "gallery", out=tmp_path / "x", root=".", quiet=True)
+    with pytest.raises(GalleryError, match=r"is a model.*or name the pictures: twinlens clu"):
+        twinlens.cluster(tiny_run.run, out=tmp_path / "x", quiet=True)
+    empty = twinlens.Gallery.create(tmp_path / "empty", tiny_run.run)
+    with pytest.raises(GalleryError, match="is empty"):
+        twinlens.cluster(empty.place, out=tmp_path / "y", quiet=True)

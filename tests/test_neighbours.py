@@ -1,0 +1,83 @@
+"""The nearest others of each picture: as from all distances, in any blocks, and the edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from twinlens.errors import DataError
+from twinlens.match import neighbours
+from twinlens.match.neighbours import nearest_neighbours
+from twinlens.model.comparators import COMPARATORS, NumpyComparison, make_comparator
+
+
+def comparison_of(name: str, dim: int) -> NumpyComparison:
+    torch.manual_seed(0)
+    return NumpyComparison(make_comparator(name, dim))
+
+
+def embeddings(num: int, dim: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal((num, dim)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", [name for name in COMPARATORS if name != "network"])
+@pytest.mark.parametrize("block", [2**26, 4 * 90 * 7, 1])
+def test_as_all_distances_in_any_blocks(
+    name: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", block)
+    emb = embeddings(90, 5)
+    comparison = comparison_of(name, 5)
+    dist = comparison.matrix(emb, emb)
+    np.fill_diagonal(dist, np.inf)
+    found = nearest_neighbours(emb, comparison, neighbours=7, angular=name == "cosine")
+    np.testing.assert_allclose(
+        np.sort(found.distance, axis=1), np.sort(dist, axis=1)[:, :7], atol=1e-5
+    )
+    rows = np.arange(90)[:, None]
+    np.testing.assert_allclose(found.distance, dist[rows, found.row], atol=1e-5)
+    assert not (found.row == rows).any()
+
+
+def test_a_network_measures_the_nearest_by_euclid() -> None:
+    emb = embeddings(30, 4)
+    network = comparison_of("network", 4)
+    found = nearest_neighbours(emb, network, neighbours=5)
+    near = nearest_neighbours(emb, comparison_of("euclidean", 4), neighbours=5)
+    np.testing.assert_array_equal(np.sort(found.row), np.sort(near.row))
+    expected = network.matrix(emb, emb)[np.arange(30)[:, None], found.row]
+    np.testing.assert_allclose(found.distance, expected, atol=1e-5)
+
+
+def test_without_angles_length_counts() -> None:
+    emb = np.array([[1, 0], [10, 0], [1, 1]], dtype=np.float32)
+    cosine = comparison_of("cosine", 2)
+    assert nearest_neighbours(emb, cosine, neighbours=1, angular=True).row[0] == 1
+    assert nearest_neighbours(emb, cosine, neighbours=1).row[0] == 2
+
+
+def test_copies_are_at_no_distance_and_nobody_is_their_own() -> None:
+    emb = np.repeat(embeddings(2, 3), 10, axis=0)
+    found = nearest_neighbours(emb, comparison_of("euclidean", 3), neighbours=9)
+    assert (found.distance == 0).all()
+    assert all(len({row, *found.row[row]}) == 10 for row in range(20))
+
+
+@pytest.mark.parametrize(("num", "depth"), [(0, 0), (1, 0), (2, 1), (5, 4), (40, 32)])
+def test_no_more_neighbours_than_there_are(num: int, depth: int) -> None:
+    seen = []
+    found = nearest_neighbours(
+        embeddings(num, 3), comparison_of("euclidean", 3),
+        progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert found.row.shape == found.distance.shape == (num, depth)
+    assert seen[-1:] == ([(num, num)] if depth else [])
+
+
+def test_what_is_not_a_number_is_refused() -> None:
+    emb = embeddings(6, 3)
+    emb[4, 1] = np.nan
+    with pytest.raises(DataError, match="not numbers: the embeddings are broken"):
+        nearest_neighbours(emb, comparison_of("euclidean", 3), neighbours=2)
