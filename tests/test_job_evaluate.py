@@ -26,6 +26,7 @@ from twinlens.errors import CalibrationError, ConfigError, DataError
 from twinlens.jobs.measured import Measured
 from twinlens.jobs.pictures import pictures_for
 from twinlens.match.matcher import Matcher
+from twinlens.measure.open_set import open_set
 from twinlens.measure.trials import OneShotTrials, PairTrials, one_shot_trials, pair_trials
 from twinlens.model.bundle import save_bundle
 from twinlens.model.comparators import COMPARATORS, make_comparator
@@ -492,6 +493,16 @@ def test_what_the_protocols_do_not_share(tiny_run: TinyRun, tmp_path: Path) -> N
         ({"protocol": "nearest", "shot": 2}, "--shot belongs to --protocol standard"),
         ({"protocol": "nearest", "episodes": 9}, "--episodes belongs to --protocol standard"),
         ({"answers": file}, "--answers belongs to --protocol nearest"),
+        ({"protocol": "open-set", "data": None}, "open-set needs DATA"),
+        ({"protocol": "open-set", "trials": file}, "--trials belongs to --protocol standard"),
+        ({"protocol": "open-set", "pairs": 5}, "--pairs belongs to --protocol standard"),
+        ({"protocol": "open-set", "way": 5}, "--way belongs to --protocol standard"),
+        ({"protocol": "open-set", "episodes": 9}, "--episodes belongs to --protocol standard"),
+        ({"protocol": "open-set", "answers": file}, "--answers belongs to --protocol nearest"),
+        ({"protocol": "open-set", "rule": "median"}, "unknown rule 'median'"),
+        ({"protocol": "open-set", "shot": 0}, "shot must be at least 1"),
+        ({"rule": "mean"}, "--rule belongs to --protocol open-set"),
+        ({"protocol": "nearest", "rule": "mean"}, "--rule belongs to --protocol open-set"),
     ]
     for words, message in wrong:
         with pytest.raises(ConfigError, match=message):
@@ -723,3 +734,86 @@ def test_a_named_set(tiny_run: TinyRun) -> None:
     )
     assert (chosen.split, chosen.identity_disjoint) == ("all", True)
     assert chosen.pixels.shape == (len(read_table("digits")), 1, 16, 16)
+
+
+# --- open set -----------------------------------------------------------------------------------
+
+
+def test_open_set_is_that_of_the_embeddings(model: Matcher, tiny_run: TinyRun) -> None:
+    found = twinlens.evaluate(
+        tiny_run.run, tiny_run.data, protocol="open-set", split="all", shot=2, rule="mean",
+        seed=3, quiet=True,
+    )  # fmt: skip
+    table = read_table(tiny_run.data)
+    pixels = pictures_for(model.bundle, table, wanted="all", prefer="test").pixels
+    assert model.calibration is not None
+    expected = open_set(
+        embed_pixels(model.bundle.encoder, pixels), table.labels(), model.comparison, shot=2,
+        rule="mean", pair_threshold=model.calibration.threshold, seed=3,
+    )  # fmt: skip
+    assert found.open_set == expected is not None
+    assert list(found.as_json()) == ["split", "identity_disjoint", "open_set"]
+    lines = dict(re.split(r"  +", line, maxsplit=1) for line in found.as_text().splitlines()[:4])
+    enrolled, strangers = found.open_set.whole.num_enrolled, found.open_set.num_strangers
+    assert lines["galleries"] == (
+        f"{enrolled} identities enrolled by 2 pictures each, {strangers} strangers, drawn 10 "
+        "times; rule mean"
+    )
+    assert lines["rank 1"].startswith(f"{found.open_set.whole.rank_1.value:.4f}  (")
+    last = found.as_text().splitlines()[-1]
+    assert last.startswith(f"of {enrolled} enrolled")
+    away = found.open_set.whole.pair_threshold
+    assert away is not None
+    assert last.endswith(f"turned away, pair threshold {away.turned_away.value:.3f}")
+
+
+def test_forged_pictures_and_the_uncalibrated_have_no_part_in_it(
+    tiny_run: TinyRun, own_model: Path, tmp_path: Path
+) -> None:
+    plain, signed = tmp_path / "plain", tmp_path / "signed"
+    names = dict.fromkeys("abcdef", 4)
+    draw_pictures(plain, names)
+    shutil.copytree(plain, signed)
+    draw_pictures(tmp_path / "forged", {"a_forg": 3, "b_forg": 3}, seed=9)
+    shutil.copytree(tmp_path / "forged", signed, dirs_exist_ok=True)
+    found, other = (
+        twinlens.evaluate(tiny_run.run, data, protocol="open-set", quiet=True, report=page)
+        for data, page in ((plain, None), (signed, tmp_path / "page.html"))
+    )
+    assert other.open_set == found.open_set is not None
+    assert "24</td>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    description = read(own_model / "model.json") | {"calibration": None}
+    (own_model / "model.json").write_text(json.dumps(description))
+    bare = twinlens.evaluate(own_model, plain, protocol="open-set", quiet=True).open_set
+    assert bare is not None
+    assert found.open_set is not None
+    assert bare.whole.pair_threshold is None
+    assert bare.whole.rank_1 == found.open_set.whole.rank_1
+    assert "pair threshold" not in Measured(open_set=bare).as_text()
+
+
+def test_too_few_for_a_gallery(
+    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_pictures(tmp_path / "few", {"a": 3, "b": 1, "c": 2, "d": 1})
+    capsys.readouterr()
+    found = twinlens.evaluate(tiny_run.run, tmp_path / "few", protocol="open-set", shot=2,
+                              report=tmp_path / "page.html")  # fmt: skip
+    assert list(found.as_json()) == ["split", "identity_disjoint"]
+    said = capsys.readouterr().err
+    assert "of 4 identities, 1 have more than 2 genuine pictures; needed are 4" in said
+    assert "Galleries" not in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_the_page_shows_galleries(tiny_run: TinyRun, tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    found = twinlens.evaluate(
+        tiny_run.run, tiny_run.data, protocol="open-set", split="all", report=file, quiet=True
+    ).open_set
+    assert found is not None
+    page = html.unescape(file.read_text(encoding="utf-8")).replace("\N{NO-BREAK SPACE}", " ")
+    assert '<section id="galleries">' in page
+    assert page.count("<svg") == 3  # Both figures and the map.
+    assert f"{found.whole.num_enrolled} enrolled identities against" in page
+    assert "twinlens gallery calibrate GALLERY" in page
+    assert '<section id="distances">' not in page

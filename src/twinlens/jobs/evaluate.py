@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, DataError, unknown_name
 from twinlens.files import expanded
-from twinlens.jobs.measured import Measured, measure, measure_nearest
+from twinlens.jobs.measured import Measured, measure, measure_nearest, measure_open_set
 from twinlens.jobs.outputs import check_place, whole_file
 from twinlens.jobs.pages import RunFacts, write_page
 from twinlens.jobs.pictures import (
@@ -25,6 +25,7 @@ from twinlens.jobs.pictures import (
 )
 from twinlens.jobs.trials import run_trials
 from twinlens.match.matcher import Matcher
+from twinlens.measure.fusion import check_rule
 from twinlens.measure.metrics import matches
 from twinlens.progress import console_log
 
@@ -32,7 +33,7 @@ __all__ = ["evaluate"]
 
 log = logging.getLogger("twinlens")
 
-PROTOCOLS = ("standard", "nearest")
+PROTOCOLS = ("standard", "nearest", "open-set")
 ANSWERS = ("path", "identity", "nearest_identity", "nearest_path", "distance", "match")
 
 
@@ -47,6 +48,7 @@ def evaluate(
     way: int | None = None,
     shot: int | None = None,
     episodes: int | None = None,
+    rule: str | None = None,
     report: str | Path | None = None,
     answers: str | Path | None = None,
     root: str | Path | None = None,
@@ -57,13 +59,14 @@ def evaluate(
 
     Or, by the protocol "nearest", look test pictures up among the training pictures of DATA: each
     gets the identity of its nearest one. That is for closed sets, whose test pictures show what
-    training pictures show.
+    training pictures show. Or, by "open-set", enrol half of the identities and ask about all: who
+    is named rightly, and are the strangers turned away?
 
     Args:
         model: a model's folder or a run's.
         data: labelled pictures. With `trials` they may be left out, or be a folder without
             classes, which is then only where the list's relative paths may start from.
-        protocol: "standard" or "nearest".
+        protocol: "standard", "nearest" or "open-set".
         split: which pictures: "train", "val", "test", "all", or "auto": the test pictures where
             the model was trained on this data or the data says which they are, else all but the
             identities that the model was trained on. With "nearest": the test pictures, or those of
@@ -72,8 +75,11 @@ def evaluate(
             (`trial,probe,candidate,same`), either with a column `cluster` or without.
         pairs: how many genuine and as many impostor pairs; all, or a large sample, by default.
         way: identities in an episode, as far as there are so many; 20 by default.
-        shot: pictures of each identity in an episode; 1 by default.
+        shot: pictures of each identity in an episode, or, with "open-set", templates of each
+            enrolled identity; 1 by default.
         episodes: how many; 1000 by default.
+        rule: with "open-set", how the templates of an identity are fused: "nearest" by default,
+            "mean" or "vote".
         report: where to write a page to look at.
         answers: with "nearest", where to write what each picture was taken for: a CSV file of
             `path,identity,nearest_identity,nearest_path,distance,match`, the last 1 where the
@@ -90,10 +96,15 @@ def evaluate(
                    seed=(seed, 0))  # fmt: skip
     if protocol not in PROTOCOLS:
         raise ConfigError(unknown_name("protocol", protocol, PROTOCOLS))
-    if protocol == "nearest":
-        _check_nearest(data, trials=trials, pairs=pairs, way=way, shot=shot, episodes=episodes)
-    elif answers is not None:
+    if protocol != "standard":
+        more = {} if protocol == "open-set" else {"shot": shot}
+        _check_alone(protocol, data, trials=trials, pairs=pairs, way=way, episodes=episodes, **more)
+    if answers is not None and protocol != "nearest":
         raise ConfigError("--answers belongs to --protocol nearest")
+    if rule is not None:
+        if protocol != "open-set":
+            raise ConfigError("--rule belongs to --protocol open-set")
+        check_rule(rule)
     if trials is None and data is None:
         raise ConfigError("evaluate needs DATA, or --trials FILE.csv")
     if report is not None:
@@ -108,6 +119,13 @@ def evaluate(
             assert data is not None
             return _nearest(matcher, read_data(matcher.bundle, data, root), split=split, seed=seed,
                             report=report, answers=answers)  # fmt: skip
+        if protocol == "open-set":
+            assert data is not None
+            return _open_set(
+                matcher, read_data(matcher.bundle, data, root), split=split, seed=seed,
+                shot=1 if shot is None else shot, rule="nearest" if rule is None else rule,
+                report=report,
+            )  # fmt: skip
         table = None if data is None else _read(matcher, data, root, refuse=trials is None)
         if table is None and report is not None:
             raise DataError(f"{data} has no classes that a report could be of: leave out --report")
@@ -131,13 +149,15 @@ def evaluate(
         return measured
 
 
-def _check_nearest(data: object, **others: object) -> None:
-    """Refuse what the protocol "nearest" cannot do."""
+def _check_alone(protocol: str, data: object, **others: object) -> None:
+    """Refuse what `protocol` cannot do."""
     if data is None:
-        raise ConfigError("--protocol nearest needs DATA with training and test pictures")
+        what = " with training and test pictures" if protocol == "nearest" else ""
+        raise ConfigError(f"--protocol {protocol} needs DATA{what}")
     for name, given in others.items():
         if given is not None:
-            raise ConfigError(f"--{name} belongs to --protocol standard: leave it out here")
+            where = "standard or open-set" if name == "shot" else "standard"
+            raise ConfigError(f"--{name} belongs to --protocol {where}: leave it out here")
 
 
 def _nearest(
@@ -157,6 +177,26 @@ def _nearest(
         searched = ("gallery", chosen.gallery)
         asked = (chosen.split, chosen.probe)
         _write_report(Path(report), matcher, measured, chosen, [asked, searched])
+    return measured
+
+
+def _open_set(
+    matcher: Matcher,
+    table: ImageTable,
+    *,
+    split: str,
+    shot: int,
+    rule: str,
+    seed: int,
+    report: str | Path | None,
+) -> Measured:
+    chosen = pictures_for(matcher.bundle, table, wanted=split, prefer="test")
+    measured = measure_open_set(
+        matcher.bundle, matcher.calibration, chosen, shot=shot, rule=rule, seed=seed
+    )
+    if report is not None:
+        genuine = np.flatnonzero(~chosen.table.forged)
+        _write_report(Path(report), matcher, measured, chosen, [(chosen.split, genuine)])
     return measured
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,16 +14,19 @@ from numpy.typing import NDArray
 from twinlens.data.duplicates import exact_groups
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
-from twinlens.jobs.pictures import AgainstTraining
+from twinlens.jobs.pictures import AgainstTraining, ChosenPictures
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.nearest import Nearest, nearest
 from twinlens.measure.protocols import (
+    Figure,
     OneShot,
     OneShotTrials,
+    OpenSet,
     PairTrials,
     Retrieval,
     Verification,
     one_shot,
+    open_set,
     retrieval,
     verification,
 )
@@ -31,7 +35,9 @@ from twinlens.model.comparators import NumpyComparison
 from twinlens.model.encoder import embed_pixels
 from twinlens.progress import Progress
 
-__all__ = ["Measured", "measure", "measure_nearest"]
+__all__ = ["Measured", "measure", "measure_nearest", "measure_open_set"]
+
+log = logging.getLogger("twinlens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +55,7 @@ class Measured:
     one_shot: Mapping[str, OneShot] = field(default_factory=dict)
     trials: PairTrials | OneShotTrials | None = None
     nearest: Nearest | None = None
+    open_set: OpenSet | None = None
     table: ImageTable | None = None
     pixels: NDArray[np.uint8] | None = None
     embeddings: NDArray[np.float32] | None = None
@@ -60,7 +67,7 @@ class Measured:
         found: dict[str, Any] = {}
         if self.split is not None:
             found |= {"split": self.split, "identity_disjoint": self.identity_disjoint}
-        for name in ("verification", "retrieval", "trials", "nearest"):
+        for name in ("verification", "retrieval", "trials", "nearest", "open_set"):
             part = getattr(self, name)
             if part is not None:
                 found[name] = part.as_json()
@@ -74,9 +81,12 @@ class Measured:
         if self.split is not None:
             seen = "unseen identities" if self.identity_disjoint else "identities seen in training"
             lines.append(f"{'measured on':28} {self.split} pictures, {seen}")
-        lines += [f"{name:28} {_words(figure)}" for name, figure in _flat(self.as_json())]
+        shown = {name: part for name, part in self.as_json().items() if name != "open_set"}
+        lines += [f"{name:28} {_words(figure)}" for name, figure in _flat(shown)]
         if self.nearest is not None:
             lines += [f"{name:28} {words}" for name, words in self._counts(self.nearest)]
+        if self.open_set is not None:
+            lines += [f"{name:28} {words}" for name, words in _galleries(self.open_set)]
         return "\n".join(lines)
 
     def _counts(self, found: Nearest) -> Iterator[tuple[str, str]]:
@@ -96,6 +106,38 @@ class Measured:
             )
 
 
+def _galleries(found: OpenSet) -> Iterator[tuple[str, str]]:
+    shown = "picture" if found.shot == 1 else "pictures"
+    yield (
+        "galleries",
+        f"{found.whole.num_enrolled} identities enrolled by {found.shot} {shown} each, "
+        f"{found.num_strangers} strangers, drawn {found.draws} times; rule {found.rule}",
+    )
+    yield "probes", f"{found.num_mated} of enrolled identities, {found.num_nonmated} of strangers"
+    yield "rank 1", _of_strangers(found.whole.rank_1)
+    for target, part in found.held_out.items():
+        yield f"DIR at FPIR {target}", _of_strangers(found.whole.dir_at_fpir[target])
+        yield "  on other strangers", _of_strangers(part.dir)
+        yield "  and turned away", _of_strangers(part.turned_away)
+    if found.whole.pair_threshold is not None:
+        yield "DIR, pair threshold", _of_strangers(found.whole.pair_threshold.dir)
+        yield "  and turned away", _of_strangers(found.whole.pair_threshold.turned_away)
+    for size in found.by_size:
+        words = [f"rank 1 {_short(size.rank_1)}"]
+        words += [f"DIR at FPIR {at} {_short(dirs)}" for at, dirs in size.dir_at_fpir.items()]
+        if size.pair_threshold is not None:
+            words.append(f"turned away, pair threshold {_short(size.pair_threshold.turned_away)}")
+        yield f"of {size.num_enrolled} enrolled", ", ".join(words)
+
+
+def _of_strangers(figure: Figure) -> str:
+    return _words(figure.as_json(), "strangers")
+
+
+def _short(figure: Figure) -> str:
+    return "-" if figure.value is None else f"{figure.value:.3f}"
+
+
 def _flat(found: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
     for name, part in found.items():
         if not isinstance(part, Mapping):
@@ -107,9 +149,9 @@ def _flat(found: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Mapp
             yield from _flat(part, full)
 
 
-def _words(figure: Mapping[str, Any]) -> str:
+def _words(figure: Mapping[str, Any], few: str = "pairs") -> str:
     if figure["value"] is None:
-        return "-  (too few pairs)"
+        return f"-  (too few {few})"
     if figure["low"] is None:
         return f"{figure['value']:.4f}"
     return f"{figure['value']:.4f}  ({figure['low']:.4f} to {figure['high']:.4f})"
@@ -184,6 +226,50 @@ def measure_nearest(bundle: Bundle, chosen: AgainstTraining, *, seed: int = 0) -
         probe=chosen.probe,
         gallery=chosen.gallery,
     )  # fmt: skip
+
+
+def measure_open_set(
+    bundle: Bundle,
+    calibration: Calibration | None,
+    chosen: ChosenPictures,
+    *,
+    shot: int = 1,
+    rule: str = "nearest",
+    seed: int = 0,
+) -> Measured:
+    """Enrol half of the identities and ask about everyone; forged pictures take no part.
+
+    Where there are too few identities for that, the log says so, and there are no figures.
+
+    Raises:
+        DataError: embeddings that are not numbers.
+    """
+    real = np.flatnonzero(~chosen.table.forged)
+    table, pixels = chosen.table.select(real), chosen.pixels
+    if len(real) < len(chosen.table):
+        pixels = pixels[real]
+    emb_ND = embed_pixels(bundle.encoder, pixels, progress=Progress("embedding"))
+    _refuse_broken(emb_ND)
+    found = open_set(
+        emb_ND, table.labels(), NumpyComparison(bundle.comparator), shot=shot, rule=rule,
+        pair_threshold=None if calibration is None else calibration.threshold, seed=seed,
+        progress=Progress("comparing"),
+    )  # fmt: skip
+    if found is None:
+        count_I = np.bincount(table.labels())
+        log.warning(
+            "no gallery can be measured: of %d identities, %d have more than %d genuine pictures; "
+            "needed are 4 identities, 2 of them with so many",
+            len(count_I), np.count_nonzero(count_I > shot), shot,
+        )  # fmt: skip
+    return Measured(
+        split=chosen.split,
+        identity_disjoint=chosen.identity_disjoint,
+        open_set=found,
+        table=table,
+        pixels=pixels,
+        embeddings=emb_ND,
+    )
 
 
 def _digest(picture: NDArray[np.uint8]) -> bytes:

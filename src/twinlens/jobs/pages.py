@@ -50,8 +50,12 @@ class RunFacts:
 def write_page(path: Path, bundle: Bundle, measured: Measured | None, facts: RunFacts) -> None:
     """Write `report.html`; parts that were not measured are left out."""
     parts: dict[str, Any] = {}
-    if measured is not None:
-        parts = (_measured_parts if measured.nearest is None else _nearest_parts)(measured, facts)
+    if measured is not None and measured.nearest is not None:
+        parts = _nearest_parts(measured, facts)
+    elif measured is not None and measured.verification is not None:
+        parts = _measured_parts(measured, facts)
+    elif measured is not None:
+        parts = {"map": _whole_map(measured, facts)}
     metric = "eer" if facts.settings is None else facts.settings.train.metric
     content = report.ReportContent(
         title=facts.title,
@@ -83,15 +87,23 @@ def _measured_parts(measured: Measured, facts: RunFacts) -> dict[str, Any]:
     scored = report.ScoredPairs(
         distance.astype(np.float64), pairs.same, skilled if skilled.any() else None
     )
-    seed = 0 if facts.settings is None else facts.settings.seed
     return {
         "pairs": scored,
-        "map": report.MapPictures(
-            measured.embeddings, table.identity.tolist(), measured.pixels, table.forged, seed
-        ),
+        "map": _whole_map(measured, facts),
         "nearest_impostors": _worst(measured, verified, table, scored, genuine=False),
         "farthest_genuine": _worst(measured, verified, table, scored, genuine=True),
     }
+
+
+def _whole_map(measured: Measured, facts: RunFacts) -> report.MapPictures:
+    table = measured.table
+    assert table is not None
+    assert measured.pixels is not None
+    assert measured.embeddings is not None
+    seed = 0 if facts.settings is None else facts.settings.seed
+    return report.MapPictures(
+        measured.embeddings, table.identity.tolist(), measured.pixels, table.forged, seed
+    )
 
 
 def _nearest_parts(measured: Measured, facts: RunFacts) -> dict[str, Any]:

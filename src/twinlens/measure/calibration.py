@@ -28,6 +28,13 @@ from twinlens.measure.probability import (
     held_out_losses,
     probability_limits,
 )
+from twinlens.measure.stored import (
+    curve_as_json,
+    read_count,
+    read_curve,
+    read_number,
+    read_optional,
+)
 
 __all__ = ["Calibration", "Isotonic", "Platt", "calibrate"]
 
@@ -79,11 +86,7 @@ class Calibration:
     def as_json(self) -> dict[str, Any]:
         """Plain numbers, strings and lists; `from_json` gives back an equal calibration."""
         found = asdict(self)
-        found["curve"] = {"kind": "platt" if isinstance(self.curve, Platt) else "isotonic"}
-        found["curve"] |= {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self.curve).items()
-        }
+        found["curve"] = curve_as_json(self.curve)
         return found
 
     @classmethod
@@ -196,57 +199,18 @@ def _bound(number: float | None) -> float | None:
 
 
 def _read(values: Any) -> Calibration:
-    curve: Platt | Isotonic
-    kind = values["curve"]["kind"]
-    if kind == "platt":
-        curve = Platt(_number(values["curve"], "a"), _number(values["curve"], "b"))
-        if curve.a < 0:
-            raise ValueError("its curve rises with distance")
-    elif kind == "isotonic":
-        curve = Isotonic(*(tuple(_numbers(values["curve"], key)) for key in ("x", "y")))
-        _check_knots(np.array(curve.x), np.array(curve.y))
-    else:
-        raise ValueError(f"its curve is of unknown kind {kind!r}")
     found = Calibration(
-        threshold=_number(values, "threshold"),
-        low=_optional(values, "low"),
-        high=_optional(values, "high"),
-        target_far=_number(values, "target_far"),
-        num_genuine=_count(values, "num_genuine"),
-        num_impostor=_count(values, "num_impostor"),
-        num_identities=_count(values, "num_identities"),
-        curve=curve,
-        log_loss_platt=_optional(values, "log_loss_platt"),
-        log_loss_isotonic=_optional(values, "log_loss_isotonic"),
+        threshold=read_number(values, "threshold"),
+        low=read_optional(values, "low"),
+        high=read_optional(values, "high"),
+        target_far=read_number(values, "target_far"),
+        num_genuine=read_count(values, "num_genuine"),
+        num_impostor=read_count(values, "num_impostor"),
+        num_identities=read_count(values, "num_identities"),
+        curve=read_curve(values["curve"]),
+        log_loss_platt=read_optional(values, "log_loss_platt"),
+        log_loss_isotonic=read_optional(values, "log_loss_isotonic"),
     )
     if not 0 < found.target_far < 1:
         raise ValueError(f"target_far is {found.target_far}, not between 0 and 1")
     return found
-
-
-def _number(values: Any, key: str) -> float:
-    value = values[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{key} is {value!r}, not a finite number")
-    return float(value)
-
-
-def _optional(values: Any, key: str) -> float | None:
-    return None if values[key] is None else _number(values, key)
-
-
-def _numbers(values: Any, key: str) -> list[float]:
-    return [_number({key: value}, key) for value in values[key]]
-
-
-def _count(values: Any, key: str) -> int:
-    value = values[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{key} is {value!r}, not a count")
-    return value
-
-
-def _check_knots(x: Floats, y: Floats) -> None:
-    fits = len(x) == len(y) > 0 and (np.diff(x) > 0).all() and (np.diff(y) <= 0).all()
-    if not (fits and y[0] <= 1 and y[-1] >= 0):
-        raise ValueError("its curve's knots do not ascend, or its values rise or leave [0, 1]")

@@ -45,7 +45,7 @@ class PlainComparison:
         assert self.name in PLAIN, self.name
 
     def prepared(self, emb_ND: NDArray[Any]) -> Floats:
-        """The vectors whose squared Euclidean distance `of_square` takes: of length 1 for cosine."""
+        """Vectors whose squared Euclidean distance `of_square` takes: of length 1 for cosine."""
         emb_ND = np.asarray(emb_ND, dtype=np.float32)
         return unit(emb_ND) if self.name == "cosine" else emb_ND
 

@@ -49,6 +49,9 @@ __all__ = [
 
 MOST_PROBES = 2000
 
+CONTESTED_WRONG, FEWEST_CONTESTED = 0.1, 10
+"""Of answers that had a rival within the threshold so many may be wrong, judged on so many."""
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Progress = Callable[[int, int], None]
@@ -229,6 +232,7 @@ def _settle(
     right = chosen.mated.code == probes.code
     accepted = matches(chosen.mated.distance, threshold)
     gap = margins(chosen.mated.distance, chosen.mated.runner_up, threshold)
+    contested = accepted & np.isfinite(gap)
     stranger_S = np.sort(chosen.stranger)
     return OpenSetCalibration(
         rule=chosen.rule,
@@ -236,7 +240,7 @@ def _settle(
         threshold=threshold,
         low=at.low,
         high=at.high,
-        margin=_smallest_margin(gap[accepted], ~right[accepted], target),
+        margin=_smallest_margin(gap[contested], ~right[contested]),
         num_identities=size[0],
         num_templates=size[1],
         num_mated=len(probes.code),
@@ -281,21 +285,16 @@ def _measured(
     return found[0], found[1], found[2]
 
 
-def _smallest_margin(gap_A: Floats, wrong_A: NDArray[np.bool_], target: float) -> float:
-    """See `OpenSetCalibration.margin`; of the accepted mated probes, shape (A,)."""
-    if not np.any(wrong_A):
+def _smallest_margin(gap_C: Floats, wrong_C: NDArray[np.bool_]) -> float:
+    """See `OpenSetCalibration.margin`; of probes with two identities near enough, shape (C,)."""
+    if len(gap_C) < FEWEST_CONTESTED or wrong_C.mean() <= CONTESTED_WRONG:
         return 0.0
-    order = np.argsort(gap_A)
-    gap, wrong = gap_A[order], wrong_A[order]
-    first = np.unique(gap, return_index=True)[1]
-    first = first[len(gap) - first >= 1 / target]
-    num_wrong = wrong[::-1].cumsum()[::-1][first]
-    kept = first[num_wrong <= target * (len(gap) - first)]
-    if not len(kept) or kept[0] == 0:
-        return 0.0
-    if np.isfinite(gap[kept[0]]):
-        return float(gap[kept[0]])
-    return float(np.nextafter(gap[kept[0] - 1], np.inf))
+    order = np.argsort(gap_C)
+    gap, first = np.unique(gap_C[order], return_index=True)
+    num = len(order) - first
+    num_wrong = wrong_C[order][::-1].cumsum()[::-1][first]
+    kept = np.flatnonzero((num >= FEWEST_CONTESTED) & (num_wrong <= CONTESTED_WRONG * num))
+    return float(gap[kept[0]] if len(kept) else np.nextafter(gap[-1], np.inf))
 
 
 def _curve(

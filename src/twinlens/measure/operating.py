@@ -18,10 +18,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import CalibrationError, DataError, ModelError
 from twinlens.measure.bootstrap import Figure
-from twinlens.measure.calibration import _check_knots, _number, _numbers, _optional
 from twinlens.measure.fusion import RULES
 from twinlens.measure.metrics import matches
 from twinlens.measure.probability import Isotonic, Platt, probability_limits
+from twinlens.measure.stored import (
+    curve_as_json,
+    read_count,
+    read_curve,
+    read_figure,
+    read_number,
+    read_numbers,
+    read_optional,
+    read_share,
+)
 
 __all__ = ["OpenSetCalibration", "check_rate", "finite_threshold", "kept_ranks", "margins"]
 
@@ -42,12 +51,11 @@ class OpenSetCalibration:
         low: the lower end of the threshold's 95 % interval; None where it cannot be had.
         high: the upper end.
         margin: below this distance between the best and the runner-up, both within the
-            threshold, the answer is ambiguous. Of the mated probes whose best is within the
-            threshold, those with such a margin or more (see `margins`) are wrong in at most
-            `target_fpir` of cases; it is the smallest of 0 and the margins seen, of which this
-            holds for at least 1 / `target_fpir` probes. Where only those without a runner-up
-            keep to it, it is just above the largest margin seen. 0 where nothing does, or
-            where there are too few probes to tell.
+            threshold, the answer is ambiguous. Of the mated probes with two identities within the
+            threshold, those with such a margin or more (see `margins`) are wrong in at most one
+            case of ten; it is the smallest of 0 and the margins seen of which this holds for at
+            least ten probes, and just above the largest where it holds for none. 0 where fewer
+            than ten have two identities within the threshold: too few to tell.
         num_identities: identities of the gallery.
         num_templates: its templates.
         num_mated: probes whose identity was in the gallery.
@@ -147,10 +155,7 @@ class OpenSetCalibration:
         found["strangers"] = list(self.strangers)
         for name in ("tpir", "rank_1"):
             found[name] = getattr(self, name).as_json()
-        if self.curve is not None:
-            kind = "platt" if isinstance(self.curve, Platt) else "isotonic"
-            values = {k: list(v) if isinstance(v, tuple) else v for k, v in found["curve"].items()}
-            found["curve"] = {"kind": kind, **values}
+        found["curve"] = None if self.curve is None else curve_as_json(self.curve)
         return found
 
     @classmethod
@@ -230,20 +235,20 @@ def finite_threshold(threshold: float, fpir: float) -> float:
 def _read(values: Any) -> OpenSetCalibration:
     found = OpenSetCalibration(
         rule=values["rule"],
-        target_fpir=_share(values, "target_fpir"),
-        threshold=_number(values, "threshold"),
-        low=_optional(values, "low"),
-        high=_optional(values, "high"),
-        margin=_number(values, "margin"),
-        num_identities=_count(values, "num_identities"),
-        num_templates=_count(values, "num_templates"),
-        num_mated=_count(values, "num_mated", least=0),
-        num_strangers=_count(values, "num_strangers"),
-        tpir=_figure(values["tpir"]),
-        rank_1=_figure(values["rank_1"]),
-        by_rule={name: _share(values["by_rule"], name) for name in values["by_rule"]},
-        strangers=tuple(_numbers(values, "strangers")),
-        curve=None if values["curve"] is None else _curve(values["curve"]),
+        target_fpir=read_share(values, "target_fpir"),
+        threshold=read_number(values, "threshold"),
+        low=read_optional(values, "low"),
+        high=read_optional(values, "high"),
+        margin=read_number(values, "margin"),
+        num_identities=read_count(values, "num_identities"),
+        num_templates=read_count(values, "num_templates"),
+        num_mated=read_count(values, "num_mated", least=0),
+        num_strangers=read_count(values, "num_strangers"),
+        tpir=read_figure(values["tpir"]),
+        rank_1=read_figure(values["rank_1"]),
+        by_rule={name: read_share(values["by_rule"], name) for name in values["by_rule"]},
+        strangers=tuple(read_numbers(values, "strangers")),
+        curve=None if values["curve"] is None else read_curve(values["curve"]),
     )
     for rule in (found.rule, *found.by_rule):
         if rule not in RULES:
@@ -257,34 +262,3 @@ def _read(values: Any) -> OpenSetCalibration:
     if np.any(np.diff(found.strangers) < 0):
         raise ValueError("its strangers' distances do not ascend")
     return found
-
-
-def _curve(values: Any) -> Platt | Isotonic:
-    if values["kind"] == "platt":
-        platt = Platt(_number(values, "a"), _number(values, "b"))
-        if platt.a < 0:
-            raise ValueError("its curve rises with distance")
-        return platt
-    if values["kind"] != "isotonic":
-        raise ValueError(f"its curve is of unknown kind {values['kind']!r}")
-    knots = Isotonic(tuple(_numbers(values, "x")), tuple(_numbers(values, "y")))
-    _check_knots(np.array(knots.x), np.array(knots.y))
-    return knots
-
-
-def _figure(values: Any) -> Figure:
-    return Figure(*(_optional(values, name) for name in ("value", "low", "high")))
-
-
-def _share(values: Any, key: str) -> float:
-    value = _number(values, key)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{key} is {value}, not between 0 and 1")
-    return value
-
-
-def _count(values: Any, key: str, least: int = 1) -> int:
-    value = values[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{key} is {value!r}, not a count")
-    return value

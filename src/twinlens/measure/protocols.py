@@ -2,8 +2,8 @@
 
 Everything that is measured has a 95 % interval from a bootstrap over identities (`bootstrap`).
 The other protocols have modules of their own and are named here too: `retrieval`, `one_shot`
-(episodes), `pair_trials` and `one_shot_trials` (given lists). None of them knows a model: they
-take embeddings and a `Comparison`.
+(episodes), `open_set` (identification with strangers), `pair_trials` and `one_shot_trials` (given
+lists). None of them knows a model: they take embeddings and a `Comparison`.
 
 Shapes: N pictures, D numbers in an embedding, Q pairs, I identities.
 """
@@ -28,6 +28,7 @@ from twinlens.measure.metrics import (
     eer,
     point_at_far,
 )
+from twinlens.measure.open_set import OpenSet, open_set
 from twinlens.measure.pairs import Comparison, PairSet, draw_pairs, pair_distances
 from twinlens.measure.retrieval import Retrieval, retrieval
 from twinlens.measure.trials import OneShotTrials, PairTrials, one_shot_trials, pair_trials
@@ -39,6 +40,7 @@ __all__ = [
     "Figure",
     "OneShot",
     "OneShotTrials",
+    "OpenSet",
     "PairSet",
     "PairTrials",
     "Retrieval",
@@ -47,6 +49,7 @@ __all__ = [
     "draw_pairs",
     "one_shot",
     "one_shot_trials",
+    "open_set",
     "pair_distances",
     "pair_trials",
     "retrieval",

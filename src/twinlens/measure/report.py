@@ -35,8 +35,13 @@ from twinlens.measure.figures import (
 )
 from twinlens.measure.maps import data_uri, embedding_map, map_rows
 from twinlens.measure.metrics import matches
+from twinlens.measure.open_set_page import (
+    open_set_figures,
+    open_set_sentences,
+    open_set_sizes,
+    pair_threshold_caution,
+)
 from twinlens.measure.wording import (
-    Row,
     bounds,
     count_of,
     dig,
@@ -181,13 +186,14 @@ def render_report(content: ReportContent) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page.filters |= {"picture": data_uri, "number": number, "breakable": _breakable}
-    rows = [*result_rows(content.results), *_nearest_rows(content.results)]
+    rows = list(result_rows(content.results))
     return page.from_string(source).render(
         style=style_sheet(),
         content=content,
         summary=summary(content),
         cautions=cautions(content),
         rows=rows,
+        sizes=open_set_sizes(content.results),
         key_rows=[row for row in rows if row.key],
         figures={name: Markup(svg) for name, svg in _figures(content).items()},
         galleries=[gallery for gallery in _galleries(content) if gallery["pairs"]],
@@ -245,6 +251,7 @@ def worst_rows(
 def summary(content: ReportContent) -> list[str]:
     """What the page says in a few sentences, most important first."""
     sentences = [*_what_was_done(content), *_how_well(content.results)]
+    sentences += open_set_sentences(content.results)
     return [*sentences, *_threshold_in_words(content)]
 
 
@@ -280,6 +287,7 @@ def cautions(content: ReportContent) -> list[str]:
                 "On these pictures the threshold accepts more impostor pairs than it aims at: "
                 "calibrate on pictures that are like the ones in use."
             )
+    found += pair_threshold_caution(content.results)
     if content.broken:
         found.append(f"{count_of(len(content.broken), 'picture')} could not be read: see Skipped.")
     return [*found, *content.findings]
@@ -314,18 +322,6 @@ def _how_well(results: Mapping[str, Any]) -> Iterator[str]:
         likely = f" (95\N{NO-BREAK SPACE}% interval {span(low, high)})" if span(low, high) else ""
         if value is not None:
             yield words.format(percent(value), likely)
-
-
-def _nearest_rows(results: Mapping[str, Any]) -> Iterator[Row]:
-    found = dig(results, "nearest") or {}
-    for key, name, meaning in (
-        ("accuracy", "Nearest neighbour", "the nearest training picture shows the right identity"),
-        ("top_5", "Nearest neighbours, top 5", "one of the 5 nearest training pictures does"),
-        ("chance", "By chance", "a training picture drawn at random does"),
-    ):
-        value, low, high = bounds(found.get(key))
-        if value is not None:
-            yield Row(name, percent(value), span(low, high), meaning, key != "chance")
 
 
 def _threshold_in_words(content: ReportContent) -> Iterator[str]:
@@ -371,6 +367,7 @@ def _figures(content: ReportContent) -> dict[str, str]:
         for name, width in (("histogram", 860.0), ("histogram_phone", 400.0)):
             found[name] = distance_histogram(pairs, threshold=threshold, width=width, **band)
         found["roc"], found["det"] = roc_and_det(pairs, threshold=threshold)
+    found["dir"], found["sizes"] = open_set_figures(content.results)
     found["loss"], found["validation"] = learning_curves(content.history, metric=content.metric)
     if content.map is not None:
         found["map"] = _map(content.map)

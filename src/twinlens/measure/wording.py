@@ -21,6 +21,7 @@ __all__ = [
     "number",
     "one_in",
     "percent",
+    "rate",
     "result_rows",
     "span",
 ]
@@ -63,6 +64,39 @@ def result_rows(results: Mapping[str, Any]) -> Iterator[Row]:
         ("auc", "Given trials, area under ROC", "a genuine pair closer than an impostor pair"),
     ):
         yield from _row(dig(results, "trials", key), name, meaning, key == "accuracy")
+    yield from _nearest_rows(dig(results, "nearest") or {})
+    yield from _open_set_rows(dig(results, "open_set") or {})
+
+
+def _nearest_rows(found: Mapping[str, Any]) -> Iterator[Row]:
+    for key, name, meaning in (
+        ("accuracy", "Nearest neighbour", "the nearest training picture shows the right identity"),
+        ("top_5", "Nearest neighbours, top 5", "one of the 5 nearest training pictures does"),
+        ("chance", "By chance", "a training picture drawn at random does"),
+    ):
+        yield from _row(found.get(key), name, meaning, key != "chance")
+
+
+def _open_set_rows(found: Mapping[str, Any]) -> Iterator[Row]:
+    meaning = "the best enrolled identity is the right one"
+    yield from _row(found.get("rank_1"), "Rank-1 identification", meaning, True)
+    dirs = found.get("dir_at_fpir") or {}
+    key = next((target for target, entry in dirs.items() if bounds(entry)[0] is not None), None)
+    for target, entry in dirs.items():
+        at = f"at {rate(target)} FPIR"
+        meaning = "enrolled ones named rightly, where so many strangers are taken for somebody"
+        yield from _row(entry, f"DIR {at}", meaning, target == key)
+        meaning = "the same, the threshold chosen by other strangers"
+        yield from _row(dig(found, "held_out", target, "dir"), f"DIR {at}, held out", meaning)
+        meaning = "strangers for whom nobody is within that threshold"
+        away = dig(found, "held_out", target, "turned_away")
+        yield from _row(away, f"Turned away {at}, held out", meaning)
+    pair = found.get("pair_threshold") or {}
+    meaning = "enrolled ones named rightly at the model's threshold, which is one for pairs"
+    yield from _row(pair.get("dir"), "DIR, threshold for pairs", meaning)
+    meaning = "strangers for whom nobody is within the threshold for pairs"
+    yield from _row(pair.get("turned_away"), "Strangers turned away, threshold for pairs", meaning,
+                    True)  # fmt: skip
 
 
 def _retrieval_rows(part: Mapping[str, Any]) -> Iterator[Row]:
@@ -78,7 +112,7 @@ def _retrieval_rows(part: Mapping[str, Any]) -> Iterator[Row]:
 
 def _tar_rows(part: Mapping[str, Any], meaning: str, suffix: str = "") -> Iterator[Row]:
     for far, entry in (part.get("tar_at_far") or {}).items():
-        name = f"TAR at {100 * float(far):g}\N{NO-BREAK SPACE}% FAR{suffix}"
+        name = f"TAR at {rate(far)} FAR{suffix}"
         yield from _row(entry, name, meaning, not suffix and float(far) == 0.01)
 
 
@@ -125,6 +159,11 @@ def percent(value: float, sign: str = "\N{NO-BREAK SPACE}%") -> str:
     near = round(min(abs(share), abs(100 - share)), 9)
     places = 0 if near == 0 else 1 if near >= 0.95 else min(4, 1 - math.floor(math.log10(near)))
     return f"{share:.{places}f}{sign}"
+
+
+def rate(target: str) -> str:
+    """A target rate, by its name in JSON, as per cent: "0.01" is 1 %."""
+    return f"{100 * float(target):g}\N{NO-BREAK SPACE}%"
 
 
 def span(low: float | None, high: float | None) -> str:

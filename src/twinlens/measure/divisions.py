@@ -1,0 +1,129 @@
+"""Dividing identities into enrolled ones and strangers, and asking small galleries about both.
+
+This module knows no thresholds: it gives distances, and the curve of what each threshold costs.
+
+Shapes: N pictures, D numbers in an embedding, I identities, G mated probes (of enrolled
+identities), S non-mated ones (of strangers).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinlens.measure.asking import ask, random_rounds, spread_sample
+from twinlens.measure.metrics import DetCurve, RankedPairs
+from twinlens.measure.pairs import Comparison
+
+__all__ = ["Division", "Trial"]
+
+MOST_PROBES = 5000
+NEVER = float(np.finfo(np.float64).max)
+"""The distance of a mated probe whose best identity is wrong: no threshold identifies it."""
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Division:
+    """Rows of templates, mated probes and non-mated probes.
+
+    Enrolled identities are numbered in a random order, so that the first few are a smaller
+    gallery; `template_code` ascends. `odd` tells one half of the strangers' identities.
+    """
+
+    template: Ints
+    template_code: Ints
+    mated: Ints
+    mated_code: Ints
+    nonmated: Ints
+    odd: Bools
+
+    @classmethod
+    def draw(
+        cls, code_N: Ints, count_I: Ints, num_enrolled: int, shot: int, rng: np.random.Generator
+    ) -> Division:
+        """Divide identities, then each enrolled one's pictures."""
+        mixed_I = rng.permutation(len(count_I))
+        enrolled = mixed_I[count_I[mixed_I] > shot][:num_enrolled]
+        number_I = np.full(len(count_I), -1)
+        number_I[enrolled] = np.arange(num_enrolled)
+        strangers = mixed_I[number_I[mixed_I] < 0]
+        odd_I = np.zeros(len(count_I), dtype=bool)
+        odd_I[strangers[1::2]] = True
+        number_N, shown_N = number_I[code_N], random_rounds(code_N, rng) < shot
+        template = np.flatnonzero((number_N >= 0) & shown_N)
+        template = template[np.argsort(number_N[template], kind="stable")]
+        mated = np.flatnonzero((number_N >= 0) & ~shown_N)
+        nonmated = np.flatnonzero(number_N < 0)
+        mated, nonmated = (
+            rows[spread_sample(code_N[rows], MOST_PROBES, rng)] for rows in (mated, nonmated)
+        )
+        return cls(template, number_N[template], mated, number_N[mated], nonmated,
+                   odd_I[code_N[nonmated]])  # fmt: skip
+
+    def ask(
+        self,
+        emb_ND: NDArray[np.float32],
+        code_N: Ints,
+        size: int,
+        comparison: Comparison,
+        rule: str,
+    ) -> Trial:
+        """Enrol the first `size` identities and ask about theirs and all strangers."""
+        shown = self.template_code < size
+        rows, mated = self.template[shown], self.mated[self.mated_code < size]
+        probe = np.concatenate([mated, self.nonmated])
+        found = ask(emb_ND[probe], emb_ND[rows], self.template_code[shown], comparison, (rule,))
+        code, distance = found[rule].code, found[rule].distance.astype(np.float64)
+        right = code[: len(mated)] == self.mated_code[self.mated_code < size]
+        return Trial(
+            right, np.where(right, distance[: len(mated)], NEVER), distance[len(mated) :],
+            code_N[mated], code_N[self.nonmated], self.odd,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """What one gallery answered: `right` (G,) and `mated` (G,), `stranger` (S,) distances.
+
+    `mated_own` (G,) and `stranger_own` (S,) are the probes' identities, for the bootstrap.
+    """
+
+    right: Bools
+    mated: Floats
+    stranger: Floats
+    mated_own: Ints
+    stranger_own: Ints
+    odd: Bools
+
+    @cached_property
+    def ranked(self) -> RankedPairs:
+        """Sorted once; its curve's FAR is the FPIR, and its FRR is 1 - DIR."""
+        return RankedPairs.of(self.mated, self.stranger)
+
+    @cached_property
+    def halves(self) -> tuple[Trial, Trial]:
+        """The same with either half of the strangers."""
+        kept = (self.right, self.mated, self.mated_own)
+        first, second = (
+            Trial(kept[0], kept[1], self.stranger[odd], kept[2], self.stranger_own[odd], odd[odd])
+            for odd in (self.odd, ~self.odd)
+        )
+        return first, second
+
+    def rank_1(self, count_I: Ints) -> float:
+        """The share of mated probes that are answered rightly."""
+        return float(np.average(self.right, weights=count_I[self.mated_own]))
+
+    def curve(self, count_I: Ints) -> DetCurve | None:
+        """The curve where each identity counts so often; None where a kind of probe is left out."""
+        mated, stranger = count_I[self.mated_own], count_I[self.stranger_own]
+        if not mated.any() or not stranger.any():
+            return None
+        return self.ranked.curve(mated, stranger)

@@ -1,0 +1,24 @@
+"""Made-up people: embeddings around a point for each, and plain Euclidean distances."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class Euclid:
+    """Distances as their definition has them."""
+
+    def matrix(self, a_ND, b_MD, /):
+        difference = a_ND[:, None].astype(np.float64) - b_MD
+        return np.sqrt((difference**2).sum(axis=2)).astype(np.float32)
+
+    def pairwise(self, a_ND, b_ND, /):
+        difference = a_ND.astype(np.float64) - b_ND
+        return np.sqrt((difference**2).sum(axis=1)).astype(np.float32)
+
+
+def people(num=12, each=4, spread=0.5, seed=0, dim=3):
+    rng = np.random.default_rng(seed)
+    code = np.repeat(np.arange(num), each)
+    emb = rng.normal(size=(num, dim))[code] + rng.normal(size=(num * each, dim)) * spread
+    return emb.astype(np.float32), code
