@@ -28,11 +28,21 @@ ROOMS = (
     "learn",
     "match",
     "jobs",
+    "arguments",
+    "cli_gallery",
     "cli",
 )
 # `measure` stands beside `model`: it needs no torch.
 FORBIDDEN = {"measure": {"model", "progress"}, "model": {"progress"}, "data": {"progress"}}
-NO_TORCH = ("errors.py", "config.py", "cli.py", "data/table.py", "data/sources.py", "measure")
+NO_TORCH = (
+    "errors.py",
+    "config.py",
+    "cli.py",
+    "cli_gallery.py",
+    "data/table.py",
+    "data/sources.py",
+    "measure",
+)
 
 
 def room_of(module: str) -> str:

@@ -221,6 +221,147 @@ def test_help_names_every_command(capsys: Capture) -> None:
     assert all(f" {name} " in out for name in COMMANDS)
 
 
+# --- galleries ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gallery(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two identities with 5 pictures each, calibrated. Shared: do not change it."""
+    place = tmp_path_factory.mktemp("cli") / "gallery"
+    opened = twinlens.Gallery.create(place, tiny_run.run)
+    for name in ("thing 0", "thing 1"):
+        opened.enrol_files(name, [tiny_run.data / name / f"{number}.png" for number in range(5)])
+    opened.calibrate(fpir=0.25)
+    return place
+
+
+def test_identify_exits_by_its_answers(gallery: Path, tiny_run: TinyRun, capsys: Capture) -> None:
+    known, stranger = (tiny_run.data / name / "5.png" for name in ("thing 0", "thing 9"))
+    code, out, err = run(capsys, "identify", gallery, known)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{known}: thing 0: distance ")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["1", "2"]
+    assert run(capsys, "identify", gallery, "-k", 1, known, stranger)[0] == 1
+    code, out, err = run(capsys, "identify", gallery, known, "none.png", "--json")
+    assert (code, err) == (2, "twinlens: error: none.png: no such file\n")
+    answers = json.loads(out)["answers"]
+    assert answers[0] == {
+        "picture": str(known), **twinlens.Gallery.open(gallery).identify(known).as_json()
+    }  # fmt: skip
+    assert answers[1] == {"picture": "none.png", "error": "no such file"}
+    assert "none.png: no such file" in refuse(capsys, "identify", gallery, "none.png")
+
+
+def test_search_prints_the_nearest(gallery: Path, tiny_run: TinyRun, capsys: Capture) -> None:
+    probe = tiny_run.data / "thing 1" / "5.png"
+    code, out, err = run(capsys, "search", gallery, probe, "-k", 3)
+    assert (code, err) == (0, "")
+    assert out == twinlens.search(gallery, probe, k=3).as_text() + "\n"
+    words = ["search", "--where", "identity = 'thing 0'", gallery, probe, "-k", 9, "--json"]
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    assert {hit["identity"] for hit in json.loads(out)["hits"]} == {"thing 0"}
+
+
+def test_a_gallery_from_the_first_word_to_the_last(
+    tiny_run: TinyRun, tmp_path: Path, capsys: Capture
+) -> None:
+    place, name = tmp_path / "people", "O'Brien\n👩‍👩‍👧"
+    files = sorted((tiny_run.data / "thing 3").iterdir())
+
+    def gallery(command: str, *words: object) -> str:
+        code, out, err = run(capsys, "gallery", command, place, *words)
+        assert (code, err) == (0, "")
+        return out
+
+    assert gallery("create", "--model", tiny_run.run).startswith("gallery ")
+    words = ["--identity", name, "--metadata", "room=a=b", "--quiet", *files[:3]]
+    assert gallery("enrol", *words) == "3 new, 0 known, 0 skipped; 1 identity\n"
+    assert gallery("enrol", *files, "--identity", name).startswith("3 new, 3 known")
+    words = ["gallery", "enrol", place, "--quiet", tiny_run.data, "--metadata", "floor=2"]
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (0, "54 new, 0 known, 6 skipped; 9 identities\n")
+    assert err.count("warning: skipped ") == err.count("\n") == 6
+    assert "       6  O'Brien\\n👩‍👩‍👧\n" in gallery("list")
+    listed = json.loads(gallery("list", name, "--json"))["templates"]
+    assert [one["metadata"] for one in listed] == [{"room": "a=b"}] * 3 + [{}] * 3
+    assert gallery("list", "--templates").count("\n") == 60
+    code, out, err = run(capsys, "gallery", "calibrate", place, "--fpir", 0.1, "--rule", "mean")
+    assert (code, "for 10 identities" in out) == (0, True)
+    assert "identities have the names of some that the model was trained on" in err
+    assert "found for 10 identities" in gallery("info")
+    assert gallery("rename", name, "plain") == "6 templates renamed\n"
+    assert gallery("optimize").startswith("60 templates: exact search")
+    assert gallery("export", tmp_path / "x.parquet") == f"60 templates in {tmp_path}/x.parquet\n"
+    receipt = gallery("erase", "plain")
+    assert receipt.startswith("erased 1 identity: 6 templates")
+    assert "plain" not in receipt
+    assert gallery("import", tmp_path / "x.parquet").startswith("6 new, 54 known")
+    assert gallery("rebuild", "--model", tiny_run.model).startswith("60 templates embedded")
+
+
+def test_wrong_words_about_galleries(
+    gallery: Path, tiny_run: TinyRun, tmp_path: Path, capsys: Capture
+) -> None:
+    model, a = tiny_run.run, two_pictures(tiny_run)[0]
+    empty = tmp_path / "empty"
+    twinlens.Gallery.create(empty, model)
+    wrong: list[tuple[list[object], str]] = [
+        (["gallery"], "required: SUBCOMMAND"),
+        (["gallery", "enroll", gallery], "'enroll': did you mean enrol?"),
+        (["gallery", "create", tmp_path / "x"], "required: --model"),
+        (["gallery", "create", gallery, "--model", model], "is there already"),
+        (["gallery", "create", tmp_path / "x", "--model", gallery], "is a gallery, and a model"),
+        (["gallery", "enrol", gallery], "enrol needs one DATA"),
+        (["gallery", "enrol", gallery, a, a], "found 2 words after GALLERY"),
+        (["gallery", "enrol", gallery, "--identity", "x"], "needs the files that show it"),
+        (["gallery", "enrol", gallery, "--identity", "", a], "an identity needs a name"),
+        (["gallery", "enrol", gallery, "--identity", "x", a, "--root", "y"], "--root belongs to"),
+        (["gallery", "enrol", gallery, a, "--metadata", "north"], "--metadata needs KEY=VALUE"),
+        (["gallery", "enrol", gallery, tmp_path / "none"], "no such file or folder"),
+        (["gallery", "erase", gallery, "thing0"], "did you mean thing 0"),
+        (["gallery", "list", gallery, "x"], "choose from thing 0, thing 1"),
+        (["gallery", "rename", gallery, "thing 0", "thing 1"], "--merge"),
+        (["gallery", "calibrate", empty], "is empty: enrol pictures first"),
+        (["gallery", "calibrate", gallery, "--fpir", "0.001"], "an FPIR of 0.001 needs at least"),
+        (["gallery", "calibrate", gallery, "--rule", "meen"], "did you mean mean?"),
+        (["gallery", "optimize", gallery, "--partitions", "257"], "0 (none) to 256"),
+        (["gallery", "optimize", gallery, "--recall", "2"], "the target recall is 2"),
+        (["gallery", "import", gallery, a], "cannot read"),
+        (["gallery", "export", gallery, tmp_path / "no" / "x"], "there is no folder"),
+        (["gallery", "info", model], "is a model, and a gallery is needed"),
+        (["gallery", "info", tmp_path / "none"], "there is no gallery at"),
+        (["identify", gallery], "required: PICTURE"),
+        (["identify", model, a], "is a model, and a gallery is needed"),
+        (["identify", gallery, a, "-k", "0"], "k is 0"),
+        (["identify", gallery, a, "--far", "0.0001"], "0.0001 needs at least 10000"),
+        (["identify", gallery, a, "--far", "2"], "must lie between 0 and 1"),
+        (["identify", gallery, a, "--show", tmp_path], "it is a folder"),
+        (["search", gallery, a, "--where", "colour = 'x'"], "No field named colour"),
+        (["search", gallery, tmp_path / "none.png"], "no such file"),
+        (["verify", gallery, a, a], "the gallery's own is"),
+        (["evaluate", gallery, tiny_run.data], "is a gallery, and a model is needed"),
+        (["calibrate", gallery], f"`twinlens gallery calibrate {gallery}`"),
+        (["calibrate", gallery, tiny_run.data], f"`twinlens gallery calibrate {gallery}`"),
+    ]
+    for words, message in wrong:
+        found = refuse(capsys, *words)
+        assert message in found, (words, found)
+        assert found.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_options_may_stand_anywhere(gallery: Path, tiny_run: TinyRun) -> None:
+    """argparse alone takes an optional word for left out once an option came before it."""
+    from twinlens.cli import make_parser
+
+    parse = make_parser().parse_args
+    assert parse(["evaluate", "m", "--on", "val", "d"]) == parse(["evaluate", "m", "d", "--on=val"])
+    found = parse(["gallery", "enrol", "--identity", "x", "g", "--quiet", "a", "b"])
+    assert (found.gallery, found.identity, found.data) == ("g", "x", ["a", "b"])
+    assert parse(["gallery", "calibrate", "g", "--fpir", "0.1", "d"]).data == "d"
+
+
 # --- mistakes -----------------------------------------------------------------------------------
 
 
@@ -261,6 +402,7 @@ def test_words_that_are_wrong(
         (["calibrate", model, data, "--far", "nan"], "lies between 0 and 1"),
         (["calibrate", model, data, "--far", "low"], "argument --far"),
         (["calibrate", model, data, "--far", "0.0001"], "0.0001"),
+        (["calibrate", model], "calibrate needs DATA"),
         (["evaluate", model], "evaluate needs DATA, or --trials"),
         (["evaluate", model, data, "--on", "tset"], "unknown split 'tset': did you mean test?"),
         (["evaluate", model, "digits", "--on", "val"], "digits has no val pictures"),

@@ -140,6 +140,17 @@ def test_enrolment_goes_on_where_it_was(
     assert len(seen) == 20  # Known ones are not even decoded.
 
 
+def test_a_long_enrolment_keeps_few_files(
+    gallery: Gallery, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twinlens.match.enrolment.AT_ONCE", 4)
+    monkeypatch.setattr("twinlens.match.gallery.COMMITS", 5)
+    found = gallery.enrol(pictures)
+    assert found.num_new == len(gallery) == 40
+    assert len(list(Path(gallery.place).glob("templates.lance/data/*"))) == 1
+    assert sum(gallery.identities().values()) == 40
+
+
 def test_a_picture_like_no_other_in_a_thousand_is_named(gallery: Gallery, tmp_path: Path) -> None:
     """The files differ, whatever they show; the one that does not open is skipped."""
     folder = tmp_path / "many"
@@ -262,7 +273,7 @@ def test_before_calibration_the_pairs_threshold_warns(gallery: Gallery, pictures
     pairs = gallery.matcher.require_calibration()
     assert answer.threshold == pairs.threshold
     assert answer.threshold_of == "pairs"
-    assert answer.target_fpir == pytest.approx(1 - (1 - pairs.target_far) ** 6)
+    assert answer.target_fpir == pytest.approx(1 - (1 - pairs.target_far) ** 24)
     assert "for pairs" in answer.explain()
     assert answer.probability is None
     with pytest.raises(CalibrationError, match=r"no threshold for 0\.1 yet.*gallery calibrate"):
@@ -459,6 +470,22 @@ def test_rebuild_with_another_model(gallery: Gallery, pictures: Path, tmp_path: 
     assert gallery.search(file, k=1)[0].path == str(file)
     again = Gallery.open(gallery.place)
     assert again.matcher.fingerprint == other.fingerprint
+
+
+def test_nobody_writes_vectors_of_the_old_model_after_a_rebuild(
+    gallery: Gallery, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery.enrol_files("new 0", [pictures / "new 0" / "0.png"])
+    late = Gallery.open(gallery.place)
+    rows = late.rows_of_embeddings(
+        np.ones((1, late.dim), dtype=np.float32), ["late"], late.fingerprint
+    )
+    gallery.rebuild(make_matcher(tmp_path / "m", "grey"))
+    with pytest.raises(GalleryError, match=r"was changed meanwhile: its fingerprint"):
+        late.insert(rows)
+    with pytest.raises(GalleryError, match=r"has got another model since it was opened"):
+        late.identify_embedding(np.ones(late.dim, dtype=np.float32))
+    assert len(gallery) == 1
 
 
 def test_rebuild_says_what_is_missing_and_drops_nothing_unasked(

@@ -143,7 +143,9 @@ def test_evaluate_and_results(
         printed(capsys, "evaluate", run, "--trials", pairs, "--json"),
         printed(capsys, "evaluate", run, "--trials", shots, "--json"),
         printed(capsys, "evaluate", run, closed, "--protocol", "nearest", "--json"),
-    )
+        printed(capsys, "evaluate", run, tiny_run.data, "--on", "all", "--protocol", "open-set",
+                "--json"),
+    )  # fmt: skip
 
 
 def test_calibrate_and_files_of_a_run(
@@ -194,6 +196,79 @@ def test_faces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw_pictures(tmp_path / "photos", {"a": 2, "b": 1})
     out = tmp_path / "faces"
     check("faces", printed(capsys, "faces", tmp_path / "photos", out, "--detector=haar", "--json"))
+
+
+@pytest.fixture
+def gallery(tiny_run: TinyRun, tmp_path: Path) -> Path:
+    """Three identities with two templates each and one with one, with metadata."""
+    for name, num in (("thing 0", 2), ("thing 1", 2), ("thing 2", 2), ("thing 3", 1)):
+        for number in range(num):
+            (tmp_path / "in" / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(tiny_run.data / name / f"{number}.png", tmp_path / "in" / name)
+    place = tmp_path / "gallery"
+    opened = twinlens.Gallery.create(place, tiny_run.model)
+    opened.enrol(tmp_path / "in", metadata={"room": "north", "floor": 2})
+    return place
+
+
+def test_identify_and_search(
+    gallery: Path, tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, other = (tiny_run.data / name / "3.png" for name in ("thing 0", "thing 8"))
+    empty = tmp_path / "empty"
+    outputs = [
+        printed(capsys, "gallery", "create", empty, "--model", tiny_run.run, "--json"),
+        printed(capsys, "identify", empty, known, "--json"),
+        printed(capsys, "identify", gallery, known, other, "--json"),
+    ]
+    printed(capsys, "gallery", "calibrate", gallery, "--fpir", "0.4", "--json", "--quiet")
+    outputs.append(printed(capsys, "identify", gallery, known, "-k", 2, "--json"))
+    assert main(["identify", str(gallery), str(known), str(tmp_path / "none"), "--json"]) == 2
+    outputs.append(json.loads(capsys.readouterr().out))
+    check("identify", *outputs[1:])
+    check("search", printed(capsys, "search", gallery, known, "-k", 3, "--json"))
+    check("gallery-info", outputs[0], printed(capsys, "gallery", "info", gallery, "--json"))
+
+
+def test_gallery(
+    gallery: Path, tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(command: str, *words: object) -> Any:
+        return printed(capsys, "gallery", command, gallery, *words, "--json")
+
+    (tmp_path / "in" / "thing 0" / "broken.png").write_bytes(b"no picture")
+    check("gallery-enrol", ask("enrol", tmp_path / "in"))
+    check("gallery-list", ask("list"))
+    check("gallery-templates", ask("list", "thing 0"), ask("list", "--templates"))
+    check("gallery-optimize", ask("optimize"), ask("optimize", "--partitions", "2"))
+    check("gallery-export", ask("export", tmp_path / "all.parquet"))
+    compare(ask("import", tmp_path / "all.parquet"), TABLES["gallery-enrol"])
+    check("gallery-rename", ask("rename", "thing 3", "thing 2", "--merge"))
+    check("gallery-erase", ask("erase", "thing 1"))
+    (tmp_path / "in" / "thing 0" / "0.png").unlink()
+    check("gallery-rebuild", ask("rebuild", "--model", tiny_run.run, "--drop-missing"))
+    found = json.loads((tiny_run.model / "model.json").read_text())
+    assert ask("info")["fingerprint"] == found["fingerprint"]
+
+
+def test_gallery_calibrate(gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = printed(capsys, "gallery", "calibrate", gallery, "--fpir", "0.4", "--json")
+    opened = twinlens.Gallery.open(gallery)
+    found = opened.state().open_set
+    assert found is not None
+    assert output == found.as_json() | {"pairs": output["pairs"]}
+    curves = (Isotonic((0.1, 0.2), (1.0, 0.0)), Platt(1.0, 2.0), None)
+    kinds = [{**replace(found, curve=one).as_json(), "pairs": None} for one in curves]
+    check("gallery-calibrate", output, *kinds)
+
+
+def test_cluster(tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["cluster", tiny_run.run, tiny_run.data, "--out"]
+    check(
+        "cluster",
+        printed(capsys, *words, tmp_path / "plain", "--json"),
+        printed(capsys, *words, tmp_path / "scored", "--labelled", "--threshold=0.5", "--json"),
+    )
 
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

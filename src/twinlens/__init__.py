@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         CalibrationError,
         ConfigError,
         DataError,
+        GalleryError,
         MissingExtraError,
         ModelError,
         PictureError,
@@ -27,15 +28,18 @@ if TYPE_CHECKING:
         TwinlensError,
     )
     from twinlens.jobs.calibrate import calibrate
+    from twinlens.jobs.cluster import cluster
     from twinlens.jobs.demo import demo
     from twinlens.jobs.doctor import doctor
     from twinlens.jobs.embed import embed
     from twinlens.jobs.evaluate import evaluate
     from twinlens.jobs.faces import faces
+    from twinlens.jobs.identify import identify, search
     from twinlens.jobs.inspect import inspect
     from twinlens.jobs.train import train
     from twinlens.jobs.verify import load, verify
-    from twinlens.match.answers import VerifyAnswer
+    from twinlens.match.answers import Hit, IdentifyAnswer, VerifyAnswer
+    from twinlens.match.gallery import Gallery
     from twinlens.match.matcher import Matcher
 
 __version__ = "0.1.0"
@@ -44,6 +48,10 @@ __all__ = [
     "CalibrationError",
     "ConfigError",
     "DataError",
+    "Gallery",
+    "GalleryError",
+    "Hit",
+    "IdentifyAnswer",
     "ImageTable",
     "Matcher",
     "MissingExtraError",
@@ -53,29 +61,38 @@ __all__ = [
     "TwinlensError",
     "VerifyAnswer",
     "calibrate",
+    "cluster",
     "demo",
     "doctor",
     "embed",
     "evaluate",
     "faces",
+    "identify",
     "inspect",
     "load",
+    "search",
     "train",
     "verify",
 ]
 
 _HOMES = {
+    "Gallery": "match.gallery",
+    "Hit": "match.answers",
+    "IdentifyAnswer": "match.answers",
     "ImageTable": "data.table",
     "Matcher": "match.matcher",
     "VerifyAnswer": "match.answers",
     "calibrate": "jobs.calibrate",
+    "cluster": "jobs.cluster",
     "demo": "jobs.demo",
     "doctor": "jobs.doctor",
     "embed": "jobs.embed",
     "evaluate": "jobs.evaluate",
     "faces": "jobs.faces",
+    "identify": "jobs.identify",
     "inspect": "jobs.inspect",
     "load": "jobs.verify",
+    "search": "jobs.identify",
     "train": "jobs.train",
     "verify": "jobs.verify",
 }

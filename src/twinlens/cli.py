@@ -1,40 +1,43 @@
 """The command line: one command = one public function.
 
 Answers go to standard output, progress and warnings to standard error. Exit code 0, except that
-`verify` gives 1 for "different"; 2 for every error, with one message and no traceback. Nothing
-heavy is imported before a command runs.
+`verify` gives 1 for "different", and `identify` where somebody was not identified; 2 for every
+error, with one message and no traceback. Nothing heavy is imported before a command runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 from twinlens import __version__
+from twinlens.arguments import (
+    MODEL_HELP,
+    Parser,
+    data_argument,
+    json_argument,
+    model_argument,
+    print_found,
+    print_json,
+    quiet_argument,
+)
+from twinlens.cli_gallery import (
+    add_gallery,
+    add_identify,
+    add_search,
+    check_gallery_word,
+    run_gallery,
+    run_identify,
+    run_search,
+)
 from twinlens.errors import ConfigError, TwinlensError, unknown_name
 
-if TYPE_CHECKING:
-    from twinlens.jobs.faces import FaceSet
-    from twinlens.jobs.inspect import Inspected
-    from twinlens.jobs.measured import Measured
-
 __all__ = ["main"]
-
-DATA_HELP = "a folder, a manifest (.csv, .parquet), or a named set such as digits"
-MODEL_HELP = "a run folder or its model folder"
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as every other error: one message, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see `{self.prog} --help`)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words and not words[0].startswith("-") and words[0] not in COMMANDS:
             raise ConfigError(unknown_name("command", words[0], COMMANDS))
+        if words and words[0] == "gallery":
+            check_gallery_word(words[1:])
         args = make_parser().parse_args(words)
         code: int = args.run(args)
         sys.stdout.flush()
@@ -77,23 +82,6 @@ def make_parser() -> argparse.ArgumentParser:
         add_arguments(command)
         command.set_defaults(run=run)
     return parser
-
-
-def _data(parser: argparse.ArgumentParser, **more: Any) -> None:
-    parser.add_argument("data", metavar="DATA", help=DATA_HELP, **more)
-    parser.add_argument("--root", type=Path, help="where the copy of a named set lies")
-
-
-def _model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", type=Path, help=MODEL_HELP)
-
-
-def _json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _quiet(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quiet", action="store_true", help="say only warnings")
 
 
 def _settings(parser: argparse.ArgumentParser) -> None:
@@ -143,23 +131,12 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _print_json(values: Any) -> None:
-    print(json.dumps(values, ensure_ascii=False, allow_nan=False))
-
-
-def _print_found(found: Inspected | Measured | FaceSet, as_json: bool) -> None:
-    if as_json:
-        _print_json(found.as_json())
-    else:
-        print(found.as_text())
-
-
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    _data(parser)
+    data_argument(parser)
     parser.add_argument("--out", type=Path, help="the run folder (default: runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     _settings(parser)
-    _quiet(parser)
+    quiet_argument(parser)
 
 
 def _run_train(args: argparse.Namespace) -> int:
@@ -178,10 +155,10 @@ def _run_train(args: argparse.Namespace) -> int:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    _data(parser)
+    data_argument(parser)
     _settings(parser)
-    _json(parser)
-    _quiet(parser)
+    json_argument(parser)
+    quiet_argument(parser)
     parser.add_argument("--montage", type=Path, metavar="FILE.png", help="draw pairs and triplets")
 
 
@@ -192,17 +169,17 @@ def _run_inspect(args: argparse.Namespace) -> int:
         args.data, recipe=args.recipe, settings=_overrides(args), root=args.root,
         montage=args.montage, quiet=args.quiet,
     )  # fmt: skip
-    _print_found(found, args.json)
+    print_found(found, args.json)
     return 0
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
-    _model(parser)
-    _data(parser)
+    model_argument(parser)
+    data_argument(parser, nargs="?")  # Who names a gallery has none, and is told what to do.
     parser.add_argument("--far", type=float, default=0.01, help="target false accept rate (0.01)")
     _on(parser)
-    _json(parser)
-    _quiet(parser)
+    json_argument(parser)
+    quiet_argument(parser)
 
 
 def _on(parser: argparse.ArgumentParser) -> None:
@@ -214,39 +191,48 @@ def _on(parser: argparse.ArgumentParser) -> None:
 
 def _run_calibrate(args: argparse.Namespace) -> int:
     from twinlens.jobs.calibrate import calibrate, explain
+    from twinlens.model.bundle import model_folder
 
+    if args.data is None:
+        model_folder(args.model)
+        raise ConfigError("calibrate needs DATA: labelled pictures that the model has not seen")
     model = calibrate(
         args.model, args.data, far=args.far, split=args.on, root=args.root, quiet=args.quiet
     )
     found = model.require_calibration()
     if args.json:
-        _print_json(found.as_json())
+        print_json(found.as_json())
     else:
         print(explain(found))
     return 0
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    _model(parser)
-    _data(parser, nargs="?")
+    model_argument(parser)
+    data_argument(parser, nargs="?")
     _on(parser)
     parser.add_argument(
         "--protocol", default="standard", metavar="NAME",
         help="standard: verification, retrieval and one-shot episodes; nearest: each test picture "
              "(or --on) gets the identity of its nearest training picture, among what DATA gave "
-             "as training, validation pictures that a run cut out of it included",
+             "as training, validation pictures that a run cut out of it included; open-set: "
+             "half of the identities are enrolled, and strangers must be turned away",
     )  # fmt: skip
     parser.add_argument("--answers", type=Path, metavar="FILE.csv",
                         help="with nearest: write what each picture was taken for")  # fmt: skip
     parser.add_argument("--trials", type=Path, metavar="FILE.csv", help="measure these too")
     parser.add_argument("--pairs", type=int, metavar="N", help="N genuine and N impostor pairs")
     parser.add_argument("--way", type=int, help="identities in an episode (20)")
-    parser.add_argument("--shot", type=int, help="pictures of each of them (1)")
+    parser.add_argument("--shot", type=int,
+                        help="pictures of each of them, or of each enrolled one (1)")  # fmt: skip
+    parser.add_argument("--rule", metavar="NAME",
+                        help="with open-set, how an identity's pictures are fused: nearest "
+                             "(default), mean or vote")  # fmt: skip
     parser.add_argument("--episodes", type=int, help="how many episodes (1000)")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page to look at")
     parser.add_argument("--seed", type=int, default=0, help="draws pairs and replicates")
-    _json(parser)
-    _quiet(parser)
+    json_argument(parser)
+    quiet_argument(parser)
 
 
 def _run_evaluate(args: argparse.Namespace) -> int:
@@ -254,18 +240,18 @@ def _run_evaluate(args: argparse.Namespace) -> int:
 
     found = evaluate(
         args.model, args.data, protocol=args.protocol, split=args.on, trials=args.trials,
-        pairs=args.pairs, way=args.way, shot=args.shot, episodes=args.episodes,
+        pairs=args.pairs, way=args.way, shot=args.shot, episodes=args.episodes, rule=args.rule,
         report=args.report, answers=args.answers, root=args.root, seed=args.seed, quiet=args.quiet,
     )  # fmt: skip
-    _print_found(found, args.json)
+    print_found(found, args.json)
     return 0
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    _model(parser)
+    model_argument(parser)
     parser.add_argument("a", metavar="A", type=Path, help="a picture")
     parser.add_argument("b", metavar="B", type=Path, help="another picture")
-    _json(parser)
+    json_argument(parser)
     parser.add_argument("--show", type=Path, metavar="FILE.png", help="draw them and the verdict")
 
 
@@ -274,17 +260,17 @@ def _run_verify(args: argparse.Namespace) -> int:
 
     answer = verify(args.model, args.a, args.b, show=args.show)
     if args.json:
-        _print_json(answer.as_json())
+        print_json(answer.as_json())
     else:
         print(answer.explain())
     return 0 if answer.match else 1
 
 
 def _add_embed(parser: argparse.ArgumentParser) -> None:
-    _model(parser)
-    _data(parser)
+    model_argument(parser)
+    data_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.parquet")
-    _quiet(parser)
+    quiet_argument(parser)
 
 
 def _run_embed(args: argparse.Namespace) -> int:
@@ -314,8 +300,8 @@ def _add_faces(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--align", action="store_true", help="level the eyes")
     parser.add_argument("--workers", type=int, metavar="N", help="processes")
-    _json(parser)
-    _quiet(parser)
+    json_argument(parser)
+    quiet_argument(parser)
 
 
 def _run_faces(args: argparse.Namespace) -> int:
@@ -326,13 +312,48 @@ def _run_faces(args: argparse.Namespace) -> int:
         keep=args.keep, size=args.size, margin=args.margin, align=args.align, pad=args.pad,
         workers=args.workers, root=args.root, quiet=args.quiet,
     )  # fmt: skip
-    _print_found(found, args.json)
+    print_found(found, args.json)
+    return 0
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    # No Path, which would make `s3:/bucket` of `s3://bucket`.
+    parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; or a gallery, alone")
+    data_argument(parser, nargs="?")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    cut = parser.add_mutually_exclusive_group()
+    cut.add_argument("--far", type=float, help="the FAR that the model must be calibrated for")
+    cut.add_argument("--threshold", type=float, metavar="D", help="merge up to this mean distance")
+    parser.add_argument(
+        "--constraints", type=Path, metavar="FILE.csv", help="a,b,link: pairs that must or cannot"
+    )
+    parser.add_argument("--min-size", type=int, default=2, metavar="N", help="of a cluster (2)")
+    parser.add_argument("--neighbours", type=int, metavar="K", help="that pictures merge by (32)")
+    parser.add_argument("--copy", action="store_true", help="copy the pictures, do not link")
+    parser.add_argument(
+        "--labelled", action=argparse.BooleanOptionalAction,
+        help="DATA says what the pictures show, so score the clusters by it "
+             "(default: a folder does not, a manifest or a named set does)",
+    )  # fmt: skip
+    json_argument(parser)
+    quiet_argument(parser)
+
+
+def _run_cluster(args: argparse.Namespace) -> int:
+    from twinlens.jobs.cluster import cluster
+
+    found = cluster(
+        args.model, args.data, out=args.out, far=args.far, threshold=args.threshold,
+        constraints=args.constraints, min_size=args.min_size, copy=args.copy,
+        labelled=args.labelled, neighbours=args.neighbours, root=args.root, quiet=args.quiet,
+    )  # fmt: skip
+    print_found(found, args.json)
     return 0
 
 
 def _add_recipes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="print this one")
-    _json(parser)
+    json_argument(parser)
 
 
 def _run_recipes(args: argparse.Namespace) -> int:
@@ -341,14 +362,14 @@ def _run_recipes(args: argparse.Namespace) -> int:
     if args.name is not None:
         text = recipes.recipe_text(args.name)
         if args.json:
-            _print_json({"name": args.name, "recipe": recipes.recipe_values(args.name)})
+            print_json({"name": args.name, "recipe": recipes.recipe_values(args.name)})
         else:
             print(text, end="")
         return 0
     found = {name: recipes.recipe_values(name) for name in recipes.recipe_names()}
     about = {name: values["about"].strip() for name, values in found.items()}
     if args.json:
-        _print_json({"recipes": about})
+        print_json({"recipes": about})
     else:
         for name, text in about.items():
             print(f"{name:20} {text.splitlines()[0]}")
@@ -356,7 +377,7 @@ def _run_recipes(args: argparse.Namespace) -> int:
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
-    _json(parser)
+    json_argument(parser)
 
 
 def _run_doctor(args: argparse.Namespace) -> int:
@@ -364,7 +385,7 @@ def _run_doctor(args: argparse.Namespace) -> int:
 
     found = doctor()
     if args.json:
-        _print_json(found)
+        print_json(found)
     else:
         print(as_text(found))
     return 0
@@ -372,7 +393,7 @@ def _run_doctor(args: argparse.Namespace) -> int:
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="the run folder (default: runs/demo)")
-    _quiet(parser)
+    quiet_argument(parser)
 
 
 def _run_demo(args: argparse.Namespace) -> int:
@@ -395,8 +416,12 @@ COMMANDS: dict[str, Command] = {
     "calibrate": ("find a model's threshold on your pictures", _add_calibrate, _run_calibrate),
     "evaluate": ("measure a model on unseen pictures", _add_evaluate, _run_evaluate),
     "verify": ("are these two pictures of the same thing?", _add_verify, _run_verify),
+    "gallery": ("make and keep a gallery of known identities", add_gallery, run_gallery),
+    "identify": ("who of a gallery is this, or nobody?", add_identify, run_identify),
+    "search": ("what in a gallery is most like this picture?", add_search, run_search),
     "embed": ("write the embeddings of pictures to a file", _add_embed, _run_embed),
     "faces": ("cut the faces out of photographs", _add_faces, _run_faces),
+    "cluster": ("put pictures of the same thing together", _add_cluster, _run_cluster),
     "recipes": ("list the recipes, or print one", _add_recipes, _run_recipes),
     "doctor": ("what this machine is and how fast it learns", _add_doctor, _run_doctor),
     "demo": ("learn digits 0-6, then tell 7, 8 and 9 apart", _add_demo, _run_demo),

@@ -72,6 +72,7 @@ def draw_picture(
     corner: tuple[int, int],
     box: tuple[int, int],
     frame: Color | None = None,
+    missing: str = "unreadable",
 ) -> None:
     """Put a picture into the middle of a box, with a hairline so that white paper has an edge.
 
@@ -82,6 +83,7 @@ def draw_picture(
         corner: left and top of the box.
         box: its width and height.
         frame: a thicker frame around the picture.
+        missing: what an empty place says.
     """
     fitted = Image.new("RGB", box, LINE) if picture is None else _fitted(picture, box)
     x = corner[0] + (box[0] - fitted.width) // 2
@@ -94,7 +96,7 @@ def draw_picture(
         draw.rectangle((edge[0] - 3, edge[1] - 3, edge[2] + 3, edge[3] + 3), outline=frame, width=4)
     if picture is None:
         middle = (corner[0] + box[0] // 2, corner[1] + box[1] // 2 - 12)
-        draw_text(canvas, middle, "unreadable", 17, MUTED, width=box[0])
+        draw_text(canvas, middle, missing, 17, MUTED, width=box[0])
 
 
 def draw_card(

@@ -83,7 +83,7 @@ class IdentifyAnswer:
         threshold_of: "gallery", found by calibrating this gallery; or "pairs", that of the model,
             which accepts more strangers the more identities there are.
         target_fpir: the share of strangers that are to be taken for somebody; with a threshold of
-            pairs, what that threshold may come to in a gallery of this size.
+            pairs, about the most that it may come to with so many templates.
         probability: of the best candidate.
         candidates: the best identities, best first, whatever the verdict.
     """

@@ -71,9 +71,9 @@ class Enrolled:
     def as_json(self) -> dict[str, Any]:
         """Counts, and what was skipped."""
         return {
-            "new": self.num_new,
-            "known": self.num_known,
-            "identities": self.num_identities,
+            "num_new": self.num_new,
+            "num_known": self.num_known,
+            "num_identities": self.num_identities,
             "skipped": [{"path": s.path, "reason": s.reason} for s in self.skipped],
         }
 
@@ -198,7 +198,7 @@ def make_rows(
 
 def _json(metadata: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
+        return text(json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise GalleryError(
             f"metadata is text, numbers, truth, or lists and objects of these: {error}"
@@ -237,36 +237,51 @@ class Enrolment:
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(sources), AT_ONCE):
                 batch = sources[start : start + AT_ONCE]
-                fresh = self._fresh(pool.map(_hashed, batch), batch)
+                fresh, again = self._fresh(pool.map(_hashed, batch), batch)
                 kept: dict[str, tuple[Source, _Read]] = {}
                 for name, read in zip(fresh, pool.map(self._read, fresh.values()), strict=True):
                     if isinstance(read, Skipped):
                         self.skipped.append(read)
+                        # Copies of a broken file are broken too, and known to nobody.
+                        copies = [Skipped(s.path, read.reason) for s in again.pop(name, [])]
+                        self.skipped.extend(copies)
                     else:
                         kept[name] = fresh[name], read
+                for name, sources_again in again.items():
+                    for source in sources_again:
+                        self._meet(source, fresh[name].identity)
                 if kept:
                     yield self._rows(kept)
                 if progress is not None:
                     progress(start + len(batch), len(sources))
 
-    def _fresh(self, hashes: Iterable[str | Skipped], batch: Sequence[Source]) -> dict[str, Source]:
-        """Those that are neither enrolled nor earlier in the batch, by their hashes."""
+    def _fresh(
+        self, hashes: Iterable[str | Skipped], batch: Sequence[Source]
+    ) -> tuple[dict[str, Source], dict[str, list[Source]]]:
+        """By their hashes, those that are not enrolled, and what comes again in the batch."""
         found = list(zip(hashes, batch, strict=True))
         owners = self._owners([name for name, _ in found if isinstance(name, str)])
         fresh: dict[str, Source] = {}
+        again: dict[str, list[Source]] = {}
         for name, source in found:
             if isinstance(name, Skipped):
                 self.skipped.append(name)
-            elif name not in owners:
-                owners[name] = source.identity
-                fresh[name] = source
-            elif owners[name] == source.identity:
-                self.num_known += 1
-                self.identities.add(source.identity)
+            elif name in owners:
+                self._meet(source, owners[name])
+            elif name in fresh:
+                again.setdefault(name, []).append(source)
             else:
-                reason = f"this very picture is enrolled already, as {owners[name][:80]!r}"
-                self.skipped.append(Skipped(source.path, reason))
-        return fresh
+                fresh[name] = source
+        return fresh, again
+
+    def _meet(self, source: Source, owner: str) -> None:
+        """Count a picture that is enrolled already."""
+        if owner == source.identity:
+            self.num_known += 1
+            self.identities.add(owner)
+        else:
+            reason = f"this very picture is enrolled already, as {owner[:80]!r}"
+            self.skipped.append(Skipped(source.path, reason))
 
     def _read(self, source: Source) -> _Read | Skipped:
         try:

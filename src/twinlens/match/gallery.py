@@ -56,6 +56,12 @@ __all__ = ["Gallery"]
 AT_ONCE = 50_000
 """Embeddings that one commit takes."""
 
+MOST_LATE = 0.2
+"""The share of templates younger than the index from which it is worth building anew."""
+
+COMMITS = 100
+"""Batches of pictures after which small files are written together."""
+
 FOUND_COLUMNS = ("path", "identity", "time", "metadata", "hash")
 KEY = re.compile(r"\bmetadata\.(\w+)")
 IN_QUOTES = re.compile(r"('(?:[^']|'')*')")
@@ -79,9 +85,10 @@ class Gallery:
         self._store = store
         self._lock = threading.Lock()
         self._state: State | None = None
-        settings = self.state().settings
+        settings = store.settings()
         self.place = store.place
-        self.fingerprint = str(settings["fingerprint"])
+        self.fingerprint = str(settings.get("fingerprint"))
+        self.state()
         self.dim = store.dim
         name = settings["comparator"]
         self._plain = PlainComparison(name, settings["scale"]) if name in PLAIN else None
@@ -163,6 +170,12 @@ class Gallery:
             version = self._store.version
             if self._state is None or self._state.version != version:
                 self._state = read_state(self._store)
+                if self._state.settings["fingerprint"] != self.fingerprint:
+                    raise GalleryError(
+                        f"the gallery {self.place} has got another model since it was opened "
+                        f"({self._state.settings['fingerprint']}, and not {self.fingerprint}): "
+                        "open it again"
+                    )
             return self._state
 
     def identities(self) -> dict[str, int]:
@@ -261,7 +274,7 @@ class Gallery:
                 None if hash is None else hash[part],
                 None if metadata is None else metadata[part],
             )
-            num_new += self._store.insert(rows)
+            num_new += self.insert(rows)
             if progress is not None:
                 progress(min(start + AT_ONCE, num), num)
         return Enrolled(num_new, num - num_new, (), len(set(identity)))
@@ -307,6 +320,20 @@ class Gallery:
         found = self._store.find(where, columns=["hash", "identity"])
         return dict(zip(found["hash"].to_pylist(), found["identity"].to_pylist(), strict=True))
 
+    def enrolment(self, *, keep_thumbnails: bool = False) -> Enrolment:
+        """A run over pictures, which makes rows of those that are not enrolled."""
+        from twinlens.model.encoder import embed_pixels
+
+        encoder = self.matcher.bundle.encoder
+        return Enrolment(
+            self.matcher, self.owners, lambda pixels: self.prepared(embed_pixels(encoder, pixels)),
+            keep_thumbnails=keep_thumbnails,
+        )  # fmt: skip
+
+    def insert(self, rows: pa.Table) -> int:
+        """Add rows of this gallery's model, but for those whose hash is there; returns how many."""
+        return self._store.insert(rows, expected={"fingerprint": self.fingerprint})
+
     def _enrol(
         self,
         sources: Sequence[Source],
@@ -314,18 +341,17 @@ class Gallery:
         keep_thumbnails: bool,
         progress: Progress | None,
     ) -> Enrolled:
-        from twinlens.model.encoder import embed_pixels
-
-        encoder = self.matcher.bundle.encoder
-        run = Enrolment(
-            self.matcher, self.owners, lambda pixels: self.prepared(embed_pixels(encoder, pixels)),
-            keep_thumbnails=keep_thumbnails,
-        )  # fmt: skip
+        upkeep.finish(self)
+        run = self.enrolment(keep_thumbnails=keep_thumbnails)
         num_new = num_rows = 0
-        for rows in run.rows(sources, progress):
+        for number, rows in enumerate(run.rows(sources, progress), 1):
             self._check_vectors(vectors(rows["vector"]), self.fingerprint)
             num_rows += len(rows)
-            num_new += self._store.insert(rows)
+            num_new += self.insert(rows)
+            if number % COMMITS == 0:
+                # Each commit is a few files, which all that follows would have to look through.
+                self._store.compact()
+                self._store.clear()
         # What another writer enrolled meanwhile is known as well.
         known = run.num_known + num_rows - num_new
         return Enrolled(num_new, known, (*skipped, *run.skipped), len(run.identities))
@@ -400,10 +426,19 @@ class Gallery:
         _check_count(k)
         state = self.state()
         condition = None if where is None else condition_of(self._store, where)
-        found = self._lookup.templates(
-            self._probe(emb_D), k, state.nprobes, where=condition,
-            in_memory=self.is_in_memory(state), columns=FOUND_COLUMNS,
-        )  # fmt: skip
+        try:
+            found = self._lookup.templates(
+                self._probe(emb_D), k, state.nprobes, where=condition,
+                in_memory=self.is_in_memory(state), columns=FOUND_COLUMNS,
+            )  # fmt: skip
+        except GalleryError as error:
+            if "Cast error: " not in str(error):
+                raise
+            reason = str(error).rpartition("Cast error: ")[2]
+            raise GalleryError(
+                f"the condition {where!r} compares a number with metadata that is none ({reason}): "
+                "write it as text, such as metadata.room = '3', or with decimals, such as > 3.0"
+            ) from error
         return tuple(
             Hit(**{**row, "metadata": json.loads(row["metadata"])}) for row in found.to_pylist()
         )
@@ -426,9 +461,9 @@ class Gallery:
                 f"the gallery {self.place} has no threshold{which} yet, so no distance means "
                 f"somebody: run `twinlens gallery calibrate {self.place}`"
             )
-        # Each identity is one more chance to be taken for somebody.
-        chances = self._num_identities(state)
-        expected = -math.expm1(chances * math.log1p(-state.pairs.target_far))
+        # Each template is one more chance to be taken for somebody, though those of one identity
+        # are not independent: this is about the most that is to be expected.
+        expected = -math.expm1(state.num_templates * math.log1p(-state.pairs.target_far))
         return Threshold(state.pairs.threshold, "pairs", expected)
 
     # --- keeping ---
@@ -569,14 +604,17 @@ class Gallery:
         prepared: Floats = self.prepared(emb_1D)[0]
         return prepared
 
+    def wants_index(self) -> bool:
+        """Whether so much is neither in memory nor in the index that searching has become slow."""
+        state = self.state()
+        if self._lookup.fits_memory(state.num_templates):
+            return False
+        late = self._store.num_unindexed()
+        return late is None or late > MOST_LATE * state.num_templates
+
     def is_in_memory(self, state: State) -> bool:
         """Whether templates are compared exactly, in memory."""
         return state.index is None and self._lookup.fits_memory(state.num_templates)
-
-    def _num_identities(self, state: State) -> int:
-        if self.is_in_memory(state):
-            return len(self._lookup.snapshot().identities)
-        return len(self.identities()) if state.index is None else int(state.index["identities"])
 
 
 def condition_of(store: Store, where: str) -> str:

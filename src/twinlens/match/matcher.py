@@ -6,6 +6,7 @@ Shapes: N pictures, C channels, H x W pixels, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from twinlens.data.decode import read_array, to_array
 from twinlens.errors import CalibrationError, DataError
 from twinlens.match.answers import VerifyAnswer
 from twinlens.measure.calibration import Calibration
+from twinlens.measure.distances import PLAIN, PlainComparison
 from twinlens.measure.metrics import matches
 from twinlens.model.bundle import Bundle, load_bundle
-from twinlens.model.comparators import NumpyComparison
+from twinlens.model.comparators import NumpyComparison, Sigmoid
 from twinlens.model.encoder import embed_pixels
 
 __all__ = ["Matcher", "Picture"]
@@ -64,6 +66,17 @@ class Matcher:
     def __repr__(self) -> str:
         state = "uncalibrated" if self.calibration is None else "calibrated"
         return f"Matcher({str(self.path)!r}, {state}, fingerprint {self.fingerprint})"
+
+    @cached_property
+    def plain(self) -> PlainComparison | None:
+        """The comparator without torch; None for a learned one that has to have it."""
+        comparator = self.bundle.comparator
+        name = self.bundle.encoder.model_settings.comparator
+        if name not in PLAIN:
+            return None
+        if isinstance(comparator, Sigmoid):
+            return PlainComparison(name, float(comparator.log_scale.exp()))
+        return PlainComparison(name)
 
     def pixels(self, pictures: Picture | Sequence[Picture]) -> NDArray[np.uint8]:
         """Pictures as the network takes them, uint8, shape (N, C, H, W).

@@ -17,14 +17,13 @@ import twinlens
 from twinlens.errors import GalleryError
 from twinlens.match.stores import Store
 from twinlens.measure.calibration import Calibration
-from twinlens.measure.distances import PLAIN, PlainComparison
 from twinlens.measure.operating import OpenSetCalibration
 
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
 
 __all__ = ["FORMAT", "MODEL_FILES", "State", "model_files", "model_settings", "new_settings",
-           "plain_of", "read_state"]  # fmt: skip
+           "read_state"]  # fmt: skip
 
 FORMAT = 1
 MODEL_FILES = ("model.json", "model.safetensors")
@@ -100,7 +99,7 @@ def new_settings(matcher: Matcher) -> dict[str, Any]:
 
 def model_settings(matcher: Matcher) -> dict[str, Any]:
     """The settings that change with the model."""
-    plain = plain_of(matcher)
+    plain = matcher.plain
     return {
         "twinlens": twinlens.__version__,
         "fingerprint": matcher.fingerprint,
@@ -110,15 +109,6 @@ def model_settings(matcher: Matcher) -> dict[str, Any]:
         "open_set": None,
         "index": None,
     }
-
-
-def plain_of(matcher: Matcher) -> PlainComparison | None:
-    """The model's comparator without torch; None for a learned one that has to have it."""
-    name = matcher.bundle.encoder.model_settings.comparator
-    if name not in PLAIN:
-        return None
-    weights = matcher.bundle.comparator.state_dict()
-    return PlainComparison(name, float(weights["log_scale"].exp()) if name == "sigmoid" else 1.0)
 
 
 def model_files(matcher: Matcher) -> dict[str, Path]:

@@ -20,7 +20,7 @@ from twinlens.errors import GalleryError, PictureError
 from twinlens.files import replacing
 from twinlens.match.enrolment import Enrolled, Skipped, Source, digest, read_source
 from twinlens.match.snapshot import vectors
-from twinlens.match.state import model_files, model_settings, plain_of
+from twinlens.match.state import model_files, model_settings
 from twinlens.match.stores import COLUMNS, schema, with_settings
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Rebuilt:
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
         return {
-            "templates": self.num_templates,
+            "num_templates": self.num_templates,
             "missing": [{"path": s.path, "reason": s.reason} for s in self.missing],
             "fingerprint": self.fingerprint,
         }
@@ -131,7 +131,7 @@ def _import(
                 place = found.column_names.index(name)
                 column = rows[name].cast(found.schema.field(name).type)
                 found = found.set_column(place, found.schema.field(name), column)
-        num_new += gallery.store.insert(found)
+        num_new += gallery.insert(found)
         done += len(rows)
         if progress is not None:
             progress(done, total)
@@ -212,7 +212,7 @@ def _embedded(
     """The rows of a table with vectors of another model, batch by batch."""
     from twinlens.model.encoder import embed_pixels
 
-    encoder, plain = matcher.bundle.encoder, plain_of(matcher)
+    encoder, plain = matcher.bundle.encoder, matcher.plain
     kept = [name for name in COLUMNS if name != "vector"]
     num = 0
     for batch in table.to_batches(columns=kept, batch_size=AT_ONCE):

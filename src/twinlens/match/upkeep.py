@@ -5,6 +5,7 @@ Shapes: M templates, D dimensions, P probes.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from twinlens.data.sources import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, GalleryError
-from twinlens.match.enrolment import digest, sources_of
+from twinlens.match.enrolment import sources_of
 from twinlens.match.snapshot import vectors
 from twinlens.match.stores import quoted
 from twinlens.measure.identification import calibrate_open_set, calibrate_with_probes
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from twinlens.match.gallery import Gallery
 
 __all__ = ["GalleryInfo", "Receipt", "calibrate", "describe", "erase", "finish"]
+
+log = logging.getLogger("twinlens")
 
 Progress = Callable[[int, int], None]
 Floats = NDArray[np.float32]
@@ -51,7 +55,7 @@ class GalleryInfo:
         threshold: beyond it the answer is nobody; None where nothing is calibrated.
         threshold_of: "gallery", "pairs" (the model's), or None.
         expected_fpir: the share of strangers that the threshold may take for somebody, at the
-            gallery's present size.
+            gallery's present size; of a threshold for pairs about the most.
         calibrated_for: how many identities there were when the gallery was calibrated, or None.
         search: "exact" in memory, "index", or "scan", which is slow and wants `optimize`.
         partitions: of the index, 0 without one.
@@ -105,12 +109,15 @@ class GalleryInfo:
     def _threshold_words(self) -> str:
         if self.threshold is None or self.expected_fpir is None:
             return "none: run `twinlens gallery calibrate`"
-        words = (
-            f"{self.threshold:.4f}, takes about {self.expected_fpir:.1%} of strangers for somebody"
-        )
+        share = f"{self.expected_fpir:.1%} of strangers for somebody"
         if self.threshold_of == "pairs":
-            return f"{words}; it is the model's, for pairs: run `twinlens gallery calibrate`"
-        return f"{words}; found for {self.calibrated_for} identities"
+            return (
+                f"{self.threshold:.4f}, may take up to {share}; it is the model's, for pairs: run "
+                "`twinlens gallery calibrate`"
+            )
+        return (
+            f"{self.threshold:.4f}, takes about {share}; found for {self.calibrated_for} identities"
+        )
 
     def _search_words(self) -> str:
         if self.search == "exact":
@@ -279,13 +286,14 @@ def _asked(
 ) -> tuple[Floats, NDArray[np.object_]]:
     """Embeddings and names of the pictures of DATA that are not enrolled themselves."""
     sources, _ = sources_of(read_table(data, root=None if root is None else Path(root)), {})
-    enrolled = gallery.owners([digest(source.content()) for source in sources])
-    asked = [source for source in sources if digest(source.content()) not in enrolled]
-    if not asked:
+    run = gallery.enrolment()
+    rows = list(run.rows(sources, None))
+    for one in run.skipped:
+        log.warning("skipped %s: %s", one.path, one.reason)
+    if not rows:
         raise GalleryError(
             f"every picture of {data} is enrolled: give others, of enrolled identities and of "
             "strangers, or none to leave out each template in turn"
         )
-    pictures = [s.path if s.pixels is None else s.pixels for s in asked]
-    emb_PD = gallery.prepared(gallery.embed(pictures))
-    return emb_PD, np.array([source.identity for source in asked], dtype=object)
+    asked = pa.concat_tables(rows)
+    return vectors(asked["vector"]), asked["identity"].to_numpy(zero_copy_only=False)

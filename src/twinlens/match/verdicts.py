@@ -50,8 +50,8 @@ def decide(
     verdict, reason = _verdict(near, threshold.value, open_set)
     if threshold.of == "pairs":
         reason += (
-            "; the threshold is the model's for pairs, by which a gallery of this size may take "
-            f"{threshold.fpir:.0%} of strangers for somebody: run `twinlens gallery calibrate`"
+            "; the threshold is the model's for pairs, by which a gallery of this size may take up "
+            f"to {threshold.fpir:.0%} of strangers for somebody: run `twinlens gallery calibrate`"
         )
     candidates = tuple(
         Candidate(one.identity, one.distance, _probability(one.distance, open_set), one.path)

@@ -32,6 +32,7 @@ __all__ = ["FORMAT", "Bundle", "Origin", "hash_identities", "load_bundle", "mode
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+GALLERY_MODELS = "models"  # below which a gallery keeps the copy of its model
 
 
 _DAMAGES = (
@@ -83,6 +84,12 @@ def model_folder(path: str | Path) -> Path:
         if (folder / DESCRIPTION).is_file():
             return folder
     found = "nothing is there" if not path.exists() else "it holds no model.json"
+    for inner in sorted(path.glob(f"{GALLERY_MODELS}/*/{DESCRIPTION}")):
+        raise ModelError(
+            f"{path} is a gallery, and a model is needed here: the gallery's own is {inner.parent}."
+            f" A gallery's threshold is found by `twinlens gallery calibrate {path}`, and"
+            " `twinlens identify` asks it"
+        )
     raise ModelError(
         f"{path} is no model: {found}. Give the run folder of `twinlens train`, or its `model`."
     )

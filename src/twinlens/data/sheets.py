@@ -1,0 +1,136 @@
+"""A sheet of answers: each picture that was asked about, beside what was found for it.
+
+This module lays out pictures and words that it is given. It knows no galleries, distances or
+thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from twinlens.data.drawing import (
+    GROUND,
+    INK,
+    LINE,
+    MUTED,
+    Color,
+    draw_card,
+    draw_picture,
+    draw_text,
+    proportions,
+)
+
+__all__ = ["Strip", "Tile", "draw_sheet"]
+
+WIDTH, MARGIN, GAP, PADDING, FRAME = 1600, 36, 22, 20, 2
+FEWEST, MOST = 4, 6  # columns of what was found, beside the picture that was asked about
+TITLE, REASON, NAME, NOTE = 23, 17, 17, 15
+TITLE_HEIGHT, REASON_HEIGHT, NAME_HEIGHT, NOTE_HEIGHT = 36, 34, 25, 23
+PROBE_GAP = 56  # around the line between the two
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A picture with a name and notes below it.
+
+    Attributes:
+        picture: None where there is none to show.
+        name: below the picture.
+        notes: below the name, a line each.
+        frame: of the picture; None for a hairline.
+        missing: what an empty place says.
+    """
+
+    picture: Image.Image | None
+    name: str
+    notes: tuple[str, ...] = ()
+    frame: Color | None = None
+    missing: str = "gone"
+
+
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """One picture that was asked about, and what was found for it, best first.
+
+    Attributes:
+        title: the answer, in `color`.
+        reason: in one line.
+        color: of the title.
+        probe: what was asked about.
+        found: in the order that they are drawn in.
+    """
+
+    title: str
+    reason: str
+    color: Color
+    probe: Tile
+    found: tuple[Tile, ...]
+
+
+def draw_sheet(strips: Sequence[Strip]) -> Image.Image:
+    """Draw a card for each strip, one below the other.
+
+    Returns:
+        An RGB picture, 1600 pixels wide.
+    """
+    tiles = [tile for strip in strips for tile in (strip.probe, *strip.found)]
+    columns = min(max([FEWEST, *(len(strip.found) for strip in strips)]), MOST)
+    box = _box([tile.picture for tile in tiles if tile.picture is not None], columns)
+    text = NAME_HEIGHT + NOTE_HEIGHT * max((len(tile.notes) for tile in tiles), default=0)
+    cell = box[1] + 8 + text + PADDING
+    heights = [_height(strip, columns, cell) for strip in strips]
+    whole = 2 * MARGIN + sum(heights) + GAP * max(len(strips) - 1, 0)
+    canvas = Image.new("RGB", (WIDTH, whole), GROUND)
+    top = MARGIN
+    for strip, high in zip(strips, heights, strict=True):
+        draw_card(canvas, (MARGIN, top, WIDTH - MARGIN, top + high), LINE, FRAME)
+        _draw_strip(canvas, strip, top + PADDING, box, cell, columns)
+        top += high + GAP
+    return canvas
+
+
+def _box(pictures: Sequence[Image.Image], columns: int) -> tuple[int, int]:
+    """The place of each picture: as wide as the columns allow, in their proportions."""
+    inner = WIDTH - 2 * (MARGIN + PADDING) - PROBE_GAP - (columns - 1) * GAP
+    width = inner // (columns + 1)
+    return width, round(width / proportions(pictures))
+
+
+def _rows(strip: Strip, columns: int) -> int:
+    return max(1, -(-len(strip.found) // columns))
+
+
+def _height(strip: Strip, columns: int, cell: int) -> int:
+    return PADDING + TITLE_HEIGHT + REASON_HEIGHT + _rows(strip, columns) * cell
+
+
+def _draw_strip(
+    canvas: Image.Image, strip: Strip, top: int, box: tuple[int, int], cell: int, columns: int
+) -> None:
+    left, width = MARGIN + PADDING, WIDTH - 2 * (MARGIN + PADDING)
+    draw_text(canvas, (left, top), strip.title, TITLE, strip.color, bold=True, centred=False,
+              width=width)  # fmt: skip
+    draw_text(canvas, (left, top + TITLE_HEIGHT), strip.reason, REASON, MUTED, centred=False,
+              width=width)  # fmt: skip
+    top += TITLE_HEIGHT + REASON_HEIGHT
+    _draw_tile(canvas, strip.probe, (left, top), box)
+    start = left + box[0] + PROBE_GAP
+    line = left + box[0] + PROBE_GAP // 2
+    canvas.paste(LINE, (line, top, line + 2, top + _rows(strip, columns) * cell - PADDING))
+    for place, tile in enumerate(strip.found):
+        row, column = divmod(place, columns)
+        _draw_tile(canvas, tile, (start + column * (box[0] + GAP), top + row * cell), box)
+
+
+def _draw_tile(
+    canvas: Image.Image, tile: Tile, corner: tuple[int, int], box: tuple[int, int]
+) -> None:
+    draw_picture(canvas, tile.picture, corner, box, tile.frame, missing=tile.missing)
+    middle, y = corner[0] + box[0] // 2, corner[1] + box[1] + 8
+    draw_text(canvas, (middle, y), tile.name, NAME, INK, width=box[0])
+    for place, note in enumerate(tile.notes):
+        at = (middle, y + NAME_HEIGHT + place * NOTE_HEIGHT)
+        draw_text(canvas, at, note, NOTE, MUTED, width=box[0])

@@ -1,0 +1,62 @@
+"""What the user is told: names that others chose stay on one line."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twinlens.errors import one_line, unknown_name
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("anna", "anna"),
+        ('O\'Brien "Bob"', 'O\'Brien "Bob"'),
+        ("two\nlines", "two\\nlines"),
+        ("tab\tbell\a", "tab\\tbell\\x07"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("a\u2028b\u2029c\x85d", "a\\u2028b\\u2029c\\x85d"),
+        ("\u202egnp.exe", "\\u202egnp.exe"),
+        ("👩‍👩‍👧 Zoë 東京", "👩‍👩‍👧 Zoë 東京"),
+        ("a/b\\c", "a/b\\c"),
+        ("", ""),
+    ],
+)
+def test_what_a_name_looks_like(text: str, shown: str) -> None:
+    assert one_line(text) == shown
+
+
+def test_long_names_keep_both_ends() -> None:
+    assert one_line("abcdefghij", 10) == "abcdefghij"
+    assert one_line("abcdefghijk", 10) == "abcdef…ijk"
+    assert len(one_line("x" * 4000)) == 80
+    assert one_line("x" * 4000, None) == "x" * 4000
+    assert one_line("\n" * 4000, 9) == "\\n\\n\\n…\\n"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), st.integers(4, 40))
+def test_always_one_line_that_fits(text: str, most: int) -> None:
+    shown = one_line(text, most)
+    assert len(shown) <= most
+    assert len(shown.splitlines()) <= 1
+    assert all(unicodedata.category(char) != "Cc" for char in shown)
+    plain = text.isascii() and text.isprintable()
+    if plain and len(text) <= most:
+        assert shown == text
+
+
+def test_unknown_names() -> None:
+    found = unknown_name("identity", "ana\n", ["anna", "ben", "anna\n"])
+    assert found == "unknown identity 'ana\\n': did you mean anna\\n or anna?"
+    assert unknown_name("rule", "x", ["mean", "vote"]).endswith("choose from mean, vote")
+
+
+def test_long_names_are_shortened_in_messages() -> None:
+    long = ["a" * 4000 + str(number) for number in range(300)]
+    found = unknown_name("identity", "a" * 4000, long)
+    assert len(found) < 400
+    assert found.startswith(f"unknown identity '{one_line('a' * 4000)}': did you mean a")
