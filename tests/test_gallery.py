@@ -17,7 +17,7 @@ from test_matcher import make_matcher
 
 import twinlens
 from twinlens.data.sources import read_table
-from twinlens.errors import CalibrationError, DataError, GalleryError, PictureError
+from twinlens.errors import CalibrationError, DataError, GalleryError, ModelError, PictureError
 from twinlens.match.gallery import Gallery
 from twinlens.match.matcher import Matcher
 from twinlens.measure.operating import OpenSetCalibration
@@ -313,6 +313,21 @@ def test_quotes_in_a_condition_are_text(gallery: Gallery, pictures: Path) -> Non
     file = pictures / "new 0" / "0.png"
     for where in ("identity = 'metadata.side''s'", "metadata.side = ''''"):
         assert [h.identity for h in gallery.search(file, where=where)] == ["metadata.side's"]
+
+
+def test_a_damaged_calibration_stops_answers_and_can_be_made_again(
+    gallery: Gallery, pictures: Path
+) -> None:
+    enrol_known(gallery, pictures)
+    gallery.calibrate(fpir=0.2)
+    gallery.store.change_settings(
+        lambda old: old | {"open_set": old["open_set"] | {"threshold": "far"}}
+    )
+    again = Gallery.open(gallery.place)
+    with pytest.raises(ModelError, match=r"threshold is 'far'.*gallery calibrate GALLERY"):
+        again.identify(pictures / "new 0" / "0.png")
+    again.calibrate(fpir=0.2)
+    assert again.identify(pictures / "new 0" / "0.png").threshold_of == "gallery"
 
 
 def test_calibration_on_given_pictures_leaves_the_enrolled_out(

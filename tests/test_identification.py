@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import reference
@@ -12,6 +14,7 @@ from twinlens.measure.asking import ask, ask_left_out
 from twinlens.measure.fusion import RULES
 from twinlens.measure.identification import (
     OpenSetCalibration,
+    _at_odds,
     _smallest_margin,
     calibrate_open_set,
     calibrate_with_probes,
@@ -267,3 +270,25 @@ def test_the_better_curve_is_taken():
 def test_platt_is_taken_where_it_is_no_worse(calibration):
     assert isinstance(calibration.curve, Platt)
     assert calibration.curve.a > 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_calibrated_can_be_read_again(seed):
+    rng = np.random.default_rng(seed)
+    num = int(rng.integers(5, 15))
+    code = np.repeat(np.arange(num), int(rng.integers(2, 9)))
+    emb = rng.normal(size=(num, 4))[code] + rng.normal(size=(len(code), 4)) * rng.uniform(0.1, 0.6)
+    found = calibrate_open_set(
+        emb.astype(np.float32), code, Euclid(), target_fpir=0.3, replicates=2, seed=seed
+    )
+    assert OpenSetCalibration.from_json(json.loads(json.dumps(found.as_json()))) == found
+
+
+def test_odds_turn_a_curve_and_keep_its_ends():
+    """1 of 2 at odds of one to three is 1 of 4; certainty stays, to the last bit."""
+    assert _at_odds(Isotonic((0.0, 1.0), (0.5, 0.0)), 1 / 3).y == (pytest.approx(0.25), 0.0)
+    for odds in np.linspace(0.01, 1, 500):
+        turned = _at_odds(Isotonic((0.0, 1.0, 2.0), (1.0, np.nextafter(1, 0), 0.0)), odds)
+        assert turned.y[0] == 1
+        assert turned.y[2] == 0
+        assert turned.y[1] <= 1

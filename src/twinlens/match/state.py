@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,15 +38,31 @@ class State:
         version: of the store.
         settings: as they are written.
         num_templates: how many there are.
-        pairs: the model's calibration for pairs; None where it had none.
-        open_set: the gallery's own; None before `Gallery.calibrate`.
     """
 
     version: int
     settings: Mapping[str, Any]
     num_templates: int
-    pairs: Calibration | None
-    open_set: OpenSetCalibration | None
+
+    @cached_property
+    def pairs(self) -> Calibration | None:
+        """The model's calibration for pairs; None where it had none.
+
+        Raises:
+            ModelError: it is damaged.
+        """
+        found = self.settings["pairs"]
+        return None if found is None else Calibration.from_json(found)
+
+    @cached_property
+    def open_set(self) -> OpenSetCalibration | None:
+        """The gallery's own calibration; None before `Gallery.calibrate`.
+
+        Raises:
+            ModelError: it is damaged; the gallery can be calibrated again all the same.
+        """
+        found = self.settings["open_set"]
+        return None if found is None else OpenSetCalibration.from_json(found)
 
     @property
     def rule(self) -> str:
@@ -76,14 +93,7 @@ def read_state(store: Store) -> State:
             f"the gallery {store.place} has format {settings['format']}, and this twinlens "
             f"{twinlens.__version__} reads up to {FORMAT}: upgrade twinlens"
         )
-    pairs, open_set = settings["pairs"], settings["open_set"]
-    return State(
-        version,
-        settings,
-        store.count(),
-        None if pairs is None else Calibration.from_json(pairs),
-        None if open_set is None else OpenSetCalibration.from_json(open_set),
-    )
+    return State(version, settings, store.count())
 
 
 def new_settings(matcher: Matcher) -> dict[str, Any]:

@@ -322,8 +322,14 @@ def _curve(
     platt, isotonic = held_out_losses(dist_N, same_N, own_N, own_N, seed)
     odds = rank_1 / (2 - rank_1)
     if platt is not None and isotonic is not None and isotonic < platt:
-        knots = fit_isotonic(dist_N, same_N)
-        y = np.array(knots.y)
-        return replace(knots, y=tuple((odds * y / (odds * y + 1 - y)).tolist()))
+        return _at_odds(fit_isotonic(dist_N, same_N), odds)
     fitted = fit_platt(dist_N, same_N)
     return replace(fitted, b=fitted.b - math.log(odds))
+
+
+def _at_odds(curve: Isotonic, odds: float) -> Isotonic:
+    """The curve where right answers are `odds` times as frequent as the fit took them to be."""
+    y = np.array(curve.y)
+    # The parentheses keep 1 at 1, and what rounding raises by a last bit is brought down.
+    turned = np.minimum.accumulate(odds * y / (odds * y + (1 - y)))
+    return replace(curve, y=tuple(turned.tolist()))
