@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -519,6 +520,28 @@ def test_threads_share_a_store(store: Store) -> None:
         thread.join()
     assert problems == []
     assert store.count() == 170
+
+
+def test_a_busy_writer_does_not_take_each_turn(place: Path, store: Store) -> None:
+    """Two that write without pause come to it by turns."""
+    order: list[str] = []
+
+    def write(name: str) -> None:
+        own = Store.open(place)
+        while order.count("late") < 6:
+            with own.writing():
+                order.append(name)
+                time.sleep(0.01)
+
+    early, late = (threading.Thread(target=write, args=(name,)) for name in ("early", "late"))
+    early.start()
+    while "early" not in order:
+        time.sleep(0.001)
+    late.start()
+    began = len(order)
+    early.join()
+    late.join()
+    assert order[began:].count("early") <= 4 * 6
 
 
 # --- the disk ---

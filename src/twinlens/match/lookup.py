@@ -103,12 +103,9 @@ class Lookup:
     ) -> pa.Table:
         """The k nearest templates, nearest first, with their `distance`."""
         if in_memory and where is None:
-            snap = self.snapshot()
-            dist_M = self._distances(snap, probe_D, k)
-            order = np.argsort(dist_M, kind="stable")[:k]
-            order = order[np.isfinite(dist_M[order])]
-            found = self._details(snap.hash.take(pa.array(order)), columns)
-            return found.append_column("distance", pa.array(dist_M[order]))
+            found = self._in_snapshot(probe_D, k, columns)
+            if found is not None:
+                return found
         num = k if self._plain is not None else max(k, RERANKED)
         wanted = [*columns, *([] if self._plain is not None else ["vector"])]
         found = self._store.nearest(probe_D, num, columns=wanted, where=where, nprobes=nprobes)
@@ -117,36 +114,53 @@ class Lookup:
         table = found.take(pa.array(order)).select(list(columns))
         return table.append_column("distance", pa.array(dist_S[order]))
 
+    def _in_snapshot(self, probe_D: Floats, k: int, columns: Sequence[str]) -> pa.Table | None:
+        """As `templates`; None where one of them was erased while the others were looked up."""
+        snap = self.snapshot()
+        row_S, dist_S = self._near(snap, probe_D, k if self._plain is not None else RERANKED)
+        order = np.argsort(dist_S, kind="stable")[:k]
+        found = self._details(snap.hash.take(pa.array(row_S[order])), columns)
+        if len(found) < len(order):
+            return None
+        return found.append_column("distance", pa.array(dist_S[order]))
+
     def _details(self, hashes: pa.StringArray, columns: Sequence[str]) -> pa.Table:
-        """Rows by their hashes, in that order."""
+        """Rows by their hashes, in that order; those that are there no more are left out."""
         names = hashes.to_pylist()
         where = f"hash IN ({', '.join(map(quoted, names))})" if names else "false"
         found = self._store.find(where, columns=list({"hash": 0, **dict.fromkeys(columns)}))
         place = {name: row for row, name in enumerate(found["hash"].to_pylist())}
-        # A row that was erased a moment ago is not there any more.
         order = [place[name] for name in names if name in place]
         return found.take(pa.array(order, pa.int64())).select(list(columns))
 
     def _of_snapshot(self, snap: Snapshot, probe_D: Floats, rule: str, depth: int) -> list[Near]:
         if not len(snap):
             return []
-        dist_M = self._distances(snap, probe_D, SHORTLIST)
         if rule == "mean":
-            mean_ID = self._means_of(snap)
-            dist_I = self.comparison.pairwise(np.broadcast_to(probe_D, mean_ID.shape), mean_ID)
-            ranked = rank_identities(dist_I[None], np.arange(len(mean_ID)), rule, depth)
-        else:
-            ranked = rank_identities(dist_M[None], snap.code, rule, depth, grouped=snap.grouped)
-        end = np.append(snap.grouped.start[1:], len(snap))
+            return self._by_means_of(snap, probe_D, depth)
+        wanted = min(depth, len(snap.identities))
+        num = SHORTLIST if self._plain is not None else RERANKED
+        while True:
+            row_S, dist_S = self._near(snap, probe_D, num)
+            codes, code_S = np.unique(snap.code[row_S], return_inverse=True)
+            if len(codes) >= wanted or self._plain is None:
+                break
+            num *= 8
+        ranked = rank_identities(dist_S[None], code_S, rule, depth)
+        names = snap.identities.take(pa.array(codes)).to_numpy(zero_copy_only=False)
+        path = snap.path.take(pa.array(row_S))
+        return _named(ranked.code[0], ranked.distance[0], path, dist_S, code_S, names)
+
+    def _by_means_of(self, snap: Snapshot, probe_D: Floats, depth: int) -> list[Near]:
+        mean_ID = self._means_of(snap)
+        dist_I = self._to(mean_ID, probe_D)
+        ranked = rank_identities(dist_I[None], np.arange(len(mean_ID)), "mean", depth)
         found = []
         for code, distance in zip(ranked.code[0], ranked.distance[0], strict=True):
-            if code < 0:
-                break
-            start = snap.grouped.start[code]
-            row = start + int(np.argmin(dist_M[start : end[code]]))
-            found.append(
-                Near(snap.identities[code].as_py(), float(distance), snap.path[row].as_py())
-            )
+            rows = snap.of_identity(code)
+            row = rows[np.argmin(self._to(snap.vector[rows], probe_D))]
+            name, path = snap.identities[code].as_py(), snap.path[row].as_py()
+            found.append(Near(name, float(distance), path))
         return found
 
     def _means_of(self, snap: Snapshot) -> Floats:
@@ -154,19 +168,17 @@ class Lookup:
             self._means = snap.version, identity_means(snap.vector, snap.code)[0]
         return self._means[1]
 
-    def _distances(self, snap: Snapshot, probe_D: Floats, exact: int) -> Floats:
-        """To all templates, shape (M,); +inf where a learned comparator does not look."""
-        num = exact if self._plain is not None else max(exact, RERANKED)
-        square_M = snap.squares(probe_D, num)
+    def _near(self, snap: Snapshot, probe_D: Floats, num: int) -> tuple[NDArray[np.int64], Floats]:
+        """Rows (S,) of the `num` nearest by Euclid, and their distances by the comparator."""
+        row_S, square_S = snap.nearest(probe_D, num)
         if self._plain is not None:
-            return self._plain.of_square(square_M)
-        near = np.argpartition(square_M, num)[:num] if num < len(snap) else np.arange(len(snap))
-        dist_M = np.full(len(snap), np.inf, dtype=np.float32)
-        vector_SD = snap.vector[near]
-        dist_M[near] = self.comparison.pairwise(
-            np.broadcast_to(probe_D, vector_SD.shape), vector_SD
-        )
-        return dist_M
+            return row_S, self._plain.of_square(square_S)
+        return row_S, self._to(snap.vector[row_S], probe_D)
+
+    def _to(self, vector_SD: Floats, probe_D: Floats) -> Floats:
+        """Distances of a probe to some vectors, shape (S,)."""
+        probe_SD = np.broadcast_to(probe_D, vector_SD.shape)
+        return np.asarray(self.comparison.pairwise(probe_SD, vector_SD))
 
     def _of_index(self, probe_D: Floats, rule: str, depth: int, nprobes: int | None) -> list[Near]:
         columns = ["identity", "path", *([] if self._plain is not None else ["vector"])]
@@ -183,7 +195,7 @@ class Lookup:
         if rule == "mean":
             return self._by_mean(found, dist_S, code_S, names, probe_D, depth)
         ranked = rank_identities(dist_S[None], code_S, rule, depth)
-        return _named(ranked.code[0], ranked.distance[0], found, dist_S, code_S, names)
+        return _named(ranked.code[0], ranked.distance[0], found["path"], dist_S, code_S, names)
 
     def _by_mean(
         self,
@@ -199,23 +211,20 @@ class Lookup:
         rows = self._store.find(where, columns=["identity", "vector"])
         code_M = np.searchsorted(names, rows["identity"].to_numpy(zero_copy_only=False))
         mean_ID, code_I = identity_means(vectors(rows["vector"]), code_M)
-        dist_I = self.comparison.pairwise(np.broadcast_to(probe_D, mean_ID.shape), mean_ID)
+        dist_I = self._to(mean_ID, probe_D)
         ranked = rank_identities(dist_I[None], code_I, "mean", depth)
-        return _named(ranked.code[0], ranked.distance[0], found, dist_S, code_S, names)
+        return _named(ranked.code[0], ranked.distance[0], found["path"], dist_S, code_S, names)
 
     def _shortlisted(self, found: pa.Table, probe_D: Floats) -> Floats:
         if self._plain is not None:
             return self._plain.of_square(found["_distance"].to_numpy())
-        vector_SD = vectors(found["vector"])
-        return np.asarray(
-            self.comparison.pairwise(np.broadcast_to(probe_D, vector_SD.shape), vector_SD)
-        )
+        return self._to(vectors(found["vector"]), probe_D)
 
 
 def _named(
     code_K: NDArray[np.int64],
     dist_K: Floats,
-    found: pa.Table,
+    path_S: pa.Array,
     dist_S: Floats,
     code_S: NDArray[np.int64],
     names: NDArray[Any],
@@ -225,5 +234,5 @@ def _named(
         if code < 0:
             break
         row = int(np.argmin(np.where(code_S == code, dist_S, np.inf)))
-        near.append(Near(str(names[code]), float(distance), found["path"][row].as_py()))
+        near.append(Near(str(names[code]), float(distance), path_S[row].as_py()))
     return near

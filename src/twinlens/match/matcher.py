@@ -75,7 +75,7 @@ class Matcher:
         if name not in PLAIN:
             return None
         if isinstance(comparator, Sigmoid):
-            return PlainComparison(name, float(comparator.log_scale.exp()))
+            return PlainComparison(name, float(comparator.log_scale.detach().exp()))
         return PlainComparison(name)
 
     def pixels(self, pictures: Picture | Sequence[Picture]) -> NDArray[np.uint8]:

@@ -42,9 +42,12 @@ SETTINGS = "twinlens.gallery"
 COLUMNS = ("hash", "identity", "path", "time", "metadata", "vector", "thumbnail")
 VECTOR_INDEX = "vector_idx"
 
-INDEX_CACHE = 160 << 20
+INDEX_CACHE = 64 << 20
 METADATA_CACHE = 32 << 20
 """Bytes of parts of the index, and of descriptions of files, that a reader may keep in memory."""
+
+POLL = 0.005
+"""Seconds between looks whether another writer is done."""
 
 TRIES = 5
 DELETED_AT_ONCE = 1000
@@ -76,16 +79,18 @@ def schema(dim: int) -> pa.Schema:
 
     `hash` tells pictures apart and occurs once; `thumbnail` is a JPEG, or null.
     """
+    # By this Lance sees that two writers in an object store insert the same hash at a time.
+    key = {"lance-schema:unenforced-primary-key": "true"}
     return pa.schema(
-        {
-            "hash": pa.string(),
-            "identity": pa.string(),
-            "path": pa.string(),
-            "time": pa.timestamp("us", "UTC"),
-            "metadata": pa.json_(pa.utf8()),
-            "vector": pa.list_(pa.float32(), dim),
-            "thumbnail": pa.large_binary(),
-        }
+        [
+            pa.field("hash", pa.string(), nullable=False, metadata=key),
+            pa.field("identity", pa.string()),
+            pa.field("path", pa.string()),
+            pa.field("time", pa.timestamp("us", "UTC")),
+            pa.field("metadata", pa.json_(pa.utf8())),
+            pa.field("vector", pa.list_(pa.float32(), dim)),
+            pa.field("thumbnail", pa.large_binary()),
+        ]
     )
 
 
@@ -246,13 +251,27 @@ class Store:
 
     # --- writing ---
 
-    def insert(self, rows: pa.Table) -> int:
-        """Add those whose hash is new; returns how many. They are safe when this returns."""
+    def insert(self, rows: pa.Table, *, expected: Mapping[str, Any] | None = None) -> int:
+        """Add those whose hash is new; returns how many. They are safe when this returns.
+
+        Args:
+            rows: in the columns of `schema`.
+            expected: settings that must still be so when the rows are written.
+        Raises:
+            GalleryError: a setting is another one, or the table cannot be written.
+        """
         _, first = np.unique(rows["hash"].to_numpy(zero_copy_only=False), return_index=True)
         rows = rows.take(np.sort(first))
         if not len(rows):
             return 0
         with self.writing() as table:
+            settings = json.loads(table.schema.metadata[SETTINGS.encode()])
+            for name, value in (expected or {}).items():
+                if settings.get(name) != value:
+                    raise GalleryError(
+                        f"the gallery {self.place} was changed meanwhile: its {name} is "
+                        f"{settings.get(name)}, and {value} is needed; open it again"
+                    )
             found = table.merge_insert("hash").when_not_matched_insert_all().execute(rows)
         return int(found["num_inserted_rows"])
 
@@ -342,10 +361,19 @@ class Store:
         old = json.loads(table.schema.metadata[SETTINGS.encode()])
         table.update_schema_metadata({SETTINGS: _json(change(old))})
 
-    def _turn(self) -> contextlib.AbstractContextManager[Any]:
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
         if is_remote(self.place):
-            return contextlib.nullcontext()
-        return FileLock(Path(self.place) / ".lock")
+            yield
+            return
+        now, after = (FileLock(Path(self.place) / name) for name in (".lock", ".next"))
+        # Who waits holds the place after, so that a busy writer cannot take each turn.
+        with after.acquire(poll_interval=POLL):
+            now.acquire(poll_interval=POLL)
+        try:
+            yield
+        finally:
+            now.release()
 
     @property
     def _dataset(self) -> lance.LanceDataset:
@@ -453,6 +481,11 @@ def _is_taken(base: str, options: Mapping[str, str] | None) -> bool:
 
 
 def _absent(place: str) -> GalleryError:
+    if any((Path(place) / name).is_file() for name in ("model.json", "model/model.json")):
+        return GalleryError(
+            f"{place} is a model, and a gallery is needed: make one of it with "
+            f"`twinlens gallery create GALLERY --model {place}`"
+        )
     return GalleryError(
         f"there is no gallery at {place}: make one with "
         f"`twinlens gallery create {place} --model MODEL`"

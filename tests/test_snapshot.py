@@ -1,0 +1,144 @@
+"""Templates in memory: the narrow array changes nothing but the time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from test_stores import DIM, SETTINGS, erase, fill, make_rows, vectors
+
+from twinlens.match import snapshot
+from twinlens.match.snapshot import NARROW, WORTH_NARROWING, Bounds, Snapshot, Snapshots
+from twinlens.match.stores import Store
+
+Vectors = NDArray[np.float32]
+
+
+def snapshot_of(vector_MD: Vectors, monkeypatch: pytest.MonkeyPatch, least: int = 0) -> Snapshot:
+    """With a narrow array however few there are; one identity for each three rows."""
+    import pyarrow as pa
+
+    monkeypatch.setattr(snapshot, "WORTH_NARROWING", least)
+    num, dim = vector_MD.shape
+    names = pa.array([f"id {row // 3:06d}" for row in range(num)], pa.string())
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vector_MD.ravel()), dim)
+    columns = {"identity": names, "path": names, "hash": names, "vector": column}
+    return Snapshot.of(1, pa.table(columns))
+
+
+def shaped(kind: str, num: int, dim: int, rng: np.random.Generator) -> Vectors:
+    """Vectors that vary in a few directions, in all alike, in lengths, or hardly at all."""
+    plain = rng.standard_normal((num, dim))
+    if kind == "few":
+        plain *= 0.8 ** np.arange(dim)
+    if kind == "lengths":
+        plain *= 10.0 ** rng.uniform(-3, 3, (num, 1))
+    if kind == "twins":
+        plain = np.random.default_rng(9).standard_normal((5, dim))[rng.integers(0, 5, num)]
+    if kind == "one corner":
+        plain = 100 + 1e-3 * plain
+    return plain.astype(np.float32)
+
+
+KINDS = ("few", "alike", "lengths", "twins", "one corner")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num", [1, 4, 50])
+def test_nearest_is_that_of_a_loop(kind: str, num: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    vector_MD = shaped(kind, 3000, 2 * NARROW, rng)
+    snap = snapshot_of(vector_MD, monkeypatch)
+    assert snap.bounds.turn is not None
+    for probe_D in [vector_MD[7], *shaped(kind, 5, 2 * NARROW, rng)]:
+        row_S, square_S = snap.nearest(probe_D, num)
+        truth_M = np.array([np.square(row - probe_D).sum(dtype=np.float32) for row in vector_MD])
+        assert np.all(np.diff(square_S) >= 0)
+        np.testing.assert_allclose(square_S, truth_M[row_S], rtol=1e-5)
+        left_out = np.delete(truth_M, row_S)
+        assert len(row_S) >= num
+        assert left_out.min(initial=np.inf) > square_S[-1] * (1 - 1e-5)
+        assert np.all(square_S[num - 1 :] == square_S[num - 1])  # More only where they are as near.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bounds_are_never_too_high(kind: str) -> None:
+    rng = np.random.default_rng(1)
+    vector_MD = shaped(kind, WORTH_NARROWING, 2 * NARROW, rng)
+    for bounds in (Bounds.of(vector_MD), Bounds.plain(vector_MD)):
+        for probe_D in [vector_MD[3], *shaped(kind, 3, 2 * NARROW, rng)]:
+            exact_M = np.square(vector_MD.astype(np.float64) - probe_D).sum(axis=1)
+            assert np.all(bounds.below(probe_D) <= exact_M + 1e-9)
+
+
+def test_the_narrow_array_is_tight_where_few_directions_matter() -> None:
+    rng = np.random.default_rng(2)
+    vector_MD = shaped("few", WORTH_NARROWING, 4 * NARROW, rng)
+    bounds, probe_D = Bounds.of(vector_MD), vector_MD[5]
+    assert bounds.narrow.shape == (WORTH_NARROWING, NARROW)
+    exact_M = np.square(vector_MD - probe_D).sum(axis=1)
+    assert np.corrcoef(bounds.below(probe_D), exact_M)[0, 1] > 0.99
+
+
+def test_a_template_is_no_distance_from_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    vector_MD = shaped("one corner", 500, 2 * NARROW, np.random.default_rng(3))
+    snap = snapshot_of(vector_MD, monkeypatch)
+    for row in (0, 17, 499):
+        row_S, square_S = snap.nearest(vector_MD[row], 1)
+        assert (row_S.tolist(), square_S.tolist()) == ([row], [0.0])
+
+
+def test_as_many_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    vector_MD = shaped("alike", 10, 2 * NARROW, np.random.default_rng(4))
+    snap = snapshot_of(vector_MD, monkeypatch, least=100)
+    for num in (10, 11, 1000):
+        row_S, square_S = snap.nearest(vector_MD[2], num)
+        assert sorted(row_S) == list(range(10))
+        assert row_S[0] == 2
+        assert np.all(np.diff(square_S) >= 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(-3, 3), min_size=1, max_size=700),
+    st.integers(1, 40),
+)
+def test_the_lowest_hold_the_true_ones(values: list[int], num: int) -> None:
+    low_M = np.array(values, dtype=np.float32)
+    num = min(num, len(values))
+    found = snapshot._lowest(low_M, num)
+    assert len(set(found.tolist())) == len(found) >= num
+    assert sorted(low_M[found])[:num] == sorted(values)[:num]
+
+
+def test_rows_lie_by_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    vector_MD = shaped("alike", 9, 4, np.random.default_rng(5))
+    snap = snapshot_of(vector_MD, monkeypatch)
+    assert snap.of_identity(1).tolist() == [3, 4, 5]
+    assert snap.identities.to_pylist() == ["id 000000", "id 000001", "id 000002"]
+
+
+def test_a_newer_version_is_seen(tmp_path: Path) -> None:
+    """New, renamed and erased templates; what did not change is not read again."""
+    store = Store.create(tmp_path / "g", DIM, SETTINGS, {})
+    emb_ND = fill(store, anna=4, bert=2)
+    snapshots = Snapshots(store)
+    first = snapshots.latest()
+    assert first is snapshots.latest()
+    assert first.identities.to_pylist() == ["anna", "bert"]
+    np.testing.assert_array_equal(first.vector, emb_ND)
+    store.insert(make_rows(["aaron"] * 3, vectors(3, seed=8)))
+    second = snapshots.latest()
+    assert second.identities.to_pylist() == ["aaron", "anna", "bert"]
+    assert second.code.tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2]
+    np.testing.assert_array_equal(second.vector, np.concatenate([vectors(3, seed=8), emb_ND]))
+    store.rename("anna", "zoe")
+    assert snapshots.latest().identities.to_pylist() == ["aaron", "bert", "zoe"]
+    erase(store, "bert")
+    assert snapshots.latest().identities.to_pylist() == ["aaron", "zoe"]
+    assert len(snapshots.latest()) == 7
+    assert len(first) == 6
