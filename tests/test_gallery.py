@@ -474,10 +474,16 @@ def test_import_of_what_embed_wrote(gallery: Gallery, pictures: Path, tmp_path: 
 def test_rebuild_with_another_model(gallery: Gallery, pictures: Path, tmp_path: Path) -> None:
     gallery.enrol(pictures, metadata={"side": "left"})
     gallery.calibrate(fpir=0.1)
+    late = Gallery.open(gallery.place)
     before = gallery.store.find(columns=["hash", "identity", "path", "time", "metadata"])
     other = make_matcher(tmp_path / "m", "grey")
     found = gallery.rebuild(other)
     assert (found.num_templates, found.missing) == (40, ())
+    for stale in (gallery, late):  # Vectors of two models never meet, in one process neither.
+        for _ in range(2):
+            with pytest.raises(GalleryError, match="has got another model since it was opened"):
+                stale.identify(pictures / "new 3" / "0.png")
+    gallery = Gallery.open(gallery.place)
     assert (gallery.fingerprint, gallery.dim) == (other.fingerprint, 8)
     assert gallery.state().open_set is None  # Another model's distances.
     assert gallery.store.find(columns=before.column_names).equals(before)
@@ -500,7 +506,22 @@ def test_nobody_writes_vectors_of_the_old_model_after_a_rebuild(
         late.insert(rows)
     with pytest.raises(GalleryError, match=r"has got another model since it was opened"):
         late.identify_embedding(np.ones(late.dim, dtype=np.float32))
-    assert len(gallery) == 1
+    with pytest.raises(GalleryError, match=r"has got another model since it was opened"):
+        late.calibrate(fpir=0.5)
+    assert Gallery.open(gallery.place).identities() == {"new 0": 1}
+
+
+def test_the_model_that_lies_in_a_gallery_must_be_its_own(
+    gallery: Gallery, pictures: Path, tmp_path: Path
+) -> None:
+    other = make_matcher(tmp_path / "m", "grey")
+    for file in (Path(gallery.place) / "models" / gallery.fingerprint).iterdir():
+        shutil.copy(other.path / file.name, file)
+    with pytest.raises(
+        GalleryError, match=rf"{other.fingerprint}, and the .*{gallery.fingerprint}"
+    ):
+        Gallery.open(gallery.place).enrol(pictures)
+    assert len(gallery) == 0
 
 
 def test_rebuild_says_what_is_missing_and_drops_nothing_unasked(
@@ -517,7 +538,7 @@ def test_rebuild_says_what_is_missing_and_drops_nothing_unasked(
     assert (gallery.fingerprint, len(gallery)) == (old, 40)
     found = gallery.rebuild(other, drop_missing=True)
     assert (found.num_templates, len(found.missing)) == (38, 2)
-    assert len(gallery) == 38
+    assert len(Gallery.open(gallery.place)) == 38
 
 
 def test_data_that_cannot_be_enrolled(gallery: Gallery, tmp_path: Path) -> None:

@@ -136,3 +136,33 @@ def test_an_empty_gallery_has_nobody(tmp_path: Path) -> None:
     assert gallery.nearest(probe, 3) == []
     assert gallery.search_embedding(probe) == ()
     assert gallery.lookup.identities(probe, "vote", 3, None, in_memory=False) == []
+
+
+def test_conditions_and_large_k_reach_into_far_partitions(tmp_path: Path) -> None:
+    """The index looks into one partition of many, and into more where that holds too little."""
+    gallery = Gallery.create(
+        tmp_path / "g", make_matcher(tmp_path / "m", "grey", "euclidean", normalize=False)
+    )
+    rng = np.random.default_rng(0)
+    centre = rng.normal(size=(20, DIM)) * 50
+    code = np.repeat(np.arange(20), 100)
+    emb = (centre[code] + rng.normal(size=(2000, DIM))).astype(np.float32)
+    names = [f"id {one:02d}" for one in code]
+    gallery.enrol_embeddings(emb, names, fingerprint=gallery.fingerprint)
+    assert gallery.optimize(partitions=20, target_recall=0.1).nprobes == 1
+    far = int(np.argmax(np.linalg.norm(centre - centre[0], axis=1)))
+    hits = gallery.search_embedding(emb[0], k=50, where=f"identity = 'id {far:02d}'")
+    assert len(hits) == 50
+    assert {hit.identity for hit in hits} == {f"id {far:02d}"}
+    assert len(gallery.search_embedding(emb[0], k=2000)) == 2000
+    assert len(gallery.nearest(emb[0], 20)) == 20
+
+
+def test_a_learned_comparator_answers_with_as_many_as_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookup, "RERANKED", 4)
+    gallery, emb, _ = filled(tmp_path, "network")
+    assert len(gallery.search_embedding(emb[0], k=50)) == 50
+    near = gallery.nearest(emb[0], 12)
+    assert len({one.identity for one in near}) == 12

@@ -49,6 +49,14 @@ def test_equally_near_is_ambiguous_without_a_calibration_but_not_where_votes_dec
     assert decide(near(0.1, 0.1), 5, OWN, votes).verdict == "identified"
 
 
+def test_by_votes_the_best_need_not_be_the_nearest() -> None:
+    votes = dataclasses.replace(CALIBRATION, rule="vote", margin=0.0)
+    answer = decide(near(0.6, 0.2), 5, OWN, votes)
+    assert answer.verdict == "nobody"
+    assert answer.reason.startswith("the best by votes, 'person 0'")
+    assert answer.margin == pytest.approx(-0.4)
+
+
 def test_a_threshold_for_pairs_says_what_it_lets_through() -> None:
     pairs = Threshold(0.5, "pairs", 0.634)
     answer = decide(near(0.1, 0.9), 5, pairs, None)
@@ -62,6 +70,7 @@ def test_probabilities_are_of_the_distance_and_candidates_are_cut() -> None:
     answer = decide(near(0.4, 0.7, 0.8), 2, OWN, CALIBRATION)
     assert [one.identity for one in answer.candidates] == ["person 0", "person 1"]
     assert answer.probability == answer.candidates[0].probability
+    assert answer.candidates[1].probability is None  # That of the best is what was measured.
     # 1 / (1 + exp(10 * 0.4 - 5))
     assert answer.probability == pytest.approx(0.7311, abs=1e-4)
 

@@ -57,8 +57,8 @@ class Candidate:
     Attributes:
         identity: its name.
         distance: by the gallery's rule for the templates of an identity; lower is closer.
-        probability: that it is the right one, at even odds of a stranger; None where the gallery
-            is not calibrated.
+        probability: of the best one, that it is right, where half of those who ask are enrolled;
+            None of the others, and where the gallery is not calibrated.
         path: of its nearest template.
     """
 
@@ -78,7 +78,8 @@ class IdentifyAnswer:
         identity: None unless the verdict is "identified".
         reason: why, in one sentence.
         distance: of the best candidate; None in an empty gallery.
-        margin: how much farther the second one is; None where there is none.
+        margin: how much farther the second one is, less than 0 where votes put a farther one
+            first; None where there is none.
         threshold: the largest distance that is somebody.
         threshold_of: "gallery", found by calibrating this gallery; or "pairs", that of the model,
             which accepts more strangers the more identities there are.

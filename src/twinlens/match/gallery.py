@@ -155,28 +155,44 @@ class Gallery:
         from twinlens.match.matcher import Matcher
 
         folder = f"models/{self.fingerprint}"
-        if not is_remote(self.place):
-            return Matcher.load(Path(self.place) / folder)
 
         def fetch(part: Path) -> None:
             for name in MODEL_FILES:
                 self._store.fetch_file(f"{folder}/{name}", part / name)
 
-        return Matcher.load(whole_folder(cache_folder() / folder, fetch))
+        local = Path(self.place) / folder
+        if is_remote(self.place):
+            local = whole_folder(cache_folder() / folder, fetch)
+        found = Matcher.load(local)
+        if found.fingerprint != self.fingerprint:
+            raise GalleryError(
+                f"{local} holds the model {found.fingerprint}, and the gallery {self.place} is of "
+                f"the model {self.fingerprint}: put that model's files back"
+            )
+        return found
 
     def state(self) -> State:
         """What the newest version says of itself."""
         with self._lock:
             version = self._store.version
             if self._state is None or self._state.version != version:
-                self._state = read_state(self._store)
-                if self._state.settings["fingerprint"] != self.fingerprint:
-                    raise GalleryError(
-                        f"the gallery {self.place} has got another model since it was opened "
-                        f"({self._state.settings['fingerprint']}, and not {self.fingerprint}): "
-                        "open it again"
-                    )
+                found = read_state(self._store)
+                self.of_this_model(found.settings)
+                self._state = found
             return self._state
+
+    def of_this_model(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings, if they are of the model that the gallery was opened with.
+
+        Raises:
+            GalleryError: it was rebuilt with another one since.
+        """
+        if settings["fingerprint"] != self.fingerprint:
+            raise GalleryError(
+                f"the gallery {self.place} has got another model since it was opened "
+                f"({settings['fingerprint']}, and not {self.fingerprint}): open it again"
+            )
+        return dict(settings)
 
     def identities(self) -> dict[str, int]:
         """Names, sorted, with the number of their templates."""
@@ -554,7 +570,9 @@ class Gallery:
             GalleryError: the gallery is empty, or cannot be written.
         """
         found = upkeep.calibrate(self, data, fpir, rule, root, seed, progress)
-        self._store.change_settings(lambda old: old | {"open_set": found.as_json()})
+        self._store.change_settings(
+            lambda old: self.of_this_model(old) | {"open_set": found.as_json()}
+        )
         return found
 
     def export(self, path: str | Path) -> int:
@@ -582,6 +600,8 @@ class Gallery:
     ) -> transfer.Rebuilt:
         """Embed all pictures again, with another model, from the paths that are stored.
 
+        Whoever has the gallery open has to open it again, this object too.
+
         Args:
             model: the new one.
             drop_missing: whether templates whose picture is gone may be left out.
@@ -590,10 +610,7 @@ class Gallery:
             GalleryError: pictures are missing or were changed and `drop_missing` is not set; the
                 gallery is as before.
         """
-        found = transfer.rebuild(self, model, drop_missing, progress)
-        self.__dict__.pop("matcher", None)
-        self.__init__(self._store)  # type: ignore[misc]  # Another model, and all that follows.
-        return found
+        return transfer.rebuild(self, model, drop_missing, progress)
 
     def _learned(self) -> Comparison:
         return self.matcher.comparison

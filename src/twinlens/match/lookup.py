@@ -29,7 +29,8 @@ EXACT_BYTES = 128 << 20
 """Vectors that are kept in memory and compared exactly: 262,144 of 128 dimensions."""
 
 SHORTLIST, MOST_SHORTLISTED = 32, 8192
-"""Templates that an index is asked for at first, and at most, where they are of few identities."""
+"""Templates that an index is asked for at first, and at most, where they are of few identities;
+more where many identities are asked for."""
 
 RERANKED = 256
 """Templates near by Euclid, among which a learned comparator chooses."""
@@ -117,7 +118,8 @@ class Lookup:
     def _in_snapshot(self, probe_D: Floats, k: int, columns: Sequence[str]) -> pa.Table | None:
         """As `templates`; None where one of them was erased while the others were looked up."""
         snap = self.snapshot()
-        row_S, dist_S = self._near(snap, probe_D, k if self._plain is not None else RERANKED)
+        num = k if self._plain is not None else max(k, RERANKED)
+        row_S, dist_S = self._near(snap, probe_D, num)
         order = np.argsort(dist_S, kind="stable")[:k]
         found = self._details(snap.hash.take(pa.array(row_S[order])), columns)
         if len(found) < len(order):
@@ -143,7 +145,7 @@ class Lookup:
         while True:
             row_S, dist_S = self._near(snap, probe_D, num)
             codes, code_S = np.unique(snap.code[row_S], return_inverse=True)
-            if len(codes) >= wanted or self._plain is None:
+            if len(codes) >= wanted:
                 break
             num *= 8
         ranked = rank_identities(dist_S[None], code_S, rule, depth)
@@ -164,9 +166,11 @@ class Lookup:
         return found
 
     def _means_of(self, snap: Snapshot) -> Floats:
-        if self._means is None or self._means[0] != snap.version:
-            self._means = snap.version, identity_means(snap.vector, snap.code)[0]
-        return self._means[1]
+        known = self._means
+        if known is None or known[0] != snap.version:
+            # Another thread may put its own there meanwhile, so that it is not read again.
+            known = self._means = snap.version, identity_means(snap.vector, snap.code)[0]
+        return known[1]
 
     def _near(self, snap: Snapshot, probe_D: Floats, num: int) -> tuple[NDArray[np.int64], Floats]:
         """Rows (S,) of the `num` nearest by Euclid, and their distances by the comparator."""
@@ -183,12 +187,13 @@ class Lookup:
     def _of_index(self, probe_D: Floats, rule: str, depth: int, nprobes: int | None) -> list[Near]:
         columns = ["identity", "path", *([] if self._plain is not None else ["vector"])]
         num = max(SHORTLIST if self._plain is not None else RERANKED, 2 * depth)
+        most = max(MOST_SHORTLISTED, 16 * depth)
         while True:
             found = self._store.nearest(probe_D, num, columns=columns, nprobes=nprobes)
             names, code_S = np.unique(
                 found["identity"].to_numpy(zero_copy_only=False), return_inverse=True
             )
-            if len(names) >= depth or len(found) < num or num >= MOST_SHORTLISTED:
+            if len(names) >= depth or len(found) < num or num >= most:
                 break
             num *= 4
         dist_S = self._shortlisted(found, probe_D)

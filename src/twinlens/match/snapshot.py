@@ -1,5 +1,7 @@
 """A gallery's templates in memory: exact search in one array, loaded once.
 
+They lie there twice, as they were read, part by part, and ordered by identity.
+
 Reading all of a large array takes longer than all else, so that a narrow one is read first: the
 vectors' coordinates along the directions in which they vary most, and the length of the rest. By
 Cauchy and Schwarz these bound each distance from below, and only the few templates that may be near

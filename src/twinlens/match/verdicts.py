@@ -54,9 +54,13 @@ def decide(
             f"to {threshold.fpir:.0%} of strangers for somebody: run `twinlens gallery calibrate`"
         )
     candidates = tuple(
-        Candidate(one.identity, one.distance, _probability(one.distance, open_set), one.path)
-        for one in near[:k]
-    )
+        Candidate(
+            one.identity, one.distance,
+            # Of the best only: that is what was measured.
+            _probability(one.distance, open_set) if place == 0 else None, one.path,
+        )
+        for place, one in enumerate(near[:k])
+    )  # fmt: skip
     return IdentifyAnswer(
         verdict=verdict,
         identity=near[0].identity if verdict == "identified" else None,
@@ -77,9 +81,12 @@ def _verdict(
     if not near:
         return "nobody", "the gallery is empty"
     best, distance = repr(near[0].identity[:SHOWN]), near[0].distance
+    # Where votes decide, the best need not be the nearest.
+    votes = open_set is not None and open_set.rule == "vote"
     if not matches(distance, threshold):
+        which = "best by votes" if votes else "nearest"
         return "nobody", (
-            f"the nearest, {best}, is at distance {distance:.4f}, beyond the threshold "
+            f"the {which}, {best}, is at distance {distance:.4f}, beyond the threshold "
             f"{threshold:.4f}"
         )
     if len(near) == 1:
@@ -87,8 +94,6 @@ def _verdict(
     second, next_distance = repr(near[1].identity[:SHOWN]), near[1].distance
     gap = float(margins([distance], [next_distance], threshold)[0])
     least = 0.0 if open_set is None else open_set.margin
-    # Where votes decide, equal distances do not make two alike.
-    votes = open_set is not None and open_set.rule == "vote"
     if gap < least or (gap == 0 and not votes):
         return "ambiguous", (
             f"{best} at distance {distance:.4f} and {second} at {next_distance:.4f} are both "
