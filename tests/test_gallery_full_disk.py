@@ -84,6 +84,7 @@ def test_enrolling_on_a_full_disk(disk: Path, tiny_run: TinyRun) -> None:
     assert Gallery.open(disk / "gallery").identities() == {"first": 500, "late": 6000}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("indexed", [False, True])
 def test_erasing_on_a_full_disk(disk: Path, tiny_run: TinyRun, indexed: bool) -> None:
     """There may be no room to write the others anew; then it is done when there is."""
@@ -118,6 +119,7 @@ def test_erasing_on_a_full_disk(disk: Path, tiny_run: TinyRun, indexed: bool) ->
     assert refused >= 2
 
 
+@pytest.mark.slow
 def test_optimizing_and_renaming_on_a_full_disk(disk: Path, tiny_run: TinyRun) -> None:
     gallery = Gallery.create(disk / "gallery", tiny_run.model)
     for start in range(4):

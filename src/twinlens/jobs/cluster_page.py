@@ -14,12 +14,10 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -28,7 +26,7 @@ from twinlens.match.clusters import Clusters, between_clusters
 from twinlens.measure.maps import data_uri
 from twinlens.measure.pairs import Comparison
 from twinlens.measure.partitions import PartitionScores
-from twinlens.measure.report import style_sheet
+from twinlens.measure.templates import page_template, style_sheet
 from twinlens.measure.wording import count_of, number, percent, span
 
 __all__ = ["ClusterPage", "render_page", "write_page"]
@@ -88,13 +86,9 @@ def write_page(file: Path, page: ClusterPage) -> None:
 
 def render_page(page: ClusterPage) -> str:
     """The page as HTML. Everything that comes from the user is escaped."""
-    source = (resources.files("twinlens.jobs") / "clusters.html.j2").read_text(encoding="utf-8")
-    made = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     shown = list(_clusters(page))
     single = np.flatnonzero(page.found.label >= page.num)
-    return made.from_string(source).render(
+    return page_template("twinlens.jobs", "clusters.html.j2").render(
         page=page,
         style=style_sheet(),
         lead=_lead(page),

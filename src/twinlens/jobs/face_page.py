@@ -10,12 +10,10 @@ import csv
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from PIL import Image, ImageDraw
 
 from twinlens.config import DataSettings
@@ -24,7 +22,7 @@ from twinlens.data.drawing import GREEN, RED, Color
 from twinlens.data.faces import Box, Face
 from twinlens.errors import PictureError
 from twinlens.measure.maps import data_uri
-from twinlens.measure.report import style_sheet
+from twinlens.measure.templates import page_template, style_sheet
 from twinlens.measure.wording import count_of, percent
 
 __all__ = ["FacePage", "Outcome", "Settled", "render_page", "write_list", "write_page"]
@@ -122,13 +120,9 @@ def write_page(file: Path, page: FacePage) -> None:
 
 def render_page(page: FacePage) -> str:
     """The page as HTML. Everything that comes from the user is escaped."""
-    source = (resources.files("twinlens.jobs") / "faces.html.j2").read_text(encoding="utf-8")
-    made = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     broken = [row for row, result in enumerate(page.settled) if result.outcome == "broken"]
     few = _few_faces(page)
-    return made.from_string(source).render(
+    return page_template("twinlens.jobs", "faces.html.j2").render(
         page=page,
         style=style_sheet(),
         lead=_lead(page),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from twinlens.errors import CalibrationError, DataError, ModelError
+from twinlens.errors import CalibrationError, DataError
 from twinlens.measure.bootstrap import REPLICATES, Figure, interval, pair_weights, replicate
 from twinlens.measure.metrics import RankedPairs, point_at_far, threshold_at_far
 from twinlens.measure.probability import (
@@ -34,6 +34,7 @@ from twinlens.measure.stored import (
     read_curve,
     read_number,
     read_optional,
+    reading,
 )
 
 __all__ = ["Calibration", "Isotonic", "Platt", "calibrate"]
@@ -96,14 +97,9 @@ class Calibration:
         Raises:
             ModelError: something is missing, of the wrong type, or cannot be.
         """
-        try:
+        remedy = "calibrate it again: twinlens calibrate MODEL DATA"
+        with reading("the model's calibration", remedy):
             return _read(values)
-        except (KeyError, TypeError, ValueError) as error:
-            what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-            raise ModelError(
-                f"the model's calibration is damaged: {what}; calibrate it again: "
-                "twinlens calibrate MODEL DATA"
-            ) from None
 
 
 def calibrate(

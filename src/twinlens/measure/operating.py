@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from twinlens.errors import CalibrationError, DataError, ModelError
+from twinlens.errors import CalibrationError, DataError
 from twinlens.measure.bootstrap import Figure
 from twinlens.measure.fusion import RULES
 from twinlens.measure.metrics import matches
@@ -30,6 +30,7 @@ from twinlens.measure.stored import (
     read_numbers,
     read_optional,
     read_share,
+    reading,
 )
 
 __all__ = ["OpenSetCalibration", "check_rate", "finite_threshold", "kept_ranks", "margins"]
@@ -165,14 +166,9 @@ class OpenSetCalibration:
         Raises:
             ModelError: something is missing, of the wrong type, or cannot be.
         """
-        try:
+        remedy = "run `twinlens gallery calibrate GALLERY` again"
+        with reading("the gallery's calibration", remedy):
             return _read(values)
-        except (KeyError, TypeError, ValueError) as error:
-            what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-            raise ModelError(
-                f"the gallery's calibration is damaged: {what}; "
-                "run `twinlens gallery calibrate GALLERY` again"
-            ) from None
 
 
 def margins(distance_P: ArrayLike, runner_up_P: ArrayLike, threshold: float) -> Floats:

@@ -15,14 +15,12 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
@@ -41,6 +39,7 @@ from twinlens.measure.open_set_page import (
     open_set_sizes,
     pair_threshold_caution,
 )
+from twinlens.measure.templates import page_template, style_sheet
 from twinlens.measure.wording import (
     bounds,
     count_of,
@@ -61,7 +60,6 @@ __all__ = [
     "ScoredPairs",
     "SplitCount",
     "render_report",
-    "style_sheet",
     "worst_rows",
     "write_report",
 ]
@@ -181,13 +179,13 @@ def write_report(path: Path, content: ReportContent) -> None:
 
 def render_report(content: ReportContent) -> str:
     """The page as HTML. Everything that comes from the user is escaped."""
-    source = _resource("report.html.j2")
-    page = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page.filters |= {"picture": data_uri, "number": number, "breakable": _breakable}
+    filters: dict[str, Callable[..., Any]] = {
+        "picture": data_uri,
+        "number": number,
+        "breakable": _breakable,
+    }
     rows = list(result_rows(content.results))
-    return page.from_string(source).render(
+    return page_template("twinlens.measure", "report.html.j2", filters).render(
         style=style_sheet(),
         content=content,
         summary=summary(content),
@@ -201,15 +199,6 @@ def render_report(content: ReportContent) -> str:
         broken=content.broken[:MOST_BROKEN],
         few=_few(content.operating),
     )
-
-
-def style_sheet() -> str:
-    """The style of our pages, CSS for light, dark and print."""
-    return _resource("report.css")
-
-
-def _resource(name: str) -> str:
-    return (resources.files("twinlens.measure") / name).read_text(encoding="utf-8")
 
 
 def worst_rows(

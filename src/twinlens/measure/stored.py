@@ -1,22 +1,48 @@
 """Numbers and curves to JSON and back, refused where they cannot be.
 
 What calibrations share when they are written and read. Errors are `KeyError`, `TypeError` and
-`ValueError` with a phrase; whoever reads a whole calibration says where it lay and what to do.
+`ValueError` with a phrase; whoever reads a whole calibration says with `reading` whose it was.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from twinlens.errors import ModelError
 from twinlens.measure.bootstrap import Figure
 from twinlens.measure.probability import Isotonic, Platt
 
-__all__ = ["curve_as_json", "read_count", "read_curve", "read_figure", "read_number",
-           "read_numbers", "read_optional", "read_share"]  # fmt: skip
+__all__ = [
+    "curve_as_json",
+    "read_count",
+    "read_curve",
+    "read_figure",
+    "read_number",
+    "read_numbers",
+    "read_optional",
+    "read_share",
+    "reading",
+]  # fmt: skip
+
+
+@contextmanager
+def reading(what: str, remedy: str) -> Iterator[None]:
+    """Say of what is damaged inside that `what` is, and what to do.
+
+    Raises:
+        ModelError: something is missing, of the wrong type, or cannot be.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        why = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        raise ModelError(f"{what} is damaged: {why}; {remedy}") from None
 
 
 def curve_as_json(curve: Platt | Isotonic) -> dict[str, Any]:
