@@ -131,7 +131,9 @@ def learn(recipe: str, data: Path | str, out: Path, *more: str) -> tuple[float, 
 # --- digits -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", ["digits-bce", "digits-contrastive"])
+@pytest.mark.parametrize(
+    "recipe", [pytest.param("digits-bce", marks=pytest.mark.slow), "digits-contrastive"]
+)
 def test_digits_by_convolutions(recipe: str, tmp_path: Path) -> None:
     """Their network averages local patterns over the picture, so patterns are what it is given."""
     draw_gratings(tmp_path / "gratings", 6, 24)
@@ -232,7 +234,7 @@ def test_signet(tmp_path: Path) -> None:
     assert after["skilled"] < 0.6 * before["skilled"]
 
 
-@pytest.mark.parametrize("loss", ["contrastive", "triplet"])
+@pytest.mark.parametrize("loss", [pytest.param("contrastive", marks=pytest.mark.slow), "triplet"])
 def test_cifar(loss: str, tmp_path: Path) -> None:
     draw_things(class_folders(tmp_path / "things", 10, 30))
     small = (f'loss.name="{loss}"', "train.epochs=4.0", "sampler.batch=32")
