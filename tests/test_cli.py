@@ -318,6 +318,7 @@ def test_wrong_words_about_galleries(
         (["gallery", "enrol", gallery, "--identity", "", a], "an identity needs a name"),
         (["gallery", "enrol", gallery, "--identity", "x", a, "--root", "y"], "--root belongs to"),
         (["gallery", "enrol", gallery, a, "--metadata", "north"], "--metadata needs KEY=VALUE"),
+        (["gallery", "enrol", gallery, a, "--metadata", "O'B=x"], "has no quotes, found O'B"),
         (["gallery", "enrol", gallery, tmp_path / "none"], "no such file or folder"),
         (["gallery", "erase", gallery, "thing0"], "did you mean thing 0"),
         (["gallery", "list", gallery, "x"], "choose from thing 0, thing 1"),

@@ -6,7 +6,8 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from gallery_traces import found_in, traces_of_texts, traces_of_vectors
 from gallery_writer import batch, enrol
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from twinlens.errors import GalleryError
 from twinlens.match.gallery import Gallery
@@ -162,6 +164,81 @@ def test_the_digest_of_a_picture_goes_too(gallery: Gallery, pictures: Path) -> N
     assert found_in(Path(gallery.place), traces)
     gallery.erase(WHO)
     assert found_in(Path(gallery.place), traces) == {}
+
+
+def centres(gallery: Gallery) -> NDArray[np.float32]:
+    """Those of the index, shape (partitions, D)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LANCE_INCLUDE_VECTOR_CENTROIDS", "true")
+        found = gallery.store.read(lambda table: table.stats.index_stats("vector_idx"))
+    return np.array(found["indices"][0]["centroids"], np.float32)
+
+
+def test_an_index_that_the_settings_do_not_know(gallery: Gallery) -> None:
+    """As a kill leaves it between building an index and writing what was measured of it."""
+    same = np.repeat(batch(1, 1).emb, 300, axis=0)
+    names = [f"hash {number}" for number in range(300)]
+    gallery.enrol_embeddings(same, [WHO] * 300, fingerprint=gallery.fingerprint, hash=names)
+    enrol(gallery, batch(2, 60))
+    vector = np.array(gallery.store.find(limit=1)["vector"][0].as_py(), np.float32)
+    gallery.store.make_index(4)
+    assert np.abs(centres(gallery) - vector).max(axis=1).min() < 1e-3
+    gallery.erase(WHO)
+    assert gallery.store.num_partitions() == 4
+    assert np.abs(centres(gallery) - vector).max(axis=1).min() > 1e-2
+    assert found_in(Path(gallery.place), traces_of_vectors(vector[None])) == {}
+
+
+def between(gallery: Gallery, action: Callable[[Gallery], object]) -> None:
+    """Another process does something before this one's turn to write comes."""
+    store, real = gallery.store, gallery.store._turn
+
+    def turn() -> AbstractContextManager[None]:
+        store._turn = real  # type: ignore[method-assign]
+        action(Gallery.open(gallery.place))
+        return real()
+
+    store._turn = turn  # type: ignore[method-assign]
+
+
+def test_one_enrolled_in_between_is_erased_too(gallery: Gallery) -> None:
+    enrol(gallery, batch(1, 5))
+    enrol(gallery, batch(2, 5))
+    late = batch(3, 4)
+    between(gallery, lambda other: enrol(other, replace(late, identity="person-0000001")))
+    receipt = gallery.erase("person-0000001")
+    assert (receipt.num_templates, receipt.num_left) == (9, 5)
+    assert gallery.identities() == {"person-0000002": 5}
+    assert found_in(Path(gallery.place), traces_of_texts(late.hash)) == {}
+
+
+def test_an_identity_made_in_between_is_not_merged_with(gallery: Gallery) -> None:
+    enrol(gallery, batch(1, 5))
+    between(gallery, lambda other: enrol(other, batch(2, 4)))
+    with pytest.raises(GalleryError, match="already, with 4 templates: give --merge"):
+        gallery.rename("person-0000001", "person-0000002")
+    assert gallery.identities() == {"person-0000001": 5, "person-0000002": 4}
+    between(gallery, lambda other: other.erase("person-0000001"))
+    with pytest.raises(GalleryError, match="unknown identity 'person-0000001'"):
+        gallery.rename("person-0000001", "new")
+
+
+def test_an_erasure_that_stops_half_way_says_so(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enrol(gallery, batch(1, 5))
+    enrol(gallery, batch(2, 5))
+
+    def fails() -> None:
+        raise GalleryError("cannot write the gallery: it burns")
+
+    monkeypatch.setattr(gallery.store, "clear", fails)
+    with pytest.raises(GalleryError, match=r"^5 .* erased .* burns.*optimize") as told:
+        gallery.erase("person-0000001")
+    assert "as it was before" not in str(told.value)
+    monkeypatch.undo()
+    assert gallery.identities() == {"person-0000002": 5}
+    assert gallery.info().num_deletions == 1
 
 
 @settings(max_examples=6, deadline=None)

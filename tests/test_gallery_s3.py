@@ -7,8 +7,9 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from PIL import Image
 
 from twinlens.errors import GalleryError
 from twinlens.match.gallery import Gallery
+from twinlens.match.upkeep import finish
 
 moto = pytest.importorskip("moto.server", reason="moto, which stands in for S3, is not installed")
 
@@ -163,6 +165,104 @@ def test_the_same_picture_by_two_writers_is_one_template(
         thread.join()
     assert problems == []
     assert len(gallery) == 20
+
+
+def at_once(*works: Callable[[], object]) -> list[BaseException]:
+    """What went wrong in threads that do these things at the same time."""
+    problems: list[BaseException] = []
+
+    def watched(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=watched, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return problems
+
+
+def test_two_erase_while_one_enrols_and_one_renames(
+    gallery: Gallery, place: str, options: dict[str, str]
+) -> None:
+    for number in range(6):
+        enrol(gallery, batch(number, 5))
+    gallery.optimize(partitions=2)
+
+    def erase(*numbers: int) -> None:
+        own = Gallery.open(place, options=options)
+        for number in numbers:
+            assert own.erase(f"person-{number:07d}").num_templates == 5
+
+    def write() -> None:
+        own = Gallery.open(place, options=options)
+        for number in (10, 11, 12):
+            enrol(own, batch(number, 5))
+
+    def rename() -> None:
+        assert Gallery.open(place, options=options).rename("person-0000004", "new") == 5
+
+    assert at_once(lambda: erase(0, 1), lambda: erase(2, 3), write, rename) == []
+    left = {f"person-{number:07d}": 5 for number in (5, 10, 11, 12)}
+    assert gallery.identities() == left | {"new": 5}
+    gallery.optimize(partitions=2)
+    info = gallery.info()
+    assert (info.num_deletions, info.search, info.num_unindexed) == (0, "index", 0)
+
+
+def test_a_sweep_by_another_does_not_count_for_a_later_deletion(
+    gallery: Gallery, place: str, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        enrol(gallery, batch(number, 5))
+    gallery.optimize()  # One file, which a sweep has no cause to write again.
+    other, store = Gallery.open(place, options=options), gallery.store
+    real = store._change
+
+    def change(*args: Any) -> Any:
+        found = real(*args)
+        monkeypatch.undo()
+        finish(other)  # After this one has counted, before it deletes.
+        return found
+
+    monkeypatch.setattr(store, "_change", change)
+    store.delete(store.find("identity = 'person-0000000'", ["hash"])["hash"].to_pylist())
+    assert gallery.identities() == {"person-0000001": 5}
+    assert gallery.info().num_deletions > 0  # As if killed here: there are bytes left.
+    gallery.optimize()
+    assert gallery.info().num_deletions == 0
+
+
+def test_settings_of_several_writers_are_all_kept(
+    gallery: Gallery, place: str, options: dict[str, str]
+) -> None:
+    def count(name: str) -> None:
+        own = Gallery.open(place, options=options).store
+        for _ in range(4):
+            own.change_settings(lambda old: old | {name: old.get(name, 0) + 1})
+
+    assert at_once(*(lambda name=name: count(name) for name in "abc")) == []
+    found = gallery.store.settings()
+    assert [found[name] for name in "abc"] == [4, 4, 4]
+
+
+def test_what_is_acknowledged_during_a_rebuild_is_kept(
+    gallery: Gallery, place: str, options: dict[str, str]
+) -> None:
+    enrol(gallery, batch(1, 5))
+    other = Gallery.open(place, options=options)
+
+    def batches(table: Any) -> Any:
+        rows = table.to_table()
+        enrol(other, batch(2, 5))
+        return rows.to_reader()
+
+    with pytest.raises(GalleryError, match="changed by another writer meanwhile"):
+        gallery.store.replace_all(batches)
+    assert gallery.identities() == {"person-0000001": 5, "person-0000002": 5}
 
 
 def test_what_is_not_there(

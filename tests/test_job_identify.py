@@ -102,6 +102,11 @@ def test_what_is_wrong_is_said(place: Path, tiny_run: TinyRun, tmp_path: Path) -
         search(place, good, where="metadata.name > 3")
     with pytest.raises(DataError, match="there is no folder"):
         identify(place, good, show=tmp_path / "no" / "x.png")
+    # Before the work: the gallery is not even opened.
+    with pytest.raises(DataError, match=r"cannot write .*s\.txt: its ending is no picture's"):
+        identify(tmp_path / "none", good, show=tmp_path / "s.txt")
+    with pytest.raises(DataError, match="its ending is no picture's"):
+        search(tmp_path / "none", good, show=tmp_path / "s")
 
 
 def test_an_empty_gallery_knows_nobody(tiny_run: TinyRun, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 import time
@@ -167,10 +168,55 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         Store.create(tmp_path / "file" / "below", DIM, {}, {})
 
 
+def test_what_a_killed_creation_left_is_no_gallery(tmp_path: Path, place: Path) -> None:
+    """Files beside the table, locks, and a table without a version."""
+    (tmp_path / "weights").write_bytes(b"123")
+    files = {"models/abc/weights": tmp_path / "weights"}
+    for left in ("models/old/weights", ".lock", ".next", "templates.lance/data/1.lance"):
+        (place / left).parent.mkdir(parents=True, exist_ok=True)
+        (place / left).write_bytes(b"12")
+    (place / "notes").write_text("of somebody")
+    with pytest.raises(GalleryError, match="is there already"):
+        Store.create(place, DIM, SETTINGS, files)
+    (place / "notes").unlink()
+    with pytest.raises(GalleryError, match="there is no gallery"):
+        Store.open(place)
+    store = Store.create(place, DIM, SETTINGS, files)
+    fill(store, anna=2)
+    assert Store.open(place).count() == 2
+    with pytest.raises(GalleryError, match="is there already"):
+        Store.create(place, DIM, SETTINGS, files)
+    (tmp_path / "mine/models").mkdir(parents=True)  # Not of a gallery's making.
+    with pytest.raises(GalleryError, match="is there already"):
+        Store.create(tmp_path / "mine", DIM, SETTINGS, {})
+
+
+@pytest.mark.parametrize("address", ["file://{}", "file:{}", "file://localhost{}"])
+def test_addresses_of_folders(tmp_path: Path, address: str) -> None:
+    place = address.format(str(tmp_path).replace("_", "%5F") + "/a%20b")
+    fill(Store.create(place, DIM, SETTINGS, {}), anna=2)
+    assert Store.open(tmp_path / "a b").count() == 2
+    assert Store.open(place).place == str(tmp_path / "a b")
+
+
+@pytest.mark.parametrize("place", ["s3:/bucket/faces", Path("s3://bucket/faces")])
+def test_half_an_address_is_refused(
+    place: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for act in (lambda: Store.create(place, DIM, SETTINGS, {}), lambda: Store.open(place)):
+        with pytest.raises(GalleryError, match=r"write s3://bucket/faces, as text"):
+            act()
+    assert list(tmp_path.iterdir()) == []
+    Store.create("./s3:/bucket/faces", DIM, SETTINGS, {})
+    assert (tmp_path / "s3:/bucket/faces/templates.lance").is_dir()
+
+
 def test_places() -> None:
     assert is_remote("s3://bucket/faces")
     assert not is_remote("folder/faces")
     assert not is_remote(Path("s3:/bucket"))
+    assert not is_remote("file:///folder/faces")
     assert quoted("d'Arc''s") == "'d''Arc''''s'"
 
 
@@ -211,6 +257,57 @@ def test_overwrite_replaces_rows_dimension_and_settings(store: Store, place: Pat
         assert each.find()["vector"].to_pylist() == [[1.0, 2.0, 3.0]]
         assert each.dim == 3
         assert each.settings() == {"new": True}
+
+
+def test_a_change_after_the_rows_were_read_is_not_replaced(store: Store, place: Path) -> None:
+    """As in an object store, where nobody waits: what was acknowledged meanwhile stays."""
+    fill(store, anna=2)
+    other = Store.open(place)
+    other._turn = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+
+    def batches(table: lance.LanceDataset) -> pa.RecordBatchReader:
+        rows = table.to_table()
+        fill(other, seed=1, bert=3)
+        return rows.to_reader()
+
+    with pytest.raises(GalleryError, match="changed by another writer meanwhile, so nothing"):
+        store.replace_all(batches)
+    assert store.count() == 5
+
+
+def test_many_small_commits_keep_few_files(
+    store: Store, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "MOST_FRAGMENTS", 5)
+    emb_ND = vectors(23)
+    for number in range(len(emb_ND)):
+        own = store if number % 2 else Store.open(place)  # As many short runs do.
+        assert own.insert(make_rows(["anna"], emb_ND[number : number + 1])) == 1
+        assert len(list((place / "templates.lance/data").iterdir())) <= 5
+    assert store.count() == 23
+
+
+def test_rename_refuses_to_merge(store: Store) -> None:
+    fill(store, anna=2, bert=3)
+    before = store.version
+    with pytest.raises(GalleryError, match="'bert' already, with 3 templates: give --merge"):
+        store.rename("anna", "bert", merge=False)
+    assert store.rename("nobody", "bert", merge=False) == 0
+    assert store.version == before
+    assert store.rename("anna", "carl", merge=False) == 2
+    assert store.rename("carl", "bert") == 2
+    assert store.count("identity = 'bert'") == 5
+
+
+def test_delete_where_counts_what_went(store: Store) -> None:
+    rows = make_rows(["anna"] * 4 + ["bert"], vectors(5))
+    pictures = pa.array([b"1", None, b"3", None, b"5"], pa.large_binary())
+    store.insert(rows.set_column(6, rows.schema.field("thumbnail"), pictures))
+    assert store.delete_where("identity = 'nobody'") == (0, 0)
+    assert store.settings()["deletions"] == 0
+    assert store.delete_where("identity = 'anna'") == (4, 2)
+    assert store.settings()["deletions"] == 1
+    assert store.find(None, ["identity"])["identity"].to_pylist() == ["bert"]
 
 
 def test_versions_grow(store: Store, place: Path) -> None:
@@ -318,6 +415,28 @@ def test_index_says_what_it_knows(store: Store) -> None:
     store.make_index(0)
     assert (store.num_partitions(), store.num_unindexed()) == (0, None)
     assert store.count() == 57
+
+
+def test_reindex_is_of_what_is_there(store: Store, capfd: pytest.CaptureFixture[str]) -> None:
+    fill(store, anna=20, bert=8)
+    store.reindex()
+    assert store.num_partitions() == 0
+    store.make_index(8)
+    store.delete(hashes_of(store, "anna"))
+    store.reindex()
+    assert (store.num_partitions(), store.num_unindexed()) == (8, 0)
+    store.delete(hashes_of(store, "bert")[:1])
+    store.reindex()
+    assert store.num_partitions() == 0
+    assert capfd.readouterr().err == ""  # Lance warns of training on too few.
+
+
+def test_settle_is_told_of_the_index(store: Store) -> None:
+    fill(store, anna=20)
+    for num in (0, 3):
+        store.make_index(num)
+        found = store.settle(lambda old, partitions: old | {"found": partitions})
+        assert found == store.settings() == SETTINGS | {"found": num}
 
 
 def test_deletions_are_counted(store: Store) -> None:
@@ -591,6 +710,34 @@ def test_data_reach_the_disk_before_the_manifest_and_all_before_the_return(
         assert str(path.parent) in told, path
     last = len(list((table / "_versions").glob("*.manifest")))
     assert all(told[str(path)] < last for path in new - manifests if path.suffix != ".json")
+
+
+def test_what_was_cleared_away_stays_away(
+    place: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders reach the disk after the last file was deleted from them."""
+    fill(store, anna=20, bert=20)
+    store.make_index(2)
+    store.delete(hashes_of(store, "anna")[:7])
+    store.make_index(3)
+    table = place / "templates.lance"
+    old = {path for path in table.rglob("*") if path.is_file()}
+    told: list[tuple[str, set[Path]]] = []
+    real = stores._fsync
+
+    def watch(path: str | Path) -> None:
+        told.append((str(path), {one for one in old if one.exists()}))
+        real(path)
+
+    monkeypatch.setattr(stores, "_fsync", watch)
+    store.compact()
+    store.clear()
+    gone = {path for path in old if not path.exists()}
+    assert {"data", "_deletions", "_versions"} <= {path.parent.name for path in gone}
+    assert any("_indices" in path.parts for path in gone)
+    for path in gone:
+        folder = next(one for one in path.parents if one.is_dir())
+        assert any(name == str(folder) and path not in there for name, there in told), path
 
 
 def test_a_new_gallery_reaches_the_disk(

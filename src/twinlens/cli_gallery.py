@@ -136,6 +136,8 @@ def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--metadata needs KEY=VALUE, such as room=north; found '{text}'")
+    if "'" in key or '"' in key:
+        raise ConfigError(f"a key of --metadata has no quotes, found {key.strip()}: leave them out")
     return key.strip(), value
 
 

@@ -15,20 +15,35 @@ from PIL import Image
 from twinlens.data.decode import open_picture
 from twinlens.data.drawing import GREEN, INK, RED
 from twinlens.data.sheets import Strip, Tile, draw_sheet
-from twinlens.errors import CalibrationError, PictureError, one_line
-from twinlens.jobs.outputs import whole_file
+from twinlens.errors import CalibrationError, DataError, PictureError, one_line
+from twinlens.jobs.outputs import check_place, whole_file
 from twinlens.match.answers import Candidate, Hit, IdentifyAnswer
 from twinlens.match.gallery import Gallery
 from twinlens.match.stores import quoted
 from twinlens.measure.metrics import matches
 
-__all__ = ["draw_answers", "draw_hits"]
+__all__ = ["check_sheet", "draw_answers", "draw_hits"]
 
 log = logging.getLogger("twinlens")
 
 MOST_STRIPS, MOST_FOUND = 50, 120
 MAX_THUMBNAIL = 1 << 20
 SHOWN = (480, 480)  # Larger pictures are shrunk, since many are held at once.
+
+
+def check_sheet(path: str | Path) -> None:
+    """Refuse, before any work is done, a picture that could not be written after it.
+
+    Raises:
+        DataError: there cannot be such a file, or its ending is no picture's.
+    """
+    check_place(path)
+    ending = Path(path).suffix.lower()
+    # This loads all formats of Pillow.
+    if Image.registered_extensions().get(ending) not in Image.SAVE:
+        raise DataError(
+            f"cannot write {path}: its ending is no picture's, give it one such as .png"
+        )
 
 
 def draw_answers(

@@ -18,8 +18,8 @@ from twinlens.jobs.outputs import check_place
 from twinlens.match.enrolment import Enrolled
 from twinlens.match.gallery import Gallery
 from twinlens.match.indexing import Optimized
+from twinlens.match.rebuilding import Rebuilt
 from twinlens.match.stores import quoted
-from twinlens.match.transfer import Rebuilt
 from twinlens.match.upkeep import GalleryInfo, Receipt
 from twinlens.progress import Progress, console_log
 
@@ -95,13 +95,13 @@ def enrol(
 def enrol_files(
     place: str | Path,
     identity: str,
-    files: Sequence[str | Path],
+    files: str | Path | Sequence[str | Path],
     *,
     metadata: Mapping[str, Any] | None = None,
     keep_thumbnails: bool = False,
     quiet: bool = False,
 ) -> Enrolled:
-    """Enrol picture files that all show one identity; the rest is as for `enrol`.
+    """Enrol picture files that all show one identity, or a single one; the rest is as for `enrol`.
 
     Raises:
         GalleryError: no gallery, an empty name, or it cannot be written.

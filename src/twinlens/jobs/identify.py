@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twinlens.errors import DataError, PictureError, one_line
-from twinlens.jobs.answer_sheets import draw_answers, draw_hits
-from twinlens.jobs.outputs import check_place
+from twinlens.jobs.answer_sheets import check_sheet, draw_answers, draw_hits
 from twinlens.match.answers import Hit, IdentifyAnswer
 from twinlens.match.gallery import Gallery
 from twinlens.progress import Progress, console_log
@@ -132,7 +131,7 @@ def identify(
     if not names:
         raise DataError("no pictures were given: name at least one")
     if show is not None:
-        check_place(show)
+        check_sheet(show)
     with console_log(quiet):
         opened = _opened(gallery)
         found = Identified(_answer_all(opened, names, k, far))
@@ -165,7 +164,7 @@ def search(
         DataError: `show` cannot be written.
     """
     if show is not None:
-        check_place(show)
+        check_sheet(show)
     with console_log():
         opened = _opened(gallery)
         found = Searched(str(picture), opened.search(str(picture), k=k, where=where))

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twinlens.data.decode import open_picture, to_array
+from twinlens.data.sources import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import GalleryError, PictureError
 from twinlens.match.stores import schema
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
 
 __all__ = ["Enrolled", "Enrolment", "Skipped", "Source", "check_identity", "digest", "make_rows",
-           "read_source", "sources_of", "text"]  # fmt: skip
+           "read_labelled", "read_source", "sources_of", "taken", "text"]  # fmt: skip
 
 AT_ONCE = 256
 THREADS = 4
@@ -115,6 +116,19 @@ class Source:
             raise PictureError(self.path, reason) from error
 
 
+def read_labelled(
+    matcher: Matcher, data: str | Path | ImageTable, root: str | Path | None
+) -> ImageTable:
+    """What DATA names, read as it was for the model's training.
+
+    Raises:
+        DataError: nothing there, or nothing that is understood.
+    """
+    origin = matcher.bundle.origin
+    suffix = {} if origin is None else {"forged_suffix": origin.data.forged_suffix}
+    return read_table(data, root=None if root is None else Path(root), **suffix)
+
+
 def sources_of(
     table: ImageTable, metadata: Mapping[str, Any]
 ) -> tuple[list[Source], list[Skipped]]:
@@ -136,18 +150,31 @@ def check_identity(identity: str) -> str:
     """A name as it is stored.
 
     Raises:
-        GalleryError: there is nothing in it.
+        GalleryError: there is nothing in it, or it is no text.
     """
-    if not identity.strip():
+    name = text(identity)
+    if not name.strip():
         raise GalleryError(
             f"an identity needs a name, found {identity!r}: give each one that is not empty"
         )
-    return text(identity)
+    return name
 
 
 def text(name: str) -> str:
-    """A string as UTF-8 can say it, which file names need not be; what it cannot is escaped."""
+    """A string as UTF-8 can say it, which file names need not be; what it cannot is escaped.
+
+    Raises:
+        GalleryError: it is a number or the like.
+    """
+    if not isinstance(name, str):
+        kind = type(name).__name__
+        raise GalleryError(f"a name is text, found {name!r} ({kind}): write {str(name)!r}")
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def taken(path: str, owner: str) -> Skipped:
+    """A picture that is enrolled as somebody else's."""
+    return Skipped(path, f"this very picture is enrolled already, as {owner[:80]!r}")
 
 
 def digest(content: bytes) -> str:
@@ -185,7 +212,7 @@ def make_rows(
     rows = {
         "hash": pa.array(hashes, pa.string()),
         "identity": pa.array(identity, pa.string()),
-        "path": pa.array([text(one) for one in path], pa.string()),
+        "path": pa.array([text(os.fspath(one)) for one in path], pa.string()),
         "time": pa.array([datetime.now(UTC)] * num, pa.timestamp("us", "UTC")),
         "metadata": pa.array([_json(one) for one in metadata], pa.string()),
         "vector": pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), dim),
@@ -280,8 +307,7 @@ class Enrolment:
             self.num_known += 1
             self.identities.add(owner)
         else:
-            reason = f"this very picture is enrolled already, as {owner[:80]!r}"
-            self.skipped.append(Skipped(source.path, reason))
+            self.skipped.append(taken(source.path, owner))
 
     def _read(self, source: Source) -> _Read | Skipped:
         try:

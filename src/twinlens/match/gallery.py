@@ -23,10 +23,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from twinlens.data.fetch import cache_folder, whole_folder
-from twinlens.data.sources import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, GalleryError, unknown_name
-from twinlens.match import indexing, transfer, upkeep
+from twinlens.match import indexing, rebuilding, transfer, upkeep
 from twinlens.match.answers import Hit, IdentifyAnswer
 from twinlens.match.enrolment import (
     Enrolled,
@@ -36,6 +35,7 @@ from twinlens.match.enrolment import (
     check_identity,
     digest,
     make_rows,
+    read_labelled,
     sources_of,
     text,
 )
@@ -59,11 +59,8 @@ AT_ONCE = 50_000
 MOST_LATE = 0.2
 """The share of templates younger than the index from which it is worth building anew."""
 
-COMMITS = 100
-"""Batches of pictures after which small files are written together."""
-
 FOUND_COLUMNS = ("path", "identity", "time", "metadata", "hash")
-KEY = re.compile(r"\bmetadata\.(\w+)")
+KEY = re.compile(r"""\b(?i:metadata)\.(?:(\w+)|"([^"']+)")""")
 IN_QUOTES = re.compile(r"('(?:[^']|'')*')")
 
 Progress = Callable[[int, int], None]
@@ -230,28 +227,26 @@ class Gallery:
             DataError: nothing there, or nothing that is understood.
             GalleryError: the gallery cannot be written.
         """
-        matcher = self.matcher
-        origin = matcher.bundle.origin
-        suffix = {} if origin is None else {"forged_suffix": origin.data.forged_suffix}
-        table = read_table(data, root=None if root is None else Path(root), **suffix)
+        table = read_labelled(self.matcher, data, root)
         sources, skipped = sources_of(table, metadata or {})
         return self._enrol(sources, skipped, keep_thumbnails, progress)
 
     def enrol_files(
         self,
         identity: str,
-        files: Sequence[str | Path],
+        files: str | Path | Sequence[str | Path],
         *,
         metadata: Mapping[str, Any] | None = None,
         keep_thumbnails: bool = False,
         progress: Progress | None = None,
     ) -> Enrolled:
-        """Enrol picture files of one identity.
+        """Enrol picture files of one identity, or a single one.
 
         Raises:
             GalleryError: an empty name, or the gallery cannot be written.
         """
         identity = check_identity(identity)
+        files = [files] if isinstance(files, str | Path) else files
         sources = [Source.of_file(path, identity, metadata or {}) for path in files]
         return self._enrol(sources, [], keep_thumbnails, progress)
 
@@ -266,7 +261,10 @@ class Gallery:
         metadata: Sequence[Mapping[str, Any]] | None = None,
         progress: Progress | None = None,
     ) -> Enrolled:
-        """Enrol vectors that are there already.
+        """Enrol vectors that are there already, 50,000 in a commit.
+
+        A hash that is enrolled as somebody else's is skipped, as such a picture would be; where
+        it has no path, it is named by its row, from 1.
 
         Args:
             emb_ND: embeddings by the gallery's model, shape (N, D).
@@ -279,7 +277,7 @@ class Gallery:
         Raises:
             GalleryError: another model's, other lengths, numbers that are not finite, empty names.
         """
-        num, num_new = len(emb_ND), 0
+        num, arrivals = len(emb_ND), transfer.Arrivals(self)
         for start in range(0, num, AT_ONCE):
             part = slice(start, start + AT_ONCE)
             rows = self.rows_of_embeddings(
@@ -290,10 +288,10 @@ class Gallery:
                 None if hash is None else hash[part],
                 None if metadata is None else metadata[part],
             )
-            num_new += self.insert(rows)
+            arrivals.add(rows)
             if progress is not None:
                 progress(min(start + AT_ONCE, num), num)
-        return Enrolled(num_new, num - num_new, (), len(set(identity)))
+        return arrivals.enrolled()
 
     def rows_of_embeddings(
         self,
@@ -360,14 +358,10 @@ class Gallery:
         upkeep.finish(self)
         run = self.enrolment(keep_thumbnails=keep_thumbnails)
         num_new = num_rows = 0
-        for number, rows in enumerate(run.rows(sources, progress), 1):
+        for rows in run.rows(sources, progress):
             self._check_vectors(vectors(rows["vector"]), self.fingerprint)
             num_rows += len(rows)
             num_new += self.insert(rows)
-            if number % COMMITS == 0:
-                # Each commit is a few files, which all that follows would have to look through.
-                self._store.compact()
-                self._store.clear()
         # What another writer enrolled meanwhile is known as well.
         known = run.num_known + num_rows - num_new
         return Enrolled(num_new, known, (*skipped, *run.skipped), len(run.identities))
@@ -505,16 +499,13 @@ class Gallery:
             GalleryError: there is no `old`, or there is a `new` and `merge` is not set.
         """
         old, new = text(old), check_identity(new)
-        self.require(old)
         if old == new:
-            return self._store.count(f"identity = {quoted(old)}")
-        there = self._store.count(f"identity = {quoted(new)}")
-        if there and not merge:
-            raise GalleryError(
-                f"there is an identity {new[:80]!r} already, with {there} templates: give --merge "
-                "(merge=True) to put both under that name"
-            )
-        return self._store.rename(old, new)
+            num = self._store.count(f"identity = {quoted(old)}")
+        else:
+            num = self._store.rename(old, new, merge=merge)
+        if not num:
+            self.require(old)
+        return num
 
     def require(self, identity: str) -> None:
         """Refuse a name that is not there.
@@ -579,7 +570,8 @@ class Gallery:
         """Write all templates to a Parquet file; returns how many.
 
         Raises:
-            OSError: the file cannot be written.
+            DataError: the file cannot be written.
+            GalleryError: the gallery cannot be read.
         """
         return transfer.export(self, Path(path))
 
@@ -587,7 +579,8 @@ class Gallery:
         """Enrol the rows of a file that `export` or `twinlens embed` wrote.
 
         Raises:
-            GalleryError: no such file, another model's, or columns that are missing.
+            GalleryError: no such file, another model's, or columns that are missing or hold what
+                is not understood. What was read before stays enrolled.
         """
         return transfer.import_file(self, Path(path), progress)
 
@@ -597,7 +590,7 @@ class Gallery:
         *,
         drop_missing: bool = False,
         progress: Progress | None = None,
-    ) -> transfer.Rebuilt:
+    ) -> rebuilding.Rebuilt:
         """Embed all pictures again, with another model, from the paths that are stored.
 
         Whoever has the gallery open has to open it again, this object too.
@@ -610,7 +603,7 @@ class Gallery:
             GalleryError: pictures are missing or were changed and `drop_missing` is not set; the
                 gallery is as before.
         """
-        return transfer.rebuild(self, model, drop_missing, progress)
+        return rebuilding.rebuild(self, model, drop_missing, progress)
 
     def _learned(self) -> Comparison:
         return self.matcher.comparison
@@ -626,6 +619,8 @@ class Gallery:
         state = self.state()
         if self._lookup.fits_memory(state.num_templates):
             return False
+        if indexing.fitting(self._store.num_partitions(), state.index) is None:
+            return True
         late = self._store.num_unindexed()
         return late is None or late > MOST_LATE * state.num_templates
 
@@ -637,11 +632,13 @@ class Gallery:
 def condition_of(store: Store, where: str) -> str:
     """A user's condition as Lance understands it: `metadata.KEY` is a value in a JSON column.
 
+    A KEY of more than letters, digits and _ is written in double quotes: `metadata."my key"`.
+
     Raises:
         GalleryError: it is not understood.
     """
     parts = IN_QUOTES.split(where)  # Every other one is in quotes.
-    parts[::2] = [KEY.sub(r"json_get_string(metadata, '\1')", part) for part in parts[::2]]
+    parts[::2] = [KEY.sub(r"json_get_string(metadata, '\1\2')", part) for part in parts[::2]]
     condition = "".join(parts)
     try:
         store.find(condition, columns=["hash"], limit=0)
@@ -655,5 +652,7 @@ def condition_of(store: Store, where: str) -> str:
 
 
 def _check_count(k: int) -> None:
+    if not isinstance(k, int | np.integer):
+        raise GalleryError(f"k is {k!r}: a whole number is needed, of answers to give")
     if k < 1:
         raise GalleryError(f"k is {k}: at least 1 answer can be asked for")

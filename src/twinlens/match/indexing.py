@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from twinlens.match.snapshot import vectors
 if TYPE_CHECKING:
     from twinlens.match.gallery import Gallery
 
-__all__ = ["Optimized", "optimize"]
+__all__ = ["Optimized", "fitting", "optimize"]
 
 MOST_PARTITIONS = 256
 """More of them lose the near ones: each then holds too few of its neighbours' templates."""
@@ -106,7 +106,9 @@ def optimize(
     store.make_index(partitions)
     step()
     found = _measure(gallery, partitions, target_recall) if partitions else None
-    store.change_settings(lambda old: old | {"index": found})
+    # Another one may have built its index meanwhile, of which this says nothing.
+    settled = store.settle(lambda old, num: old | {"index": fitting(num, found, old["index"])})
+    index = settled["index"]
     step()
     cleared = store.clear()
     store.change_settings(lambda old: old | {"purged": max(old["purged"], deletions)})
@@ -114,10 +116,10 @@ def optimize(
     step()
     return Optimized(
         num,
-        "index" if found else "exact" if gallery.lookup.fits_memory(num) else "scan",
-        partitions,
-        None if found is None else found["nprobes"],
-        1.0 if found is None else found["recall"],
+        "index" if index else "exact" if gallery.lookup.fits_memory(num) else "scan",
+        0 if index is None else index["partitions"],
+        None if index is None else index["nprobes"],
+        1.0 if index is None else index["recall"],
         milliseconds, cleared.num_versions, cleared.num_bytes, time.monotonic() - start,
     )  # fmt: skip
 
@@ -137,13 +139,12 @@ def _measure(gallery: Gallery, partitions: int, target: float) -> dict[str, Any]
         recall = hits / total if total else 1.0
         if recall >= target:
             break
-    return {
-        "partitions": partitions,
-        "nprobes": nprobes,
-        "recall": recall,
-        "identities": len(gallery.identities()),
-        "rows": store.count(),
-    }
+    return {"partitions": partitions, "nprobes": nprobes, "recall": recall}
+
+
+def fitting(partitions: int, *measured: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The first of some measurements that is of an index of so many partitions, or None."""
+    return next((one for one in measured if one and one["partitions"] == partitions), None)
 
 
 def _probes(gallery: Gallery, num: int) -> tuple[Floats, list[str]]:

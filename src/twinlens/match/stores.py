@@ -4,7 +4,8 @@ On disk, writers take turns (a lock file), and a commit is acknowledged when its
 its manifest, have been told to reach the disk: neither kill -9 nor a loss of power takes back what
 was acknowledged, or leaves half of it. Readers wait for nobody: each looks at the newest version,
 and looks again when the one that it reads was cleared away. In an object store (`s3://...`)
-writers meet by Lance's conditional writes instead, and durability is the store's.
+writers meet by Lance's conditional writes instead, a step that met another one is done again, and
+durability is the store's.
 
 This module knows no models, pictures or thresholds: rows go in, rows and distances come out.
 
@@ -17,19 +18,24 @@ import contextlib
 import errno
 import json
 import os
+import random
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import lance
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
+from lance.commit import CommitConflictError
 from lance.file import LanceFileSession
+from lance.fragment import write_fragments
 from numpy.typing import NDArray
 
 from twinlens.errors import GalleryError, TwinlensError
@@ -49,11 +55,25 @@ METADATA_CACHE = 32 << 20
 POLL = 0.005
 """Seconds between looks whether another writer is done."""
 
+MOST_FRAGMENTS = 100
+"""Pieces of the table, one of each commit, from which they are written together."""
+
 TRIES = 5
+MEETINGS = 10
+LONGEST_WAIT = 0.2
+"""Tries of a step that meets other writers in an object store; the wait grows by this, seconds."""
+
 DELETED_AT_ONCE = 1000
+LOCKS = (".lock", ".next")
+LOCAL_ADDRESS = re.compile(r"file:(?:/?/?localhost)?(?://)?(/.*)", re.DOTALL)
+HALF_ADDRESS = re.compile(r"\w{2,}:/(?!/)")
+CONFLICTS = ("commit conflict", "incompatible transaction", "contention", "not found")
 RUST_PLACE = re.compile(r",?\s*(location: )?\S+\.rs:\d+:\d+")
 
 Found = TypeVar("Found")
+
+# Lance warns on standard error where this is not said; the centroids are not needed.
+os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")
 
 
 @dataclass(frozen=True)
@@ -66,7 +86,7 @@ class Cleared:
 
 def is_remote(place: str | Path) -> bool:
     """Whether a gallery's place is an object store's, such as `s3://bucket/faces`."""
-    return "://" in str(place)
+    return "://" in str(place) and LOCAL_ADDRESS.fullmatch(str(place)) is None
 
 
 def quoted(text: str) -> str:
@@ -127,7 +147,7 @@ class Store:
             GalleryError: something is there already, or it cannot be written.
         """
         base = _base(place)
-        if _is_taken(base, options):
+        if _is_taken(base, files, options):
             raise GalleryError(f"{place} is there already: name a place that is not, or is empty")
         with _told(f"cannot make the gallery {place}"):
             if not is_remote(base):
@@ -203,14 +223,16 @@ class Store:
             k: how many.
             columns: which to give besides the distance.
             where: only those that satisfy this condition.
-            nprobes: how many partitions of the index are searched; None is all of them. Rows that
-                are younger than the index are always looked at.
+            nprobes: how many partitions of the index are searched, more where they hold fewer
+                than k; None compares with all templates. Rows that are younger than the index are
+                always looked at.
         """
         query: dict[str, Any] = {"column": "vector", "q": vector_D, "k": k}
         if nprobes is None:
             query["use_index"] = False
         else:
-            query["nprobes"] = nprobes
+            # At the least: where a condition leaves too few there, Lance goes on to look in others.
+            query["minimum_nprobes"] = nprobes
         return self.read(
             lambda table: table.scanner(
                 columns=[*columns, "_distance"],
@@ -241,8 +263,7 @@ class Store:
 
     def num_partitions(self) -> int:
         """Of the index; 0 without one."""
-        found = self.read(_index_statistics)
-        return 0 if found is None else int(found["indices"][0]["num_partitions"])
+        return self.read(_num_partitions)
 
     def num_bytes(self) -> int:
         """The size of all files of the table."""
@@ -264,8 +285,9 @@ class Store:
         rows = rows.take(np.sort(first))
         if not len(rows):
             return 0
-        with self.writing() as table:
-            settings = json.loads(table.schema.metadata[SETTINGS.encode()])
+
+        def merged(table: lance.LanceDataset) -> tuple[int, int]:
+            settings = _settings(table)
             for name, value in (expected or {}).items():
                 if settings.get(name) != value:
                     raise GalleryError(
@@ -273,47 +295,139 @@ class Store:
                         f"{settings.get(name)}, and {value} is needed; open it again"
                     )
             found = table.merge_insert("hash").when_not_matched_insert_all().execute(rows)
-        return int(found["num_inserted_rows"])
+            return int(found["num_inserted_rows"]), len(table.get_fragments())
 
-    def rename(self, old: str, new: str) -> int:
-        """Give all templates of one identity another; returns how many."""
-        with self.writing() as table:
-            found = table.update({"identity": quoted(new)}, where=f"identity = {quoted(old)}")
-        return int(found["num_rows_updated"])
+        num, num_fragments = self._write(merged)
+        if num_fragments > MOST_FRAGMENTS:
+            # Each commit is a few files, which all that follows would have to look through.
+            self.compact()
+            self.clear()
+        return num
+
+    def rename(self, old: str, new: str, *, merge: bool = True) -> int:
+        """Give all templates of one identity another; returns how many.
+
+        Raises:
+            GalleryError: there are templates of `new`, and `merge` is not set.
+        """
+        of_old, of_new = f"identity = {quoted(old)}", f"identity = {quoted(new)}"
+
+        def updated(table: lance.LanceDataset) -> int:
+            if not table.count_rows(filter=of_old):
+                return 0
+            if not merge and (there := table.count_rows(filter=of_new)):
+                raise GalleryError(
+                    f"there is an identity {new[:80]!r} already, with {there} templates: give "
+                    "--merge (merge=True) to put both under that name"
+                )
+            found = table.update({"identity": quoted(new)}, where=of_old)
+            return int(found["num_rows_updated"])
+
+        return self._write(updated)
 
     def delete(self, hashes: Sequence[str]) -> None:
         """Take rows away, and count that in the settings. Their bytes stay until `clear`."""
-        with self.writing() as table:
-            # Counted first, so that a deletion which is killed is known to have bytes left.
+        self._write(lambda table: self._delete(table, hashes), single=False)
+
+    def delete_where(self, where: str) -> tuple[int, int]:
+        """Take the rows that satisfy a condition away, as `delete`.
+
+        Also those that another writer adds in an object store meanwhile.
+
+        Returns:
+            How many there were, and how many of them had a thumbnail.
+        """
+        gone: dict[str, bool] = {}
+
+        def deleted(table: lance.LanceDataset) -> bool:
+            columns = {"hash": "hash", "pictured": "thumbnail IS NOT NULL"}
+            found = table.to_table(columns=columns, filter=where)
+            hashes = found["hash"].to_pylist()
+            gone.update(zip(hashes, found["pictured"].to_pylist(), strict=True))
+            if hashes:
+                self._delete(table, hashes)
+            return bool(hashes)
+
+        while self._write(deleted, single=False) and is_remote(self.place):
+            pass
+        return len(gone), sum(gone.values())
+
+    def _delete(self, table: lance.LanceDataset, hashes: Sequence[str]) -> None:
+        # Counted first, so that a deletion which is killed is known to have bytes left.
+        self._change(table, lambda old: old | {"deletions": old["deletions"] + 1})
+        # By hash: the condition is written into files, and must not name anybody.
+        for start in range(0, len(hashes), DELETED_AT_ONCE):
+            part = ", ".join(quoted(name) for name in hashes[start : start + DELETED_AT_ONCE])
+            table.delete(f"hash IN ({part})")
+        if is_remote(self.place):
+            # Another one, who saw the first count, may have swept before these rows went.
             self._change(table, lambda old: old | {"deletions": old["deletions"] + 1})
-            # By hash: the condition is written into files, and must not name anybody.
-            for start in range(0, len(hashes), DELETED_AT_ONCE):
-                part = ", ".join(quoted(name) for name in hashes[start : start + DELETED_AT_ONCE])
-                table.delete(f"hash IN ({part})")
 
     def change_settings(self, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
         """Write the settings that `change` makes of those that are there."""
-        with self.writing() as table:
-            self._change(table, change)
+        self.settle(lambda old, _: change(old))
+
+    def settle(self, change: Callable[[dict[str, Any], int], Mapping[str, Any]]) -> dict[str, Any]:
+        """As `change_settings`; `change` is told the partitions of the index too, 0 without one.
+
+        Returns:
+            The settings that were written.
+        """
+
+        def settled(table: lance.LanceDataset) -> dict[str, Any]:
+            num = _num_partitions(table)
+            return self._change(table, lambda old: change(old, num))
+
+        return self._write(settled)
 
     def replace_all(self, batches: Callable[[lance.LanceDataset], pa.RecordBatchReader]) -> None:
-        """Replace all rows, the columns and the settings in one commit, from the present table."""
+        """Replace all rows, the columns and the settings in one commit, from the present table.
+
+        Raises:
+            GalleryError: another writer changed the table meanwhile, which happens in an object
+                store only; it is as that writer left it, and the new files stay until `clear`
+                finds them a week old.
+        """
         with self.writing() as table:
-            lance.write_dataset(batches(table), table, mode="overwrite")
+            new = write_fragments(
+                batches(table), table, mode="overwrite", return_transaction=True,
+                storage_options=self.options,
+            )  # fmt: skip
+            try:
+                # Without tries Lance commits on the version that was read, and on no other.
+                lance.LanceDataset.commit(
+                    table, new, commit_lock=self._keeper(), storage_options=self.options,
+                    max_retries=0,
+                )  # fmt: skip
+            except CommitConflictError as error:
+                raise GalleryError(
+                    f"the gallery {self.place} was changed by another writer meanwhile, so nothing "
+                    "was replaced: do it again when nobody else writes"
+                ) from error
 
     def make_index(self, num_partitions: int) -> None:
         """Build the index of vectors anew; 0 partitions for none."""
-        with self.writing() as table:
-            if num_partitions:
-                table.create_index("vector", "IVF_FLAT", name=VECTOR_INDEX, metric="L2",
-                                   num_partitions=num_partitions, replace=True)  # fmt: skip
-            elif _index_statistics(table) is not None:
-                table.drop_index(VECTOR_INDEX)
+        self._write(lambda table: _index(table, num_partitions), single=False)
+
+    def reindex(self) -> None:
+        """Build the index anew of the rows that are there, where the table has one.
+
+        It goes where there are fewer rows than partitions: that few are quick without.
+        """
+
+        def rebuilt(table: lance.LanceDataset) -> None:
+            num = _num_partitions(table)
+            if num:
+                _index(table, num if table.count_rows() >= num else 0)
+
+        self._write(rebuilt, single=False)
 
     def compact(self) -> None:
         """Write small files together, and those with deleted rows without them."""
-        with self.writing() as table:
-            table.optimize.compact_files(materialize_deletions_threshold=0.0)
+        self._write(
+            lambda table: table.optimize.compact_files(materialize_deletions_threshold=0.0),
+            single=False,
+        )
 
     def clear(self) -> Cleared:
         """Delete every file that the newest version does not need.
@@ -321,20 +435,52 @@ class Store:
         On disk that includes what killed writers left. In an object store nobody can say whether
         a writer is still at work, so that files of no version stay until they are a week old.
         """
-        with self.writing() as table:
+
+        def cleared(table: lance.LanceDataset) -> Cleared:
             # The log of the newest version stays, and may hold the hashes that it deleted.
             self._change(table, lambda old: old)
             found = table.cleanup_old_versions(
                 older_than=timedelta(0), delete_unverified=not is_remote(self.place)
             )
-        return Cleared(int(found.old_versions), int(found.bytes_removed))
+            if not is_remote(self.place):
+                # A loss of power must not bring back what was deleted.
+                for folder, _, _ in os.walk(_table(self.place)):
+                    _fsync(folder)
+            return Cleared(int(found.old_versions), int(found.bytes_removed))
+
+        return self._write(cleared, single=False)
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[lance.LanceDataset]:
-        """The newest version, with all other writers waiting where it is on disk."""
-        with _told(f"cannot write the gallery {self.place}; it is as it was before"), self._turn():
+    def writing(self, *, single: bool = True) -> Iterator[lance.LanceDataset]:
+        """The newest version, with all other writers waiting where it is on disk.
+
+        Args:
+            single: whether one commit is made, so that nothing is changed where it fails.
+        """
+        what = f"cannot write the gallery {self.place}" + "; it is as it was before" * single
+        with _told(what), self._turn():
             self._dataset.checkout_latest()
             yield self._dataset
+
+    def _write(
+        self, action: Callable[[lance.LanceDataset], Found], *, single: bool = True
+    ) -> Found:
+        """What `action` gives; again, where it meets another writer in an object store."""
+        for attempt in range(MEETINGS):
+            with self.writing(single=single) as table:
+                try:
+                    return action(table)
+                except (OSError, ValueError, RuntimeError) as error:
+                    if attempt == MEETINGS - 1 or not self._has_met(error):
+                        raise
+            time.sleep(random.uniform(0, LONGEST_WAIT) * (attempt + 1))
+            self._reopen()
+        raise AssertionError
+
+    def _has_met(self, error: Exception) -> bool:
+        """Whether another writer committed, or cleared files away, before this one committed."""
+        text = str(error).lower()
+        return is_remote(self.place) and any(words in text for words in CONFLICTS)
 
     def copy_files(self, files: Mapping[str, Path]) -> None:
         """Put files beside the table, under their names."""
@@ -357,16 +503,17 @@ class Store:
 
     def _change(
         self, table: lance.LanceDataset, change: Callable[[dict[str, Any]], Mapping[str, Any]]
-    ) -> None:
-        old = json.loads(table.schema.metadata[SETTINGS.encode()])
-        table.update_schema_metadata({SETTINGS: _json(change(old))})
+    ) -> dict[str, Any]:
+        new = dict(change(_settings(table)))
+        table.update_schema_metadata({SETTINGS: _json(new)})
+        return new
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
         if is_remote(self.place):
             yield
             return
-        now, after = (FileLock(Path(self.place) / name) for name in (".lock", ".next"))
+        now, after = (FileLock(Path(self.place) / name) for name in LOCKS)
         # Who waits holds the place after, so that a busy writer cannot take each turn.
         with after.acquire(poll_interval=POLL):
             now.acquire(poll_interval=POLL)
@@ -386,6 +533,9 @@ class Store:
     def _reopen(self) -> None:
         self._opened.dataset = self._open()
 
+    def _keeper(self) -> _Durable | None:
+        return None if is_remote(self.place) else _Durable(Path(_table(self.place)))
+
     def _open(self) -> lance.LanceDataset:
         table = _table(self.place)
         if not is_remote(self.place) and not Path(self.place).is_dir():
@@ -394,7 +544,7 @@ class Store:
             return lance.dataset(
                 table,
                 storage_options=self.options,
-                commit_lock=None if is_remote(self.place) else _Durable(Path(table)),
+                commit_lock=self._keeper(),
                 session=self._caches,
             )
         except (OSError, ValueError) as error:
@@ -464,20 +614,42 @@ def _json(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, ensure_ascii=False, allow_nan=False)
 
 
+def _settings(table: lance.LanceDataset) -> dict[str, Any]:
+    return dict(json.loads(table.schema.metadata[SETTINGS.encode()]))
+
+
 def _base(place: str | Path) -> str:
-    return str(place).rstrip("/") if is_remote(place) else str(expanded(place).absolute())
+    text = str(place)
+    if is_remote(text):
+        return text.rstrip("/")
+    if local := LOCAL_ADDRESS.fullmatch(text):
+        place = unquote(local[1])
+    elif HALF_ADDRESS.match(text):
+        kind, _, rest = text.partition(":/")
+        raise GalleryError(
+            f"{text} is neither a folder nor an address: write {kind}://{rest}, as text and not "
+            f"as a pathlib.Path, for an object store, or ./{text} for a folder of that name"
+        )
+    return str(expanded(place).absolute())
 
 
 def _table(base: str) -> str:
     return f"{base}/{TABLE}"
 
 
-def _is_taken(base: str, options: Mapping[str, str] | None) -> bool:
+def _is_taken(base: str, files: Mapping[str, Path], options: Mapping[str, str] | None) -> bool:
+    """Whether anything is there but what a creation that was killed leaves."""
+    ours = {*LOCKS, TABLE, *(name.split("/", 1)[0] for name in files)}
     if not is_remote(base):
         folder = Path(base)
-        return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        if not folder.is_dir():
+            return folder.exists()
+        table = any((folder / TABLE / "_versions").glob("*.manifest"))
+        return table or any(path.name not in ours for path in folder.iterdir())
     session = LanceFileSession(base, storage_options=None if options is None else dict(options))
-    return bool(session.list())
+    names = session.list()
+    table = any(name.startswith(f"{TABLE}/_versions/") for name in names)
+    return table or any(name.split("/", 1)[0] not in ours for name in names)
 
 
 def _absent(place: str) -> GalleryError:
@@ -493,11 +665,22 @@ def _absent(place: str) -> GalleryError:
 
 
 def _index_statistics(table: lance.LanceDataset) -> dict[str, Any] | None:
-    # Lance warns on standard error where this is not said; the centroids are not needed.
-    os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")
     if not any(index.name == VECTOR_INDEX for index in table.describe_indices()):
         return None
     return dict(table.stats.index_stats(VECTOR_INDEX))
+
+
+def _num_partitions(table: lance.LanceDataset) -> int:
+    found = _index_statistics(table)
+    return 0 if found is None else int(found["indices"][0]["num_partitions"])
+
+
+def _index(table: lance.LanceDataset, num_partitions: int) -> None:
+    if num_partitions:
+        table.create_index("vector", "IVF_FLAT", name=VECTOR_INDEX, metric="L2",
+                           num_partitions=num_partitions, replace=True)  # fmt: skip
+    elif _index_statistics(table) is not None:
+        table.drop_index(VECTOR_INDEX)
 
 
 def _fsync(path: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""A gallery's templates to a file and back, and from one model to another.
+"""A gallery's templates to a file and back, and vectors on their way in.
 
 Shapes: N templates, D dimensions.
 """
@@ -7,67 +7,51 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from twinlens.errors import GalleryError, PictureError
+from twinlens.errors import DataError, GalleryError
 from twinlens.files import replacing
-from twinlens.match.enrolment import Enrolled, Skipped, Source, digest, read_source
+from twinlens.match.enrolment import Enrolled, Skipped, digest, taken
 from twinlens.match.snapshot import vectors
-from twinlens.match.state import model_files, model_settings
-from twinlens.match.stores import COLUMNS, schema, with_settings
+from twinlens.match.stores import COLUMNS, schema
 
 if TYPE_CHECKING:
     from twinlens.match.gallery import Gallery
-    from twinlens.match.matcher import Matcher
 
-__all__ = ["Rebuilt", "export", "import_file", "rebuild"]
+__all__ = ["Arrivals", "export", "import_file"]
 
 FINGERPRINT = b"twinlens.fingerprint"
-AT_ONCE = 256
-MOST_SHOWN = 10
+AT_ONCE = 50_000
+
+KINDS = {
+    "hash": pa.string(),
+    "identity": pa.string(),
+    "path": pa.string(),
+    "time": pa.timestamp("us", "UTC"),
+    "metadata": pa.string(),
+    "thumbnail": pa.large_binary(),
+}
+"""Columns of a file besides the embedding, of which only identity and path have to be there."""
+
 
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Rebuilt:
-    """What became of a gallery that got another model.
-
-    Attributes:
-        num_templates: that were embedded again.
-        missing: those that could not be, and are not in it any more.
-        fingerprint: of the new model.
-    """
-
-    num_templates: int
-    missing: tuple[Skipped, ...]
-    fingerprint: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "num_templates": self.num_templates,
-            "missing": [{"path": s.path, "reason": s.reason} for s in self.missing],
-            "fingerprint": self.fingerprint,
-        }
-
-    def as_text(self) -> str:
-        """What was done, in words."""
-        return (
-            f"{self.num_templates} templates embedded by the model {self.fingerprint}, "
-            f"{len(self.missing)} dropped; the gallery wants calibrating again"
-        )
-
-
 def export(gallery: Gallery, path: Path) -> int:
-    """Write all templates to a Parquet file; returns how many."""
+    """Write all templates to a Parquet file; returns how many.
+
+    Raises:
+        DataError: the file cannot be written.
+        GalleryError: the gallery cannot be read.
+    """
     columns = pa.schema(
         [*(f for f in schema(gallery.dim) if f.name not in ("metadata", "vector", "thumbnail")),
          ("metadata", pa.string()), ("embedding", pa.list_(pa.float32(), gallery.dim)),
@@ -75,19 +59,88 @@ def export(gallery: Gallery, path: Path) -> int:
         metadata={FINGERPRINT: gallery.fingerprint.encode()},
     )  # fmt: skip
 
-    def write(table: Any) -> int:
-        num = 0
+    def write(table: Any) -> int | DataError:
+        try:
+            return _write(path, columns, _passed(table.to_batches(columns=list(COLUMNS))))
+        except _UnreadError as error:
+            raise error.reason from None
+        except DataError as error:
+            return error  # Raised here the store would take it for its own.
+
+    found = gallery.store.read(write)
+    if isinstance(found, DataError):
+        raise found
+    return found
+
+
+def _write(path: Path, columns: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
+    num = 0
+    try:
+        path = path.resolve()  # What a link points to is written, and the link stays.
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         with replacing(path, part), pq.ParquetWriter(part, columns) as writer:
-            for batch in table.to_batches(columns=list(COLUMNS)):
+            for batch in batches:
                 rows = pa.Table.from_batches([batch]).rename_columns(
                     ["embedding" if name == "vector" else name for name in COLUMNS]
                 )
                 writer.write_table(rows.select(columns.names).cast(columns))
                 num += len(rows)
-        return num
+    except (OSError, ValueError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        raise DataError(
+            f"cannot write {path}: {os.strerror(number) if number else error}"
+        ) from error
+    return num
 
-    return int(gallery.store.read(write))
+
+class _UnreadError(Exception):
+    """The gallery's own error, which is not to be taken for one of the file that is written."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def _passed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from batches
+    except (OSError, ValueError) as error:
+        raise _UnreadError(error) from error
+
+
+class Arrivals:
+    """Rows with vectors on their way into a gallery; counts as it goes."""
+
+    def __init__(self, gallery: Gallery) -> None:
+        self._gallery = gallery
+        self._num_rows = self._num_new = self._num_known = 0
+        self._skipped: list[Skipped] = []
+        self._identities: set[str] = set()
+
+    def add(self, rows: pa.Table) -> None:
+        """Store those whose hash is new; the others are known, or somebody else's."""
+        num_new = self._gallery.insert(rows)
+        names = rows["identity"].to_pylist()
+        # Asked only where some were not taken: it takes longer than to store them.
+        owners: dict[str, str] = {}
+        if num_new < len(rows):
+            hashes = rows["hash"].to_pylist()
+            owners = self._gallery.owners(list(dict.fromkeys(hashes)))
+            owner_of = [owners.get(one, name) for one, name in zip(hashes, names, strict=True)]
+            others = [row for row, name in enumerate(names) if owner_of[row] != name]
+            paths = rows["path"]
+            for row in others:
+                path = paths[row].as_py() or f"row {self._num_rows + row + 1}"
+                self._skipped.append(taken(path, owner_of[row]))
+            names = [name for name, owner in zip(names, owner_of, strict=True) if name == owner]
+        self._identities.update(names)
+        self._num_new += num_new
+        self._num_known += len(names) - num_new
+        self._num_rows += len(rows)
+
+    def enrolled(self) -> Enrolled:
+        """What became of all rows."""
+        return Enrolled(self._num_new, self._num_known, tuple(self._skipped), len(self._identities))
 
 
 def import_file(gallery: Gallery, path: Path, progress: Progress | None) -> Enrolled:
@@ -106,126 +159,122 @@ def import_file(gallery: Gallery, path: Path, progress: Progress | None) -> Enro
                 f"{path} has no {lacks}: give a file that `twinlens gallery export` or "
                 "`twinlens embed` wrote"
             )
-        return _import(gallery, file, fingerprint.decode(), progress)
+        return _import(gallery, file, path, fingerprint.decode("utf-8", "replace"), progress)
 
 
 def _import(
-    gallery: Gallery, file: pq.ParquetFile, fingerprint: str, progress: Progress | None
+    gallery: Gallery, file: pq.ParquetFile, path: Path, fingerprint: str, progress: Progress | None
 ) -> Enrolled:
-    known = [n for n in ("hash", "identity", "path", "time", "metadata", "embedding", "thumbnail")
-             if n in file.schema_arrow.names]  # fmt: skip
-    total, done, num_new = file.metadata.num_rows, 0, 0
-    identities: set[str] = set()
-    for batch in file.iter_batches(batch_size=50_000, columns=known):
-        rows = pa.Table.from_batches([batch])
-        emb = vectors(pa.chunked_array([rows["embedding"].combine_chunks()]))
-        names = rows["identity"].to_pylist()
-        identities.update(names)
-        found = gallery.rows_of_embeddings(
-            emb, names, fingerprint, rows["path"].to_pylist(), _hashes(rows),
-            metadata=[json.loads(text) for text in rows["metadata"].to_pylist()]
-            if "metadata" in known else None,
-        )  # fmt: skip
+    total, done = file.metadata.num_rows, 0
+    arrivals = Arrivals(gallery)
+    # Another model's vectors may have another length as well, which would say less.
+    gallery.rows_of_embeddings(np.empty((0, gallery.dim)), [], fingerprint)
+    for rows in _read(file, path):
+        columns = _columns(rows, path, gallery.dim)
+        paths = [_full(one) for one in columns["path"].to_pylist()]
+        try:
+            found = gallery.rows_of_embeddings(
+                _embeddings(columns["embedding"]), columns["identity"].to_pylist(), fingerprint,
+                paths, _hashes(columns), metadata=_metadata(columns),
+            )  # fmt: skip
+        except GalleryError as error:
+            raise GalleryError(f"cannot import {path}: {error}") from error
         for name in ("time", "thumbnail"):
-            if name in known:
+            if name in columns:
                 place = found.column_names.index(name)
-                column = rows[name].cast(found.schema.field(name).type)
+                column = pc.coalesce(columns[name], found[name])
                 found = found.set_column(place, found.schema.field(name), column)
-        num_new += gallery.insert(found)
+        arrivals.add(found)
         done += len(rows)
         if progress is not None:
             progress(done, total)
-    return Enrolled(num_new, total - num_new, (), len(identities))
+    return arrivals.enrolled()
 
 
-def _hashes(rows: pa.Table) -> list[str] | None:
-    """Those of the file; else those of the pictures, which `twinlens embed` does not write."""
-    if "hash" in rows.column_names:
-        return list(rows["hash"].to_pylist())
-    emb = vectors(pa.chunked_array([rows["embedding"].combine_chunks()]))
-    hashes = []
-    for path, row in zip(rows["path"].to_pylist(), emb, strict=True):
+def _read(file: pq.ParquetFile, path: Path) -> Iterator[pa.Table]:
+    names = file.schema_arrow.names
+    known = [name for name in (*KINDS, "embedding") if name in names]
+    if len(known) < sum(name in known for name in names):
+        raise GalleryError(f"cannot import {path}: it has a column twice")
+    batches = file.iter_batches(batch_size=AT_ONCE, columns=known)
+    try:
+        for batch in batches:
+            yield pa.Table.from_batches([batch])
+    except (OSError, pa.ArrowException) as error:
+        raise GalleryError(f"cannot read {path}: {error}") from error
+
+
+def _columns(rows: pa.Table, path: Path, dim: int) -> dict[str, pa.Array]:
+    """The columns of a file in the types that are needed, since others than we write such files."""
+    kinds = {**KINDS, "embedding": pa.list_(pa.float32(), dim)}
+    found = {}
+    for name in rows.column_names:
+        column = rows[name].combine_chunks()
         try:
-            hashes.append(digest(Path(path).read_bytes()))
-        except (OSError, ValueError):
-            hashes.append(digest(row.tobytes()))
-    return hashes
-
-
-def rebuild(
-    gallery: Gallery, model: str | Path | Matcher, drop_missing: bool, progress: Progress | None
-) -> Rebuilt:
-    """Embed all pictures again with another model; see `Gallery.rebuild`."""
-    from twinlens.match.matcher import Matcher
-
-    matcher = model if isinstance(model, Matcher) else Matcher.load(model)
-    missing = _missing(gallery)
-    if missing and not drop_missing:
-        raise GalleryError(_told(missing, len(gallery)))
-    store, old = gallery.store, gallery.fingerprint
-    store.copy_files(model_files(matcher))
-    columns = with_settings(
-        schema(matcher.bundle.encoder.model_settings.embedding),
-        store.settings() | model_settings(matcher),
-    )
-    gone = {one.path for one in missing}
-    total = len(gallery) - len(missing)
-
-    def batches(table: Any) -> pa.RecordBatchReader:
-        rows = _embedded(table, matcher, gone, lambda done: progress and progress(done, total))
-        return pa.RecordBatchReader.from_batches(columns, rows)
-
-    store.replace_all(batches)
-    store.clear()
-    if old != matcher.fingerprint:
-        store.delete_files(f"models/{old}")
-    return Rebuilt(store.count(), tuple(missing), matcher.fingerprint)
-
-
-def _missing(gallery: Gallery) -> list[Skipped]:
-    """Templates whose picture is not what it was when it was enrolled, or not there."""
-    rows = gallery.store.find(columns=["path", "hash"])
-    found = []
-    for path, name in zip(rows["path"].to_pylist(), rows["hash"].to_pylist(), strict=True):
-        try:
-            same = digest(Source(path, "").content()) == name
-            reason = "it was changed since it was enrolled"
-        except PictureError as error:
-            same, reason = False, error.reason
-        if not same:
-            found.append(Skipped(path, reason))
+            # Times of more than microseconds lose what is beyond.
+            found[name] = column.cast(kinds[name], safe=name != "time")
+        except pa.ArrowException as error:
+            raise GalleryError(
+                f"cannot import {path}: its column {name} holds {column.type}, and {kinds[name]} "
+                f"is needed ({str(error).splitlines()[0]})"
+            ) from error
+    for name in ("identity", "embedding"):
+        if found[name].null_count:
+            raise GalleryError(
+                f"cannot import {path}: its column {name} is empty in {found[name].null_count} "
+                "rows: each row needs one"
+            )
+    found["path"] = found["path"].fill_null("")
     return found
 
 
-def _told(missing: list[Skipped], total: int) -> str:
-    shown = "\n".join(f"  {one.path}: {one.reason}" for one in missing[:MOST_SHOWN])
-    more = f"\n  and {len(missing) - MOST_SHOWN} more" if len(missing) > MOST_SHOWN else ""
-    return (
-        f"{len(missing)} of {total} pictures cannot be embedded again; the gallery is as before. "
-        f"Put them back, or leave them out with --drop-missing (drop_missing=True):\n{shown}{more}"
-    )
+def _embeddings(column: pa.Array) -> NDArray[np.float32]:
+    if column.flatten().null_count:
+        raise GalleryError("its column embedding lacks some numbers: each row needs all")
+    emb_ND = vectors(pa.chunked_array([column]))
+    if not np.isfinite(emb_ND).all():
+        raise GalleryError("its column embedding holds numbers that are not finite")
+    return emb_ND
 
 
-def _embedded(
-    table: Any, matcher: Matcher, gone: set[str], done: Callable[[int], object]
-) -> Iterator[pa.RecordBatch]:
-    """The rows of a table with vectors of another model, batch by batch."""
-    from twinlens.model.encoder import embed_pixels
+def _metadata(columns: Mapping[str, pa.Array]) -> list[dict[str, Any]] | None:
+    if "metadata" not in columns:
+        return None
+    found = []
+    for text in columns["metadata"].to_pylist():
+        try:
+            said = json.loads(text or "{}")
+        except ValueError:
+            said = text
+        if not isinstance(said, dict):
+            raise GalleryError(
+                f"its column metadata holds {text[:80]!r}, and a JSON object is needed, such as "
+                '{"room": "north"}'
+            )
+        found.append(said)
+    return found
 
-    encoder, plain = matcher.bundle.encoder, matcher.plain
-    kept = [name for name in COLUMNS if name != "vector"]
-    num = 0
-    for batch in table.to_batches(columns=kept, batch_size=AT_ONCE):
-        rows = pa.Table.from_batches([batch])
-        rows = rows.filter(pa.array([path not in gone for path in rows["path"].to_pylist()]))
-        sources = [Source(path, "") for path in rows["path"].to_pylist()]
-        if not sources:
-            continue
-        pixels = np.stack([read_source(matcher, s, s.content()) for s in sources])
-        emb_ND = embed_pixels(encoder, pixels)
-        emb_ND = emb_ND if plain is None else plain.prepared(emb_ND)
-        vector = pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), emb_ND.shape[1])
-        rows = rows.add_column(COLUMNS.index("vector"), "vector", vector)
-        num += len(rows)
-        done(num)
-        yield from rows.cast(schema(emb_ND.shape[1])).to_batches()
+
+def _full(path: str) -> str:
+    """A relative path, such as `twinlens embed` may write, so that it leads there from anywhere."""
+    if not path or Path(path).is_absolute() or not Path(path).is_file():
+        return path
+    return os.path.abspath(path)  # noqa: PTH100  A link is to stay one.
+
+
+def _hashes(columns: Mapping[str, pa.Array]) -> list[str]:
+    """Those of the file; else those of the pictures, which `twinlens embed` does not write."""
+    num = len(columns["path"])
+    hashes = columns["hash"].to_pylist() if "hash" in columns else [None] * num
+    emb_ND = _embeddings(columns["embedding"])
+    paths = columns["path"].to_pylist()
+    return [
+        name or _hash_of(path, row) for name, path, row in zip(hashes, paths, emb_ND, strict=True)
+    ]
+
+
+def _hash_of(path: str, emb_D: NDArray[np.float32]) -> str:
+    try:
+        return digest(Path(path).read_bytes())
+    except (OSError, ValueError):
+        return digest(emb_D.tobytes())

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from twinlens.data.sources import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, GalleryError
-from twinlens.match.enrolment import sources_of
+from twinlens.match.enrolment import read_labelled, sources_of
+from twinlens.match.indexing import fitting
 from twinlens.match.snapshot import vectors
 from twinlens.match.stores import quoted
 from twinlens.measure.identification import calibrate_open_set, calibrate_with_probes
@@ -168,7 +168,8 @@ class Receipt:
 def describe(gallery: Gallery) -> GalleryInfo:
     """A gallery in numbers."""
     state, store = gallery.state(), gallery.store
-    settings, index = state.settings, state.index
+    # A measurement is of no use where another optimization, or a kill, left another index.
+    settings, index = state.settings, fitting(store.num_partitions(), state.index)
     names = len(gallery.identities())
     try:
         found = gallery.threshold()
@@ -195,7 +196,7 @@ def describe(gallery: Gallery) -> GalleryInfo:
         calibrated_for=None if state.open_set is None else state.open_set.num_identities,
         search=search,
         partitions=0 if index is None else index["partitions"],
-        nprobes=state.nprobes,
+        nprobes=None if index is None else index["nprobes"],
         recall=None if index is None else index["recall"],
         num_unindexed=store.num_unindexed() or 0,
         num_deletions=settings["deletions"] - settings["purged"],
@@ -209,16 +210,20 @@ def erase(gallery: Gallery, identity: str) -> Receipt:
         GalleryError: there is no such identity, or the gallery cannot be written.
     """
     start, store = time.monotonic(), gallery.store
-    whose = f"identity = {quoted(identity)}"
-    hashes = store.find(whose, columns=["hash"])["hash"].to_pylist()
-    if not hashes:
+    num_templates, num_thumbnails = store.delete_where(f"identity = {quoted(identity)}")
+    if not num_templates:
         finish(gallery)  # The bytes of an erasure that was killed.
         gallery.require(identity)
-    num_thumbnails = store.count(f"{whose} AND thumbnail IS NOT NULL")
-    store.delete(hashes)
-    cleared = _purge(gallery)
+        return erase(gallery, identity)  # Enrolled since.
+    try:
+        cleared = _purge(gallery)
+    except GalleryError as error:
+        raise GalleryError(
+            f"{num_templates} templates are erased and found no more, but files still hold what "
+            f"was theirs ({error}): run `twinlens gallery optimize {gallery.place}`"
+        ) from error
     return Receipt(
-        len(hashes), num_thumbnails, cleared.num_versions, cleared.num_bytes, store.count(),
+        num_templates, num_thumbnails, cleared.num_versions, cleared.num_bytes, store.count(),
         datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic() - start,
     )  # fmt: skip
 
@@ -236,12 +241,15 @@ def _purge(gallery: Gallery) -> Any:
     # Only what is deleted by now is surely gone afterwards.
     deletions = store.settings()["deletions"]
     store.compact()
-    index = store.settings()["index"]
-    if index is not None:
-        # The index holds vectors too, and its centres may be somebody's.
-        store.make_index(index["partitions"])
+    # The index holds vectors too, and its centres may be somebody's. The table says whether there
+    # is one: the settings do not know of one whose measurement was interrupted.
+    store.reindex()
     cleared = store.clear()
-    store.change_settings(lambda old: old | {"purged": max(old["purged"], deletions)})
+    store.settle(
+        lambda old, num: (
+            old | {"purged": max(old["purged"], deletions), "index": fitting(num, old["index"])}
+        )
+    )
     return cleared
 
 
@@ -262,7 +270,7 @@ def calibrate(
     if data is None:
         return calibrate_open_set(vector_MD, code_M, comparison, target_fpir=fpir, rule=rule,
                                   seed=seed, progress=progress)  # fmt: skip
-    emb_PD, identity_P = _asked(gallery, data, root)
+    emb_PD, identity_P = _asked(gallery, data, root, progress)
     place: Mapping[str, int] = {name: code for code, name in enumerate(names)}
     code_P = np.array([place.get(name, -1) for name in identity_P], dtype=np.int64)
     return calibrate_with_probes(
@@ -282,18 +290,22 @@ def _all_templates(gallery: Gallery) -> tuple[list[str], NDArray[np.int64], Floa
 
 
 def _asked(
-    gallery: Gallery, data: str | Path | ImageTable, root: str | Path | None
+    gallery: Gallery,
+    data: str | Path | ImageTable,
+    root: str | Path | None,
+    progress: Progress | None,
 ) -> tuple[Floats, NDArray[np.object_]]:
     """Embeddings and names of the pictures of DATA that are not enrolled themselves."""
-    sources, _ = sources_of(read_table(data, root=None if root is None else Path(root)), {})
+    sources, _ = sources_of(read_labelled(gallery.matcher, data, root), {})
     run = gallery.enrolment()
-    rows = list(run.rows(sources, None))
+    rows = list(run.rows(sources, progress))
     for one in run.skipped:
         log.warning("skipped %s: %s", one.path, one.reason)
     if not rows:
+        skipped = " or was skipped" if run.skipped else ""
         raise GalleryError(
-            f"every picture of {data} is enrolled: give others, of enrolled identities and of "
-            "strangers, or none to leave out each template in turn"
+            f"every picture of {data} is enrolled{skipped}: give others, of enrolled identities "
+            "and of strangers, or none to leave out each template in turn"
         )
     asked = pa.concat_tables(rows)
     return vectors(asked["vector"]), asked["identity"].to_numpy(zero_copy_only=False)

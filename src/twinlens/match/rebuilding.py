@@ -1,0 +1,146 @@
+"""A gallery from one model to another: all pictures are embedded again from their files.
+
+Shapes: N templates, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from twinlens.errors import GalleryError, PictureError
+from twinlens.match.enrolment import Skipped, Source, digest, read_source
+from twinlens.match.state import model_files, model_settings
+from twinlens.match.stores import COLUMNS, schema, with_settings
+
+if TYPE_CHECKING:
+    from twinlens.match.gallery import Gallery
+    from twinlens.match.matcher import Matcher
+
+__all__ = ["Rebuilt", "rebuild"]
+
+AT_ONCE = 256
+MOST_SHOWN = 10
+NO_FILE = "no file is known of it, as of pictures of a named set or from memory"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What became of a gallery that got another model.
+
+    Attributes:
+        num_templates: that were embedded again.
+        missing: those that could not be, and are not in it any more.
+        fingerprint: of the new model.
+    """
+
+    num_templates: int
+    missing: tuple[Skipped, ...]
+    fingerprint: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "num_templates": self.num_templates,
+            "missing": [{"path": s.path, "reason": s.reason} for s in self.missing],
+            "fingerprint": self.fingerprint,
+        }
+
+    def as_text(self) -> str:
+        """What was done, in words."""
+        return (
+            f"{self.num_templates} templates embedded by the model {self.fingerprint}, "
+            f"{len(self.missing)} dropped; the gallery wants calibrating again"
+        )
+
+
+def rebuild(
+    gallery: Gallery, model: str | Path | Matcher, drop_missing: bool, progress: Progress | None
+) -> Rebuilt:
+    """Embed all pictures again with another model; see `Gallery.rebuild`."""
+    from twinlens.match.matcher import Matcher
+
+    matcher = model if isinstance(model, Matcher) else Matcher.load(model)
+    missing = _missing(gallery)
+    if missing and not drop_missing:
+        raise GalleryError(_told(list(missing.values()), len(gallery)))
+    store, old, gone = gallery.store, gallery.fingerprint, set(missing)
+    store.copy_files(model_files(matcher))
+    columns = with_settings(
+        schema(matcher.bundle.encoder.model_settings.embedding),
+        store.settings() | model_settings(matcher),
+    )
+    total = len(gallery) - len(missing)
+
+    def batches(table: Any) -> pa.RecordBatchReader:
+        rows = _embedded(table, matcher, gone, lambda done: progress and progress(done, total))
+        return pa.RecordBatchReader.from_batches(columns, rows)
+
+    store.replace_all(batches)
+    store.clear()
+    if old != matcher.fingerprint:
+        store.delete_files(f"models/{old}")
+    return Rebuilt(store.count(), tuple(missing.values()), matcher.fingerprint)
+
+
+def _missing(gallery: Gallery) -> dict[str, Skipped]:
+    """By their hashes, templates whose picture is not what it was when enrolled, or not there."""
+    rows = gallery.store.find(columns=["path", "hash"])
+    found = {}
+    for path, name in zip(rows["path"].to_pylist(), rows["hash"].to_pylist(), strict=True):
+        try:
+            same = digest(Source(path, "").content()) == name
+            reason = "it was changed since it was enrolled"
+        except PictureError as error:
+            # Files are enrolled by their full paths.
+            same, reason = False, error.reason if Path(path).is_absolute() else NO_FILE
+        if not same:
+            found[name] = Skipped(path, reason)
+    return found
+
+
+def _told(missing: list[Skipped], total: int) -> str:
+    shown = "\n".join(f"  {one.path}: {one.reason}" for one in missing[:MOST_SHOWN])
+    more = f"\n  and {len(missing) - MOST_SHOWN} more" if len(missing) > MOST_SHOWN else ""
+    back = (
+        "Put them back (those without a file can only be enrolled into a new gallery)"
+        if any(one.reason == NO_FILE for one in missing)
+        else "Put them back"
+    )
+    return (
+        f"{len(missing)} of {total} pictures cannot be embedded again; the gallery is as before. "
+        f"{back}, or leave them out with --drop-missing (drop_missing=True):\n{shown}{more}"
+    )
+
+
+def _embedded(
+    table: Any, matcher: Matcher, gone: set[str], done: Callable[[int], object]
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a table with vectors of another model, batch by batch."""
+    from twinlens.model.encoder import embed_pixels
+
+    encoder, plain = matcher.bundle.encoder, matcher.plain
+    kept = [name for name in COLUMNS if name != "vector"]
+    num = 0
+    for batch in table.to_batches(columns=kept, batch_size=AT_ONCE):
+        rows = pa.Table.from_batches([batch])
+        there = [name not in gone for name in rows["hash"].to_pylist()]
+        rows = rows.filter(pa.array(there, pa.bool_()))
+        sources = [Source(path, "") for path in rows["path"].to_pylist()]
+        if not sources:
+            continue
+        pixels = np.stack([read_source(matcher, s, s.content()) for s in sources])
+        emb_ND = embed_pixels(encoder, pixels)
+        emb_ND = emb_ND if plain is None else plain.prepared(emb_ND)
+        vector = pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), emb_ND.shape[1])
+        rows = rows.add_column(COLUMNS.index("vector"), "vector", vector)
+        num += len(rows)
+        done(num)
+        yield from rows.cast(schema(emb_ND.shape[1])).to_batches()

@@ -1,0 +1,81 @@
+"""The index of a large gallery, and what was measured of it: they may not tell different tales."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TinyRun
+from gallery_writer import batch, enrol
+
+from twinlens.match import indexing
+from twinlens.match.gallery import Gallery
+from twinlens.match.indexing import fitting
+
+
+@pytest.fixture
+def gallery(tiny_run: TinyRun, tmp_path: Path) -> Gallery:
+    made = Gallery.create(tmp_path / "gallery", tiny_run.model)
+    for number in range(3):
+        enrol(made, batch(number, 20))
+    return made
+
+
+def test_fitting() -> None:
+    four, also_four, eight = ({"partitions": 4, "recall": r} for r in (0.9, 0.8, 0.7))
+    assert fitting(4, None, eight | {"partitions": 8}, four, also_four) is four
+    assert fitting(0, None, four) is None
+    assert fitting(8, four, None) is None
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_a_measurement_of_an_index_that_is_gone_is_not_written(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    """Two optimizations at once: the later index counts, and only its own measurement."""
+    real = indexing._measure
+
+    def measure(*args: Any) -> Any:
+        found = real(*args)
+        monkeypatch.undo()
+        Gallery.open(gallery.place).optimize(partitions=others)
+        return found
+
+    monkeypatch.setattr(indexing, "_measure", measure)
+    found = gallery.optimize(partitions=5)
+    assert found.partitions == gallery.store.num_partitions() == others
+    assert found.search == gallery.info().search == ("index" if others else "exact")
+    assert gallery.info().partitions == others
+    assert set(gallery.state().index or {}) in (set(), {"partitions", "nprobes", "recall"})
+
+
+def test_a_measurement_without_its_index_is_told(gallery: Gallery) -> None:
+    gallery.optimize(partitions=4)
+    assert gallery.info().search == "index"
+    gallery.store.make_index(0)
+    info = gallery.info()
+    assert (info.search, info.partitions, info.nprobes, info.recall) == ("scan", 0, None, None)
+    assert "twinlens gallery optimize" in info.as_text()
+    probe = batch(1, 20)
+    assert gallery.search_embedding(probe.emb[3], k=1)[0].hash == probe.hash[3]
+    gallery.optimize()
+    assert gallery.info().search == "exact"
+
+
+def test_when_an_index_is_wanted(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not gallery.wants_index()
+    monkeypatch.setattr("twinlens.match.lookup.EXACT_BYTES", 0)  # Too large for memory.
+    assert gallery.wants_index()
+    gallery.store.make_index(3)  # And killed before it was measured.
+    assert gallery.store.num_unindexed() == 0
+    assert gallery.wants_index()
+    gallery.optimize(partitions=3)
+    assert not gallery.wants_index()
+    enrol(gallery, batch(7, 10))
+    assert not gallery.wants_index()
+    enrol(gallery, batch(8, 10))
+    assert gallery.wants_index()
+    gallery.optimize(partitions=3)
+    gallery.store.make_index(0)
+    assert gallery.wants_index()
