@@ -182,10 +182,11 @@ def test_an_index_that_the_settings_do_not_know(gallery: Gallery) -> None:
     enrol(gallery, batch(2, 60))
     vector = np.array(gallery.store.find(limit=1)["vector"][0].as_py(), np.float32)
     gallery.store.make_index(4)
-    assert np.abs(centres(gallery) - vector).max(axis=1).min() < 1e-3
+    # Training draws at random, so that a centre is near it, and not it; others are 0.2 away.
+    assert np.abs(centres(gallery) - vector).max(axis=1).min() < 1e-2
     gallery.erase(WHO)
     assert gallery.store.num_partitions() == 4
-    assert np.abs(centres(gallery) - vector).max(axis=1).min() > 1e-2
+    assert np.abs(centres(gallery) - vector).max(axis=1).min() > 5e-2
     assert found_in(Path(gallery.place), traces_of_vectors(vector[None])) == {}
 
 

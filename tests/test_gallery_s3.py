@@ -185,6 +185,7 @@ def at_once(*works: Callable[[], object]) -> list[BaseException]:
     return problems
 
 
+@pytest.mark.slow
 def test_two_erase_while_one_enrols_and_one_renames(
     gallery: Gallery, place: str, options: dict[str, str]
 ) -> None:

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from twinlens.errors import GalleryError
-from twinlens.match import stores
-from twinlens.match.stores import COLUMNS, Store, is_remote, quoted, schema
+from twinlens.match import durable, places, stores
+from twinlens.match.places import is_remote
+from twinlens.match.stores import COLUMNS, Store, quoted, schema
 
 DIM = 8
 SETTINGS: dict[str, Any] = {"name": "Ünal", "deletions": 0}
@@ -666,11 +667,16 @@ def test_a_busy_writer_does_not_take_each_turn(place: Path, store: Store) -> Non
 # --- the disk ---
 
 
+def replace_fsync(patch: pytest.MonkeyPatch, function: Callable[[str | Path], None]) -> None:
+    for module in (durable, places, stores):
+        patch.setattr(module, "fsync", function)
+
+
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """What was told to reach the disk: the path, and how many manifests there were then."""
     calls: list[tuple[str, int]] = []
-    real = stores._fsync
+    real = durable.fsync
 
     def watch(path: str | Path) -> None:
         top = str(path).split("templates.lance")[0] + "templates.lance/_versions"
@@ -678,7 +684,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         calls.append((str(path), manifests))
         real(path)
 
-    monkeypatch.setattr(stores, "_fsync", watch)
+    replace_fsync(monkeypatch, watch)
     return calls
 
 
@@ -723,13 +729,13 @@ def test_what_was_cleared_away_stays_away(
     table = place / "templates.lance"
     old = {path for path in table.rglob("*") if path.is_file()}
     told: list[tuple[str, set[Path]]] = []
-    real = stores._fsync
+    real = durable.fsync
 
     def watch(path: str | Path) -> None:
         told.append((str(path), {one for one in old if one.exists()}))
         real(path)
 
-    monkeypatch.setattr(stores, "_fsync", watch)
+    replace_fsync(monkeypatch, watch)
     store.compact()
     store.clear()
     gone = {path for path in old if not path.exists()}
@@ -777,7 +783,7 @@ def test_a_full_disk_is_told(store: Store, monkeypatch: pytest.MonkeyPatch, erro
     def fails(path: str | Path) -> None:
         raise error
 
-    monkeypatch.setattr(stores, "_fsync", fails)
+    replace_fsync(monkeypatch, fails)
     with pytest.raises(GalleryError, match="as it was before: the disk is full; make room"):
         store.insert(make_rows(["bert"], vectors(1, seed=6)))
     monkeypatch.undo()

@@ -40,9 +40,10 @@ from twinlens.match.enrolment import (
     text,
 )
 from twinlens.match.lookup import Lookup, Near
+from twinlens.match.places import is_remote
 from twinlens.match.snapshot import vectors
 from twinlens.match.state import MODEL_FILES, State, model_files, new_settings, read_state
-from twinlens.match.stores import Store, is_remote, quoted
+from twinlens.match.stores import Store, quoted
 from twinlens.match.verdicts import Threshold, decide
 from twinlens.measure.distances import PLAIN, PlainComparison
 from twinlens.measure.operating import OpenSetCalibration

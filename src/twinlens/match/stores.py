@@ -15,11 +15,9 @@ Shapes: M templates of D dimensions.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +25,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
 import lance
 import numpy as np
@@ -38,12 +35,22 @@ from lance.file import LanceFileSession
 from lance.fragment import write_fragments
 from numpy.typing import NDArray
 
-from twinlens.errors import GalleryError, TwinlensError
-from twinlens.files import expanded
+from twinlens.errors import GalleryError
+from twinlens.match.durable import Durable, fsync
+from twinlens.match.places import (
+    LOCKS,
+    absent,
+    copy_files,
+    is_remote,
+    is_taken,
+    place_of,
+    table_of,
+    told,
+    translated,
+)
 
-__all__ = ["COLUMNS", "Cleared", "Store", "is_remote", "quoted", "schema"]
+__all__ = ["COLUMNS", "Cleared", "Store", "quoted", "schema"]
 
-TABLE = "templates.lance"
 SETTINGS = "twinlens.gallery"
 COLUMNS = ("hash", "identity", "path", "time", "metadata", "vector", "thumbnail")
 VECTOR_INDEX = "vector_idx"
@@ -59,16 +66,12 @@ MOST_FRAGMENTS = 100
 """Pieces of the table, one of each commit, from which they are written together."""
 
 TRIES = 5
-MEETINGS = 10
+MEETINGS = 20
 LONGEST_WAIT = 0.2
 """Tries of a step that meets other writers in an object store; the wait grows by this, seconds."""
 
 DELETED_AT_ONCE = 1000
-LOCKS = (".lock", ".next")
-LOCAL_ADDRESS = re.compile(r"file:(?:/?/?localhost)?(?://)?(/.*)", re.DOTALL)
-HALF_ADDRESS = re.compile(r"\w{2,}:/(?!/)")
 CONFLICTS = ("commit conflict", "incompatible transaction", "contention", "not found")
-RUST_PLACE = re.compile(r",?\s*(location: )?\S+\.rs:\d+:\d+")
 
 Found = TypeVar("Found")
 
@@ -82,11 +85,6 @@ class Cleared:
 
     num_versions: int
     num_bytes: int
-
-
-def is_remote(place: str | Path) -> bool:
-    """Whether a gallery's place is an object store's, such as `s3://bucket/faces`."""
-    return "://" in str(place) and LOCAL_ADDRESS.fullmatch(str(place)) is None
 
 
 def quoted(text: str) -> str:
@@ -146,25 +144,25 @@ class Store:
         Raises:
             GalleryError: something is there already, or it cannot be written.
         """
-        base = _base(place)
-        if _is_taken(base, files, options):
+        base = place_of(place)
+        if is_taken(base, files, options):
             raise GalleryError(f"{place} is there already: name a place that is not, or is empty")
-        with _told(f"cannot make the gallery {place}"):
+        with told(f"cannot make the gallery {place}"):
             if not is_remote(base):
                 Path(base).mkdir(parents=True, exist_ok=True)
             copy_files(base, files, options)
             # The table is what makes a gallery of it, so it comes last.
             empty = with_settings(schema(dim), settings).empty_table()
-            keeper = _Durable(Path(base) / TABLE) if not is_remote(base) else None
+            keeper = Durable(Path(table_of(base))) if not is_remote(base) else None
             lance.write_dataset(
                 empty,
-                _table(base),
+                table_of(base),
                 storage_options=None if options is None else dict(options),
                 commit_lock=keeper,
             )
             if keeper:
                 for folder in (base, Path(base).parent):
-                    _fsync(folder)
+                    fsync(folder)
         return cls(base, options)
 
     @classmethod
@@ -174,7 +172,7 @@ class Store:
         Raises:
             GalleryError: none is, or it is damaged.
         """
-        return cls(_base(place), options)
+        return cls(place_of(place), options)
 
     # --- reading ---
 
@@ -252,7 +250,7 @@ class Store:
             except (OSError, ValueError) as error:
                 # Lance has no class for it: files of a version that `clear` took away.
                 if attempt == TRIES - 1 or "not found" not in str(error).lower():
-                    raise _translated(error, f"cannot read the gallery {self.place}") from error
+                    raise translated(error, f"cannot read the gallery {self.place}") from error
                 self._reopen()
         raise AssertionError
 
@@ -444,8 +442,8 @@ class Store:
             )
             if not is_remote(self.place):
                 # A loss of power must not bring back what was deleted.
-                for folder, _, _ in os.walk(_table(self.place)):
-                    _fsync(folder)
+                for folder, _, _ in os.walk(table_of(self.place)):
+                    fsync(folder)
             return Cleared(int(found.old_versions), int(found.bytes_removed))
 
         return self._write(cleared, single=False)
@@ -458,7 +456,7 @@ class Store:
             single: whether one commit is made, so that nothing is changed where it fails.
         """
         what = f"cannot write the gallery {self.place}" + "; it is as it was before" * single
-        with _told(what), self._turn():
+        with told(what), self._turn():
             self._dataset.checkout_latest()
             yield self._dataset
 
@@ -484,19 +482,19 @@ class Store:
 
     def copy_files(self, files: Mapping[str, Path]) -> None:
         """Put files beside the table, under their names."""
-        with _told(f"cannot write the gallery {self.place}"):
+        with told(f"cannot write the gallery {self.place}"):
             copy_files(self.place, files, self.options)
 
     def fetch_file(self, name: str, target: Path) -> None:
         """Copy a file from beside the table."""
-        with _told(f"cannot read {name} of the gallery {self.place}"):
+        with told(f"cannot read {name} of the gallery {self.place}"):
             LanceFileSession(self.place, storage_options=self.options).download_file(
                 name, str(target)
             )
 
     def delete_files(self, folder: str) -> None:
         """Delete the files of a folder beside the table."""
-        with _told(f"cannot write the gallery {self.place}"):
+        with told(f"cannot write the gallery {self.place}"):
             session = LanceFileSession(self.place, storage_options=self.options)
             for name in session.list(folder):
                 session.delete_file(name)
@@ -533,13 +531,13 @@ class Store:
     def _reopen(self) -> None:
         self._opened.dataset = self._open()
 
-    def _keeper(self) -> _Durable | None:
-        return None if is_remote(self.place) else _Durable(Path(_table(self.place)))
+    def _keeper(self) -> Durable | None:
+        return None if is_remote(self.place) else Durable(Path(table_of(self.place)))
 
     def _open(self) -> lance.LanceDataset:
-        table = _table(self.place)
+        table = table_of(self.place)
         if not is_remote(self.place) and not Path(self.place).is_dir():
-            raise _absent(self.place)  # At once: Lance tries for seconds where a file is.
+            raise absent(self.place)  # At once: Lance tries for seconds where a file is.
         try:
             return lance.dataset(
                 table,
@@ -549,60 +547,8 @@ class Store:
             )
         except (OSError, ValueError) as error:
             if "not found" in str(error).lower():
-                raise _absent(self.place) from error
-            raise _translated(error, f"cannot open the gallery {self.place}") from error
-
-
-class _Durable:
-    """Lance enters this before it writes a manifest, and leaves it after.
-
-    Before: the data that the manifest will name is told to reach the disk. After: the manifest.
-    So a manifest that survives a loss of power never names data that did not.
-    """
-
-    def __init__(self, table: Path) -> None:
-        self._table = table
-        self._synced: set[str] = set()
-
-    @contextlib.contextmanager
-    def __call__(self, version: int) -> Iterator[None]:
-        """Around the commit of a version."""
-        found: set[str] = set()
-        for folder in ("data", "_deletions", "_indices", "_transactions"):
-            self._sync(self._table / folder, found)
-        yield
-        self._synced = found
-        # Manifests are named so that the newest is first; a hint at it is written again each time.
-        versions = self._table / "_versions"
-        for path in [min(versions.glob("*.manifest")), *versions.glob("*.json"), versions]:
-            _fsync(path)
-        _fsync(self._table)
-
-    def _sync(self, folder: Path, found: set[str]) -> None:
-        if not folder.is_dir():
-            return
-        names = set()
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                names.add(entry.path)
-                if entry.is_dir():
-                    self._sync(Path(entry.path), found)
-                elif entry.path not in self._synced:
-                    _fsync(entry.path)
-        if names - self._synced:
-            _fsync(folder)
-        found |= names
-
-
-def copy_files(base: str, files: Mapping[str, Path], options: Mapping[str, str] | None) -> None:
-    """Put files below `base`, a folder or an address in an object store, under their names."""
-    session = LanceFileSession(base, storage_options=None if options is None else dict(options))
-    for name, path in files.items():
-        session.upload_file(str(path), name)
-        if not is_remote(base):
-            target = Path(base) / name
-            for place in (target, *target.parents[: len(Path(name).parents)]):
-                _fsync(place)
+                raise absent(self.place) from error
+            raise translated(error, f"cannot open the gallery {self.place}") from error
 
 
 def with_settings(columns: pa.Schema, settings: Mapping[str, Any]) -> pa.Schema:
@@ -616,52 +562,6 @@ def _json(settings: Mapping[str, Any]) -> str:
 
 def _settings(table: lance.LanceDataset) -> dict[str, Any]:
     return dict(json.loads(table.schema.metadata[SETTINGS.encode()]))
-
-
-def _base(place: str | Path) -> str:
-    text = str(place)
-    if is_remote(text):
-        return text.rstrip("/")
-    if local := LOCAL_ADDRESS.fullmatch(text):
-        place = unquote(local[1])
-    elif HALF_ADDRESS.match(text):
-        kind, _, rest = text.partition(":/")
-        raise GalleryError(
-            f"{text} is neither a folder nor an address: write {kind}://{rest}, as text and not "
-            f"as a pathlib.Path, for an object store, or ./{text} for a folder of that name"
-        )
-    return str(expanded(place).absolute())
-
-
-def _table(base: str) -> str:
-    return f"{base}/{TABLE}"
-
-
-def _is_taken(base: str, files: Mapping[str, Path], options: Mapping[str, str] | None) -> bool:
-    """Whether anything is there but what a creation that was killed leaves."""
-    ours = {*LOCKS, TABLE, *(name.split("/", 1)[0] for name in files)}
-    if not is_remote(base):
-        folder = Path(base)
-        if not folder.is_dir():
-            return folder.exists()
-        table = any((folder / TABLE / "_versions").glob("*.manifest"))
-        return table or any(path.name not in ours for path in folder.iterdir())
-    session = LanceFileSession(base, storage_options=None if options is None else dict(options))
-    names = session.list()
-    table = any(name.startswith(f"{TABLE}/_versions/") for name in names)
-    return table or any(name.split("/", 1)[0] not in ours for name in names)
-
-
-def _absent(place: str) -> GalleryError:
-    if any((Path(place) / name).is_file() for name in ("model.json", "model/model.json")):
-        return GalleryError(
-            f"{place} is a model, and a gallery is needed: make one of it with "
-            f"`twinlens gallery create GALLERY --model {place}`"
-        )
-    return GalleryError(
-        f"there is no gallery at {place}: make one with "
-        f"`twinlens gallery create {place} --model MODEL`"
-    )
 
 
 def _index_statistics(table: lance.LanceDataset) -> dict[str, Any] | None:
@@ -681,31 +581,3 @@ def _index(table: lance.LanceDataset, num_partitions: int) -> None:
                            num_partitions=num_partitions, replace=True)  # fmt: skip
     elif _index_statistics(table) is not None:
         table.drop_index(VECTOR_INDEX)
-
-
-def _fsync(path: str | Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Lance's errors, and the system's, as one of ours that starts with `what`."""
-    try:
-        yield
-    except TwinlensError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _translated(error, what) from error
-
-
-def _translated(error: Exception, what: str) -> GalleryError:
-    text = RUST_PLACE.sub("", str(error)).strip().rstrip(",.")
-    if "No space left on device" in text or getattr(error, "errno", None) == errno.ENOSPC:
-        return GalleryError(f"{what}: the disk is full; make room and do it again")
-    if "Invalid user input" in text and "filter" not in what:
-        text = text.split("Invalid user input: ", 1)[1]
-    return GalleryError(f"{what}: {text.splitlines()[0] if text else type(error).__name__}")
