@@ -225,16 +225,26 @@ class Store:
                 than k; None compares with all templates. Rows that are younger than the index are
                 always looked at.
         """
-        query: dict[str, Any] = {"column": "vector", "q": vector_D, "k": k}
         if nprobes is None:
-            query["use_index"] = False
-        else:
-            # At the least: where a condition leaves too few there, Lance goes on to look in others.
-            query["minimum_nprobes"] = nprobes
+            return self._nearest(vector_D, k, columns, where, {"use_index": False})
+        found = self._nearest(vector_D, k, columns, where, {"nprobes": nprobes})
+        if len(found) == k:
+            return found
+        # Without a limit above, Lance looks into all partitions that it needs, and into more.
+        return self._nearest(vector_D, k, columns, where, {"minimum_nprobes": nprobes})
+
+    def _nearest(
+        self,
+        vector_D: NDArray[np.float32],
+        k: int,
+        columns: Sequence[str],
+        where: str | None,
+        how: Mapping[str, Any],
+    ) -> pa.Table:
         return self.read(
             lambda table: table.scanner(
                 columns=[*columns, "_distance"],
-                nearest=query,
+                nearest={"column": "vector", "q": vector_D, "k": k, **how},
                 filter=where,
                 prefilter=where is not None,
                 disable_scoring_autoprojection=True,
