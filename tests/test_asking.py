@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_people import Euclid, people
 
-from twinlens.measure import asking
+from twinlens.measure import asking, pairs
 from twinlens.measure.asking import ask, ask_left_out, random_rounds, spread_sample
 from twinlens.measure.fusion import RULES
 
@@ -43,7 +43,7 @@ def _same(asked, row, expected):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_asking_with_other_pictures_is_that_of_the_loop(rule, monkeypatch):
-    monkeypatch.setattr(asking, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(pairs, "BLOCK_BYTES", 1)
     monkeypatch.setattr(asking, "FEWEST_AT_ONCE", 3)
     rng = np.random.default_rng(4)
     emb, code = people(6, 3)

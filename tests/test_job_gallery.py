@@ -21,7 +21,7 @@ from twinlens.jobs.embed import embed
 from twinlens.jobs.gallery_tables import Calibrated, Identities, Templates
 from twinlens.match.gallery import Gallery
 from twinlens.measure.bootstrap import Figure
-from twinlens.measure.identification import OpenSetCalibration
+from twinlens.measure.operating import OpenSetCalibration
 
 ODD = 'Zoë "O\'Brien"\n👩‍👩‍👧 ../x\x1b[2J' + "y" * 4000
 

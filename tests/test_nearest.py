@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 from twinlens.errors import DataError
-from twinlens.measure import nearest as nearest_module
+from twinlens.measure import pairs as pairs_module
 from twinlens.measure.bootstrap import figures, replicate
 from twinlens.measure.nearest import nearest
 from twinlens.model.comparators import COMPARATORS, NumpyComparison, make_comparator
@@ -245,7 +245,7 @@ def test_blocks_change_nothing(monkeypatch):
     probe, probe_label, gallery, label = people()
     whole = nearest(probe, probe_label, gallery, label, Euclidean())
     for num_bytes in (1, 48 * 90 * 7, 48 * 90 * 60):
-        monkeypatch.setattr(nearest_module, "BLOCK_BYTES", num_bytes)
+        monkeypatch.setattr(pairs_module, "BLOCK_BYTES", num_bytes)
         calls = []
         found = nearest(
             probe, probe_label, gallery, label, Euclidean(),
@@ -260,7 +260,7 @@ def test_blocks_change_nothing(monkeypatch):
 
 def test_memory_is_bounded(monkeypatch):
     """All distances of these would be 60 MB."""
-    monkeypatch.setattr(nearest_module, "BLOCK_BYTES", 2**21)
+    monkeypatch.setattr(pairs_module, "BLOCK_BYTES", 2**21)
     rng = np.random.default_rng(0)
     probe, gallery = (rng.normal(size=(num, 2)).astype(np.float32) for num in (3000, 5000))
     zeros = np.zeros(5000, dtype=np.int64)

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from twinlens.errors import DataError
-from twinlens.match import neighbours
 from twinlens.match.neighbours import nearest_neighbours
+from twinlens.measure import pairs
 from twinlens.model.comparators import COMPARATORS, NumpyComparison, make_comparator
 
 
@@ -27,7 +27,7 @@ def embeddings(num: int, dim: int) -> NDArray[np.float32]:
 def test_as_all_distances_in_any_blocks(
     name: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(neighbours, "BLOCK_BYTES", block)
+    monkeypatch.setattr(pairs, "BLOCK_BYTES", block)
     emb = embeddings(90, 5)
     comparison = comparison_of(name, 5)
     dist = comparison.matrix(emb, emb)

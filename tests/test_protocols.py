@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from twinlens.data.table import pair_masks
 from twinlens.errors import DataError
 from twinlens.measure import pairs as pairs_module
-from twinlens.measure import retrieval as retrieval_module
 from twinlens.measure.bootstrap import Figure, figures, interval, pair_weights, replicate
 from twinlens.measure.calibration import Calibration, Platt
 from twinlens.measure.episodes import tied_credit
@@ -344,7 +343,7 @@ def test_retrieval_agrees_with_the_loop(decimals, k, monkeypatch):
     emb, label, forged = emb[3:].round(decimals), label[3:], forged[3:]
     label[label == 0] = np.arange((label == 0).sum()) + 50  # singletons
     recall, precision = reference.leave_one_out(Euclidean().matrix(emb, emb), label, forged, k)
-    monkeypatch.setattr(retrieval_module, "BLOCK_BYTES", 48 * len(label) * 5)
+    monkeypatch.setattr(pairs_module, "BLOCK_BYTES", 48 * len(label) * 5)
     seen = []
     found = retrieval(
         emb, label, forged, Euclidean(), ks=(k,), replicates=3,

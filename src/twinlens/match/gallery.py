@@ -404,14 +404,17 @@ class Gallery:
     ) -> IdentifyAnswer:
         """As `identify`, for an embedding of shape (D,) by the gallery's model; without torch."""
         _check_count(k)
-        threshold = self.threshold(far)
+        state = self.state()
+        threshold = self._threshold(state, far)
         # The second one is needed to see whether the first stands out.
-        near = self.nearest(emb_D, max(k, 2))
-        return decide(near, k, threshold, self.state().open_set)
+        near = self._nearest(state, emb_D, max(k, 2))
+        return decide(near, k, threshold, state.open_set)
 
     def nearest(self, emb_D: NDArray[Any], k: int) -> list[Near]:
         """The k identities nearest to an embedding (D,), best first, without a verdict."""
-        state = self.state()
+        return self._nearest(self.state(), emb_D, k)
+
+    def _nearest(self, state: State, emb_D: NDArray[Any], k: int) -> list[Near]:
         return self._lookup.identities(
             self._probe(emb_D), state.rule, k, state.nprobes, in_memory=self.is_in_memory(state)
         )
@@ -462,7 +465,9 @@ class Gallery:
         Raises:
             CalibrationError: there is none, or none for that share.
         """
-        state = self.state()
+        return self._threshold(self.state(), far)
+
+    def _threshold(self, state: State, far: float | None) -> Threshold:
         if state.open_set is not None:
             value = state.open_set.threshold if far is None else state.open_set.threshold_at(far)
             return Threshold(value, "gallery", state.open_set.target_fpir if far is None else far)

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from twinlens.errors import GalleryError
 from twinlens.match.snapshot import vectors
+from twinlens.match.stores import Cleared, Store
 
 if TYPE_CHECKING:
     from twinlens.match.gallery import Gallery
 
-__all__ = ["Optimized", "fitting", "optimize"]
+__all__ = ["Optimized", "fitting", "optimize", "sweep"]
 
 MOST_PARTITIONS = 256
 """More of them lose the near ones: each then holds too few of its neighbours' templates."""
@@ -110,8 +111,7 @@ def optimize(
     settled = store.settle(lambda old, num: old | {"index": fitting(num, found, old["index"])})
     index = settled["index"]
     step()
-    cleared = store.clear()
-    store.change_settings(lambda old: old | {"purged": max(old["purged"], deletions)})
+    cleared = sweep(store, deletions)
     milliseconds = _median_time(gallery)
     step()
     return Optimized(
@@ -122,6 +122,17 @@ def optimize(
         1.0 if index is None else index["recall"],
         milliseconds, cleared.num_versions, cleared.num_bytes, time.monotonic() - start,
     )  # fmt: skip
+
+
+def sweep(store: Store, deletions: int) -> Cleared:
+    """Clear, and note that nothing is left of so many deletions; see `state` for both numbers."""
+    cleared = store.clear()
+    store.settle(
+        lambda old, num: (
+            old | {"purged": max(old["purged"], deletions), "index": fitting(num, old["index"])}
+        )
+    )
+    return cleared
 
 
 def _measure(gallery: Gallery, partitions: int, target: float) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from twinlens.errors import DataError
 from twinlens.measure.distances import unit
-from twinlens.measure.pairs import BLOCK_BYTES, Comparison
+from twinlens.measure.pairs import Comparison, blocks, listed_distances
 
 __all__ = ["NEIGHBOURS", "Neighbours", "nearest_neighbours"]
 
@@ -66,36 +66,17 @@ def nearest_neighbours(
     half_N = np.einsum("nd,nd->n", space_ND, space_ND) / 2
     row_NK = np.empty((num, depth), dtype=np.int64)
     dist_NK = np.empty((num, depth), dtype=np.float32)
-    block = max(1, BLOCK_BYTES // (4 * max(1, num)))
-    for start in range(0, num if depth else 0, block):
-        stop = min(start + block, num)
+    for part in blocks(num if depth else 0, 4 * num, progress=progress):
+        start, stop = part.start, part.stop
         # |a - b|^2 / 2 without |a|^2 / 2, which is the same along a row.
-        order_BN = space_ND[start:stop] @ space_ND.T
+        order_BN = space_ND[part] @ space_ND.T
         np.subtract(half_N, order_BN, out=order_BN)
         order_BN[np.arange(stop - start), np.arange(start, stop)] = np.inf
-        row_NK[start:stop] = np.argpartition(order_BN, depth - 1, axis=1)[:, :depth]
-        dist_NK[start:stop] = _pairwise(emb_ND, comparison, start, row_NK[start:stop])
-        if progress is not None:
-            progress(stop, num)
+        row_NK[part] = np.argpartition(order_BN, depth - 1, axis=1)[:, :depth]
+        dist_NK[part] = listed_distances(emb_ND[part], emb_ND, row_NK[part], comparison)
     if not np.isfinite(dist_NK).all():
         raise DataError(
             "some distances between pictures are not numbers: the embeddings are broken, so train "
             "the model again, at a lower rate"
         )
     return Neighbours(row_NK, dist_NK)
-
-
-def _pairwise(
-    emb_ND: NDArray[np.float32], comparison: Comparison, start: int, row_BK: Ints
-) -> Floats:
-    """The distances of consecutive pictures to their neighbours, shape (B, K)."""
-    num, depth = row_BK.shape
-    dist_BK = np.empty(row_BK.shape, dtype=np.float32)
-    step = max(1, BLOCK_BYTES // (16 * depth * max(1, emb_ND.shape[1])))
-    for begin in range(0, num, step):
-        part = row_BK[begin : begin + step]
-        first = np.arange(start + begin, start + begin + len(part))
-        left_D = emb_ND[np.repeat(first, depth)]
-        found = comparison.pairwise(left_D, emb_ND[part.ravel()])
-        dist_BK[begin : begin + step] = np.reshape(found, part.shape)
-    return dist_BK

@@ -173,9 +173,10 @@ def _import(
         columns = _columns(rows, path, gallery.dim)
         paths = [_full(one) for one in columns["path"].to_pylist()]
         try:
+            emb_ND = _embeddings(columns["embedding"])
             found = gallery.rows_of_embeddings(
-                _embeddings(columns["embedding"]), columns["identity"].to_pylist(), fingerprint,
-                paths, _hashes(columns), metadata=_metadata(columns),
+                emb_ND, columns["identity"].to_pylist(), fingerprint, paths,
+                _hashes(columns, emb_ND), metadata=_metadata(columns),
             )  # fmt: skip
         except GalleryError as error:
             raise GalleryError(f"cannot import {path}: {error}") from error
@@ -262,11 +263,10 @@ def _full(path: str) -> str:
     return os.path.abspath(path)  # noqa: PTH100  A link is to stay one.
 
 
-def _hashes(columns: Mapping[str, pa.Array]) -> list[str]:
+def _hashes(columns: Mapping[str, pa.Array], emb_ND: NDArray[np.float32]) -> list[str]:
     """Those of the file; else those of the pictures, which `twinlens embed` does not write."""
     num = len(columns["path"])
     hashes = columns["hash"].to_pylist() if "hash" in columns else [None] * num
-    emb_ND = _embeddings(columns["embedding"])
     paths = columns["path"].to_pylist()
     return [
         name or _hash_of(path, row) for name, path, row in zip(hashes, paths, emb_ND, strict=True)

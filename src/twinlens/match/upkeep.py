@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, GalleryError
 from twinlens.match.enrolment import read_labelled, sources_of
-from twinlens.match.indexing import fitting
+from twinlens.match.indexing import fitting, sweep
 from twinlens.match.snapshot import vectors
-from twinlens.match.stores import quoted
+from twinlens.match.stores import Cleared, quoted
 from twinlens.measure.identification import calibrate_open_set, calibrate_with_probes
 from twinlens.measure.operating import OpenSetCalibration
 
@@ -235,7 +235,7 @@ def finish(gallery: Gallery) -> None:
         _purge(gallery)
 
 
-def _purge(gallery: Gallery) -> Any:
+def _purge(gallery: Gallery) -> Cleared:
     """Rewrite all that holds deleted rows, and delete what held them."""
     store = gallery.store
     # Only what is deleted by now is surely gone afterwards.
@@ -244,13 +244,7 @@ def _purge(gallery: Gallery) -> Any:
     # The index holds vectors too, and its centres may be somebody's. The table says whether there
     # is one: the settings do not know of one whose measurement was interrupted.
     store.reindex()
-    cleared = store.clear()
-    store.settle(
-        lambda old, num: (
-            old | {"purged": max(old["purged"], deletions), "index": fitting(num, old["index"])}
-        )
-    )
-    return cleared
+    return sweep(store, deletions)
 
 
 def calibrate(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.measure.fusion import Grouped, Ranked, identity_means, rank_identities
-from twinlens.measure.pairs import BLOCK_BYTES, Comparison
+from twinlens.measure.pairs import Comparison, blocks
 
 __all__ = ["Asked", "ask", "ask_left_out", "random_rounds", "spread_sample"]
 
@@ -81,7 +81,7 @@ def ask(
     """
     gallery = _Gallery.of(gallery_emb_MD, gallery_code_M)
     found = {rule: Asked.empty(len(probe_emb_PD)) for rule in rules}
-    for part in _blocks(len(probe_emb_PD), len(gallery.code), progress):
+    for part in _blocks(len(probe_emb_PD), gallery, progress):
         emb_BD = np.asarray(probe_emb_PD[part], dtype=np.float32)
         gallery.answer(found, part, gallery.distances(emb_BD, comparison, rules))
     return found
@@ -112,7 +112,7 @@ def ask_left_out(
     gallery = _Gallery.of(emb_MD, code_M)
     place_P = row_P if gallery.row is None else np.argsort(gallery.row)[row_P]
     mated, stranger = ({rule: Asked.empty(len(row_P)) for rule in rules} for _ in range(2))
-    for part in _blocks(len(row_P), len(gallery.code), progress):
+    for part in _blocks(len(row_P), gallery, progress):
         emb_BD, code_B1 = gallery.emb[place_P[part]], gallery.code[place_P[part], None]
         dist = gallery.distances(emb_BD, comparison, rules)
         gallery.leave_out_templates(dist, place_P[part], comparison)
@@ -152,12 +152,9 @@ def random_rounds(code_M: ArrayLike, rng: np.random.Generator) -> Ints:
     return round_M
 
 
-def _blocks(num: int, width: int, progress: Progress | None) -> Iterator[slice]:
-    size = max(FEWEST_AT_ONCE, BLOCK_BYTES // (BYTES_EACH * max(1, width)))
-    for start in range(0, num, size):
-        yield slice(start, min(start + size, num))
-        if progress is not None:
-            progress(min(start + size, num), num)
+def _blocks(num: int, gallery: _Gallery, progress: Progress | None) -> Iterator[slice]:
+    each = BYTES_EACH * len(gallery.code)
+    return blocks(num, each, least=FEWEST_AT_ONCE, progress=progress)
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,12 +40,7 @@ from twinlens.measure.probability import (
     held_out_losses,
 )
 
-__all__ = [
-    "OpenSetCalibration",
-    "calibrate_open_set",
-    "calibrate_with_probes",
-    "margins",
-]
+__all__ = ["calibrate_open_set", "calibrate_with_probes"]
 
 MOST_PROBES = 2000
 

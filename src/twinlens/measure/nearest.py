@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
 from twinlens.measure.bootstrap import REPLICATES, Figure, figures, replicate
-from twinlens.measure.pairs import BLOCK_BYTES, Comparison
+from twinlens.measure.pairs import Comparison, blocks, listed_distances
 
 __all__ = ["Nearest", "nearest"]
 
@@ -163,18 +163,15 @@ def _answers(
     equal_P = _first_equal(probe_emb_PD, gallery_emb_MD)
     row_PK = np.empty((num, depth), dtype=np.int64)
     dist_PK = np.empty((num, depth), dtype=np.float32)
-    block = max(1, BLOCK_BYTES // (BYTES_EACH * len(gallery_emb_MD)))
-    for start in range(0, num, block):
-        part = slice(start, start + block)
+    for part in blocks(num, BYTES_EACH * len(gallery_emb_MD), progress=progress):
         emb_BD = probe_emb_PD[part]
         row_BS = _candidates(emb_BD, equal_P[part], gallery_emb_MD, comparison)
-        dist_BS = _exact(emb_BD, row_BS, gallery_emb_MD, comparison)
+        dist_BS = listed_distances(emb_BD, gallery_emb_MD, row_BS, comparison)
+        _refuse_nan(dist_BS)
         # Rows ascend, so that a stable order puts the first of equally far ones first.
         order_BK = np.argsort(dist_BS, axis=1, kind="stable")[:, :depth]
         row_PK[part] = np.take_along_axis(row_BS, order_BK, axis=1)
         dist_PK[part] = np.take_along_axis(dist_BS, order_BK, axis=1)
-        if progress is not None:
-            progress(min(start + block, num), num)
     return row_PK, dist_PK
 
 
@@ -193,20 +190,6 @@ def _candidates(
     room_B1 = num - np.count_nonzero(below_BM, axis=1, keepdims=True)
     taken_BM = below_BM | (level_BM & (np.cumsum(level_BM, axis=1, dtype=np.int32) <= room_B1))
     return np.nonzero(taken_BM)[1].reshape(len(emb_BD), num)
-
-
-def _exact(emb_BD: Floats, row_BS: Ints, gallery_emb_MD: Floats, comparison: Comparison) -> Floats:
-    """The distance of each probe to each of its candidates, pair by pair, shape (B, S)."""
-    num = row_BS.shape[1]
-    dist_BS = np.empty(row_BS.shape, dtype=np.float32)
-    block = max(1, BLOCK_BYTES // (BYTES_EACH * num * max(1, emb_BD.shape[1])))
-    for start in range(0, len(emb_BD), block):
-        part = slice(start, start + block)
-        left = np.repeat(emb_BD[part], num, axis=0)
-        right = gallery_emb_MD[row_BS[part].ravel()]
-        dist_BS[part] = np.reshape(comparison.pairwise(left, right), (-1, num))
-    _refuse_nan(dist_BS)
-    return dist_BS
 
 
 def _first_equal(probe_emb_PD: Floats, gallery_emb_MD: Floats) -> Ints:

@@ -9,6 +9,7 @@ Shapes: N pictures, Q pairs, D numbers in an embedding, R genuine pictures order
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,13 +25,18 @@ __all__ = [
     "SAMPLED_PAIRS",
     "Comparison",
     "PairSet",
+    "blocks",
     "draw_pairs",
+    "listed_distances",
     "pair_distances",
 ]
 
 ALL_PAIRS_LIMIT = 200_000
 SAMPLED_PAIRS = 100_000
 BLOCK_BYTES = 2**26
+
+BYTES_LISTED = 48
+"""What a number of a listed pair needs while it is compared, with all that is made on the way."""
 
 Ints = NDArray[np.int64]
 
@@ -119,15 +125,61 @@ def pair_distances(
     emb_ND: NDArray[Any], pairs: PairSet, comparison: Comparison
 ) -> NDArray[np.float32]:
     """The distance of each pair, shape (Q,), computed in blocks of at most 64 MB."""
-    block = max(1, BLOCK_BYTES // (8 * max(1, emb_ND.shape[1])))
     dist_Q = np.empty(len(pairs), dtype=np.float32)
-    for start in range(0, len(pairs), block):
-        part = slice(start, start + block)
+    for part in blocks(len(pairs), 8 * emb_ND.shape[1]):
         dist_Q[part] = comparison.pairwise(
             emb_ND[pairs.a[part]].astype(np.float32, copy=False),
             emb_ND[pairs.b[part]].astype(np.float32, copy=False),
         )
     return dist_Q
+
+
+def listed_distances(
+    emb_BD: NDArray[np.float32],
+    emb_MD: NDArray[np.float32],
+    row_BS: Ints,
+    comparison: Comparison,
+) -> NDArray[np.float32]:
+    """The distance of each of B embeddings to those in its own list of rows of M, pair by pair.
+
+    Args:
+        emb_BD: shape (B, D).
+        emb_MD: shape (M, D).
+        row_BS: rows of `emb_MD`, shape (B, S).
+        comparison: gives the distances.
+    Returns:
+        Shape (B, S).
+    """
+    num = row_BS.shape[1]
+    dist_BS = np.empty(row_BS.shape, dtype=np.float32)
+    for part in blocks(len(emb_BD), BYTES_LISTED * num * emb_BD.shape[1]):
+        left = np.repeat(emb_BD[part], num, axis=0)
+        right = emb_MD[row_BS[part].ravel()]
+        dist_BS[part] = np.reshape(comparison.pairwise(left, right), (-1, num))
+    return dist_BS
+
+
+def blocks(
+    num: int,
+    bytes_each: int,
+    *,
+    least: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[slice]:
+    """Slices of `num` rows that need at most 64 MB at a time.
+
+    Args:
+        num: how many rows.
+        bytes_each: what one needs while it is worked on.
+        least: rows of a block, whatever they need.
+        progress: called after each block with the rows done and all rows.
+    """
+    size = max(least, BLOCK_BYTES // max(1, bytes_each))
+    for start in range(0, num, size):
+        end = min(start + size, num)
+        yield slice(start, end)
+        if progress is not None:
+            progress(end, num)
 
 
 @dataclass(frozen=True, eq=False)

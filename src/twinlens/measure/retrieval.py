@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from twinlens.errors import DataError
 from twinlens.measure.bootstrap import REPLICATES, Figure, figures, replicate
 from twinlens.measure.metrics import map_at_r, recall_at_k
-from twinlens.measure.pairs import BLOCK_BYTES, Comparison
+from twinlens.measure.pairs import Comparison, blocks
 
 __all__ = ["KS", "Retrieval", "nearest_correct", "retrieval"]
 
@@ -92,15 +92,12 @@ def retrieval(
     score_SP = np.empty((len(ks) + 1, len(probe)))
     # Without this every block would be as wide as the largest identity asks for.
     probe_order = np.argsort(relevant_P, kind="stable")
-    block = max(1, BLOCK_BYTES // (48 * len(label_N)))
-    for start in range(0, len(probe), block):
-        part = probe_order[start : start + block]
+    for block in blocks(len(probe), 48 * len(label_N), progress=progress):
+        part = probe_order[block]
         depth = min(max([int(relevant_P[part].max()), *ks]), len(label_N) - 1)
         correct = nearest_correct(emb_ND, answer_N, probe[part], comparison, depth)
         score_SP[:-1, part] = [recall_at_k(correct, k) for k in ks]
         score_SP[-1, part] = map_at_r(correct, relevant_P[part])
-        if progress is not None:
-            progress(min(start + block, len(probe)), len(probe))
     names, code_P = np.unique(code_N[probe], return_inverse=True)
 
     def redrawn(count_I: Ints) -> NDArray[np.float64]:
