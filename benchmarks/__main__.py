@@ -1,26 +1,49 @@
-"""`python -m benchmarks [NAME ...]`: every comparison, or those named, in one table."""
+"""`python -m benchmarks [NAME ...]`: every comparison, or those named, in one table.
+
+Each line is printed as it is measured; the page `benchmarks/RESULTS.md` is written after each
+module. Of the modules named here, `peers` needs the registries to install what it compares with.
+"""
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
 
-from benchmarks.timing import HEADER
-from twinlens.jobs.doctor import machine, versions
+from benchmarks.table import heading, keep, write_page
 
-NAMES = ("losses", "loop", "evaluation", "clusters")
+NAMES = (
+    "losses",
+    "memory",
+    "loop",
+    "embedding",
+    "evaluation",
+    "start",
+    "fashion",
+    "omniglot",
+    "signatures",
+    "faces",
+    "clusters",
+)
 
 
-def main() -> None:
-    """Print the table."""
-    here = machine()
-    print(f"{here['processor']}, {here['cores']} cores, {here['threads']} threads")
-    print(", ".join(f"{name} {version}" for name, version in versions().items()))
-    print(HEADER)
-    for name in sys.argv[1:] or NAMES:
-        for row in import_module(f"benchmarks.{name}").rows():
-            print(row, flush=True)
+def main() -> int:
+    """Measure, print and write."""
+    names = tuple(sys.argv[1:]) or NAMES
+    unknown = sorted(set(names) - set(NAMES))
+    if unknown:
+        print(f"no benchmark '{unknown[0]}': choose from {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    print(heading())
+    for name in names:
+        module = import_module(f"benchmarks.{name}")
+        lines = []
+        for line in module.lines():
+            print(line, flush=True)
+            lines.append(line)
+        keep(name, module.__doc__ or "", lines)
+        print(f"written to {write_page(NAMES)}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from benchmarks.table import Line
+
 
 @dataclass(frozen=True)
 class Row:
@@ -20,15 +22,18 @@ class Row:
     ratio_low: float
     ratio_high: float
 
-    def __str__(self) -> str:
-        spread = f"({self.ratio_low:.2f} to {self.ratio_high:.2f})"
-        return (
-            f"{self.what:52} {self.peer_name:34} {1000 * self.ours:9.1f} {1000 * self.peer:9.1f}"
-            f" {self.ratio:7.2f} {spread}"
+    def line(self, aim: str = "", at_least: float | None = None, note: str = "") -> Line:
+        """The line of the table; the aim is reached where peer / ours is `at_least` so much."""
+        return Line(
+            self.what,
+            self.peer_name,
+            _shown(self.ours),
+            _shown(self.peer),
+            f"theirs / ours {self.ratio:.2f} ({self.ratio_low:.2f} to {self.ratio_high:.2f})",
+            aim,
+            None if at_least is None else self.ratio >= at_least,
+            note,
         )
-
-
-HEADER = f"{'what':52} {'beside':34} {'ours, ms':>9} {'its, ms':>9} {'its / ours':>7}"
 
 
 def compare(
@@ -56,3 +61,7 @@ def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def _shown(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"

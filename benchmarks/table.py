@@ -1,0 +1,110 @@
+"""One line for each comparison, and the page that shows them all: `benchmarks/RESULTS.md`.
+
+What a module measured is kept in `build/benchmarks`, so that one module can be measured again
+without the others; the page says of each when and on what. This module measures nothing itself.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from twinlens.files import replacing
+from twinlens.jobs.doctor import machine, versions
+
+__all__ = ["Line", "heading", "keep", "write_page"]
+
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "build" / "benchmarks"
+PAGE = ROOT / "benchmarks" / "RESULTS.md"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A comparison: both sides with their units, their ratio, and what was aimed at.
+
+    `ratio` says what it is a ratio of ("peer / ours 3.1 (2.9 to 3.4)"); `reached` is None where
+    no aim was set; `note` is what a reader must know to trust the figures, or why an aim was missed.
+    """
+
+    what: str
+    beside: str
+    ours: str
+    theirs: str
+    ratio: str = ""
+    aim: str = ""
+    reached: bool | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        verdict = {True: "reached", False: "MISSED", None: ""}[self.reached]
+        aim = f"aim: {self.aim} {verdict}" if self.aim else ""
+        parts = [f"{self.what} | {self.beside}", self.ours, self.theirs, self.ratio, aim, self.note]
+        return " | ".join(part for part in parts if part)
+
+
+def heading() -> str:
+    """The machine and the versions, in one line."""
+    here = machine()
+    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return f"{here['processor']}, {here['cores']} cores, {here['threads']} threads; {found}"
+
+
+def keep(name: str, doc: str, lines: Iterable[Line]) -> None:
+    """Keep what a module measured, with when and on what."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    kept = {
+        "name": name,
+        "about": doc.strip().splitlines()[0],
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": heading(),
+        "command": f"python -m benchmarks {name}",
+        "lines": [asdict(line) for line in lines],
+    }
+    with replacing(KEPT / f"{name}.json", KEPT / f"{name}.part") as part:
+        part.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+
+
+def write_page(names: Iterable[str]) -> Path:
+    """Write the page of all that is kept of these modules, in their order."""
+    files = [KEPT / f"{name}.json" for name in names]
+    kept = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    text = "\n".join([_top(kept), *map(_section, kept)])
+    with replacing(PAGE, PAGE.with_suffix(".part")) as part:
+        part.write_text(text, encoding="utf-8")
+    return PAGE
+
+
+def _top(kept: list[dict[str, Any]]) -> str:
+    judged = [line["reached"] for one in kept for line in one["lines"]]
+    reached, missed = judged.count(True), judged.count(False)
+    return (
+        "# Results of the benchmarks\n\n"
+        "Written by `make bench` (all of them), or `python -m benchmarks NAME ...` (some of them;\n"
+        "the others are left as they were). Both sides of a line were measured in one run, in\n"
+        "turns, and their ratio is what holds: times are of this machine. In brackets the least\n"
+        "and the most of several rounds, or the 95 % interval of an error rate. What was tried\n"
+        "and did not help is in [NOTES.md](NOTES.md).\n\n"
+        f"Aims reached: {reached} of {reached + missed}.\n"
+    )
+
+
+def _section(one: dict[str, Any]) -> str:
+    rows = ["| what | beside | ours | theirs | ratio | aim |  |", "|---|---|---|---|---|---|---|"]
+    notes = []
+    for line in one["lines"]:
+        verdict = {True: "reached", False: "**missed**", None: ""}[line["reached"]]
+        mark = ""
+        if line["note"]:
+            notes.append(line["note"])
+            mark = f" [{len(notes)}]"
+        cells = [line["what"] + mark, line["beside"], line["ours"], line["theirs"], line["ratio"]]
+        rows.append("| " + " | ".join([*cells, line["aim"], verdict]) + " |")
+    listed = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1))
+    where = f"`{one['command']}`, {one['date']}; {one['machine']}."
+    parts = [f"## {one['name']}", one["about"], "\n".join(rows), listed, where]
+    return "\n\n".join(part for part in parts if part) + "\n"
