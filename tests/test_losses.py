@@ -222,6 +222,16 @@ def test_hardest_triplets_are_the_librarys(number):
 
 
 @pytest.mark.parametrize("number", range(3))
+def test_semi_hard_triplets_with_one_positive_are_the_librarys(number):
+    # With one positive an anchor there is nothing to choose of; negatives beyond the margin, which
+    # theirs takes too, are 0, and their mean leaves those out.
+    emb, label = embedded(number, classes=16)
+    miner = miners.BatchEasyHardMiner("hard", "semihard", distance=EUCLID)
+    theirs = library.TripletMarginLoss(margin=0.5, distance=EUCLID)(emb, label, miner(emb, label))
+    agree(triplet(euclid(emb), *masks(label), 0.5, "semi-hard"), theirs, emb)
+
+
+@pytest.mark.parametrize("number", range(3))
 def test_supcon_is_the_librarys(number):
     emb, label = embedded(number)
     label = torch.where(torch.arange(len(label)) == 3, 99, label)  # One that is no anchor.

@@ -35,15 +35,20 @@ __all__ = [
     "bce",
     "check_loss",
     "contrastive",
+    "contrastive_terms",
     "pml_loss",
     "roles_as_labels",
     "supcon",
+    "supcon_terms",
     "triplet",
     "triplet_given",
+    "triplet_terms",
 ]
 
 # Triplets held at once where each must be looked at (the soft margin over all of them).
 _BLOCK = 1 << 22
+# Taken from a logit, it leaves nothing of its share.
+_NEVER = 1e30
 
 
 def contrastive(dist: Tensor, genuine: Tensor, impostor: Tensor, margin: float) -> Tensor:
@@ -63,6 +68,21 @@ def contrastive(dist: Tensor, genuine: Tensor, impostor: Tensor, margin: float) 
     dist = _wide(dist)
     gap = (margin - dist).clamp_min(0)
     return 0.5 * (_mean_of(dist.square(), genuine) + _mean_of(gap.square(), impostor))
+
+
+def contrastive_terms(
+    dist: Tensor, genuine: Tensor, impostor: Tensor, margin: float, num: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """For some of the pairs, the sum of their terms and how many they are.
+
+    `num` are the genuine and the impostor pairs of the whole; the mean of all terms is the loss.
+    """
+    dist = _wide(dist)
+    pull, push = (sum(num) / (2 * max(one, 1)) for one in num)
+    # Masks as numbers, and ReLU for a clamp: torch is several times as slow with the others.
+    genuine, impostor = genuine.to(dist.dtype), impostor.to(dist.dtype)
+    weighted = genuine * (pull * dist.square()) + impostor * (push * F.relu(margin - dist).square())
+    return weighted.sum(), (genuine.sum() + impostor.sum()).long()
 
 
 def triplet(
@@ -99,17 +119,31 @@ def triplet(
     Raises:
         ConfigError: an unknown `mining`.
     """
-    dist_BB = _wide(dist_BB)
+    total, count = triplet_terms(dist_BB, genuine_BB, impostor_BB, margin, mining, soft)
+    return total / count.clamp_min(1)
+
+
+def triplet_terms(
+    dist_AB: Tensor,
+    genuine_AB: Tensor,
+    impostor_AB: Tensor,
+    margin: float,
+    mining: str = "all",
+    soft: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """For some of the anchors, (A, B), the sum and the number of the terms of `triplet`."""
+    dist_AB = _wide(dist_AB)
     if mining == "all":
         over_all = _soft_over_all if soft else partial(_hinge_over_all, margin=margin)
-        return over_all(dist_BB, genuine_BB, impostor_BB)
+        return over_all(dist_AB, genuine_AB, impostor_AB)
     if mining == "semi-hard":
-        triplets_T3 = semi_hard_negatives(dist_BB, genuine_BB, impostor_BB, margin)
+        triplets_T3 = semi_hard_negatives(dist_AB, genuine_AB, impostor_AB, margin)
     elif mining == "hardest":
-        triplets_T3 = hardest(dist_BB, genuine_BB, impostor_BB)
+        triplets_T3 = hardest(dist_AB, genuine_AB, impostor_AB)
     else:
         raise ConfigError(unknown_name("loss.mining", mining, ["all", "semi-hard", "hardest"]))
-    return triplet_given(dist_BB, triplets_T3, margin, soft)
+    total = _of_triplets(dist_AB, triplets_T3, margin, soft).sum()
+    return total, torch.tensor(len(triplets_T3), device=dist_AB.device)
 
 
 def triplet_given(
@@ -123,10 +157,7 @@ def triplet_given(
         margin: in units of distance; unused with `soft`.
         soft: softplus(d_ap - d_an) in place of the hinge.
     """
-    dist_BB = _wide(dist_BB)
-    anchor_T, positive_T, negative_T = triplets_T3.unbind(dim=1)
-    behind_T = dist_BB[anchor_T, positive_T] - dist_BB[anchor_T, negative_T]
-    value_T = F.softplus(behind_T) if soft else (behind_T + margin).clamp_min(0)
+    value_T = _of_triplets(_wide(dist_BB), triplets_T3, margin, soft)
     return value_T.sum() / max(len(triplets_T3), 1)
 
 
@@ -168,15 +199,23 @@ def supcon(dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor, temperature
         impostor_BB: boolean, (B, B).
         temperature: in units of distance; the smaller, the more the nearest impostors count.
     """
-    logit_BB = _wide(dist_BB) / -temperature
-    num_genuine_B = genuine_BB.sum(dim=1)
-    anchor_B = num_genuine_B > 0
-    # Rows that are no anchors stay finite: the gradient of log-sum-exp of -inf alone is no matter
-    # to lean on.
-    left_out_BB = ~(genuine_BB | impostor_BB) & anchor_B[:, None]
-    all_B = logit_BB.masked_fill(left_out_BB, -torch.inf).logsumexp(dim=1)
-    genuine_B = logit_BB.masked_fill(~genuine_BB, 0).sum(dim=1) / num_genuine_B.clamp_min(1)
-    return _mean_of(all_B - genuine_B, anchor_B)
+    total, count = supcon_terms(dist_BB, genuine_BB, impostor_BB, temperature)
+    return total / count.clamp_min(1)
+
+
+def supcon_terms(
+    dist_AB: Tensor, genuine_AB: Tensor, impostor_AB: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """For some of the pictures, (A, B), the sum and the number of the terms of `supcon`."""
+    logit_AB = _wide(dist_AB) / -temperature
+    genuine_AB, impostor_AB = genuine_AB.to(logit_AB.dtype), impostor_AB.to(logit_AB.dtype)
+    num_genuine_A = genuine_AB.sum(dim=1)
+    anchor_A = (num_genuine_A > 0).to(logit_AB.dtype)
+    # A number, so that rows of nothing else stay finite, which infinity's gradient does not.
+    left_out_AB = 1 - genuine_AB - impostor_AB
+    all_A = logit_AB.sub(left_out_AB, alpha=_NEVER).logsumexp(dim=1)
+    genuine_A = (logit_AB * genuine_AB).sum(dim=1) / num_genuine_A.clamp_min(1)
+    return ((all_A - genuine_A) * anchor_A).sum(), anchor_A.sum().long()
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -215,17 +254,25 @@ def _mean_of(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(~mask, 0).sum() / mask.sum().clamp_min(1)
 
 
+def _of_triplets(dist_AB: Tensor, triplets_T3: Tensor, margin: float, soft: bool) -> Tensor:
+    anchor_T, positive_T, negative_T = triplets_T3.unbind(dim=1)
+    behind_T = dist_AB[anchor_T, positive_T] - dist_AB[anchor_T, negative_T]
+    return F.softplus(behind_T) if soft else (behind_T + margin).clamp_min(0)
+
+
 def _hinge_over_all(
-    dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor, margin: float
-) -> Tensor:
-    weight_BB, count = active_triplets(dist_BB.detach(), genuine_BB, impostor_BB, margin)
+    dist_AB: Tensor, genuine_AB: Tensor, impostor_AB: Tensor, margin: float
+) -> tuple[Tensor, Tensor]:
+    weight_AB, count = active_triplets(dist_AB.detach(), genuine_AB, impostor_AB, margin)
     # Summed by rows first, whose weights cancel: it keeps the digits that one sum would lose.
-    total = (weight_BB * dist_BB).sum(dim=1).sum()
-    return total / count.clamp_min(1) + margin * (count > 0)
+    total = (weight_AB * dist_AB).sum(dim=1).sum()
+    return total + margin * count, count
 
 
-def _soft_over_all(dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor) -> Tensor:
-    """The mean of softplus(d_ap - d_an) over all triplets; value and gradient in one pass."""
+def _soft_over_all(
+    dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The sum of softplus(d_ap - d_an) over all triplets; value and gradient in one pass."""
     with torch.no_grad():
         column_BP, real_BP = positives_of(genuine_BB)
         weight_BB = torch.zeros_like(dist_BB)
@@ -240,10 +287,10 @@ def _soft_over_all(dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor) -> 
             slope_APB = behind_APB.sigmoid_().masked_fill_(~valid_APB, 0)
             weight_BB[part] -= slope_APB.sum(dim=1)
             weight_BB[part].scatter_add_(1, column_BP[part], slope_APB.sum(dim=2))
-        count = (genuine_BB.sum(dim=1) * impostor_BB.sum(dim=1)).sum().clamp_min(1)
+        count = (genuine_BB.sum(dim=1) * impostor_BB.sum(dim=1)).sum()
     # Zero in value; its gradient is the weights.
     slope = (weight_BB * (dist_BB - dist_BB.detach())).sum()
-    return (total.to(dist_BB.dtype) + slope) / count
+    return total.to(dist_BB.dtype) + slope, count
 
 
 # pytorch-metric-learning by name

@@ -5,7 +5,8 @@ pairs of one thing, `impostor_BB` the pairs of two, and what is in neither (the 
 forged pictures) is in no triplet. No function needs memory beyond a few B x B matrices, though
 there are up to B^3 triplets. This module knows nothing of embeddings, losses or batches' origin.
 
-Shapes: B pictures, as anchors (rows) and as partners (columns); P the most positives that an
+Shapes: B pictures, as anchors (rows, which may be some of them only) and as
+partners (columns); P the most positives that an
 anchor has; T triplets of positions (anchor, positive, negative).
 """
 
@@ -19,6 +20,8 @@ __all__ = ["active_triplets", "hardest", "positives_of", "semi_hard_negatives"]
 # Up to so many positives an anchor, comparing with each in turn is faster than a binary search
 # (measured on two cores: at 3 positives 10 times, at 32 about the same).
 _FEW = 32
+# Stands for "no such pair": beyond every distance, and still a number when it is added.
+_FAR = 1e30
 
 
 def positives_of(genuine_BB: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,8 +52,8 @@ def active_triplets(
     linear in the distances, so these counts are its whole gradient:
     sum = (weight_BB * dist_BB).sum() + margin * count, exactly, ties included.
 
-    Time O(B^2 log P), memory O(B^2): each anchor's negatives are sorted into the gaps between its
-    positives' distances and counted there.
+    Time O(B^2 log P), memory O(B^2): an anchor's negatives are compared with each of its positives
+    where these are few, else sorted into the gaps between them.
 
     Args:
         dist_BB: distances, float32 or wider, (B, B).
@@ -63,20 +66,38 @@ def active_triplets(
         impostor pair minus that number, else 0. And the number of active triplets, int64, ().
     """
     column_BP, real_BP = positives_of(genuine_BB)
-    num, most = column_BP.shape
     # Absent positives reach nothing: their limit lies below every distance.
-    limit_BP = (dist_BB.gather(1, column_BP) + margin).masked_fill(~real_BP, -torch.inf)
-    limit_BP, order_BP = limit_BP.sort(dim=1)
-    gap_BB = _num_below(limit_BP, dist_BB, ties=True)
-    # Negatives in gap g lie below the limits g, g + 1, ... P - 1; gap P + 1 holds the others.
-    bin_BB = gap_BB.masked_fill(~impostor_BB, most + 1)
-    bin_BB = bin_BB + torch.arange(num, device=bin_BB.device)[:, None] * (most + 2)
-    in_gap = torch.bincount(bin_BB.flatten(), minlength=num * (most + 2)).view(num, most + 2)
-    active_BP = in_gap[:, :most].cumsum(dim=1)
-    weight_BB = (gap_BB - most).masked_fill_(~impostor_BB, 0).to(dist_BB.dtype)
-    partner_BP = column_BP.gather(1, order_BP)
-    weight_BB.scatter_add_(1, partner_BP, active_BP.to(dist_BB.dtype))
-    return weight_BB, active_BP.sum()
+    limit_BP = (dist_BB.gather(1, column_BP) + margin).masked_fill_(~real_BP, -torch.inf)
+    count = _count_one_by_one if limit_BP.shape[1] <= _FEW else _count_by_gaps
+    weight_BB, active_BP = count(limit_BP, _only(impostor_BB, dist_BB))
+    weight_BB.scatter_add_(1, column_BP, active_BP)
+    return weight_BB, active_BP.sum(dtype=torch.float64).long()
+
+
+def _count_one_by_one(limit_BP: Tensor, other_BB: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus the limits above each distance, (B, B), and the distances below each limit, (B, P)."""
+    weight_BB, below_BB = torch.zeros_like(other_BB), torch.empty_like(other_BB)
+    active_BP = torch.empty_like(limit_BP)
+    for slot, limit_B in enumerate(limit_BP.unbind(dim=1)):
+        # As numbers, since torch is several times slower at masks.
+        torch.lt(other_BB, limit_B[:, None], out=below_BB)
+        weight_BB -= below_BB
+        active_BP[:, slot] = below_BB.sum(dim=1)
+    return weight_BB, active_BP
+
+
+def _count_by_gaps(limit_BP: Tensor, other_BB: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, by sorting each row's distances into the gaps between its sorted limits."""
+    num, most = limit_BP.shape
+    sorted_BP, order_BP = limit_BP.sort(dim=1)
+    gap_BB = torch.searchsorted(sorted_BP, other_BB, right=True)
+    # Distances in gap g lie below the limits g, g + 1, ... P - 1.
+    bin_BB = gap_BB + torch.arange(num, device=gap_BB.device)[:, None] * (most + 1)
+    in_gap = torch.bincount(bin_BB.flatten(), minlength=num * (most + 1)).view(num, most + 1)
+    below_BP = in_gap[:, :most].cumsum(dim=1).to(limit_BP.dtype)
+    return (gap_BB - most).to(other_BB.dtype), torch.empty_like(limit_BP).scatter_(
+        1, order_BP, below_BP
+    )
 
 
 @torch.no_grad()
@@ -99,14 +120,37 @@ def semi_hard_negatives(
         Positions (anchor, positive, negative), int64, (T, 3), T at most the genuine pairs.
     """
     column_BP, real_BP = positives_of(genuine_BB)
-    near_BP = dist_BB.gather(1, column_BP).masked_fill(~real_BP, -torch.inf)
-    near_BP, order_BP = near_BP.sort(dim=1)
-    gap_BB = _num_below(near_BP, dist_BB, ties=False)
-    value_BP, negative_BP = _nearest_beyond(dist_BB, impostor_BB, gap_BB, near_BP.shape[1])
-    found_BP = (value_BP < near_BP + margin) & (near_BP > -torch.inf)
-    row_T, slot_T = found_BP.nonzero(as_tuple=True)
-    positive_T = column_BP.gather(1, order_BP)[row_T, slot_T]
-    return torch.stack([row_T, positive_T, negative_BP[row_T, slot_T]], dim=1)
+    near_BP = dist_BB.gather(1, column_BP).masked_fill_(~real_BP, torch.inf)
+    find = _next_one_by_one if near_BP.shape[1] <= _FEW else _next_by_gaps
+    value_BP, negative_BP = find(near_BP, dist_BB, impostor_BB)
+    row_T, slot_T = (
+        (value_BP < (near_BP + margin).clamp_max_(_FAR))
+        .logical_and_(real_BP)
+        .nonzero(as_tuple=True)
+    )
+    return torch.stack([row_T, column_BP[row_T, slot_T], negative_BP[row_T, slot_T]], dim=1)
+
+
+def _next_one_by_one(
+    near_BP: Tensor, dist_BB: Tensor, impostor_BB: Tensor
+) -> tuple[Tensor, Tensor]:
+    """For each positive its nearest impostor beyond it: distance and column, (B, P)."""
+    other_BB, nearer_BB = _only(impostor_BB, dist_BB), torch.empty_like(dist_BB)
+    value_BP = torch.empty_like(near_BP)
+    column_BP = torch.empty_like(near_BP, dtype=torch.int64)
+    for slot, near_B in enumerate(near_BP.unbind(dim=1)):
+        torch.le(other_BB, near_B[:, None], out=nearer_BB)
+        value_BP[:, slot], column_BP[:, slot] = _least(other_BB.add(nearer_BB, alpha=_FAR))
+    return value_BP, column_BP
+
+
+def _next_by_gaps(near_BP: Tensor, dist_BB: Tensor, impostor_BB: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, by sorting each row's distances into the gaps between its sorted positives."""
+    sorted_BP, order_BP = near_BP.sort(dim=1)
+    gap_BB = torch.searchsorted(sorted_BP, dist_BB.contiguous())
+    value_BP, column_BP = _nearest_beyond(dist_BB, impostor_BB, gap_BB, near_BP.shape[1])
+    value_BP = torch.empty_like(value_BP).scatter_(1, order_BP, value_BP)
+    return value_BP, torch.empty_like(column_BP).scatter_(1, order_BP, column_BP)
 
 
 @torch.no_grad()
@@ -124,23 +168,28 @@ def hardest(dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor) -> Tensor:
     Returns:
         Positions (anchor, positive, negative), int64, (T, 3), T at most B.
     """
-    anchor_T = (genuine_BB.any(dim=1) & impostor_BB.any(dim=1)).nonzero()[:, 0]
-    if anchor_T.numel() == 0:
-        return anchor_T.new_zeros((0, 3))
-    dist_TB = dist_BB[anchor_T]
-    positive_T = dist_TB.masked_fill(~genuine_BB[anchor_T], -torch.inf).argmax(dim=1)
-    negative_T = dist_TB.masked_fill(~impostor_BB[anchor_T], torch.inf).argmin(dim=1)
-    return torch.stack([anchor_T, positive_T, negative_T], dim=1)
+    if dist_BB.numel() == 0:
+        return torch.zeros((0, 3), dtype=torch.int64, device=dist_BB.device)
+    far_B, positive_B = _least(_only(genuine_BB, -dist_BB))
+    near_B, negative_B = _least(_only(impostor_BB, dist_BB))
+    anchor_T = ((far_B < _FAR / 2) & (near_B < _FAR / 2)).nonzero()[:, 0]
+    return torch.stack([anchor_T, positive_B[anchor_T], negative_B[anchor_T]], dim=1)
 
 
-def _num_below(limit_BP: Tensor, dist_BB: Tensor, *, ties: bool) -> Tensor:
-    """How many of its row's sorted limits lie below each distance (or at it, with `ties`)."""
-    if limit_BP.shape[1] > _FEW:
-        return torch.searchsorted(limit_BP, dist_BB.contiguous(), right=ties)
-    num_BB = torch.zeros_like(dist_BB, dtype=torch.uint8)
-    for limit_B in limit_BP.unbind(dim=1):
-        num_BB += (limit_B[:, None] <= dist_BB) if ties else (limit_B[:, None] < dist_BB)
-    return num_BB.long()
+def _only(mask_BB: Tensor, dist_BB: Tensor) -> Tensor:
+    """The distances of a mask; the others are far beyond all."""
+    # By arithmetic: torch fills by a mask several times as slowly as it adds.
+    return torch.add(dist_BB, 1 - mask_BB.to(dist_BB.dtype), alpha=_FAR)
+
+
+def _least(value_BB: Tensor) -> tuple[Tensor, Tensor]:
+    """The least of each row and the first column where it stands."""
+    least_B = value_BB.amin(dim=1)
+    num = value_BB.shape[1]
+    # As `argmin`, which torch does one by one. Counted from the end, as the largest is the first.
+    from_end_B = torch.arange(num, 0, -1, dtype=value_BB.dtype, device=value_BB.device)
+    found_BB = torch.eq(value_BB, least_B[:, None], out=torch.empty_like(value_BB))
+    return least_B, num - found_BB.mul_(from_end_B).amax(dim=1).long()
 
 
 def _nearest_beyond(

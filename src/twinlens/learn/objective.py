@@ -5,6 +5,9 @@ Shapes: B pictures of the batch, D dimensions, Q given pairs.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -12,9 +15,12 @@ from twinlens.config import LossSettings
 from twinlens.data.pools import Batch
 from twinlens.data.table import pair_masks
 from twinlens.learn import losses
+from twinlens.learn.blocks import RowLoss, mean_over_blocks
 from twinlens.model.comparators import Comparator
 
 __all__ = ["Objective"]
+
+ROWS = 64  # of the masks, where they are only counted
 
 
 class Objective(nn.Module):
@@ -50,34 +56,64 @@ class Objective(nn.Module):
             return loss
         if self.settings.name == "bce":
             return self._on_logits(emb_BD, label, forged, batch)
-        dist_BB = self.comparator.matrix(emb_BD, emb_BD)
         if batch.triplets is not None and self.settings.name == "triplet":
+            dist_BB = self.comparator.matrix(emb_BD, emb_BD)
             given = torch.from_numpy(batch.triplets).to(emb_BD.device)
             return losses.triplet_given(dist_BB, given, self.settings.margin, self.settings.soft)
-        return self._on_pool(dist_BB, *_pool(label, forged, batch))
+        return self._on_pool(emb_BD, _Pool.of(label, forged, batch))
 
-    def _on_pool(self, dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor) -> Tensor:
+    def _on_pool(self, emb_BD: Tensor, pool: _Pool) -> Tensor:
+        # Only embeddings get a gradient this way; comparators that learn take `bce` alone.
+        assert not list(self.comparator.parameters())
         s = self.settings
+        loss: RowLoss
         if s.name == "contrastive":
-            return losses.contrastive(dist_BB, genuine_BB, impostor_BB, s.margin)
-        if s.name == "triplet":
-            return losses.triplet(dist_BB, genuine_BB, impostor_BB, s.margin, self.mining, s.soft)
-        return losses.supcon(dist_BB, genuine_BB, impostor_BB, s.temperature)
+            loss = partial(losses.contrastive_terms, margin=s.margin, num=pool.sizes())
+        elif s.name == "triplet":
+            loss = partial(losses.triplet_terms, margin=s.margin, mining=self.mining, soft=s.soft)
+        else:
+            loss = partial(losses.supcon_terms, temperature=s.temperature)
+        prepared_BD = self.comparator.prepared(emb_BD)
+        return mean_over_blocks(prepared_BD, self.comparator.between, pool.rows, loss)
 
     def _on_logits(self, emb_BD: Tensor, label: Tensor, forged: Tensor, batch: Batch) -> Tensor:
-        genuine_BB, impostor_BB = _pool(label, forged, batch)
+        genuine_BB, impostor_BB = _Pool.of(label, forged, batch).rows(slice(None))
         a_Q, b_Q = (genuine_BB | impostor_BB).triu(1).nonzero(as_tuple=True)
         logit_Q = self.comparator.logits(emb_BD[a_Q], emb_BD[b_Q])
         return losses.bce(logit_Q, genuine_BB[a_Q, b_Q], self.settings.smoothing)
 
 
-def _pool(label: Tensor, forged: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The masks (B, B) of genuine and impostor pairs: all of the batch's, or the given ones."""
-    genuine_BB, impostor_BB = pair_masks(label[:, None], forged[:, None], label, forged)
-    genuine_BB.fill_diagonal_(False)
-    if batch.pairs is not None:
-        given_BB = torch.zeros_like(genuine_BB)
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """Which pairs of a batch are genuine and which impostors: all of them, or the given ones."""
+
+    label: Tensor
+    forged: Tensor
+    given: Tensor | None
+
+    @classmethod
+    def of(cls, label: Tensor, forged: Tensor, batch: Batch) -> _Pool:
+        if batch.pairs is None:
+            return cls(label, forged, None)
+        given_BB = torch.zeros(len(label), len(label), dtype=torch.bool, device=label.device)
         a_Q, b_Q = torch.from_numpy(batch.pairs).to(label.device).unbind(1)
         given_BB[a_Q, b_Q] = given_BB[b_Q, a_Q] = True
-        return genuine_BB & given_BB, impostor_BB & given_BB
-    return genuine_BB, impostor_BB
+        return cls(label, forged, given_BB)
+
+    def rows(self, part: slice) -> tuple[Tensor, Tensor]:
+        """The masks of the pairs of some pictures (A,) with all, (A, B) each."""
+        genuine_AB, impostor_AB = pair_masks(
+            self.label[part, None], self.forged[part, None], self.label, self.forged
+        )
+        genuine_AB.diagonal(part.start or 0).fill_(False)
+        if self.given is not None:
+            return genuine_AB & self.given[part], impostor_AB & self.given[part]
+        return genuine_AB, impostor_AB
+
+    def sizes(self) -> tuple[int, int]:
+        """The number of genuine and of impostor pairs, each counted both ways round."""
+        genuine = impostor = 0
+        for low in range(0, len(self.label), ROWS):
+            some, others = self.rows(slice(low, low + ROWS))
+            genuine, impostor = genuine + int(some.sum()), impostor + int(others.sum())
+        return genuine, impostor

@@ -10,12 +10,14 @@ Shapes: N, M embeddings of D dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from twinlens.errors import ConfigError, unknown_name
 
@@ -27,23 +29,69 @@ BLOCK = 2**24
 
 def safe_sqrt(square: Tensor) -> Tensor:
     """The square root, with gradient 0 at 0, where the plain one's is infinite and then NaN."""
-    zero = square <= 1e-12
-    return torch.where(zero, 0.0, torch.sqrt(torch.where(zero, 1.0, square)))
+    root: Tensor = _SafeSqrt.apply(square)
+    return root
 
 
 def square_matrix(a_ND: Tensor, b_MD: Tensor) -> Tensor:
     """`res[i, j] = |a[i] - b[j]|^2`, by one matrix product."""
     # The inputs are float32, but autocast would still multiply them in bfloat16.
     with torch.autocast(a_ND.device.type, enabled=False):
-        cross_NM = a_ND @ b_MD.T
-    return (a_ND.square().sum(1)[:, None] + b_MD.square().sum(1) - 2 * cross_NM).clamp_min(0)
+        square_NM: Tensor = _SquareMatrix.apply(a_ND, b_MD)
+    return square_NM
+
+
+class _SafeSqrt(torch.autograd.Function):
+    """By hand, since the chain of torch's own steps goes over its matrix three times as often."""
+
+    @staticmethod
+    def forward(ctx: Any, square: Tensor) -> Tensor:
+        root = F.threshold(square, 1e-12, 0).sqrt_()
+        ctx.save_for_backward(root)
+        return root
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (root,) = ctx.saved_tensors
+        # 1 / root without a mask, which would take longer than all the rest.
+        slope: Tensor = root / root.square().clamp_min_(1e-12)
+        return slope.mul_(grad / 2)
+
+
+class _SquareMatrix(torch.autograd.Function):
+    """By hand, for the same reason."""
+
+    @staticmethod
+    def forward(ctx: Any, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+        ctx.save_for_backward(a_ND, b_MD)
+        square_NM = a_ND.square().sum(1)[:, None] + b_MD.square().sum(1)
+        return square_NM.addmm_(a_ND, b_MD.T, alpha=-2).clamp_min_(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NM: Tensor) -> tuple[Tensor, Tensor]:
+        a_ND, b_MD = ctx.saved_tensors
+        grad_ND = grad_NM.sum(1)[:, None] * a_ND
+        grad_MD = grad_NM.sum(0)[:, None] * b_MD
+        return grad_ND.sub_(grad_NM @ b_MD).mul_(2), grad_MD.sub_(grad_NM.T @ a_ND).mul_(2)
 
 
 class Comparator(nn.Module):
     """What all comparators share; distances are computed in float32 even inside autocast."""
 
+    name: str
+
     def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
         """`res[i, j]` = the distance of a[i] and b[j], shape (N, M)."""
+        return self.between(self.prepared(a_ND), self.prepared(b_MD))
+
+    def prepared(self, emb_ND: Tensor) -> Tensor:
+        """What `between` takes, so that it is made once of embeddings that are compared often."""
+        return emb_ND.float()
+
+    def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+        """`matrix` of prepared embeddings."""
         raise NotImplementedError
 
     def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
@@ -58,8 +106,10 @@ class Comparator(nn.Module):
 class Euclidean(Comparator):
     """`|a - b|`."""
 
-    def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
-        return safe_sqrt(square_matrix(a_ND.float(), b_MD.float()))
+    name = "euclidean"
+
+    def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+        return safe_sqrt(square_matrix(a_ND, b_MD))
 
     def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         return safe_sqrt((a_ND.float() - b_ND.float()).square().sum(1))
@@ -68,8 +118,10 @@ class Euclidean(Comparator):
 class SquaredEuclidean(Comparator):
     """`|a - b|^2`: no triangle inequality, but the order of Euclidean."""
 
-    def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
-        return square_matrix(a_ND.float(), b_MD.float())
+    name = "squared-euclidean"
+
+    def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+        return square_matrix(a_ND, b_MD)
 
     def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         return (a_ND.float() - b_ND.float()).square().sum(1)
@@ -78,8 +130,12 @@ class SquaredEuclidean(Comparator):
 class Cosine(Comparator):
     """`1 - cos(a, b)`, in [0, 2]: half the squared distance of the normalised embeddings."""
 
-    def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
-        a_ND, b_MD = F.normalize(a_ND.float(), dim=1), F.normalize(b_MD.float(), dim=1)
+    name = "cosine"
+
+    def prepared(self, emb_ND: Tensor) -> Tensor:
+        return F.normalize(emb_ND.float(), dim=1)
+
+    def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
         return square_matrix(a_ND, b_MD) / 2
 
     def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
@@ -94,13 +150,15 @@ class Sigmoid(Comparator):
     The distance is what the logit loses against a pair of identical pictures, scale * |a - b|.
     """
 
+    name = "sigmoid"
+
     def __init__(self) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.ones(()))
 
-    def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
-        return self.log_scale.exp() * safe_sqrt(square_matrix(a_ND.float(), b_MD.float()))
+    def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+        return self.log_scale.exp() * safe_sqrt(square_matrix(a_ND, b_MD))
 
     def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         return self.log_scale.exp() * safe_sqrt((a_ND.float() - b_ND.float()).square().sum(1))
@@ -115,6 +173,8 @@ class Network(Comparator):
     The distance is what the logit loses against a pair of identical pictures, and no pair is
     closer than that. It is not a metric: the triangle inequality does not hold.
     """
+
+    name = "network"
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -136,7 +196,7 @@ class Network(Comparator):
         equal_N = (a_ND == b_ND).all(dim=1)
         return (logit[0] - logit[1:]).clamp_min(0).masked_fill(equal_N, 0)
 
-    def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+    def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
         num, dim = b_MD.shape
         rows = max(1, BLOCK // max(1, num * max(dim, 512)))
         blocks = []
@@ -172,7 +232,14 @@ class NumpyComparison:
 
     def __init__(self, comparator: Comparator) -> None:
         self._comparator = comparator
+        self.name = comparator.name
         self._device = next(comparator.parameters(), torch.empty(0)).device
+
+    @property
+    def scale(self) -> float:
+        """What the Euclidean distance is multiplied by; 1 where nothing is learned of it."""
+        log_scale = getattr(self._comparator, "log_scale", None)
+        return 1.0 if log_scale is None else float(log_scale.detach().exp())
 
     @torch.inference_mode()
     def matrix(self, a_ND: NDArray[np.float32], b_MD: NDArray[np.float32]) -> NDArray[np.float32]:

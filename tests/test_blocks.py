@@ -1,0 +1,97 @@
+"""A loss in blocks of anchors is the loss on the whole matrix, in value and in gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from twinlens.data.table import pair_masks
+from twinlens.learn import blocks, losses
+from twinlens.learn.blocks import mean_over_blocks
+from twinlens.model.comparators import Comparator, make_comparator
+
+B = 23
+
+
+def batch(number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings and masks, with forged pictures and pictures that are alone."""
+    generator = torch.Generator().manual_seed(number)
+    emb = torch.randn(B, 5, generator=generator, dtype=torch.float32)
+    label = torch.randint(0, 6, (B,), generator=generator)
+    forged = torch.rand(B, generator=generator) < 0.2
+    genuine, impostor = pair_masks(label[:, None], forged[:, None], label, forged)
+    return emb.requires_grad_(), genuine.fill_diagonal_(False), impostor
+
+
+Whole = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def rows_of(genuine: Tensor, impostor: Tensor) -> blocks.Pairs:
+    return lambda part: (genuine[part], impostor[part])
+
+
+def pair_of(name: str, genuine: Tensor, impostor: Tensor) -> tuple[Whole, blocks.RowLoss]:
+    """The loss on a whole matrix, and its terms by rows."""
+    if name == "contrastive":
+        num = int(genuine.sum()), int(impostor.sum())
+        return (
+            partial(losses.contrastive, margin=1.0),
+            partial(losses.contrastive_terms, margin=1.0, num=num),
+        )
+    if name == "supcon":
+        return (
+            partial(losses.supcon, temperature=0.2),
+            partial(losses.supcon_terms, temperature=0.2),
+        )
+    mining, _, soft = name.partition(" ")
+    settings = {"margin": 0.3, "mining": mining, "soft": bool(soft)}
+    return partial(losses.triplet, **settings), partial(losses.triplet_terms, **settings)
+
+
+NAMES = ["contrastive", "supcon", "all", "all soft", "semi-hard", "hardest", "hardest soft"]
+
+
+@pytest.mark.parametrize("anchors", [1, 4, B])
+@pytest.mark.parametrize("comparator", ["euclidean", "squared-euclidean", "cosine"])
+@pytest.mark.parametrize("name", NAMES)
+def test_blocks_are_the_whole(
+    monkeypatch: pytest.MonkeyPatch, name: str, comparator: str, anchors: int
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", anchors * B)
+    made: Comparator = make_comparator(comparator, 5)
+    for number in range(3):
+        emb, genuine, impostor = batch(number)
+        whole, terms = pair_of(name, genuine, impostor)
+        expected = whole(made.matrix(emb, emb), genuine, impostor)
+        value = mean_over_blocks(
+            made.prepared(emb), made.between, rows_of(genuine, impostor), terms
+        )
+        assert float(expected.detach()) > 0
+        torch.testing.assert_close(value, expected)
+        (grad,) = torch.autograd.grad(3 * value, emb)
+        torch.testing.assert_close(grad, 3 * torch.autograd.grad(expected, emb)[0])
+
+
+@pytest.mark.parametrize("num", [0, 1, 4])
+def test_a_batch_without_pairs_is_zero_with_a_gradient_of_zeros(num: int) -> None:
+    emb = torch.randn(num, 3, requires_grad=True)
+    nothing = torch.zeros(num, num, dtype=torch.bool)
+    made = make_comparator("euclidean", 3)
+    for name in NAMES:
+        _, terms = pair_of(name, nothing, nothing)
+        value = mean_over_blocks(emb, made.between, rows_of(nothing, nothing), terms)
+        assert value.item() == 0
+        assert not torch.autograd.grad(value, emb)[0].any()
+
+
+def test_without_a_gradient_only_the_value_is_computed() -> None:
+    emb, genuine, impostor = batch(0)
+    made = make_comparator("euclidean", 5)
+    whole, terms = pair_of("supcon", genuine, impostor)
+    value = mean_over_blocks(emb.detach(), made.between, rows_of(genuine, impostor), terms)
+    assert not value.requires_grad
+    torch.testing.assert_close(value, whole(made.matrix(emb, emb), genuine, impostor).detach())
