@@ -4,7 +4,7 @@ A gallery compares vectors that are there already, and importing torch takes lon
 memory than a hundred thousand of them. `twinlens.model.comparators` is the definition; a test
 compares the two. The learned network is none of these: it is no function of a distance.
 
-Shapes: N, M embeddings of D dimensions.
+Shapes: N, M embeddings of D dimensions, B of them in a block.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PLAIN", "PlainComparison", "unit"]
+__all__ = ["PLAIN", "Folded", "PlainComparison", "plain_of", "unit"]
 
 PLAIN = ("euclidean", "squared-euclidean", "cosine", "sigmoid")
 """Comparators whose order is that of the Euclidean distance (of unit vectors, for the cosine)."""
@@ -68,3 +68,36 @@ class PlainComparison:
         """`res[i]` = the distance of a[i] and b[i], shape (N,); 0 exactly where they are equal."""
         difference_ND = self.prepared(a_ND) - self.prepared(b_ND)
         return self.of_square(np.asarray(np.square(difference_ND).sum(1), dtype=np.float32))
+
+    def folded(self, emb_ND: NDArray[Any]) -> Folded:
+        """Embeddings made ready for squared distances of all pairs by one product each."""
+        emb_ND = self.prepared(emb_ND)
+        square_N = np.square(emb_ND).sum(1)
+        left_NE = np.column_stack([-2 * emb_ND, np.ones_like(square_N)])
+        return Folded(left_NE, np.column_stack([emb_ND, square_N]), square_N)
+
+
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """Embeddings of which one product gives squared distances, without a pass over the result.
+
+    `left[i] @ right[j]` = |a[j]|^2 - 2 a[i] a[j]: the squared distance less |a[i]|^2, which is in
+    the order of the distances within a row.
+
+    Attributes:
+        left: (N, D + 1).
+        right: (N, D + 1).
+        square: (N,) squared lengths.
+    """
+
+    left: Floats
+    right: Floats
+    square: Floats
+
+
+def plain_of(comparison: object) -> PlainComparison | None:
+    """The comparison without torch that equals this one, if it says a name of `PLAIN` and a scale."""
+    if isinstance(comparison, PlainComparison):
+        return comparison
+    name, scale = getattr(comparison, "name", None), getattr(comparison, "scale", None)
+    return PlainComparison(name, scale) if name in PLAIN and isinstance(scale, float) else None

@@ -29,6 +29,7 @@ __all__ = [
     "draw_pairs",
     "listed_distances",
     "pair_distances",
+    "taken_out",
 ]
 
 ALL_PAIRS_LIMIT = 200_000
@@ -157,6 +158,30 @@ def listed_distances(
         right = emb_MD[row_BS[part].ravel()]
         dist_BS[part] = np.reshape(comparison.pairwise(left, right), (-1, num))
     return dist_BS
+
+
+def taken_out(
+    dist_PN: NDArray[np.float32], own_P: Ints, first_P: Ints, relevant_P: Ints
+) -> NDArray[np.float32]:
+    """Take the genuine pairs out of a block of distances, and each picture's own.
+
+    Args:
+        dist_PN: of each of P pictures to N that are ordered by identity; infinite afterwards at
+            what was taken out.
+        own_P: the column of the picture itself, shape (P,).
+        first_P: where its genuine pictures begin, itself among them, shape (P,).
+        relevant_P: how many they are without it, shape (P,).
+    Returns:
+        The genuine pairs' distances, shape (P, 1 + the largest of `relevant_P`), in no order; inf
+        in what is left over.
+    """
+    place_W = np.arange(int(relevant_P.max()) + 1)
+    kept_PW = place_W <= relevant_P[:, None]
+    place_PW = first_P[:, None] + np.where(kept_PW, place_W, 0)
+    genuine_PW = np.take_along_axis(dist_PN, place_PW, axis=1)
+    genuine_PW[~kept_PW | (place_PW == own_P[:, None])] = np.inf
+    np.put_along_axis(dist_PN, place_PW, np.inf, axis=1)
+    return genuine_PW
 
 
 def blocks(

@@ -5,15 +5,19 @@ and are never right. A probe whose identity has no other genuine picture has not
 is left out, and counted. Ties are settled against the model: of pictures equally far, the wrong
 ones come first, so that collapsed embeddings do not look good by the order of the files.
 
-This module knows nothing of thresholds. Memory is bounded: probes are compared in blocks.
+This module knows nothing of thresholds. Memory is bounded: probes are compared in blocks, on all
+cores where the distances come without torch (`measure.distances`).
 
-Shapes: N pictures, D numbers in an embedding, P probes, K ranks.
+Shapes: N pictures, D numbers in an embedding, P probes, K ranks, W the right pictures of a probe
+and the probe itself.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -21,13 +25,25 @@ from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
 from twinlens.measure.bootstrap import REPLICATES, Figure, figures, replicate
+from twinlens.measure.distances import plain_of
 from twinlens.measure.metrics import map_at_r, recall_at_k
-from twinlens.measure.pairs import Comparison, blocks
+from twinlens.measure.pairs import Comparison, blocks, taken_out
+from twinlens.measure.threads import cores, spread
 
-__all__ = ["KS", "Retrieval", "nearest_correct", "retrieval"]
+__all__ = ["KS", "Retrieval", "retrieval"]
 
 KS = (1, 5, 10)
 
+BYTES_ASKED = 48
+"""What a distance needs while a comparison works on its block, with all it makes on the way."""
+
+BYTES_FOLDED = 8
+"""What it needs where one product gives it."""
+
+WORTH_GROUPS = 4
+"""Columns of a group from which on choosing groups first is quicker than choosing at once."""
+
+Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Progress = Callable[[int, int], None]
@@ -81,69 +97,151 @@ def retrieval(
         None where no identity has two genuine pictures.
     """
     label_N, forged_N = np.asarray(label), np.asarray(forged, dtype=bool)
-    _, code_N = np.unique(label_N, return_inverse=True)
-    # Genuine pairs as `pair_masks` has them, in one comparison, which takes a third of the time.
-    answer_N = np.where(forged_N, -1, code_N)
-    num_real = np.bincount(code_N, weights=~forged_N)
-    probe = np.flatnonzero(~forged_N & (num_real[code_N] >= 2))
+    names, code_N = np.unique(label_N, return_inverse=True)
+    # In this order the right pictures of a probe stand side by side; forgeries come last.
+    order_N = np.argsort(np.where(forged_N, len(names), code_N), kind="stable")
+    num_real = np.bincount(code_N, weights=~forged_N).astype(np.int64)
+    code_P = np.repeat(np.arange(len(names)), num_real)
+    probe = np.flatnonzero(num_real[code_P] >= 2)
     if not len(probe):
         return None
-    relevant_P = num_real[code_N[probe]].astype(np.int64) - 1
-    score_SP = np.empty((len(ks) + 1, len(probe)))
     # Without this every block would be as wide as the largest identity asks for.
-    probe_order = np.argsort(relevant_P, kind="stable")
-    for block in blocks(len(probe), 48 * len(label_N), progress=progress):
-        part = probe_order[block]
-        depth = min(max([int(relevant_P[part].max()), *ks]), len(label_N) - 1)
-        correct = nearest_correct(emb_ND, answer_N, probe[part], comparison, depth)
-        score_SP[:-1, part] = [recall_at_k(correct, k) for k in ks]
-        score_SP[-1, part] = map_at_r(correct, relevant_P[part])
-    names, code_P = np.unique(code_N[probe], return_inverse=True)
+    probe = probe[np.argsort(num_real[code_P[probe]], kind="stable")]
+    code_P = code_P[probe]
+    search = _Search(
+        np.asarray(emb_ND)[order_N].astype(np.float32, copy=False),
+        comparison,
+        probe,
+        (np.cumsum(num_real) - num_real)[code_P],
+        num_real[code_P] - 1,
+        ks,
+    )
+    score_SP = search.scores(progress)
 
     def redrawn(count_I: Ints) -> NDArray[np.float64]:
         weight_P = count_I[code_P]
         return np.asarray(score_SP @ weight_P / weight_P.sum(), dtype=np.float64)
 
-    drawn = replicate(redrawn, len(names), seed=seed, replicates=replicates)
+    known, code_P = np.unique(code_P, return_inverse=True)
+    drawn = replicate(redrawn, len(known), seed=seed, replicates=replicates)
     found = figures(score_SP.mean(axis=1).tolist(), drawn)
     num_left_out = int(np.count_nonzero(~forged_N)) - len(probe)
     return Retrieval(dict(zip(ks, found[:-1], strict=True)), found[-1], len(probe), num_left_out)
 
 
-def nearest_correct(
-    emb_ND: NDArray[Any],
-    answer_N: Ints,
-    probe_P: Ints,
-    comparison: Comparison,
-    depth: int,
-) -> Bools:
-    """Whether the `depth` nearest other pictures of each probe are right, nearest first.
+class _Search:
+    """Probes against all pictures, of which those of one identity stand side by side.
 
-    Args:
-        emb_ND: embeddings of all pictures, shape (N, D).
-        answer_N: the identity that each answers for, a number from 0, and -1 for forgeries, which
-            are never right, shape (N,).
-        probe_P: rows of the probes, genuine pictures, shape (P,).
-        comparison: gives the distances, P x N of them at once.
-        depth: at most N - 1.
-    Returns:
-        Shape (P, depth). Of equal distances the wrong pictures come first.
-    Raises:
-        DataError: a distance is NaN.
+    `probe_P` are rows of `emb_ND`, `first_P` the first row of the probe's identity, `relevant_P`
+    how many right pictures there are.
     """
-    emb_ND = emb_ND.astype(np.float32, copy=False)
-    dist_PN = np.asarray(comparison.matrix(emb_ND[probe_P], emb_ND), dtype=np.float32)
-    if np.isnan(dist_PN).any():
-        raise DataError(
-            "some distances between pictures are NaN; they must be numbers: the embeddings are "
-            "broken, so train the model again, at a lower rate"
+
+    def __init__(
+        self,
+        emb_ND: Floats,
+        comparison: Comparison,
+        probe_P: Ints,
+        first_P: Ints,
+        relevant_P: Ints,
+        ks: tuple[int, ...],
+    ) -> None:
+        self._emb_ND, self._comparison = emb_ND, comparison
+        self._probe_P, self._first_P, self._relevant_P = probe_P, first_P, relevant_P
+        self._ks = ks
+        self._plain = plain_of(comparison)
+        self._folded = None if self._plain is None else self._plain.folded(emb_ND)
+        self._scratch = local()
+
+    def scores(self, progress: Progress | None) -> NDArray[np.float64]:
+        """Recall at each k, and AP@R below, of each probe: shape (len(ks) + 1, P)."""
+        num, size = len(self._probe_P), len(self._emb_ND)
+        threads, bytes_each = 1, BYTES_ASKED
+        if self._folded is not None:
+            # A block for each thread, all of them together as large as one.
+            threads, bytes_each = cores(), BYTES_FOLDED * cores()
+        parts = list(blocks(num, bytes_each * size))
+        score_SP = np.empty((len(self._ks) + 1, num))
+        for part, score in zip(parts, spread(self._score, parts, threads), strict=True):
+            score_SP[:, part] = score
+            if progress is not None:
+                progress(part.stop, num)
+        return score_SP
+
+    def _score(self, part: slice) -> NDArray[np.float64]:
+        relevant_P = self._relevant_P[part]
+        depth = min(max([int(relevant_P.max()), *self._ks]), len(self._emb_ND) - 1)
+        correct_PK = self._nearest_correct(part, depth)
+        recalls = [recall_at_k(correct_PK, k) for k in self._ks]
+        return np.stack([*recalls, map_at_r(correct_PK, relevant_P)])
+
+    def _nearest_correct(self, part: slice, depth: int) -> Bools:
+        """Whether the `depth` nearest other pictures of each probe are right, nearest first.
+
+        Of equal distances the wrong pictures come first. Right and wrong ones are ranked apart
+        and then together, so that most of the pictures are never put in order.
+        """
+        dist_PN = self._distances(part)
+        right_PW = taken_out(
+            dist_PN, self._probe_P[part], self._first_P[part], self._relevant_P[part]
         )
-    key_PN = (_ascending(dist_PN).astype(np.int64) << 1) | (answer_N[probe_P][:, None] == answer_N)
-    key_PN[np.arange(len(probe_P)), probe_P] = np.iinfo(np.int64).max
-    if depth < key_PN.shape[1] - 1:
-        key_PN = np.partition(key_PN, depth - 1, axis=1)[:, :depth]
-    key_PN.sort(axis=1)
-    return np.asarray(key_PN[:, :depth] & 1, dtype=bool)
+        wrong_PK = _smallest(dist_PN, depth)
+        if np.isnan(wrong_PK).any() or np.isnan(right_PW).any():
+            raise DataError(
+                "some distances between pictures are NaN; they must be numbers: the embeddings "
+                "are broken, so train the model again, at a lower rate"
+            )
+        key = np.concatenate([self._key(wrong_PK, part), self._key(right_PW, part) | 1], axis=1)
+        # What is not there is infinitely far, and no answer.
+        key[:, depth:][np.isposinf(right_PW)] &= ~key.dtype.type(1)
+        key.sort(axis=1)
+        return np.asarray(key[:, :depth] & 1, dtype=bool)
+
+    def _distances(self, part: slice) -> Floats:
+        """Of each probe to all pictures, or what is in their order: a block to be written over."""
+        probe = self._probe_P[part]
+        if self._folded is None:
+            dist = self._comparison.matrix(self._emb_ND[probe], self._emb_ND)
+            return np.array(dist, dtype=np.float32)
+        # Memory that is new costs as much as the product: each thread keeps its own.
+        if not hasattr(self._scratch, "block"):
+            self._scratch.block = np.empty((len(probe), len(self._emb_ND)), dtype=np.float32)
+        if len(self._scratch.block) < len(probe):
+            self._scratch.block = np.empty((len(probe), len(self._emb_ND)), dtype=np.float32)
+        block: Floats = self._scratch.block[: len(probe)]
+        return np.matmul(self._folded.left[probe], self._folded.right.T, out=block)
+
+    def _key(self, dist: Floats, part: slice) -> NDArray[Any]:
+        """Twice a whole number in the order of the distances, and equal where they are."""
+        if self._folded is None or self._plain is None:
+            return _ascending(dist).astype(np.int64) << 1
+        square = dist + self._folded.square[self._probe_P[part]][:, None]
+        far = self._plain.of_square(np.maximum(square, 0, out=square))
+        # None is negative, so that the sign's bit is free and a half of the bytes will do.
+        return far.view(np.uint32) << np.uint32(1)
+
+
+def _smallest(dist_PN: Floats, num: int) -> Floats:
+    """The `num` smallest of each row, shape (P, num), in no order; NaN where the row has one.
+
+    They lie in the `num` groups of columns whose least are smallest, so that one quick pass,
+    which looks at each number once, leaves few to choose among. `dist_PN` is written over.
+    """
+    rows, width = dist_PN.shape
+    each = math.isqrt(width // num)
+    groups = width // each
+    rest_PM = dist_PN[:, groups * each :]
+    group_PEG = dist_PN[:, : groups * each].reshape(rows, each, groups)
+    least_PG = np.minimum.reduce(group_PEG, axis=1)
+    broken = np.isnan(least_PG).any() or np.isnan(rest_PM).any()
+    if broken:
+        return np.full((rows, num), np.nan, dtype=np.float32)
+    if each >= WORTH_GROUPS:
+        chosen_PG = np.argpartition(least_PG, num - 1, axis=1)[:, :num]
+        found = group_PEG[np.arange(rows)[:, None], :, chosen_PG].reshape(rows, -1)
+        dist_PN = np.concatenate([found, rest_PM], axis=1)
+    if num < dist_PN.shape[1]:
+        dist_PN.partition(num - 1, axis=1)
+    return dist_PN[:, :num]
 
 
 def _ascending(dist: NDArray[np.float32]) -> NDArray[np.int32]:

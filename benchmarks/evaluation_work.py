@@ -1,0 +1,144 @@
+"""One evaluation in a process of its own: `python -m benchmarks.evaluation_work WHO N D I THREADS`.
+
+Prints its seconds, its figures and how many MB it needed above what it held before, as JSON. What
+is loaded and made ready once is not timed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def main() -> None:
+    who, num, dim, identities, threads = sys.argv[1], *map(int, sys.argv[2:])
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    small, big = (_embeddings(n, dim, i) for n, i in ((500, 25), (num, identities)))
+    WORK[who](*small)()
+    work = WORK[who](*big)
+    before = _peak()
+    start = time.perf_counter()
+    found = work()
+    seconds = time.perf_counter() - start
+    print(json.dumps({"seconds": seconds, "mb": _peak() - before, "found": found}))
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _embeddings(num: int, dim: int, identities: int) -> tuple[NDArray[np.float32], NDArray]:
+    rng = np.random.default_rng(0)
+    label = np.arange(num) % identities
+    emb = 1.5 * rng.standard_normal((num, dim)) + rng.standard_normal((identities, dim))[label]
+    return emb.astype(np.float32), label
+
+
+def _ours(emb, label) -> Callable[[], list[float]]:
+    from twinlens.measure.distances import PlainComparison
+    from twinlens.measure.retrieval import retrieval
+
+    def work() -> list[float]:
+        forged = np.zeros(len(label), dtype=bool)
+        comparison = PlainComparison("euclidean")
+        found = retrieval(emb, label, forged, comparison, ks=(1,), replicates=0)
+        return [found.recall_at[1].value, found.map_at_r.value]
+
+    return work
+
+
+def _our_eer(emb, label) -> Callable[[], list[float]]:
+    from twinlens.measure.all_pairs import all_pairs_eer
+    from twinlens.measure.distances import PlainComparison
+
+    forged = np.zeros(len(label), dtype=bool)
+    return lambda: [all_pairs_eer(emb, label, forged, PlainComparison("euclidean")).eer]
+
+
+def _calculator(emb, label, knn) -> Callable[[], list[float]]:
+    import torch
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+    names = ("precision_at_1", "mean_average_precision_at_r")
+    calculator = AccuracyCalculator(include=names, k="max_bin_count", knn_func=knn)
+    tensor, labels = torch.from_numpy(emb), torch.from_numpy(label)
+
+    def work() -> list[float]:
+        found = calculator.get_accuracy(tensor, labels)
+        return [found[name] for name in names]
+
+    return work
+
+
+def _custom(emb, label) -> Callable[[], list[float]]:
+    from pytorch_metric_learning.distances import LpDistance
+    from pytorch_metric_learning.utils.inference import CustomKNN
+
+    distance = LpDistance(normalize_embeddings=False)
+    return _calculator(emb, label, CustomKNN(distance, batch_size=1000))
+
+
+def _oml(emb, label) -> Callable[[], list[float]]:
+    import torch
+    from oml.functional.knn import batched_knn
+    from oml.functional.metrics import calc_retrieval_metrics
+    from oml.retrieval import RetrievalResults
+
+    num, largest = len(label), int(np.bincount(label).max()) - 1
+    tensor, labels, rows = torch.from_numpy(emb), torch.from_numpy(label), torch.arange(num)
+
+    def work() -> list[float]:
+        found = RetrievalResults(*batched_knn(tensor, rows, rows, top_n=largest, labels_gt=labels))
+        metrics = calc_retrieval_metrics(
+            found.retrieved_ids, found.gt_ids, cmc_top_k=(1,), precision_top_k=(),
+            map_top_k=(largest,), verbose=False,
+        )  # fmt: skip
+        # Its map@k divides by the right ones that it found; R is what MAP@R divides by.
+        precisions = [
+            _average_precision(torch.isin(ids, right).numpy())
+            for ids, right in zip(found.retrieved_ids, found.gt_ids, strict=True)
+        ]
+        return [float(metrics["cmc"][1]), float(np.mean(precisions))]
+
+    return work
+
+
+def _average_precision(right) -> float:
+    return float((np.cumsum(right) * right / np.arange(1, len(right) + 1)).mean())
+
+
+def _sklearn(emb, label) -> Callable[[], list[float]]:
+    from scipy.spatial.distance import pdist
+    from sklearn.metrics import roc_curve
+
+    def work() -> list[float]:
+        distance = pdist(emb)
+        first, second = np.triu_indices(len(label), 1)
+        far, tar, _ = roc_curve(label[first] == label[second], -distance)
+        gap = far - (1 - tar)
+        after = int(np.searchsorted(gap, 0))
+        share = -gap[after - 1] / (gap[after] - gap[after - 1])
+        return [float(far[after - 1] + share * (far[after] - far[after - 1]))]
+
+    return work
+
+
+WORK = {
+    "ours": _ours,
+    "our_eer": _our_eer,
+    "faiss": lambda emb, label: _calculator(emb, label, None),
+    "custom": _custom,
+    "oml": _oml,
+    "sklearn": _sklearn,
+}
+
+if __name__ == "__main__":
+    main()
