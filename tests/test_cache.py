@@ -15,7 +15,7 @@ from PIL import Image
 
 from twinlens.config import PictureSettings
 from twinlens.data import cache
-from twinlens.data.cache import Broken, Decoded, decode_table
+from twinlens.data.cache import Broken, Decoded, Stream, decode_table
 from twinlens.data.decode import read_array
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
@@ -109,6 +109,71 @@ def test_progress_counts_every_picture(folder: Path, tmp_path: Path) -> None:
     calls.clear()
     decode(table, tmp_path / "cache", memory_limit=0, progress=progress)
     assert calls == [(12, 12)]
+
+
+# --- a few at a time ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_a_stream_gives_what_the_table_decodes_to(folder: Path, tmp_path: Path, size: int) -> None:
+    table = table_of(sorted(folder.iterdir()), folder)
+    whole = decode(table, tmp_path / "cache")
+    stream = Stream(table, SPEC, max_pixels=LIMIT, max_broken=0.2, cache_dir=tmp_path / "cache")
+    found = list(stream.batches(size))
+    assert [len(batch) for _, batch in found[:-1]] == [size] * (len(found) - 1)
+    np.testing.assert_array_equal(np.concatenate([batch for _, batch in found]), whole.pixels)
+    seen = [rows for rows, _ in found]
+    assert seen == sorted(seen)
+    assert seen[-1] == 12
+    assert stream.broken == whole.broken
+    assert list(stream.table.path) == list(whole.table.path)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_stream_takes_what_lies_in_the_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = table_of(sorted(folder.iterdir()), folder)
+    whole = decode(table, tmp_path / "cache", memory_limit=0)
+    forbid_decoding(monkeypatch)
+    stream = Stream(table, SPEC, max_pixels=LIMIT, max_broken=0.2, cache_dir=tmp_path / "cache")
+    found = list(stream.batches(4))
+    assert [rows for rows, _ in found] == [4, 8, 10]
+    np.testing.assert_array_equal(np.concatenate([batch for _, batch in found]), whole.pixels)
+    assert stream.broken == whole.broken
+
+
+def test_a_stream_decodes_ahead_and_no_more_than_a_block(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first batch is looked at, the next ones are decoded, without end only for few."""
+    begun: list[str] = []
+
+    def noted(path: str, spec: PictureSettings, *, max_pixels: int) -> np.ndarray:
+        begun.append(path)
+        return np.zeros((3, 8, 6), np.uint8)
+
+    monkeypatch.setattr(cache, "read_array", noted)
+    monkeypatch.setattr(cache, "BLOCK_BYTES", 1)  # Which makes blocks of 8.
+    many = table_of([folder / f"{i}.png" for i in range(40)], folder)
+    stream = Stream(many, SPEC, max_pixels=LIMIT, max_broken=0.2, cache_dir=tmp_path)
+    batches = stream.batches(2)
+    next(batches)
+    until = time.monotonic() + 30
+    while len(begun) < 9 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(begun) == 9  # Two were taken, one of which made room for another.
+    batches.close()
+    assert len(begun) == 9
+
+
+def test_a_stream_judges_at_its_end(folder: Path, tmp_path: Path) -> None:
+    table = table_of(sorted(folder.iterdir()), folder)
+    stream = Stream(table, SPEC, max_pixels=LIMIT, max_broken=0.1, cache_dir=tmp_path)
+    with pytest.raises(DataError, match=r"data\.max_broken"):
+        list(stream.batches(5))
+    with pytest.raises(DataError, match="nothing to decode"):
+        Stream(table.select([]), SPEC, max_pixels=LIMIT, max_broken=0.1)
 
 
 # --- the file -----------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """Every picture of a table decoded once, into memory or into a memory-mapped file.
 
+`decode_table` gives all of them at once; `Stream` gives them a few at a time to those who look at
+each once, and decodes the next ones meanwhile.
+
 A file in the cache is an ordinary `.npy` of shape (N, C, H, W) with a JSON sidecar that names the
 rows that could not be read. Both are written beside and renamed, the sidecar last, so that a file
 without a sidecar does not count. This module knows tables and settings; it does not augment,
@@ -16,10 +19,12 @@ import os
 import shutil
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -33,7 +38,7 @@ from twinlens.data.fetch import cache_folder
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, PictureError
 
-__all__ = ["Broken", "Decoded", "decode_table"]
+__all__ = ["Broken", "Decoded", "Stream", "decode_table"]
 
 CACHE_FORMAT = 1
 BLOCK_BYTES = 32 * 2**20
@@ -95,15 +100,13 @@ def decode_table(
         DataError: an empty table, none readable, more than `max_broken` unreadable, or no room
             in `cache_dir`.
     """
-    if len(table) == 0:
-        raise DataError(f"{table.source} holds no pictures: there is nothing to decode")
+    _check_any(table)
     job = _Job(table, spec, max_pixels, max_broken, progress)
     if job.bytes_needed <= memory_limit:
         memory = _Memory(job.shape)
         broken_rows = _decode_into(job, memory)
         return _decoded(table, memory.pixels(), broken_rows)
-    folder = cache_folder() / "pixels" if cache_dir is None else cache_dir
-    target = folder / f"{_key(table, spec, max_pixels)}.npy"
+    target = _folder(cache_dir) / f"{_key(table, spec, max_pixels)}.npy"
     found = _reuse(job, target)
     if found is None:
         _write(job, target)
@@ -113,7 +116,68 @@ def decode_table(
     return found
 
 
+class Stream:
+    """The readable pictures of a table, a batch at a time, the next ones decoded meanwhile.
+
+    They are those of `decode_table` with the same arguments. It holds no more than a block of them,
+    writes no file, and takes from a file what an earlier `decode_table` has put there.
+
+    Attributes:
+        table: the rows that could be read, after the last batch.
+        broken: the rows that are missing from `table`, after the last batch.
+    Raises:
+        DataError: an empty table; none readable or more than `max_broken` unreadable, which is
+            known with the last batch only.
+    """
+
+    def __init__(
+        self,
+        table: ImageTable,
+        spec: PictureSettings,
+        *,
+        max_pixels: int,
+        max_broken: float,
+        cache_dir: Path | None = None,
+    ) -> None:
+        _check_any(table)
+        self.table, self.broken = table, tuple[Broken, ...]()
+        self._job = _Job(table, spec, max_pixels, max_broken, None)
+        folder = _folder(cache_dir)
+        self._known = _reuse(self._job, folder / f"{_key(table, spec, max_pixels)}.npy")
+
+    def batches(self, size: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Pixels (B, C, H, W) of the next `size` readable pictures, with the rows seen so far.
+
+        B is `size` but for the last batch.
+        """
+        if self._known is not None:
+            self.table, self.broken = self._known.table, self._known.broken
+            for start in range(0, len(self.table), size):
+                batch = np.array(self._known.pixels[start : start + size])
+                yield min(start + size, len(self.table)), batch
+            return
+        kept: list[NDArray[np.uint8]] = []
+        broken: list[tuple[int, str]] = []
+        for row, result in enumerate(_results(self._job)):
+            if isinstance(result, str):
+                broken.append((row, result))
+                continue
+            kept.append(result)
+            if len(kept) == size:
+                yield row + 1, np.stack(kept)
+                kept = []
+        _check_broken(self._job, broken)
+        self.table, self.broken = _without(self._job.table, broken)
+        if kept:
+            yield len(self._job.table), np.stack(kept)
+
+
 # --- decoding -----------------------------------------------------------------------------------
+
+
+def _check_any(table: ImageTable) -> None:
+    if len(table) == 0:
+        raise DataError(f"{table.source} holds no pictures: there is nothing to decode")
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +257,7 @@ def _decode_into(job: _Job, sink: _Sink) -> list[tuple[int, str]]:
 
 
 def _results(job: _Job) -> Iterator[NDArray[np.uint8] | str]:
-    """Pixels or a reason for each row in order, decoded by threads a block of rows ahead."""
+    """Pixels or a reason for each row in order; threads keep decoding up to a block ahead."""
     if job.table.pixels is not None:
         yield from (_from_memory(picture, job.spec) for picture in job.table.pixels)
         return
@@ -206,9 +270,15 @@ def _results(job: _Job) -> Iterator[NDArray[np.uint8] | str]:
 
     num = len(job.table)
     block = int(np.clip(BLOCK_BYTES * num // job.bytes_needed, 8, 1024))
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for start in range(0, num, block):
-            yield from pool.map(one, range(start, min(start + block, num)))
+    rows = iter(range(num))
+    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+    try:
+        ahead = deque(pool.submit(one, row) for row in islice(rows, block))
+        while ahead:
+            yield ahead.popleft().result()
+            ahead.extend(pool.submit(one, row) for row in islice(rows, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _from_memory(picture: NDArray[np.uint8], spec: PictureSettings) -> NDArray[np.uint8]:
@@ -238,15 +308,26 @@ def _check_broken(job: _Job, broken: list[tuple[int, str]]) -> None:
 def _decoded(
     table: ImageTable, pixels: NDArray[np.uint8], broken_rows: list[tuple[int, str]]
 ) -> Decoded:
+    readable, broken = _without(table, broken_rows)
+    return Decoded(readable, pixels, broken)
+
+
+def _without(
+    table: ImageTable, broken_rows: list[tuple[int, str]]
+) -> tuple[ImageTable, tuple[Broken, ...]]:
     if not broken_rows:
-        return Decoded(table, pixels, ())
+        return table, ()
     good = np.ones(len(table), dtype=np.bool_)
     good[[row for row, _ in broken_rows]] = False
     broken = tuple(Broken(str(table.path[row]), reason) for row, reason in broken_rows)
-    return Decoded(table.select(good), pixels, broken)
+    return table.select(good), broken
 
 
 # --- the file -----------------------------------------------------------------------------------
+
+
+def _folder(cache_dir: Path | None) -> Path:
+    return cache_folder() / "pixels" if cache_dir is None else cache_dir
 
 
 def _key(table: ImageTable, spec: PictureSettings, max_pixels: int) -> str:

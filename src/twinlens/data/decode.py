@@ -67,13 +67,7 @@ def open_picture(
             or not a picture.
     """
     with _opened(source, max_pixels) as picture:
-        if target is not None:
-            side = 2 * max(target)  # Square, since EXIF may yet turn the picture.
-            picture.draft(None, (side, side))
-        picture.load()
-        with suppress(Exception):  # The pixels are sound where only the EXIF block is not.
-            ImageOps.exif_transpose(picture, in_place=True)
-        return _plain(picture)
+        return _bare(_plain(_loaded(picture, target)))
 
 
 def read_header(source: str | Path | bytes, *, max_pixels: int) -> Header:
@@ -99,7 +93,8 @@ def read_array(
     Raises:
         PictureError: as `open_picture`.
     """
-    return to_array(open_picture(source, max_pixels=max_pixels, target=spec.size), spec)
+    with _opened(source, max_pixels) as picture:
+        return _fitted(_plain(_loaded(picture, spec.size)), spec)
 
 
 def to_array(picture: Image.Image | NDArray[Any], spec: PictureSettings) -> NDArray[np.uint8]:
@@ -120,14 +115,7 @@ def to_array(picture: Image.Image | NDArray[Any], spec: PictureSettings) -> NDAr
         PictureError: a Pillow picture whose file breaks while it loads.
     """
     plain = _plain_of_user(picture) if isinstance(picture, Image.Image) else _of_array(picture)
-    if spec.color == "grey" and plain.mode != "L":
-        plain = plain.convert("L")  # Before resizing: a third of the work.
-    fitted = _FITS[spec.fit](plain, spec)
-    if spec.color == "rgb":
-        fitted = fitted.convert("RGB")
-    array: NDArray[np.uint8] = np.asarray(fitted, dtype=np.uint8)
-    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return np.array(array, order="C", copy=True)
+    return _fitted(plain, spec)
 
 
 # --- opening ------------------------------------------------------------------------------------
@@ -235,6 +223,17 @@ def _reason(error: Exception) -> str:
     return f"broken ({text or type(error).__name__})"
 
 
+def _loaded(picture: Image.Image, target: tuple[int, int] | None) -> Image.Image:
+    """Decoded and turned upright in place."""
+    if target is not None:
+        side = 2 * max(target)  # Square, since EXIF may yet turn the picture.
+        picture.draft(None, (side, side))
+    picture.load()
+    with suppress(Exception):  # The pixels are sound where only the EXIF block is not.
+        ImageOps.exif_transpose(picture, in_place=True)
+    return picture
+
+
 def _orientation(picture: Image.Image) -> int:
     # Asking PNG for EXIF that its header lacks decodes it whole; TIFF's sizes are turned already.
     if "exif" not in picture.info or picture.format == "TIFF":
@@ -266,19 +265,22 @@ def _plain_of_user(picture: Image.Image) -> Image.Image:
 
 
 def _plain(picture: Image.Image) -> Image.Image:
-    """Any loaded picture as "L" or "RGB", a plain copy without metadata."""
+    """Any loaded picture as "L" or "RGB"; one that is so already is not copied."""
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):
         return Image.fromarray(_eight_bits(np.asarray(picture)))
     if picture.has_transparency_data or picture.mode in ("La", "LA", "PA", "RGBA", "RGBa"):
-        plain = _on_white(picture)
-    elif picture.mode in ("1", "L"):
-        plain = picture.convert("L")
-    else:
-        plain = picture.convert("RGB")
-    bare = Image.new(plain.mode, plain.size)  # Leaves EXIF, profiles and the file behind.
-    bare.paste(plain)
+        return _on_white(picture)
+    if picture.mode in ("L", "RGB"):
+        return picture
+    return picture.convert("L" if picture.mode == "1" else "RGB")
+
+
+def _bare(picture: Image.Image) -> Image.Image:
+    """A copy that leaves EXIF, profiles and the file behind."""
+    bare = Image.new(picture.mode, picture.size, None)
+    bare.paste(picture)
     return bare
 
 
@@ -346,6 +348,17 @@ def _unit_to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 # --- to the network's size ----------------------------------------------------------------------
+
+
+def _fitted(plain: Image.Image, spec: PictureSettings) -> NDArray[np.uint8]:
+    if spec.color == "grey" and plain.mode != "L":
+        plain = plain.convert("L")  # Before resizing: a third of the work.
+    fitted = _FITS[spec.fit](plain, spec)
+    if spec.color == "rgb" and fitted.mode != "RGB":
+        fitted = fitted.convert("RGB")
+    array: NDArray[np.uint8] = np.asarray(fitted, dtype=np.uint8)
+    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return np.array(array, order="C", copy=True)
 
 
 def _stretch(picture: Image.Image, spec: PictureSettings) -> Image.Image:

@@ -6,19 +6,21 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from twinlens.config import DataSettings
-from twinlens.data.cache import decode_table
+from twinlens.data.cache import Stream
 from twinlens.data.table import ImageTable
 from twinlens.jobs.outputs import check_place, whole_file
 from twinlens.jobs.pictures import read_data
 from twinlens.match.matcher import Matcher
-from twinlens.model.encoder import embed_pixels
+from twinlens.model.encoder import Encoder, embed_pixels, pictures_at_once
 from twinlens.progress import Progress, console_log
 
-__all__ = ["embed"]
+__all__ = ["embed", "embed_stream"]
 
 log = logging.getLogger("twinlens")
 
@@ -49,28 +51,36 @@ def embed(
         matcher = Matcher.load(model)
         origin = matcher.bundle.origin
         settings = DataSettings() if origin is None else origin.data
-        decoded = decode_table(
+        stream = Stream(
             read_data(matcher.bundle, data, root),
             matcher.bundle.encoder.picture,
             max_pixels=settings.max_pixels,
             max_broken=settings.max_broken,
-            progress=Progress("reading"),
         )
-        for broken in decoded.broken:
+        emb_ND = embed_stream(matcher.bundle.encoder, stream)
+        for broken in stream.broken:
             log.warning("skipped %s: %s", broken.path, broken.reason)
-        emb_ND = embed_pixels(
-            matcher.bundle.encoder, decoded.pixels, progress=Progress("embedding")
-        )
         rows = pa.table(
             {
-                "path": _strings(decoded.table.path),
-                "identity": _strings(decoded.table.identity),
+                "path": _strings(stream.table.path),
+                "identity": _strings(stream.table.identity),
                 "embedding": pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), emb_ND.shape[1]),
             }
         ).replace_schema_metadata({"twinlens.fingerprint": matcher.fingerprint})
         with whole_file(out) as part:
             pq.write_table(rows, part)
         return len(rows)
+
+
+def embed_stream(encoder: Encoder, stream: Stream) -> NDArray[np.float32]:
+    """The embeddings (N, D) of the readable pictures, in the batches of `embed_pixels`."""
+    progress, total = Progress("embedding"), len(stream.table)
+    parts = []
+    for seen, pixels in stream.batches(pictures_at_once(encoder)):
+        parts.append(embed_pixels(encoder, pixels, batch_size=len(pixels)))
+        progress(seen, total)
+    progress.close()
+    return np.concatenate(parts)
 
 
 def _strings(names: Iterable[str]) -> pa.Array:
