@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from twinlens.data.decode import open_picture
-from twinlens.data.montage import draw_verdict
 from twinlens.jobs.outputs import check_place, whole_file
 from twinlens.match.answers import VerifyAnswer
 from twinlens.match.matcher import Matcher
@@ -27,6 +26,9 @@ def verify(
 ) -> VerifyAnswer:
     """Whether two picture files show the same thing; `show` draws them with the verdict.
 
+    Torch is not loaded for one of our own networks with a comparator that is not learned; whoever
+    asks often does so quicker of `load(model)`.
+
     Args:
         model: a model's folder or a run's.
         a: a picture file.
@@ -39,9 +41,11 @@ def verify(
     """
     if show is not None:
         check_place(show)
-    matcher = load(model)
+    matcher = Matcher.lazy(model)
     answer = matcher.verify(a, b)
     if show is not None:
+        from twinlens.data.montage import draw_verdict
+
         left, right = (open_picture(path, max_pixels=matcher.max_pixels) for path in (a, b))
         lines = [
             answer.verdict,

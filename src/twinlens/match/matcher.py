@@ -1,17 +1,19 @@
 """Matcher: a trained model that embeds pictures and answers "are these two the same?".
 
+Torch comes with a model's networks: at once by `load`, and by `lazy` when they are needed.
+
 Shapes: N pictures, C channels, H x W pixels, D dimensions.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,13 +24,19 @@ from twinlens.match.answers import VerifyAnswer
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.distances import PLAIN, PlainComparison
 from twinlens.measure.metrics import matches
-from twinlens.model.bundle import Bundle, load_bundle
-from twinlens.model.comparators import NumpyComparison, Sigmoid
-from twinlens.model.encoder import embed_pixels
+from twinlens.measure.pairs import Comparison
+from twinlens.model.bundle import Bundle, Stored, build_bundle, load_bundle, read_stored
+from twinlens.model.plain import PlainEncoder, plain_encoder, sigmoid_scale
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Matcher", "Picture"]
 
-Picture = str | Path | Image.Image | NDArray[Any] | torch.Tensor
+FEW = 16
+"""Pictures at once up to which the networks of `model.plain` spare a lazy matcher torch."""
+
+Picture: TypeAlias = "str | Path | Image.Image | NDArray[Any] | torch.Tensor"
 """A path, a Pillow picture, an array (H, W[, C]), or a tensor (C, H, W) or (H, W).
 
 Arrays and tensors are uint8, bool, or floats in [0, 1].
@@ -44,15 +52,18 @@ class Matcher:
         calibration: None where the model has none, and then it refuses to say yes or no.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
-        self.path = bundle.path
-        self.fingerprint = bundle.fingerprint
+    def __init__(self, model: Bundle | Stored) -> None:
+        self._given = model
+        if isinstance(model, Stored):
+            self._network, self._picture = model.model, model.picture
+        else:
+            self._network, self._picture = model.encoder.model_settings, model.encoder.picture
+        self.path = model.path
+        self.fingerprint = model.fingerprint
         self.calibration = (
-            None if bundle.calibration is None else Calibration.from_json(bundle.calibration)
+            None if model.calibration is None else Calibration.from_json(model.calibration)
         )
-        self.comparison = NumpyComparison(bundle.comparator)
-        self.max_pixels = (bundle.origin.data if bundle.origin else DataSettings()).max_pixels
+        self.max_pixels = (model.origin.data if model.origin else DataSettings()).max_pixels
 
     @classmethod
     def load(cls, path: str | Path) -> Matcher:
@@ -63,20 +74,57 @@ class Matcher:
         """
         return cls(load_bundle(path))
 
+    @classmethod
+    def lazy(cls, path: str | Path) -> Matcher:
+        """As `load`, but the networks are built when they are needed.
+
+        A few pictures need none of torch where the network is one of ours and the comparator in
+        `PLAIN`; their distances differ from those of `load` in the last bits (up to 1e-5).
+
+        Raises:
+            ModelError: no model, a damaged one, or one of a newer format. That the weights are
+                another network's is seen when it is built.
+        """
+        return cls(read_stored(path))
+
     def __repr__(self) -> str:
         state = "uncalibrated" if self.calibration is None else "calibrated"
         return f"Matcher({str(self.path)!r}, {state}, fingerprint {self.fingerprint})"
 
     @cached_property
+    def bundle(self) -> Bundle:
+        """The networks, with torch.
+
+        Raises:
+            ModelError: the weights are another network's.
+        """
+        return build_bundle(self._given) if isinstance(self._given, Stored) else self._given
+
+    @cached_property
     def plain(self) -> PlainComparison | None:
         """The comparator without torch; None for a learned one that has to have it."""
-        comparator = self.bundle.comparator
-        name = self.bundle.encoder.model_settings.comparator
+        name = self._network.comparator
         if name not in PLAIN:
             return None
-        if isinstance(comparator, Sigmoid):
-            return PlainComparison(name, float(comparator.log_scale.detach().exp()))
-        return PlainComparison(name)
+        if name != "sigmoid":
+            return PlainComparison(name)
+        if isinstance(self._given, Stored):
+            return PlainComparison(name, sigmoid_scale(self._given))
+        log_scale = self.bundle.comparator.get_parameter("log_scale")
+        return PlainComparison(name, float(log_scale.detach().exp()))
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """The comparator, for arrays of embeddings; a lazy matcher's without torch, if it can be.
+
+        Raises:
+            ModelError: the weights are another network's.
+        """
+        if isinstance(self._given, Stored) and self.plain is not None:
+            return self.plain
+        from twinlens.model.comparators import NumpyComparison
+
+        return NumpyComparison(self.bundle.comparator)
 
     def pixels(self, pictures: Picture | Sequence[Picture]) -> NDArray[np.uint8]:
         """Pictures as the network takes them, uint8, shape (N, C, H, W).
@@ -97,7 +145,7 @@ class Matcher:
         self, pictures: Picture | Sequence[Picture], *, batch_size: int | None = None
     ) -> NDArray[np.float32]:
         """Embeddings, shape (N, D), of pictures given in any of the ways of `Picture`."""
-        return embed_pixels(self.bundle.encoder, self.pixels(pictures), batch_size=batch_size)
+        return self._embed(self.pixels(pictures), batch_size)
 
     def distance(self, a: Picture, b: Picture) -> float:
         """The distance of two pictures, lower is closer; exactly 0 for a picture and itself."""
@@ -145,15 +193,29 @@ class Matcher:
         # Each distinct picture is embedded once and alone: a network's last bits may depend on a
         # picture's place in its batch, and a picture is no distance from itself.
         first, second = self.pixels([a])[0], self.pixels([b])[0]
-        emb_a = embed_pixels(self.bundle.encoder, first[None])
+        emb_a = self._embed(first[None])
         same = np.array_equal(first, second)
-        return emb_a, emb_a if same else embed_pixels(self.bundle.encoder, second[None])
+        return emb_a, emb_a if same else self._embed(second[None])
+
+    def _embed(
+        self, pixels_NCHW: NDArray[np.uint8], batch_size: int | None = None
+    ) -> NDArray[np.float32]:
+        if len(pixels_NCHW) <= FEW and self._plain_encoder is not None:
+            return self._plain_encoder.embed(pixels_NCHW)
+        from twinlens.model.encoder import embed_pixels
+
+        return embed_pixels(self.bundle.encoder, pixels_NCHW, batch_size=batch_size)
+
+    @cached_property
+    def _plain_encoder(self) -> PlainEncoder | None:
+        """A lazy matcher's, where the network is one that needs no torch."""
+        return plain_encoder(self._given) if isinstance(self._given, Stored) else None
 
     def _decode(self, picture: Picture) -> NDArray[np.uint8]:
-        spec = self.bundle.encoder.picture
+        spec = self._picture
         if isinstance(picture, str | Path):
             return read_array(picture, spec, max_pixels=self.max_pixels)
-        if isinstance(picture, torch.Tensor):
+        if _is_tensor(picture):
             picture = picture.detach().cpu()
             # numpy has no bfloat16.
             array = (picture.float() if picture.is_floating_point() else picture).numpy()
@@ -164,6 +226,12 @@ class Matcher:
             "a picture is a path, a Pillow picture, an array (H, W[, C]) or a tensor (C, H, W), "
             f"found {type(picture).__name__}"
         )
+
+
+def _is_tensor(picture: Any) -> TypeGuard[torch.Tensor]:
+    """A tensor can only have come from where torch is loaded already."""
+    kind = getattr(sys.modules.get("torch"), "Tensor", None)
+    return kind is not None and isinstance(picture, kind)
 
 
 def _cosine(a_D: NDArray[np.float32], b_D: NDArray[np.float32]) -> float:

@@ -2,7 +2,7 @@
 
 `model.json` holds the format's version, the settings of the network and of its preprocessing, the
 checksum of the weights, the calibration as plain data, and what the model was trained on. This
-module does not know what a calibration means.
+module does not know what a calibration means, and needs torch only to build networks or save them.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 import twinlens
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, ModelError
 from twinlens.files import replacing
-from twinlens.model.comparators import Comparator, make_comparator
-from twinlens.model.compute import pick_device
-from twinlens.model.encoder import Encoder
 
-__all__ = ["FORMAT", "Bundle", "Origin", "hash_identities", "load_bundle", "model_folder",
-           "save_bundle", "with_calibration", "write_text"]  # fmt: skip
+if TYPE_CHECKING:
+    from twinlens.model.comparators import Comparator
+    from twinlens.model.encoder import Encoder
+
+__all__ = ["FORMAT", "Bundle", "Origin", "Stored", "build_bundle", "hash_identities",
+           "load_bundle", "model_folder", "part_of", "read_stored", "save_bundle",
+           "with_calibration", "write_text"]  # fmt: skip
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -52,6 +53,23 @@ class Origin:
     seed: int
     data: DataSettings
     identities: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a model's folder says of it, whole and of these weights; no network is built yet."""
+
+    model: ModelSettings
+    picture: PictureSettings
+    fingerprint: str
+    calibration: dict[str, Any] | None
+    origin: Origin | None
+    path: Path
+
+    @property
+    def weights(self) -> Path:
+        """The file of the encoder's and the comparator's weights, a prefix before each name."""
+        return self.path / WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -104,6 +122,8 @@ def save_bundle(
     calibration: dict[str, Any] | None = None,
 ) -> Bundle:
     """Write a model folder, beside its place and then renamed; an older one there is replaced."""
+    from safetensors.torch import save_file
+
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -145,6 +165,15 @@ def load_bundle(path: str | Path) -> Bundle:
     Raises:
         ModelError: no model, a damaged one, or one of a newer format.
     """
+    return build_bundle(read_stored(path))
+
+
+def read_stored(path: str | Path) -> Stored:
+    """Read what a model folder, or the run folder around one, says, and check its files.
+
+    Raises:
+        ModelError: no model, a damaged one, or one of a newer format.
+    """
     folder = model_folder(path)
     description = _read_description(folder)
     weights_file = folder / WEIGHTS
@@ -162,21 +191,43 @@ def load_bundle(path: str | Path) -> Bundle:
     try:
         picture = PictureSettings.model_validate(description["picture"])
         settings = ModelSettings.model_validate(description["model"])
-        encoder = Encoder(settings, picture, load=False)
-        comparator = make_comparator(settings.comparator, settings.embedding)
-        weights = load_file(weights_file)
-        encoder.load_state_dict(_part(weights, "encoder."))
-        comparator.load_state_dict(_part(weights, "comparator."))
         origin = _origin(description.get("origin"))
     except _DAMAGES as error:
-        line = " ".join(str(error).split())
-        raise ModelError(f"the model {folder} is damaged: {line}") from error
+        raise _damaged(folder, error) from error
+    return Stored(settings, picture, fingerprint, description.get("calibration"), origin, folder)
+
+
+def build_bundle(stored: Stored) -> Bundle:
+    """The networks of a model that was read, on CUDA where there is one.
+
+    Raises:
+        ModelError: its weights are not of the network that it names.
+    """
+    from safetensors.torch import load_file
+
+    from twinlens.model.comparators import make_comparator
+    from twinlens.model.compute import pick_device
+    from twinlens.model.encoder import Encoder
+
+    try:
+        encoder = Encoder(stored.model, stored.picture, load=False)
+        comparator = make_comparator(stored.model.comparator, stored.model.embedding)
+        weights = load_file(stored.weights)
+        encoder.load_state_dict(part_of(weights, "encoder."))
+        comparator.load_state_dict(part_of(weights, "comparator."))
+    except _DAMAGES as error:
+        raise _damaged(stored.path, error) from error
     device = pick_device("auto")
     encoder.to(device).eval()
     comparator.to(device).eval()
     return Bundle(
-        encoder, comparator, fingerprint, description.get("calibration"), origin, folder,
-    )  # fmt: skip
+        encoder, comparator, stored.fingerprint, stored.calibration, stored.origin, stored.path
+    )
+
+
+def _damaged(folder: Path, error: Exception) -> ModelError:
+    line = " ".join(str(error).split())
+    return ModelError(f"the model {folder} is damaged: {line}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -185,7 +236,8 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _part(weights: dict[str, Any], prefix: str) -> dict[str, Any]:
+def part_of(weights: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The weights whose names begin so, by what follows: "encoder." or "comparator."."""
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 

@@ -1,0 +1,332 @@
+"""Our own networks on numpy arrays, for a few pictures where importing torch would take longest.
+
+`backbones`, `heads` and `encoder` are the definition, and the tests compare the two over their
+settings. What is not known here (timm's networks, learned comparators) is left to torch.
+
+Shapes: N pictures, C channels, H x W pixels (a map of features is (H, W, C) here), F features,
+D dimensions of the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from twinlens.config import ModelSettings, PictureSettings
+from twinlens.errors import ModelError
+from twinlens.model.bundle import Stored, part_of
+
+__all__ = ["PlainEncoder", "plain_encoder", "sigmoid_scale"]
+
+Floats = NDArray[np.float32]
+Step = Callable[[Floats], Floats]
+Size = tuple[int, int]
+
+EPSILON = 1e-5  # of torch's batch norms
+
+
+@dataclass(frozen=True)
+class PlainEncoder:
+    """An `Encoder` in inference mode that needs no torch."""
+
+    model_settings: ModelSettings
+    picture: PictureSettings
+    step: Step
+
+    def embed(self, pixels_NCHW: NDArray[np.uint8]) -> Floats:
+        """Embeddings, shape (N, D), of decoded pictures, uint8, shape (N, C, H, W).
+
+        Each picture is computed alone: its embedding does not depend on the others.
+        """
+        return np.stack([self._embed_one(one_CHW) for one_CHW in pixels_NCHW])
+
+    def _embed_one(self, pixels_CHW: NDArray[np.uint8]) -> Floats:
+        mean = np.array(self.picture.mean, dtype=np.float32)
+        std = np.array(self.picture.std, dtype=np.float32)
+        map_HWC = np.ascontiguousarray(pixels_CHW.transpose(1, 2, 0), dtype=np.float32)
+        emb_D = self.step((map_HWC / np.float32(255) - mean) / std)
+        if self.model_settings.normalize:
+            emb_D = emb_D / max(float(np.linalg.norm(emb_D)), 1e-12)
+        return np.asarray(emb_D, dtype=np.float32)
+
+
+def plain_encoder(stored: Stored) -> PlainEncoder | None:
+    """The network of a stored model.
+
+    Returns:
+        None where the backbone is not one of ours, or the weights are not those of the settings.
+    """
+    model, picture = stored.model, stored.picture
+    if model.backbone not in _BACKBONES:
+        return None
+    try:
+        weights = _Weights(part_of(load_file(stored.weights), "encoder."))
+        backbone, num_features = _BACKBONES[model.backbone](weights, picture, model)
+        head = _head(weights, num_features, model)
+    except (TypeError, _OtherWeightsError):  # TypeError: bfloat16, which numpy lacks.
+        return None
+    # A tensor that nothing has read is of a layer that this module does not know.
+    known = not weights.names
+    return PlainEncoder(model, picture, _in_turn([backbone, head])) if known else None
+
+
+def sigmoid_scale(stored: Stored) -> float:
+    """What a stored comparator "sigmoid" multiplies the Euclidean distance by.
+
+    Raises:
+        ModelError: the weights are another comparator's.
+    """
+    log_scale = part_of(load_file(stored.weights), "comparator.").get("log_scale")
+    if log_scale is None:
+        raise ModelError(f"the model {stored.path} is damaged: its weights lack the comparator's")
+    return float(np.exp(log_scale))
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+class _OtherWeightsError(Exception):
+    """A tensor is missing or has another shape."""
+
+
+class _Weights:
+    """Tensors that are taken one by one, by name and shape; -1 stands for any length."""
+
+    def __init__(self, tensors: Mapping[str, Floats]) -> None:
+        counts = "num_batches_tracked"  # No network of ours reads them.
+        self._left = {name: value for name, value in tensors.items() if not name.endswith(counts)}
+
+    @property
+    def names(self) -> set[str]:
+        """What nobody has taken."""
+        return set(self._left)
+
+    def take(self, name: str, *shape: int) -> Floats:
+        found = self._left.pop(name, None)
+        if found is None or found.dtype != np.float32 or found.ndim != len(shape):
+            raise _OtherWeightsError(name)
+        if any(wanted not in (-1, n) for n, wanted in zip(found.shape, shape, strict=True)):
+            raise _OtherWeightsError(name)
+        return found
+
+
+# --- layers -------------------------------------------------------------------------------------
+
+
+def _in_turn(steps: list[Step]) -> Step:
+    return lambda x: reduce(lambda value, step: step(value), steps, x)
+
+
+def _convolution(
+    weights: _Weights, name: str, width: int, channel: int, kernel: int, *,
+    stride: int = 1, padding: Size = (0, 0), bias: bool = True,
+) -> Step:  # fmt: skip
+    """`padding` is before and after, the same for rows and columns."""
+    kernel_OIHW = weights.take(f"{name}.weight", channel, width, kernel, kernel)
+    shift = weights.take(f"{name}.bias", channel) if bias else np.float32(0)
+    # The windows come row by row, each with its channels last, and so must what they meet.
+    matrix = np.ascontiguousarray(kernel_OIHW.transpose(2, 3, 1, 0).reshape(-1, channel))
+
+    def step(x_HWC: Floats) -> Floats:
+        padded = np.pad(x_HWC, (padding, padding, (0, 0)))
+        windows = sliding_window_view(padded, (kernel, kernel), axis=(0, 1))[::stride, ::stride]
+        columns = windows.transpose(0, 1, 3, 4, 2).reshape(-1, len(matrix))
+        return (columns @ matrix + shift).reshape(*windows.shape[:2], channel)
+
+    return step
+
+
+def _linear(weights: _Weights, name: str, width: int, channel: int) -> Step:
+    matrix = weights.take(f"{name}.weight", channel, width)
+    shift = weights.take(f"{name}.bias", channel)
+    return lambda x: matrix @ x + shift
+
+
+def _batch_norm(weights: _Weights, name: str, channel: int) -> Step:
+    scale, shift, mean, variance = (
+        weights.take(f"{name}.{part}", channel).astype(np.float64)
+        for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    scale = scale / np.sqrt(variance + EPSILON)
+    times, plus = scale.astype(np.float32), (shift - mean * scale).astype(np.float32)
+    return lambda x: x * times + plus
+
+
+def _relu(leak: float = 0.0) -> Step:
+    return lambda x: np.maximum(x, np.float32(leak) * x if leak else np.float32(0))
+
+
+def _max_pool(size: int, stride: int) -> Step:
+    def step(x_HWC: Floats) -> Floats:
+        height, length = ((side - size) // stride * stride + 1 for side in x_HWC.shape[:2])
+        parts = [
+            x_HWC[top : top + height : stride, left : left + length : stride]
+            for top in range(size)
+            for left in range(size)
+        ]
+        largest: Floats = reduce(np.maximum, parts)
+        return largest
+
+    return step
+
+
+def _response_norm(x_HWC: Floats) -> Floats:
+    """`nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2)`."""
+    squares = np.pad(np.square(x_HWC), ((0, 0), (0, 0), (2, 2)))
+    mean = sliding_window_view(squares, 5, axis=2).mean(-1, dtype=np.float32)
+    divisor = (2 + np.float32(5e-4) * mean) ** np.float32(0.75)
+    return np.asarray(x_HWC / divisor, dtype=np.float32)
+
+
+def _attention(weights: _Weights, name: str) -> Step:
+    """timm's `EcaModule`: each channel times a sigmoid of its own and its neighbours' means."""
+    kernel = weights.take(f"{name}.conv.weight", 1, 1, -1).ravel()
+
+    def step(x_HWC: Floats) -> Floats:
+        mean = np.pad(x_HWC.mean((0, 1)), len(kernel) // 2)
+        # By tanh, which saturates where exp would overflow.
+        gate: Floats = np.tanh(sliding_window_view(mean, len(kernel)) @ kernel / 2)
+        return np.asarray(x_HWC * (gate / 2 + np.float32(0.5)), dtype=np.float32)
+
+    return step
+
+
+def _flat(x_HWC: Floats) -> Floats:
+    """In torch's order, channels first."""
+    return x_HWC.transpose(2, 0, 1).ravel()
+
+
+def _pooled(wanted: str, own: str, size: Size, channel: int) -> tuple[Step, int]:
+    """What ends a backbone, and the number of features F that it gives."""
+    if (own if wanted == "own" else wanted) == "average":
+        return lambda x: x.mean((0, 1)), channel
+    return _flat, channel * size[0] * size[1]
+
+
+# --- networks, as in `backbones` and `heads` ----------------------------------------------------
+
+
+def _conv(weights: _Weights, picture: PictureSettings, model: ModelSettings) -> tuple[Step, int]:
+    width, (height, length) = picture.channels, picture.size
+    padding = ((model.kernel - 1) // 2, model.kernel // 2)
+    first = 1 - model.kernel % 2  # An even kernel's padding is a layer of its own.
+    steps: list[Step] = []
+    for index, channel in enumerate(model.channels):
+        name = f"backbone.{index}"
+        steps.append(
+            _convolution(weights, f"{name}.{first}", width, channel, model.kernel,
+                         padding=padding, bias=not model.batch_norm)
+        )  # fmt: skip
+        if model.batch_norm:
+            steps.append(_batch_norm(weights, f"{name}.{first + 1}", channel))
+        if min(height, length) >= 2:
+            steps.append(_max_pool(2, 2))
+            height, length = height // 2, length // 2
+        steps.append(_relu(model.leak))
+        width = channel
+    end, num = _pooled(model.pool, "flatten", (height, length), width)
+    return _in_turn([*steps, end]), num
+
+
+def _mlp(weights: _Weights, picture: PictureSettings, model: ModelSettings) -> tuple[Step, int]:
+    width = picture.channels * picture.size[0] * picture.size[1]
+    steps: list[Step] = [_flat]
+    for index, channel in enumerate(model.channels):
+        linear = _linear(weights, f"backbone.{2 * index + 1}", width, channel)
+        steps += [linear, _relu(model.leak)]
+        width = channel
+    return _in_turn(steps), width
+
+
+def _residual(
+    weights: _Weights, picture: PictureSettings, model: ModelSettings
+) -> tuple[Step, int]:
+    width, stride = model.channels[0], model.stride
+    stem = _normed(weights, "backbone.0.0", "backbone.0.1", picture.channels, width, 3, stride)
+    steps: list[Step] = [stem, _relu(model.leak)]
+    size = _strided(picture.size, stride)
+    for index, channel in enumerate(model.channels):
+        stage, stride = f"backbone.{index + 1}", 1 if index == 0 else 2
+        steps += [
+            _block(weights, f"{stage}.0", width, channel, stride, model.leak),
+            _block(weights, f"{stage}.1", channel, channel, 1, model.leak),
+        ]
+        if model.attention == "eca":
+            steps.append(_attention(weights, f"{stage}.2"))
+        width, size = channel, _strided(size, stride)
+    end, num = _pooled(model.pool, "average", size, width)
+    return _in_turn([*steps, end]), num
+
+
+def _strided(size: Size, stride: int) -> Size:
+    return -(-size[0] // stride), -(-size[1] // stride)
+
+
+def _normed(
+    weights: _Weights, name: str, norm: str, width: int, channel: int, kernel: int, stride: int
+) -> Step:
+    padding = (kernel // 2, kernel // 2)
+    convolution = _convolution(
+        weights, name, width, channel, kernel, stride=stride, padding=padding, bias=False
+    )
+    return _in_turn([convolution, _batch_norm(weights, norm, channel)])
+
+
+def _block(
+    weights: _Weights, name: str, width: int, channel: int, stride: int, leak: float
+) -> Step:
+    """torchvision's `BasicBlock`."""
+    relu = _relu(leak)
+    body = _in_turn([
+        _normed(weights, f"{name}.conv1", f"{name}.bn1", width, channel, 3, stride),
+        relu,
+        _normed(weights, f"{name}.conv2", f"{name}.bn2", channel, channel, 3, 1),
+    ])  # fmt: skip
+    shortcut = _in_turn([])
+    if stride != 1 or width != channel:
+        side = f"{name}.downsample"
+        shortcut = _normed(weights, f"{side}.0", f"{side}.1", width, channel, 1, stride)
+    return lambda x: relu(body(x) + shortcut(x))
+
+
+def _signet(weights: _Weights, picture: PictureSettings, model: ModelSettings) -> tuple[Step, int]:
+    size = picture.size
+    for kernel, stride in ((11, model.stride), (3, 2), (3, 2), (3, 2)):
+        size = ((size[0] - kernel) // stride + 1, (size[1] - kernel) // stride + 1)
+    relu, pool = _relu(), _max_pool(3, 2)
+    steps = [
+        _convolution(weights, "backbone.0", picture.channels, 96, 11, stride=model.stride),
+        relu, _response_norm, pool,
+        _convolution(weights, "backbone.4", 96, 256, 5, padding=(2, 2)),
+        relu, _response_norm, pool,
+        _convolution(weights, "backbone.9", 256, 384, 3, padding=(1, 1)), relu,
+        _convolution(weights, "backbone.11", 384, 256, 3, padding=(1, 1)), relu,
+        pool,
+    ]  # fmt: skip
+    end, num = _pooled(model.pool, "flatten", size, 256)
+    return _in_turn([*steps, end]), num
+
+
+def _head(weights: _Weights, num_features: int, model: ModelSettings) -> Step:
+    steps: list[Step] = []
+    width, place, dropout = num_features, 0, int(model.dropout > 0)
+    for index, hidden in enumerate(model.head):
+        steps += [_linear(weights, f"head.{place}", width, hidden), _relu()]
+        place += 2 + dropout
+        last = index == len(model.head) - 1
+        if model.head_norm == "all" or (model.head_norm == "between" and not last):
+            steps.append(_batch_norm(weights, f"head.{place}", hidden))
+            place += 1
+        width = hidden
+    if not model.head:
+        place += dropout
+    return _in_turn([*steps, _linear(weights, f"head.{place}", width, model.embedding)])
+
+
+_BACKBONES = {"conv": _conv, "mlp": _mlp, "residual": _residual, "signet": _signet}
