@@ -28,7 +28,7 @@ class Line:
     """A comparison: both sides with their units, their ratio, and what was aimed at.
 
     `ratio` says what it is a ratio of ("peer / ours 3.1 (2.9 to 3.4)"); `reached` is None where
-    no aim was set; `note` is what a reader must know to trust the figures, or why an aim was missed.
+    no aim was set; `note` is what a reader must know to trust the figures, or why an aim is missed.
     """
 
     what: str
