@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from twinlens.config import OptimizerSettings
 from twinlens.errors import TrainingError
 from twinlens.learn.guard import Watch
+from twinlens.learn.muon import Muon
 from twinlens.learn.objective import Objective
 from twinlens.learn.run import Checkpoint
 from twinlens.model.encoder import Encoder
@@ -113,11 +114,15 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimiser over all that learns; weight decay spares biases and norms (He 2019)."""
     params = [p for m in (encoder, objective) for p in m.parameters() if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in params if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},
     ]
+    if settings.name == "muon":
+        groups[0]["matrices"] = True
     groups = [group for group in groups if group["params"]]
+    if settings.name == "muon":
+        return Muon(groups, settings.rate)
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=settings.rate, fused=True)
     if settings.name == "adam":
