@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import Row, compare
+from benchmarks.table import Line
+from benchmarks.timing import compare
 from twinlens.jobs.cluster import comparison_of
 from twinlens.jobs.pictures import pictures_for
 from twinlens.match.clusters import cluster_embeddings
@@ -34,7 +35,7 @@ from twinlens.model.encoder import embed_pixels
 CUTS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7)
 
 
-def rows() -> Iterator[Row]:
+def lines() -> Iterator[Line]:
     """2,000 pictures of 200 identities around random centres."""
     from sklearn.cluster import AgglomerativeClustering
 
@@ -52,7 +53,7 @@ def rows() -> Iterator[Row]:
         "clusters of 2000 pictures", "scikit-learn, average linkage",
         lambda: cluster_embeddings(emb, comparison, threshold=0.5, angular=True),
         lambda: peer.fit_predict(emb), rounds=3,
-    )  # fmt: skip
+    ).line()  # fmt: skip
 
 
 def main() -> None:

@@ -34,7 +34,14 @@ TORCH = ("torch>=2.14", "torchvision>=0.29")
 PEERS = {
     "keras": ("keras>=3.10", "tensorflow-cpu>=2.20"),
     "pml": ("pytorch-metric-learning>=2.6", *TORCH, "faiss-cpu>=1.8"),
-    "oml": ("open-metric-learning>=3.1", *TORCH),
+    # It asks for numpy 1; pip is told which of the others take that, or it tries for long.
+    "oml": (
+        "open-metric-learning>=3.1",
+        *TORCH,
+        "numpy<2",
+        "opencv-python-headless<4.12",
+        "pandas<3",
+    ),
 }
 """Name -> what pip is asked for."""
 

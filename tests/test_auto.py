@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from twinlens.config import Settings
+from twinlens.config import AugmentSettings, Settings
 from twinlens.data.inspection import Statistics
 from twinlens.errors import ConfigError
 from twinlens.learn.auto import Choice, choose_levels, choose_settings
@@ -63,7 +64,7 @@ def test_every_key_is_chosen_once_with_a_reason(kind: str, closed: bool) -> None
         assert choice.why
         section, field = choice.key.split(".")
         assert getattr(getattr(settings, section), field) == choice.value
-    assert 16 <= max(settings.picture.size) <= 128
+    assert 16 <= max(settings.picture.size) <= 512
     assert Settings.model_validate(settings.model_dump(mode="json")) == settings
 
 
@@ -81,13 +82,34 @@ def test_grey_drawings_and_colour_photographs() -> None:
     assert height / width == pytest.approx(3 / 4, abs=0.1)
 
 
-def test_forgeries_keep_their_proportions_and_details() -> None:
+def test_forgeries_of_handwriting_are_told_by_measures_of_its_strokes() -> None:
     settings, choices = chosen(SIGNATURES)
+    assert settings.model.backbone == "strokes"
+    assert (settings.model.freeze, settings.model.init) == ("all", "whitened")
+    assert settings.augment == Settings().augment
+    assert settings.picture.fit == "pad"
+    assert settings.picture.size == (228, 300)  # Room for higher ones than the median.
+    assert "150 x 300" in choices["picture.size"].why
+    assert not settings.sampler.rotations
+    assert settings.sampler.forged_per_label == settings.sampler.images_per_label == 8
+    assert settings.train.metric == "eer_forged"
+    upright, _ = chosen(replace(SIGNATURES, median_height=4000, median_width=900))
+    assert upright.picture.size == (512, 384)
+
+
+def test_a_network_for_forgeries_keeps_their_proportions_and_details() -> None:
+    settings, choices = chosen(SIGNATURES, {"model.backbone": "conv"})
+    assert settings.model.freeze == "none"
     assert settings.picture.fit == "pad"
     assert settings.picture.size == (64, 128)
     assert "150 x 300" in choices["picture.size"].why
-    assert not settings.sampler.rotations
-    assert settings.train.metric == "eer"
+    assert settings.sampler.forged_per_label == 2
+    assert settings.train.metric == "eer_forged"
+
+
+def test_photographs_with_forgeries_are_not_measured_as_strokes() -> None:
+    settings, _ = chosen(replace(SIGNATURES, border_share=0.1))
+    assert settings.model.backbone == "conv"
 
 
 def test_turned_characters_are_new_ones_only_in_an_open_set() -> None:
@@ -97,7 +119,8 @@ def test_turned_characters_are_new_ones_only_in_an_open_set() -> None:
 
 
 def test_asking_for_turns_makes_the_picture_square() -> None:
-    settings, _ = chosen(SIGNATURES, {"sampler.rotations": True})
+    overrides = {"sampler.rotations": True, "model.backbone": "conv"}
+    settings, _ = chosen(SIGNATURES, overrides)
     assert settings.picture.size == (128, 128)
 
 
@@ -132,7 +155,7 @@ def test_a_length_that_is_asked_for_leaves_no_steps() -> None:
 
 def test_a_network_of_timm_gets_what_it_was_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    settings, _ = chosen(KINDS["digits"], {"model.backbone": "test_resnet"})
+    settings, _ = chosen(CHARACTERS, {"model.backbone": "test_resnet"})
     assert settings.model.pretrained
     assert settings.picture.size == (160, 160)
     assert settings.picture.color == "rgb"
@@ -141,9 +164,69 @@ def test_a_network_of_timm_gets_what_it_was_trained_on(monkeypatch: pytest.Monke
     assert settings.augment == Settings().augment
     assert not settings.sampler.rotations
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    tuned, _ = chosen(KINDS["digits"], {"model.backbone": "test_resnet"})
+    tuned, _ = chosen(CHARACTERS, {"model.backbone": "test_resnet"})
     assert tuned.model.freeze == "none"
-    assert tuned.optimizer.rate < settings.optimizer.rate
+    assert tuned.picture.size == (160, 160)
+    assert (tuned.model.stage, tuned.model.init) == (None, "own")
+    random, _ = chosen(CHARACTERS, {"model.backbone": "test_resnet", "model.pretrained": False})
+    assert tuned.optimizer.rate < random.optimizer.rate
+
+
+LITE0 = {"model.backbone": "tf_efficientnet_lite0", "model.weights": "w"}
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize(
+    ("pixels", "size", "stage", "grid"),
+    [
+        (8, 64, 2, 4),  # Two places of the whole network's map at least.
+        (28, 64, 2, 4),  # Stride 8 at 64 pixels is 8 x 8 places, and 32 at 224 is 7 x 7.
+        (33, 96, 3, 3),  # Of 8 and 16 the nearer to 32 * 96 / 224 = 13.7.
+        (60, 128, 3, 4),
+        (90, 192, None, 1),  # 32 is nearest to 27: the whole network.
+        (97, 224, None, 1),
+        (500, 224, None, 1),
+    ],
+)
+def test_small_pictures_are_seen_small_and_by_the_first_stages(
+    pixels: int, size: int, stage: int | None, grid: int
+) -> None:
+    data = statistics(**PHOTOS, median_height=pixels, median_width=pixels - 5)
+    settings, choices = chosen(data, LITE0)
+    assert settings.picture.size == (size, size)
+    assert (settings.model.stage, settings.model.grid) == (stage, grid)
+    if stage is not None:
+        assert f"of {size}, not 224" in choices["model.stage"].why
+        wanted, _ = chosen(data, LITE0 | {"picture.size": [224, 224]})
+        assert wanted.model.stage is None
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_network_without_coarser_maps_stays_whole() -> None:
+    settings, _ = chosen(KINDS["digits"], {"model.backbone": "test_vit", "model.weights": "w"})
+    assert settings.picture.size == (160, 160)
+    assert (settings.model.stage, settings.model.grid) == (None, 1)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_the_head_of_few_pictures_begins_whitened_and_learns_little() -> None:
+    photos = statistics(**PHOTOS)
+    few, _ = chosen(photos, LITE0)
+    many, _ = chosen(statistics(**PHOTOS, num_pictures=10_000), LITE0)
+    assert (few.model.init, many.model.init) == ("whitened", "own")
+    assert few.train.steps is not None
+    assert many.train.steps is not None
+    assert few.train.steps < many.train.steps
+    assert few.optimizer.rate < many.optimizer.rate
+    assert few.augment.flip
+    assert chosen(photos, LITE0 | {"model.freeze": "none"})[0].model.init == "own"
+    assert chosen(photos, LITE0 | {"model.head": [64]})[0].model.init == "own"
+    assert not chosen(KINDS["digits"], LITE0)[0].augment.flip
 
 
 def test_a_network_of_timm_from_random_weights_looks_at_the_data() -> None:
@@ -156,7 +239,7 @@ def test_a_network_of_timm_from_random_weights_looks_at_the_data() -> None:
     )
     assert not local.model.pretrained
     assert "w" in choices["model.pretrained"].why
-    assert local.picture.size == (160, 160)
+    assert local.picture.size == (64, 64)
 
 
 def test_an_unknown_backbone_is_told_before_any_work() -> None:
@@ -192,3 +275,26 @@ def test_levels_of_pretrained_weights_and_of_the_user() -> None:
     assert "pretrained" in choices["picture.mean"].why
     grey, _ = levels(pixels[:, :1], {"model.backbone": "resnet18", "picture.color": "grey"})
     assert grey.picture.mean == (0.449,)
+
+
+def test_many_pictures_of_a_closed_set_are_learned_as_classes() -> None:
+    garments = statistics(num_pictures=40_000, num_identities=10, median_pictures=4000.0)
+    settings, choices = chosen(garments, closed=True)
+    assert (settings.loss.name, settings.model.classes, settings.model.embedding) == (
+        "classes", True, 10,
+    )  # fmt: skip
+    assert "4000 pictures each" in choices["model.classes"].why
+    assert settings.augment == AugmentSettings()
+    for settings, _ in (
+        chosen(garments),  # Others will come.
+        chosen(garments, {"loss.name": "supcon"}, closed=True),
+        chosen(statistics(median_pictures=99.0), closed=True),
+        chosen(statistics(num_identities=101, median_pictures=500.0), closed=True),
+    ):
+        assert (settings.loss.name, settings.model.classes) == ("supcon", False)
+
+
+def test_many_identities_take_orthogonal_steps() -> None:
+    assert chosen(CHARACTERS)[0].optimizer.name == "muon"
+    assert chosen(KINDS["digits"])[0].optimizer.name == "adamw"
+    assert chosen(CHARACTERS, {"optimizer.name": "sgd"})[0].optimizer.name == "sgd"

@@ -26,6 +26,7 @@ from twinlens.model.backbones import (
     make_backbone,
     num_features,
     pretrained_picture,
+    stage_strides,
 )
 from twinlens.model.comparators import make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
@@ -443,3 +444,38 @@ def test_the_last_map_flattened_or_averaged(name: str, own: str) -> None:
     assert flat.shape[1] > average.shape[1]
     by_channel = flat.view(2, average.shape[1], -1)
     torch.testing.assert_close(by_channel.mean(dim=2), average)
+
+
+@pytest.mark.parametrize(("stage", "grid"), [(0, 1), (2, 4), (3, 2), (4, 1)])
+def test_a_stage_is_the_networks_own_map_averaged(stage: int, grid: int) -> None:
+    torch.manual_seed(0)
+    cut = make_backbone(ModelSettings(backbone="test_resnet", stage=stage, grid=grid), RGB).eval()
+    whole = timm.create_model("test_resnet", num_classes=0).eval()
+    whole.load_state_dict(cut.network.state_dict(), strict=False)
+    x = torch.rand(2, 3, 64, 64)
+    (expected,) = whole.forward_intermediates(x, indices=[stage], intermediates_only=True)
+    torch.testing.assert_close(cut(x), F.adaptive_avg_pool2d(expected, grid).flatten(1))
+    assert num_features(cut, RGB) == expected.shape[1] * grid * grid
+    side = expected.shape[-1]
+    assert stage_strides("test_resnet")[stage] == 64 / side
+
+
+def test_a_stage_leaves_out_what_comes_after_it() -> None:
+    cut = make_backbone(ModelSettings(backbone="test_resnet", stage=1), RGB)
+    names = {name.split(".")[1] for name, _ in cut.named_parameters()}
+    assert "layer1" in names
+    assert not {"layer2", "layer3", "layer4"} & names
+    freeze_before(cut, "layer1")
+    free = {name.split(".")[1] for name, p in cut.named_parameters() if p.requires_grad}
+    assert free == {"layer1"}
+    freeze_before(cut, "all")
+    assert not any(p.requires_grad for p in cut.parameters())
+
+
+def test_networks_without_such_a_stage() -> None:
+    assert "has no stage 7 (it has 0 to 4)" in refusal(
+        ModelSettings(backbone="test_resnet", stage=7)
+    )
+    for name in ("conv", "test_vit"):
+        assert stage_strides(name) == ()
+        assert "(it has none)" in refusal(ModelSettings(backbone=name, stage=1))

@@ -94,6 +94,13 @@ def test_normalised_embeddings_have_length_one() -> None:
     )
 
 
+def test_classes_are_square_roots_of_probabilities() -> None:
+    pixels = pictures(5)
+    logits = torch.from_numpy(embed_pixels(made(normalize=False), pixels))
+    found = embed_pixels(made(classes=True), pixels)
+    np.testing.assert_allclose(found**2, logits.softmax(1).numpy(), atol=1e-6)
+
+
 def test_features_then_projection_is_the_whole() -> None:
     encoder, pixels = made(), pictures(6)
     with torch.no_grad():

@@ -452,7 +452,7 @@ def test_pml_half_precision_is_widened():
     ("name", "args", "message"),
     [
         ("tripplet", {}, "unknown loss 'tripplet': did you mean triplet"),
-        ("zzzz", {}, "bce, contrastive, pml:ClassName, supcon, triplet"),
+        ("zzzz", {}, "bce, classes, contrastive, pml:ClassName, supcon, triplet"),
         ("pml:MultiSimilartyLoss", {}, "did you mean pml:MultiSimilarityLoss"),
         ("pml:BaseMetricLossFunction", {}, "unknown loss"),
         ("pml:MultiSimilarityLoss", {"alfa": 2}, "unknown argument 'alfa': did you mean alpha"),
@@ -485,3 +485,27 @@ def test_the_library_is_imported_only_when_asked_for():
     code = "import sys, twinlens.learn.losses; print('pytorch_metric_learning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_classes_by_hand() -> None:
+    # p of the right identity: 0.64 and 0.25.
+    emb = torch.tensor([[0.8, 0.6], [0.5, 0.75**0.5]], requires_grad=True)
+    value = module.classes(emb, torch.tensor([0, 0]))
+    assert float(value.detach()) == pytest.approx(-(math.log(0.64) + math.log(0.25)) / 2)
+
+
+def test_classes_are_cross_entropy_of_what_the_network_says() -> None:
+    logits = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    label = torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    ours = module.classes(logits.log_softmax(1).div(2).exp(), label)
+    theirs = torch.nn.functional.cross_entropy(logits, label)
+    assert torch.allclose(ours, theirs)
+    got, wanted = (torch.autograd.grad(one, logits, retain_graph=True)[0] for one in (ours, theirs))
+    assert torch.allclose(got, wanted, atol=1e-6)
+
+
+def test_classes_of_no_picture_have_a_gradient() -> None:
+    emb = torch.zeros((0, 3), requires_grad=True)
+    value = module.classes(emb, torch.zeros(0, dtype=torch.int64))
+    value.backward()
+    assert float(value.detach()) == 0

@@ -152,3 +152,17 @@ def test_what_does_not_exist_is_refused_when_it_is_made() -> None:
         objective("triplets")
     with pytest.raises(ConfigError, match=r"loss\.args is for pml"):
         objective("triplet", args={"alpha": 1})
+
+
+def test_classes_are_those_of_the_genuine_pictures() -> None:
+    share = torch.softmax(torch.randn(B, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    found = Objective(LossSettings(name="classes"), make_comparator("cosine", 3), 3, 3)(
+        share.sqrt(), batch(forged=True)
+    )
+    right = share[torch.arange(6), torch.from_numpy(LABEL[:6])]
+    assert torch.allclose(found, -right.log().mean())
+
+
+def test_classes_need_a_dimension_each() -> None:
+    with pytest.raises(ConfigError, match=r"found 3 identities .* set model.embedding=3"):
+        Objective(LossSettings(name="classes"), make_comparator("cosine", 2), 3, 2)

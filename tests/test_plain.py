@@ -85,6 +85,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "head, dropout": {"backbone": "mlp", "channels": (9,), "head": (8, 7), "dropout": 0.5},
     "no head, dropout": {"backbone": "mlp", "channels": (9,), "dropout": 0.5},
     "frozen": {"backbone": "conv", "channels": (5, 7), "freeze": "all"},
+    "classes": {"backbone": "conv", "channels": (5, 7), "classes": True},
 }  # fmt: skip
 
 
@@ -125,12 +126,11 @@ def test_every_setting_of_a_network_is_known() -> None:
     assert set(ModelSettings.model_fields) == {
         "backbone", "channels", "kernel", "batch_norm", "block_dropout", "leak", "attention",
         "stride", "init", "pool", "pretrained", "weights", "freeze", "head", "head_norm",
-        "dropout", "embedding", "normalize", "comparator",
+        "dropout", "embedding", "normalize", "classes", "comparator",
         "stage", "grid",  # of timm's networks alone
     }  # fmt: skip
-    assert {str(network["backbone"]) for network in NETWORKS.values()} | {"signet"} == set(
-        OWN_BACKBONES
-    )
+    known = {str(network["backbone"]) for network in NETWORKS.values()}
+    assert known | {"signet", "strokes"} == set(OWN_BACKBONES)
 
 
 def test_by_hand(tmp_path: Path) -> None:

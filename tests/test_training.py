@@ -22,6 +22,7 @@ from twinlens.config import LossSettings, OptimizerSettings, Settings
 from twinlens.data.batches import make_sampler
 from twinlens.errors import DataError, TrainingError
 from twinlens.learn import training
+from twinlens.learn.course import Course
 from twinlens.learn.features import backbone_features, can_precompute
 from twinlens.learn.feed import Feed, Pool
 from twinlens.learn.learner import Learner, State, make_optimizer, restore, snapshot
@@ -235,7 +236,7 @@ def test_a_snapshot_restores_everything() -> None:
     assert not other.optimizer.state
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "rmsprop", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "adam", "rmsprop", "sgd"])
 def test_weight_decay_spares_biases_and_norms(name: str) -> None:
     settings = digit_settings(optimizer__name=name, optimizer__weight_decay=0.3)
     encoder = Encoder(settings.model, settings.picture)
@@ -387,6 +388,17 @@ def test_a_time_budget_is_kept() -> None:
     assert fitted.history[-1].step == fitted.steps
 
 
+@pytest.mark.parametrize(
+    ("budget", "seconds", "planned"),
+    [(None, 9.0, 10), (50.0, 0.5, 10), (50.0, 2.0, 2), (50.0, 9.0, 1)],
+)
+def test_validations_take_a_tenth_of_a_budget(
+    budget: float | None, seconds: float, planned: int
+) -> None:
+    course = Course(100 if budget is None else None, budget, 10)
+    assert training._affordable(10, course, seconds) == planned
+
+
 def test_ctrl_c_keeps_the_best_so_far() -> None:
     def interrupt(encoder: Encoder, moment: Moment) -> None:
         if moment.step == 25:
@@ -480,6 +492,32 @@ def test_features_of_a_frozen_backbone_are_its_forward_pass() -> None:
     torch.manual_seed(0)
     torch.testing.assert_close(feed(batch, 1), quick)
     assert quick.requires_grad
+
+
+def test_mirrored_features_are_those_of_the_mirrored_pictures() -> None:
+    settings = frozen_settings(augment__flip=True, model__dropout=0.0, model__head_norm="none")
+    assert can_precompute(settings)
+    encoder = Encoder(settings.model, settings.picture).eval()
+    feed = Feed(encoder, TRAIN, settings, CPU)
+    assert feed.features is not None
+    flipped = torch.from_numpy(TRAIN.pixels[TRAIN.row[:20]][..., ::-1].copy())
+    torch.testing.assert_close(feed.features[1, :20], encoder.features(flipped))
+    batch = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(0)
+    seen = feed(batch, 3)
+    assert torch.equal(feed(batch, 3), seen)  # The seed alone decides which are mirrored.
+    plain, mirrored = (encoder.project(view[batch.row]) for view in feed.features)
+    is_plain = (seen == plain).all(1)
+    assert 0 < int(is_plain.sum()) < len(batch.row)
+    assert torch.equal(seen[~is_plain], mirrored[~is_plain])
+
+
+def test_a_whitened_head_is_better_before_the_first_step() -> None:
+    first = {}
+    for init in ("own", "whitened"):
+        settings = digit_settings(augment={}, model__freeze="all", model__init=init, train__steps=1)
+        _, _, fitted = start(settings)
+        first[init] = fitted.history[0].metric
+    assert first["whitened"] > first["own"]
 
 
 def test_a_frozen_backbone_trains_its_head_only() -> None:

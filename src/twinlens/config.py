@@ -81,11 +81,16 @@ class PictureSettings(Section):
 
 class ModelSettings(Section):
     """The network: `backbone` is one of ours (`conv`, `mlp`, `residual`, `signet`) or timm's.
+    `strokes` is ours too: measures of handwriting, with nothing to learn (`model.strokes`).
 
     Our own networks are built from `channels` (the widths), `kernel`, `batch_norm` and
     `block_dropout` (of `conv`'s blocks), `leak` (the slope of the ReLUs below 0), `attention`
     (after each stage of `residual`), `stride` (of the first convolution of `residual` and `signet`)
-    and `init` (Glorot 2010, as in Keras, in place of torch's).
+    and `init` ("glorot", Glorot 2010, as in Keras, in place of torch's). With `init` "whitened" the
+    linear head of a frozen backbone begins with what whitens its features within identities.
+
+    `stage` cuts one of timm's convolutional networks off after a stage, counted from 0 as in its
+    `feature_info`; the map that it ends in is averaged to `grid` x `grid` cells.
 
     `pool` is what becomes of the last map of features: "own" leaves it to the network, "average"
     and "flatten" say it. `freeze` is "none", "all", or the name of a layer of the backbone:
@@ -94,6 +99,9 @@ class ModelSettings(Section):
 
     `head` are the widths of hidden layers between features and embedding, with `dropout`, and batch
     norm after each of them ("all"), after each but the last ("between") or none ("none").
+
+    With `classes` the numbers of an embedding are the square roots of the probabilities of
+    `embedding` identities, so that its length is 1; it is for the loss `classes`.
     """
 
     backbone: str = "conv"
@@ -104,7 +112,9 @@ class ModelSettings(Section):
     leak: float = Field(0.0, ge=0, lt=1)
     attention: Literal["none", "eca"] = "none"
     stride: PositiveInt = 1
-    init: Literal["own", "glorot"] = "own"
+    init: Literal["own", "glorot", "whitened"] = "own"
+    stage: int | None = Field(None, ge=0)
+    grid: PositiveInt = 1
     pool: Literal["own", "average", "flatten"] = "own"
     pretrained: bool = False
     weights: str | None = None
@@ -114,12 +124,14 @@ class ModelSettings(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     embedding: PositiveInt = 128
     normalize: bool = True
+    classes: bool = False
     comparator: Literal["euclidean", "squared-euclidean", "cosine", "sigmoid", "network"] = "cosine"
 
 
 class LossSettings(Section):
-    """The loss: `contrastive`, `triplet`, `bce`, `supcon`, or `pml:ClassName` with `args`.
+    """The loss: `contrastive`, `triplet`, `bce`, `supcon`, `classes`, or one of the library's.
 
+    Those are `pml:ClassName`, with `args`.
     `smoothing` is that of the labels of `bce`: 1 becomes 1 - smoothing / 2, and 0 smoothing / 2.
     """
 
@@ -171,11 +183,12 @@ class AugmentSettings(Section):
 class OptimizerSettings(Section):
     """The optimiser and the course of its learning rate.
 
+    `muon` takes orthogonal steps for matrices and those of `adamw` for the rest (`learn.muon`).
     `rho` is how much `rmsprop` keeps of its mean of squares (0.99 in torch, 0.9 in Keras), and
     `momentum` is that of `sgd`.
     """
 
-    name: Literal["adamw", "adam", "rmsprop", "sgd"] = "adamw"
+    name: Literal["adamw", "muon", "adam", "rmsprop", "sgd"] = "adamw"
     rate: PositiveFloat = 3e-3
     weight_decay: NonNegativeFloat = 0.01
     rho: float = Field(0.99, ge=0, lt=1)
@@ -188,17 +201,24 @@ LENGTHS = ("steps", "epochs", "time_budget")
 
 
 class TrainSettings(Section):
-    """How long and how: one of `steps`, `epochs`, `time_budget` (seconds) gives the length."""
+    """How long and how: one of `steps`, `epochs`, `time_budget` (seconds) gives the length.
+
+    `metric` chooses the weights: the EER of all pairs, the mean of it and of the EER against
+    forgeries of the claimed identity alone (`eer_forged`), or recall at 1.
+    `chunk` is how many pictures' graph is in memory at once: a larger batch is embedded in chunks,
+    twice, for the gradient of the whole (`learn.caching` says what batch norm makes of it).
+    """
 
     steps: PositiveInt | None = None
     epochs: PositiveFloat | None = None
     time_budget: PositiveFloat | None = None
     validations: PositiveInt = 10
-    metric: Literal["eer", "recall_at_1"] = "eer"
+    metric: Literal["eer", "eer_forged", "recall_at_1"] = "eer"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     channels_last: Literal["auto", "yes", "no"] = "auto"
     device: str = "auto"
     target_far: float = Field(0.01, gt=0, lt=1)
+    chunk: int | None = Field(None, ge=2)
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSettings:
@@ -229,8 +249,12 @@ class Settings(Section):
                 "loss.name 'bce' and model.comparator 'sigmoid' or 'network' go together, found "
                 f"'{self.loss.name}' with '{self.model.comparator}'"
             )
+        if self.loss.name == "classes" and not self.model.classes:
+            raise ValueError("loss.name 'classes' needs model.classes true, found false")
         if (self.loss.mining == "given") != (self.sampler.kind == "triplets"):
             raise ValueError("loss.mining 'given' and sampler.kind 'triplets' go together")
+        if self.model.init == "whitened" and (self.model.freeze != "all" or self.model.head):
+            raise ValueError("model.init 'whitened' needs model.freeze 'all' and no model.head")
         size = self.picture.size
         if self.sampler.rotations and size[0] != size[1]:
             raise ValueError(f"sampler.rotations needs a square picture.size, found {list(size)}")
@@ -282,6 +306,8 @@ def without_effect(settings: Settings, keys: Iterable[str]) -> list[str]:
                 sentences.append(f"{key} has no effect with '{name}'")
         if key == "model.pool" and settings.model.backbone == "mlp":
             sentences.append("model.pool has no effect with 'mlp'")
+        if key == "model.grid" and settings.model.stage is None:
+            sentences.append("model.grid has no effect without model.stage")
         if key == "model.head_norm" and not settings.model.head:
             sentences.append("model.head_norm has no effect without hidden layers (model.head)")
     return sentences

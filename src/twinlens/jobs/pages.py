@@ -26,6 +26,12 @@ __all__ = ["RunFacts", "write_page"]
 
 MOST_MISTAKES = 24
 
+METRICS = {
+    "eer": "1 - EER",
+    "eer_forged": "1 - mean of two EERs: all pairs, forgeries alone",
+    "recall_at_1": "recall at 1",
+}
+
 
 @dataclass(frozen=True)
 class RunFacts:
@@ -64,7 +70,7 @@ def write_page(path: Path, bundle: Bundle, measured: Measured | None, facts: Run
         splits=[report.SplitCount(*counts) for counts in facts.splits],
         operating=_operating(bundle.calibration),
         history=[_history_row(row) for row in facts.history],
-        metric="1 - EER" if metric == "eer" else "recall at 1",
+        metric=METRICS[metric],
         broken=facts.broken,
         findings=facts.findings,
         settings=_settings_in_words(facts),

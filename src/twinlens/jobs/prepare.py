@@ -173,7 +173,8 @@ def _say_missing(recipe: Recipe, settings: Settings, table: ImageTable) -> None:
     if share and not table.of_split("train").forged.any():
         log.warning("there are no forgeries to train on: all impostors are of other identities")
     model = settings.model
-    if model.freeze == "all" and not (model.pretrained or model.weights):
+    random = model.backbone != "strokes" and not (model.pretrained or model.weights)
+    if model.freeze == "all" and random:
         log.warning("the backbone is frozen with random weights: only the head learns")
 
 

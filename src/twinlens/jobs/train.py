@@ -121,7 +121,8 @@ def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fi
     training, validation = pool_of(decoded, "train"), pool_of(decoded, "val")
     sampler = settings.sampler
     batch = sampler.labels_per_batch * sampler.images_per_label
-    compute = _compute(run, encoder, prepared, min(batch, len(training.label)))
+    at_once = min(batch, len(training.label), settings.train.chunk or batch)
+    compute = _compute(run, encoder, prepared, at_once)
     log.info(
         "training on %d pictures of %d identities (%s)",
         len(training.label), int(training.label.max()) + 1, compute,
@@ -136,7 +137,7 @@ def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fi
             log.info(
                 "step %d (%s): loss %.4f, validation %s %.4f", moment.step,
                 duration(moment.seconds), moment.loss, settings.train.metric,
-                1 - moment.metric if settings.train.metric == "eer" else moment.metric,
+                moment.metric if settings.train.metric == "recall_at_1" else 1 - moment.metric,
             )  # fmt: skip
 
     fitted = fit(

@@ -6,6 +6,7 @@ set is never touched: only keys that the recipe marks "auto" are asked for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,13 @@ from numpy.typing import NDArray
 
 from twinlens.config import Settings
 from twinlens.data.inspection import Statistics
-from twinlens.model.backbones import check_backbone, has_pretrained, is_own, pretrained_picture
+from twinlens.model.backbones import (
+    check_backbone,
+    has_pretrained,
+    is_own,
+    pretrained_picture,
+    stage_strides,
+)
 from twinlens.recipes import Recipe
 
 __all__ = ["Choice", "choose_levels", "choose_settings"]
@@ -45,6 +52,16 @@ class Facts:
         return self.data.grey and self.data.border_share > 0.5
 
     @property
+    def handwriting(self) -> bool:
+        """Drawings that others imitate: the hand tells them apart, and not the shape alone."""
+        return self.drawing and self.data.num_forged > 0
+
+    @property
+    def measured(self) -> bool:
+        """Features that are measured once a picture, by a backbone with nothing to learn."""
+        return self.settings.model.backbone == "strokes"
+
+    @property
     def own(self) -> bool:
         return is_own(self.settings.model.backbone)
 
@@ -54,7 +71,8 @@ class Facts:
 
     @property
     def starts_well(self) -> bool:
-        return self.settings.model.pretrained or self.settings.model.weights is not None
+        model = self.settings.model
+        return model.pretrained or model.weights is not None or self.measured
 
 
 def choose_settings(
@@ -135,6 +153,8 @@ def _color(f: Facts) -> tuple[Any, str]:
 
 
 def _backbone(f: Facts) -> tuple[Any, str]:
+    if f.handwriting and f.settings.picture.color == "grey":
+        return "strokes", "handwriting and forgeries of it: strokes are measured, not learned"
     if f.settings.picture.color == "grey":
         return "conv", "small grey pictures: blocks of convolutions learn fastest"
     return "residual", "colour pictures: a small residual network"
@@ -151,6 +171,8 @@ def _pretrained(f: Facts) -> tuple[Any, str]:
 
 
 def _freeze(f: Facts) -> tuple[Any, str]:
+    if f.measured:
+        return "all", "strokes are measured once a picture and the head learns"
     if f.starts_well and not torch.cuda.is_available():
         return "all", "without a GPU, a pretrained network runs once a picture and its head learns"
     return "none", "everything learns"
@@ -159,10 +181,11 @@ def _freeze(f: Facts) -> tuple[Any, str]:
 def _size(f: Facts) -> tuple[Any, str]:
     pretrained = pretrained_picture(f.settings.model)
     if pretrained is not None:
-        side = pretrained["size"]
-        return (side, side), f"what {f.settings.model.backbone} was trained on"
+        return _pretrained_size(f, pretrained["size"])
     height, width = f.data.median_height, f.data.median_width
     found = f"the median picture is {height} x {width}"
+    if f.measured:
+        return _full_size(height, width), f"{found}; pressure shows in single pixels"
     longest = 32 if f.data.num_identities >= MANY else 64
     if f.data.num_forged:
         longest = 128  # The difference between a hand and its forger is in the details.
@@ -179,10 +202,65 @@ def _size(f: Facts) -> tuple[Any, str]:
     return tuple(sides), why if scale < 1 else found
 
 
+def _full_size(height: int, width: int) -> tuple[int, int]:
+    """The median picture's longer side; room for higher ones than the median at their own size."""
+    longest = 4 * math.ceil(min(FULL, max(height, width)) / 4)
+    higher = 4 * math.ceil(0.75 * longest / 4)
+    return (higher, longest) if width >= height else (longest, higher)
+
+
+def _pretrained_size(f: Facts, side: int) -> tuple[Any, str]:
+    longest = max(f.data.median_height, f.data.median_width)
+    strides = stage_strides(f.settings.model.backbone) if f.still else ()
+    if strides:
+        enough = max(2, math.ceil(2 * longest / strides[-1])) * strides[-1]
+        if enough < side:
+            why = f"the median picture is {longest} on the longer side: twice that shows all of it"
+            return (enough, enough), f"{why}, {side} only takes longer"
+    return (side, side), f"what {f.settings.model.backbone} was trained on"
+
+
+def _stage(f: Facts) -> tuple[Any, str]:
+    pretrained = pretrained_picture(f.settings.model)
+    if pretrained is None or not f.still:
+        return None, "the whole network"
+    strides, side = stage_strides(f.settings.model.backbone), max(f.settings.picture.size)
+    if not strides or side >= pretrained["size"]:
+        return None, "the whole network, at the size that it was trained on"
+    fitting = strides[-1] * side / pretrained["size"]
+    stage = min(range(len(strides)), key=lambda i: abs(math.log2(strides[i] / fitting)))
+    if stage == len(strides) - 1:
+        return (
+            None,
+            "the whole network: the pictures are nearly as large as those it was trained on",
+        )
+    why = f"pictures of {side}, not {pretrained['size']}: its map is about as fine as the last one"
+    return stage, f"{why} was in training, later ones are too coarse"
+
+
+def _grid(f: Facts) -> tuple[Any, str]:
+    stage = f.settings.model.stage
+    strides = () if stage is None else stage_strides(f.settings.model.backbone)
+    if stage is None or stage >= len(strides):
+        return 1, "the network's own average"
+    places = min(f.settings.picture.size) // strides[stage]
+    grid = max(1, min(4, places // 2))
+    return (
+        grid,
+        f"a map of {places} x {places} places: averaged to cells, it keeps where things are",
+    )
+
+
+def _init(f: Facts) -> tuple[Any, str]:
+    if not f.settings.model.head and f.still and f.starts_well and f.data.num_pictures < PLENTY:
+        return "whitened", "few pictures: how their features vary is computed, not learned by heart"
+    return "own", "learned from random weights"
+
+
 def _fit(f: Facts) -> tuple[Any, str]:
     if not f.own:
         return "stretch", "as the network was trained"
-    if f.drawing and f.data.num_forged:
+    if f.handwriting:
         return "pad", "the proportions of a hand belong to it"
     return "stretch", "nothing is cut off"
 
@@ -194,6 +272,7 @@ def _fill(f: Facts) -> tuple[Any, str]:
 LARGE = 4096  # pixels of a picture, above which half a batch takes as long
 TINY = 24  # pixels, below which the views of a picture would be coarse
 MANY = 50  # identities, from which on there are enough to learn one-shot comparison
+FULL = 512  # pixels of the longer side, beyond which a pen's strokes show no more
 PLENTY = 5000  # pictures, from which on a wider network does not learn them by heart
 
 
@@ -211,7 +290,27 @@ def _channels(f: Facts) -> tuple[Any, str]:
     return (32, 64, 128, 128), "few pictures: four blocks"
 
 
+FEW_CLASSES, EACH = 100, 100  # identities at most, and pictures of each, to learn as classes
+
+
+def _classes(f: Facts) -> tuple[Any, str]:
+    if not f.closed:
+        return False, "identities that come later are not among those that are learned"
+    if f.data.num_identities <= FEW_CLASSES and f.data.median_pictures >= EACH:
+        found = f"{f.data.median_pictures:g} pictures each of the identities that it will meet"
+        return True, f"{found}: how probable each of these is"
+    return False, "few pictures of each identity, or many identities"
+
+
+def _loss(f: Facts) -> tuple[Any, str]:
+    if f.settings.model.classes:
+        return "classes", "embeddings are probabilities of identities"
+    return "supcon", "a batch is a pool of pairs"
+
+
 def _embedding(f: Facts) -> tuple[Any, str]:
+    if f.settings.model.classes:
+        return f.data.num_identities, "one for each identity"
     return 128, "enough for any number of identities that fits a small machine"
 
 
@@ -232,6 +331,9 @@ def _labels_per_batch(f: Facts) -> tuple[Any, str]:
 
 
 def _images_per_label(f: Facts) -> tuple[Any, str]:
+    if f.measured:
+        images = int(max(2, min(8, f.data.median_pictures)))
+        return images, "measures are computed once, so that large batches cost little"
     # Few pictures are learned by heart: smaller batches did better on unseen faces and digits.
     batch = 128 if f.data.num_pictures >= PLENTY or f.data.num_identities >= MANY else 64
     wanted = max(3, round(batch / f.settings.sampler.labels_per_batch))
@@ -239,10 +341,18 @@ def _images_per_label(f: Facts) -> tuple[Any, str]:
     return images, f"about {batch} pictures a batch, {f.data.median_pictures:g} a median identity"
 
 
+def _forged_per_label(f: Facts) -> tuple[Any, str]:
+    if f.measured:
+        return f.settings.sampler.images_per_label, "as many forgeries as genuine pictures"
+    return 2, "some forgeries of each, where there are any"
+
+
 def _zero(value: float | bool, drawing: float | bool, photo: float | bool) -> Rule:
     def rule(f: Facts) -> tuple[Any, str]:
         if f.still:
             return value, "a frozen backbone then runs once a picture"
+        if f.settings.model.classes:
+            return value, f"{f.data.median_pictures:g} pictures of each vary enough by themselves"
         if f.drawing:
             return drawing, "drawn on an even ground"
         return photo, "photographs"
@@ -251,20 +361,40 @@ def _zero(value: float | bool, drawing: float | bool, photo: float | bool) -> Ru
 
 
 def _flip(f: Facts) -> tuple[Any, str]:
-    if f.still:
-        return False, "a frozen backbone then runs once a picture"
     if f.drawing:
         return False, "drawings and handwriting have a left and a right"
+    if f.still:
+        return True, "photographed things may face either way: a frozen backbone runs twice"
     return True, "photographed things may face either way"
 
 
+def _optimizer(f: Facts) -> tuple[Any, str]:
+    if f.own and not f.still and (f.data.num_identities >= MANY or f.settings.model.classes):
+        return "muon", "many pictures to learn from: it comes as far in two thirds of the steps"
+    return "adamw", "well tried"
+
+
+def _temperature(f: Facts) -> tuple[Any, str]:
+    if f.measured:
+        return 0.05, "forgeries are near: the nearest impostors count most"
+    return 0.1, "the usual one"
+
+
 def _rate(f: Facts) -> tuple[Any, str]:
+    if f.measured:
+        return 3e-2, "a linear head on measures of like range"
+    if f.settings.model.init == "whitened":
+        return 3e-4, "the head begins near its end"
     if f.own or f.still or not f.starts_well:
         return 3e-3, "a network from random weights"
     return 3e-4, "a pretrained network is only tuned"
 
 
 def _steps(f: Facts) -> tuple[Any, str]:
+    if f.measured:
+        return 150, "a linear head on measures is soon learned"
+    if f.settings.model.init == "whitened":
+        return 100, "the head begins near its end"
     pictures = (f.data.num_pictures - f.data.num_forged) * (
         4 if f.settings.sampler.rotations else 1
     )
@@ -277,15 +407,22 @@ def _steps(f: Facts) -> tuple[Any, str]:
 def _metric(f: Facts) -> tuple[Any, str]:
     if f.data.num_identities >= MANY and not f.data.num_forged:
         return "recall_at_1", "many identities: the nearest picture must be the right one"
-    return "eer", "few identities, or forgeries: pairs must be told apart"
+    if f.data.num_forged:
+        return "eer_forged", "forgeries alone, and all impostors, must be told apart"
+    return "eer", "few identities: pairs must be told apart"
 
 
 RULES: Mapping[str, Rule] = {
+    "model.classes": _classes,
+    "loss.name": _loss,
     "picture.color": _color,
     "model.backbone": _backbone,
     "model.pretrained": _pretrained,
     "model.freeze": _freeze,
     "picture.size": _size,
+    "model.stage": _stage,
+    "model.grid": _grid,
+    "model.init": _init,
     "picture.fit": _fit,
     "picture.fill": _fill,
     "model.channels": _channels,
@@ -293,6 +430,7 @@ RULES: Mapping[str, Rule] = {
     "sampler.rotations": _rotations,
     "sampler.labels_per_batch": _labels_per_batch,
     "sampler.images_per_label": _images_per_label,
+    "sampler.forged_per_label": _forged_per_label,
     "augment.rotate": _zero(0.0, 10.0, 8.0),
     "augment.translate": _zero(0.0, 0.08, 0.05),
     "augment.scale": _zero(0.0, 0.15, 0.1),
@@ -300,6 +438,8 @@ RULES: Mapping[str, Rule] = {
     "augment.flip": _flip,
     "augment.brightness": _zero(0.0, 0.0, 0.1),
     "augment.contrast": _zero(0.0, 0.0, 0.2),
+    "optimizer.name": _optimizer,
+    "loss.temperature": _temperature,
     "optimizer.rate": _rate,
     "train.steps": _steps,
     "train.metric": _metric,

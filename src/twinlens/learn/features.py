@@ -19,9 +19,10 @@ BATCH = 32
 
 
 def can_precompute(settings: Settings) -> bool:
-    """Whether every view of a picture has the same features: all frozen, nothing augmented."""
+    """Whether features can be kept: the backbone is frozen, and views are at most mirrored."""
     turned = settings.sampler.rotations or settings.sampler.mirror
-    still = settings.augment == AugmentSettings() and not turned
+    views = settings.augment.model_copy(update={"flip": False})
+    still = views == AugmentSettings() and not turned
     return settings.model.freeze == "all" and still
 
 
@@ -32,6 +33,8 @@ def backbone_features(
     compute: Compute,
     row_N: NDArray[np.int64] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    mirrored: bool = False,
 ) -> Tensor:
     """The features (N, F) of the pictures in `row_N` (all by default), on the encoder's device."""
     rows = np.arange(len(pixels_MCHW)) if row_N is None else row_N
@@ -39,6 +42,8 @@ def backbone_features(
     parts = []
     for start in range(0, len(rows), BATCH):
         batch = torch.from_numpy(np.array(pixels_MCHW[rows[start : start + BATCH]]))
+        if mirrored:
+            batch = batch.flip(3)
         with compute.autocast():
             parts.append(encoder.features(batch.to(encoder.device)).float())
         if progress is not None:

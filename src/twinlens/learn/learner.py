@@ -31,14 +31,15 @@ Weights = dict[str, Tensor]
 class State:
     """What changes from step to step, other than tensors.
 
-    `validations` and `rows` count those that progress has passed; `loss_sum` and `loss_count`
-    are of the steps since the last row; `good_step` is where `Learner.good` was taken;
-    `top_metric` is the highest so far, `best_metric` that of the weights that are kept.
+    `validations`, of those `planned`, and `rows` count those that progress has passed; `loss_sum`
+    and `loss_count` are of the steps since the last row; `good_step` is where `Learner.good` was
+    taken; `top_metric` is the highest so far, `best_metric` that of the weights that are kept.
     """
 
     step: int = 0
     seconds: float = 0.0
     validations: int = 0
+    planned: int = 0
     rows: int = 0
     best_metric: float | None = None
     top_metric: float | None = None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from twinlens.config import LossSettings
 from twinlens.data.pools import Batch
 from twinlens.data.table import pair_masks
+from twinlens.errors import ConfigError
 from twinlens.learn import losses
 from twinlens.learn.blocks import RowLoss, mean_over_blocks
 from twinlens.model.comparators import Comparator
@@ -42,6 +43,11 @@ class Objective(nn.Module):
         self.mining: str = settings.mining
         self.comparator = comparator
         self.library = None
+        if settings.name == "classes" and dim < num_labels:
+            raise ConfigError(
+                f"found {num_labels} identities to learn and embeddings of {dim} numbers: the loss "
+                f"'classes' needs one for each, so set model.embedding={num_labels}"
+            )
         if settings.name.startswith("pml:"):
             self.library = losses.pml_loss(
                 settings.name, settings.args, num_classes=num_labels, embedding_size=dim
@@ -54,6 +60,8 @@ class Objective(nn.Module):
         if self.library is not None:
             loss: Tensor = self.library(emb_BD, label, forged)
             return loss
+        if self.settings.name == "classes":
+            return losses.classes(emb_BD[~forged], label[~forged])
         if self.settings.name == "bce":
             return self._on_logits(emb_BD, label, forged, batch)
         if batch.triplets is not None and self.settings.name == "triplet":

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from twinlens.config import Settings
 from twinlens.data.batches import make_sampler
@@ -27,6 +28,7 @@ from twinlens.learn.learner import Learner, State, make_optimizer, restore, snap
 from twinlens.learn.objective import Objective
 from twinlens.learn.run import HistoryRow, RunFolder
 from twinlens.learn.validation import Validator
+from twinlens.learn.whitening import whiten
 from twinlens.model.comparators import Comparator
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder
@@ -37,6 +39,7 @@ log = logging.getLogger("twinlens")
 
 ROWS = 100  # of the history, spread evenly over the run
 CHECKPOINT_SECONDS = 60.0
+LOOKING = 0.1  # of a time budget, at most, is for validations
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,11 @@ def fit(
     learner = _make_learner(encoder, comparator, sampler.num_labels, settings, compute)
     feed = Feed(encoder, train, settings, compute, on_features)
     validator = _make_validator(val, settings, compute, encoder)
-    state = _resumed(learner, run) or State(mining=settings.loss.mining)
+    state = _resumed(learner, run)
+    if state is None:
+        state = State(mining=settings.loss.mining)
+        if settings.model.init == "whitened" and feed.features is not None:
+            _whiten(encoder, feed.features, train)
     guard = Guard(settings.loss, state.watch)
     journal = Journal(run, state.step)
     seconds = _begin(learner, state, journal, validator)
@@ -115,6 +122,8 @@ def fit(
     course = plan_course(settings.train, sampler.steps_per_epoch, reserved)
     if course.seconds == 0:
         log.warning("the time budget leaves no time to learn: one step is done")
+    if state.planned == 0:
+        state.planned = _affordable(settings.train.validations, course, seconds)
     begun, saved = time.monotonic() - state.seconds, time.monotonic()
     progress = course.progress(state.step, state.seconds)
     interrupted = False
@@ -139,7 +148,7 @@ def fit(
             state.seconds = time.monotonic() - begun
             progress = course.progress(state.step, state.seconds)
 
-            validate, write_row = _passed(state, progress, settings.train.validations)
+            validate, write_row = _passed(state, progress, state.planned)
             metric = None
             if validate and validator is not None:
                 metric = validator(encoder, comparator)
@@ -163,6 +172,15 @@ def fit(
     _finish(learner, state)
     return Fitted(
         state.step, state.seconds, state.best_metric, state.best_step, journal.rows, interrupted
+    )
+
+
+def _whiten(encoder: Encoder, features_VNF: Tensor, train: Pool) -> None:
+    head = encoder.head[-1]
+    assert isinstance(head, nn.Linear)
+    label_N = torch.from_numpy(np.where(train.forged, -1 - train.label, train.label))
+    whiten(
+        head, features_VNF.flatten(0, 1), label_N.to(features_VNF.device).repeat(len(features_VNF))
     )
 
 
@@ -238,6 +256,13 @@ def _answered(learner: Learner, answer: Answer, guard: Guard, state: State) -> s
     )
     log.warning("step %d: %s", state.step + 1, event)
     return event
+
+
+def _affordable(wanted: int, course: Course, seconds: float) -> int:
+    """How many validations, of so many seconds each, a time budget has room for; at least one."""
+    if course.seconds is None:
+        return wanted
+    return max(1, min(wanted, int(LOOKING * course.seconds / max(seconds, 1e-9))))
 
 
 def _passed(state: State, progress: float, validations: int) -> tuple[bool, bool]:

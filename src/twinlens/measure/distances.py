@@ -96,7 +96,7 @@ class Folded:
 
 
 def plain_of(comparison: object) -> PlainComparison | None:
-    """The comparison without torch that equals this one, if it says a name of `PLAIN` and a scale."""
+    """The comparison without torch that equals this one, if its name is in `PLAIN`."""
     if isinstance(comparison, PlainComparison):
         return comparison
     name, scale = getattr(comparison, "name", None), getattr(comparison, "scale", None)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, unknown_name
+from twinlens.model.strokes import Strokes
 
 __all__ = [
     "OWN_BACKBONES",
@@ -26,6 +27,7 @@ __all__ = [
     "make_backbone",
     "num_features",
     "pretrained_picture",
+    "stage_strides",
 ]
 
 
@@ -156,7 +158,9 @@ def signet(picture: PictureSettings, model: ModelSettings) -> nn.Sequential:
     )  # fmt: skip
 
 
-OWN_BACKBONES = {"conv": conv, "mlp": mlp, "residual": residual, "signet": signet}
+OWN_BACKBONES = {
+    "conv": conv, "mlp": mlp, "residual": residual, "signet": signet, "strokes": Strokes,
+}  # fmt: skip
 
 
 def is_own(name: str) -> bool:
@@ -202,7 +206,56 @@ def make_backbone(model: ModelSettings, picture: PictureSettings, load: bool = T
         backbone = _timm_backbone(model, picture, pretrained=wanted)
     if load and model.weights is not None:
         load_weights(backbone, Path(model.weights))
-    return backbone
+    return backbone if model.stage is None else Stage(backbone, model)
+
+
+class Stage(nn.Module):
+    """The first stages of one of timm's networks; their last map, averaged to a grid of cells.
+
+    Raises:
+        ConfigError: a network without such a stage.
+    """
+
+    def __init__(self, network: nn.Module, model: ModelSettings) -> None:
+        super().__init__()
+        strides = stage_strides(model.backbone)
+        assert model.stage is not None
+        if model.stage >= len(strides):
+            has = f"0 to {len(strides) - 1}" if strides else "none"
+            raise ConfigError(
+                f"'{model.backbone}' has no stage {model.stage} (it has {has}): set another "
+                "model.stage, or leave it out"
+            )
+        prune: Any = network.prune_intermediate_layers
+        prune([model.stage], prune_norm=True, prune_head=True)
+        self.network = network
+        self.stage = model.stage
+        self.pool = nn.AdaptiveAvgPool2d(model.grid)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Normalised pictures (B, C, H, W) to features (B, channels x grid x grid)."""
+        look: Any = self.network.forward_intermediates
+        (map_BCHW,) = look(x_BCHW, indices=[self.stage], intermediates_only=True, stop_early=True)
+        features_BF: Tensor = self.pool(map_BCHW).flatten(1)
+        return features_BF
+
+
+def stage_strides(name: str) -> tuple[int, ...]:
+    """How many pixels lie between two places of the map after each stage of a network of timm's.
+
+    Empty for networks without maps that get coarser, or made for one size of picture, and for ours.
+    """
+    import timm
+
+    record = _record(name)
+    if is_own(name) or record is None or record.fixed_input_size:
+        return ()
+    with torch.device("meta"):  # No weights are needed to ask.
+        network = timm.create_model(name, pretrained=False, num_classes=0)
+    known = getattr(network, "feature_info", None)
+    strides = tuple(int(stage["reduction"]) for stage in known or ())
+    prunes = hasattr(network, "prune_intermediate_layers")
+    return strides if prunes and len(set(strides)) > 1 else ()
 
 
 def _timm_backbone(model: ModelSettings, picture: PictureSettings, pretrained: bool) -> nn.Module:
@@ -338,6 +391,8 @@ def freeze_before(backbone: nn.Module, layer: str) -> list[nn.Module]:
     """
     if layer == "none":
         return []
+    if isinstance(backbone, Stage):
+        backbone = backbone.network
     names = [name for name, _ in backbone.named_modules() if name]
     if layer != "all" and layer not in names:
         raise ConfigError(unknown_name("layer of the backbone", layer, names))

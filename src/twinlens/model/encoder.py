@@ -19,7 +19,7 @@ from twinlens.model.backbones import freeze_before, is_own, make_backbone, num_f
 from twinlens.model.heads import make_head
 from twinlens.model.initial import glorot
 
-__all__ = ["Encoder", "embed_features", "embed_pixels"]
+__all__ = ["Encoder", "embed_features", "embed_pixels", "pictures_at_once"]
 
 
 class Encoder(nn.Module):
@@ -65,6 +65,8 @@ class Encoder(nn.Module):
     def project(self, features_BF: Tensor) -> Tensor:
         """The embedding (B, D) in float32 of the backbone's features."""
         emb_BD: Tensor = self.head(features_BF).float()
+        if self.model_settings.classes:
+            return F.log_softmax(emb_BD, dim=1).div(2).exp()
         return F.normalize(emb_BD, dim=1) if self.model_settings.normalize else emb_BD
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -86,6 +88,11 @@ class Encoder(nn.Module):
         return self.mean.device
 
 
+def pictures_at_once(encoder: Encoder) -> int:
+    """Pictures of a forward pass: 256 for our networks, 32 for timm's."""
+    return 256 if is_own(encoder.model_settings.backbone) else 32
+
+
 @torch.inference_mode()
 def embed_pixels(
     encoder: Encoder,
@@ -100,14 +107,13 @@ def embed_pixels(
     Args:
         encoder: is put into inference mode, and back into the mode it was in.
         pixels_NCHW: uint8, shape (N, C, H, W), in memory or memory-mapped.
-        batch_size: pictures a forward pass; 256 for our networks, 32 for timm's by default.
+        batch_size: pictures a forward pass; those of `pictures_at_once` by default.
         bfloat16: autocast the forward pass; the embeddings are float32 all the same.
         progress: called with (done, N) after each batch.
     Returns:
         Embeddings, shape (N, D), row by row of `pixels_NCHW`.
     """
-    own = is_own(encoder.model_settings.backbone)
-    size = batch_size if batch_size is not None else 256 if own else 32
+    size = pictures_at_once(encoder) if batch_size is None else batch_size
     num = len(pixels_NCHW)
     emb_ND = np.zeros((num, encoder.model_settings.embedding), dtype=np.float32)
     device = encoder.device

@@ -51,7 +51,10 @@ class PlainEncoder:
         std = np.array(self.picture.std, dtype=np.float32)
         map_HWC = np.ascontiguousarray(pixels_CHW.transpose(1, 2, 0), dtype=np.float32)
         emb_D = self.step((map_HWC / np.float32(255) - mean) / std)
-        if self.model_settings.normalize:
+        if self.model_settings.classes:
+            share_D = np.exp(emb_D - emb_D.max())
+            emb_D = np.sqrt(share_D / share_D.sum())
+        elif self.model_settings.normalize:
             emb_D = emb_D / max(float(np.linalg.norm(emb_D)), 1e-12)
         return np.asarray(emb_D, dtype=np.float32)
 

@@ -39,11 +39,14 @@ AUTO_KEYS = frozenset(
     {
         "picture.size", "picture.color", "picture.fit", "picture.fill",
         "picture.mean", "picture.std",
+        "loss.name", "loss.temperature", "model.classes",
         "model.backbone", "model.channels", "model.pretrained", "model.freeze", "model.embedding",
-        "sampler.labels_per_batch", "sampler.images_per_label", "sampler.rotations",
+        "model.stage", "model.grid", "model.init",
+        "sampler.labels_per_batch", "sampler.images_per_label", "sampler.forged_per_label",
+        "sampler.rotations",
         "augment.rotate", "augment.translate", "augment.scale", "augment.shear", "augment.flip",
         "augment.brightness", "augment.contrast",
-        "optimizer.rate", "train.steps",
+        "optimizer.name", "optimizer.rate", "train.steps",
         "train.metric",
     }
 )  # fmt: skip
@@ -177,6 +180,10 @@ def _follow(values: dict[str, Any]) -> None:
     if isinstance(model, dict) and model.get("comparator") == AUTO:
         learned = isinstance(loss, dict) and loss.get("name") == "bce"
         model["comparator"] = "sigmoid" if learned else "cosine"
+    if isinstance(model, dict) and model.get("classes") == AUTO:
+        name = loss.get("name") if isinstance(loss, dict) else None
+        if name != AUTO:
+            model["classes"] = name == "classes"
     if isinstance(loss, dict) and loss.get("mining") == AUTO:
         literal = isinstance(sampler, dict) and sampler.get("kind") == "triplets"
         loss["mining"] = "given" if literal else "semi-hard"
