@@ -1,7 +1,8 @@
 """`python -m benchmarks [NAME ...]`: every comparison, or those named, in one table.
 
 Each line is printed as it is measured; the page `benchmarks/RESULTS.md` is written after each
-module. Of the modules named here, `peers` needs the registries to install what it compares with.
+module. Some need a registry, from which the peers are installed, or data that is not at hand: they
+say so, and the others go on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 from importlib import import_module
 
 from benchmarks.table import heading, keep, write_page
+from twinlens.errors import TwinlensError
 
 NAMES = (
     "losses",
@@ -34,15 +36,21 @@ def main() -> int:
         print(f"no benchmark '{unknown[0]}': choose from {', '.join(NAMES)}", file=sys.stderr)
         return 2
     print(heading())
+    failed = False
     for name in names:
         module = import_module(f"benchmarks.{name}")
         lines = []
-        for line in module.lines():
-            print(line, flush=True)
-            lines.append(line)
+        try:
+            for line in module.lines():
+                print(line, flush=True)
+                lines.append(line)
+        except TwinlensError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failed = True
+            continue
         keep(name, module.__doc__ or "", lines)
         print(f"written to {write_page(NAMES)}")
-    return 0
+    return int(failed)
 
 
 if __name__ == "__main__":
