@@ -227,6 +227,8 @@ def test_the_head_of_few_pictures_begins_whitened_and_learns_little() -> None:
     assert chosen(photos, LITE0 | {"model.freeze": "none"})[0].model.init == "own"
     assert chosen(photos, LITE0 | {"model.head": [64]})[0].model.init == "own"
     assert not chosen(KINDS["digits"], LITE0)[0].augment.flip
+    large, _ = chosen(statistics(**PHOTOS, median_height=600, median_width=400), LITE0)
+    assert (large.model.init, large.augment.flip) == ("own", False)
 
 
 def test_a_network_of_timm_from_random_weights_looks_at_the_data() -> None:
@@ -289,6 +291,7 @@ def test_many_pictures_of_a_closed_set_are_learned_as_classes() -> None:
         chosen(garments),  # Others will come.
         chosen(garments, {"loss.name": "supcon"}, closed=True),
         chosen(statistics(median_pictures=99.0), closed=True),
+        chosen(statistics(median_pictures=500.0, num_forged=9), closed=True),
         chosen(statistics(num_identities=101, median_pictures=500.0), closed=True),
     ):
         assert (settings.loss.name, settings.model.classes) == ("supcon", False)

@@ -252,7 +252,10 @@ def _grid(f: Facts) -> tuple[Any, str]:
 
 
 def _init(f: Facts) -> tuple[Any, str]:
-    if not f.settings.model.head and f.still and f.starts_well and f.data.num_pictures < PLENTY:
+    # Tried on early stages and on measures; features of a whole network were no better for it.
+    local = f.measured or f.settings.model.stage is not None
+    plain = not (f.settings.model.head or f.settings.model.classes)
+    if local and plain and f.still and f.starts_well and f.data.num_pictures < PLENTY:
         return "whitened", "few pictures: how their features vary is computed, not learned by heart"
     return "own", "learned from random weights"
 
@@ -296,6 +299,8 @@ FEW_CLASSES, EACH = 100, 100  # identities at most, and pictures of each, to lea
 def _classes(f: Facts) -> tuple[Any, str]:
     if not f.closed:
         return False, "identities that come later are not among those that are learned"
+    if f.data.num_forged:
+        return False, "a forgery is of no class"
     if f.data.num_identities <= FEW_CLASSES and f.data.median_pictures >= EACH:
         found = f"{f.data.median_pictures:g} pictures each of the identities that it will meet"
         return True, f"{found}: how probable each of these is"
@@ -363,8 +368,10 @@ def _zero(value: float | bool, drawing: float | bool, photo: float | bool) -> Ru
 def _flip(f: Facts) -> tuple[Any, str]:
     if f.drawing:
         return False, "drawings and handwriting have a left and a right"
+    if f.still and f.settings.model.stage is None:
+        return False, "a frozen backbone then runs once a picture"
     if f.still:
-        return True, "photographed things may face either way: a frozen backbone runs twice"
+        return True, "photographed things may face either way: a frozen stage runs twice"
     return True, "photographed things may face either way"
 
 
