@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from subprocess import CalledProcessError
 
 from benchmarks.table import heading, keep, write_page
 from twinlens.errors import TwinlensError
@@ -44,7 +45,7 @@ def main() -> int:
             for line in module.lines():
                 print(line, flush=True)
                 lines.append(line)
-        except TwinlensError as error:
+        except (TwinlensError, OSError, CalledProcessError) as error:
             print(f"{name}: {error}", file=sys.stderr)
             failed = True
             continue

@@ -37,6 +37,7 @@ PEERS = {
     # It asks for numpy 1; pip is told which of the others take that, or it tries for long.
     "oml": (
         "open-metric-learning>=3.1",
+        "omegaconf",
         *TORCH,
         "numpy<2",
         "opencv-python-headless<4.12",

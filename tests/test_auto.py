@@ -292,6 +292,7 @@ def test_many_pictures_of_a_closed_set_are_learned_as_classes() -> None:
         chosen(garments, {"loss.name": "supcon"}, closed=True),
         chosen(statistics(median_pictures=99.0), closed=True),
         chosen(statistics(median_pictures=500.0, num_forged=9), closed=True),
+        chosen(garments, {"model.embedding": 9}, closed=True),
         chosen(statistics(num_identities=101, median_pictures=500.0), closed=True),
     ):
         assert (settings.loss.name, settings.model.classes) == ("supcon", False)
@@ -301,3 +302,13 @@ def test_many_identities_take_orthogonal_steps() -> None:
     assert chosen(CHARACTERS)[0].optimizer.name == "muon"
     assert chosen(KINDS["digits"])[0].optimizer.name == "adamw"
     assert chosen(CHARACTERS, {"optimizer.name": "sgd"})[0].optimizer.name == "sgd"
+
+
+def test_classes_are_not_turned() -> None:
+    settings, _ = chosen(CHARACTERS, {"loss.name": "classes"})
+    assert (settings.model.embedding, settings.sampler.rotations) == (200, False)
+
+
+def test_views_that_vary_begin_from_random_weights() -> None:
+    settings, _ = chosen(SIGNATURES, {"augment.rotate": 5.0})
+    assert (settings.model.backbone, settings.model.init) == ("strokes", "own")

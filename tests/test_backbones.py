@@ -23,6 +23,7 @@ from twinlens.model.backbones import (
     freeze_before,
     has_pretrained,
     is_own,
+    load_weights,
     make_backbone,
     num_features,
     pretrained_picture,
@@ -31,6 +32,7 @@ from twinlens.model.backbones import (
 from twinlens.model.comparators import make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.heads import make_head
+from twinlens.model.strokes import Strokes
 from twinlens.recipes import load_recipe
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -479,3 +481,8 @@ def test_networks_without_such_a_stage() -> None:
     for name in ("conv", "test_vit"):
         assert stage_strides(name) == ()
         assert "(it has none)" in refusal(ModelSettings(backbone=name, stage=1))
+
+
+def test_strokes_have_no_weights_to_load(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none to load: leave --weights out"):
+        load_weights(Strokes(PictureSettings(), ModelSettings()), tmp_path / "w.safetensors")

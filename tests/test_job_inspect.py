@@ -38,7 +38,8 @@ def test_it_says_what_a_run_would_do(tiny_run: TinyRun) -> None:
 def test_words_for_a_person(tiny_run: TinyRun) -> None:
     text = twinlens.inspect(tiny_run.data, settings=TINY, quiet=True).as_text()
     assert text.startswith(f"{tiny_run.data}: 60 pictures of 10 identities\n")
-    assert "What a run would do with it:\n  picture.color = grey: no picture has colour\n" in text
+    assert "What a run would do with it:\n  model.classes = False: " in text
+    assert "\n  picture.color = grey: no picture has colour\n" in text
 
 
 def test_a_problem_is_no_error(picture_folder: PictureFolder, tmp_path: Path) -> None:

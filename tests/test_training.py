@@ -114,6 +114,7 @@ def test_the_views_of_a_step_hang_on_its_seed_alone() -> None:
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "muon": {"optimizer__name": "muon"},
     "sgd-triplet": {
         "optimizer__name": "sgd", "loss": {"name": "triplet", "mining": "hardest"},
         "sampler__rotations": True,
@@ -331,6 +332,14 @@ def test_the_latest_weights_within_an_error_of_the_best_are_kept() -> None:
         kept.append(learner.best["at"])
     assert kept == [0, 1, 2, 2, 4, 4, 4]
     assert (state.top_metric, state.best_metric, state.best_step) == (0.9, 0.89, 4)
+
+
+def test_one_picture_makes_no_weights_better() -> None:
+    learner = SimpleNamespace(best={}, weights=dict)
+    state = State()
+    for state.step, metric in enumerate((1.0, 0.99, 0.98)):
+        training._keep_best(learner, state, metric, 100)  # type: ignore[arg-type]
+    assert (state.top_metric, state.best_step) == (1.0, 1)
 
 
 def test_a_run_that_collapses_is_brought_back(tmp_path: Path) -> None:

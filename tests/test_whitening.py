@@ -8,6 +8,7 @@ import torch
 from sklearn.decomposition import PCA
 from torch import nn
 
+from twinlens.learn import whitening
 from twinlens.learn.whitening import SHRINKAGE, whiten, whitened
 
 LABEL = torch.arange(12).repeat_interleave(6)
@@ -86,3 +87,17 @@ def test_one_picture_an_identity_leaves_the_directions_as_they_are() -> None:
     z = (x.double() - mean) @ weight.T
     assert bool(torch.isfinite(z).all())
     assert float(z.std()) > 0
+
+
+def test_of_many_directions_the_first_are_found_without_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = features(dims=60)
+    exact, _ = whitened(x, LABEL, 5)
+    monkeypatch.setattr(whitening, "EXACT", 10)
+    before = torch.random.get_rng_state()
+    quick, _ = whitened(x, LABEL, 5)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    # The same map but for a rotation: distances are equal.
+    near, far = (torch.cdist(x.double() @ one.T, x.double() @ one.T) for one in (quick, exact))
+    assert torch.allclose(near, far, atol=1e-4 * float(far.max()))

@@ -218,7 +218,7 @@ class TrainSettings(Section):
     channels_last: Literal["auto", "yes", "no"] = "auto"
     device: str = "auto"
     target_far: float = Field(0.01, gt=0, lt=1)
-    chunk: int | None = Field(None, ge=2)
+    chunk: int | None = Field(None, ge=3)
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSettings:

@@ -23,7 +23,7 @@ from twinlens.data.batches import Sampler, make_sampler
 from twinlens.data.cache import Decoded, decode_table
 from twinlens.data.inspection import survey
 from twinlens.data.sources import read_table
-from twinlens.data.splits import assign_splits, is_identity_disjoint
+from twinlens.data.splits import assign_splits, is_closed
 from twinlens.data.table import ImageTable, require_identities
 from twinlens.errors import TrainingError, TwinlensError
 from twinlens.jobs.doctor import machine, versions
@@ -115,8 +115,7 @@ def choose(recipe: Recipe, table: ImageTable) -> tuple[Settings, list[Choice]]:
         ConfigError: settings that do not fit them.
     """
     statistics = survey(table.of_split("train"), max_pixels=recipe.settings().data.max_pixels)
-    closed = not is_identity_disjoint(table)
-    settings, choices = choose_settings(recipe, statistics, closed=closed)
+    settings, choices = choose_settings(recipe, statistics, closed=is_closed(table))
     batches_of(table, settings)
     return settings, choices
 

@@ -26,8 +26,8 @@ def verify(
 ) -> VerifyAnswer:
     """Whether two picture files show the same thing; `show` draws them with the verdict.
 
-    Torch is not loaded for one of our own networks with a comparator that is not learned; whoever
-    asks often does so quicker of `load(model)`.
+    Torch is not loaded for `conv`, `mlp`, `residual` and `signet` with a comparator that is not
+    learned; whoever asks often does so quicker of `load(model)`.
 
     Args:
         model: a model's folder or a run's.

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from twinlens.config import Settings
 from twinlens.data.inspection import Statistics
+from twinlens.learn.features import can_precompute
 from twinlens.model.backbones import (
     check_backbone,
     has_pretrained,
@@ -255,7 +256,8 @@ def _init(f: Facts) -> tuple[Any, str]:
     # Tried on early stages and on measures; features of a whole network were no better for it.
     local = f.measured or f.settings.model.stage is not None
     plain = not (f.settings.model.head or f.settings.model.classes)
-    if local and plain and f.still and f.starts_well and f.data.num_pictures < PLENTY:
+    known = f.starts_well and can_precompute(f.settings)
+    if local and plain and known and f.data.num_pictures < PLENTY:
         return "whitened", "few pictures: how their features vary is computed, not learned by heart"
     return "own", "learned from random weights"
 
@@ -301,6 +303,8 @@ def _classes(f: Facts) -> tuple[Any, str]:
         return False, "identities that come later are not among those that are learned"
     if f.data.num_forged:
         return False, "a forgery is of no class"
+    if f.settings.model.embedding < f.data.num_identities:
+        return False, f"embeddings of {f.settings.model.embedding} hold no class for each identity"
     if f.data.num_identities <= FEW_CLASSES and f.data.median_pictures >= EACH:
         found = f"{f.data.median_pictures:g} pictures each of the identities that it will meet"
         return True, f"{found}: how probable each of these is"
@@ -321,6 +325,8 @@ def _embedding(f: Facts) -> tuple[Any, str]:
 
 def _rotations(f: Facts) -> tuple[Any, str]:
     height, width = f.settings.picture.size
+    if f.settings.model.classes:
+        return False, "a turned picture is of the same class"
     if f.still:
         return False, "a frozen backbone then runs once a picture"
     if f.drawing and not f.closed and height == width and not f.data.num_forged:

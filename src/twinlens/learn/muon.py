@@ -25,7 +25,7 @@ MOMENTUM = 0.95
 class Muon(torch.optim.AdamW):
     """AdamW, but groups with `matrices` true take orthogonal steps.
 
-    `matrices` are parameters with two dimensions or more. Their state is one moment, `momentum`.
+    `matrices` are parameters with two dimensions or more. Their moment is `momentum`.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float) -> None:
@@ -46,7 +46,8 @@ class Muon(torch.optim.AdamW):
             return
         state = self.state[param]
         if not state:
-            state["momentum"] = torch.zeros_like(param)
+            # AdamW asks for the step of every state that it loads; it never counts this one.
+            state.update(momentum=torch.zeros_like(param), step=torch.zeros(()))
         state["momentum"].lerp_(param.grad, 1 - MOMENTUM)
         ahead = param.grad.lerp(state["momentum"], MOMENTUM)  # Nesterov's look ahead.
         step = orthogonal(ahead.flatten(1))

@@ -113,7 +113,7 @@ def fit(
     state = _resumed(learner, run)
     if state is None:
         state = State(mining=settings.loss.mining)
-        if settings.model.init == "whitened" and feed.features is not None:
+        if settings.model.init == "whitened":
             _whiten(encoder, feed.features, train)
     guard = Guard(settings.loss, state.watch)
     journal = Journal(run, state.step)
@@ -175,7 +175,13 @@ def fit(
     )
 
 
-def _whiten(encoder: Encoder, features_VNF: Tensor, train: Pool) -> None:
+def _whiten(encoder: Encoder, features_VNF: Tensor | None, train: Pool) -> None:
+    if features_VNF is None:
+        log.warning(
+            "model.init 'whitened' has no effect where views vary: the head begins with random "
+            "weights; set augment and sampler.rotations to nothing, or optimizer.rate higher"
+        )
+        return
     head = encoder.head[-1]
     assert isinstance(head, nn.Linear)
     label_N = torch.from_numpy(np.where(train.forged, -1 - train.label, train.label))
@@ -283,7 +289,8 @@ def _keep_best(learner: Learner, state: State, metric: float, num_pictures: int)
         return
     state.top_metric = metric if state.top_metric is None else max(state.top_metric, metric)
     error = math.sqrt(state.top_metric * (1 - state.top_metric) / num_pictures)
-    if metric >= state.top_metric - error:
+    # A single picture tells nothing apart, nor does a lucky look at which there was no mistake.
+    if metric >= state.top_metric - max(error, 1 / num_pictures) - 1e-9:
         state.best_metric, state.best_step = metric, state.step
         learner.best = learner.weights()
 

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 __all__ = ["whiten", "whitened"]
 
+EXACT, SPARE = 2048, 32
+"""Rows or columns up to which all directions are computed; beyond, the first by Halko 2011."""
+
 SHRINKAGE = 0.3
 """The share of the even covariance that stands in for the pictures that there are not."""
 
@@ -52,7 +55,7 @@ def whitened(features_NF: Tensor, label_N: Tensor, most: int) -> tuple[Tensor, T
         std_F > 1e-6 * std_F.max(), std_F, torch.inf
     )  # What is constant says nothing.
     x_NF = (x_NF - mean_F) / std_F
-    _, strength_R, right_RF = torch.linalg.svd(x_NF, full_matrices=False)
+    strength_R, right_RF = _directions(x_NF, most)
     known = int((strength_R > 1e-6 * strength_R[0]).sum())
     kept_KF = right_RF[: min(most, known)]
     within_KK = _within(x_NF @ kept_KF.T, label_N)
@@ -62,6 +65,17 @@ def whitened(features_NF: Tensor, label_N: Tensor, most: int) -> tuple[Tensor, T
     eye_KK = torch.eye(len(within_KK), dtype=torch.float64, device=within_KK.device)
     root_KK = torch.linalg.cholesky((1 - SHRINKAGE) * within_KK + SHRINKAGE * even * eye_KK)
     return torch.linalg.solve_triangular(root_KK, kept_KF, upper=False) / std_F, mean_F
+
+
+def _directions(x_NF: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Singular values (R,), falling, and right vectors (R, F): all, or of many only the first."""
+    if min(x_NF.shape) <= EXACT:
+        _, strength_R, right_RF = torch.linalg.svd(x_NF, full_matrices=False)
+        return strength_R, right_RF
+    with torch.random.fork_rng(devices=[]):  # It draws where to look; the caller's must not move.
+        torch.manual_seed(0)
+        _, strength_R, right_FR = torch.svd_lowrank(x_NF, q=most + SPARE, niter=6)
+    return strength_R, right_FR.T
 
 
 def _within(z_NK: Tensor, label_N: Tensor) -> Tensor:

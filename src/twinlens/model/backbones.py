@@ -334,6 +334,11 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     Raises:
         ConfigError: no such file, not weights, or weights of another network.
     """
+    if not any(True for _ in backbone.parameters()):
+        raise ConfigError(
+            f"found weights {path} for a backbone that has none to load: leave --weights out, or "
+            "name another network with --backbone"
+        )
     if not path.is_file():
         raise ConfigError(f"there is no weights file {path}")
     try:
