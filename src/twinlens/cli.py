@@ -88,7 +88,8 @@ def _settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="auto", help="a name (see `twinlens recipes`) or .toml")
     parser.add_argument("--backbone", help="conv, mlp, residual, signet, strokes, or one of timm's")
     parser.add_argument("--weights", help="a local .safetensors or .pth file for the backbone")
-    parser.add_argument("--loss", help="contrastive, triplet, bce, supcon, classes, or pml:ClassName")
+    losses = "contrastive, triplet, bce, supcon, classes, or pml:ClassName"
+    parser.add_argument("--loss", help=losses)
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=float, help="how many times each picture")
     length.add_argument("--steps", type=int, help="how many batches")
