@@ -45,11 +45,11 @@ def main() -> int:
             for line in module.lines():
                 print(line, flush=True)
                 lines.append(line)
+                keep(name, module.__doc__ or "", lines)  # So that an end half way loses nothing.
         except (TwinlensError, OSError, CalledProcessError) as error:
             print(f"{name}: {error}", file=sys.stderr)
             failed = True
             continue
-        keep(name, module.__doc__ or "", lines)
         print(f"written to {write_page(NAMES)}")
     return int(failed)
 
