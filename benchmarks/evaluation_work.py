@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from benchmarks.peak import peak_mb
 
 
 def main() -> None:
@@ -24,15 +25,11 @@ def main() -> None:
     small, big = (_embeddings(n, dim, i) for n, i in ((500, 25), (num, identities)))
     WORK[who](*small)()
     work = WORK[who](*big)
-    before = _peak()
+    before = peak_mb()
     start = time.perf_counter()
     found = work()
     seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "mb": _peak() - before, "found": found}))
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(json.dumps({"seconds": seconds, "mb": round(peak_mb() - before), "found": found}))
 
 
 def _embeddings(num: int, dim: int, identities: int) -> tuple[NDArray[np.float32], NDArray]:

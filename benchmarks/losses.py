@@ -24,6 +24,7 @@ from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor
 
+from benchmarks.peak import peak_mb
 from benchmarks.table import Line
 from benchmarks.timing import compare
 from twinlens.config import LossSettings
@@ -109,7 +110,13 @@ def _line(case: Case, size: int) -> Line:
         value, gradient = _difference(ours(), theirs())
         assert value < EQUAL, value
         note = f"value and gradient differ by {value:.1g} and {gradient:.1g} of the largest"
-    row = compare(what, peer, lambda: ours(), lambda: theirs(), rounds=5 if size < 1024 else 2)
+    row = compare(
+        what,
+        peer,
+        lambda: ours(),
+        lambda: theirs(),
+        rounds=5 if size < 1024 else 2 if size < 4096 else 1,
+    )
     line = row.line(aim, case.at_least, note)
     return Line(
         what, peer, f"{line.ours}, {shown}", f"{line.theirs}, {memory['theirs']:,.0f} MB",
@@ -174,9 +181,9 @@ def _measure(index: int, size: int, side: str, queue: multiprocessing.Queue[floa
         warm()
     step = _steps(case, size)[side == "theirs"]
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mb()
     try:
         step()
     except (RuntimeError, MemoryError):
         raise SystemExit(1) from None
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    queue.put(peak_mb() - before)

@@ -13,13 +13,13 @@ process.
 from __future__ import annotations
 
 import multiprocessing
-import resource
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.peak import peak_mb
 from benchmarks.table import Line
 from benchmarks.timing import compare
 from twinlens.config import Settings
@@ -117,6 +117,6 @@ def _measure(
 ) -> None:
     _step(loss, 32, chunk and 16)()  # What is loaded and kept for good is not counted.
     step = _step(loss, size, chunk)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mb()
     step()
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    queue.put(peak_mb() - before)
