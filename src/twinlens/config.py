@@ -80,9 +80,10 @@ class PictureSettings(Section):
 
 
 class ModelSettings(Section):
-    """The network: `backbone` is one of ours (`conv`, `mlp`, `residual`, `signet`) or timm's.
-    `strokes` is ours too: measures of handwriting, with nothing to learn (`model.strokes`).
+    """The network: `backbone` is one of ours, or of timm's by name.
 
+    Ours are `conv`, `mlp`, `residual`, `signet`, and `strokes`: measures of handwriting, with
+    nothing to learn (`model.strokes`).
     Our own networks are built from `channels` (the widths), `kernel`, `batch_norm` and
     `block_dropout` (of `conv`'s blocks), `leak` (the slope of the ReLUs below 0), `attention`
     (after each stage of `residual`), `stride` (of the first convolution of `residual` and `signet`)

@@ -5,9 +5,8 @@ pairs of one thing, `impostor_BB` the pairs of two, and what is in neither (the 
 forged pictures) is in no triplet. No function needs memory beyond a few B x B matrices, though
 there are up to B^3 triplets. This module knows nothing of embeddings, losses or batches' origin.
 
-Shapes: B pictures, as anchors (rows, which may be some of them only) and as
-partners (columns); P the most positives that an
-anchor has; T triplets of positions (anchor, positive, negative).
+Shapes: B pictures, as anchors (rows, which may be some of them only) and as partners (columns); P
+the most positives that an anchor has; T triplets of positions (anchor, positive, negative).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from twinlens.data.decode import read_array, to_array
 from twinlens.errors import CalibrationError, DataError
 from twinlens.match.answers import VerifyAnswer
 from twinlens.measure.calibration import Calibration
-from twinlens.measure.distances import PLAIN, PlainComparison
+from twinlens.measure.distances import PLAIN, PlainComparison, plain_of
 from twinlens.measure.metrics import matches
 from twinlens.measure.pairs import Comparison
 from twinlens.model.bundle import Bundle, Stored, build_bundle, load_bundle, read_stored
@@ -110,8 +110,9 @@ class Matcher:
             return PlainComparison(name)
         if isinstance(self._given, Stored):
             return PlainComparison(name, sigmoid_scale(self._given))
-        log_scale = self.bundle.comparator.get_parameter("log_scale")
-        return PlainComparison(name, float(log_scale.detach().exp()))
+        from twinlens.model.comparators import NumpyComparison
+
+        return plain_of(NumpyComparison(self.bundle.comparator))
 
     @cached_property
     def comparison(self) -> Comparison:
