@@ -143,10 +143,11 @@ def test_a_stream_takes_what_lies_in_the_cache(
     assert stream.broken == whole.broken
 
 
+@pytest.mark.parametrize("meanwhile", [True, False])
 def test_a_stream_decodes_ahead_and_no_more_than_a_block(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: bool
 ) -> None:
-    """While the first batch is looked at, the next ones are decoded, without end only for few."""
+    """While a batch is looked at the next ones are decoded, or nothing is."""
     begun: list[str] = []
 
     def noted(path: str, spec: PictureSettings, *, max_pixels: int) -> np.ndarray:
@@ -157,14 +158,20 @@ def test_a_stream_decodes_ahead_and_no_more_than_a_block(
     monkeypatch.setattr(cache, "BLOCK_BYTES", 1)  # Which makes blocks of 8.
     many = table_of([folder / f"{i}.png" for i in range(40)], folder)
     stream = Stream(many, SPEC, max_pixels=LIMIT, max_broken=0.2, cache_dir=tmp_path)
-    batches = stream.batches(2)
+    batches = stream.batches(2, meanwhile=meanwhile)
     next(batches)
-    until = time.monotonic() + 30
-    while len(begun) < 9 and time.monotonic() < until:
+    # One of the two that were taken has made room for another by now.
+    until, most = time.monotonic() + 30, 9 if meanwhile else 8
+    while len(begun) < most and time.monotonic() < until:
         time.sleep(0.01)
-    assert len(begun) == 9  # Two were taken, one of which made room for another.
+    assert len(begun) == most
+    for _ in range(3):
+        next(batches)
+    if not meanwhile:
+        assert len(begun) == most
+        next(batches)
+        assert len(begun) == 2 * most
     batches.close()
-    assert len(begun) == 9
 
 
 def test_a_stream_judges_at_its_end(folder: Path, tmp_path: Path) -> None:

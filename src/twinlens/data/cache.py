@@ -117,7 +117,7 @@ def decode_table(
 
 
 class Stream:
-    """The readable pictures of a table, a batch at a time, the next ones decoded meanwhile.
+    """The readable pictures of a table, a batch at a time.
 
     They are those of `decode_table` with the same arguments. It holds no more than a block of them,
     writes no file, and takes from a file what an earlier `decode_table` has put there.
@@ -145,10 +145,13 @@ class Stream:
         folder = _folder(cache_dir)
         self._known = _reuse(self._job, folder / f"{_key(table, spec, max_pixels)}.npy")
 
-    def batches(self, size: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def batches(
+        self, size: int, *, meanwhile: bool = True
+    ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Pixels (B, C, H, W) of the next `size` readable pictures, with the rows seen so far.
 
-        B is `size` but for the last batch.
+        B is `size` but for the last batch. The next ones are decoded `meanwhile`, which is for
+        work on another device: work on the same cores is kept waiting by it.
         """
         if self._known is not None:
             self.table, self.broken = self._known.table, self._known.broken
@@ -158,7 +161,7 @@ class Stream:
             return
         kept: list[NDArray[np.uint8]] = []
         broken: list[tuple[int, str]] = []
-        for row, result in enumerate(_results(self._job)):
+        for row, result in enumerate(_results(self._job, meanwhile=meanwhile)):
             if isinstance(result, str):
                 broken.append((row, result))
                 continue
@@ -256,8 +259,11 @@ def _decode_into(job: _Job, sink: _Sink) -> list[tuple[int, str]]:
     return broken
 
 
-def _results(job: _Job) -> Iterator[NDArray[np.uint8] | str]:
-    """Pixels or a reason for each row in order; threads keep decoding up to a block ahead."""
+def _results(job: _Job, *, meanwhile: bool = True) -> Iterator[NDArray[np.uint8] | str]:
+    """Pixels or a reason for each row in order, decoded up to a block ahead.
+
+    Unless `meanwhile`, no thread decodes while this waits to be asked for more.
+    """
     if job.table.pixels is not None:
         yield from (_from_memory(picture, job.spec) for picture in job.table.pixels)
         return
@@ -273,6 +279,8 @@ def _results(job: _Job) -> Iterator[NDArray[np.uint8] | str]:
     rows = iter(range(num))
     pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
     try:
+        while not meanwhile and (part := list(islice(rows, block))):
+            yield from list(pool.map(one, part))
         ahead = deque(pool.submit(one, row) for row in islice(rows, block))
         while ahead:
             yield ahead.popleft().result()

@@ -75,8 +75,8 @@ def embed(
 def embed_stream(encoder: Encoder, stream: Stream) -> NDArray[np.float32]:
     """The embeddings (N, D) of the readable pictures, in the batches of `embed_pixels`."""
     progress, total = Progress("embedding"), len(stream.table)
-    parts = []
-    for seen, pixels in stream.batches(pictures_at_once(encoder)):
+    parts, meanwhile = [], encoder.device.type != "cpu"
+    for seen, pixels in stream.batches(pictures_at_once(encoder), meanwhile=meanwhile):
         parts.append(embed_pixels(encoder, pixels, batch_size=len(pixels)))
         progress(seen, total)
     progress.close()
