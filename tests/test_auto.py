@@ -115,6 +115,8 @@ def test_photographs_with_forgeries_are_not_measured_as_strokes() -> None:
 def test_turned_characters_are_new_ones_only_in_an_open_set() -> None:
     assert chosen(CHARACTERS)[0].sampler.rotations
     assert not chosen(CHARACTERS, closed=True)[0].sampler.rotations
+    assert chosen(CHARACTERS)[0].model.shifts
+    assert not chosen(CHARACTERS, closed=True)[0].model.shifts
     assert not chosen(CHARACTERS, {"picture.size": [32, 40]})[0].sampler.rotations
 
 

@@ -101,6 +101,24 @@ def test_classes_are_square_roots_of_probabilities() -> None:
     np.testing.assert_allclose(found**2, logits.softmax(1).numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_shifts_are_averaged_when_asked_and_not_when_learning(normalize: bool) -> None:
+    """By rolling pictures with an even border of two pixels, of which none comes in."""
+    pixels = np.pad(pictures(4)[:, :, 2:-2, 2:-2], ((0, 0), (0, 0), (2, 2), (2, 2)))
+    plain, shifted = made(normalize=normalize), made(normalize=normalize, shifts=True)
+    shifted.load_state_dict(plain.state_dict())
+    moves = [(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)]
+    views = [embed_pixels(plain, np.roll(pixels, move, (2, 3))) for move in moves]
+    expected = np.mean(views, axis=0)
+    if normalize:
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(embed_pixels(shifted, pixels), expected, atol=1e-6)
+    assert np.abs(expected - views[0]).max() > 1e-3
+    assert torch.equal(
+        shifted.train()(torch.from_numpy(pixels)), plain.train()(torch.from_numpy(pixels))
+    )
+
+
 def test_features_then_projection_is_the_whole() -> None:
     encoder, pixels = made(), pictures(6)
     with torch.no_grad():

@@ -86,6 +86,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "no head, dropout": {"backbone": "mlp", "channels": (9,), "dropout": 0.5},
     "frozen": {"backbone": "conv", "channels": (5, 7), "freeze": "all"},
     "classes": {"backbone": "conv", "channels": (5, 7), "classes": True},
+    "shifts": {"backbone": "conv", "channels": (5, 7), "shifts": True},
+    "classes, shifts": {"backbone": "mlp", "channels": (9,), "classes": True, "shifts": True},
 }  # fmt: skip
 
 
@@ -126,7 +128,7 @@ def test_every_setting_of_a_network_is_known() -> None:
     assert set(ModelSettings.model_fields) == {
         "backbone", "channels", "kernel", "batch_norm", "block_dropout", "leak", "attention",
         "stride", "init", "pool", "pretrained", "weights", "freeze", "head", "head_norm",
-        "dropout", "embedding", "normalize", "classes", "comparator",
+        "dropout", "embedding", "normalize", "classes", "shifts", "comparator",
         "stage", "grid",  # of timm's networks alone
     }  # fmt: skip
     known = {str(network["backbone"]) for network in NETWORKS.values()}

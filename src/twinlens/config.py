@@ -101,6 +101,9 @@ class ModelSettings(Section):
     `head` are the widths of hidden layers between features and embedding, with `dropout`, and batch
     norm after each of them ("all"), after each but the last ("between") or none ("none").
 
+    With `shifts` an embedding is the mean of five (test-time augmentation): of the picture as it is
+    and shifted by a pixel to each side, in five times the time. Training looks at one.
+
     With `classes` the numbers of an embedding are the square roots of the probabilities of
     `embedding` identities, so that its length is 1; it is for the loss `classes`.
     """
@@ -126,6 +129,7 @@ class ModelSettings(Section):
     embedding: PositiveInt = 128
     normalize: bool = True
     classes: bool = False
+    shifts: bool = False
     comparator: Literal["euclidean", "squared-euclidean", "cosine", "sigmoid", "network"] = "cosine"
 
 
@@ -256,6 +260,8 @@ class Settings(Section):
             raise ValueError("loss.mining 'given' and sampler.kind 'triplets' go together")
         if self.model.init == "whitened" and (self.model.freeze != "all" or self.model.head):
             raise ValueError("model.init 'whitened' needs model.freeze 'all' and no model.head")
+        if self.model.shifts and self.model.freeze == "all":
+            raise ValueError("model.shifts needs a network that learns, found model.freeze 'all'")
         size = self.picture.size
         if self.sampler.rotations and size[0] != size[1]:
             raise ValueError(f"sampler.rotations needs a square picture.size, found {list(size)}")

@@ -334,6 +334,12 @@ def _rotations(f: Facts) -> tuple[Any, str]:
     return False, "a turned picture is not another thing here"
 
 
+def _shifts(f: Facts) -> tuple[Any, str]:
+    if f.settings.sampler.rotations and not f.still:
+        return True, "drawings are small: the mean over shifts of a pixel finds one or two more"
+    return False, "worth its time for small drawings only"
+
+
 def _labels_per_batch(f: Facts) -> tuple[Any, str]:
     identities = f.data.num_identities * (4 if f.settings.sampler.rotations else 1)
     height, width = f.settings.picture.size
@@ -441,6 +447,7 @@ RULES: Mapping[str, Rule] = {
     "model.channels": _channels,
     "model.embedding": _embedding,
     "sampler.rotations": _rotations,
+    "model.shifts": _shifts,
     "sampler.labels_per_batch": _labels_per_batch,
     "sampler.images_per_label": _images_per_label,
     "sampler.forged_per_label": _forged_per_label,

@@ -5,7 +5,7 @@ Shapes: B pictures, C channels, H x W pixels, F features, D dimensions of the em
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import numpy as np
@@ -18,6 +18,7 @@ from twinlens.config import ModelSettings, PictureSettings
 from twinlens.model.backbones import freeze_before, is_own, make_backbone, num_features
 from twinlens.model.heads import make_head
 from twinlens.model.initial import glorot
+from twinlens.model.plain import SHIFTS
 
 __all__ = ["Encoder", "embed_features", "embed_pixels", "pictures_at_once"]
 
@@ -71,7 +72,14 @@ class Encoder(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Pictures (B, C, H, W), uint8 or float in [0, 1], to embeddings (B, D) in float32."""
-        return self.project(self.features(x_BCHW))
+        if self.training or not self.model_settings.shifts:
+            return self.project(self.features(x_BCHW))
+        if x_BCHW.dtype == torch.uint8:
+            x_BCHW = x_BCHW.float() / 255
+        emb_VBD = torch.stack([self.project(self.features(view)) for view in _shifted(x_BCHW)])
+        emb_BD = emb_VBD.mean(0)
+        unit = self.model_settings.normalize or self.model_settings.classes
+        return F.normalize(emb_BD, dim=1) if unit else emb_BD
 
     @property
     def uses_channels_last(self) -> bool:
@@ -86,6 +94,14 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.mean.device
+
+
+def _shifted(x_BCHW: Tensor) -> Iterator[Tensor]:
+    """The pictures by each of `SHIFTS`; what comes in is the border's own colour."""
+    height, width = x_BCHW.shape[2:]
+    padded = F.pad(x_BCHW, (1, 1, 1, 1), mode="replicate")
+    for down, right in SHIFTS:
+        yield padded[:, :, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
 
 
 def pictures_at_once(encoder: Encoder) -> int:

@@ -9,7 +9,7 @@ D dimensions of the embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -29,6 +29,8 @@ Step = Callable[[Floats], Floats]
 Size = tuple[int, int]
 
 EPSILON = 1e-5  # of torch's batch norms
+SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
+"""Pixels down and to the right, of each picture whose embeddings `model.shifts` averages."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,32 @@ class PlainEncoder:
         mean = np.array(self.picture.mean, dtype=np.float32)
         std = np.array(self.picture.std, dtype=np.float32)
         map_HWC = np.ascontiguousarray(pixels_CHW.transpose(1, 2, 0), dtype=np.float32)
-        emb_D = self.step((map_HWC / np.float32(255) - mean) / std)
+        map_HWC = (map_HWC / np.float32(255) - mean) / std
+        if not self.model_settings.shifts:
+            return self._project(self.step(map_HWC))
+        settings = self.model_settings
+        mean_D = np.mean([self._project(self.step(view)) for view in _shifted(map_HWC)], axis=0)
+        return _of_length_1(mean_D) if settings.normalize or settings.classes else mean_D
+
+    def _project(self, emb_D: Floats) -> Floats:
+        """As `Encoder.project` behind the head."""
         if self.model_settings.classes:
             share_D = np.exp(emb_D - emb_D.max())
             emb_D = np.sqrt(share_D / share_D.sum())
         elif self.model_settings.normalize:
-            emb_D = emb_D / max(float(np.linalg.norm(emb_D)), 1e-12)
+            emb_D = _of_length_1(emb_D)
         return np.asarray(emb_D, dtype=np.float32)
+
+
+def _shifted(map_HWC: Floats) -> Iterator[Floats]:
+    height, width = map_HWC.shape[:2]
+    padded = np.pad(map_HWC, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    for down, right in SHIFTS:
+        yield padded[1 - down : 1 - down + height, 1 - right : 1 - right + width]
+
+
+def _of_length_1(emb_D: Floats) -> Floats:
+    return np.asarray(emb_D / max(float(np.linalg.norm(emb_D)), 1e-12), dtype=np.float32)
 
 
 def plain_encoder(stored: Stored) -> PlainEncoder | None:

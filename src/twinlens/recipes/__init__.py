@@ -41,7 +41,7 @@ AUTO_KEYS = frozenset(
         "picture.mean", "picture.std",
         "loss.name", "loss.temperature", "model.classes",
         "model.backbone", "model.channels", "model.pretrained", "model.freeze", "model.embedding",
-        "model.stage", "model.grid", "model.init",
+        "model.stage", "model.grid", "model.init", "model.shifts",
         "sampler.labels_per_batch", "sampler.images_per_label", "sampler.forged_per_label",
         "sampler.rotations",
         "augment.rotate", "augment.translate", "augment.scale", "augment.shear", "augment.flip",
