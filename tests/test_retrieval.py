@@ -9,6 +9,7 @@ import torch
 
 from twinlens.errors import DataError
 from twinlens.measure import pairs as pairs_module
+from twinlens.measure import ranks
 from twinlens.measure import retrieval as module
 from twinlens.measure.distances import PLAIN, PlainComparison, plain_of
 from twinlens.measure.retrieval import retrieval
@@ -65,7 +66,7 @@ def test_the_smallest_of_each_row(num, levels):
     dist = rng.integers(0, levels, (4, 100)).astype(np.float32)
     dist[rng.random(dist.shape) < 0.05] = np.inf
     expected = np.sort(dist, axis=1)[:, :num]
-    assert (np.sort(module._smallest(dist, num), axis=1) == expected).all()
+    assert (np.sort(ranks.smallest(dist, num), axis=1) == expected).all()
 
 
 @pytest.mark.parametrize("place", [0, 50, 99])
@@ -73,7 +74,7 @@ def test_the_smallest_of_each_row(num, levels):
 def test_a_nan_anywhere_is_found(place, num):
     dist = np.ones((2, 100), np.float32)
     dist[1, place] = np.nan
-    assert np.isnan(module._smallest(dist, num)[1]).all()
+    assert np.isnan(ranks.smallest(dist, num)[1]).all()
 
 
 def test_broken_embeddings_are_refused():

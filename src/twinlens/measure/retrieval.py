@@ -5,8 +5,10 @@ and are never right. A probe whose identity has no other genuine picture has not
 is left out, and counted. Ties are settled against the model: of pictures equally far, the wrong
 ones come first, so that collapsed embeddings do not look good by the order of the files.
 
-This module knows nothing of thresholds. Memory is bounded: probes are compared in blocks, on all
-cores where the distances come without torch (`measure.distances`).
+This module knows nothing of thresholds. Where the distances come without torch
+(`measure.distances`), `measure.ranks` finds the nearest pictures of most probes; the others, and
+with other comparisons all, are compared with all pictures. Memory is bounded: that is done in
+blocks, on all cores where torch is not needed.
 
 Shapes: N pictures, D numbers in an embedding, P probes, K ranks, W the right pictures of a probe
 and the probe itself.
@@ -14,8 +16,7 @@ and the probe itself.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from threading import local
 from typing import Any
@@ -25,9 +26,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
 from twinlens.measure.bootstrap import REPLICATES, Figure, figures, replicate
-from twinlens.measure.distances import plain_of
+from twinlens.measure.distances import Folded, plain_of
 from twinlens.measure.metrics import map_at_r, recall_at_k
 from twinlens.measure.pairs import Comparison, blocks, taken_out
+from twinlens.measure.ranks import Ranks, ranked, smallest
 from twinlens.measure.threads import cores, spread
 
 __all__ = ["KS", "Retrieval", "retrieval"]
@@ -40,8 +42,8 @@ BYTES_ASKED = 48
 BYTES_FOLDED = 8
 """What it needs where one product gives it."""
 
-WORTH_GROUPS = 4
-"""Columns of a group from which on choosing groups first is quicker than choosing at once."""
+BYTES_RANKED = 48
+"""What a rank of a probe needs while its score is computed."""
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -116,7 +118,7 @@ def retrieval(
         num_real[code_P] - 1,
         ks,
     )
-    score_SP = search.scores(progress)
+    score_SP = search.scores(progress or _silent)
 
     def redrawn(count_I: Ints) -> NDArray[np.float64]:
         weight_P = count_I[code_P]
@@ -148,57 +150,91 @@ class _Search:
         self._emb_ND, self._comparison = emb_ND, comparison
         self._probe_P, self._first_P, self._relevant_P = probe_P, first_P, relevant_P
         self._ks = ks
+        self._depth_P = np.minimum(relevant_P.clip(max((1, *ks))), len(emb_ND) - 1)
         self._plain = plain_of(comparison)
-        self._folded = None if self._plain is None else self._plain.folded(emb_ND)
+        self._folded: Folded | None = None
         self._scratch = local()
 
-    def scores(self, progress: Progress | None) -> NDArray[np.float64]:
+    def scores(self, progress: Progress) -> NDArray[np.float64]:
         """Recall at each k, and AP@R below, of each probe: shape (len(ks) + 1, P)."""
-        num, size = len(self._probe_P), len(self._emb_ND)
-        threads, bytes_each = 1, BYTES_ASKED
-        if self._folded is not None:
-            # A block for each thread, all of them together as large as one.
-            threads, bytes_each = cores(), BYTES_FOLDED * cores()
-        parts = list(blocks(num, bytes_each * size))
+        num = len(self._probe_P)
         score_SP = np.empty((len(self._ks) + 1, num))
-        for part, score in zip(parts, spread(self._score, parts, threads), strict=True):
-            score_SP[:, part] = score
-            if progress is not None:
-                progress(part.stop, num)
+        ranks = self._ranks(progress)
+        settled_P = np.zeros(num, dtype=bool)
+        if ranks is not None:
+            settled_P = ranks.settled[self._probe_P]
+            settled = np.flatnonzero(settled_P)
+            for part in blocks(len(settled), BYTES_RANKED * int(self._depth_P.max())):
+                some = settled[part]
+                correct_PK = ranks.correct(self._probe_P[some], int(self._depth_P[some].max()))
+                score_SP[:, some] = self._score(correct_PK, some)
+        for some, score in self._looked_up(np.flatnonzero(~settled_P)):
+            score_SP[:, some] = score
+            settled_P[some] = True
+            progress(int(np.count_nonzero(settled_P)), num)
+        progress(num, num)
         return score_SP
 
-    def _score(self, part: slice) -> NDArray[np.float64]:
-        relevant_P = self._relevant_P[part]
-        depth = min(max([int(relevant_P.max()), *self._ks]), len(self._emb_ND) - 1)
-        correct_PK = self._nearest_correct(part, depth)
-        recalls = [recall_at_k(correct_PK, k) for k in self._ks]
-        return np.stack([*recalls, map_at_r(correct_PK, relevant_P)])
+    def _ranks(self, progress: Progress) -> Ranks | None:
+        """The nearest pictures of most probes at once, where the comparison allows it."""
+        if self._plain is None:
+            return None
+        num, size = len(self._probe_P), len(self._emb_ND)
+        # A code for each identity; a picture that is no probe is like no other.
+        code_N, need_N = -np.ones(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+        code_N[self._probe_P], need_N[self._probe_P] = self._first_P, self._depth_P
+        return ranked(
+            self._emb_ND,
+            code_N,
+            need_N,
+            self._plain,
+            lambda share: progress(min(num - 1, int(share * num)), num),
+        )
 
-    def _nearest_correct(self, part: slice, depth: int) -> Bools:
+    def _looked_up(self, some_P: Ints) -> Iterator[tuple[Ints, NDArray[np.float64]]]:
+        """Score probes block by block, each against all pictures."""
+        if not len(some_P):
+            return
+        size, threads, bytes_each = len(self._emb_ND), 1, BYTES_ASKED
+        if self._plain is not None:
+            self._folded = self._plain.folded(self._emb_ND)
+            # A block for each thread, all of them together as large as one.
+            threads, bytes_each = cores(), BYTES_FOLDED * cores()
+        parts = [some_P[part] for part in blocks(len(some_P), bytes_each * size)]
+        yield from zip(parts, spread(self._looked_at, parts, threads), strict=True)
+
+    def _looked_at(self, some: Ints) -> NDArray[np.float64]:
+        return self._score(self._nearest_correct(some, int(self._depth_P[some].max())), some)
+
+    def _score(self, correct_PK: Bools, some: Ints) -> NDArray[np.float64]:
+        recalls = [recall_at_k(correct_PK, k) for k in self._ks]
+        return np.stack([*recalls, map_at_r(correct_PK, self._relevant_P[some])])
+
+    def _nearest_correct(self, some: Ints, depth: int) -> Bools:
         """Whether the `depth` nearest other pictures of each probe are right, nearest first.
 
         Of equal distances the wrong pictures come first. Right and wrong ones are ranked apart
         and then together, so that most of the pictures are never put in order.
         """
-        dist_PN = self._distances(part)
+        dist_PN = self._distances(some)
         right_PW = taken_out(
-            dist_PN, self._probe_P[part], self._first_P[part], self._relevant_P[part]
+            dist_PN, self._probe_P[some], self._first_P[some], self._relevant_P[some]
         )
-        wrong_PK = _smallest(dist_PN, depth)
+        wrong_PK = smallest(dist_PN, depth)
         if np.isnan(wrong_PK).any() or np.isnan(right_PW).any():
             raise DataError(
                 "some distances between pictures are NaN; they must be numbers: the embeddings "
                 "are broken, so train the model again, at a lower rate"
             )
-        key = np.concatenate([self._key(wrong_PK, part), self._key(right_PW, part) | 1], axis=1)
+        key = np.concatenate([self._key(wrong_PK, some), self._key(right_PW, some) | 1], axis=1)
         # What is not there is infinitely far, and no answer.
         key[:, depth:][np.isposinf(right_PW)] &= ~key.dtype.type(1)
         key.sort(axis=1)
         return np.asarray(key[:, :depth] & 1, dtype=bool)
 
-    def _distances(self, part: slice) -> Floats:
+    def _distances(self, some: Ints) -> Floats:
         """Of each probe to all pictures, or what is in their order: a block to be written over."""
-        probe = self._probe_P[part]
+        probe = self._probe_P[some]
         if self._folded is None:
             dist = self._comparison.matrix(self._emb_ND[probe], self._emb_ND)
             return np.array(dist, dtype=np.float32)
@@ -210,38 +246,18 @@ class _Search:
         block: Floats = self._scratch.block[: len(probe)]
         return np.matmul(self._folded.left[probe], self._folded.right.T, out=block)
 
-    def _key(self, dist: Floats, part: slice) -> NDArray[Any]:
+    def _key(self, dist: Floats, some: Ints) -> NDArray[Any]:
         """Twice a whole number in the order of the distances, and equal where they are."""
         if self._folded is None or self._plain is None:
             return _ascending(dist).astype(np.int64) << 1
-        square = dist + self._folded.square[self._probe_P[part]][:, None]
+        square = dist + self._folded.square[self._probe_P[some]][:, None]
         far = self._plain.of_square(np.maximum(square, 0, out=square))
         # None is negative, so that the sign's bit is free and a half of the bytes will do.
         return far.view(np.uint32) << np.uint32(1)
 
 
-def _smallest(dist_PN: Floats, num: int) -> Floats:
-    """The `num` smallest of each row, shape (P, num), in no order; NaN where the row has one.
-
-    They lie in the `num` groups of columns whose least are smallest, so that one quick pass,
-    which looks at each number once, leaves few to choose among. `dist_PN` is written over.
-    """
-    rows, width = dist_PN.shape
-    each = math.isqrt(width // num)
-    groups = width // each
-    rest_PM = dist_PN[:, groups * each :]
-    group_PEG = dist_PN[:, : groups * each].reshape(rows, each, groups)
-    least_PG = np.minimum.reduce(group_PEG, axis=1)
-    broken = np.isnan(least_PG).any() or np.isnan(rest_PM).any()
-    if broken:
-        return np.full((rows, num), np.nan, dtype=np.float32)
-    if each >= WORTH_GROUPS:
-        chosen_PG = np.argpartition(least_PG, num - 1, axis=1)[:, :num]
-        found = group_PEG[np.arange(rows)[:, None], :, chosen_PG].reshape(rows, -1)
-        dist_PN = np.concatenate([found, rest_PM], axis=1)
-    if num < dist_PN.shape[1]:
-        dist_PN.partition(num - 1, axis=1)
-    return dist_PN[:, :num]
+def _silent(done: int, total: int) -> None:
+    """Progress that nobody looks at."""
 
 
 def _ascending(dist: NDArray[np.float32]) -> NDArray[np.int32]:
