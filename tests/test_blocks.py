@@ -11,7 +11,8 @@ from torch import Tensor
 
 from twinlens.data.table import pair_masks
 from twinlens.learn import blocks, losses
-from twinlens.learn.blocks import mean_over_blocks
+from twinlens.learn.blocks import mean_over_blocks, mean_over_mined
+from twinlens.learn.mining import Candidates
 from twinlens.model.comparators import Comparator, make_comparator
 
 B = 23
@@ -95,3 +96,98 @@ def test_without_a_gradient_only_the_value_is_computed() -> None:
     value = mean_over_blocks(emb.detach(), made.between, rows_of(genuine, impostor), terms)
     assert not value.requires_grad
     torch.testing.assert_close(value, whole(made.matrix(emb, emb), genuine, impostor).detach())
+
+
+def mined_mean(
+    made: Comparator, emb: Tensor, genuine: Tensor, impostor: Tensor, mining: str, soft: bool
+) -> Tensor:
+    choose = losses.miner(mining, 0.3)
+    return mean_over_mined(
+        made.prepared(emb),
+        made.between,
+        made.pairwise,
+        lambda dist, part: choose(Candidates.of(dist, genuine[part], impostor[part])),
+        partial(losses.hinge, margin=0.3, soft=soft),
+    )
+
+
+MINED = [("semi-hard", False), ("semi-hard", True), ("hardest", False), ("hardest", True)]
+
+
+@pytest.mark.parametrize("anchors", [1, 4, B])
+@pytest.mark.parametrize("many", [0, 1, 10**9])
+@pytest.mark.parametrize("comparator", ["euclidean", "squared-euclidean", "cosine", "sigmoid"])
+@pytest.mark.parametrize(("mining", "soft"), MINED)
+def test_mined_triplets_are_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+    mining: str,
+    soft: bool,
+    comparator: str,
+    many: int,
+    anchors: int,
+) -> None:
+    """Row by row, as products of blocks, and some of both; bundles of several blocks."""
+    monkeypatch.setattr(blocks, "MINED_BLOCK", anchors * B)
+    monkeypatch.setattr(blocks, "BUNDLE", 7)
+    # Triplets are at most a row's 23 distances: 0 never takes the products, 1e9 always does.
+    monkeypatch.setattr(blocks, "MANY", many * 20)
+    made = make_comparator(comparator, 5)
+    for number in range(3):
+        emb, genuine, impostor = batch(number)
+        expected = losses.triplet(made.matrix(emb, emb), genuine, impostor, 0.3, mining, soft)
+        value = mined_mean(made, emb, genuine, impostor, mining, soft)
+        assert float(expected.detach()) > 0
+        torch.testing.assert_close(value, expected)
+        (grad,) = torch.autograd.grad(3 * value, emb)
+        torch.testing.assert_close(grad, 3 * torch.autograd.grad(expected, emb)[0])
+
+
+def test_mined_triplets_of_a_network_of_distances() -> None:
+    torch.manual_seed(0)
+    made, (emb, genuine, impostor) = make_comparator("network", 5), batch(0)
+    expected = losses.triplet(made.matrix(emb, emb), genuine, impostor, 0.3, "hardest")
+    value = mined_mean(made, emb, genuine, impostor, "hardest", False)
+    torch.testing.assert_close(value, expected)
+    (grad,) = torch.autograd.grad(value, emb)
+    torch.testing.assert_close(grad, torch.autograd.grad(expected, emb)[0])
+
+
+@pytest.mark.parametrize("many", [0, 10**9])
+@pytest.mark.parametrize(("mining", "soft"), MINED)
+def test_mined_triplets_of_embeddings_that_coincide(
+    monkeypatch: pytest.MonkeyPatch, mining: str, soft: bool, many: int
+) -> None:
+    monkeypatch.setattr(blocks, "MANY", many)
+    # Of whole numbers, so that a distance of 0 is 0 by a product too.
+    emb = torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 2], [1, 2], [3, 0]], requires_grad=True)
+    label = torch.tensor([0, 0, 1, 1, 2, 2])
+    same, made = label[:, None] == label, make_comparator("euclidean", 2)
+    pairs = same & ~torch.eye(6, dtype=torch.bool), ~same
+    expected = losses.triplet(made.matrix(emb, emb), *pairs, 0.3, mining, soft)
+    value = mined_mean(made, emb, *pairs, mining, soft)
+    torch.testing.assert_close(value, expected)
+    (grad,) = torch.autograd.grad(value, emb)
+    assert bool(grad.isfinite().all())
+    torch.testing.assert_close(grad, torch.autograd.grad(expected, emb)[0])
+
+
+@pytest.mark.parametrize("num", [0, 1, 4])
+@pytest.mark.parametrize("mining", ["semi-hard", "hardest"])
+def test_nothing_to_mine_is_zero_with_a_gradient_of_zeros(mining: str, num: int) -> None:
+    emb = torch.randn(num, 3, requires_grad=True)
+    nothing, pairs = torch.zeros(num, num, dtype=torch.bool), ~torch.eye(num, dtype=torch.bool)
+    for genuine, impostor in [(nothing, nothing), (pairs, nothing), (nothing, pairs)]:
+        made = make_comparator("euclidean", 3)
+        value = mined_mean(made, emb, genuine, impostor, mining, False)
+        assert value.item() == 0
+        assert not torch.autograd.grad(value, emb)[0].any()
+
+
+def test_mining_without_a_gradient() -> None:
+    emb, genuine, impostor = batch(0)
+    made = make_comparator("euclidean", 5)
+    value = mined_mean(made, emb.detach(), genuine, impostor, "hardest", False)
+    assert not value.requires_grad
+    torch.testing.assert_close(
+        value, mined_mean(made, emb, genuine, impostor, "hardest", False).detach()
+    )

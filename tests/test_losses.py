@@ -29,6 +29,7 @@ from twinlens.learn.losses import (
     triplet,
     triplet_given,
 )
+from twinlens.learn.mining import semi_hard_negatives
 
 MININGS = ("all", "semi-hard", "hardest")
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -229,6 +230,18 @@ def test_semi_hard_triplets_with_one_positive_are_the_librarys(number):
     miner = miners.BatchEasyHardMiner("hard", "semihard", distance=EUCLID)
     theirs = library.TripletMarginLoss(margin=0.5, distance=EUCLID)(emb, label, miner(emb, label))
     agree(triplet(euclid(emb), *masks(label), 0.5, "semi-hard"), theirs, emb)
+
+
+def test_semi_hard_triplets_of_nearly_equal_distances_are_the_librarys():
+    # Enough pictures that float32 rounds some negatives to the other side of a positive than the
+    # library's does; in float64 both choose the same.
+    emb = torch.randn(1024, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    label = torch.arange(1024) // 2
+    miner = miners.BatchEasyHardMiner("hard", "semihard", distance=EUCLID)
+    anchor, positive, _, negative = miner(emb, label)
+    dist = torch.cdist(emb, emb, compute_mode="donot_use_mm_for_euclid_dist")
+    found = semi_hard_negatives(dist, *masks(label), 1e9)
+    assert found.tolist() == torch.stack([anchor, positive, negative], dim=1).tolist()
 
 
 @pytest.mark.parametrize("number", range(3))

@@ -118,6 +118,19 @@ def test_hardest_are_the_loops(number, ties):
     assert list(map(tuple, found.tolist())) == expected
 
 
+def test_of_equally_far_and_near_ones_the_first_is_taken():
+    # All at distance 0: a positive is no farther for that, and a negative none the nearer.
+    label = torch.tensor([0, 1, 0, 0, 1])
+    same = label[:, None] == label
+    pool = torch.zeros(5, 5), same & ~torch.eye(5, dtype=torch.bool), ~same
+    assert hardest(*pool).tolist() == [[0, 2, 1], [1, 4, 0], [2, 0, 1], [3, 0, 1], [4, 1, 0]]
+    assert semi_hard_negatives(*pool, 1.0).shape == (0, 3)
+    pool = (1 - same.float(), *pool[1:])
+    assert semi_hard_negatives(*pool, 2.0).tolist() == [
+        [0, 2, 1], [0, 3, 1], [1, 4, 0], [2, 0, 1], [2, 3, 1], [3, 0, 1], [3, 2, 1], [4, 1, 0],
+    ]  # fmt: skip
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 20), st.booleans())
 def test_permuting_the_batch_permutes_the_answers(number, size, ties):

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from twinlens.config import LossSettings, OptimizerSettings
 from twinlens.data.pools import Batch
+from twinlens.data.table import pair_masks
 from twinlens.errors import ConfigError
-from twinlens.learn import losses
+from twinlens.learn import blocks, losses
 from twinlens.learn.objective import Objective
 from twinlens.model.comparators import make_comparator
 
@@ -65,6 +66,58 @@ def test_losses_by_name(comparator: str, forged: bool) -> None:
         made = objective(name, comparator, mining=mining, soft=soft, margin=0.7, temperature=0.2)
         assert value > 0
         torch.testing.assert_close(made(emb(), batch(forged)), value)
+
+
+@pytest.mark.parametrize("forged", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("labels", [1, 3, 15])
+@pytest.mark.parametrize("mining", ["semi-hard", "hardest"])
+def test_mining_without_masks_is_mining_with_them(
+    monkeypatch: pytest.MonkeyPatch, mining: str, labels: int, forged: float
+) -> None:
+    monkeypatch.setattr(blocks, "MINED_BLOCK", 7 * 30)  # Several blocks, the last one smaller.
+    for number in range(5):
+        rng = np.random.default_rng([number, labels])
+        label, roles = rng.integers(0, labels, 30), rng.random(30) < forged
+        some = torch.from_numpy(rng.normal(size=(30, D))).float().requires_grad_()
+        label_B, roles_B = torch.from_numpy(label), torch.from_numpy(roles)
+        genuine, impostor = pair_masks(label_B[:, None], roles_B[:, None], label_B, roles_B)
+        pool = genuine.fill_diagonal_(False), impostor
+        expected = losses.triplet(euclidean(some), *pool, 0.7, mining)
+        drawn = Batch(np.arange(30), label, roles, np.zeros(30, dtype=np.int64))
+        value = objective("triplet", mining=mining, margin=0.7)(some, drawn)
+        torch.testing.assert_close(value, expected)
+        (grad,) = torch.autograd.grad(value, some)
+        torch.testing.assert_close(grad, torch.autograd.grad(expected, some)[0])
+        assert bool(grad.any()) == (forged < 1 and (labels > 1 or forged > 0))
+
+
+@pytest.mark.parametrize("mining", ["semi-hard", "hardest"])
+def test_mining_among_given_pairs(mining: str) -> None:
+    pairs = np.array([[0, 1], [3, 0], [4, 3], [5, 4], [1, 5]])
+    drawn = batch(pairs=pairs, same=np.array([True, False, True, False, False]))
+    pool = masks(False, {frozenset(p) for p in pairs.tolist()})
+    expected = losses.triplet(euclidean(emb()), *pool, 2.0, mining)
+    assert expected > 0
+    torch.testing.assert_close(
+        objective("triplet", mining=mining, margin=2.0)(emb(), drawn), expected
+    )
+
+
+@pytest.mark.parametrize("mining", ["semi-hard", "hardest"])
+def test_mining_widens_half_precision(mining: str) -> None:
+    half = emb().detach().bfloat16().requires_grad_()
+    made = objective("triplet", mining=mining, margin=0.7)
+    value = made(half, batch())
+    assert value.dtype == torch.float32
+    assert torch.equal(value, made(half.float(), batch()))
+    value.backward()  # type: ignore[no-untyped-call]
+    assert half.grad is not None
+    assert half.grad.dtype == torch.bfloat16
+    assert half.grad.any()
+
+
+def euclidean(some: Tensor) -> Tensor:
+    return make_comparator("euclidean", D).matrix(some, some)
 
 
 @pytest.mark.parametrize("comparator", ["sigmoid", "network"])

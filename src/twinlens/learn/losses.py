@@ -27,7 +27,13 @@ from torch.nn import functional as F
 
 from twinlens.config import LossSettings
 from twinlens.errors import ConfigError, unknown_name
-from twinlens.learn.mining import active_triplets, hardest, positives_of, semi_hard_negatives
+from twinlens.learn.mining import (
+    Candidates,
+    active_triplets,
+    hardest_of,
+    positives_of,
+    semi_hard_of,
+)
 
 __all__ = [
     "LOSSES",
@@ -37,6 +43,8 @@ __all__ = [
     "classes",
     "contrastive",
     "contrastive_terms",
+    "hinge",
+    "miner",
     "pml_loss",
     "roles_as_labels",
     "supcon",
@@ -137,14 +145,23 @@ def triplet_terms(
     if mining == "all":
         over_all = _soft_over_all if soft else partial(_hinge_over_all, margin=margin)
         return over_all(dist_AB, genuine_AB, impostor_AB)
-    if mining == "semi-hard":
-        triplets_T3 = semi_hard_negatives(dist_AB, genuine_AB, impostor_AB, margin)
-    elif mining == "hardest":
-        triplets_T3 = hardest(dist_AB, genuine_AB, impostor_AB)
-    else:
-        raise ConfigError(unknown_name("loss.mining", mining, ["all", "semi-hard", "hardest"]))
+    found = Candidates.of(dist_AB.detach(), genuine_AB, impostor_AB)
+    triplets_T3 = miner(mining, margin)(found)
     total = _of_triplets(dist_AB, triplets_T3, margin, soft).sum()
     return total, torch.tensor(len(triplets_T3), device=dist_AB.device)
+
+
+def miner(mining: str, margin: float) -> Callable[[Candidates], Tensor]:
+    """What finds "semi-hard" or "hardest" triplets among candidates: positions, (T, 3).
+
+    Raises:
+        ConfigError: an unknown `mining`.
+    """
+    if mining == "semi-hard":
+        return partial(semi_hard_of, margin=margin)
+    if mining == "hardest":
+        return hardest_of
+    raise ConfigError(unknown_name("loss.mining", mining, ["all", "semi-hard", "hardest"]))
 
 
 def triplet_given(
@@ -160,6 +177,12 @@ def triplet_given(
     """
     value_T = _of_triplets(_wide(dist_BB), triplets_T3, margin, soft)
     return value_T.sum() / max(len(triplets_T3), 1)
+
+
+def hinge(near_T: Tensor, far_T: Tensor, margin: float, soft: bool = False) -> Tensor:
+    """The terms of `triplet`, from the distances of the positives and of the negatives, (T,)."""
+    behind_T = near_T - far_T
+    return F.softplus(behind_T) if soft else (behind_T + margin).clamp_min(0)
 
 
 def bce(logit: Tensor, same: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -275,8 +298,8 @@ def _mean_of(values: Tensor, mask: Tensor) -> Tensor:
 
 def _of_triplets(dist_AB: Tensor, triplets_T3: Tensor, margin: float, soft: bool) -> Tensor:
     anchor_T, positive_T, negative_T = triplets_T3.unbind(dim=1)
-    behind_T = dist_AB[anchor_T, positive_T] - dist_AB[anchor_T, negative_T]
-    return F.softplus(behind_T) if soft else (behind_T + margin).clamp_min(0)
+    near_T, far_T = dist_AB[anchor_T, positive_T], dist_AB[anchor_T, negative_T]
+    return hinge(near_T, far_T, margin, soft)
 
 
 def _hinge_over_all(

@@ -6,7 +6,7 @@ Shapes: B pictures of the batch, D dimensions, Q given pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from twinlens.data.pools import Batch
 from twinlens.data.table import pair_masks
 from twinlens.errors import ConfigError
 from twinlens.learn import losses
-from twinlens.learn.blocks import RowLoss, mean_over_blocks
+from twinlens.learn.blocks import RowLoss, mean_over_blocks, mean_over_mined
+from twinlens.learn.mining import FAR, Candidates
 from twinlens.model.comparators import Comparator
 
 __all__ = ["Objective"]
@@ -74,15 +75,24 @@ class Objective(nn.Module):
         # Only embeddings get a gradient this way; comparators that learn take `bce` alone.
         assert not list(self.comparator.parameters())
         s = self.settings
+        prepared_BD, between = self.comparator.prepared(emb_BD), self.comparator.between
+        if s.name == "triplet" and self.mining != "all":
+            mine = losses.miner(self.mining, s.margin)
+            return mean_over_mined(
+                prepared_BD,
+                between,
+                self.comparator.pairwise,
+                lambda dist_AB, part: mine(pool.candidates(dist_AB, part)),
+                partial(losses.hinge, margin=s.margin, soft=s.soft),
+            )
         loss: RowLoss
         if s.name == "contrastive":
             loss = partial(losses.contrastive_terms, margin=s.margin, num=pool.sizes())
         elif s.name == "triplet":
-            loss = partial(losses.triplet_terms, margin=s.margin, mining=self.mining, soft=s.soft)
+            loss = partial(losses.triplet_terms, margin=s.margin, soft=s.soft)
         else:
             loss = partial(losses.supcon_terms, temperature=s.temperature)
-        prepared_BD = self.comparator.prepared(emb_BD)
-        return mean_over_blocks(prepared_BD, self.comparator.between, pool.rows, loss)
+        return mean_over_blocks(prepared_BD, between, pool.rows, loss)
 
     def _on_logits(self, emb_BD: Tensor, label: Tensor, forged: Tensor, batch: Batch) -> Tensor:
         genuine_BB, impostor_BB = _Pool.of(label, forged, batch).rows(slice(None))
@@ -117,6 +127,37 @@ class _Pool:
         if self.given is not None:
             return genuine_AB & self.given[part], impostor_AB & self.given[part]
         return genuine_AB, impostor_AB
+
+    def candidates(self, dist_AB: Tensor, part: slice) -> Candidates:
+        """What mining may choose from for some pictures, by their distances, which it overwrites.
+
+        The same as of the masks, without the masks, which take longer than all the rest.
+        """
+        if self.given is not None:
+            return Candidates.of(dist_AB, *self.rows(part))
+        column_AP, real_AP = self._mates(part)
+        near_AP = dist_AB.gather(1, column_AP)
+        dist_AB.scatter_(1, column_AP, FAR)
+        role_A, role_B = self.forged[part].to(dist_AB.dtype), self.forged.to(dist_AB.dtype)
+        return Candidates(column_AP, near_AP, real_AP, dist_AB.addr_(role_A, role_B, alpha=FAR))
+
+    def _mates(self, part: slice) -> tuple[Tensor, Tensor]:
+        """The positives of some pictures, filled up with themselves, and which are real, (A, P)."""
+        order_B, first_B, num_B = self.by_label
+        slot_P = torch.arange(int(num_B.max()), device=order_B.device)
+        own_A1 = torch.arange(len(order_B), device=order_B.device)[part, None]
+        column_AP = order_B[(first_B[part, None] + slot_P).clamp_max_(len(order_B) - 1)]
+        real_AP = (slot_P < num_B[part, None]) & (column_AP != own_A1)
+        return torch.where(real_AP, column_AP, own_A1), real_AP
+
+    @cached_property
+    def by_label(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The pictures by label; for each where its label's begin among them, and their number."""
+        # Each forged picture has no mate but itself.
+        label_B = losses.roles_as_labels(self.label, self.forged)
+        sorted_B, order_B = label_B.sort(stable=True)
+        first_B = torch.searchsorted(sorted_B, label_B)
+        return order_B, first_B, torch.searchsorted(sorted_B, label_B, right=True) - first_B
 
     def sizes(self) -> tuple[int, int]:
         """The number of genuine and of impostor pairs, each counted both ways round."""
