@@ -165,7 +165,8 @@ def supcon_loss_loop(dist, genuine, impostor, temperature):
         positives = [p for p in size if genuine[a][p]]
         everyone = [n for n in size if genuine[a][n] or impostor[a][n]]
         if positives:
-            total = math.fsum(math.exp(-dist[a][n] / temperature) for n in everyone)
+            times = {n: 1 if genuine[a][n] else impostor[a][n] for n in everyone}
+            total = math.fsum(times[n] * math.exp(-dist[a][n] / temperature) for n in everyone)
             shares = [math.exp(-dist[a][p] / temperature) / total for p in positives]
             terms.append(-sum(math.log(share) for share in shares) / len(positives))
     return sum(terms) / len(terms) if terms else 0.0

@@ -93,6 +93,8 @@ def test_forgeries_of_handwriting_are_told_by_measures_of_its_strokes() -> None:
     assert not settings.sampler.rotations
     assert settings.sampler.forged_per_label == settings.sampler.images_per_label == 8
     assert settings.train.metric == "eer_forged"
+    assert settings.loss.forged_weight == 8
+    assert chosen(KINDS["digits"], {"model.backbone": "strokes"})[0].loss.forged_weight == 1
     upright, _ = chosen(replace(SIGNATURES, median_height=4000, median_width=900))
     assert upright.picture.size == (512, 384)
 
@@ -105,6 +107,7 @@ def test_a_network_for_forgeries_keeps_their_proportions_and_details() -> None:
     assert "150 x 300" in choices["picture.size"].why
     assert settings.sampler.forged_per_label == 2
     assert settings.train.metric == "eer_forged"
+    assert settings.loss.forged_weight == 1
 
 
 def test_photographs_with_forgeries_are_not_measured_as_strokes() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
@@ -355,15 +353,3 @@ def test_pk_refuses_one_identity_a_batch():
     settings = SamplerSettings(labels_per_batch=1)
     with pytest.raises(ConfigError, match="at least 2"):
         PKSampler(np.array([0, 0, 1, 1]), np.zeros(4, bool), settings, 0)
-
-
-def test_drawing_does_not_slow_down_with_the_pictures():
-    label = np.repeat(np.arange(10), 6000)
-    settings = SamplerSettings(labels_per_batch=10, images_per_label=12)
-    sampler = make_sampler(label, np.zeros(60_000, bool), settings, 0)
-    sampler.batch(0)
-    begin = time.perf_counter()
-    for step in range(1, 201):
-        sampler.batch(step)
-    # About 0.06 ms each where nothing else runs; a loop over pictures would take seconds.
-    assert time.perf_counter() - begin < 0.4

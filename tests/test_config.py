@@ -223,13 +223,17 @@ def test_a_layer_to_thaw_from_belongs_to_the_recipes_network() -> None:
 
 
 def test_settings_without_effect_are_named() -> None:
-    keys = ("loss.margin", "loss.temperature", "sampler.batch", "optimizer.rate")
+    keys = ("loss.margin", "loss.temperature", "loss.forged_weight")
+    keys += ("sampler.batch", "optimizer.rate")
     assert without_effect(load_recipe("auto").settings(), keys) == [
         "loss.margin has no effect with 'supcon'",
         "sampler.batch has no effect with 'pk'",
     ]
     triplets = load_recipe("auto", {"loss.name": "triplet", "sampler.kind": "triplets"}).settings()
-    assert without_effect(triplets, keys) == ["loss.temperature has no effect with 'triplet'"]
+    assert without_effect(triplets, keys) == [
+        "loss.temperature has no effect with 'triplet'",
+        "loss.forged_weight has no effect with 'triplet'",
+    ]
     keys = ("model.kernel", "model.stride", "optimizer.rho", "sampler.fresh", "model.channels")
     assert without_effect(load_recipe("signet").settings(), keys) == [
         "model.kernel has no effect with 'signet'",

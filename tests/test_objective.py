@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import reference
 import torch
 from torch import Tensor
 
@@ -66,6 +67,39 @@ def test_losses_by_name(comparator: str, forged: bool) -> None:
         made = objective(name, comparator, mining=mining, soft=soft, margin=0.7, temperature=0.2)
         assert value > 0
         torch.testing.assert_close(made(emb(), batch(forged)), value)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_own_forgeries_count_more_than_others(given: bool) -> None:
+    """The last but one imitates 0, 1 and 2; the last one 3 and 4."""
+    pairs = [[0, 1], [3, 4], [0, 6], [7, 3], [4, 6], [1, 5]]
+    genuine, impostor = masks(True, {frozenset(pair) for pair in pairs} if given else None)
+    drawn: dict[str, object] = {}
+    if given:
+        drawn = {"pairs": np.array(pairs), "same": np.array([True, True] + 4 * [False])}
+    own = torch.zeros(B, B, dtype=torch.bool)
+    for genuine_one, forged_one in [(0, 6), (1, 6), (2, 6), (3, 7), (4, 7)]:
+        own[genuine_one, forged_one] = own[forged_one, genuine_one] = True
+    times = (impostor.float() + 7 * (impostor & own)).tolist()
+    dist = euclidean(emb()).tolist()
+    expected = reference.supcon_loss_loop(dist, genuine.tolist(), times, 0.2)
+    made = objective("supcon", temperature=0.2, forged_weight=8.0)
+    value = made(emb(), batch(True, **drawn))
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+    plain = objective("supcon", temperature=0.2)(emb(), batch(True, **drawn))
+    assert value > plain
+    even = objective("supcon", temperature=0.2, forged_weight=1.0)(emb(), batch(True, **drawn))
+    assert torch.equal(even, plain)
+
+
+def test_a_batch_of_one_genuine_picture_and_its_forgery_teaches_nothing() -> None:
+    made = objective("supcon", forged_weight=4.0)
+    roles, zeros = np.array([False, True]), np.zeros(2, np.int64)
+    some = emb()[:2].detach().requires_grad_()
+    value = made(some, Batch(np.arange(2), zeros, roles, zeros))
+    (grad,) = torch.autograd.grad(value, some)
+    assert value.item() == 0
+    assert not grad.any()
 
 
 @pytest.mark.parametrize("forged", [0.0, 0.3, 1.0])

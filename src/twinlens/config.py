@@ -137,6 +137,7 @@ class LossSettings(Section):
     """The loss: `contrastive`, `triplet`, `bce`, `supcon`, `classes`, or one of the library's.
 
     Those are `pml:ClassName`, with `args`.
+    A forgery of its own identity counts `forged_weight` times among a picture's impostors.
     `smoothing` is that of the labels of `bce`: 1 becomes 1 - smoothing / 2, and 0 smoothing / 2.
     """
 
@@ -145,6 +146,7 @@ class LossSettings(Section):
     soft: bool = False
     mining: Literal["all", "semi-hard", "hardest", "given"] = "semi-hard"
     temperature: PositiveFloat = 0.1
+    forged_weight: PositiveFloat = 1.0
     smoothing: float = Field(0.0, ge=0, lt=1)
     args: dict[str, Any] = Field(default_factory=dict)
 
@@ -284,6 +286,7 @@ READERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "loss.soft": ("triplet",),
         "loss.mining": ("triplet",),
         "loss.temperature": ("supcon",),
+        "loss.forged_weight": ("supcon",),
         "loss.smoothing": ("bce",),
     },
     "sampler.kind": {

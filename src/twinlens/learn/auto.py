@@ -396,7 +396,15 @@ def _optimizer(f: Facts) -> tuple[Any, str]:
 def _temperature(f: Facts) -> tuple[Any, str]:
     if f.measured:
         return 0.05, "forgeries are near: the nearest impostors count most"
+    if f.settings.sampler.rotations:
+        return 0.05, "characters are many and alike: the nearest impostors count most"
     return 0.1, "the usual one"
+
+
+def _forged_weight(f: Facts) -> tuple[Any, str]:
+    if f.measured and f.data.num_forged:
+        return 8.0, "its own forgeries are few beside all other hands, and hardest to tell"
+    return 1.0, "all impostors weigh the same"
 
 
 def _rate(f: Facts) -> tuple[Any, str]:
@@ -460,6 +468,7 @@ RULES: Mapping[str, Rule] = {
     "augment.contrast": _zero(0.0, 0.0, 0.2),
     "optimizer.name": _optimizer,
     "loss.temperature": _temperature,
+    "loss.forged_weight": _forged_weight,
     "optimizer.rate": _rate,
     "train.steps": _steps,
     "train.metric": _metric,

@@ -33,7 +33,7 @@ Between = Callable[[Tensor, Tensor], Tensor]
 """The distances (A, B) of anchors (A, D) and all pictures (B, D), differentiable."""
 
 Pairs = Callable[[slice], tuple[Tensor, Tensor]]
-"""The rows of the masks of genuine and of impostor pairs, boolean, (A, B) each."""
+"""The rows of the masks of genuine and of impostor pairs, as the loss takes them, (A, B) each."""
 
 RowLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From distances, genuine and impostor pairs (A, B) to a sum of terms, and their number."""

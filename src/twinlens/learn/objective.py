@@ -18,6 +18,7 @@ from twinlens.errors import ConfigError
 from twinlens.learn import losses
 from twinlens.learn.blocks import RowLoss, mean_over_blocks, mean_over_mined
 from twinlens.learn.mining import FAR, Candidates
+from twinlens.learn.pml import PML, pml_loss, roles_as_labels
 from twinlens.model.comparators import Comparator
 
 __all__ = ["Objective"]
@@ -49,8 +50,8 @@ class Objective(nn.Module):
                 f"found {num_labels} identities to learn and embeddings of {dim} numbers: the loss "
                 f"'classes' needs one for each, so set model.embedding={num_labels}"
             )
-        if settings.name.startswith("pml:"):
-            self.library = losses.pml_loss(
+        if settings.name.startswith(PML):
+            self.library = pml_loss(
                 settings.name, settings.args, num_classes=num_labels, embedding_size=dim
             )
 
@@ -86,13 +87,16 @@ class Objective(nn.Module):
                 partial(losses.hinge, margin=s.margin, soft=s.soft),
             )
         loss: RowLoss
+        rows = pool.rows
         if s.name == "contrastive":
             loss = partial(losses.contrastive_terms, margin=s.margin, num=pool.sizes())
         elif s.name == "triplet":
             loss = partial(losses.triplet_terms, margin=s.margin, soft=s.soft)
         else:
             loss = partial(losses.supcon_terms, temperature=s.temperature)
-        return mean_over_blocks(prepared_BD, between, pool.rows, loss)
+            if s.forged_weight != 1:
+                rows = partial(pool.weighted, forged_weight=s.forged_weight)
+        return mean_over_blocks(prepared_BD, between, rows, loss)
 
     def _on_logits(self, emb_BD: Tensor, label: Tensor, forged: Tensor, batch: Batch) -> Tensor:
         genuine_BB, impostor_BB = _Pool.of(label, forged, batch).rows(slice(None))
@@ -128,6 +132,12 @@ class _Pool:
             return genuine_AB & self.given[part], impostor_AB & self.given[part]
         return genuine_AB, impostor_AB
 
+    def weighted(self, part: slice, forged_weight: float) -> tuple[Tensor, Tensor]:
+        """As `rows`, but how many times each impostor counts: those of one label so many."""
+        genuine_AB, impostor_AB = self.rows(part)
+        own_AB = impostor_AB & (self.label[part, None] == self.label)
+        return genuine_AB, impostor_AB + own_AB * (forged_weight - 1)
+
     def candidates(self, dist_AB: Tensor, part: slice) -> Candidates:
         """What mining may choose from for some pictures, by their distances, which it overwrites.
 
@@ -154,7 +164,7 @@ class _Pool:
     def by_label(self) -> tuple[Tensor, Tensor, Tensor]:
         """The pictures by label; for each where its label's begin among them, and their number."""
         # Each forged picture has no mate but itself.
-        label_B = losses.roles_as_labels(self.label, self.forged)
+        label_B = roles_as_labels(self.label, self.forged)
         sorted_B, order_B = label_B.sort(stable=True)
         first_B = torch.searchsorted(sorted_B, label_B)
         return order_B, first_B, torch.searchsorted(sorted_B, label_B, right=True) - first_B

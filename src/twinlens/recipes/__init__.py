@@ -39,7 +39,7 @@ AUTO_KEYS = frozenset(
     {
         "picture.size", "picture.color", "picture.fit", "picture.fill",
         "picture.mean", "picture.std",
-        "loss.name", "loss.temperature", "model.classes",
+        "loss.name", "loss.temperature", "loss.forged_weight", "model.classes",
         "model.backbone", "model.channels", "model.pretrained", "model.freeze", "model.embedding",
         "model.stage", "model.grid", "model.init", "model.shifts",
         "sampler.labels_per_batch", "sampler.images_per_label", "sampler.forged_per_label",

@@ -1,0 +1,166 @@
+"""The losses of pytorch-metric-learning by name, on embeddings, labels and roles.
+
+The library is imported only when one is asked for. This module knows none of our own losses.
+
+Shapes: B pictures, D dimensions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twinlens.errors import ConfigError, unknown_name
+
+__all__ = ["PML", "PmlLoss", "pml_loss", "roles_as_labels"]
+
+PML = "pml:"
+"""What names of its losses begin with."""
+
+_EMBEDDING_SIZES = ("embedding_size", "descriptors_dim")
+# Arguments that are objects there and are given here by the name of their class.
+_PARTS = {
+    "distance": "distances",
+    "reducer": "reducers",
+    "embedding_regularizer": "regularizers",
+    "weight_regularizer": "regularizers",
+}
+_NOT_OFFERED = {"mat_based_loss", "collect_stats", "weight_init_func"}
+# Bases of others, and losses that take something else than embeddings with labels.
+_NOT_LOSSES = {"BaseMetricLossFunction", "GenericPairLoss", "VICRegLoss"}
+
+
+class PmlLoss(nn.Module):
+    """A loss of pytorch-metric-learning on embeddings, labels and roles, in float32.
+
+    Its `parameters()` (class weights, proxies) are to be trained with the network's. A loss that
+    requires `num_classes` classifies: it cannot know a forged picture's class, so those are left
+    out of the batch. For all others each forged picture gets a label of its own and so is a
+    negative to everything, to other forged pictures too.
+    """
+
+    def __init__(self, loss: nn.Module, classifies: bool) -> None:
+        super().__init__()
+        self.loss = loss
+        self.classifies = classifies
+
+    def forward(self, emb_BD: Tensor, label_B: Tensor, forged_B: Tensor | None = None) -> Tensor:
+        """The loss of a batch, a scalar; 0 with a gradient where nothing is left to learn from."""
+        emb_BD = emb_BD.to(torch.promote_types(emb_BD.dtype, torch.float32))
+        if forged_B is not None and self.classifies:
+            emb_BD, label_B = emb_BD[~forged_B], label_B[~forged_B]
+        elif forged_B is not None:
+            label_B = roles_as_labels(label_B, forged_B)
+        if len(emb_BD) == 0:
+            return emb_BD.sum() * 0
+        with torch.autocast(emb_BD.device.type, enabled=False):
+            value: Tensor = self.loss(emb_BD, label_B)
+        return value
+
+
+def roles_as_labels(label_B: Tensor, forged_B: Tensor) -> Tensor:
+    """The labels, with a new one for each forged picture, so that it is genuine with nothing."""
+    if label_B.numel() == 0:
+        return label_B
+    return torch.where(forged_B, label_B.max() + forged_B.cumsum(0), label_B)
+
+
+def pml_loss(
+    name: str,
+    args: Mapping[str, Any],
+    *,
+    num_classes: int | None = None,
+    embedding_size: int | None = None,
+) -> PmlLoss:
+    """A loss of pytorch-metric-learning by name: "pml:MultiSimilarityLoss".
+
+    Args:
+        name: "pml:" and a class of `pytorch_metric_learning.losses`.
+        args: its keyword arguments, as TOML gives them. `distance`, `reducer` and the
+            regularizers are named by class ("LpDistance") or given as a table with `name`.
+        num_classes: filled in where the class requires it; the sampler's `num_labels`.
+        embedding_size: filled in where the class requires it. Weights are drawn from torch's
+            global generator: seed it first.
+
+    Raises:
+        ConfigError: an unknown class, or arguments that it does not take; the message names
+            those that it does.
+    """
+    from pytorch_metric_learning import losses
+    from pytorch_metric_learning.losses import BaseMetricLossFunction
+
+    choices: dict[str, Any] = {
+        key: value
+        for key, value in vars(losses).items()
+        if inspect.isclass(value)
+        and issubclass(value, BaseMetricLossFunction)
+        and key not in _NOT_LOSSES
+    }
+    kind = name.removeprefix(PML)
+    if kind not in choices:
+        raise ConfigError(unknown_name("loss", name, [PML + choice for choice in choices]))
+    accepted = _accepted(choices[kind])
+    filled = dict(args)
+    if accepted.get("num_classes") and num_classes is not None:
+        filled.setdefault("num_classes", num_classes)
+    for key in _EMBEDDING_SIZES:
+        if key in accepted and embedding_size is not None:
+            filled.setdefault(key, embedding_size)
+    built = _build(name, choices[kind], accepted, filled)
+    return PmlLoss(built, classifies=accepted.get("num_classes", False))
+
+
+def _accepted(kind: type) -> dict[str, bool]:
+    """The keyword arguments of a class and of those it passes the rest on to: name -> required."""
+    accepted: dict[str, bool] = {}
+    for base in kind.__mro__:
+        if "__init__" not in vars(base) or not base.__module__.startswith("pytorch_metric"):
+            continue
+        for parameter in list(inspect.signature(base).parameters.values()):
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                required = parameter.default is parameter.empty
+                accepted.setdefault(parameter.name, required)
+    return {key: value for key, value in accepted.items() if key not in _NOT_OFFERED}
+
+
+def _build(
+    name: str, kind: type[nn.Module], accepted: dict[str, bool], args: dict[str, Any]
+) -> nn.Module:
+    for key in args:
+        if key not in accepted:
+            raise ConfigError(f"{name}: {unknown_name('argument', key, accepted)}")
+    missing = [key for key, required in accepted.items() if required and key not in args]
+    if missing:
+        raise ConfigError(
+            f"{name} needs loss.args.{' and loss.args.'.join(missing)}; it takes "
+            f"{', '.join(sorted(accepted))}"
+        )
+    try:
+        parts = {key: _part(key, value) for key, value in args.items()}
+        return kind(**parts)
+    except ConfigError:
+        raise
+    except Exception as error:  # Whatever the library raises on a value, the setting is wrong.
+        raise ConfigError(
+            f"{name} refuses its arguments ({error}); it takes {', '.join(sorted(accepted))}"
+        ) from error
+
+
+def _part(key: str, value: Any) -> Any:
+    """A part that is given by name, built; any other value as it is."""
+    if key not in _PARTS:
+        return value
+    import pytorch_metric_learning as pml
+    from pytorch_metric_learning import distances, reducers, regularizers  # noqa: F401
+
+    room = getattr(pml, _PARTS[key])
+    table = dict(value) if isinstance(value, Mapping) else {"name": value}
+    wanted = str(table.pop("name", None))
+    choices = [n for n, c in vars(room).items() if inspect.isclass(c) and not n.startswith("Base")]
+    if wanted not in choices:
+        raise ConfigError(unknown_name(f"loss.args.{key}", wanted, choices))
+    return getattr(room, wanted)(**table)
