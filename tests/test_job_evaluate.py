@@ -26,6 +26,7 @@ from twinlens.errors import CalibrationError, ConfigError, DataError
 from twinlens.jobs.measured import Measured
 from twinlens.jobs.pictures import pictures_for
 from twinlens.match.matcher import Matcher
+from twinlens.measure import pairs as pairs_module
 from twinlens.measure.open_set import open_set
 from twinlens.measure.trials import OneShotTrials, PairTrials, one_shot_trials, pair_trials
 from twinlens.model.bundle import save_bundle
@@ -46,6 +47,28 @@ def model(tiny_run: TinyRun) -> Matcher:
 def own_model(tiny_run: TinyRun, tmp_path: Path) -> Path:
     """A copy that may be changed."""
     return shutil.copytree(tiny_run.model, tmp_path / "model")
+
+
+# --- pairs --------------------------------------------------------------------------------------
+
+
+def test_of_a_sample_of_pairs_all_are_looked_at_too(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = twinlens.evaluate(tiny_run.run, tiny_run.data, split="all", quiet=True)
+    assert whole.all_pairs is None
+    assert "all_pairs" not in whole.as_json()
+    monkeypatch.setattr(pairs_module, "ALL_PAIRS_LIMIT", 50)
+    monkeypatch.setattr(pairs_module, "SAMPLED_PAIRS", 50)
+    some = twinlens.evaluate(tiny_run.run, tiny_run.data, split="all", quiet=True)
+    assert some.verification.num_impostor == 50
+    found = some.as_json()["all_pairs"]
+    assert found["num_genuine"] == whole.verification.num_genuine
+    assert found["num_impostor"] == whole.verification.num_impostor
+    assert found["eer"]["value"] == pytest.approx(whole.verification.eer.value, abs=1e-6)
+    assert "all pairs eer" in some.as_text()
+    asked = twinlens.evaluate(tiny_run.run, tiny_run.data, split="all", pairs=50, quiet=True)
+    assert asked.all_pairs is None
 
 
 # --- which pictures -----------------------------------------------------------------------------

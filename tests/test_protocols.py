@@ -19,6 +19,7 @@ from twinlens.measure.bootstrap import Figure, figures, interval, pair_weights, 
 from twinlens.measure.calibration import Calibration, Platt
 from twinlens.measure.episodes import tied_credit
 from twinlens.measure.metrics import auc, best_accuracy, det_curve, eer, tar_at_far
+from twinlens.measure.pairs import count_pairs
 from twinlens.measure.protocols import (
     PairSet,
     draw_pairs,
@@ -219,6 +220,7 @@ def test_figures_are_those_of_the_metrics():
     found = verification(emb, label, forged, Euclidean(), calibrated=CALIBRATION, replicates=50)
     genuine, impostor = reference.all_pairs(label, forged)
     assert (found.num_genuine, found.num_impostor) == (len(genuine), len(impostor))
+    assert count_pairs(label, forged) == (len(genuine), len(impostor))
     near = found.distance[found.pairs.same]
     far = found.distance[~found.pairs.same]
     curve = det_curve(near, far)

@@ -15,8 +15,10 @@ from twinlens.data.duplicates import exact_groups
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 from twinlens.jobs.pictures import AgainstTraining, ChosenPictures
+from twinlens.measure.all_pairs import AllPairs, all_pairs_eer
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.nearest import Nearest, nearest
+from twinlens.measure.pairs import count_pairs
 from twinlens.measure.protocols import (
     Figure,
     OneShot,
@@ -51,6 +53,7 @@ class Measured:
     split: str | None = None
     identity_disjoint: bool | None = None
     verification: Verification | None = None
+    all_pairs: AllPairs | None = None
     retrieval: Retrieval | None = None
     one_shot: Mapping[str, OneShot] = field(default_factory=dict)
     trials: PairTrials | OneShotTrials | None = None
@@ -67,7 +70,7 @@ class Measured:
         found: dict[str, Any] = {}
         if self.split is not None:
             found |= {"split": self.split, "identity_disjoint": self.identity_disjoint}
-        for name in ("verification", "retrieval", "trials", "nearest", "open_set"):
+        for name in ("verification", "all_pairs", "retrieval", "trials", "nearest", "open_set"):
             part = getattr(self, name)
             if part is not None:
                 found[name] = part.as_json()
@@ -183,6 +186,9 @@ def measure(
     verified = verification(
         emb_ND, label, forged, comparison, calibrated=calibration, num_pairs=pairs, seed=seed
     )
+    every, drawn = None, (verified.num_genuine, verified.num_impostor)
+    if pairs is None and drawn != count_pairs(label, forged):
+        every = all_pairs_eer(emb_ND, label, forged, comparison, progress=Progress("all pairs"))
     found = one_shot(
         emb_ND, label, forged, comparison, way=way, shot=shot, episodes=episodes, seed=seed
     )
@@ -190,6 +196,7 @@ def measure(
         split=split,
         identity_disjoint=identity_disjoint,
         verification=verified,
+        all_pairs=every,
         retrieval=retrieval(emb_ND, label, forged, comparison, seed=seed),
         one_shot={} if found is None else {found.key: found},
         table=table,

@@ -19,12 +19,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from twinlens.data.table import pair_masks
 from twinlens.errors import DataError
+from twinlens.measure.bootstrap import Figure
 from twinlens.measure.distances import plain_of
 from twinlens.measure.metrics import RankedPairs, eer
 from twinlens.measure.pairs import (
     Comparison,
     PairSet,
     blocks,
+    count_pairs,
     draw_pairs,
     pair_distances,
     taken_out,
@@ -54,6 +56,11 @@ class AllPairs:
     eer: float
     num_genuine: int
     num_impostor: int
+
+    def as_json(self) -> dict[str, Any]:
+        """`{"eer", "num_genuine", "num_impostor"}`; the rate has no interval."""
+        counts = {"num_genuine": self.num_genuine, "num_impostor": self.num_impostor}
+        return {"eer": Figure(self.eer).as_json(), **counts}
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +112,9 @@ def all_pairs_eer(
     emb_ND = np.asarray(emb_ND)[order_N].astype(np.float32, copy=False)
     code_N, forged_N = code_N[order_N], forged_N[order_N]
     num_real = np.bincount(code_N, weights=~forged_N).astype(np.int64)
-    num = int(num_real.sum())
-    num_genuine = int((num_real * (num_real - 1) // 2).sum())
-    num_impostor = num * (num - 1) // 2 - num_genuine + num * (len(code_N) - num)
+    num_genuine, num_impostor = count_pairs(code_N, forged_N)
     gap = _sampled(emb_ND, code_N, forged_N, comparison, np.random.default_rng(seed))
-    relevant_M = np.repeat(np.cumsum(num_real), num_real) - np.arange(num) - 1
+    relevant_M = np.repeat(np.cumsum(num_real), num_real) - np.arange(num_real.sum()) - 1
     search = _Search(emb_ND, relevant_M, comparison)
     for width in WIDTHS:
         low, high = gap.around(width)

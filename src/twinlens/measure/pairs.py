@@ -26,6 +26,7 @@ __all__ = [
     "Comparison",
     "PairSet",
     "blocks",
+    "count_pairs",
     "draw_pairs",
     "listed_distances",
     "pair_distances",
@@ -99,9 +100,8 @@ def draw_pairs(
     if num_pairs is not None and num_pairs < 1:
         raise DataError(f"num_pairs is {num_pairs}; it must be at least 1")
     ground = _Ground.of(label_N, forged_N)
-    totals = [int(np.sum(count)) for count in (ground.genuine, ground.forgery, ground.stranger)]
     most = SAMPLED_PAIRS if num_pairs is None else num_pairs
-    if num_pairs is None and max(totals[0], totals[1] + totals[2]) <= ALL_PAIRS_LIMIT:
+    if num_pairs is None and max(count_pairs(label_N, forged_N)) <= ALL_PAIRS_LIMIT:
         most = ALL_PAIRS_LIMIT
     genuine = _draw(ground.genuine, most, rng)
     forgery = _draw(ground.forgery, most, rng)
@@ -120,6 +120,12 @@ def draw_pairs(
     assert np.all(same | impostor)
     assert np.count_nonzero(same) == len(genuine[0])
     return PairSet(a, b, same)
+
+
+def count_pairs(label: ArrayLike, forged: ArrayLike) -> tuple[int, int]:
+    """How many genuine and impostor pairs there are to draw from; arguments as of `draw_pairs`."""
+    ground = _Ground.of(np.asarray(label), np.asarray(forged, dtype=bool))
+    return int(ground.genuine.sum()), int(ground.forgery.sum() + ground.stranger.sum())
 
 
 def pair_distances(
