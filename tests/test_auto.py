@@ -94,6 +94,7 @@ def test_forgeries_of_handwriting_are_told_by_measures_of_its_strokes() -> None:
     assert settings.sampler.forged_per_label == settings.sampler.images_per_label == 8
     assert settings.train.metric == "eer_forged"
     assert settings.loss.forged_weight == 8
+    assert chosen(SIGNATURES, {"loss.name": "contrastive"})[0].loss.forged_weight == 1
     assert chosen(KINDS["digits"], {"model.backbone": "strokes"})[0].loss.forged_weight == 1
     upright, _ = chosen(replace(SIGNATURES, median_height=4000, median_width=900))
     assert upright.picture.size == (512, 384)
@@ -120,6 +121,9 @@ def test_turned_characters_are_new_ones_only_in_an_open_set() -> None:
     assert not chosen(CHARACTERS, closed=True)[0].sampler.rotations
     assert chosen(CHARACTERS)[0].model.shifts
     assert not chosen(CHARACTERS, closed=True)[0].model.shifts
+    assert not chosen(CHARACTERS, {"picture.size": [256, 256]})[0].model.shifts
+    assert chosen(CHARACTERS)[0].loss.temperature == 0.05
+    assert chosen(KINDS["digits"])[0].loss.temperature == 0.1
     assert not chosen(CHARACTERS, {"picture.size": [32, 40]})[0].sampler.rotations
 
 

@@ -184,6 +184,7 @@ def test_a_length_that_is_asked_for_replaces_the_recipes_own(
         ),
         ({"sampler.rotations": True, "picture.size": [8, 9]}, "square picture.size, found [8, 9]"),
         ({"model.shifts": True, "model.freeze": "all"}, "shifts needs a network that learns"),
+        ({"model.shifts": True, "model.backbone": "strokes"}, "learns, found 'strokes'"),
         ({"picture.mean": [0.5, 0.5]}, "picture: mean needs 1 or 3 numbers"),
         ({"picture.color": "grey", "picture.std": [0.5] * 3}, "picture: std needs 1 or 1 numbers"),
     ],

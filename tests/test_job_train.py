@@ -291,6 +291,23 @@ def test_forgeries(tmp_path: Path) -> None:
     assert again.as_json() == read(tmp_path / "run" / "results.json")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [("loss.forged_weight", 4.0, True), ("sampler.forged_share", 0.5, True), (None, None, False)],
+)
+def test_forgeries_that_are_counted_on_and_not_there(
+    tiny_run: TinyRun,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    key: str | None,
+    value: float,
+    said: bool,
+) -> None:
+    settings = SHORT | ({} if key is None else {key: value})
+    twinlens.train(tiny_run.data, out=tmp_path / "run", settings=settings)
+    assert ("no forgeries to train on" in capsys.readouterr().err) is said
+
+
 def test_manifest_with_given_splits(picture_folder: PictureFolder, tmp_path: Path) -> None:
     data = picture_folder(dict.fromkeys("abcdef", 4))
     split_of = dict(zip("abcdef", ("train", "train", "val", "val", "test", "test"), strict=True))

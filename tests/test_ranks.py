@@ -143,7 +143,7 @@ def test_what_is_kept_is_what_is_nearest():
         assert (correct[row, :depth] == same[row, order[row, :depth]]).all()
 
 
-@pytest.mark.parametrize("moved", [0, 10])  # -: distances of 0; 10: rounded ones
+@pytest.mark.parametrize("moved", [0, 10])  # 0: distances of 0; 10: rounded ones
 @pytest.mark.usefixtures("small")
 def test_collapsed_embeddings_do_not_look_good_and_need_no_memory(moved, monkeypatch):
     monkeypatch.setattr(pairs, "BLOCK_BYTES", 2**20)

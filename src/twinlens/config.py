@@ -262,8 +262,9 @@ class Settings(Section):
             raise ValueError("loss.mining 'given' and sampler.kind 'triplets' go together")
         if self.model.init == "whitened" and (self.model.freeze != "all" or self.model.head):
             raise ValueError("model.init 'whitened' needs model.freeze 'all' and no model.head")
-        if self.model.shifts and self.model.freeze == "all":
-            raise ValueError("model.shifts needs a network that learns, found model.freeze 'all'")
+        if self.model.shifts and (self.model.freeze == "all" or self.model.backbone == "strokes"):
+            found = "model.freeze 'all'" if self.model.freeze == "all" else "'strokes'"
+            raise ValueError(f"model.shifts needs a network that learns, found {found}")
         size = self.picture.size
         if self.sampler.rotations and size[0] != size[1]:
             raise ValueError(f"sampler.rotations needs a square picture.size, found {list(size)}")

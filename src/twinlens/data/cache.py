@@ -1,7 +1,7 @@
 """Every picture of a table decoded once, into memory or into a memory-mapped file.
 
 `decode_table` gives all of them at once; `Stream` gives them a few at a time to those who look at
-each once, and decodes the next ones meanwhile.
+each once.
 
 A file in the cache is an ordinary `.npy` of shape (N, C, H, W) with a JSON sidecar that names the
 rows that could not be read. Both are written beside and renamed, the sidecar last, so that a file

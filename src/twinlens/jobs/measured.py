@@ -17,6 +17,7 @@ from twinlens.errors import DataError
 from twinlens.jobs.pictures import AgainstTraining, ChosenPictures
 from twinlens.measure.all_pairs import AllPairs, all_pairs_eer
 from twinlens.measure.calibration import Calibration
+from twinlens.measure.distances import plain_of
 from twinlens.measure.nearest import Nearest, nearest
 from twinlens.measure.pairs import count_pairs
 from twinlens.measure.protocols import (
@@ -187,7 +188,8 @@ def measure(
         emb_ND, label, forged, comparison, calibrated=calibration, num_pairs=pairs, seed=seed
     )
     every, drawn = None, (verified.num_genuine, verified.num_impostor)
-    if pairs is None and drawn != count_pairs(label, forged):
+    # By learned comparators all pairs would take hours.
+    if pairs is None and drawn != count_pairs(label, forged) and plain_of(comparison):
         every = all_pairs_eer(emb_ND, label, forged, comparison, progress=Progress("all pairs"))
     found = one_shot(
         emb_ND, label, forged, comparison, way=way, shot=shot, episodes=episodes, seed=seed
@@ -197,7 +199,9 @@ def measure(
         identity_disjoint=identity_disjoint,
         verification=verified,
         all_pairs=every,
-        retrieval=retrieval(emb_ND, label, forged, comparison, seed=seed),
+        retrieval=retrieval(
+            emb_ND, label, forged, comparison, seed=seed, progress=Progress("searching")
+        ),
         one_shot={} if found is None else {found.key: found},
         table=table,
         pixels=pixels_NCHW,

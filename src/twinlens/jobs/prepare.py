@@ -169,7 +169,9 @@ def _begin(
 def _say_missing(recipe: Recipe, settings: Settings, table: ImageTable) -> None:
     """What the settings count on and is not there."""
     share = recipe.values.get("sampler", {}).get("forged_share", 0)
-    if share and not table.of_split("train").forged.any():
+    counts = recipe.values.get("loss", {}).get("forged_weight", 1)
+    wanted = share or counts not in (1, "auto")
+    if wanted and not table.of_split("train").forged.any():
         log.warning("there are no forgeries to train on: all impostors are of other identities")
     model = settings.model
     random = model.backbone != "strokes" and not (model.pretrained or model.weights)

@@ -163,8 +163,10 @@ def _reserve(decoded: Decoded, validated: int) -> Callable[[float], float]:
     """How long calibrating, measuring and the report will take, from what a validation takes."""
     later = int(np.isin(decoded.table.split.astype(str), ("val", "test")).sum())
     looked_at = max(1, min(validated, PICTURES))
-    # Drawing and bootstrapping grow with the pairs, up to the most that are drawn.
-    return lambda seconds: seconds * later / looked_at + 6 + 14 * min(1.0, later / 2000)
+    # Drawing and bootstrapping grow with the pairs, up to the most that are drawn; looking at all
+    # of them, without an end.
+    pairs = 6 + 14 * min(1.0, later / 2000) + 3e-8 * later**2
+    return lambda seconds: seconds * later / looked_at + pairs
 
 
 def _compute(run: RunFolder, encoder: Encoder, prepared: Prepared, batch: int) -> Compute:

@@ -335,7 +335,8 @@ def _rotations(f: Facts) -> tuple[Any, str]:
 
 
 def _shifts(f: Facts) -> tuple[Any, str]:
-    if f.settings.sampler.rotations and not f.still:
+    height, width = f.settings.picture.size
+    if f.own and f.drawing and f.settings.sampler.rotations and height * width <= LARGE:
         return True, "drawings are small: the mean over shifts of a pixel finds one or two more"
     return False, "worth its time for small drawings only"
 
@@ -396,13 +397,13 @@ def _optimizer(f: Facts) -> tuple[Any, str]:
 def _temperature(f: Facts) -> tuple[Any, str]:
     if f.measured:
         return 0.05, "forgeries are near: the nearest impostors count most"
-    if f.settings.sampler.rotations:
+    if f.settings.sampler.rotations and f.data.num_identities >= MANY:
         return 0.05, "characters are many and alike: the nearest impostors count most"
     return 0.1, "the usual one"
 
 
 def _forged_weight(f: Facts) -> tuple[Any, str]:
-    if f.measured and f.data.num_forged:
+    if f.measured and f.data.num_forged and f.settings.loss.name == "supcon":
         return 8.0, "its own forgeries are few beside all other hands, and hardest to tell"
     return 1.0, "all impostors weigh the same"
 

@@ -156,7 +156,10 @@ class _Sums:
             some = loss(*beside(*leaves).chunk(2)).sum()
         if self.wanted:
             for end, gradient in zip(ends, torch.autograd.grad(some, leaves), strict=True):
-                self.grad_BD.index_add_(0, end, gradient)
+                if end.device.type == "cpu":
+                    self.grad_BD.index_add_(0, end, gradient)
+                else:  # Slower on the CPU, but elsewhere the other one adds in an order of chance.
+                    self.grad_BD.index_put_((end,), gradient, accumulate=True)
         self.total += some.detach()
         self.count += len(triplets_T3)
 

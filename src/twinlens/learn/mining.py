@@ -175,6 +175,7 @@ class Candidates:
         return cls(column_AP, near_AP, real_AP, _only(impostor_AB, dist_AB))
 
 
+@torch.no_grad()
 def semi_hard_of(found: Candidates, margin: float) -> Tensor:
     """`semi_hard_negatives` of candidates."""
     near_AP = found.near.masked_fill(~found.real, torch.inf)
@@ -186,6 +187,7 @@ def semi_hard_of(found: Candidates, margin: float) -> Tensor:
     return torch.stack([row_T, column_T, negative_T], dim=1)
 
 
+@torch.no_grad()
 def hardest_of(found: Candidates) -> Tensor:
     """`hardest` of candidates."""
     if found.near.numel() == 0:

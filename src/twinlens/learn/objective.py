@@ -82,7 +82,7 @@ class Objective(nn.Module):
             return mean_over_mined(
                 prepared_BD,
                 between,
-                self.comparator.pairwise,
+                self.comparator.beside,
                 lambda dist_AB, part: mine(pool.candidates(dist_AB, part)),
                 partial(losses.hinge, margin=s.margin, soft=s.soft),
             )
@@ -147,27 +147,31 @@ class _Pool:
             return Candidates.of(dist_AB, *self.rows(part))
         column_AP, real_AP = self._mates(part)
         near_AP = dist_AB.gather(1, column_AP)
-        dist_AB.scatter_(1, column_AP, FAR)
+        dist_AB.scatter_(1, column_AP, FAR).diagonal(part.start).fill_(FAR)
         role_A, role_B = self.forged[part].to(dist_AB.dtype), self.forged.to(dist_AB.dtype)
         return Candidates(column_AP, near_AP, real_AP, dist_AB.addr_(role_A, role_B, alpha=FAR))
 
     def _mates(self, part: slice) -> tuple[Tensor, Tensor]:
         """The positives of some pictures, filled up with themselves, and which are real, (A, P)."""
-        order_B, first_B, num_B = self.by_label
-        slot_P = torch.arange(int(num_B.max()), device=order_B.device)
+        order_B, place_B, first_B, num_B, most = self._by_label
+        slot_P = torch.arange(most, device=order_B.device)
         own_A1 = torch.arange(len(order_B), device=order_B.device)[part, None]
-        column_AP = order_B[(first_B[part, None] + slot_P).clamp_max_(len(order_B) - 1)]
-        real_AP = (slot_P < num_B[part, None]) & (column_AP != own_A1)
+        place_AP = first_B[part, None] + slot_P
+        place_AP += place_AP >= place_B[part, None]  # The picture itself is passed over.
+        column_AP = order_B[place_AP.clamp_max_(len(order_B) - 1)]
+        real_AP = slot_P < num_B[part, None]
         return torch.where(real_AP, column_AP, own_A1), real_AP
 
     @cached_property
-    def by_label(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The pictures by label; for each where its label's begin among them, and their number."""
-        # Each forged picture has no mate but itself.
+    def _by_label(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        """The pictures by label, and of each its place among them, where its label's begin, how
+        many mates it has; and the most mates of any."""
+        # Each forged picture has no mate.
         label_B = roles_as_labels(self.label, self.forged)
         sorted_B, order_B = label_B.sort(stable=True)
         first_B = torch.searchsorted(sorted_B, label_B)
-        return order_B, first_B, torch.searchsorted(sorted_B, label_B, right=True) - first_B
+        num_B = torch.searchsorted(sorted_B, label_B, right=True) - first_B - 1
+        return order_B, order_B.argsort(), first_B, num_B, int(num_B.max())
 
     def sizes(self) -> tuple[int, int]:
         """The number of genuine and of impostor pairs, each counted both ways round."""

@@ -101,7 +101,7 @@ def draw_pairs(
         raise DataError(f"num_pairs is {num_pairs}; it must be at least 1")
     ground = _Ground.of(label_N, forged_N)
     most = SAMPLED_PAIRS if num_pairs is None else num_pairs
-    if num_pairs is None and max(count_pairs(label_N, forged_N)) <= ALL_PAIRS_LIMIT:
+    if num_pairs is None and max(ground.num_pairs) <= ALL_PAIRS_LIMIT:
         most = ALL_PAIRS_LIMIT
     genuine = _draw(ground.genuine, most, rng)
     forgery = _draw(ground.forgery, most, rng)
@@ -124,8 +124,7 @@ def draw_pairs(
 
 def count_pairs(label: ArrayLike, forged: ArrayLike) -> tuple[int, int]:
     """How many genuine and impostor pairs there are to draw from; arguments as of `draw_pairs`."""
-    ground = _Ground.of(np.asarray(label), np.asarray(forged, dtype=bool))
-    return int(ground.genuine.sum()), int(ground.forgery.sum() + ground.stranger.sum())
+    return _Ground.of(np.asarray(label), np.asarray(forged, dtype=bool)).num_pairs
 
 
 def pair_distances(
@@ -241,6 +240,11 @@ class _Ground:
         genuine = end - np.arange(len(real)) - 1
         stranger = (len(real) - end) + (len(fake) - forgery)
         return cls(real, fake, end, fake_start, genuine, forgery, stranger)
+
+    @property
+    def num_pairs(self) -> tuple[int, int]:
+        """How many genuine and impostor pairs there are."""
+        return int(self.genuine.sum()), int(self.forgery.sum() + self.stranger.sum())
 
     def strangers(self, place: Ints, offset: Ints) -> Ints:
         """The `offset`-th stranger of the genuine picture at each `place`, as a row."""

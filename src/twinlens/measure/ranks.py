@@ -175,7 +175,10 @@ class _Search:
     def kept(self, progress: Callable[[float], None]) -> Ints:
         """The keys of all pairs within the reach of their first picture, in order."""
         for group in (self._sample, self._others):
-            for _ in spread(self._beside_sample, _slices(group, SAMPLED), cores()):
+            # Several numbers a distance, and those of each core.
+            fitting = pairs.BLOCK_BYTES // (8 * self._sample.stop * cores())
+            rows = max(1, min(SAMPLED, fitting))
+            for _ in spread(self._beside_sample, _slices(group, rows), cores()):
                 pass
         # Beside pictures that reach as far, one number decides for a whole tile.
         groups = (self._sample, self._others)
@@ -295,7 +298,7 @@ def _slices(whole: slice, size: int) -> list[slice]:
 
 
 def smallest(dist_PN: Floats, num: int) -> Floats:
-    """The `num` smallest of each row, shape (P, num), in no order; NaN where the row has one.
+    """The `num` smallest of each row, shape (P, num), in no order; all NaN where there is one.
 
     They lie in the `num` groups of columns whose least are smallest, so that one quick pass,
     which looks at each number once, leaves few to choose among.

@@ -171,7 +171,8 @@ class _Search:
         for some, score in self._looked_up(np.flatnonzero(~settled_P)):
             score_SP[:, some] = score
             settled_P[some] = True
-            progress(int(np.count_nonzero(settled_P)), num)
+            if ranks is None:
+                progress(int(np.count_nonzero(settled_P)), num)
         progress(num, num)
         return score_SP
 

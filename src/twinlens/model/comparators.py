@@ -96,6 +96,10 @@ class Comparator(nn.Module):
 
     def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         """`res[i]` = the distance of a[i] and b[i], shape (N,)."""
+        return self.beside(self.prepared(a_ND), self.prepared(b_ND))
+
+    def beside(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+        """`pairwise` of prepared embeddings."""
         raise NotImplementedError
 
     def logits(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
@@ -111,8 +115,8 @@ class Euclidean(Comparator):
     def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
         return safe_sqrt(square_matrix(a_ND, b_MD))
 
-    def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
-        return safe_sqrt((a_ND.float() - b_ND.float()).square().sum(1))
+    def beside(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+        return safe_sqrt((a_ND - b_ND).square().sum(1))
 
 
 class SquaredEuclidean(Comparator):
@@ -123,8 +127,8 @@ class SquaredEuclidean(Comparator):
     def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
         return square_matrix(a_ND, b_MD)
 
-    def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
-        return (a_ND.float() - b_ND.float()).square().sum(1)
+    def beside(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+        return (a_ND - b_ND).square().sum(1)
 
 
 class Cosine(Comparator):
@@ -138,9 +142,8 @@ class Cosine(Comparator):
     def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
         return square_matrix(a_ND, b_MD) / 2
 
-    def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    def beside(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         # By the difference, so that an embedding has distance exactly 0 to itself.
-        a_ND, b_ND = F.normalize(a_ND.float(), dim=1), F.normalize(b_ND.float(), dim=1)
         return (a_ND - b_ND).square().sum(1) / 2
 
 
@@ -160,8 +163,8 @@ class Sigmoid(Comparator):
     def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
         return self.log_scale.exp() * safe_sqrt(square_matrix(a_ND, b_MD))
 
-    def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
-        return self.log_scale.exp() * safe_sqrt((a_ND.float() - b_ND.float()).square().sum(1))
+    def beside(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+        return self.log_scale.exp() * safe_sqrt((a_ND - b_ND).square().sum(1))
 
     def logits(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         return self.bias - self.pairwise(a_ND, b_ND)
@@ -189,7 +192,7 @@ class Network(Comparator):
     def logits(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         return self._logit((a_ND.float() - b_ND.float()).abs())
 
-    def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    def beside(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         nothing = a_ND.new_zeros(1, a_ND.shape[1])
         logit = self.logits(torch.cat([nothing, a_ND]), torch.cat([nothing, b_ND]))
         # The last bits of a product depend on the row, so that 0 must be said to be 0.
@@ -202,7 +205,7 @@ class Network(Comparator):
         blocks = []
         for part in torch.split(a_ND, rows):
             left = part.repeat_interleave(num, dim=0)
-            blocks.append(self.pairwise(left, b_MD.repeat(len(part), 1)).view(len(part), num))
+            blocks.append(self.beside(left, b_MD.repeat(len(part), 1)).view(len(part), num))
         return torch.cat(blocks) if blocks else a_ND.new_zeros(0, num)
 
 
