@@ -126,7 +126,10 @@ def test_verify(tiny_run: TinyRun, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_evaluate_and_results(
-    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: TinyRun,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     signed = tmp_path / "signed"
     draw_pictures(signed, {"a": 4, "a_forg": 3, "b": 4, "b_forg": 3, "c": 1})
@@ -136,8 +139,13 @@ def test_evaluate_and_results(
     closed = tmp_path / "closed"
     draw_pictures(closed, {f"{split}/{name}": 2 for split in ("train", "test") for name in "ab"})
     run = tiny_run.run
+    with monkeypatch.context() as patched:
+        patched.setattr("twinlens.measure.pairs.ALL_PAIRS_LIMIT", 5)
+        patched.setattr("twinlens.measure.pairs.SAMPLED_PAIRS", 5)
+        sampled = printed(capsys, "evaluate", run, tiny_run.data, "--json")
     check(
         "evaluate",
+        sampled,
         read(run / "results.json"),
         printed(capsys, "evaluate", run, signed, "--json"),
         printed(capsys, "evaluate", run, "--trials", pairs, "--json"),

@@ -173,7 +173,8 @@ class _Search:
             settled_P[some] = True
             if ranks is None:
                 progress(int(np.count_nonzero(settled_P)), num)
-        progress(num, num)
+        if ranks is not None:
+            progress(num, num)
         return score_SP
 
     def _ranks(self, progress: Progress) -> Ranks | None:
