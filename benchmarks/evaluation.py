@@ -43,7 +43,7 @@ class Setting:
 
 RETRIEVAL = (
     Setting(10_000, 64, 200, 3, ("faiss", "custom", "oml")),
-    Setting(60_000, 128, 3_000, 1, ("faiss",)),
+    Setting(60_000, 128, 3_000, 3, ("faiss",)),
 )
 RATES = (Setting(10_000, 64, 200, 3, ("sklearn",)), Setting(60_000, 128, 3_000, 1, ()))
 PEERS = {
