@@ -111,13 +111,8 @@ def _line(case: Case, size: int) -> Line:
         value, gradient = _difference(ours(), theirs())
         assert value < EQUAL, value
         note = f"value and gradient differ by {value:.1g} and {gradient:.1g} of the largest"
-    row = compare(
-        what,
-        peer,
-        lambda: ours(),
-        lambda: theirs(),
-        rounds=5 if size < 1024 else 2 if size < 4096 else 1,
-    )
+    rounds = 5 if size < 1024 else 2 if size < 4096 else 1
+    row = compare(what, peer, ours, theirs, rounds)
     line = row.line(aim, case.at_least, note)
     return Line(
         what, peer, f"{line.ours}, {shown}", f"{line.theirs}, {memory['theirs']:,.0f} MB",

@@ -50,8 +50,7 @@ def lines() -> Iterator[Line]:
             f"a batch of {SMALL}; whole: {whole:,.0f} MB",
             f"{cached:,.0f} MB", f"{small:,.0f} MB", f"ours / theirs {cached / small:.2f}",
             "at most 1.25", cached <= 1.25 * small,
-            "the rest are the embeddings, blocks of distances, and what a chunk holds twice while "
-            "it is made again: not told apart",
+            "what the rest is, embeddings and blocks of distances among it, was not told apart",
         )  # fmt: skip
     keep_freed_memory()
     for name, loss in LOSSES.items():

@@ -188,8 +188,9 @@ def measure(
         emb_ND, label, forged, comparison, calibrated=calibration, num_pairs=pairs, seed=seed
     )
     every, drawn = None, (verified.num_genuine, verified.num_impostor)
-    # By learned comparators all pairs would take hours.
-    if pairs is None and drawn != count_pairs(label, forged) and plain_of(comparison):
+    # By a network for each distance all pairs would take hours.
+    quick = plain_of(comparison) is not None
+    if pairs is None and quick and drawn != count_pairs(label, forged):
         every = all_pairs_eer(emb_ND, label, forged, comparison, progress=Progress("all pairs"))
     found = one_shot(
         emb_ND, label, forged, comparison, way=way, shot=shot, episodes=episodes, seed=seed

@@ -55,9 +55,7 @@ class Encoder(nn.Module):
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """The backbone's features (B, F) of pictures, uint8 or float in [0, 1]."""
-        if x_BCHW.dtype == torch.uint8:
-            x_BCHW = x_BCHW.float() / 255
-        x_BCHW = (x_BCHW - self.mean) / self.std
+        x_BCHW = (_as_float(x_BCHW) - self.mean) / self.std
         if self.uses_channels_last:
             x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
         features: Tensor = self.backbone(x_BCHW)
@@ -74,10 +72,8 @@ class Encoder(nn.Module):
         """Pictures (B, C, H, W), uint8 or float in [0, 1], to embeddings (B, D) in float32."""
         if self.training or not self.model_settings.shifts:
             return self.project(self.features(x_BCHW))
-        if x_BCHW.dtype == torch.uint8:
-            x_BCHW = x_BCHW.float() / 255
-        emb_VBD = torch.stack([self.project(self.features(view)) for view in _shifted(x_BCHW)])
-        emb_BD = emb_VBD.mean(0)
+        views = _shifted(_as_float(x_BCHW))
+        emb_BD = torch.stack([self.project(self.features(view)) for view in views]).mean(0)
         unit = self.model_settings.normalize or self.model_settings.classes
         return F.normalize(emb_BD, dim=1) if unit else emb_BD
 
@@ -94,6 +90,10 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.mean.device
+
+
+def _as_float(x_BCHW: Tensor) -> Tensor:
+    return x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
 
 
 def _shifted(x_BCHW: Tensor) -> Iterator[Tensor]:
