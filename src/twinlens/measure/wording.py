@@ -47,7 +47,7 @@ def result_rows(results: Mapping[str, Any]) -> Iterator[Row]:
         ("accuracy", "Accuracy, best threshold", "the mean of both kinds of right answers"),
     ):
         yield from _row(verification.get(key), name, meaning, key == "eer")
-    every = "as above, of every pair there is: the others are of a sample"
+    every = "over every pair there is; the other figures of pairs are of a sample"
     yield from _row(dig(results, "all_pairs", "eer"), "Equal error rate, all pairs", every)
     yield from _tar_rows(verification, "genuine pairs that such a threshold accepts")
     for key, name, meaning in (
