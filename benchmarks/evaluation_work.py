@@ -86,7 +86,7 @@ def _custom(emb, label) -> Callable[[], list[float]]:
 def _oml(emb, label) -> Callable[[], list[float]]:
     import torch
     from oml.functional.knn import batched_knn
-    from oml.functional.metrics import calc_retrieval_metrics
+    from oml.functional.metrics import calc_cmc
     from oml.retrieval import RetrievalResults
 
     num, largest = len(label), int(np.bincount(label).max()) - 1
@@ -94,22 +94,17 @@ def _oml(emb, label) -> Callable[[], list[float]]:
 
     def work() -> list[float]:
         found = RetrievalResults(*batched_knn(tensor, rows, rows, top_n=largest, labels_gt=labels))
-        metrics = calc_retrieval_metrics(
-            found.retrieved_ids, found.gt_ids, cmc_top_k=(1,), precision_top_k=(),
-            map_top_k=(largest,), verbose=False,
-        )  # fmt: skip
-        # Its map@k divides by the right ones that it found; R is what MAP@R divides by.
-        precisions = [
-            _average_precision(torch.isin(ids, right).numpy())
-            for ids, right in zip(found.retrieved_ids, found.gt_ids, strict=True)
-        ]
-        return [float(metrics["cmc"][1]), float(np.mean(precisions))]
+        # As its calc_retrieval_metrics begins; what is right is looked up once for both figures.
+        right = tuple(
+            torch.isin(ids, gt) for ids, gt in zip(found.retrieved_ids, found.gt_ids, strict=True)
+        )
+        cmc = calc_cmc(right, [len(gt) for gt in found.gt_ids], (1,), verbose=False)[0]
+        # It has no MAP@R. All identities are of one size, so that R is one number.
+        right_NR = torch.stack(right).double()
+        precision_NR = right_NR.cumsum(1) / torch.arange(1, largest + 1)
+        return [float(cmc.mean()), float((precision_NR * right_NR).mean())]
 
     return work
-
-
-def _average_precision(right) -> float:
-    return float((np.cumsum(right) * right / np.arange(1, len(right) + 1)).mean())
 
 
 def _sklearn(emb, label) -> Callable[[], list[float]]:
