@@ -1,11 +1,12 @@
 """Omniglot, the 20 official 20-way one-shot runs: accuracy after the same minutes of training.
 
 Peers: pytorch-metric-learning and open-metric-learning as their documentation has them, with the
-network, batch (32 characters, 4 drawings of each), picture size, optimiser, course of its rate and
-sizes of the views that twinlens takes by default; they learn from all 8 alphabets and keep the last
-weights. Ours is the command line, left to choose; it keeps back some characters to choose the
-weights by. So what differs is the loss, turned characters as further characters, the speed of a
-step, and what else `auto` does. `small1` is ours with 5 alphabets.
+network, batch (32 characters, 4 drawings of each), picture size, course of the rate and sizes of
+the views that `auto` takes, and AdamW, which is twinlens's default; they learn from all 8 alphabets
+and keep the last weights. Ours is the command line, left to choose; it keeps back some characters
+to choose the weights by. So what differs is the loss, turned characters as further characters, the
+optimiser (Muon) and embeddings of a picture and its shifts, which `auto` takes here, and the speed
+of a step. `small1` is ours with 5 alphabets.
 
 `python -m benchmarks.omniglot --part PART` measures a part anew (peers, auto, small1) and keeps it
 under `build/benchmarks/omniglot-PART.json`; `lines()` measures what is not kept and shows all. No
@@ -203,8 +204,8 @@ def lines(minutes: float = MINUTES) -> Iterator[Line]:
     yield Line(
         "one-shot accuracy, small1 (5 alphabets)",
         "published: prototypical networks 69.9 %, Bayesian program learning 95.8 %",
-        _shown(small["small1"]), "", "", f"at least {100 * SMALL_AIM:.0f} %",
-        smaller >= SMALL_AIM, _note(small),
+        _shown(small["small1"]), "", "", f"at least {100 * SMALL_AIM:.0f} %, in 15 minutes",
+        smaller >= SMALL_AIM and max(small["small1"]["seconds"]) <= 60 * 15, _note(small),
     )  # fmt: skip
 
 
