@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import reference
 import torch
+from librarys import agree, embedded
 from pytorch_metric_learning import distances, miners, reducers
 from pytorch_metric_learning import losses as library
 from torch import Tensor
@@ -27,8 +26,7 @@ from twinlens.learn.losses import (
     triplet,
     triplet_given,
 )
-from twinlens.learn.mining import semi_hard_negatives
-from twinlens.learn.pml import pml_loss, roles_as_labels
+from twinlens.learn.mining import Candidates, semi_hard_negatives
 
 MININGS = ("all", "semi-hard", "hardest")
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -199,20 +197,6 @@ def test_supcon_with_a_weight_of_one_is_the_same_to_the_bit(dtype):
 # pytorch-metric-learning
 
 
-def embedded(number: int, size: int = 32, classes: int = 6) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(number)
-    emb = torch.randn(size, 8, generator=generator, dtype=torch.float64)
-    return emb.requires_grad_(), torch.arange(size) % classes
-
-
-def agree(ours: Tensor, theirs: Tensor, emb: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs)
-    (own,) = torch.autograd.grad(ours, emb, retain_graph=True)
-    (other,) = torch.autograd.grad(theirs, emb)
-    assert float(own.abs().sum()) > 0
-    torch.testing.assert_close(own, other)
-
-
 EUCLID = distances.LpDistance(normalize_embeddings=False)
 
 
@@ -275,7 +259,7 @@ def test_semi_hard_triplets_of_nearly_equal_distances_are_the_librarys():
     miner = miners.BatchEasyHardMiner("hard", "semihard", distance=EUCLID)
     anchor, positive, _, negative = miner(emb, label)
     dist = torch.cdist(emb, emb, compute_mode="donot_use_mm_for_euclid_dist")
-    found = semi_hard_negatives(dist, *masks(label), 1e9)
+    found = semi_hard_negatives(Candidates.of(dist, *masks(label)), 1e9)
     assert found.tolist() == torch.stack([anchor, positive, negative], dim=1).tolist()
 
 
@@ -423,77 +407,6 @@ def test_all_triplets_of_a_large_batch_take_no_cube_of_memory(classes):
     assert bool(torch.isfinite(emb.grad).all())
 
 
-# pytorch-metric-learning by name
-
-
-@pytest.mark.parametrize(
-    ("name", "args", "theirs"),
-    [
-        ("pml:MultiSimilarityLoss", {"alpha": 3.0}, library.MultiSimilarityLoss(alpha=3.0)),
-        ("CircleLoss", {}, library.CircleLoss()),
-        (
-            "pml:TripletMarginLoss",
-            {"margin": 0.4, "distance": {"name": "LpDistance", "p": 1}, "reducer": "MeanReducer"},
-            library.TripletMarginLoss(
-                margin=0.4, distance=distances.LpDistance(p=1), reducer=reducers.MeanReducer()
-            ),
-        ),
-    ],
-)
-def test_pml_by_name(name, args, theirs):
-    emb, label = embedded(0)
-    agree(pml_loss(name, args)(emb, label), theirs(emb, label), emb)
-
-
-def test_pml_forged_pictures_are_negatives_to_everything():
-    emb, label = embedded(0, 12, 3)
-    forged = torch.arange(12) >= 9
-    alone = torch.cat([label[:9], torch.tensor([50, 51, 52])])
-    theirs = library.ContrastiveLoss()(emb, alone)
-    agree(pml_loss("pml:ContrastiveLoss", {})(emb, label, forged), theirs, emb)
-
-
-def test_roles_as_labels_by_hand():
-    label, forged = torch.tensor([4, 4, 0, 4]), torch.tensor([False, True, False, True])
-    assert roles_as_labels(label, forged).tolist() == [4, 5, 0, 6]
-    assert roles_as_labels(label[:0], forged[:0]).tolist() == []
-
-
-@pytest.mark.parametrize(
-    "name", ["ArcFaceLoss", "CosFaceLoss", "SubCenterArcFaceLoss", "ProxyAnchorLoss",
-             "NormalizedSoftmaxLoss", "SoftTripleLoss", "P2SGradLoss", "ProxyNCALoss"],
-)  # fmt: skip
-def test_pml_losses_with_weights_train_and_leave_forgeries_out(name):
-    torch.manual_seed(0)
-    loss = pml_loss(f"pml:{name}", {}, num_classes=3, embedding_size=8)
-    assert loss.classifies
-    weights = list(loss.parameters())
-    assert sum(weight.numel() for weight in weights) >= 24
-    emb = torch.randn(12, 8, requires_grad=True)
-    label, forged = torch.arange(12) % 3, torch.arange(12) >= 9
-    value = loss(emb, label, forged)
-    torch.testing.assert_close(value, loss(emb[:9], label[:9]))
-    value.backward()
-    assert not emb.grad[9:].any()
-    assert emb.grad[:9].any()
-    assert all(weight.grad is not None and weight.grad.any() for weight in weights)
-    nothing = loss(emb, label, forged | True)
-    nothing.backward()
-    assert nothing.item() == 0.0
-
-
-def test_pml_losses_without_classes_take_none():
-    assert not pml_loss("pml:MarginLoss", {}, num_classes=3, embedding_size=8).classifies
-
-
-def test_pml_half_precision_is_widened():
-    emb, label = embedded(0)
-    loss = pml_loss("pml:MultiSimilarityLoss", {})
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(emb.bfloat16(), label)
-    torch.testing.assert_close(value, loss(emb.bfloat16().float(), label))
-
-
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
@@ -525,12 +438,6 @@ def test_check_loss_accepts_and_moves_no_randomness(name):
 def test_unknown_mining():
     with pytest.raises(ConfigError, match="did you mean semi-hard"):
         triplet(*by_hand(), 0.3, "semihard")
-
-
-def test_the_library_is_imported_only_when_asked_for():
-    code = "import sys, twinlens.learn.losses; print('pytorch_metric_learning' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
 
 
 def test_classes_by_hand() -> None:

@@ -12,7 +12,13 @@ from pytorch_metric_learning import distances, miners
 from torch import Tensor
 
 from twinlens.learn import mining
-from twinlens.learn.mining import active_triplets, hardest, positives_of, semi_hard_negatives
+from twinlens.learn.mining import (
+    Candidates,
+    active_triplets,
+    hardest,
+    positives_of,
+    semi_hard_negatives,
+)
 
 MARGIN = 0.3
 
@@ -57,12 +63,12 @@ def test_semi_hard_by_hand():
     # 0: past 1 (.2) comes 3 (.3); past 2 (.5) comes 4 (.7). 1: past 0 (.2) comes 3 (.4); past 2
     # (.4) comes none, since 3 is as near as 2. 2: past 0 (.5) 4 (.8) is not within .3 of it; past
     # 1 (.4) comes 4 (.8), too far.
-    found = semi_hard_negatives(*by_hand(), margin=0.3 - 1e-9)
+    found = semi_hard_negatives(Candidates.of(*by_hand()), margin=0.3 - 1e-9)
     assert sorted(found.tolist()) == [[0, 1, 3], [0, 2, 4], [1, 0, 3]]
 
 
 def test_hardest_by_hand():
-    assert hardest(*by_hand()).tolist() == [[0, 2, 3], [1, 2, 4], [2, 0, 4]]
+    assert hardest(Candidates.of(*by_hand())).tolist() == [[0, 2, 3], [1, 2, 4], [2, 0, 4]]
 
 
 def test_active_by_hand():
@@ -102,7 +108,7 @@ def test_active_triplets_are_the_loops(monkeypatch, number, ties, few):
 def test_semi_hard_are_the_loops(monkeypatch, number, ties, few):
     monkeypatch.setattr(mining, "_FEW", few)
     dist, genuine, impostor = pool(number, ties=ties)
-    found = semi_hard_negatives(dist, genuine, impostor, MARGIN)
+    found = semi_hard_negatives(Candidates.of(dist, genuine, impostor), MARGIN)
     expected = reference.semi_hard_loop(dist.tolist(), genuine.tolist(), impostor.tolist(), MARGIN)
     assert sorted(map(tuple, found.tolist())) == expected
 
@@ -111,7 +117,7 @@ def test_semi_hard_are_the_loops(monkeypatch, number, ties, few):
 @pytest.mark.parametrize("number", range(20))
 def test_hardest_are_the_loops(number, ties):
     dist, genuine, impostor = pool(number, ties=ties)
-    found = hardest(dist, genuine, impostor)
+    found = hardest(Candidates.of(dist, genuine, impostor))
     expected = reference.hardest_loop(dist.tolist(), genuine.tolist(), impostor.tolist())
     assert list(map(tuple, found.tolist())) == expected
 
@@ -121,10 +127,16 @@ def test_of_equally_far_and_near_ones_the_first_is_taken():
     label = torch.tensor([0, 1, 0, 0, 1])
     same = label[:, None] == label
     pool = torch.zeros(5, 5), same & ~torch.eye(5, dtype=torch.bool), ~same
-    assert hardest(*pool).tolist() == [[0, 2, 1], [1, 4, 0], [2, 0, 1], [3, 0, 1], [4, 1, 0]]
-    assert semi_hard_negatives(*pool, 1.0).shape == (0, 3)
+    assert hardest(Candidates.of(*pool)).tolist() == [
+        [0, 2, 1],
+        [1, 4, 0],
+        [2, 0, 1],
+        [3, 0, 1],
+        [4, 1, 0],
+    ]
+    assert semi_hard_negatives(Candidates.of(*pool), 1.0).shape == (0, 3)
     pool = (1 - same.float(), *pool[1:])
-    assert semi_hard_negatives(*pool, 2.0).tolist() == [
+    assert semi_hard_negatives(Candidates.of(*pool), 2.0).tolist() == [
         [0, 2, 1], [0, 3, 1], [1, 4, 0], [2, 0, 1], [2, 3, 1], [3, 0, 1], [3, 2, 1], [4, 1, 0],
     ]  # fmt: skip
 
@@ -140,11 +152,11 @@ def test_permuting_the_batch_permutes_the_answers(number, size, ties):
     assert torch.equal(weight[order][:, order], moved_weight)
     assert count == moved_count
     if not ties:  # Among equally near negatives the column decides.
-        found = semi_hard_negatives(dist, genuine, impostor, MARGIN).tolist()
-        back = order[semi_hard_negatives(*moved, MARGIN)].tolist()
+        found = semi_hard_negatives(Candidates.of(dist, genuine, impostor), MARGIN).tolist()
+        back = order[semi_hard_negatives(Candidates.of(*moved), MARGIN)].tolist()
         assert sorted(found) == sorted(back)
-        assert sorted(hardest(*moved).tolist()) == sorted(
-            order.argsort()[hardest(dist, genuine, impostor)].tolist()
+        assert sorted(hardest(Candidates.of(*moved)).tolist()) == sorted(
+            order.argsort()[hardest(Candidates.of(dist, genuine, impostor))].tolist()
         )
 
 
@@ -159,7 +171,7 @@ def test_semi_hard_are_the_nearest_of_the_librarys():
     for a, p, n in torch.stack(miner(emb, label), dim=1).tolist():
         nearest[a, p] = min(nearest.get((a, p), torch.inf), float(dist[a, n]))
     genuine = same & ~torch.eye(40, dtype=torch.bool)
-    found = semi_hard_negatives(dist, genuine, ~same, 1.0).tolist()
+    found = semi_hard_negatives(Candidates.of(dist, genuine, ~same), 1.0).tolist()
     assert len(found) > 50
     assert {(a, p): float(dist[a, n]) for a, p, n in found} == nearest
 
@@ -172,8 +184,8 @@ def test_pools_without_triplets(size):
         weight, count = active_triplets(dist, genuine, impostor, MARGIN)
         assert not weight.any()
         assert int(count) == 0
-        assert semi_hard_negatives(dist, genuine, impostor, MARGIN).shape == (0, 3)
-        assert hardest(dist, genuine, impostor).shape == (0, 3)
+        assert semi_hard_negatives(Candidates.of(dist, genuine, impostor), MARGIN).shape == (0, 3)
+        assert hardest(Candidates.of(dist, genuine, impostor)).shape == (0, 3)
 
 
 def test_large_batches_take_no_cubic_memory():
@@ -185,4 +197,4 @@ def test_large_batches_take_no_cubic_memory():
     genuine = same & ~torch.eye(3000, dtype=torch.bool)
     _, count = active_triplets(dist, genuine, ~same, 2.0)
     assert int(count) == 3000 * 299 * 2700
-    assert len(semi_hard_negatives(dist, genuine, ~same, 2.0)) > 0.9 * 3000 * 299
+    assert len(semi_hard_negatives(Candidates.of(dist, genuine, ~same), 2.0)) > 0.9 * 3000 * 299

@@ -28,9 +28,9 @@ from twinlens.errors import ConfigError, unknown_name
 from twinlens.learn.mining import (
     Candidates,
     active_triplets,
-    hardest_of,
+    hardest,
     positives_of,
-    semi_hard_of,
+    semi_hard_negatives,
 )
 from twinlens.learn.pml import PML, pml_loss
 
@@ -124,27 +124,19 @@ def triplet(
     Raises:
         ConfigError: an unknown `mining`.
     """
-    total, count = triplet_terms(dist_BB, genuine_BB, impostor_BB, margin, mining, soft)
-    return total / count.clamp_min(1)
+    if mining == "all":
+        total, count = triplet_terms(dist_BB, genuine_BB, impostor_BB, margin, soft)
+        return total / count.clamp_min(1)
+    found = Candidates.of(_wide(dist_BB.detach()), genuine_BB, impostor_BB)
+    return triplet_given(dist_BB, miner(mining, margin)(found), margin, soft)
 
 
 def triplet_terms(
-    dist_AB: Tensor,
-    genuine_AB: Tensor,
-    impostor_AB: Tensor,
-    margin: float,
-    mining: str = "all",
-    soft: bool = False,
+    dist_AB: Tensor, genuine_AB: Tensor, impostor_AB: Tensor, margin: float, soft: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """For some of the anchors, (A, B), the sum and the number of the terms of `triplet`."""
-    dist_AB = _wide(dist_AB)
-    if mining == "all":
-        over_all = _soft_over_all if soft else partial(_hinge_over_all, margin=margin)
-        return over_all(dist_AB, genuine_AB, impostor_AB)
-    found = Candidates.of(dist_AB.detach(), genuine_AB, impostor_AB)
-    triplets_T3 = miner(mining, margin)(found)
-    total = _of_triplets(dist_AB, triplets_T3, margin, soft).sum()
-    return total, torch.tensor(len(triplets_T3), device=dist_AB.device)
+    """For some of the anchors, (A, B), the sum of all their triplets' terms, and their number."""
+    over_all = _soft_over_all if soft else partial(_hinge_over_all, margin=margin)
+    return over_all(_wide(dist_AB), genuine_AB, impostor_AB)
 
 
 def miner(mining: str, margin: float) -> Callable[[Candidates], Tensor]:
@@ -154,9 +146,9 @@ def miner(mining: str, margin: float) -> Callable[[Candidates], Tensor]:
         ConfigError: an unknown `mining`.
     """
     if mining == "semi-hard":
-        return partial(semi_hard_of, margin=margin)
+        return partial(semi_hard_negatives, margin=margin)
     if mining == "hardest":
-        return hardest_of
+        return hardest
     raise ConfigError(unknown_name("loss.mining", mining, ["all", "semi-hard", "hardest"]))
 
 
@@ -171,7 +163,9 @@ def triplet_given(
         margin: in units of distance; unused with `soft`.
         soft: softplus(d_ap - d_an) in place of the hinge.
     """
-    value_T = _of_triplets(_wide(dist_BB), triplets_T3, margin, soft)
+    anchor_T, positive_T, negative_T = triplets_T3.unbind(dim=1)
+    dist_BB = _wide(dist_BB)
+    value_T = hinge(dist_BB[anchor_T, positive_T], dist_BB[anchor_T, negative_T], margin, soft)
     return value_T.sum() / max(len(triplets_T3), 1)
 
 
@@ -291,12 +285,6 @@ def _wide(values: Tensor) -> Tensor:
 def _mean_of(values: Tensor, mask: Tensor) -> Tensor:
     """The mean over the mask; 0 (with a gradient) where it is empty."""
     return values.masked_fill(~mask, 0).sum() / mask.sum().clamp_min(1)
-
-
-def _of_triplets(dist_AB: Tensor, triplets_T3: Tensor, margin: float, soft: bool) -> Tensor:
-    anchor_T, positive_T, negative_T = triplets_T3.unbind(dim=1)
-    near_T, far_T = dist_AB[anchor_T, positive_T], dist_AB[anchor_T, negative_T]
-    return hinge(near_T, far_T, margin, soft)
 
 
 def _hinge_over_all(

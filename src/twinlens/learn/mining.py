@@ -5,8 +5,8 @@ pairs of one thing, `impostor_BB` the pairs of two, and what is in neither (the 
 forged pictures) is in no triplet. No function needs memory beyond a few B x B matrices, though
 there are up to B^3 triplets. This module knows nothing of embeddings, losses or batches' origin.
 
-Shapes: B pictures, as anchors (rows, which may be some of them only) and as partners (columns); P
-the most positives that an anchor has; T triplets of positions (anchor, positive, negative).
+Shapes: B pictures, as anchors (rows, which may be A of them only) and as partners (columns); P the
+most positives that an anchor has; T triplets of positions (anchor, positive, negative).
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ __all__ = [
     "Candidates",
     "active_triplets",
     "hardest",
-    "hardest_of",
     "positives_of",
     "semi_hard_negatives",
-    "semi_hard_of",
 ]
 
 # Up to so many positives an anchor, comparing with each in turn is faster than a binary search
@@ -110,52 +108,11 @@ def _count_by_gaps(limit_BP: Tensor, other_BB: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-@torch.no_grad()
-def semi_hard_negatives(
-    dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor, margin: float
-) -> Tensor:
-    """For each (anchor, positive) pair the nearest negative that is farther than the positive.
-
-    Schroff, Kalenichenko, Philbin 2015, "FaceNet": d_ap < d_an < d_ap + margin, chosen for each
-    pair by itself. Pairs without such a negative are left out. Of equally near negatives the one
-    in the first column is taken.
-
-    Args:
-        dist_BB: distances, float32 or wider, (B, B).
-        genuine_BB: boolean, (B, B).
-        impostor_BB: boolean, (B, B).
-        margin: in units of distance.
-
-    Returns:
-        Positions (anchor, positive, negative), int64, (T, 3), T at most the genuine pairs.
-    """
-    return semi_hard_of(Candidates.of(dist_BB, genuine_BB, impostor_BB), margin)
-
-
-@torch.no_grad()
-def hardest(dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor) -> Tensor:
-    """For each anchor its farthest positive and its nearest negative.
-
-    "Batch hard" of Hermans, Beyer, Leibe 2017, "In Defense of the Triplet Loss". Anchors without
-    a positive or without a negative are left out. Of equally far or near ones the first column is
-    taken.
-
-    Args:
-        dist_BB: distances, float32 or wider, (B, B).
-        genuine_BB: boolean, (B, B).
-        impostor_BB: boolean, (B, B).
-
-    Returns:
-        Positions (anchor, positive, negative), int64, (T, 3), T at most B.
-    """
-    return hardest_of(Candidates.of(dist_BB, genuine_BB, impostor_BB))
-
-
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """What each of some anchors may choose from: a table of positives, a row of negatives.
 
-    Args:
+    Attributes:
         column: the positives, ascending, int64, (A, P); anything where they are not real.
         near: their distances, (A, P).
         real: which of them there are, boolean, (A, P).
@@ -176,8 +133,20 @@ class Candidates:
 
 
 @torch.no_grad()
-def semi_hard_of(found: Candidates, margin: float) -> Tensor:
-    """`semi_hard_negatives` of candidates."""
+def semi_hard_negatives(found: Candidates, margin: float) -> Tensor:
+    """For each (anchor, positive) pair the nearest negative that is farther than the positive.
+
+    Schroff, Kalenichenko, Philbin 2015, "FaceNet": d_ap < d_an < d_ap + margin, chosen for each
+    pair by itself. Pairs without such a negative are left out. Of equally near negatives the one
+    in the first column is taken.
+
+    Args:
+        found: what there is to choose from.
+        margin: in units of distance.
+
+    Returns:
+        Positions (anchor, positive, negative), int64, (T, 3), T at most the genuine pairs.
+    """
     near_AP = found.near.masked_fill(~found.real, torch.inf)
     find = _next_one_by_one if near_AP.shape[1] <= _FEW else _next_by_gaps
     value_AP, negative_AP = find(near_AP, found.other)
@@ -188,8 +157,16 @@ def semi_hard_of(found: Candidates, margin: float) -> Tensor:
 
 
 @torch.no_grad()
-def hardest_of(found: Candidates) -> Tensor:
-    """`hardest` of candidates."""
+def hardest(found: Candidates) -> Tensor:
+    """For each anchor its farthest positive and its nearest negative.
+
+    "Batch hard" of Hermans, Beyer, Leibe 2017, "In Defense of the Triplet Loss". Anchors without
+    a positive or without a negative are left out. Of equally far or near ones the first column is
+    taken.
+
+    Returns:
+        Positions (anchor, positive, negative), int64, (T, 3), T at most A.
+    """
     if found.near.numel() == 0:
         return found.column.new_zeros((0, 3))
     far_A, slot_A = found.near.masked_fill(~found.real, -1).max(dim=1)
