@@ -48,7 +48,7 @@ anchor (in the slice), positive and negative, int64, (T, 3)."""
 TripletLoss = Callable[[Tensor, Tensor], Tensor]
 """From the distances (T,) to the positives and to the negatives to a term each, (T,)."""
 
-# Distances of a block: 512 KB of float32, so that a few of them fit the cache of a core.
+# Distances of a block for each thread: 512 KB of float32, a few of which fit the cache of a core.
 BLOCK = 1 << 17
 # Mined blocks are gone over less often, so that fewer steps weigh more.
 MINED_BLOCK = 1 << 19
@@ -70,7 +70,7 @@ def mean_over_blocks(emb_BD: Tensor, between: Between, pairs: Pairs, loss: RowLo
     """
 
     def add(sums: _Sums) -> None:
-        for part in _parts(len(emb_BD), BLOCK):
+        for part in _parts(len(emb_BD), BLOCK * torch.get_num_threads()):
             sums.add_rows(part, between, lambda dist_AB: loss(dist_AB, *pairs(part)))  # noqa: B023
 
     value: Tensor = _Mean.apply(emb_BD, add)
