@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, unknown_name
+from twinlens.model.pooling import HalvingMaxPool
 from twinlens.model.strokes import Strokes
 
 __all__ = [
@@ -52,7 +53,7 @@ def conv(picture: PictureSettings, model: ModelSettings) -> nn.Sequential:
             layers.append(nn.BatchNorm2d(channel))
         if min(height, length) >= 2:
             # The largest of four and ReLU come to the same in either order; so ReLU has less to do.
-            layers.append(nn.MaxPool2d(2))
+            layers.append(HalvingMaxPool())
             height, length = height // 2, length // 2
         layers.append(_relu(model.leak))
         if model.block_dropout:
