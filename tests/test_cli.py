@@ -391,7 +391,7 @@ def test_words_that_are_wrong(
         (["train", data, "--set", "loss.magrin=1"], "unknown key 'loss.magrin': did you mean"),
         (["train", data, "--set", "loss.margin=wide"], "loss.margin"),
         (["train", data, "--set", "loss.margin"], "--set needs section.key=value"),
-        (["train", data, "--set", "train.device=abacus"], "train.device 'abacus'"),
+        (["train", data, "--set", "train.device=abacus"], "found 'abacus'"),
         (["train", data, "--weights", "none.pth", *tiny_words()], "no weights file none.pth"),
         (["train", data, *tiny_words(), "--set", "model.freeze=no-layer"], "unknown layer"),
         (["train", data, "--epochs", "2", "--steps", "3"], "not allowed with argument"),

@@ -41,9 +41,14 @@ def embed_in_chunks(embed: Callable[[slice], Tensor], parts: list[slice], net: n
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _still_norms(net)
 
-    return torch.cat(
-        [checkpoint(embed, part, use_reentrant=False, context_fn=contexts) for part in parts]
-    )
+    # torch keeps the random numbers' state of the CPU and of its tensor arguments' devices alone.
+    here = next(net.parameters()).new_empty(0)
+    return torch.cat([
+        checkpoint(
+            lambda _, part: embed(part), here, part, use_reentrant=False, context_fn=contexts
+        )
+        for part in parts
+    ])  # fmt: skip
 
 
 def chunks_of(num: int, most: int) -> list[slice]:

@@ -67,13 +67,15 @@ class Compute:
 
 
 def pick_device(name: str) -> str:
-    """The device for "auto" (CUDA where there is one) or a name that torch knows.
+    """The device for "auto" (CUDA where there is one), or a name as torch has them.
 
     Raises:
-        ConfigError: no such device here.
+        ConfigError: no such device here, or one that does not reckon in float64, as losses do.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"train.device is auto, cpu, cuda or cuda:1 and so on, found '{name}'")
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -172,11 +174,16 @@ def _step(encoder: Encoder, pictures: torch.Tensor, option: Compute) -> None:
 
 
 def _time_step(step: Callable[[], None], device: str) -> float:
+    _wait(device)
     start = time.perf_counter()
     step()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    _wait(device)
     return time.perf_counter() - start
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
 
 
 def _seconds(option: Compute) -> float:
@@ -189,10 +196,10 @@ def _has_convolutions(encoder: Encoder) -> bool:
 
 
 def _key(encoder: Encoder, device: str, batch_size: int) -> str:
-    machine = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
-    model = encoder.model_settings
-    parts = (machine, torch.get_num_threads(), torch.__version__, model.backbone, model.channels,
-             model.freeze, encoder.picture.size, encoder.picture.channels, batch_size)  # fmt: skip
+    machine = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    model = encoder.model_settings.model_dump_json(exclude={"weights", "pretrained", "init"})
+    parts = (machine, torch.get_num_threads(), torch.__version__, model, encoder.picture.size,
+             encoder.picture.channels, batch_size)  # fmt: skip
     return repr(parts)
 
 
