@@ -177,6 +177,8 @@ def test_a_network_of_timm_gets_what_it_was_trained_on(monkeypatch: pytest.Monke
     assert tuned.model.freeze == "none"
     assert tuned.picture.size == (160, 160)
     assert (tuned.model.stage, tuned.model.init) == (None, "own")
+    beside, _ = chosen(CHARACTERS, {"model.backbone": "test_resnet", "train.device": "cpu"})
+    assert beside.model.freeze == "all"
     random, _ = chosen(CHARACTERS, {"model.backbone": "test_resnet", "model.pretrained": False})
     assert tuned.optimizer.rate < random.optimizer.rate
 
@@ -302,6 +304,7 @@ def test_many_pictures_of_a_closed_set_are_learned_as_classes() -> None:
         chosen(statistics(median_pictures=99.0), closed=True),
         chosen(statistics(median_pictures=500.0, num_forged=9), closed=True),
         chosen(garments, {"model.embedding": 9}, closed=True),
+        chosen(garments, {"sampler.rotations": True}, closed=True),
         chosen(statistics(num_identities=101, median_pictures=500.0), closed=True),
     ):
         assert (settings.loss.name, settings.model.classes) == ("supcon", False)

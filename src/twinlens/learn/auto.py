@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from twinlens.config import Settings
@@ -25,6 +24,7 @@ from twinlens.model.backbones import (
     pretrained_picture,
     stage_strides,
 )
+from twinlens.model.compute import pick_device
 from twinlens.recipes import Recipe
 
 __all__ = ["Choice", "choose_levels", "choose_settings"]
@@ -174,7 +174,7 @@ def _pretrained(f: Facts) -> tuple[Any, str]:
 def _freeze(f: Facts) -> tuple[Any, str]:
     if f.measured:
         return "all", "strokes are measured once a picture and the head learns"
-    if f.starts_well and not torch.cuda.is_available():
+    if f.starts_well and not pick_device(f.settings.train.device).startswith("cuda"):
         return "all", "without a GPU, a pretrained network runs once a picture and its head learns"
     return "none", "everything learns"
 
@@ -303,6 +303,8 @@ def _classes(f: Facts) -> tuple[Any, str]:
         return False, "identities that come later are not among those that are learned"
     if f.data.num_forged:
         return False, "a forgery is of no class"
+    if f.settings.sampler.rotations:
+        return False, "turned pictures are to count as other identities"
     if f.settings.model.embedding < f.data.num_identities:
         return False, f"embeddings of {f.settings.model.embedding} hold no class for each identity"
     if f.data.num_identities <= FEW_CLASSES and f.data.median_pictures >= EACH:
