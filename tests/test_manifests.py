@@ -71,6 +71,11 @@ def test_two_columns_are_enough_and_quotes_hold_commas(tmp_path):
     assert rows(table) == [("a, b.png", "Doe, Jane", False, ""), ("c.png", "d", False, "")]
 
 
+def test_blanks_around_an_identity_make_no_other_one(tmp_path):
+    table = read_manifest(write(tmp_path, "path,identity\na.png,anna \nb.png, anna\nc.png,anna\n"))
+    assert table.identity.tolist() == ["anna"] * 3
+
+
 def test_a_root_replaces_the_manifests_folder(tmp_path):
     file = write(tmp_path, "path,identity\na.png,x\n")
     table = read_table(file, root=tmp_path / "elsewhere")

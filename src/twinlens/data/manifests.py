@@ -94,7 +94,7 @@ def _row(cells: dict[str, str], base: Path) -> Row:
     # normpath, so that "a.png" and "./a.png" are the same picture.
     path = os.path.normpath(base / cells["path"])
     forged = ROLES[cells["role"].strip().lower()]
-    return path, cells["identity"], forged, SPLIT_NAMES.get(split, "")
+    return path, cells["identity"].strip(), forged, SPLIT_NAMES.get(split, "")
 
 
 def _require_columns(names: list[str], file: Path) -> None:
