@@ -70,9 +70,10 @@ def start(
     compute: Compute = CPU,
     on_moment: Callable[[Encoder, Moment], None] | None = None,
     reserve: Callable[[float], float] | None = None,
+    begin: int | None = None,
 ) -> tuple[Encoder, Comparator, Fitted]:
-    """Train from weights that the settings' seed decides."""
-    torch.manual_seed(settings.seed)
+    """Train from weights that `begin` decides, the settings' seed by default."""
+    torch.manual_seed(settings.seed if begin is None else begin)
     encoder = Encoder(settings.model, settings.picture)
     comparator = make_comparator(settings.model.comparator, settings.model.embedding)
     if run is not None:

@@ -146,6 +146,26 @@ def test_a_resumed_run_comes_to_the_weights_of_an_unbroken_one(
     )  # fmt: skip
 
 
+def test_a_frozen_backbone_is_the_checkpoints_when_a_run_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an encoder begins with may have changed meanwhile; nothing is learned from that."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    settings = digit_settings(train__steps=12, model__freeze="all", augment={})
+    assert can_precompute(settings)
+    whole = start(settings, run=RunFolder(tmp_path / "whole"))
+    run = RunFolder(tmp_path / "broken")
+
+    def stopper(encoder: Encoder, moment: Moment) -> None:
+        if moment.step == 5:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        start(settings, run=run, on_moment=stopper)
+    broken = start(settings, run=run, begin=1)
+    assert digest(*broken[:2]) == digest(*whole[:2])
+
+
 @pytest.mark.parametrize("compute", [Compute("cpu", False, True), Compute("cpu", True, True)])
 def test_resuming_with_channels_last(
     compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from twinlens.config import ModelSettings, PictureSettings, Settings, TrainSettings
+from twinlens.learn import validation
 from twinlens.learn.feed import Pool
 from twinlens.learn.validation import Validator
 from twinlens.model.comparators import make_comparator
@@ -47,3 +48,37 @@ def test_forgeries_alone_count_as_much_as_all_pairs() -> None:
 def test_without_forgeries_it_is_the_plain_one() -> None:
     nobody = np.zeros(len(LABEL), dtype=bool)
     assert judged("eer_forged", nobody) == judged("eer", nobody)
+
+
+def of_labels(label: np.ndarray, forged: np.ndarray | None = None) -> Validator:
+    pixels = np.zeros((len(label), 1, 1, 1), dtype=np.uint8)
+    forged = np.zeros(len(label), dtype=bool) if forged is None else forged
+    settings = Settings(picture=PICTURE, model=MODEL)
+    pool = Pool.of(pixels, label, forged)
+    return Validator(pool, settings, Compute("cpu"), Encoder(MODEL, PICTURE))
+
+
+@pytest.mark.parametrize(
+    ("label", "identities", "each"),
+    [
+        (np.arange(400) % 200, 20, 2),  # Pairs: as many whole ones as there is room for.
+        (np.arange(400) % 10, 10, 4),  # All identities, some pictures of each.
+        (np.arange(400) % 40, 10, 4),  # At least four of each, if not of all.
+    ],
+)
+def test_of_many_pictures_those_are_looked_at_that_make_pairs(
+    monkeypatch: pytest.MonkeyPatch, label: np.ndarray, identities: int, each: int
+) -> None:
+    monkeypatch.setattr(validation, "PICTURES", 40)
+    mixed = np.random.default_rng(0).permutation(label)
+    found = of_labels(mixed)
+    _, num = np.unique(found.label, return_counts=True)
+    assert num.tolist() == [each] * identities
+    assert found.num_judged == 40
+
+
+def test_pictures_that_make_no_genuine_pair_are_not_counted() -> None:
+    # Three of 0, of which one is forged; 1 alone; 2 with a forgery only beside it.
+    label = np.array([0, 0, 0, 1, 2, 2])
+    forged = np.array([False, False, True, False, False, True])
+    assert of_labels(label, forged).num_judged == 3

@@ -39,13 +39,16 @@ def backbone_features(
     """The features (N, F) of the pictures in `row_N` (all by default), on the encoder's device."""
     rows = np.arange(len(pixels_MCHW)) if row_N is None else row_N
     encoder.eval()
-    parts = []
+    features_NF = torch.empty(0)
     for start in range(0, len(rows), BATCH):
         batch = torch.from_numpy(np.array(pixels_MCHW[rows[start : start + BATCH]]))
         if mirrored:
             batch = batch.flip(3)
         with compute.autocast():
-            parts.append(encoder.features(batch.to(encoder.device)).float())
+            some_BF = encoder.features(batch.to(encoder.device)).float()
+        if start == 0:
+            features_NF = some_BF.new_empty((len(rows), some_BF.shape[1]))
+        features_NF[start : start + BATCH] = some_BF
         if progress is not None:
             progress(min(start + BATCH, len(rows)), len(rows))
-    return torch.cat(parts)
+    return features_NF

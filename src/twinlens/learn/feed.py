@@ -80,10 +80,12 @@ class Feed:
         self.fill = settings.picture.fill / 255
         self.features: Tensor | None = None
         if can_precompute(settings):
-            self.features = torch.stack([
+            views = [
                 backbone_features(encoder, pool.pixels, compute, pool.row, progress, mirrored=view)
                 for view in ((False, True) if self.views.flip else (False,))
-            ])  # fmt: skip
+            ]
+            # One view is not copied: it may fill half of the memory.
+            self.features = torch.stack(views) if len(views) > 1 else views[0][None]
         elif self.chunk is not None and moving_norms(encoder.train()):
             log.warning(
                 "train.chunk: batch norm takes the statistics of %d pictures, not of the whole "

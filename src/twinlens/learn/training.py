@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from twinlens.config import Settings
+from twinlens.config import Settings, TrainSettings
 from twinlens.data.batches import make_sampler
 from twinlens.errors import TrainingError
 from twinlens.learn.course import Course, plan_course, rate_share
@@ -108,16 +108,16 @@ def fit(
     sampler = make_sampler(train.label, train.forged, settings.sampler, settings.seed)
     compute.place(encoder)
     learner = _make_learner(encoder, comparator, sampler.num_labels, settings, compute)
+    state = _resumed(learner, run)  # Before a frozen backbone looks at the pictures.
     feed = Feed(encoder, train, settings, compute, on_features)
     validator = _make_validator(val, settings, compute, encoder)
-    state = _resumed(learner, run)
     if state is None:
         state = State(mining=settings.loss.mining)
         if settings.model.init == "whitened":
             _whiten(encoder, feed.features, train)
     guard = Guard(settings.loss, state.watch)
     journal = Journal(run, state.step)
-    seconds = _begin(learner, state, journal, validator)
+    seconds = _begin(learner, state, journal, validator, settings.train)
     reserved = spent + (time.monotonic() - started) + (0.0 if reserve is None else reserve(seconds))
     course = plan_course(settings.train, sampler.steps_per_epoch, reserved)
     if course.seconds == 0:
@@ -152,7 +152,7 @@ def fit(
             metric = None
             if validate and validator is not None:
                 metric = validator(encoder, comparator)
-                _keep_best(learner, state, metric, len(validator.label))
+                _keep_best(learner, state, metric, validator.num_judged)
             if validate and not guard.suspicious and learner.finite():
                 learner.good, state.good_step = learner.weights(), state.step
             if validate or write_row or event:
@@ -210,14 +210,24 @@ def _make_validator(
     return validator
 
 
-def _begin(learner: Learner, state: State, journal: Journal, validator: Validator | None) -> float:
-    """Validate what there is to begin with; returns how long that took."""
-    started = time.monotonic()
-    metric = None if validator is None else validator(learner.encoder, learner.objective.comparator)
+def _begin(
+    learner: Learner,
+    state: State,
+    journal: Journal,
+    validator: Validator | None,
+    train: TrainSettings,
+) -> float:
+    """Validate what there is to begin with, if more than the end is; returns how long that took."""
     if state.step == 0:
         learner.good = learner.weights()
-        if metric is not None:
-            journal.add(HistoryRow(0, 0.0, 0.0, math.nan, 0.0, metric))
+    # A time budget must know how long it takes.
+    wanted = train.time_budget is not None or (state.step == 0 and train.validations > 1)
+    if validator is None or not wanted:
+        return 0.0
+    started = time.monotonic()
+    metric = validator(learner.encoder, learner.objective.comparator)
+    if state.step == 0:
+        journal.add(HistoryRow(0, 0.0, 0.0, math.nan, 0.0, metric))
     return time.monotonic() - started
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from twinlens.config import Settings
 from twinlens.errors import DataError
@@ -21,6 +23,7 @@ __all__ = ["PICTURES", "Validator"]
 
 PAIRS = 20_000
 PICTURES = 5_000
+EACH = 4  # pictures of an identity, at least, where it has them and not all can be looked at
 
 
 class Validator:
@@ -29,20 +32,27 @@ class Validator:
     With the metric "eer_forged" the EER is the mean of two: of all pairs, and of the genuine ones
     against forgeries of the claimed identity only (where there are any). At most 5,000 pictures
     and 20,000 pairs of each kind are looked at, since it happens often.
+
+    Attributes:
+        num_judged: of these pictures, those of identities with a genuine pair.
     """
 
     def __init__(self, val: Pool, settings: Settings, compute: Compute, encoder: Encoder) -> None:
         rng = np.random.default_rng([settings.seed, 1])
-        rows = np.sort(rng.permutation(len(val.label))[:PICTURES])
-        self.pixels = val.take(rows)
+        rows = _some(val.label, rng)
         self.label, self.forged = val.label[rows], val.forged[rows]
         self.metric, self.compute, self.seed = settings.train.metric, compute, settings.seed
         self.pairs: PairSet = draw_pairs(self.label, self.forged, num_pairs=PAIRS, rng=rng)
         a, b = self.pairs.a, self.pairs.b
         self.own_forgery = self.forged[b] & (self.label[a] == self.label[b])
-        self.features = None
+        identity, num_genuine = np.unique(self.label[~self.forged], return_counts=True)
+        self.num_judged = int(np.isin(self.label, identity[num_genuine > 1]).sum())
+        self.features: Tensor | None = None
+        self.pixels: NDArray[np.uint8] | None = None
         if can_precompute(settings):
-            self.features = backbone_features(encoder, self.pixels, compute)
+            self.features = backbone_features(encoder, val.pixels, compute, val.row[rows])
+        else:
+            self.pixels = val.take(rows)
 
     @classmethod
     def make(
@@ -60,6 +70,7 @@ class Validator:
         if self.features is not None:
             emb_ND = embed_features(encoder, self.features)
         else:
+            assert self.pixels is not None
             emb_ND = embed_pixels(encoder, self.pixels, bfloat16=self.compute.bfloat16)
         if not np.isfinite(emb_ND).all():
             return math.nan
@@ -73,3 +84,17 @@ class Validator:
         if self.metric == "eer_forged" and self.own_forgery.any():
             errors.append(eer(det_curve(distance[same], distance[self.own_forgery])))
         return 1 - sum(errors) / len(errors)
+
+
+def _some(label_N: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Rows of at most `PICTURES` pictures: some of each identity, so that they make pairs."""
+    order_N = rng.permutation(len(label_N))
+    if len(label_N) <= PICTURES:
+        return np.sort(order_N)
+    _, code_N = np.unique(label_N[order_N], return_inverse=True)
+    turn_C = rng.permutation(code_N.max() + 1)
+    by_identity = np.argsort(turn_C[code_N], kind="stable")
+    sorted_N = turn_C[code_N][by_identity]
+    place_N = np.arange(len(sorted_N)) - np.searchsorted(sorted_N, sorted_N)
+    kept = by_identity[place_N < max(EACH, PICTURES // len(turn_C))][:PICTURES]
+    return np.sort(order_N[kept])
