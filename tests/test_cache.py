@@ -80,6 +80,25 @@ def test_pixels_are_those_of_a_plain_loop(folder: Path, tmp_path: Path, memory_l
     assert isinstance(decoded.pixels, np.memmap) == (memory_limit == 0)
 
 
+@pytest.mark.parametrize("memory_limit", [2**30, 0])
+def test_some_rows_are_what_a_copy_would_be(
+    folder: Path, tmp_path: Path, memory_limit: int
+) -> None:
+    decoded = decode(
+        table_of(sorted(folder.iterdir()), folder), tmp_path, memory_limit=memory_limit
+    )
+    row = np.array([1, 2, 5, 9])
+    found, copy = decoded.rows(row), decoded.pixels[row]
+    assert np.shares_memory(found.pixels, decoded.pixels)
+    assert len(found) == 4
+    np.testing.assert_array_equal(list(found), copy)
+    for place in (2, -1, np.int64(3), slice(1, 3), slice(3, 9), np.array([3, 0, 3]), row < 5):
+        np.testing.assert_array_equal(found[place], copy[place])
+        assert type(found[place]) is np.ndarray
+    with pytest.raises(IndexError):
+        found[4]
+
+
 def test_the_limit_is_in_bytes(folder: Path, tmp_path: Path) -> None:
     table = table_of(sorted(folder.iterdir()), folder)
     need = 12 * BYTES_EACH

@@ -5,20 +5,26 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, PictureFolder, TinyRun, draw_pictures
 from PIL import Image
 
 import twinlens
 from twinlens.cli import main
+from twinlens.data.sources import read_table
 from twinlens.errors import ConfigError, DataError, TrainingError
 from twinlens.jobs import pages
 from twinlens.jobs import train as train_job
+from twinlens.jobs.outputs import held
+from twinlens.jobs.prepare import prepare
 from twinlens.measure.report import ReportContent
+from twinlens.model.encoder import Encoder
 from twinlens.progress import Progress
 
 SHORT = TINY | {"train.steps": 4}
@@ -195,6 +201,29 @@ def test_results_are_what_evaluate_says(
     assert json.loads(capsys.readouterr().out) == read(tiny_run.run / "results.json")
 
 
+def test_the_splits_are_not_copied_to_be_measured(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may lie in a file that is larger than memory."""
+    seen: list[Any] = []
+
+    def note(job: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(bundle: Any, *args: Any, **more: Any) -> Any:
+            seen.extend(one for one in args if hasattr(one, "pixels") and hasattr(one, "row"))
+            return job(bundle, *args, **more)
+
+        return noted
+
+    for name in ("calibrate_on", "measure"):
+        monkeypatch.setattr(train_job, name, note(getattr(train_job, name)))
+    twinlens.train(tiny_run.data, out=tmp_path / "run", settings=SHORT, quiet=True)
+    val, test = (len([row for row in splits_of(tmp_path / "run") if row["split"] == split])
+                 for split in ("val", "test"))  # fmt: skip
+    # Calibrated for a FAR of 0.01, which so few cannot give, and then for 0.1.
+    assert [len(one) for one in seen] == [val, val, test]
+    assert all(len(one.pixels) == 60 for one in seen)
+
+
 def test_the_returned_model_is_the_one_on_disk(tiny_run: TinyRun, tmp_path: Path) -> None:
     settings = SHORT | {"model.backbone": "conv", "model.channels": (4, 8),
                         "train.channels_last": "yes"}  # fmt: skip
@@ -243,6 +272,82 @@ def test_default_names(
     )
     model = twinlens.train(manifest, settings=SHORT | {"train.steps": 1}, quiet=True)
     assert model.path == Path("runs") / "list" / "model"
+
+
+def test_of_two_that_start_at_once_each_gets_its_own_folder(
+    picture_folder: PictureFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one starts as soon as the first has its name."""
+    data = picture_folder(dict.fromkeys("abcdef", 3), top="things")
+    monkeypatch.chdir(tmp_path)
+    settings = SHORT | {"train.steps": 1}
+    found: list[Path] = []
+
+    def held_late(folder: Path) -> Any:
+        if not found:
+            found.append(folder)
+            found.append(twinlens.train(data, settings=settings, quiet=True).path)
+        return held(folder)
+
+    monkeypatch.setattr(train_job, "held", held_late)
+    first = twinlens.train(data, settings=settings, quiet=True)
+    assert first.path == Path("runs") / "things" / "model"
+    assert found[1] == Path("runs") / "things-2" / "model"
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["things", "things-2"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("folder", ["run", "new/deep/run"])
+def test_a_folder_is_trained_in_by_one_at_a_time(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, resume: bool
+) -> None:
+    run, refused = tmp_path / folder, []
+
+    def prepare_late(*args: Any) -> Any:
+        if not refused:
+            before = sorted(tmp_path.rglob("*"))
+            refused.append(True)
+            for out in (run, tmp_path / "link"):
+                with pytest.raises(TrainingError, match="another training is at work in"):
+                    twinlens.train(tiny_run.data, out=out, resume=resume, quiet=True)
+            assert sorted(tmp_path.rglob("*")) == before
+        return prepare(*args)
+
+    (tmp_path / "link").symlink_to(run)
+    monkeypatch.setattr(train_job, "prepare", prepare_late)
+    twinlens.train(tiny_run.data, out=run, settings=SHORT, quiet=True)
+    assert refused
+    assert read(run / "run.json")["finished"] is True
+    assert list(tmp_path.rglob(".*")) == []
+    twinlens.train(tiny_run.data, out=run, resume=True, quiet=True)
+
+
+def test_a_lock_that_a_kill_left_is_none(tiny_run: TinyRun, tmp_path: Path) -> None:
+    (tmp_path / ".run.lock").touch()
+    twinlens.train(tiny_run.data, out=tmp_path / "run", settings=SHORT, quiet=True)
+    assert not (tmp_path / ".run.lock").exists()
+
+
+def test_where_no_lock_can_be_made_a_run_goes_on(tiny_run: TinyRun, tmp_path: Path) -> None:
+    (tmp_path / ".run.lock").mkdir()
+    twinlens.train(tiny_run.data, out=tmp_path / "run", settings=SHORT, quiet=True)
+    assert read(tmp_path / "run" / "run.json")["finished"] is True
+
+
+def test_a_refused_run_leaves_nothing(
+    picture_folder: PictureFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = picture_folder({"alone": 3})
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError):
+        twinlens.train(data, settings={"loss.nonsense": 1}, quiet=True)
+    with pytest.raises(DataError):
+        twinlens.train(data, out=tmp_path / "new" / "run", quiet=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(DataError):
+        twinlens.train(data, quiet=True)
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 # --- layouts ------------------------------------------------------------------------------------
@@ -545,6 +650,61 @@ def test_a_copy_of_the_data_is_the_same_data(tiny_run: TinyRun, tmp_path: Path) 
     copy = shutil.copytree(tiny_run.data, tmp_path / "copy")
     twinlens.train(copy, out=run, resume=True, quiet=True)
     assert weights(run) == weights(tiny_run.run)
+
+
+def test_resuming_with_other_splits_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """What was trained on must not become what is tested on."""
+    table = read_table(tiny_run.data)
+    names = sorted(set(table.identity))
+    divided = {name: ("train", "val", "test")[place % 3] for place, name in enumerate(names)}
+    given = table.with_split([divided[name] for name in table.identity])
+    twinlens.train(given, out=tmp_path / "first", settings=TINY, quiet=True)
+    run = tmp_path / "run"
+    shutil.copytree(tmp_path / "first", run)
+    facts = read(run / "run.json")
+    del facts["finished"]
+    (run / "run.json").write_text(json.dumps(facts))
+    moved = given.with_split(["train" if s == "test" else s for s in given.split])
+    with pytest.raises(TrainingError, match="the splits, or the pictures that can be read, are"):
+        twinlens.train(moved, out=run, resume=True, quiet=True)
+    twinlens.train(given, out=run, resume=True, quiet=True)
+
+
+def test_resuming_where_there_is_no_such_device(tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = unfinished(tiny_run, tmp_path / "run")
+    facts = read(run / "run.json")
+    facts["compute"]["device"] = "cuda:77"
+    (run / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match="'cuda:77' cannot be used here"):
+        twinlens.train(tiny_run.data, out=run, resume=True, quiet=True)
+
+
+def test_weights_to_start_from_are_not_needed_to_go_on(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Watched(Encoder):
+        def __init__(self, *args: Any, load: bool = True) -> None:
+            asked.append(load)
+            super().__init__(*args, load=load)
+
+    monkeypatch.setattr(train_job, "Encoder", Watched)
+    run = unfinished(tiny_run, tmp_path / "run")
+    twinlens.train(tiny_run.data, out=run, resume=True, quiet=True)
+    assert asked == [False]
+    assert weights(run) == weights(tiny_run.run)
+
+
+def test_a_gpu_that_is_too_small_is_no_traceback(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **more: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(train_job, "fit", full)
+    with pytest.raises(TrainingError, match=r"does not hold a step .* train\.chunk=32"):
+        twinlens.train(tiny_run.data, out=tmp_path / "run", settings=TINY, quiet=True)
 
 
 @pytest.mark.parametrize(

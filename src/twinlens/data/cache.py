@@ -26,7 +26,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol, SupportsIndex
 
 import numpy as np
 import PIL
@@ -38,7 +38,7 @@ from twinlens.data.fetch import cache_folder
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, PictureError
 
-__all__ = ["Broken", "Decoded", "Stream", "decode_table"]
+__all__ = ["Broken", "Decoded", "PixelRows", "Pixels", "Stream", "decode_table"]
 
 CACHE_FORMAT = 1
 BLOCK_BYTES = 32 * 2**20
@@ -68,6 +68,36 @@ class Decoded:
     table: ImageTable
     pixels: NDArray[np.uint8]
     broken: tuple[Broken, ...]
+
+    def rows(self, row_N: NDArray[np.int64]) -> PixelRows:
+        """The pixels of some rows, of which none is copied yet."""
+        return PixelRows(self.pixels, row_N)
+
+
+@dataclass(frozen=True, eq=False)
+class PixelRows:
+    """The pixels of some pictures, read from memory or a file where they are asked for.
+
+    Attributes:
+        pixels: of more pictures, shape (M, C, H, W).
+        row: which of the M each of the N is, shape (N,).
+    """
+
+    pixels: NDArray[np.uint8]
+    row: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(
+        self, place: SupportsIndex | slice | NDArray[np.integer[Any]]
+    ) -> NDArray[np.uint8]:
+        """A picture (C, H, W) by its place, or the pictures (B, C, H, W) of several."""
+        return np.asarray(self.pixels[self.row[place]])
+
+
+Pixels = NDArray[np.uint8] | PixelRows
+"""Pictures (N, C, H, W) to be looked at a few at a time."""
 
 
 def decode_table(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from twinlens.data.cache import Pixels
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError
 from twinlens.jobs.pictures import pictures_for
 from twinlens.match.matcher import Matcher
+from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.calibration import calibrate as fit_calibration
 from twinlens.measure.pairs import draw_pairs, pair_distances
@@ -48,10 +49,11 @@ def calibrate(
         The calibrated model.
     Raises:
         CalibrationError: too few pairs for that rate.
-        ConfigError: a rate that is none, or an unknown split.
+        ConfigError: a rate or a seed that is none, or an unknown split.
     """
     if not 0 < far < 1:
         raise ConfigError(f"a target FAR lies between 0 and 1, such as 0.01; found {far}")
+    check_seed(seed)
     with console_log(quiet):
         bundle = load_bundle(model)
         chosen = pictures_for(bundle, data, wanted=split, prefer="val", root=root)
@@ -60,7 +62,7 @@ def calibrate(
 
 
 def calibrate_on(
-    bundle: Bundle, table: ImageTable, pixels_NCHW: NDArray[np.uint8], far: float, *, seed: int
+    bundle: Bundle, table: ImageTable, pixels_NCHW: Pixels, far: float, *, seed: int
 ) -> Calibration:
     """The calibration of a model on decoded pictures; nothing is stored."""
     emb_ND = embed_pixels(bundle.encoder, pixels_NCHW, progress=Progress("embedding"))

@@ -10,7 +10,7 @@ import numpy as np
 from twinlens.data.sources import read_table
 from twinlens.data.table import ImageTable
 from twinlens.jobs.evaluate import evaluate
-from twinlens.jobs.outputs import free_run_folder
+from twinlens.jobs.outputs import new_run_folder
 from twinlens.jobs.train import train
 
 __all__ = ["demo", "demo_table"]
@@ -44,7 +44,7 @@ def demo(*, out: str | Path | None = None, quiet: bool = False) -> Iterator[str]
         Lines to print.
     """
     table = demo_table()
-    folder = free_run_folder("demo") if out is None else out
+    folder = new_run_folder("demo") if out is None else out
     model = train(table, out=folder, settings=SETTINGS, quiet=quiet)
     tests = table.of_split("test")
     assert tests.pixels is not None

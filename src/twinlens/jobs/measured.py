@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twinlens.data.cache import PixelRows, Pixels
 from twinlens.data.duplicates import exact_groups
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
@@ -61,7 +62,7 @@ class Measured:
     nearest: Nearest | None = None
     open_set: OpenSet | None = None
     table: ImageTable | None = None
-    pixels: NDArray[np.uint8] | None = None
+    pixels: Pixels | None = None
     embeddings: NDArray[np.float32] | None = None
     probe: NDArray[np.int64] | None = None
     gallery: NDArray[np.int64] | None = None
@@ -165,7 +166,7 @@ def measure(
     bundle: Bundle,
     calibration: Calibration | None,
     table: ImageTable,
-    pixels_NCHW: NDArray[np.uint8],
+    pixels_NCHW: Pixels,
     *,
     split: str,
     identity_disjoint: bool,
@@ -180,8 +181,7 @@ def measure(
     Raises:
         DataError: there is no genuine or no impostor pair among them.
     """
-    emb_ND = embed_pixels(bundle.encoder, pixels_NCHW, progress=Progress("embedding"))
-    _refuse_broken(emb_ND)
+    emb_ND = _embedded(bundle, pixels_NCHW)
     comparison = NumpyComparison(bundle.comparator)
     label, forged = table.labels(), table.forged
     verified = verification(
@@ -219,10 +219,9 @@ def measure_nearest(bundle: Bundle, chosen: AgainstTraining, *, seed: int = 0) -
     Raises:
         DataError: embeddings that are not numbers.
     """
-    emb_ND = embed_pixels(bundle.encoder, chosen.pixels, progress=Progress("embedding"))
+    emb_ND = _embedded(bundle, chosen.pixels)
     for rows in exact_groups([_digest(picture) for picture in chosen.pixels]):
         emb_ND[list(rows)] = emb_ND[rows[0]]
-    _refuse_broken(emb_ND)
     label = chosen.table.labels()
     return Measured(
         split=chosen.split,
@@ -257,11 +256,8 @@ def measure_open_set(
         DataError: embeddings that are not numbers.
     """
     real = np.flatnonzero(~chosen.table.forged)
-    table, pixels = chosen.table.select(real), chosen.pixels
-    if len(real) < len(chosen.table):
-        pixels = pixels[real]
-    emb_ND = embed_pixels(bundle.encoder, pixels, progress=Progress("embedding"))
-    _refuse_broken(emb_ND)
+    table, pixels = chosen.table.select(real), PixelRows(chosen.pixels, real)
+    emb_ND = _embedded(bundle, pixels)
     found = open_set(
         emb_ND, table.labels(), NumpyComparison(bundle.comparator), shot=shot, rule=rule,
         pair_threshold=None if calibration is None else calibration.threshold, seed=seed,
@@ -288,6 +284,8 @@ def _digest(picture: NDArray[np.uint8]) -> bytes:
     return hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
 
 
-def _refuse_broken(emb_ND: NDArray[np.float32]) -> None:
+def _embedded(bundle: Bundle, pixels: Pixels) -> NDArray[np.float32]:
+    emb_ND = embed_pixels(bundle.encoder, pixels, progress=Progress("embedding"))
     if not np.isfinite(emb_ND).all():
         raise DataError("some embeddings are not numbers: the model is broken, train it again")
+    return emb_ND

@@ -5,15 +5,21 @@ This module does not know what is written.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
-from twinlens.errors import DataError
+from filelock import FileLock, Timeout
+
+from twinlens.errors import DataError, TrainingError
 from twinlens.files import replacing
 
-__all__ = ["check_new_folder", "check_place", "free_run_folder", "whole_file"]
+__all__ = ["check_new_folder", "check_place", "held", "new_run_folder", "whole_file"]
+
+log = logging.getLogger("twinlens")
 
 
 def check_place(path: str | Path) -> None:
@@ -81,9 +87,60 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         raise DataError(f"cannot write {path}: {reason}") from error
 
 
-def free_run_folder(name: str) -> Path:
-    """`runs/NAME`, or `runs/NAME-2` and so on where that is taken."""
-    folder, number = Path("runs") / name, 2
-    while folder.exists():
-        folder, number = Path("runs") / f"{name}-{number}", number + 1
+def new_run_folder(name: str) -> Path:
+    """Make `runs/NAME`, or `runs/NAME-2` and so on where that is taken.
+
+    Of two that ask at the same moment each gets its own.
+
+    Raises:
+        TrainingError: it cannot be made.
+    """
+    top = Path("runs")
+    try:
+        top.mkdir(exist_ok=True)
+        for number in count(1):
+            folder = top / (name if number == 1 else f"{name}-{number}")
+            with suppress(FileExistsError):
+                folder.mkdir()
+                break
+    except OSError as error:
+        raise TrainingError(f"cannot make the run folder: {error}") from error
     return folder
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep a run's folder, which need not be there yet, from others that would train in it.
+
+    Meanwhile `.NAME.lock` lies beside it. Where none can be made, or the file system knows no
+    locks, nobody is kept from it.
+
+    Raises:
+        TrainingError: somebody else holds it.
+    """
+    place = folder.resolve()
+    file = place.parent / f".{place.name}.lock"
+    lock = FileLock(file, timeout=0)
+    with ExitStack() as after:
+        try:
+            made = [above for above in place.parents if not above.exists()]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            after.callback(_give_up, lock, file, made)
+        except Timeout as error:
+            raise TrainingError(
+                f"another training is at work in {folder}: wait for its end, or name another --out"
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            log.debug("%s is not locked: %s", folder, error)
+        yield
+
+
+def _give_up(lock: FileLock, file: Path, made: Sequence[Path]) -> None:
+    # While it is held: a lock on a file that is gone is given up by whoever gets it.
+    with suppress(OSError):
+        file.unlink()
+    lock.release()
+    for folder in made:
+        with suppress(OSError):  # Something has come of the run.
+            folder.rmdir()

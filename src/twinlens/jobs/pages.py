@@ -107,9 +107,12 @@ def _whole_map(measured: Measured, facts: RunFacts) -> report.MapPictures:
     assert measured.pixels is not None
     assert measured.embeddings is not None
     seed = 0 if facts.settings is None else facts.settings.seed
+    # Chosen here, since the pixels of all may be more than memory holds.
+    rows = map_rows(table.identity.tolist(), np.random.default_rng(seed))
     return report.MapPictures(
-        measured.embeddings, table.identity.tolist(), measured.pixels, table.forged, seed
-    )
+        measured.embeddings[rows], table.identity[rows].tolist(), measured.pixels[rows],
+        table.forged[rows], seed,
+    )  # fmt: skip
 
 
 def _nearest_parts(measured: Measured, facts: RunFacts) -> dict[str, Any]:

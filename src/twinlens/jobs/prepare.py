@@ -5,6 +5,7 @@ A resumed run takes its settings from the run folder, and refuses other data.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shlex
@@ -187,6 +188,7 @@ class _Stored:
     settings: Settings
     choices: list[Choice]
     fingerprint: str
+    division: str | None
 
 
 def _stored(run: RunFolder) -> _Stored | None:
@@ -200,6 +202,7 @@ def _stored(run: RunFolder) -> _Stored | None:
             Settings.model_validate(settings),
             [Choice(**choice) for choice in facts["choices"]],
             str(facts["fingerprint"]),
+            facts.get("division"),
         )
     except (KeyError, TypeError, ValidationError) as error:
         line = " ".join(str(error).split())
@@ -228,6 +231,11 @@ def _go_on(table: ImageTable, stored: _Stored, run: RunFolder) -> Prepared:
             f"{then[:12]}): resume with the same pictures, or start anew"
         )
     decoded = _decode(table, stored.settings)
+    if stored.division not in (None, _division(decoded.table)):
+        raise TrainingError(
+            f"the splits, or the pictures that can be read, are not those that {run.path} was "
+            "started with (they are in its split.csv): put them back, or start anew"
+        )
     return Prepared(stored.recipe, stored.settings, stored.choices, decoded, now)
 
 
@@ -266,6 +274,7 @@ def _start_run(run: RunFolder, begun: Prepared, command: str, root: str | Path |
         "recipe": begun.recipe,
         "command": command,
         "fingerprint": begun.fingerprint,
+        "division": _division(table),
         "seed": begun.settings.seed,
         "versions": versions(),
         "machine": machine(),
@@ -273,6 +282,12 @@ def _start_run(run: RunFolder, begun: Prepared, command: str, root: str | Path |
     }
     run.write_json("run.json", facts)
     run.write_json("settings.json", begun.settings.model_dump(mode="json"))
+
+
+def _division(table: ImageTable) -> str:
+    """A digest of which pictures there are to train with, and of what each is for."""
+    rows = ((str(table.relative(row)), str(table.split[row])) for row in range(len(table)))
+    return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
 
 
 def _command(data: str | Path | ImageTable, recipe: Recipe, root: str | Path | None) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import torch
 from twinlens.config import without_effect
 from twinlens.data.cache import Decoded
 from twinlens.data.table import SPLITS, ImageTable
-from twinlens.errors import CalibrationError, ConfigError, DataError
+from twinlens.errors import CalibrationError, ConfigError, DataError, TrainingError
 from twinlens.jobs.calibrate import calibrate_on
 from twinlens.jobs.measured import Measured, measure
-from twinlens.jobs.outputs import free_run_folder
+from twinlens.jobs.outputs import held, new_run_folder
 from twinlens.jobs.pages import RunFacts, write_page
 from twinlens.jobs.pictures import never_seen
 from twinlens.jobs.prepare import Prepared, prepare
@@ -74,34 +75,36 @@ def train(
     """
     started = time.monotonic()
     with console_log(quiet):
-        run = RunFolder(Path(out) if out is not None else _default_out(data, resume))
+        if out is None and resume:
+            raise ConfigError("--resume needs --out: the run folder to go on with")
         loaded = load_recipe(recipe, settings)
         check_loss(loaded.settings().loss)
         pick_device(loaded.settings().train.device)
         for sentence in without_effect(loaded.settings(), loaded.overrides):
             log.warning("%s", sentence)
         keep_freed_memory()
-        run.start(resume)
-        if resume and run.finished:
-            log.info("%s is finished already", run.path)
-            return Matcher.load(run.path)
-        prepared = prepare(data, root, loaded, run, resume)
-        bundle, fitted = _fit(prepared, run, started)
-        calibration = _calibrate(bundle, prepared)
-        if calibration is not None:
-            bundle = with_calibration(bundle, calibration.as_json())
-        measured, findings = _measure(bundle, calibration, prepared)
-        _write_results(run, bundle, prepared, fitted, measured, findings, started)
-        return Matcher(bundle)
+        run = RunFolder(Path(out) if out is not None else new_run_folder(_name_of(data)))
+        with held(run.path):
+            run.start(resume)
+            if resume and run.finished:
+                log.info("%s is finished already", run.path)
+                return Matcher.load(run.path)
+            prepared = prepare(data, root, loaded, run, resume)
+            bundle, fitted = _fit(prepared, run, started)
+            calibration = _calibrate(bundle, prepared)
+            if calibration is not None:
+                bundle = with_calibration(bundle, calibration.as_json())
+            measured, findings = _measure(bundle, calibration, prepared)
+            _write_results(run, bundle, prepared, fitted, measured, findings, started)
+            return Matcher(bundle)
 
 
-def _default_out(data: str | Path | ImageTable, resume: bool) -> Path:
-    if resume:
-        raise ConfigError("--resume needs --out: the run folder to go on with")
+def _name_of(data: str | Path | ImageTable) -> str:
+    """What a run on some data is called."""
     source = data.source if isinstance(data, ImageTable) else str(data)
     path = Path(source).resolve() if Path(source).exists() else Path(source)
     name = path.stem if path.is_file() else path.name
-    return free_run_folder(name or "run")
+    return name or "run"
 
 
 def pool_of(decoded: Decoded, split: str) -> Pool:
@@ -114,7 +117,8 @@ def pool_of(decoded: Decoded, split: str) -> Pool:
 def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fitted]:
     settings, decoded = prepared.settings, prepared.decoded
     torch.manual_seed(settings.seed)
-    encoder = Encoder(settings.model, settings.picture)
+    # A checkpoint has all weights; those to start from may be gone by now.
+    encoder = Encoder(settings.model, settings.picture, load=not run.has_checkpoint)
     comparator = make_comparator(settings.model.comparator, settings.model.embedding)
     if settings.model.init == "glorot":
         comparator.apply(glorot)
@@ -122,7 +126,8 @@ def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fi
     sampler = settings.sampler
     batch = sampler.labels_per_batch * sampler.images_per_label
     at_once = min(batch, len(training.label), settings.train.chunk or batch)
-    compute = _compute(run, encoder, prepared, at_once)
+    with _memory_explained():
+        compute = _compute(run, encoder, prepared, at_once)
     log.info(
         "training on %d pictures of %d identities (%s)",
         len(training.label), int(training.label.max()) + 1, compute,
@@ -140,11 +145,13 @@ def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fi
                 moment.metric if settings.train.metric == "recall_at_1" else 1 - moment.metric,
             )  # fmt: skip
 
-    fitted = fit(
-        encoder, comparator, training, validation if len(validation.label) else None, settings,
-        compute=compute, run=run, spent=time.monotonic() - started, on_moment=show,
-        on_features=Progress("looking once at"), reserve=_reserve(decoded, len(validation.label)),
-    )  # fmt: skip
+    with _memory_explained():
+        fitted = fit(
+            encoder, comparator, training, validation if len(validation.label) else None, settings,
+            compute=compute, run=run, spent=time.monotonic() - started, on_moment=show,
+            on_features=Progress("looking once at"),
+            reserve=_reserve(decoded, len(validation.label)),
+        )  # fmt: skip
     progress.close()
     log.info(
         "trained %d steps in %s; the weights of step %d are kept",
@@ -159,13 +166,25 @@ def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fi
     return save_bundle(run.model, encoder, comparator, origin=origin), fitted
 
 
+@contextmanager
+def _memory_explained() -> Iterator[None]:
+    """A GPU that is too small is the user's to know, and not a traceback."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            "the GPU's memory does not hold a step of this training: set train.chunk=32 or another "
+            "number of pictures at once, a smaller picture.size, or train.device=cpu"
+        ) from error
+
+
 def _reserve(decoded: Decoded, validated: int) -> Callable[[float], float]:
     """How long calibrating, measuring and the report will take, from what a validation takes."""
     later = int(np.isin(decoded.table.split.astype(str), ("val", "test")).sum())
     looked_at = max(1, min(validated, PICTURES))
     # Drawing and bootstrapping grow with the pairs, up to the most that are drawn; looking at all
-    # of them, without an end.
-    pairs = 6 + 14 * min(1.0, later / 2000) + 3e-8 * later**2
+    # of them, without an end. About twice of what two idle cores take.
+    pairs = 4 + 10 * min(1.0, later / 2000) + 8e-9 * later**2
     return lambda seconds: seconds * later / looked_at + pairs
 
 
@@ -173,6 +192,7 @@ def _compute(run: RunFolder, encoder: Encoder, prepared: Prepared, batch: int) -
     """How to do the arithmetic: as the run began, for a resumed one must come to the same bits."""
     facts = run.read_json("run.json") or {}
     if "compute" in facts:
+        pick_device(facts["compute"]["device"])  # It may be another machine by now.
         return Compute(**facts["compute"])
     compute = choose_compute(encoder, prepared.settings.train, batch)
     how = {name: getattr(compute, name) for name in ("device", "bfloat16", "channels_last")}
@@ -191,7 +211,7 @@ def _calibrate(bundle: Bundle, prepared: Prepared) -> Calibration | None:
             break
         try:
             found = calibrate_on(
-                bundle, decoded.table.select(rows), decoded.pixels[rows], far,
+                bundle, decoded.table.select(rows), decoded.rows(rows), far,
                 seed=prepared.settings.seed,
             )  # fmt: skip
         except CalibrationError as error:
@@ -221,7 +241,7 @@ def _measure(
         part = table.select(rows)
         try:
             measured = measure(
-                bundle, calibration, part, prepared.decoded.pixels[rows], split=split,
+                bundle, calibration, part, prepared.decoded.rows(rows), split=split,
                 identity_disjoint=never_seen(bundle, part), seed=prepared.settings.seed,
             )  # fmt: skip
         except DataError as error:

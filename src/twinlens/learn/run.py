@@ -18,13 +18,14 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from twinlens.errors import TrainingError
@@ -66,6 +67,11 @@ class RunFolder:
     def model(self) -> Path:
         """Where the model lies."""
         return self.path / "model"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on from."""
+        return self._checkpoint.is_file()
 
     @property
     def finished(self) -> bool:
@@ -146,7 +152,9 @@ class RunFolder:
         """Write the checkpoint; a kill at any moment leaves the old one or the new one."""
         tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
         metadata = {"state": json.dumps(checkpoint.state)}
-        self._write("checkpoint.safetensors", save(tensors, metadata))
+        # Straight from the tensors' memory, which there may be little of.
+        with self._written(self._checkpoint.name) as part:
+            save_file(tensors, part, metadata)
 
     def read_checkpoint(self) -> Checkpoint | None:
         """The last checkpoint; None where there is none yet.
@@ -154,7 +162,7 @@ class RunFolder:
         Raises:
             TrainingError: it is damaged.
         """
-        path = self.path / "checkpoint.safetensors"
+        path = self._checkpoint
         if not path.is_file():
             return None
         try:
@@ -166,13 +174,22 @@ class RunFolder:
                 f"{path} is damaged ({error}): delete it to start this run again"
             ) from error
 
+    @property
+    def _checkpoint(self) -> Path:
+        return self.path / "checkpoint.safetensors"
+
     def _write(self, name: str, content: bytes) -> None:
+        with self._written(name) as part:
+            part.write_bytes(content)
+
+    @contextmanager
+    def _written(self, name: str) -> Iterator[Path]:
+        """A place to write a file, which takes its name when it is safe on the disk."""
         # One name for all times: what a kill leaves behind is written over by the next.
-        place = self.path / name
-        with replacing(place, self.path / f"{name}.part") as part, part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        with replacing(self.path / name, self.path / f"{name}.part") as part:
+            yield part
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
 
 
 def _history_row(row: Mapping[str, str]) -> HistoryRow:

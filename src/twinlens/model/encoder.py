@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twinlens.config import ModelSettings, PictureSettings
+from twinlens.data.cache import Pixels
 from twinlens.model.backbones import freeze_before, is_own, make_backbone, num_features
 from twinlens.model.heads import make_head
 from twinlens.model.initial import glorot
@@ -112,7 +113,7 @@ def pictures_at_once(encoder: Encoder) -> int:
 @torch.inference_mode()
 def embed_pixels(
     encoder: Encoder,
-    pixels_NCHW: NDArray[np.uint8],
+    pixels_NCHW: Pixels,
     *,
     batch_size: int | None = None,
     bfloat16: bool = False,
