@@ -30,8 +30,17 @@ def test_the_first_two_commands_are_targets_of_make() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    for target, anchor in re.findall(r"\]\(([^)#]+)(?:#([^)]+))?\)", README):
         assert (ROOT / target).exists(), target
+        if anchor:
+            text = (ROOT / target).read_text(encoding="utf-8")
+            headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+            assert anchor in [_anchor(heading) for heading in headings], f"{target}#{anchor}"
+
+
+def _anchor(heading: str) -> str:
+    """What GitHub calls the place of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 @pytest.mark.slow
@@ -54,6 +63,7 @@ def test_blocks_run(tmp_path: Path, picture_folder: Callable[..., Path]) -> None
         "embeddings.parquet",
         "runs/photos/report.html",
         "who.png",
+        "groups/clusters.html",
     ):
         assert (tmp_path / made).is_file()
 
