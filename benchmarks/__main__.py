@@ -45,7 +45,9 @@ def main() -> int:
             for line in module.lines():
                 print(line, flush=True)
                 lines.append(line)
-                keep(name, module.__doc__ or "", lines)  # So that an end half way loses nothing.
+                # So that an end half way loses nothing.
+                keep(name, module.__doc__ or "", lines, complete=False)
+            keep(name, module.__doc__ or "", lines, complete=True)
         except (TwinlensError, OSError, CalledProcessError) as error:
             print(f"{name}: {error}", file=sys.stderr)
             failed = True

@@ -13,7 +13,6 @@ matter; 100,000 pictures in a few minutes and 1 GB, where all pairs would need 4
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.peak import peak_mb
 from benchmarks.table import Line
 from benchmarks.timing import compare
 from twinlens.jobs.cluster import comparison_of
@@ -190,7 +190,7 @@ def more(emb: np.ndarray, label: np.ndarray, num: int) -> tuple[np.ndarray, np.n
 
 def scale(matcher: Matcher, emb: np.ndarray, label: np.ndarray, num: int) -> None:
     many, labels = more(emb, label, num)
-    before = peak()
+    before = peak_mb()
     start, begun = time.perf_counter(), time.process_time()
     marks: list[float] = []
     found = cluster_embeddings(
@@ -203,14 +203,11 @@ def scale(matcher: Matcher, emb: np.ndarray, label: np.ndarray, num: int) -> Non
     print(
         f"{len(many):,} x {many.shape[1]}, {labels[-1] + 1:,} identities: {seconds:.0f} s, of "
         f"which neighbours {marks[-1] - start:.0f} s; {cpu:.0f} s of CPU; peak RSS "
-        f"{peak():.0f} MB ({before:.0f} MB before); {np.count_nonzero(found.size > 1):,} clusters, "
-        f"{np.count_nonzero(found.size == 1):,} alone; B-cubed P {scores[0]:.3f}, "
-        f"R {scores[1]:.3f}, F {scores[2]:.3f}"
+        f"{peak_mb():.0f} MB ({before:.0f} MB before); "
+        f"{np.count_nonzero(found.size > 1):,} clusters, "
+        f"{np.count_nonzero(found.size == 1):,} alone; "
+        f"B-cubed P {scores[0]:.3f}, R {scores[1]:.3f}, F {scores[2]:.3f}"
     )
-
-
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from benchmarks.photographs import write_photographs
 from benchmarks.table import Line
-from benchmarks.timing import Row
+from benchmarks.timing import Row, seconds_of
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.data.cache import Decoded, Stream, decode_table
 from twinlens.data.table import ImageTable
@@ -25,7 +24,7 @@ from twinlens.jobs.embed import embed_stream
 from twinlens.model.compute import keep_freed_memory
 from twinlens.model.encoder import Encoder, embed_pixels
 
-ROUNDS = 3
+ROUNDS = 5
 # The network, the side of its pictures, and how many are embedded.
 TRIALS = (("resnet50", 224, 96), ("tf_efficientnet_lite0", 224, 256), ("conv", 64, 512))
 
@@ -48,12 +47,12 @@ def _one(backbone: str, side: int, table: ImageTable) -> Iterator[Line]:
         "forward": lambda: embed_pixels(encoder, pixels),
         "sequence": lambda: embed_pixels(encoder, _decoded(encoder, table).pixels),
     }
-    rounds = [{name: _seconds(one) for name, one in work.items()} for _ in range(ROUNDS + 1)][1:]
+    rounds = [{name: seconds_of(one) for name, one in work.items()} for _ in range(ROUNDS + 1)][1:]
     what = f"embed, {backbone} at {side}, {len(table)} JPEG files of 640 x 480"
     middle = {name: statistics.median(one[name] for one in rounds) for name in work}
     both = middle["decode"] + middle["forward"]
     slower = max(middle["decode"], middle["forward"])
-    yield _row(
+    yield Row.of(
         what, "the slower of decoding alone and forward alone",
         [(one["ours"], max(one["decode"], one["forward"])) for one in rounds],
     ).line(
@@ -61,7 +60,7 @@ def _one(backbone: str, side: int, table: ImageTable) -> Iterator[Line]:
         f"decoding {middle['decode']:.2g} s, forward {middle['forward']:.2g} s, each on all cores: "
         f"without idle cores the most that can be had is {slower / both:.2f}",
     )  # fmt: skip
-    yield _row(
+    yield Row.of(
         what, "decoding first, then embedding", [(one["ours"], one["sequence"]) for one in rounds]
     ).line()
 
@@ -72,15 +71,3 @@ def _decoded(encoder: Encoder, table: ImageTable) -> Decoded:
 
 def _stream(encoder: Encoder, table: ImageTable) -> Stream:
     return Stream(table, encoder.picture, max_pixels=10**8, max_broken=0)
-
-
-def _row(what: str, beside: str, pairs: list[tuple[float, float]]) -> Row:
-    ratios = sorted(theirs / ours for ours, theirs in pairs)
-    ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
-    return Row(what, beside, ours, theirs, statistics.median(ratios), ratios[0], ratios[-1])
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

@@ -79,14 +79,14 @@ def _line(what: str, ours: str, peer: str, setting: Setting) -> Line:
     memory = f"{pairs[0][0]['mb']} MB"
     if failed:
         return Line(what, PEERS[peer], f"{here:.3g} s, {memory}", "none", "", AIM, False, failed[0])
-    ratios = sorted(theirs["seconds"] / mine["seconds"] for mine, theirs in pairs)
-    there = statistics.median(theirs["seconds"] for _, theirs in pairs)
     apart = max(
         abs(a - b)
         for mine, theirs in pairs
         for a, b in zip(mine["found"], theirs["found"], strict=True)
     )
-    row = Row(what, PEERS[peer], here, there, statistics.median(ratios), ratios[0], ratios[-1])
+    row = Row.of(
+        what, PEERS[peer], [(mine["seconds"], theirs["seconds"]) for mine, theirs in pairs]
+    )
     note = (
         f"{THREADS} threads at hand; {memory} beside {pairs[0][1]['mb']} MB; figures differ by "
         f"{apart:.0e}"

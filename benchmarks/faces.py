@@ -2,9 +2,9 @@
 
 Both by the command line, each in a process of its own, with ImageNet's EfficientNet-lite0 and from
 random weights. 24 people teach, 6 choose the weights and set the threshold; the EER is of the 10
-others, by whom no rule for ImageNet's weights was chosen; those for few pictures and random weights
-were, before, on random divisions of all 40 people. "Learning" is from the settings being written to the
-model being saved: building the network, its look at the pictures, and the steps.
+others, by whom no rule for ImageNet's weights was chosen; those for few pictures and random
+weights were, before, on random divisions of all 40 people. "Learning" is from the settings being
+written to the model being saved: building the network, its look at the pictures, and the steps.
 
 The recipe computes features of a frozen network once, as ours does; the published code computes
 them in each of its 500 batches of 256 triplets, 384,000 passes, which is reckoned from the time of

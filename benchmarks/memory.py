@@ -67,7 +67,7 @@ def lines() -> Iterator[Line]:
         away = float((ours() - theirs()).norm() / theirs().norm())
         row = compare(
             f"gradient of a batch of {LARGE:,} in chunks of {SMALL}, {name}",
-            "the batch whole", ours, theirs, rounds=2,
+            "the batch whole", ours, theirs, rounds=3,
         )  # fmt: skip
         note = f"the gradients differ by {away:.1g} of their length (aim: 1e-4)"
         line = row.line("at most 1.6x the time", 1 / 1.6, note)

@@ -1,7 +1,7 @@
 """From a cold shell: `twinlens --help`, and `twinlens verify` on a small model.
 
 Each time is of a new process, from its start to its end; files are in the system's cache. The
-model is an untrained network of the size that "auto" chooses for strokes. Both sides of a line
+model is an untrained network as "auto" chooses it for drawn characters. Both sides of a line
 are started in turns; the split of `verify` is measured within its own process, by a second script.
 
 Prediction: `--help` in a tenth of a second, since it imports nothing heavy. `verify` with torch
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,13 +97,13 @@ def lines() -> Iterator[Line]:
 
 def _within(row: Row, seconds: float, note: str = "") -> Line:
     line = row.line(f"ours under {seconds:g} s", note=note)
-    return Line(**{**vars(line), "reached": row.ours < seconds})
+    return replace(line, reached=row.ours < seconds)
 
 
 def _made(folder: Path) -> tuple[Path, Path, Path]:
     """A model, and two pictures of 105 x 105 as Omniglot's are."""
     picture = PictureSettings(size=(32, 32), color="grey")
-    model = ModelSettings(backbone="conv", channels=(64, 128, 128, 256))
+    model = ModelSettings(backbone="conv", channels=(64, 128, 128, 256), shifts=True)
     comparator = make_comparator(model.comparator, model.embedding)
     save_bundle(
         folder / "model", Encoder(model, picture).eval(), comparator,

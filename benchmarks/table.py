@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "build" / "benchmarks"
 PAGE = ROOT / "benchmarks" / "RESULTS.md"
 
+CUT = "This run was cut short: the lines after these are missing."
+
 
 @dataclass(frozen=True)
 class Line:
@@ -54,8 +56,8 @@ def heading() -> str:
     return f"{here['processor']}, {here['cores']} cores, {here['threads']} threads; {found}"
 
 
-def keep(name: str, doc: str, lines: Iterable[Line]) -> None:
-    """Keep what a module measured, with when and on what."""
+def keep(name: str, doc: str, lines: Iterable[Line], *, complete: bool) -> None:
+    """Keep what a module measured so far, with when and on what, and whether that is all."""
     KEPT.mkdir(parents=True, exist_ok=True)
     kept = {
         "name": name,
@@ -63,6 +65,7 @@ def keep(name: str, doc: str, lines: Iterable[Line]) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "machine": heading(),
         "command": f"python -m benchmarks {name}",
+        "complete": complete,
         "lines": [asdict(line) for line in lines],
     }
     with replacing(KEPT / f"{name}.json", KEPT / f"{name}.part") as part:
@@ -85,10 +88,12 @@ def _top(kept: list[dict[str, Any]]) -> str:
     return (
         "# Results of the benchmarks\n\n"
         "Written by `make bench` (all of them), or `python -m benchmarks NAME ...` (some of them;\n"
-        "the others are left as they were). Both sides of a line were measured in one run, in\n"
-        "turns, and their ratio is what holds: times are of this machine. In brackets the least\n"
-        "and the most of several rounds, or the 95 % interval of an error rate. What was tried\n"
-        "and did not help is in [NOTES.md](NOTES.md).\n\n"
+        "the others are left as they were). Both sides of a line were measured in one run: work\n"
+        "of seconds in turns, with the median of the rounds' ratios, which need not be the ratio\n"
+        "of the medians beside it, and the least and the most of several rounds in brackets;\n"
+        "trainings once, one after the other, with the 95 % interval of an error rate. Times are\n"
+        "of this machine, ratios hold. How often the test pictures were looked at, and what was\n"
+        "tried and did not help, is in [NOTES.md](NOTES.md).\n\n"
         f"Aims reached: {reached} of {reached + missed}.\n"
     )
 
@@ -106,5 +111,6 @@ def _section(one: dict[str, Any]) -> str:
         rows.append("| " + " | ".join([*cells, line["aim"], verdict]) + " |")
     listed = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1))
     where = f"`{one['command']}`, {one['date']}; {one['machine']}."
-    parts = [f"## {one['name']}", one["about"], "\n".join(rows), listed, where]
+    cut = "" if one.get("complete", True) else CUT
+    parts = [f"## {one['name']}", one["about"], "\n".join(rows), cut, listed, where]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.table import Line
@@ -22,6 +22,20 @@ class Row:
     ratio_low: float
     ratio_high: float
 
+    @classmethod
+    def of(cls, what: str, peer_name: str, pairs: Sequence[tuple[float, float]]) -> Row:
+        """From the seconds of ours and of theirs in each round."""
+        ratios = sorted(theirs / ours for ours, theirs in pairs)
+        ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+        return cls(what, peer_name, ours, theirs, statistics.median(ratios), ratios[0], ratios[-1])
+
+    def shown_ratio(self) -> str:
+        """The ratio, with the least and the most where there were several rounds."""
+        text = f"theirs / ours {self.ratio:.2f}"
+        if self.ratio_low == self.ratio_high:
+            return text
+        return f"{text} ({self.ratio_low:.2f} to {self.ratio_high:.2f})"
+
     def line(self, aim: str = "", at_least: float | None = None, note: str = "") -> Line:
         """The line of the table; the aim is reached where peer / ours is `at_least` so much."""
         return Line(
@@ -29,7 +43,7 @@ class Row:
             self.peer_name,
             _shown(self.ours),
             _shown(self.peer),
-            f"theirs / ours {self.ratio:.2f} ({self.ratio_low:.2f} to {self.ratio_high:.2f})",
+            self.shown_ratio(),
             aim,
             None if at_least is None else self.ratio >= at_least,
             note,
@@ -44,20 +58,12 @@ def compare(
     rounds: int = 5,
 ) -> Row:
     """Time both, in turns, after one round that is not counted."""
-    pairs = [(_seconds(ours), _seconds(peer)) for _ in range(rounds + 1)][1:]
-    ratios = sorted(b / a for a, b in pairs)
-    return Row(
-        what,
-        peer_name,
-        statistics.median(a for a, _ in pairs),
-        statistics.median(b for _, b in pairs),
-        statistics.median(ratios),
-        ratios[0],
-        ratios[-1],
-    )
+    pairs = [(seconds_of(ours), seconds_of(peer)) for _ in range(rounds + 1)]
+    return Row.of(what, peer_name, pairs[1:])
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long it takes, once."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
