@@ -150,6 +150,24 @@ def test_what_may_be_left_empty(gallery: Gallery, tmp_path: Path) -> None:
     assert len({row["hash"] for row in rows.values()}) == 3
 
 
+def test_forgeries_are_nobodys_templates(gallery: Gallery, tmp_path: Path) -> None:
+    """They are named, and the numbers of rows without paths stay those of the file."""
+    table = with_column(file_of(gallery, 6), "path", ["", "/p/1.png", None, "", "", ""])
+    table = with_column(table, "hash", ["0", "1", "2", "3", "4", "0"])
+    table = table.append_column("forged", pa.array([False, True, True, False, None, False]))
+    found = gallery.import_file(written(table, tmp_path))
+    reason = "a forgery, which is nobody's template"
+    assert found.skipped == (
+        Skipped("/p/1.png", reason), Skipped("row 3", reason),
+        Skipped("row 6", "this very picture is enrolled already, as 'p0'"),
+    )  # fmt: skip
+    assert (found.num_new, found.num_known, found.num_identities) == (3, 0, 3)
+    assert gallery.identities() == {"p0": 1, "p3": 1, "p4": 1}
+    only = table.filter(pa.array([False, True, True, False, False, False]))
+    assert gallery.import_file(written(only, tmp_path)).num_new == 0
+    assert len(gallery) == 3
+
+
 def test_relative_paths_lead_there_from_anywhere(
     gallery: Gallery, tmp_path: Path, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,6 +177,27 @@ def test_a_sample_of_probes_is_seeded_and_bounded():
         calibrate_open_set(emb, code, Euclid(), target_fpir=0.01, most_probes=50)
 
 
+@pytest.mark.parametrize(("target", "num"), [(0.01, 2000), (0.009, 2223), (0.005, 2500)])
+def test_a_small_target_asks_about_more_templates(target, num):
+    """20 / target of them, of the 2,500 that there are."""
+    emb, code = people(500, 5)
+    kept = {"target_fpir": target, "rule": "nearest", "replicates": 2}
+    found = calibrate_open_set(emb, code, Euclid(), **kept)
+    assert (found.num_mated, found.num_strangers) == (num, num)
+    assert found == calibrate_open_set(emb, code, Euclid(), most_probes=num, **kept)
+
+
+def test_a_small_target_is_reached_by_enrolling_more():
+    """0.0009 of 2,000 is one stranger, and two that are each other's nearest are equally near."""
+    emb, code = people(500, 5)
+    kept = {"target_fpir": 0.0009, "rule": "nearest", "replicates": 2}
+    with pytest.raises(CalibrationError, match="share the smallest distance"):
+        calibrate_open_set(emb[:2000], code[:2000], Euclid(), **kept)
+    found = calibrate_open_set(emb, code, Euclid(), **kept)
+    assert found.num_strangers == 2500
+    assert sum(one <= found.threshold for one in found.strangers) == 2
+
+
 def test_mated_probes_are_drawn_where_few_identities_have_two_templates():
     emb, code = people(40, 2)
     kept = np.concatenate([np.arange(10), np.arange(10, 80, 2)])

@@ -79,3 +79,15 @@ def test_when_an_index_is_wanted(gallery: Gallery, monkeypatch: pytest.MonkeyPat
     gallery.optimize(partitions=3)
     gallery.store.make_index(0)
     assert gallery.wants_index()
+
+
+def test_too_many_for_memory_and_no_index_is_told(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twinlens.match.lookup.EXACT_BYTES", 0)
+    found = gallery.optimize(partitions=0)
+    assert (found.search, found.partitions, found.recall) == ("scan", 0, 1.0)
+    assert "60 templates: no index, and too many for memory: " in found.as_text()
+    assert "an index of 3 partitions" in gallery.optimize(partitions=3).as_text()
+    monkeypatch.undo()
+    assert "exact search in memory" in gallery.optimize().as_text()

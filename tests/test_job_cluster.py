@@ -196,8 +196,9 @@ def test_constraints_from_the_file_to_the_folder(
 
 
 def test_a_broken_picture_is_named_left_out_and_cannot_be_linked_to(
-    tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path, capsys: Capture
-) -> None:
+    tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path, capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     (flat / "a3.png").write_bytes(b"no picture")
     found = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "out", threshold=cut)
     assert (found.pictures, found.broken) == (12, 1)
@@ -206,6 +207,8 @@ def test_a_broken_picture_is_named_left_out_and_cannot_be_linked_to(
     assert "1 picture could not be read" in (tmp_path / "out" / "clusters.html").read_text()
     file = tmp_path / "pairs.csv"
     file.write_text("a,b,link\na3.png,a1.png,must\n")
+    # Before the work: nothing is embedded.
+    monkeypatch.setattr("twinlens.jobs.cluster.embed_pixels", None)
     with pytest.raises(DataError, match=r"'a3\.png' is not among the pictures that were read"):
         twinlens.cluster(
             tiny_run.run, flat, out=tmp_path / "b", threshold=cut, constraints=file, quiet=True

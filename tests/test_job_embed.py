@@ -24,7 +24,8 @@ def test_the_file_holds_what_the_model_gives(
     assert main(["embed", str(tiny_run.run), str(tiny_run.data), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"60 embeddings in {out}\n"
     model, found = twinlens.load(tiny_run.run), pq.read_table(out)
-    assert found.column_names == ["path", "identity", "embedding"]
+    assert found.column_names == ["path", "identity", "forged", "embedding"]
+    assert found["forged"].to_pylist() == [False] * 60
     assert found.schema.metadata == {b"twinlens.fingerprint": model.fingerprint.encode()}
     paths = found["path"].to_pylist()
     assert paths == sorted(str(path) for path in tiny_run.data.rglob("*.png"))
@@ -45,6 +46,19 @@ def test_broken_pictures_are_left_out(
     assert twinlens.embed(tiny_run.run, data, out=out) == 9
     assert f"warning: skipped {data}/y/1.png" in capsys.readouterr().err
     assert str(data / "y" / "1.png") not in pq.read_table(out)["path"].to_pylist()
+
+
+def test_forgeries_are_embedded_and_marked(
+    tiny_run: TinyRun, picture_folder: PictureFolder, tmp_path: Path
+) -> None:
+    data = picture_folder({"x": 3, "x_forg": 2, "y": 2})
+    (data / "x" / "0.png").write_bytes(b"no picture")
+    out = tmp_path / "x.parquet"
+    assert twinlens.embed(tiny_run.run, data, out=out, quiet=True) == 6
+    rows = pq.read_table(out).to_pylist()
+    assert {row["identity"] for row in rows} == {"x", "y"}
+    assert [row["forged"] for row in rows] == ["x_forg" in row["path"] for row in rows]
+    assert sum(row["forged"] for row in rows) == 2
 
 
 def test_names_that_are_not_text(

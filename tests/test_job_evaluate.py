@@ -20,17 +20,21 @@ from PIL import Image
 
 import twinlens
 from twinlens.config import ModelSettings, PictureSettings
+from twinlens.data.cache import PixelRows
 from twinlens.data.sources import read_table
 from twinlens.data.splits import assign_splits
+from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, ConfigError, DataError
+from twinlens.jobs import pages
 from twinlens.jobs.measured import Measured
 from twinlens.jobs.pictures import pictures_for
 from twinlens.match.matcher import Matcher
 from twinlens.measure import pairs as pairs_module
+from twinlens.measure.maps import map_rows
 from twinlens.measure.open_set import open_set
 from twinlens.measure.trials import OneShotTrials, PairTrials, one_shot_trials, pair_trials
 from twinlens.model.bundle import save_bundle
-from twinlens.model.comparators import COMPARATORS, make_comparator
+from twinlens.model.comparators import COMPARATORS, NumpyComparison, make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
 
 
@@ -293,6 +297,11 @@ def test_calibrating_on_training_data_takes_the_validation_pictures(
     """As training itself did, so nothing changes."""
     again = twinlens.calibrate(own_model, tiny_run.data, far=0.1, quiet=True)
     assert again.calibration == twinlens.load(tiny_run.run).calibration
+
+
+def test_a_seed_below_0_is_refused_before_the_work(own_model: Path) -> None:
+    with pytest.raises(ConfigError, match="seed must be at least 0, found -1"):
+        twinlens.calibrate(own_model, "no data", seed=-1, quiet=True)
 
 
 def test_too_few_pairs_change_nothing(own_model: Path, tiny_run: TinyRun) -> None:
@@ -562,6 +571,26 @@ def test_the_page_shows_the_mistakes(closed: ClosedRun, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*part*"))
 
 
+def test_the_map_of_many_pictures_takes_the_pixels_of_those_that_it_shows(
+    model: Matcher,
+) -> None:
+    """Those that `map_rows` would choose of all, with what belongs to them."""
+    rng = np.random.default_rng(0)
+    names = np.repeat([f"i{number:02d}" for number in range(70)], 10).astype(object)
+    rows = [(f"{name}/{row % 10}", name, row % 7 == 0, "") for row, name in enumerate(names)]
+    table = ImageTable.of_rows(rows, "made up", None)
+    pixels = rng.integers(0, 256, (900, 1, 2, 2), dtype=np.uint8)
+    row, emb = rng.permutation(900)[:700], rng.normal(size=(700, 3)).astype(np.float32)
+    measured = Measured(table=table, pixels=PixelRows(pixels, row), embeddings=emb)
+    found = pages._whole_map(measured, pages.RunFacts("m", "d", []))
+    shown = map_rows(names.tolist(), np.random.default_rng(0))
+    assert len(shown) == 600
+    np.testing.assert_array_equal(found.pixels, pixels[row][shown])
+    np.testing.assert_array_equal(found.embedding, emb[shown])
+    np.testing.assert_array_equal(found.forged, table.forged[shown])
+    assert list(found.identity) == names[shown].tolist()
+
+
 # --- trials -------------------------------------------------------------------------------------
 
 
@@ -750,6 +779,29 @@ def test_clusters_of_trials(model: Matcher, tiny_run: TinyRun, tmp_path: Path) -
     assert judged != pair_trials(distance, same, calibrated=model.calibration)
 
 
+def test_trials_are_taken_in_blocks(
+    model: Matcher, tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted(tiny_run.data.rglob("*.png"))
+    rows = [(a, b, int(a.parent == b.parent)) for a in files[::7] for b in files]
+    lines = ["a,b,same", *(",".join(map(str, row)) for row in rows)]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    whole = twinlens.evaluate(tiny_run.run, trials=tmp_path / "pairs.csv", quiet=True).trials
+    monkeypatch.setattr(pairs_module, "BLOCK_BYTES", 8 * 16 * 50)
+    sizes: list[int] = []
+    pairwise = NumpyComparison.pairwise
+
+    def note(self: NumpyComparison, a_ND: Any, b_ND: Any) -> Any:
+        sizes.append(len(a_ND))
+        return pairwise(self, a_ND, b_ND)
+
+    monkeypatch.setattr(NumpyComparison, "pairwise", note)
+    found = twinlens.evaluate(tiny_run.run, trials=tmp_path / "pairs.csv", quiet=True).trials
+    assert found == whole
+    assert max(sizes) == 50
+    assert sum(sizes) == len(rows)
+
+
 def test_a_named_set(tiny_run: TinyRun) -> None:
     """Array-backed pictures go the same way as files."""
     chosen = pictures_for(
@@ -804,6 +856,7 @@ def test_forged_pictures_and_the_uncalibrated_have_no_part_in_it(
         for data, page in ((plain, None), (signed, tmp_path / "page.html"))
     )
     assert other.open_set == found.open_set is not None
+    assert isinstance(other.pixels, PixelRows)  # And no copy.
     assert "24</td>" in (tmp_path / "page.html").read_text(encoding="utf-8")
     description = read(own_model / "model.json") | {"calibration": None}
     (own_model / "model.json").write_text(json.dumps(description))

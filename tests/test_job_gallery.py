@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ import pytest
 from conftest import TinyRun
 
 import twinlens
-from twinlens.errors import DataError, GalleryError
+from twinlens.errors import CalibrationError, ConfigError, DataError, GalleryError
 from twinlens.jobs import gallery as jobs
 from twinlens.jobs.embed import embed
 from twinlens.jobs.gallery_tables import Calibrated, Identities, Templates
@@ -166,6 +167,31 @@ def test_calibrating_an_empty_gallery(place: Path) -> None:
         jobs.calibrate(place, quiet=True)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error", "said"),
+    [
+        ({"seed": -1}, ConfigError, "seed must be at least 0, found -1"),
+        ({"rule": "nearset"}, ConfigError, "unknown rule 'nearset': did you mean nearest"),
+        ({"fpir": 2.0}, CalibrationError, "the target FPIR is 2.0; it must lie between 0 and 1"),
+        ({"fpir": float("nan")}, CalibrationError, "the target FPIR is nan"),
+    ],
+)
+def test_what_cannot_be_calibrated_for_is_refused_before_the_work(
+    place: Path, some: Path, tiny_run: TinyRun, wrong: dict[str, Any], error: type[Exception],
+    said: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    jobs.enrol(place, some, quiet=True)
+
+    def embed_anyway(*_: Any) -> None:
+        raise AssertionError("it was embedded")
+
+    monkeypatch.setattr("twinlens.match.upkeep._asked", embed_anyway)
+    for data in (None, tiny_run.data):
+        with pytest.raises(error, match=said):
+            jobs.calibrate(place, data, **({"fpir": 0.25, "quiet": True} | wrong))
+    assert jobs.info(place).threshold_of != "gallery"
+
+
 def test_there_and_back(place: Path, some: Path, tiny_run: TinyRun, tmp_path: Path) -> None:
     jobs.enrol(place, some, metadata={"floor": 2}, keep_thumbnails=True, quiet=True)
     written = jobs.export(place, tmp_path / "all.parquet")
@@ -188,6 +214,18 @@ def test_importing_what_embed_wrote(
     best = twinlens.search(place, probe, k=1).hits[0]
     assert best.identity == "thing 2"
     assert best.distance < 1e-6
+
+
+def test_forgeries_that_embed_wrote_are_not_imported(
+    place: Path, some: Path, tiny_run: TinyRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (some / "thing 1").rename(some / "thing 0_forg")
+    embed(tiny_run.run, some, out=tmp_path / "emb.parquet", quiet=True)
+    with caplog.at_level(logging.WARNING, logger="twinlens"):
+        found = jobs.import_file(place, tmp_path / "emb.parquet", quiet=True)
+    assert (found.num_new, len(found.skipped)) == (8, 4)
+    assert jobs.list_identities(place).counts == {"thing 0": 4, "thing 2": 4}
+    assert sum("a forgery" in message for message in caplog.messages) == 4
 
 
 def test_exports_need_a_place(place: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from PIL import Image
 
 import twinlens
 from twinlens.data.drawing import GREEN, LINE, RED
+from twinlens.data.sheets import Strip
 from twinlens.errors import CalibrationError, DataError, GalleryError, PictureError
+from twinlens.jobs import answer_sheets
 from twinlens.jobs.identify import Answered, Identified, Searched, identify, search
 from twinlens.match.answers import Candidate, Hit, IdentifyAnswer
 from twinlens.match.gallery import Gallery
@@ -212,6 +215,30 @@ def test_show_frames_who_is_within_the_threshold(
     assert count(tmp_path / "far.png", RED) > count(tmp_path / "known.png", RED)
 
 
+def test_show_draws_the_candidates_of_every_answer(
+    place: Path, tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer has more of them than are drawn."""
+    drawn: list[Strip] = []
+
+    def note(strips: Sequence[Strip]) -> Image.Image:
+        drawn.extend(strips)
+        return Image.new("L", (2, 2))
+
+    monkeypatch.setattr(answer_sheets, "MOST_STRIPS", 2)
+    monkeypatch.setattr(answer_sheets, "MOST_FOUND", 1)
+    monkeypatch.setattr(answer_sheets, "draw_sheet", note)
+    given = [
+        (str(picture(tiny_run, "thing 0")), answer(candidates=tuple(
+            Candidate(name, 0.25, None, str(picture(tiny_run, name, number))) for name in ENROLLED
+        )))
+        for number in range(3)
+    ]  # fmt: skip
+    answer_sheets.draw_answers(tmp_path / "x.png", Gallery.open(place), given)
+    assert [[tile.name for tile in strip.found] for strip in drawn] == [["thing 0"]] * 2
+    assert all(tile.picture is not None for strip in drawn for tile in strip.found)
+
+
 def test_show_of_several_is_taller(place: Path, tiny_run: TinyRun, tmp_path: Path) -> None:
     good = picture(tiny_run, "thing 0")
     identify(place, good, show=tmp_path / "one.png")
@@ -257,6 +284,19 @@ def test_searches_are_drawn(place: Path, tiny_run: TinyRun, tmp_path: Path) -> N
     with pytest.raises(DataError, match="cannot write"):
         search(place, probe, show=tmp_path / "x.nonsense")
     assert not list(tmp_path.glob("*nonsense*"))
+
+
+def test_a_threshold_for_means_frames_no_single_templates(
+    place: Path, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(place, tmp_path / "copy")
+    probe = picture(tiny_run, "thing 0")
+    for rule, framed in (("mean", False), ("vote", True), ("nearest", True)):
+        Gallery.open(copy).calibrate(fpir=0.25, rule=rule)
+        search(copy, probe, k=12, show=tmp_path / "all.png")
+        colors = count(tmp_path / "all.png", GREEN), count(tmp_path / "all.png", RED)
+        assert (min(colors) > 0) is framed
+        assert (max(colors) > 0) is framed
 
 
 def test_public_names(place: Path, tiny_run: TinyRun) -> None:

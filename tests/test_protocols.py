@@ -91,7 +91,7 @@ def test_all_pairs_are_those_of_the_loop(rows):
 
 @settings(max_examples=100, deadline=None)
 @given(LABELS, st.integers(1, 12), st.integers(0, 5))
-def test_samples_have_the_number_asked_for_and_forgeries_first(rows, num, seed):
+def test_samples_have_the_number_asked_for_and_forgeries_first_up_to_half(rows, num, seed):
     label = np.array([row[0] for row in rows], dtype=np.int64)
     forged = np.array([row[1] for row in rows], dtype=bool)
     drawn = draw_pairs(label, forged, num_pairs=num, rng=np.random.default_rng(seed))
@@ -103,7 +103,24 @@ def test_samples_have_the_number_asked_for_and_forgeries_first(rows, num, seed):
     assert len(found_impostor) == min(num, len(impostor))
     assert len(drawn) == len(found_genuine) + len(found_impostor)
     own = {pair for pair in impostor if len({label[i] for i in pair}) == 1}
-    assert len(found_impostor & own) == min(num, len(own))
+    assert len(found_impostor & own) == min(len(own), max(num // 2, num - len(impostor - own)))
+
+
+def test_forgeries_do_not_crowd_strangers_out():
+    """9 own forgeries of each of 4 people, and 6 * 9 + 12 * 9 pairs of strangers."""
+    label = np.repeat(np.arange(4), 6)
+    forged = np.tile([False] * 3 + [True] * 3, 4)
+    for num, expected in ((10, 5), (36, 18), (71, 35), (72, 36), (90, 36), (162, 36), (198, 36)):
+        drawn = draw_pairs(label, forged, num_pairs=num, rng=np.random.default_rng(0))
+        own = forged[drawn.b] & (label[drawn.a] == label[drawn.b])
+        assert own.sum() == expected
+        assert (~drawn.same).sum() == num
+    few = label < 1
+    few[6] = True  # One stranger: there are 6 pairs with it, and 9 own forgeries.
+    label, forged = label[few], forged[few]
+    drawn = draw_pairs(label, forged, num_pairs=14, rng=np.random.default_rng(0))
+    assert (~drawn.same).sum() == 14
+    assert (forged[drawn.b] & (label[drawn.a] == label[drawn.b])).sum() == 8
 
 
 def test_every_pair_is_drawn_equally_often():

@@ -220,6 +220,17 @@ def test_the_summary_says_it_in_words() -> None:
     )
 
 
+def test_a_split_named_train_of_other_data_is_not_what_was_learned_from() -> None:
+    """Only a run's own report has settings."""
+    results = {**RESULTS, "split": "train"}
+    splits = [SplitCount("train", 100, 25)]
+    said = " ".join(summary(ReportContent("m", "d", results, splits)))
+    assert said.startswith(
+        "It was measured on 100 pictures of 25 identities, none of which it had seen in training."
+    )
+    assert "was trained on" not in said
+
+
 def test_cautions() -> None:
     assert [text[:30] for text in cautions(full())] == [
         "1 picture could not be read: s",

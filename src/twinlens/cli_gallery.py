@@ -167,7 +167,7 @@ def _run_rename(args: argparse.Namespace) -> int:
 
 def _add_optimize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--partitions", type=int, metavar="N", help="of the index; 0 for none (default: measured)"
+        "--partitions", type=int, metavar="N", help="of the index; 0 for none (default: by size)"
     )
     parser.add_argument(
         "--recall", type=float, default=0.95, metavar="SHARE",

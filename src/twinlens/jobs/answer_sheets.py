@@ -64,8 +64,8 @@ def draw_answers(
     if len(answers) > MOST_STRIPS:
         log.info("%s shows the first %d of %d pictures", path, MOST_STRIPS, len(answers))
     shown = answers[:MOST_STRIPS]
-    found = [one for _, answer in shown if answer is not None for one in answer.candidates]
-    pictures = _templates(gallery, [one.path for one in found[: MOST_STRIPS * MOST_FOUND]])
+    found = [answer.candidates[:MOST_FOUND] for _, answer in shown if answer is not None]
+    pictures = _templates(gallery, [one.path for candidates in found for one in candidates])
     strips = [_strip(gallery, name, answer, pictures) for name, answer in shown]
     with whole_file(path) as part:
         draw_sheet(strips).save(part)
@@ -74,7 +74,8 @@ def draw_answers(
 def draw_hits(path: str | Path, gallery: Gallery, picture: str, hits: Sequence[Hit]) -> None:
     """Write a picture of what a search found, nearest first.
 
-    What is within the gallery's threshold has a green frame, the rest a red one.
+    What is within the gallery's threshold has a green frame, the rest a red one. There are none
+    where that threshold is one for means of templates, which says nothing of a single one.
 
     Args:
         path: a PNG, or whatever the ending says.
@@ -130,6 +131,9 @@ def _strip(
 
 
 def _threshold(gallery: Gallery) -> float | None:
+    """How near a single template has to be; None where nothing says so."""
+    if gallery.state().rule == "mean":
+        return None
     try:
         return gallery.threshold().value
     except CalibrationError:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twinlens.config import DataSettings
-from twinlens.data.cache import decode_table
+from twinlens.data.cache import Decoded, decode_table
 from twinlens.data.decode import open_picture
 from twinlens.data.sources import read_unlabelled
 from twinlens.data.table import ImageTable
@@ -140,9 +140,10 @@ def cluster(
         out = check_new_folder(expanded(out), "the clusters", folder)
         file = None if constraints is None else expanded(constraints)
         given = _constraints(file, table)
-        pictures, kept = _embedded(matcher, table, is_labelled)
-        if len(kept) < len(table):
-            given = _constraints(file, kept)
+        decoded = _decoded(matcher.bundle, table)
+        if decoded.broken:
+            given = _constraints(file, decoded.table)
+        pictures = _embedded(matcher, decoded, is_labelled)
         options = {
             "--out": out, "--threshold": threshold, "--min-size": min_size, "--root": root,
             "--neighbours": neighbours, "--constraints": file, "--copy": copy,
@@ -150,7 +151,7 @@ def cluster(
         }  # fmt: skip
         return write_clusters(
             pictures, comparison_of(matcher), cut, out, given=given, min_size=min_size, copy=copy,
-            broken=len(table) - len(kept),
+            broken=len(decoded.broken),
             command="" if isinstance(data, ImageTable) else _command(model, data, options),
         )  # fmt: skip
 
@@ -291,8 +292,7 @@ def _of_gallery(
     )  # fmt: skip
 
 
-def _embedded(matcher: Matcher, table: ImageTable, labelled: bool) -> tuple[Pictures, ImageTable]:
-    bundle = matcher.bundle
+def _decoded(bundle: Bundle, table: ImageTable) -> Decoded:
     settings = DataSettings() if bundle.origin is None else bundle.origin.data
     decoded = decode_table(
         table, bundle.encoder.picture, max_pixels=settings.max_pixels,
@@ -300,19 +300,23 @@ def _embedded(matcher: Matcher, table: ImageTable, labelled: bool) -> tuple[Pict
     )  # fmt: skip
     for broken in decoded.broken:
         log.warning("skipped %s: %s", broken.path, broken.reason)
-    kept = decoded.table
+    return decoded
+
+
+def _embedded(matcher: Matcher, decoded: Decoded, labelled: bool) -> Pictures:
+    bundle, kept = matcher.bundle, decoded.table
     emb_ND = embed_pixels(bundle.encoder, decoded.pixels, progress=Progress("embedding"))
     return Pictures(
-        source=table.source,
+        source=kept.source,
         names=[kept.relative(row) for row in range(len(kept))],
         files=None if kept.pixels is not None else [str(path) for path in kept.path],
         embeddings=emb_ND,
         identities=[str(name) for name in kept.identity] if labelled else None,
         forged=kept.forged,
         pixels=kept.pixels,
-        max_pixels=settings.max_pixels,
+        max_pixels=matcher.max_pixels,
         disjoint=never_seen(bundle, kept) if labelled else None,
-    ), kept
+    )
 
 
 def _command(model: str | Path, data: str | Path, options: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ def embed(
     root: str | Path | None = None,
     quiet: bool = False,
 ) -> int:
-    """Write the embedding of every picture to a Parquet file: path, identity, embedding.
+    """Write the embedding of every picture to a Parquet file: path, identity, forged, embedding.
 
     Args:
         model: a model's folder or a run's.
@@ -64,6 +64,7 @@ def embed(
             {
                 "path": _strings(stream.table.path),
                 "identity": _strings(stream.table.identity),
+                "forged": pa.array(stream.table.forged),
                 "embedding": pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), emb_ND.shape[1]),
             }
         ).replace_schema_metadata({"twinlens.fingerprint": matcher.fingerprint})

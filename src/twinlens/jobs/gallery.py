@@ -210,7 +210,7 @@ def optimize(
 
     Args:
         place: a gallery.
-        partitions: of the index; 0 for none; by default it is measured what is best.
+        partitions: of the index; 0 for none; by default as many as suit the size.
         target_recall: the share of the true nearest 10 that the index must find.
         quiet: say only warnings.
     Raises:
@@ -252,7 +252,7 @@ def calibrate(
     Raises:
         GalleryError: no gallery, or nobody in it.
         CalibrationError: too few strangers for that rate.
-        ConfigError: an unknown rule.
+        ConfigError: an unknown rule, or a seed below 0.
     """
     with console_log(quiet):
         gallery = Gallery.open(place)

@@ -12,6 +12,7 @@ from twinlens.data.cache import decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 from twinlens.match.matcher import Matcher
+from twinlens.measure.pairs import PairSet, pair_distances
 from twinlens.measure.protocols import OneShotTrials, PairTrials, one_shot_trials, pair_trials
 from twinlens.model.encoder import embed_pixels
 from twinlens.progress import Progress
@@ -47,8 +48,8 @@ def run_trials(
     place = {path: index for index, path in enumerate(distinct)}
     emb_ND = _embed(matcher, distinct, file)
     a, b = (np.array([place[path] for path in paths]) for paths in paths_2N)
-    distance = matcher.comparison.pairwise(emb_ND[a], emb_ND[b])
     same = np.array([row["same"].strip().lower() in TRUE for row in rows])
+    distance = pair_distances(emb_ND, PairSet(a, b, same), matcher.comparison)
     cluster = np.array([row[CLUSTER] for row in rows]) if CLUSTER in rows[0] else None
     if columns == PAIR_COLUMNS:
         return pair_trials(

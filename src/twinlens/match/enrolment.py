@@ -34,8 +34,8 @@ from twinlens.match.stores import schema
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
 
-__all__ = ["Enrolled", "Enrolment", "Skipped", "Source", "check_identity", "digest", "make_rows",
-           "read_labelled", "read_source", "sources_of", "taken", "text"]  # fmt: skip
+__all__ = ["Enrolled", "Enrolment", "Skipped", "Source", "check_identity", "digest", "forgery",
+           "make_rows", "read_labelled", "read_source", "sources_of", "taken", "text"]  # fmt: skip
 
 AT_ONCE = 256
 THREADS = 4
@@ -138,7 +138,7 @@ def sources_of(
         path, identity = str(table.path[row]), check_identity(str(table.identity[row]))
         given = metadata if table.metadata is None else {**table.metadata[row], **metadata}
         if table.forged[row]:
-            skipped.append(Skipped(path, "a forgery, which is nobody's template"))
+            skipped.append(forgery(path))
         elif table.pixels is not None:
             sources.append(Source(path, identity, given, table.pixels[row]))
         else:
@@ -170,6 +170,11 @@ def text(name: str) -> str:
         kind = type(name).__name__
         raise GalleryError(f"a name is text, found {name!r} ({kind}): write {str(name)!r}")
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def forgery(path: str) -> Skipped:
+    """A picture that only imitates the identity that it is filed under."""
+    return Skipped(path, "a forgery, which is nobody's template")
 
 
 def taken(path: str, owner: str) -> Skipped:

@@ -564,6 +564,7 @@ class Gallery:
             progress: called with the probes done and all.
         Raises:
             CalibrationError: too few strangers for that rate.
+            ConfigError: an unknown rule, or a seed below 0.
             GalleryError: the gallery is empty, or cannot be written.
         """
         found = upkeep.calibrate(self, data, fpir, rule, root, seed, progress)
@@ -582,7 +583,7 @@ class Gallery:
         return transfer.export(self, Path(path))
 
     def import_file(self, path: str | Path, *, progress: Progress | None = None) -> Enrolled:
-        """Enrol the rows of a file that `export` or `twinlens embed` wrote.
+        """Enrol the rows of a file that `export` or `twinlens embed` wrote; forgeries are skipped.
 
         Raises:
             GalleryError: no such file, another model's, or columns that are missing or hold what

@@ -42,10 +42,10 @@ class Optimized:
 
     Attributes:
         num_templates: M.
-        search: "exact" in memory, or "index".
+        search: "exact" in memory, "index", or "scan" from disk: too many for memory and no index.
         partitions: of the index.
         nprobes: partitions that a search looks into: the fewest that reach the target.
-        recall: the share of the true 10 nearest of templates that a search finds; 1 if exact.
+        recall: the share of the true 10 nearest of templates that a search finds; 1 without index.
         milliseconds: the median of an identification, without embedding the picture.
         num_versions: older states of the gallery that were removed.
         num_bytes: of the files that were removed.
@@ -69,7 +69,9 @@ class Optimized:
     def as_text(self) -> str:
         """What was done, in words."""
         how = "exact search in memory"
-        if self.search == "index":
+        if self.search == "scan":
+            how = "no index, and too many for memory: each search reads all from disk, slowly"
+        elif self.search == "index":
             how = (
                 f"an index of {self.partitions} partitions, of which {self.nprobes} are searched; "
                 f"it finds {self.recall:.1%} of the true {NEAREST} nearest"

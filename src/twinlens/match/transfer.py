@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from twinlens.errors import DataError, GalleryError
 from twinlens.files import replacing
-from twinlens.match.enrolment import Enrolled, Skipped, digest, taken
+from twinlens.match.enrolment import Enrolled, Skipped, digest, forgery, taken
 from twinlens.match.snapshot import vectors
 from twinlens.match.stores import COLUMNS, schema
 
@@ -38,6 +38,7 @@ KINDS = {
     "time": pa.timestamp("us", "UTC"),
     "metadata": pa.string(),
     "thumbnail": pa.large_binary(),
+    "forged": pa.bool_(),
 }
 """Columns of a file besides the embedding, of which only identity and path have to be there."""
 
@@ -117,8 +118,14 @@ class Arrivals:
         self._skipped: list[Skipped] = []
         self._identities: set[str] = set()
 
-    def add(self, rows: pa.Table) -> None:
-        """Store those whose hash is new; the others are known, or somebody else's."""
+    def add(self, rows: pa.Table, forged_N: NDArray[np.bool_] | None = None) -> None:
+        """Store the genuine ones whose hash is new; the others are known, or somebody else's."""
+        number_N = self._num_rows + 1 + np.arange(len(rows))
+        self._num_rows += len(rows)
+        if forged_N is not None and forged_N.any():
+            for row in np.flatnonzero(forged_N).tolist():
+                self._skipped.append(forgery(_named(rows, row, number_N)))
+            rows, number_N = rows.filter(pa.array(~forged_N)), number_N[~forged_N]
         num_new = self._gallery.insert(rows)
         names = rows["identity"].to_pylist()
         # Asked only where some were not taken: it takes longer than to store them.
@@ -128,19 +135,21 @@ class Arrivals:
             owners = self._gallery.owners(list(dict.fromkeys(hashes)))
             owner_of = [owners.get(one, name) for one, name in zip(hashes, names, strict=True)]
             others = [row for row, name in enumerate(names) if owner_of[row] != name]
-            paths = rows["path"]
             for row in others:
-                path = paths[row].as_py() or f"row {self._num_rows + row + 1}"
-                self._skipped.append(taken(path, owner_of[row]))
+                self._skipped.append(taken(_named(rows, row, number_N), owner_of[row]))
             names = [name for name, owner in zip(names, owner_of, strict=True) if name == owner]
         self._identities.update(names)
         self._num_new += num_new
         self._num_known += len(names) - num_new
-        self._num_rows += len(rows)
 
     def enrolled(self) -> Enrolled:
         """What became of all rows."""
         return Enrolled(self._num_new, self._num_known, tuple(self._skipped), len(self._identities))
+
+
+def _named(rows: pa.Table, row: int, number_N: NDArray[np.int64]) -> str:
+    path: str = rows["path"][int(row)].as_py()
+    return path or f"row {number_N[row]}"
 
 
 def import_file(gallery: Gallery, path: Path, progress: Progress | None) -> Enrolled:
@@ -185,7 +194,7 @@ def _import(
                 place = found.column_names.index(name)
                 column = pc.coalesce(columns[name], found[name])
                 found = found.set_column(place, found.schema.field(name), column)
-        arrivals.add(found)
+        arrivals.add(found, _forged(columns))
         done += len(rows)
         if progress is not None:
             progress(done, total)
@@ -254,6 +263,14 @@ def _metadata(columns: Mapping[str, pa.Array]) -> list[dict[str, Any]] | None:
             )
         found.append(said)
     return found
+
+
+def _forged(columns: Mapping[str, pa.Array]) -> NDArray[np.bool_] | None:
+    """Which rows are forgeries, as `twinlens embed` says."""
+    if "forged" not in columns:
+        return None
+    forged_N: NDArray[np.bool_] = columns["forged"].fill_null(False).to_numpy(zero_copy_only=False)
+    return forged_N
 
 
 def _full(path: str) -> str:

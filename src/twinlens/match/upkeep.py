@@ -23,8 +23,10 @@ from twinlens.match.enrolment import read_labelled, sources_of
 from twinlens.match.indexing import fitting, sweep
 from twinlens.match.snapshot import vectors
 from twinlens.match.stores import Cleared, quoted
+from twinlens.measure.bootstrap import check_seed
+from twinlens.measure.fusion import check_rule
 from twinlens.measure.identification import calibrate_open_set, calibrate_with_probes
-from twinlens.measure.operating import OpenSetCalibration
+from twinlens.measure.operating import OpenSetCalibration, check_target
 
 if TYPE_CHECKING:
     from twinlens.match.gallery import Gallery
@@ -257,6 +259,9 @@ def calibrate(
     progress: Progress | None,
 ) -> OpenSetCalibration:
     """Measure strangers' and enrolled people's distances; see `Gallery.calibrate`."""
+    check_rule(rule, "auto")
+    check_target(fpir)
+    check_seed(seed)
     if not len(gallery):
         raise GalleryError(f"the gallery {gallery.place} is empty: enrol pictures first")
     names, code_M, vector_MD = _all_templates(gallery)

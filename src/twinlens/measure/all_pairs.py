@@ -157,7 +157,7 @@ def _sampled(
     dist = pair_distances(emb_ND, drawn, comparison)
     genuine, impostor = dist[drawn.same], dist[~drawn.same]
     if forged_N.any() and len(impostor):
-        # `draw_pairs` takes forgeries first, which would say where they cross.
+        # `draw_pairs` takes more forgeries than their share, which would say where they cross.
         a, b = (
             rng.integers(int(np.count_nonzero(~forged_N)), size=SAMPLE),
             rng.integers(len(code_N), size=SAMPLE),

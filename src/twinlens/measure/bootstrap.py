@@ -22,7 +22,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["LEVEL", "REPLICATES", "Figure", "figures", "interval", "pair_weights", "replicate"]
+from twinlens.errors import ConfigError
+
+__all__ = [
+    "LEVEL",
+    "REPLICATES",
+    "Figure",
+    "check_seed",
+    "figures",
+    "interval",
+    "pair_weights",
+    "replicate",
+]
 
 LEVEL = 0.95
 REPLICATES = 200
@@ -46,6 +57,16 @@ class Figure:
             "low": _finite(self.low),
             "high": _finite(self.high),
         }
+
+
+def check_seed(seed: int) -> None:
+    """Refuse, before any work is done, a seed that random numbers cannot be drawn from.
+
+    Raises:
+        ConfigError: it is below 0.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed must be at least 0, found {seed}")
 
 
 def pair_weights(count_I: Counts, a_N: NDArray[np.int64], b_N: NDArray[np.int64]) -> Counts:

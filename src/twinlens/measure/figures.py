@@ -55,16 +55,14 @@ class ScoredPairs:
         distance: (N,) lower is closer.
         same: (N,) a genuine pair.
         skilled: (N,) an impostor pair in which one picture is a forgery of the other's identity.
-        weight: (N,) how many pairs each one stands for, where impostor pairs were sampled.
     """
 
     distance: Floats
     same: Bools
     skilled: Bools | None = None
-    weight: Floats | None = None
 
-    def part(self, name: str) -> tuple[Floats, Floats]:
-        """Finite distances and weights of the `genuine`, `impostor` (all), `skilled`, `others`."""
+    def part(self, name: str) -> Floats:
+        """Finite distances of the `genuine`, `impostor` (all), `skilled`, `others`."""
         skilled = np.zeros_like(self.same) if self.skilled is None else self.skilled & ~self.same
         rows = {
             "genuine": self.same,
@@ -72,14 +70,12 @@ class ScoredPairs:
             "skilled": skilled,
             "others": ~self.same & ~skilled,
         }[name] & np.isfinite(self.distance)
-        weight = np.ones(len(self.distance)) if self.weight is None else self.weight
-        return self.distance[rows].astype(np.float64), weight[rows].astype(np.float64)
+        return self.distance[rows].astype(np.float64)
 
     def accepted(self, name: str, threshold: float) -> float:
-        """The weighted share of a part that `threshold` accepts; NaN where the part is empty."""
-        distance, weight = self.part(name)
-        total = weight.sum()
-        return float(weight[matches(distance, threshold)].sum() / total) if total else math.nan
+        """The share of a part that `threshold` accepts; NaN where the part is empty."""
+        distance = self.part(name)
+        return float(matches(distance, threshold).mean()) if len(distance) else math.nan
 
 
 def distance_histogram(
@@ -101,7 +97,7 @@ def distance_histogram(
     """
     kinds = [("genuine", "genuine", "genuine pairs"), ("impostor", "others", "impostor pairs")]
     kinds.append(("skilled", "skilled", "skilled forgeries"))
-    parts = {color: (*pairs.part(part), label) for color, part, label in kinds}
+    parts = {color: (pairs.part(part), label) for color, part, label in kinds}
     parts = {color: part for color, part in parts.items() if len(part[0])}
     fewest = min((len(part[0]) for part in parts.values()), default=0)
     bins = int(np.clip(1.5 * math.sqrt(fewest), 16, 64 if width >= 600 else 36))
@@ -109,8 +105,8 @@ def distance_histogram(
     with style("histogram"):
         figure, axes = new_figure(width, 300 if width >= 600 else 320)
         tallest = 1e-3
-        for color, (distance, weight, label) in parts.items():
-            share = np.histogram(distance, edges, weights=weight)[0] / weight.sum()
+        for color, (distance, label) in parts.items():
+            share = np.histogram(distance, edges)[0] / len(distance)
             tallest = max(tallest, float(share.max()))
             axes.stairs(share, edges, fill=True, color=COLORS[color], alpha=0.18, linewidth=0)
             name = f"{label} ({len(distance):,})"
@@ -160,7 +156,7 @@ def _roc(pairs: ScoredPairs, lines: list[ErrorCurve], threshold: float | None) -
 
 def _det(pairs: ScoredPairs, lines: list[ErrorCurve], threshold: float | None) -> str:
     # Below half a pair there is nothing to see.
-    lows = [0.5 / len(pairs.part(name)[0]) for name in ("impostor", "genuine")]
+    lows = [0.5 / len(pairs.part(name)) for name in ("impostor", "genuine")]
     low_far, low_frr = np.clip(lows, DET_TICKS[0], 0.005)
     with style("det"):
         figure, axes = new_figure(432, 400)
@@ -256,13 +252,13 @@ class ErrorCurve:
 
 
 def _error_curves(pairs: ScoredPairs) -> list[ErrorCurve]:
-    genuine, w_genuine = pairs.part("genuine")
+    genuine = pairs.part("genuine")
     kinds = [("impostor", "genuine", "all impostors"), ("skilled", "skilled", "skilled forgeries")]
     lines = []
     for part, color, label in kinds:
-        impostor, w_impostor = pairs.part(part)
+        impostor = pairs.part(part)
         if len(genuine) and len(impostor):
-            curve = det_curve(genuine, impostor, w_genuine, w_impostor)
+            curve = det_curve(genuine, impostor)
             lines.append(ErrorCurve(color, label, curve.far, curve.frr))
     return lines
 

@@ -27,6 +27,7 @@ from twinlens.measure.metrics import matches, threshold_at_far
 from twinlens.measure.operating import (
     OpenSetCalibration,
     check_rate,
+    check_target,
     finite_threshold,
     kept_ranks,
     margins,
@@ -42,7 +43,8 @@ from twinlens.measure.probability import (
 
 __all__ = ["calibrate_open_set", "calibrate_with_probes"]
 
-MOST_PROBES = 2000
+MOST_PROBES, LET_IN = 2000, 20
+"""Probes of each kind; more where so few would not bring that many strangers within the target."""
 
 CONTESTED_WRONG, FEWEST_CONTESTED = 0.1, 10
 """Of answers that had a rival within the threshold so many may be wrong, judged on so many."""
@@ -59,7 +61,7 @@ def calibrate_open_set(
     *,
     target_fpir: float = 0.01,
     rule: str = "auto",
-    most_probes: int = MOST_PROBES,
+    most_probes: int | None = None,
     seed: int = 0,
     replicates: int = REPLICATES,
     progress: Progress | None = None,
@@ -78,7 +80,7 @@ def calibrate_open_set(
         rule: of `fusion.RULES`, or "auto": the one with the highest `tpir` at the target, the
             first where they are equal; "nearest" where each identity has one template, since
             the rules are one then.
-        most_probes: of each kind.
+        most_probes: of each kind; by default 2,000, or 20 / `target_fpir` where that is more.
         seed: draws probes, replicates and folds.
         replicates: how many times the identities are redrawn.
         progress: called with the probes done and all probes.
@@ -89,6 +91,9 @@ def calibrate_open_set(
         DataError: a distance that is not a finite number.
     """
     check_rule(rule, "auto")
+    check_target(target_fpir)
+    if most_probes is None:
+        most_probes = max(MOST_PROBES, math.ceil(LET_IN / target_fpir))
     code = np.asarray(code_M, dtype=np.int64)
     _, own_M, count_I = np.unique(code, return_inverse=True, return_counts=True)
     check_rate(target_fpir, min(len(code), most_probes) if len(count_I) > 1 else 0)

@@ -33,7 +33,14 @@ from twinlens.measure.stored import (
     reading,
 )
 
-__all__ = ["OpenSetCalibration", "check_rate", "finite_threshold", "kept_ranks", "margins"]
+__all__ = [
+    "OpenSetCalibration",
+    "check_rate",
+    "check_target",
+    "finite_threshold",
+    "kept_ranks",
+    "margins",
+]
 
 KEPT_EXACTLY, KEPT = 256, 512
 
@@ -187,14 +194,23 @@ def margins(distance_P: ArrayLike, runner_up_P: ArrayLike, threshold: float) -> 
     return np.asarray(np.maximum(gap, 0.0), dtype=np.float64)
 
 
+def check_target(fpir: float) -> None:
+    """Refuse a target that is no share.
+
+    Raises:
+        CalibrationError: not between 0 and 1.
+    """
+    if not 0 < fpir < 1:
+        raise CalibrationError(f"the target FPIR is {fpir}; it must lie between 0 and 1")
+
+
 def check_rate(fpir: float, num_strangers: int) -> None:
     """Refuse a target that so many strangers cannot resolve.
 
     Raises:
         CalibrationError: not between 0 and 1, or fewer strangers than 1 / `fpir`.
     """
-    if not 0 < fpir < 1:
-        raise CalibrationError(f"the target FPIR is {fpir}; it must lie between 0 and 1")
+    check_target(fpir)
     if num_strangers == 0 or 1 / num_strangers > fpir:
         raise CalibrationError(
             f"found {num_strangers} pictures of strangers to ask about; an FPIR of {fpir:g} needs "

@@ -85,8 +85,8 @@ def draw_pairs(
     All of them where there are at most 200,000 of either kind; otherwise up to 100,000 of each,
     drawn uniformly without repetition; or `num_pairs` of each (as many as there are). Impostor
     pairs of a genuine picture and a forgery of the same identity are the hardest: when not all
-    impostors fit, these come first, all of them up to the number asked for, and the others share
-    what is left.
+    impostors fit, these come first, up to half of the number asked for, and the others get what is
+    left. They are more than half only where there are too few others.
 
     Args:
         label: the pictures' identities as integers, shape (N,).
@@ -104,7 +104,8 @@ def draw_pairs(
     if num_pairs is None and max(ground.num_pairs) <= ALL_PAIRS_LIMIT:
         most = ALL_PAIRS_LIMIT
     genuine = _draw(ground.genuine, most, rng)
-    forgery = _draw(ground.forgery, most, rng)
+    num_strangers = int(ground.stranger.sum())
+    forgery = _draw(ground.forgery, max(most // 2, most - num_strangers), rng)
     stranger = _draw(ground.stranger, most - len(forgery[0]), rng)
     row = np.concatenate([ground.real[place] for place, _ in (genuine, forgery, stranger)])
     other = np.concatenate(

@@ -134,7 +134,7 @@ class ReportContent:
         title: the run's or model's name.
         data: how the user named the data.
         results: the JSON of `evaluate`; parts that are missing or null are not shown.
-        splits: sizes; without "train" the page does not speak of training.
+        splits: sizes; in a run's own report (it has `settings`), "train" is what it learned from.
         pairs: the scored pairs behind the figures.
         operating: the calibration; None for a model without one.
         history: rows of the run (see `figures.learning_curves`), empty for a loaded model.
@@ -287,7 +287,7 @@ def _what_was_done(content: ReportContent) -> Iterator[str]:
     train, count = _split(content, "train"), _split(content, split)
     known = content.results.get("identity_disjoint")
     stranger = {True: ", none of which it had seen in training", False: "", None: ""}[known]
-    if train is not None:
+    if train is not None and content.settings:
         yield (
             f"This model was trained on {count_of(train.pictures, 'picture')} of "
             f"{count_of(train.identities, 'identity')}."
