@@ -21,10 +21,22 @@ from torch.autograd.function import once_differentiable
 
 from twinlens.errors import ConfigError, unknown_name
 
-__all__ = ["COMPARATORS", "Comparator", "NumpyComparison", "make_comparator", "safe_sqrt"]
+__all__ = [
+    "COMPARATORS",
+    "Comparator",
+    "NumpyComparison",
+    "make_comparator",
+    "safe_sqrt",
+    "widened",
+]
 
 # Elements of the largest intermediate tensor of a learned comparator: 64 MiB of float32.
 BLOCK = 2**24
+
+
+def widened(values: Tensor) -> Tensor:
+    """Half precision as float32; float32 and wider as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def safe_sqrt(square: Tensor) -> Tensor:
@@ -35,7 +47,7 @@ def safe_sqrt(square: Tensor) -> Tensor:
 
 def square_matrix(a_ND: Tensor, b_MD: Tensor) -> Tensor:
     """`res[i, j] = |a[i] - b[j]|^2`, by one matrix product."""
-    # The inputs are float32, but autocast would still multiply them in bfloat16.
+    # Autocast would multiply them in bfloat16.
     with torch.autocast(a_ND.device.type, enabled=False):
         square_NM: Tensor = _SquareMatrix.apply(a_ND, b_MD)
     return square_NM
@@ -78,7 +90,7 @@ class _SquareMatrix(torch.autograd.Function):
 
 
 class Comparator(nn.Module):
-    """What all comparators share; distances are computed in float32 even inside autocast."""
+    """What all comparators share; distances are in float32 or wider, even inside autocast."""
 
     name: str
 
@@ -88,7 +100,7 @@ class Comparator(nn.Module):
 
     def prepared(self, emb_ND: Tensor) -> Tensor:
         """What `between` takes, so that it is made once of embeddings that are compared often."""
-        return emb_ND.float()
+        return widened(emb_ND)
 
     def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
         """`matrix` of prepared embeddings."""
@@ -137,7 +149,7 @@ class Cosine(Comparator):
     name = "cosine"
 
     def prepared(self, emb_ND: Tensor) -> Tensor:
-        return F.normalize(emb_ND.float(), dim=1)
+        return F.normalize(widened(emb_ND), dim=1)
 
     def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
         return square_matrix(a_ND, b_MD) / 2
