@@ -18,6 +18,7 @@ from torch import Tensor
 
 from twinlens.config import Settings
 from twinlens.data.augment import augment, mirror, quarter_turns
+from twinlens.data.cache import PixelRows
 from twinlens.data.pools import Batch
 from twinlens.learn.caching import chunks_of, embed_in_chunks, moving_norms
 from twinlens.learn.features import backbone_features, can_precompute
@@ -54,7 +55,7 @@ class Pool:
 
     def take(self, place: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The pixels (B, C, H, W) of pictures by their place in the pool, copied."""
-        return np.asarray(self.pixels[self.row[place]])
+        return PixelRows(self.pixels, self.row)[place]
 
 
 class Feed:
