@@ -23,12 +23,12 @@ import numpy as np
 from benchmarks.peak import peak_mb
 from benchmarks.table import Line
 from benchmarks.timing import compare
-from twinlens.jobs.cluster import comparison_of
-from twinlens.jobs.pictures import pictures_for
-from twinlens.match.clusters import cluster_embeddings
+from twinlens.clusters.knn_graph import nearest_neighbours
+from twinlens.clusters.linkage import cluster_embeddings
+from twinlens.commands.choose_pictures import pictures_for
+from twinlens.commands.cluster import comparison_of
 from twinlens.match.matcher import Matcher
-from twinlens.match.neighbours import nearest_neighbours
-from twinlens.measure.partitions import b_cubed
+from twinlens.measure.clustering import b_cubed
 from twinlens.model.comparators import Cosine, NumpyComparison
 from twinlens.model.encoder import embed_pixels
 

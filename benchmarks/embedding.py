@@ -17,11 +17,11 @@ import numpy as np
 from benchmarks.photographs import write_photographs
 from benchmarks.table import Line
 from benchmarks.timing import Row, seconds_of
+from twinlens.commands.embed import embed_stream
 from twinlens.config import ModelSettings, PictureSettings
-from twinlens.data.cache import Decoded, Stream, decode_table
+from twinlens.data.pixel_cache import Decoded, Stream, decode_table
 from twinlens.data.table import ImageTable
-from twinlens.jobs.embed import embed_stream
-from twinlens.model.compute import keep_freed_memory
+from twinlens.model.device import keep_freed_memory
 from twinlens.model.encoder import Encoder, embed_pixels
 
 ROUNDS = 5

@@ -34,11 +34,11 @@ from numpy.typing import NDArray
 from benchmarks.table import KEPT, Line
 from benchmarks.venvs import ask, interpreter
 from twinlens.config import DataSettings
-from twinlens.data.sources import read_table
+from twinlens.data.folders import read_table
 from twinlens.data.splits import assign_splits
 from twinlens.data.table import ImageTable
 from twinlens.match.matcher import Matcher
-from twinlens.measure.metrics import best_accuracy, det_curve, matches
+from twinlens.measure.error_rates import best_accuracy, det_curve, matches
 from twinlens.measure.pairs import PairSet, draw_pairs
 
 ROOT = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
@@ -161,7 +161,7 @@ def start_seconds() -> float:
     """What our command takes before its time budget begins to run: the imports, once in memory."""
     for _ in range(2):
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import twinlens.jobs.train"], check=True)
+        subprocess.run([sys.executable, "-c", "import twinlens.commands.train"], check=True)
     return time.perf_counter() - started
 
 

@@ -116,7 +116,7 @@ def share(found_PK: NDArray[Any], true_PK: NDArray[Any]) -> float:
 
 def ours(work: Path, place: str, probe_PD: Floats, true_PK: NDArray[Any]) -> dict[str, Any]:
     start = time.perf_counter()
-    from twinlens.match.gallery import Gallery
+    from twinlens.gallery.gallery import Gallery
 
     imported = time.perf_counter()
     gallery = Gallery.open(place)
@@ -183,7 +183,7 @@ def child(name: str, work: Path, place: str) -> dict[str, Any]:
 
 
 def fill(place: Path, model: Path, fingerprint: str, emb: Floats, code: NDArray[Any]) -> Any:
-    from twinlens.match.gallery import Gallery
+    from twinlens.gallery.gallery import Gallery
 
     gallery = Gallery.create(place, model)
     start, part = time.perf_counter(), 50_000

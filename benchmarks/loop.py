@@ -21,14 +21,15 @@ from benchmarks.photographs import write_photographs
 from benchmarks.table import Line
 from benchmarks.timing import Row, compare
 from twinlens.config import Settings
-from twinlens.data.batches import make_sampler
-from twinlens.data.cache import decode_table
-from twinlens.data.sources import read_table
+from twinlens.data.folders import read_table
+from twinlens.data.pixel_cache import decode_table
+from twinlens.data.samplers import make_sampler
 from twinlens.learn.features import backbone_features
+from twinlens.learn.loop import Pool, fit
 from twinlens.learn.objective import Objective
-from twinlens.learn.training import Pool, fit
 from twinlens.model.comparators import make_comparator
-from twinlens.model.compute import Compute, has_bfloat16, keep_freed_memory, time_formats
+from twinlens.model.compute import Compute, time_formats
+from twinlens.model.device import has_bfloat16, keep_freed_memory
 from twinlens.model.encoder import Encoder
 
 STEPS = 40

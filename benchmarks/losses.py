@@ -29,10 +29,10 @@ from benchmarks.peak import peak_mb
 from benchmarks.table import Line
 from benchmarks.timing import compare
 from twinlens.config import LossSettings
-from twinlens.data.pools import Batch
+from twinlens.data.batch import Batch
 from twinlens.learn.objective import Objective
 from twinlens.model.comparators import make_comparator
-from twinlens.model.compute import keep_freed_memory
+from twinlens.model.device import keep_freed_memory
 
 DIM = 128
 SIZES = (256, 1024, 4096)

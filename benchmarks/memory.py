@@ -6,7 +6,7 @@ forward pass, where a step is one forward and two of its kind backward; less whe
 whole leaves the cache.
 
 The network is our `conv` without batch norm on pictures of 32x32, since with batch norm no network
-has the gradient of the whole batch (see `learn.caching`). Memory is what a step adds to a fresh
+has the gradient of the whole batch (see `learn.grad_cache`). Memory is what a step adds to a fresh
 process: once with every large block given back to the system as it is freed, which counts what the
 step needs, and once with the allocator as `twinlens train` sets it, which keeps freed memory and
 its holes.
@@ -26,11 +26,12 @@ from benchmarks.peak import peak_mb
 from benchmarks.table import Line
 from benchmarks.timing import compare
 from twinlens.config import Settings
-from twinlens.data.batches import make_sampler
-from twinlens.learn.feed import Feed, Pool
+from twinlens.data.samplers import make_sampler
+from twinlens.learn.embed_batch import Feed, Pool
 from twinlens.learn.objective import Objective
 from twinlens.model.comparators import make_comparator
-from twinlens.model.compute import Compute, keep_freed_memory
+from twinlens.model.compute import Compute
+from twinlens.model.device import keep_freed_memory
 from twinlens.model.encoder import Encoder
 
 SMALL, LARGE, IMAGES_PER_LABEL = 256, 4096, 4

@@ -36,11 +36,11 @@ import twinlens
 from benchmarks.table import KEPT, ROOT, Line, heading
 from benchmarks.venvs import ask, interpreter
 from twinlens.config import DataSettings, PictureSettings
-from twinlens.data.cache import decode_table
 from twinlens.data.decode import read_array
-from twinlens.data.sources import read_table
+from twinlens.data.folders import read_table
+from twinlens.data.pixel_cache import decode_table
 from twinlens.files import replacing
-from twinlens.measure.protocols import OneShotTrials, one_shot_trials
+from twinlens.measure.verification import OneShotTrials, one_shot_trials
 
 OMNIGLOT = Path(__file__).parents[2] / "shared" / "data" / "omniglot"
 MINUTES = 10.0

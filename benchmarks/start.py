@@ -40,7 +40,7 @@ NOTHING = "pass"
 # As `verify` was before: the whole model, with torch.
 TORCH = """
 import sys
-from twinlens.cli import main
+from twinlens.cli.main import main
 from twinlens.match.matcher import Matcher
 Matcher.lazy = Matcher.load
 main(sys.argv[1:])
@@ -53,7 +53,7 @@ def lap(name):
     global begin
     now = time.perf_counter()
     laps[name], begin = now - begin, now
-from twinlens.cli import make_parser
+from twinlens.cli.main import make_parser
 words = make_parser().parse_args(sys.argv[1:])
 lap("command line")
 import numpy
@@ -64,7 +64,7 @@ lap("pydantic")
 import PIL.Image, PIL.ImageOps
 lap("Pillow")
 from twinlens.match.matcher import Matcher
-import twinlens.jobs.verify
+import twinlens.commands.verify
 lap("our modules")
 matcher = Matcher.lazy(words.model)
 encoder = matcher._plain_encoder

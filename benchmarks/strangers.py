@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 import twinlens
+from twinlens.commands.choose_pictures import pictures_for
 from twinlens.errors import CalibrationError
-from twinlens.jobs.pictures import pictures_for
+from twinlens.measure.error_rates import matches
 from twinlens.measure.fusion import rank_identities
-from twinlens.measure.identification import calibrate_open_set
-from twinlens.measure.metrics import matches
+from twinlens.measure.open_set_threshold import calibrate_open_set
 from twinlens.model.encoder import embed_pixels
 
 DIVISIONS = 10

@@ -21,7 +21,7 @@ import numpy as np
 
 import twinlens
 from twinlens.measure.bootstrap import Figure
-from twinlens.measure.metrics import matches
+from twinlens.measure.error_rates import matches
 from twinlens.model.bundle import load_bundle
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from twinlens.config import SamplerSettings
-from twinlens.data.literal import PairSampler
+from twinlens.data.pair_samplers import PairSampler
 from twinlens.learn.losses import contrastive
 from twinlens.model.comparators import make_comparator
 from twinlens.model.encoder import Encoder

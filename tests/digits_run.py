@@ -21,9 +21,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from twinlens.config import Settings
-from twinlens.learn import training
-from twinlens.learn.run import RunFolder
-from twinlens.learn.training import Fitted, Moment, Pool, fit
+from twinlens.learn import loop as training
+from twinlens.learn.loop import Fitted, Moment, Pool, fit
+from twinlens.learn.run_folder import RunFolder
 from twinlens.model.comparators import Comparator, make_comparator
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder

@@ -152,7 +152,7 @@ def read(gallery: Any, seconds: float) -> None:
 
 
 def main(kind: str, place: str, *more: str) -> None:
-    from twinlens.match.gallery import Gallery
+    from twinlens.gallery.gallery import Gallery
 
     gallery = Gallery.open(place)
     match kind:

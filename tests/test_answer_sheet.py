@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twinlens.data import sheets
-from twinlens.data.drawing import GREEN, LINE, RED
-from twinlens.data.sheets import Strip, Tile, draw_sheet
+from twinlens.report import answer_sheet as sheets
+from twinlens.report.answer_sheet import Strip, Tile, draw_sheet
+from twinlens.report.canvas import GREEN, LINE, RED
 
 
 def flat(level: int, size: tuple[int, int] = (90, 90)) -> Image.Image:

@@ -31,7 +31,7 @@ from twinlens.model.backbones import (
 )
 from twinlens.model.comparators import make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
-from twinlens.model.heads import make_head
+from twinlens.model.layers import make_head
 from twinlens.model.strokes import Strokes
 from twinlens.recipes import load_recipe
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from twinlens.data.table import pair_masks
-from twinlens.learn import blocks, losses
-from twinlens.learn.blocks import mean_over_blocks, mean_over_mined
+from twinlens.learn import blockwise as blocks
+from twinlens.learn import losses
+from twinlens.learn.blockwise import mean_over_blocks, mean_over_mined
 from twinlens.learn.mining import Candidates
 from twinlens.model.comparators import Comparator, make_comparator
 

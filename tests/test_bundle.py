@@ -18,18 +18,10 @@ import torch
 
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
 from twinlens.errors import ModelError
-from twinlens.model.bundle import (
-    FORMAT,
-    Bundle,
-    Origin,
-    hash_identities,
-    load_bundle,
-    model_folder,
-    save_bundle,
-    with_calibration,
-)
+from twinlens.model.bundle import Bundle, load_bundle, save_bundle, with_calibration
 from twinlens.model.comparators import NumpyComparison, make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
+from twinlens.model.stored import FORMAT, Origin, hash_identities, model_folder
 
 GOLDEN = Path(__file__).parent / "golden" / "bundle_1"
 PICTURE = PictureSettings(size=(8, 8), color="grey", mean=(0.3,), std=(0.25,))

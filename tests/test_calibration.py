@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 
 from twinlens.errors import CalibrationError, DataError, ModelError
 from twinlens.measure.calibration import Calibration, Isotonic, Platt, calibrate
-from twinlens.measure.metrics import far_at
+from twinlens.measure.error_rates import far_at
 from twinlens.measure.probability import fit_isotonic, fit_platt, held_out_losses
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import twinlens
-from twinlens.cli import COMMANDS, main
+from twinlens.cli.main import COMMANDS, main
 
 Capture = pytest.CaptureFixture[str]
 
@@ -138,7 +138,7 @@ def test_flags_are_settings(tiny_run: TinyRun, tmp_path: Path, capsys: Capture) 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("7", 7)])
 def test_times(text: str, seconds: float) -> None:
-    from twinlens.cli import _overrides, make_parser
+    from twinlens.cli.main import _overrides, make_parser
 
     args = make_parser().parse_args(["train", "x", "--time-budget", text])
     assert _overrides(args) == {"train.time_budget": seconds}
@@ -174,7 +174,7 @@ def test_split_is_another_word_for_on(tiny_run: TinyRun, capsys: Capture) -> Non
     ]
     assert json.loads(found[0])["split"] == "val"
     assert found[0] == found[1]
-    from twinlens.cli import make_parser
+    from twinlens.cli.main import make_parser
 
     assert make_parser().parse_args(["calibrate", "m", "d", "--split", "all"]).on == "all"
 
@@ -187,8 +187,8 @@ def test_interrupting(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("twinlens.jobs.train.write_page", interrupt)
-    monkeypatch.setattr("twinlens.jobs.evaluate.pictures_for", interrupt)
+    monkeypatch.setattr("twinlens.commands.train.write_page", interrupt)
+    monkeypatch.setattr("twinlens.commands.evaluate.pictures_for", interrupt)
     words = ["train", tiny_run.data, "--out", tmp_path / "run", *tiny_words(train__steps=2)]
     code, out, err = run(capsys, *words, "--quiet")
     assert (code, out) == (130, "")
@@ -208,7 +208,7 @@ def test_recipes(capsys: Capture) -> None:
 
 
 def test_doctor_in_words(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    from twinlens.jobs import doctor
+    from twinlens.commands import doctor
 
     monkeypatch.setattr(doctor, "TRIALS", {})
     code, out, _ = run(capsys, "doctor")
@@ -358,7 +358,7 @@ def test_wrong_words_about_galleries(
 
 def test_options_may_stand_anywhere(gallery: Path, tiny_run: TinyRun) -> None:
     """argparse alone takes an optional word for left out once an option came before it."""
-    from twinlens.cli import make_parser
+    from twinlens.cli.main import make_parser
 
     parse = make_parser().parse_args
     assert parse(["evaluate", "m", "--on", "val", "d"]) == parse(["evaluate", "m", "d", "--on=val"])

@@ -16,13 +16,13 @@ import pytest
 from conftest import TinyRun
 
 import twinlens
+from twinlens.commands import gallery as jobs
+from twinlens.commands.embed import embed
 from twinlens.errors import CalibrationError, ConfigError, DataError, GalleryError
-from twinlens.jobs import gallery as jobs
-from twinlens.jobs.embed import embed
-from twinlens.jobs.gallery_tables import Calibrated, Identities, Templates
-from twinlens.match.gallery import Gallery
+from twinlens.gallery.gallery import Gallery
+from twinlens.gallery.results import Calibrated, Identities, Templates
 from twinlens.measure.bootstrap import Figure
-from twinlens.measure.operating import OpenSetCalibration
+from twinlens.measure.open_set_calibration import OpenSetCalibration
 
 ODD = 'Zoë "O\'Brien"\n👩‍👩‍👧 ../x\x1b[2J' + "y" * 4000
 
@@ -185,7 +185,7 @@ def test_what_cannot_be_calibrated_for_is_refused_before_the_work(
     def embed_anyway(*_: Any) -> None:
         raise AssertionError("it was embedded")
 
-    monkeypatch.setattr("twinlens.match.upkeep._asked", embed_anyway)
+    monkeypatch.setattr("twinlens.gallery.maintain._asked", embed_anyway)
     for data in (None, tiny_run.data):
         with pytest.raises(error, match=said):
             jobs.calibrate(place, data, **({"fpir": 0.25, "quiet": True} | wrong))
@@ -332,7 +332,7 @@ def test_what_another_threshold_lets_through(threshold: float, share: float) -> 
 
 
 def test_what_another_threshold_lets_through_of_many() -> None:
-    from twinlens.measure.operating import kept_ranks
+    from twinlens.measure.open_set_calibration import kept_ranks
 
     every = np.sort(np.random.default_rng(0).gamma(9, size=5000))
     kept = every[kept_ranks(5000)]
@@ -354,8 +354,8 @@ def test_a_gallery_that_outgrows_memory_gets_its_index(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("twinlens.match.lookup.EXACT_BYTES", 10 * 16 * 4)
-    monkeypatch.setattr("twinlens.match.indexing.ROWS_IN_PARTITION", 6)
+    monkeypatch.setattr("twinlens.gallery.search.EXACT_BYTES", 10 * 16 * 4)
+    monkeypatch.setattr("twinlens.gallery.index.ROWS_IN_PARTITION", 6)
     jobs.enrol_files(place, "a", files(tiny_run, "thing 3"))
     assert jobs.info(place).search == "exact"
     assert "index" not in capsys.readouterr().err

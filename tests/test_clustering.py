@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twinlens.errors import DataError
-from twinlens.measure.partitions import (
+from twinlens.measure.clustering import (
     b_cubed,
     normalised_mutual_information,
     purity,

@@ -16,12 +16,13 @@ from conftest import PictureFolder, TinyRun, draw_pictures
 from PIL import Image
 
 import twinlens
-from twinlens.cli import main
-from twinlens.data.sources import read_table
+from twinlens.cli.main import main
+from twinlens.clusters import layout as cluster_places
+from twinlens.clusters import page as cluster_page
+from twinlens.clusters.constraints import Constraints
+from twinlens.commands.cluster import Cut, Pictures, write_clusters
+from twinlens.data.folders import read_table
 from twinlens.errors import CalibrationError, ConfigError, DataError, GalleryError
-from twinlens.jobs import cluster_page, cluster_places
-from twinlens.jobs.cluster import Cut, Pictures, write_clusters
-from twinlens.jobs.constraints import Constraints
 from twinlens.model.comparators import NumpyComparison, make_comparator
 
 Capture = pytest.CaptureFixture[str]
@@ -208,7 +209,7 @@ def test_a_broken_picture_is_named_left_out_and_cannot_be_linked_to(
     file = tmp_path / "pairs.csv"
     file.write_text("a,b,link\na3.png,a1.png,must\n")
     # Before the work: nothing is embedded.
-    monkeypatch.setattr("twinlens.jobs.cluster.embed_pixels", None)
+    monkeypatch.setattr("twinlens.commands.cluster.embed_pixels", None)
     with pytest.raises(DataError, match=r"'a3\.png' is not among the pictures that were read"):
         twinlens.cluster(
             tiny_run.run, flat, out=tmp_path / "b", threshold=cut, constraints=file, quiet=True

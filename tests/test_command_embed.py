@@ -11,8 +11,8 @@ import pytest
 from conftest import PictureFolder, TinyRun
 
 import twinlens
-from twinlens.cli import main
-from twinlens.data.sources import read_table
+from twinlens.cli.main import main
+from twinlens.data.folders import read_table
 from twinlens.errors import DataError
 
 
@@ -103,7 +103,7 @@ def test_an_old_file_is_replaced_and_never_half(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("twinlens.jobs.embed.pq.write_table", full)
+        patch.setattr("twinlens.commands.embed.pq.write_table", full)
         with pytest.raises(DataError, match=r"cannot write .*: No space left on device"):
             twinlens.embed(tiny_run.run, tiny_run.data, out=out, quiet=True)
     assert out.read_text() == "old"

@@ -19,23 +19,23 @@ from conftest import TINY, PictureFolder, TinyRun, draw_pictures
 from PIL import Image
 
 import twinlens
+from twinlens.commands.choose_pictures import pictures_for
+from twinlens.commands.measure import Measured
 from twinlens.config import ModelSettings, PictureSettings
-from twinlens.data.cache import PixelRows
-from twinlens.data.sources import read_table
+from twinlens.data.folders import read_table
+from twinlens.data.pixel_cache import PixelRows
 from twinlens.data.splits import assign_splits
 from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, ConfigError, DataError
-from twinlens.jobs import pages
-from twinlens.jobs.measured import Measured
-from twinlens.jobs.pictures import pictures_for
 from twinlens.match.matcher import Matcher
 from twinlens.measure import pairs as pairs_module
-from twinlens.measure.maps import map_rows
 from twinlens.measure.open_set import open_set
 from twinlens.measure.trials import OneShotTrials, PairTrials, one_shot_trials, pair_trials
 from twinlens.model.bundle import save_bundle
 from twinlens.model.comparators import COMPARATORS, NumpyComparison, make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
+from twinlens.report import build as pages
+from twinlens.report.embedding_map import map_rows
 
 
 def read(path: Path) -> Any:
@@ -425,7 +425,7 @@ def test_a_copy_of_a_training_picture_is_at_distance_zero(
         emb_ND = embed_pixels(*args, **more)
         return emb_ND + np.float32(1e-4) * np.arange(len(emb_ND), dtype=np.float32)[:, None]
 
-    monkeypatch.setattr("twinlens.jobs.measured.embed_pixels", uneven)
+    monkeypatch.setattr("twinlens.commands.measure.embed_pixels", uneven)
     _, rows = look_up(replace(closed, run=tmp_path / "model"), tmp_path)
     copy = next(row for row in rows if row["path"].endswith("copy.bmp"))
     assert copy["distance"] == "0"

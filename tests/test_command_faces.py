@@ -21,14 +21,14 @@ import pytest
 from PIL import Image
 
 import twinlens
-from twinlens.cli import main
-from twinlens.data.faces import Face
-from twinlens.data.sources import read_table
+from twinlens.cli.main import main
+from twinlens.commands import faces as job
+from twinlens.data.folders import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, DataError
-from twinlens.jobs import face_page
-from twinlens.jobs import faces as job
-from twinlens.jobs.face_places import place_all
+from twinlens.face import page as face_page
+from twinlens.face.crop import Face
+from twinlens.face.layout import place_all
 
 pytest.importorskip("cv2", reason="the extra `faces` is not installed")
 
@@ -222,7 +222,7 @@ def test_any_number_of_processes_writes_the_same_bytes(
 
 
 def test_a_process_starts_without_torch() -> None:
-    code = "import sys, twinlens.jobs.faces; assert not {'torch', 'cv2'} & set(sys.modules)"
+    code = "import sys, twinlens.commands.faces; assert not {'torch', 'cv2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -409,7 +409,7 @@ def test_ctrl_c_ends_all_processes_and_leaves_nothing(hopper: Image.Image, tmp_p
     # by itself: a `preexec_fn` forks, of which a library that another test has loaded may warn.)
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from twinlens.cli import main; sys.exit(main())"
+        "from twinlens.cli.main import main; sys.exit(main())"
     )
     words = ["-c", code, "faces", "in", "out", "--detector", "haar", "--workers", "2"]
     running = subprocess.Popen(

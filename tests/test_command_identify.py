@@ -13,13 +13,13 @@ from conftest import TinyRun
 from PIL import Image
 
 import twinlens
-from twinlens.data.drawing import GREEN, LINE, RED
-from twinlens.data.sheets import Strip
+from twinlens.commands.identify import Answered, Identified, Searched, identify, search
 from twinlens.errors import CalibrationError, DataError, GalleryError, PictureError
-from twinlens.jobs import answer_sheets
-from twinlens.jobs.identify import Answered, Identified, Searched, identify, search
+from twinlens.gallery import show as answer_sheets
+from twinlens.gallery.gallery import Gallery
 from twinlens.match.answers import Candidate, Hit, IdentifyAnswer
-from twinlens.match.gallery import Gallery
+from twinlens.report.answer_sheet import Strip
+from twinlens.report.canvas import GREEN, LINE, RED
 
 ENROLLED = ("thing 0", "thing 1", "thing 2")
 

@@ -11,10 +11,10 @@ from conftest import TINY, PictureFolder, TinyRun, draw_pictures
 from PIL import Image
 
 import twinlens
+from twinlens.commands import demo as demo_job
+from twinlens.commands import train as train_job
+from twinlens.commands.demo import demo, demo_table
 from twinlens.errors import ConfigError, DataError
-from twinlens.jobs import demo as demo_job
-from twinlens.jobs import train as train_job
-from twinlens.jobs.demo import demo, demo_table
 
 Capture = pytest.CaptureFixture[str]
 

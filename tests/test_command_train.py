@@ -16,16 +16,16 @@ from conftest import TINY, PictureFolder, TinyRun, draw_pictures
 from PIL import Image
 
 import twinlens
-from twinlens.cli import main
-from twinlens.data.sources import read_table
+from twinlens.cli.main import main
+from twinlens.commands import train as train_job
+from twinlens.commands.prepare import prepare
+from twinlens.data.folders import read_table
 from twinlens.errors import ConfigError, DataError, TrainingError
-from twinlens.jobs import pages
-from twinlens.jobs import train as train_job
-from twinlens.jobs.outputs import held
-from twinlens.jobs.prepare import prepare
-from twinlens.measure.report import ReportContent
+from twinlens.learn.run_folder import lock_run_folder
 from twinlens.model.encoder import Encoder
 from twinlens.progress import Progress
+from twinlens.report import build as pages
+from twinlens.report.page import ReportContent
 
 SHORT = TINY | {"train.steps": 4}
 
@@ -73,7 +73,7 @@ def weights(run: Path) -> bytes:
 
 
 def test_a_run_folder_holds_all_it_should(tiny_run: TinyRun) -> None:
-    """Everything that the docstring of learn/run.py lists."""
+    """Everything that the docstring of learn/run_folder.py lists."""
     run = tiny_run.run
     found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     events = {name for name in found if name.startswith("tensorboard/events.out.tfevents")}
@@ -127,7 +127,7 @@ def test_odd_settings_in_the_command() -> None:
     """Each comes back as what it was, however it is written."""
     import shlex
 
-    from twinlens.jobs.prepare import _command
+    from twinlens.commands.prepare import _command
     from twinlens.recipes import Recipe, parse_overrides
 
     odd = {
@@ -287,7 +287,7 @@ def test_of_two_that_start_at_once_each_gets_its_own_folder(
         if not found:
             found.append(folder)
             found.append(twinlens.train(data, settings=settings, quiet=True).path)
-        return held(folder)
+        return lock_run_folder(folder)
 
     monkeypatch.setattr(train_job, "held", held_late)
     first = twinlens.train(data, settings=settings, quiet=True)

@@ -154,7 +154,7 @@ def test_place_and_autocast() -> None:
 FAULTS = """
 import resource, sys
 import torch
-from twinlens.model.compute import keep_freed_memory
+from twinlens.model.device import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(3)
 layer = torch.nn.Conv2d(1, 32, 3, padding=1)

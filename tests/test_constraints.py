@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import PictureFolder
 
-from twinlens.data.sources import read_table, read_unlabelled
+from twinlens.clusters.constraints import Constraints, places_of, read_constraints
+from twinlens.data.folders import read_table, read_unlabelled
 from twinlens.errors import DataError
-from twinlens.jobs.constraints import Constraints, places_of, read_constraints
 
 PLACES = {name: row for row, name in enumerate("abcdef")}
 

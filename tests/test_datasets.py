@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twinlens.data.named import NAMED_SETS, read_idx
-from twinlens.data.sources import read_table
+from twinlens.data.datasets import NAMED_SETS, read_idx
+from twinlens.data.folders import read_table
 from twinlens.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -181,7 +181,7 @@ def test_idx_sets_that_lack_a_file_or_do_not_match_are_refused(tmp_path):
 def test_idx_sets_load_no_torch(tmp_path):
     write_idx_set(tmp_path / "root")
     code = (
-        "import sys; from pathlib import Path; from twinlens.data.sources import read_table;"
+        "import sys; from pathlib import Path; from twinlens.data.folders import read_table;"
         "read_table('mnist', root=Path(sys.argv[1])); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path / "root"], check=True)

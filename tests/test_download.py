@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from twinlens.data.fetch import cache_folder, downloaded, unpacked, whole_folder
+from twinlens.data.download import cache_folder, downloaded, unpacked, whole_folder
 from twinlens.errors import DataError
 
 
@@ -54,7 +54,8 @@ def test_a_folder_that_fails_leaves_nothing(tmp_path):
 
 def test_a_killed_process_leaves_no_half_folder(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from twinlens.data.fetch import whole_folder\n"
+        "import os, sys; from pathlib import Path\n"
+        "from twinlens.data.download import whole_folder\n"
         "def fill(folder): (folder / 'half').write_text('x'); os.kill(os.getpid(), 9)\n"
         "whole_folder(Path(sys.argv[1]), fill)"
     )

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from twinlens.measure import maps
-from twinlens.measure.maps import data_uri, embedding_map, map_rows
+from twinlens.report import embedding_map as maps
+from twinlens.report.embedding_map import data_uri, embedding_map, map_rows
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.model.encoder import Encoder, embed_features, embed_pixels
-from twinlens.model.heads import make_head
+from twinlens.model.layers import make_head
 
 PICTURE = PictureSettings(size=(12, 10), mean=(0.2, 0.4, 0.6), std=(0.1, 0.2, 0.3))
 

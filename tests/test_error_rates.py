@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics import det_curve as sklearn_det_curve
 
 from twinlens.errors import CalibrationError, DataError
-from twinlens.measure.metrics import (
+from twinlens.measure.error_rates import (
     RankedPairs,
     auc,
     best_accuracy,

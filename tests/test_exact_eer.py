@@ -8,11 +8,11 @@ import reference
 
 from twinlens.data.table import pair_masks
 from twinlens.errors import DataError
-from twinlens.measure import all_pairs
+from twinlens.measure import exact_eer as all_pairs
 from twinlens.measure import pairs as pairs_module
-from twinlens.measure.all_pairs import all_pairs_eer
 from twinlens.measure.distances import PlainComparison
-from twinlens.measure.metrics import det_curve, eer
+from twinlens.measure.error_rates import det_curve, eer
+from twinlens.measure.exact_eer import all_pairs_eer
 
 EUCLIDEAN = PlainComparison("euclidean")
 

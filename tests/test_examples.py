@@ -15,7 +15,7 @@ from conftest import TinyRun
 from PIL import Image
 
 import twinlens
-from twinlens.measure.protocols import OneShotTrials
+from twinlens.measure.verification import OneShotTrials
 
 ROOT = Path(__file__).parents[1]
 ALL_RUNS = ROOT.parent / "shared" / "data" / "omniglot" / "all_runs.zip"

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from twinlens.data import detectors
-from twinlens.data.detectors import DetectorChoice, choose_detector, one_thread, opencv, yunet_file
-from twinlens.data.faces import Box, Face, choose_face, cut_face, find_faces, look_closer, within
 from twinlens.errors import ConfigError, DataError, MissingExtraError
+from twinlens.face import detectors
+from twinlens.face.crop import Box, Face, choose_face, cut_face, find_faces, look_closer, within
+from twinlens.face.detectors import DetectorChoice, choose_detector, one_thread, opencv, yunet_file
 
 SHARED = Path(__file__).parents[2] / "shared"
 MODEL = SHARED / "weights" / "face_detection_yunet_2026may.onnx"

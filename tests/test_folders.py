@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twinlens.data.sources import picture_endings, read_table
+from twinlens.data.folders import picture_endings, read_table
 from twinlens.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -251,7 +251,7 @@ def test_a_sets_name_means_the_set_unless_it_looks_like_a_path(
 
 def test_reading_a_folder_loads_neither_torch_nor_scikit_learn(picture_folder):
     code = (
-        "import sys; from twinlens.data.sources import read_table; read_table(sys.argv[1]);"
+        "import sys; from twinlens.data.folders import read_table; read_table(sys.argv[1]);"
         "sys.exit(bool({'torch', 'torchvision', 'sklearn', 'pyarrow'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code, picture_folder({"a": 1})], check=True)

@@ -16,11 +16,11 @@ from PIL import Image
 from test_matcher import make_matcher
 
 import twinlens
-from twinlens.data.sources import read_table
+from twinlens.data.folders import read_table
 from twinlens.errors import CalibrationError, DataError, GalleryError, ModelError, PictureError
-from twinlens.match.gallery import Gallery
+from twinlens.gallery.gallery import Gallery
 from twinlens.match.matcher import Matcher
-from twinlens.measure.operating import OpenSetCalibration
+from twinlens.measure.open_set_calibration import OpenSetCalibration
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_enrol_counts_new_known_and_skipped(gallery: Gallery, pictures: Path) ->
 def test_enrolment_goes_on_where_it_was(
     gallery: Gallery, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twinlens.match.enrolment.AT_ONCE", 10)
+    monkeypatch.setattr("twinlens.gallery.enrol.AT_ONCE", 10)
 
     def stop(done: int, total: int) -> None:
         if done == 20:
@@ -132,7 +132,7 @@ def test_enrolment_goes_on_where_it_was(
     assert len(gallery) == 20
     seen: list[int] = []
     monkeypatch.setattr(
-        "twinlens.match.enrolment.read_source",
+        "twinlens.gallery.enrol.read_source",
         lambda matcher, source, content: seen.append(1) or np.zeros((1, 16, 16), dtype=np.uint8),
     )
     found = gallery.enrol(pictures)
@@ -143,8 +143,8 @@ def test_enrolment_goes_on_where_it_was(
 def test_a_long_enrolment_keeps_few_files(
     gallery: Gallery, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twinlens.match.enrolment.AT_ONCE", 4)
-    monkeypatch.setattr("twinlens.match.stores.MOST_FRAGMENTS", 4)
+    monkeypatch.setattr("twinlens.gallery.enrol.AT_ONCE", 4)
+    monkeypatch.setattr("twinlens.gallery.store.MOST_FRAGMENTS", 4)
     found = gallery.enrol(pictures)
     assert found.num_new == len(gallery) == 40
     assert len(list(Path(gallery.place).glob("templates.lance/data/*"))) <= 4

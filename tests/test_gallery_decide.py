@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from twinlens.match.lookup import Near
-from twinlens.match.verdicts import Threshold, decide
+from twinlens.gallery.decide import Threshold, decide
+from twinlens.gallery.search import Near
 from twinlens.measure.bootstrap import Figure
-from twinlens.measure.operating import OpenSetCalibration
+from twinlens.measure.open_set_calibration import OpenSetCalibration
 from twinlens.measure.probability import Platt
 
 CALIBRATION = OpenSetCalibration(

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from twinlens.errors import GalleryError
-from twinlens.match.gallery import Gallery
+from twinlens.gallery.gallery import Gallery
 
 WHO = "Zoë d'Ça"
 

@@ -15,7 +15,7 @@ from conftest import TinyRun
 from gallery_traces import found_in, traces_of_texts, traces_of_vectors
 
 from twinlens.errors import DataError, GalleryError
-from twinlens.match.gallery import Gallery
+from twinlens.gallery.gallery import Gallery
 
 DIM = 16
 SIZE = 8 << 20

@@ -18,11 +18,11 @@ import pytest
 from conftest import TinyRun
 from test_matcher import make_matcher
 
-from twinlens.data.sources import read_table
+from twinlens.commands.embed import embed
+from twinlens.data.folders import read_table
 from twinlens.errors import DataError, GalleryError
-from twinlens.jobs.embed import embed
-from twinlens.match.enrolment import Skipped
-from twinlens.match.gallery import Gallery
+from twinlens.gallery.enrol import Skipped
+from twinlens.gallery.gallery import Gallery
 from twinlens.match.matcher import Matcher
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -55,7 +55,7 @@ def test_one_vector_under_two_names_is_the_firsts(gallery: Gallery) -> None:
 
 def test_counts_are_those_of_one_by_one(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever comes again, in one batch or several: as if each row had come alone."""
-    monkeypatch.setattr("twinlens.match.gallery.AT_ONCE", 7)
+    monkeypatch.setattr("twinlens.gallery.gallery.AT_ONCE", 7)
     rng = np.random.default_rng(1)
     emb, names = vectors_for(gallery, 12)[rng.integers(0, 12, 40)], rng.choice(["a", "b"], 40)
     owners: dict[bytes, str] = {}
@@ -324,7 +324,7 @@ def test_calibrating_knows_the_models_forgeries(
         asked.append(list(probe_identity_P))
         raise GalleryError("far enough")
 
-    monkeypatch.setattr("twinlens.match.upkeep.calibrate_with_probes", calibrate)
+    monkeypatch.setattr("twinlens.gallery.maintain.calibrate_with_probes", calibrate)
     with pytest.raises(GalleryError, match="far enough"):
         gallery.calibrate(tmp_path / "data", progress=lambda done, num: steps.append((done, num)))
     assert asked == [["a", "b"]]
@@ -373,7 +373,7 @@ def test_keys_of_any_characters(gallery: Gallery, where: str, num: int) -> None:
 def test_imports_say_whom_they_skip(
     gallery: Gallery, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from twinlens.jobs.gallery import import_file
+    from twinlens.commands.gallery import import_file
 
     enrol(gallery, vectors_for(gallery, 2), ["a", "b"], path=["/p/a.png", "/p/b.png"])
     gallery.export(tmp_path / "x.parquet")

@@ -9,9 +9,9 @@ import pytest
 from conftest import TinyRun
 from gallery_writer import batch, enrol
 
-from twinlens.match import indexing
-from twinlens.match.gallery import Gallery
-from twinlens.match.indexing import fitting
+from twinlens.gallery import index as indexing
+from twinlens.gallery.gallery import Gallery
+from twinlens.gallery.index import fitting
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_measurement_without_its_index_is_told(gallery: Gallery) -> None:
 
 def test_when_an_index_is_wanted(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not gallery.wants_index()
-    monkeypatch.setattr("twinlens.match.lookup.EXACT_BYTES", 0)  # Too large for memory.
+    monkeypatch.setattr("twinlens.gallery.search.EXACT_BYTES", 0)  # Too large for memory.
     assert gallery.wants_index()
     gallery.store.make_index(3)  # And killed before it was measured.
     assert gallery.store.num_unindexed() == 0
@@ -84,7 +84,7 @@ def test_when_an_index_is_wanted(gallery: Gallery, monkeypatch: pytest.MonkeyPat
 def test_too_many_for_memory_and_no_index_is_told(
     gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twinlens.match.lookup.EXACT_BYTES", 0)
+    monkeypatch.setattr("twinlens.gallery.search.EXACT_BYTES", 0)
     found = gallery.optimize(partitions=0)
     assert (found.search, found.partitions, found.recall) == ("scan", 0, 1.0)
     assert "60 templates: no index, and too many for memory: " in found.as_text()

@@ -24,7 +24,7 @@ from conftest import TINY, TinyRun
 from gallery_traces import found_in, traces_of_texts, traces_of_vectors
 from gallery_writer import DIM, WHOLE, Batch, batch
 
-from twinlens.match.gallery import Gallery
+from twinlens.gallery.gallery import Gallery
 
 KILLS = int(os.environ.get("TWINLENS_KILLS", "30"))
 SECONDS = float(os.environ.get("TWINLENS_SECONDS", "8"))

@@ -12,8 +12,8 @@ from gallery_traces import found_in, traces_of_vectors
 from gallery_writer import DIM
 
 from twinlens.errors import GalleryError
-from twinlens.match.gallery import Gallery
-from twinlens.match.stores import quoted
+from twinlens.gallery.gallery import Gallery
+from twinlens.gallery.store import quoted
 
 ODD = {
     "quote": "d'Arc",

@@ -20,8 +20,8 @@ from lance.file import LanceFileSession
 from PIL import Image
 
 from twinlens.errors import GalleryError
-from twinlens.match.gallery import Gallery
-from twinlens.match.upkeep import finish
+from twinlens.gallery.gallery import Gallery
+from twinlens.gallery.maintain import finish
 
 moto = pytest.importorskip("moto.server", reason="moto, which stands in for S3, is not installed")
 
@@ -32,7 +32,7 @@ WRITER = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from gallery_writer import batch, enrol
-from twinlens.match.gallery import Gallery
+from twinlens.gallery.gallery import Gallery
 gallery = Gallery.open(sys.argv[2], options=json.loads(sys.argv[3]))
 for number in range(int(sys.argv[4]), int(sys.argv[4]) + 4):
     enrol(gallery, batch(number, 5))

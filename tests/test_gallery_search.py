@@ -9,8 +9,8 @@ import pytest
 import torch
 from test_matcher import make_matcher
 
-from twinlens.match import lookup
-from twinlens.match.gallery import Gallery
+from twinlens.gallery import search as lookup
+from twinlens.gallery.gallery import Gallery
 from twinlens.match.matcher import Matcher
 from twinlens.measure.fusion import RULES
 from twinlens.model.bundle import save_bundle

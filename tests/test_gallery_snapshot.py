@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from test_stores import DIM, SETTINGS, erase, fill, make_rows, vectors
 
-from twinlens.match import snapshot
-from twinlens.match.snapshot import NARROW, WORTH_NARROWING, Bounds, Snapshot, Snapshots
-from twinlens.match.stores import Store
+from twinlens.gallery import snapshot
+from twinlens.gallery.snapshot import NARROW, WORTH_NARROWING, Bounds, Snapshot, Snapshots
+from twinlens.gallery.store import Store
 
 Vectors = NDArray[np.float32]
 

@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from twinlens.errors import GalleryError
-from twinlens.match import durable, places, stores
-from twinlens.match.places import is_remote
-from twinlens.match.stores import COLUMNS, Store, quoted, schema
+from twinlens.gallery import durable
+from twinlens.gallery import location as places
+from twinlens.gallery import store as stores
+from twinlens.gallery.location import is_remote
+from twinlens.gallery.store import COLUMNS, Store, quoted, schema
 
 DIM = 8
 SETTINGS: dict[str, Any] = {"name": "Ünal", "deletions": 0}

@@ -11,9 +11,9 @@ from digits_run import CPU, TRAIN, digest, digit_settings, start
 from torch import Tensor, nn
 
 from twinlens.config import Settings
-from twinlens.data.batches import make_sampler
-from twinlens.learn.caching import chunks_of, embed_in_chunks, moving_norms
-from twinlens.learn.feed import Feed
+from twinlens.data.samplers import make_sampler
+from twinlens.learn.embed_batch import Feed
+from twinlens.learn.grad_cache import chunks_of, embed_in_chunks, moving_norms
 from twinlens.learn.objective import Objective
 from twinlens.model.comparators import make_comparator
 from twinlens.model.encoder import Encoder

@@ -9,10 +9,11 @@ import pytest
 import reference
 
 from twinlens.errors import DataError
-from twinlens.measure import pairs, ranks
+from twinlens.measure import half_matrix_knn as ranks
+from twinlens.measure import pairs
 from twinlens.measure import retrieval as module
 from twinlens.measure.distances import PLAIN, PlainComparison
-from twinlens.measure.ranks import ranked
+from twinlens.measure.half_matrix_knn import ranked
 from twinlens.measure.retrieval import retrieval
 
 EUCLIDEAN = PlainComparison("euclidean")

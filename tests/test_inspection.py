@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from twinlens.data import inspection
-from twinlens.data.findings import Inspection, Spread
 from twinlens.data.inspection import has_color, inspect_table, survey
+from twinlens.data.inspection_result import Inspection, Spread
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 

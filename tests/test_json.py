@@ -16,10 +16,10 @@ from conftest import TINY, TinyRun, draw_pictures
 from PIL import Image
 
 import twinlens
-from twinlens.cli import main
+from twinlens.cli.main import main
+from twinlens.commands import doctor as doctor_job
 from twinlens.config import ModelSettings, Settings
 from twinlens.data.table import ImageTable
-from twinlens.jobs import doctor as doctor_job
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Isotonic, Platt
 

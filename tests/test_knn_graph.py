@@ -7,8 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from twinlens.clusters.knn_graph import nearest_neighbours
 from twinlens.errors import DataError
-from twinlens.match.neighbours import nearest_neighbours
 from twinlens.measure import pairs
 from twinlens.model.comparators import COMPARATORS, NumpyComparison, make_comparator
 

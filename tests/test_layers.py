@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from twinlens.model.pooling import HalvingMaxPool
+from twinlens.model.layers import HalvingMaxPool
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 6), (1, 4, 7, 9), (3, 1, 2, 3)])

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from twinlens.errors import ConfigError, DataError
-from twinlens.match.clusters import (
+from twinlens.clusters.linkage import (
     MEASURED,
     Clusters,
     between_clusters,
     cluster_embeddings,
     contradiction,
 )
+from twinlens.errors import ConfigError, DataError
 from twinlens.model.comparators import COMPARATORS, NumpyComparison, make_comparator
 
 EUCLID = NumpyComparison(make_comparator("euclidean", 2))

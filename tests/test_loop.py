@@ -19,16 +19,16 @@ import torch
 from digits_run import CPU, TRAIN, VAL, digest, digit_settings, start
 
 from twinlens.config import LossSettings, OptimizerSettings, Settings
-from twinlens.data.batches import make_sampler
+from twinlens.data.samplers import make_sampler
 from twinlens.errors import DataError, TrainingError
-from twinlens.learn import training
-from twinlens.learn.course import Course
+from twinlens.learn import loop as training
+from twinlens.learn.embed_batch import Feed, Pool
 from twinlens.learn.features import backbone_features, can_precompute
-from twinlens.learn.feed import Feed, Pool
 from twinlens.learn.learner import Learner, State, make_optimizer, restore, snapshot
+from twinlens.learn.loop import Moment
 from twinlens.learn.objective import Objective
-from twinlens.learn.run import HistoryRow, RunFolder
-from twinlens.learn.training import Moment
+from twinlens.learn.run_folder import HistoryRow, RunFolder
+from twinlens.learn.schedule import Course
 from twinlens.learn.validation import Validator
 from twinlens.model.comparators import make_comparator
 from twinlens.model.compute import Compute

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from librarys import agree, embedded
+from peer_libraries import agree, embedded
 from pytorch_metric_learning import distances, miners, reducers
 from pytorch_metric_learning import losses as library
 from torch import Tensor

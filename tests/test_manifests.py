@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from twinlens.data.folders import read_table
 from twinlens.data.manifests import read_manifest
-from twinlens.data.sources import read_table
 from twinlens.errors import DataError
 
 

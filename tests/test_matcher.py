@@ -16,8 +16,8 @@ from PIL import Image
 
 import twinlens
 from twinlens.config import ModelSettings, PictureSettings
-from twinlens.data.cache import decode_table
-from twinlens.data.sources import read_table
+from twinlens.data.folders import read_table
+from twinlens.data.pixel_cache import decode_table
 from twinlens.errors import CalibrationError, DataError, ModelError, PictureError
 from twinlens.match.answers import VerifyAnswer
 from twinlens.match.matcher import Matcher

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from twinlens.config import SamplerSettings
-from twinlens.data import drawing, montage
-from twinlens.data.batches import make_sampler
-from twinlens.data.drawing import GREEN, GROUND, LINE, RED, draw_picture, text_width
-from twinlens.data.montage import draw_montage, draw_verdict
-from twinlens.data.pools import Batch
+from twinlens.data.batch import Batch
+from twinlens.data.samplers import make_sampler
 from twinlens.data.table import ImageTable
 from twinlens.errors import PictureError
+from twinlens.report import canvas as drawing
+from twinlens.report import montage
+from twinlens.report.canvas import GREEN, GROUND, LINE, RED, draw_picture, text_width
+from twinlens.report.montage import draw_montage, draw_verdict
 
 NUM_LABELS = 6
 

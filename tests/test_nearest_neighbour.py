@@ -16,7 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from twinlens.errors import DataError
 from twinlens.measure import pairs as pairs_module
 from twinlens.measure.bootstrap import figures, replicate
-from twinlens.measure.nearest import nearest
+from twinlens.measure.nearest_neighbour import nearest
 from twinlens.model.comparators import COMPARATORS, NumpyComparison, make_comparator
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from twinlens.config import LossSettings, OptimizerSettings
-from twinlens.data.pools import Batch
+from twinlens.data.batch import Batch
 from twinlens.data.table import pair_masks
 from twinlens.errors import ConfigError
-from twinlens.learn import blocks, losses
+from twinlens.learn import blockwise as blocks
+from twinlens.learn import losses
 from twinlens.learn.objective import Objective
 from twinlens.model.comparators import make_comparator
 

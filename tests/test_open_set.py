@@ -11,8 +11,8 @@ import reference
 from made_up_people import Euclid, people
 
 from twinlens.errors import ConfigError, DataError
-from twinlens.measure.divisions import Division
 from twinlens.measure.open_set import SIZES, TARGET_FPIRS, OpenSet, open_set
+from twinlens.measure.open_set_split import Division
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from made_up_people import Euclid, people
 
 from twinlens.errors import CalibrationError, DataError, ModelError
-from twinlens.measure.identification import calibrate_open_set, calibrate_with_probes
-from twinlens.measure.metrics import threshold_at_far
-from twinlens.measure.operating import KEPT, OpenSetCalibration, kept_ranks, margins
+from twinlens.measure.error_rates import threshold_at_far
+from twinlens.measure.open_set_calibration import KEPT, OpenSetCalibration, kept_ranks, margins
+from twinlens.measure.open_set_threshold import calibrate_open_set, calibrate_with_probes
 from twinlens.measure.probability import Isotonic
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from made_up_people import Euclid, people
 
-from twinlens.measure import divisions
-from twinlens.measure.divisions import Division
+from twinlens.measure import open_set_split as divisions
+from twinlens.measure.open_set_split import Division
 
 
 def division(label, num_enrolled, shot, seed):

@@ -10,17 +10,17 @@ import reference
 from made_up_people import Euclid, people
 
 from twinlens.errors import CalibrationError, ConfigError, DataError
-from twinlens.measure.asking import ask, ask_left_out
+from twinlens.measure.error_rates import matches, threshold_at_far
 from twinlens.measure.fusion import RULES
-from twinlens.measure.identification import (
+from twinlens.measure.open_set_threshold import (
     OpenSetCalibration,
     _at_odds,
     _smallest_margin,
     calibrate_open_set,
     calibrate_with_probes,
 )
-from twinlens.measure.metrics import matches, threshold_at_far
 from twinlens.measure.probability import Isotonic, Platt
+from twinlens.measure.rank_probes import ask, ask_left_out
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from twinlens.config import PictureSettings
-from twinlens.data import cache
-from twinlens.data.cache import Broken, Decoded, Stream, decode_table
+from twinlens.data import pixel_cache as cache
 from twinlens.data.decode import read_array
+from twinlens.data.pixel_cache import Broken, Decoded, Stream, decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 

@@ -16,10 +16,11 @@ from torch import nn
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import ModelError
 from twinlens.model.backbones import OWN_BACKBONES
-from twinlens.model.bundle import Stored, read_stored, save_bundle
+from twinlens.model.bundle import save_bundle
 from twinlens.model.comparators import Sigmoid, make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.plain import PlainEncoder, plain_encoder, sigmoid_scale
+from twinlens.model.stored import Stored, read_stored
 
 SMALL: dict[str, Any] = {"size": (13, 10), "color": "rgb", "mean": (0.4, 0.5, 0.6), "std": (0.2,)}
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from twinlens.measure import figures, svg
-from twinlens.measure.figures import (
+from twinlens.report import plots as figures
+from twinlens.report import svg
+from twinlens.report.plots import (
     ScoredPairs,
     distance_histogram,
     learning_curves,

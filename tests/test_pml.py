@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from librarys import agree, embedded
+from peer_libraries import agree, embedded
 from pytorch_metric_learning import distances, reducers
 from pytorch_metric_learning import losses as library
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_people import Euclid, people
 
-from twinlens.measure import asking, pairs
-from twinlens.measure.asking import ask, ask_left_out, random_rounds, spread_sample
+from twinlens.measure import pairs
+from twinlens.measure import rank_probes as asking
 from twinlens.measure.fusion import RULES
+from twinlens.measure.rank_probes import ask, ask_left_out, random_rounds, spread_sample
 
 
 @settings(deadline=None, max_examples=30)

@@ -19,8 +19,8 @@ import torch
 from PIL import Image, ImageDraw
 
 import twinlens
-from twinlens.cli import main
-from twinlens.jobs import train as train_job
+from twinlens.cli.main import main
+from twinlens.commands import train as train_job
 from twinlens.model.encoder import Encoder
 from twinlens.recipes import load_recipe, recipe_names, recipe_values
 

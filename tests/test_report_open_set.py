@@ -8,14 +8,14 @@ import pytest
 from made_up_people import Euclid, people
 
 from twinlens.measure.open_set import open_set
-from twinlens.measure.open_set_page import (
+from twinlens.report.open_set import (
     open_set_figures,
     open_set_sentences,
     open_set_sizes,
     pair_threshold_caution,
 )
-from twinlens.measure.report import OperatingPoint, ReportContent, SplitCount, render_report
-from twinlens.measure.wording import result_rows
+from twinlens.report.page import OperatingPoint, ReportContent, SplitCount, render_report
+from twinlens.report.wording import result_rows
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from twinlens.measure import maps, report
-from twinlens.measure.report import (
+from twinlens.report import embedding_map as maps
+from twinlens.report import page as report
+from twinlens.report.page import (
     Choice,
     MapPictures,
     OperatingPoint,
@@ -25,7 +26,7 @@ from twinlens.measure.report import (
     worst_rows,
     write_report,
 )
-from twinlens.measure.svg import COLORS
+from twinlens.report.svg import COLORS
 
 EVIL = '<script>alert("1")</script>\'"&'
 VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}

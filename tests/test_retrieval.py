@@ -8,8 +8,8 @@ import reference
 import torch
 
 from twinlens.errors import DataError
+from twinlens.measure import half_matrix_knn as ranks
 from twinlens.measure import pairs as pairs_module
-from twinlens.measure import ranks
 from twinlens.measure import retrieval as module
 from twinlens.measure.distances import PLAIN, PlainComparison, plain_of
 from twinlens.measure.retrieval import retrieval

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from twinlens.errors import TrainingError
-from twinlens.learn.journal import Journal
-from twinlens.learn.run import Checkpoint, HistoryRow, RunFolder
+from twinlens.learn.history import Journal
+from twinlens.learn.run_folder import Checkpoint, HistoryRow, RunFolder
 
 ROWS = [
     HistoryRow(0, 0.0, 0.0, math.nan, 0.0, 0.5),
@@ -106,7 +106,7 @@ def test_a_checkpoint_that_finds_no_room_changes_nothing(
     def full(_: int) -> None:
         raise OSError("no room")
 
-    monkeypatch.setattr("twinlens.learn.run.os.fsync", full)
+    monkeypatch.setattr("twinlens.learn.run_folder.os.fsync", full)
     with pytest.raises(OSError, match="no room"):
         run.write_json("run.json", {"seed": 4})
     assert run.read_json("run.json") == {"seed": 3}

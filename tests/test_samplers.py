@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from twinlens.config import SamplerSettings
-from twinlens.data.batches import PKSampler, make_sampler
-from twinlens.data.pools import Batch
+from twinlens.data.batch import Batch
+from twinlens.data.samplers import PKSampler, make_sampler
 from twinlens.errors import ConfigError, DataError
 
 NUM_SETS = 100

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twinlens.config import TrainSettings
-from twinlens.learn.course import Course, plan_course, rate_share
+from twinlens.learn.schedule import Course, plan_course, rate_share
 
 SCHEDULES = ("one-cycle", "cosine", "constant")
 

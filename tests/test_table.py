@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from twinlens.data.sources import read_table
+from twinlens.data.folders import read_table
 from twinlens.data.table import SPLITS, ImageTable, pair_masks, require_identities
 from twinlens.errors import DataError
 

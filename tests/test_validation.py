@@ -7,7 +7,7 @@ import pytest
 
 from twinlens.config import ModelSettings, PictureSettings, Settings, TrainSettings
 from twinlens.learn import validation
-from twinlens.learn.feed import Pool
+from twinlens.learn.embed_batch import Pool
 from twinlens.learn.validation import Validator
 from twinlens.model.comparators import make_comparator
 from twinlens.model.compute import Compute

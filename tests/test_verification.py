@@ -17,10 +17,10 @@ from twinlens.errors import DataError
 from twinlens.measure import pairs as pairs_module
 from twinlens.measure.bootstrap import Figure, figures, interval, pair_weights, replicate
 from twinlens.measure.calibration import Calibration, Platt
-from twinlens.measure.episodes import tied_credit
-from twinlens.measure.metrics import auc, best_accuracy, det_curve, eer, tar_at_far
+from twinlens.measure.error_rates import auc, best_accuracy, det_curve, eer, tar_at_far
+from twinlens.measure.few_shot import tied_credit
 from twinlens.measure.pairs import count_pairs
-from twinlens.measure.protocols import (
+from twinlens.measure.verification import (
     PairSet,
     draw_pairs,
     one_shot,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from twinlens.measure.wording import (
+from twinlens.report.wording import (
     bounds,
     count_of,
     dig,

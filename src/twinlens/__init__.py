@@ -14,7 +14,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from twinlens._version import __version__ as __version__
+
 if TYPE_CHECKING:
+    from twinlens.commands.calibrate import calibrate
+    from twinlens.commands.cluster import cluster
+    from twinlens.commands.demo import demo
+    from twinlens.commands.doctor import doctor
+    from twinlens.commands.embed import embed
+    from twinlens.commands.evaluate import evaluate
+    from twinlens.commands.faces import faces
+    from twinlens.commands.identify import identify, search
+    from twinlens.commands.inspect import inspect
+    from twinlens.commands.train import train
+    from twinlens.commands.verify import load, verify
     from twinlens.data.table import ImageTable
     from twinlens.errors import (
         CalibrationError,
@@ -27,22 +40,9 @@ if TYPE_CHECKING:
         TrainingError,
         TwinlensError,
     )
-    from twinlens.jobs.calibrate import calibrate
-    from twinlens.jobs.cluster import cluster
-    from twinlens.jobs.demo import demo
-    from twinlens.jobs.doctor import doctor
-    from twinlens.jobs.embed import embed
-    from twinlens.jobs.evaluate import evaluate
-    from twinlens.jobs.faces import faces
-    from twinlens.jobs.identify import identify, search
-    from twinlens.jobs.inspect import inspect
-    from twinlens.jobs.train import train
-    from twinlens.jobs.verify import load, verify
+    from twinlens.gallery.gallery import Gallery
     from twinlens.match.answers import Hit, IdentifyAnswer, VerifyAnswer
-    from twinlens.match.gallery import Gallery
     from twinlens.match.matcher import Matcher
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CalibrationError",
@@ -76,25 +76,25 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Gallery": "match.gallery",
+    "Gallery": "gallery.gallery",
     "Hit": "match.answers",
     "IdentifyAnswer": "match.answers",
     "ImageTable": "data.table",
     "Matcher": "match.matcher",
     "VerifyAnswer": "match.answers",
-    "calibrate": "jobs.calibrate",
-    "cluster": "jobs.cluster",
-    "demo": "jobs.demo",
-    "doctor": "jobs.doctor",
-    "embed": "jobs.embed",
-    "evaluate": "jobs.evaluate",
-    "faces": "jobs.faces",
-    "identify": "jobs.identify",
-    "inspect": "jobs.inspect",
-    "load": "jobs.verify",
-    "search": "jobs.identify",
-    "train": "jobs.train",
-    "verify": "jobs.verify",
+    "calibrate": "commands.calibrate",
+    "cluster": "commands.cluster",
+    "demo": "commands.demo",
+    "doctor": "commands.doctor",
+    "embed": "commands.embed",
+    "evaluate": "commands.evaluate",
+    "faces": "commands.faces",
+    "identify": "commands.identify",
+    "inspect": "commands.inspect",
+    "load": "commands.verify",
+    "search": "commands.identify",
+    "train": "commands.train",
+    "verify": "commands.verify",
 }
 
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from twinlens.cli import main
+from twinlens.cli.main import main
 
 sys.exit(main())

@@ -21,6 +21,7 @@ from pydantic import (
 
 __all__ = [
     "LENGTHS",
+    "SHIFTS",
     "AugmentSettings",
     "DataSettings",
     "LossSettings",
@@ -133,6 +134,10 @@ class ModelSettings(Section):
     comparator: Literal["euclidean", "squared-euclidean", "cosine", "sigmoid", "network"] = "cosine"
 
 
+SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
+"""Views that `model.shifts` averages: (pixels down, pixels to the right)."""
+
+
 class LossSettings(Section):
     """The loss: `contrastive`, `triplet`, `bce`, `supcon`, `classes`, or one of the library's.
 
@@ -213,7 +218,7 @@ class TrainSettings(Section):
     `metric` chooses the weights: the EER of all pairs, the mean of it and of the EER against
     forgeries of the claimed identity alone (`eer_forged`), or recall at 1.
     `chunk` is how many pictures' graph is in memory at once: a larger batch is embedded in chunks,
-    twice, for the gradient of the whole (`learn.caching` says what batch norm makes of it).
+    twice, for the gradient of the whole (`learn.grad_cache` says what batch norm makes of it).
     """
 
     steps: PositiveInt | None = None

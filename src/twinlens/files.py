@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and what a path with ~ means.
+"""Atomic output: files and folders appear complete or not at all; output paths are checked first.
 
 This module does not know what is written.
 """
@@ -13,7 +13,8 @@ from pathlib import Path
 
 from twinlens.errors import DataError
 
-__all__ = ["appearing", "expanded", "replacing"]
+__all__ = ["appearing", "check_new_folder", "check_place", "expanded", "replacing", "whole_file",
+           "write_text"]  # fmt: skip
 
 
 def expanded(path: str | Path) -> Path:
@@ -60,3 +61,74 @@ def appearing(folder: Path, place: str, advice: str) -> Iterator[Path]:
         if folder.is_dir():
             folder.rmdir()
         part.rename(folder)
+
+
+def check_place(path: str | Path) -> None:
+    """Refuse, before any work is done, a file that could not be written after it.
+
+    Raises:
+        DataError: its folder is not there or closed to us, or it is a folder or a device itself.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"cannot write {path}: it is a folder, and a file is needed")
+    if path.exists() and not path.is_file():  # Renaming would take the place of /dev/null.
+        raise DataError(f"cannot write {path}: it is no ordinary file")
+    if not path.parent.is_dir():
+        raise DataError(f"cannot write {path}: there is no folder {path.parent}, make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise DataError(f"cannot write {path}: no permission to write into {path.parent}")
+
+
+def check_new_folder(
+    out: Path, holds: str, source: Path | None = None, taken_for: str = "pictures"
+) -> Path:
+    """`out`, if it is new or empty, and not among the pictures that it comes from.
+
+    Args:
+        out: the folder that is to be made.
+        holds: what it will hold, in words.
+        source: the folder that is read, if it is one.
+        taken_for: what its files would be taken for below `source`.
+    Raises:
+        DataError: it is something else.
+    """
+    if out.is_symlink() or out.is_mount() or out.resolve() == Path.cwd():
+        raise DataError(
+            f"{out} is a link, a mounted disk or the folder you are in, whose place the new folder "
+            "cannot take: name a folder in it"
+        )
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file: name a new folder for {holds}")
+    if out.is_dir() and any(out.iterdir()):
+        raise DataError(f"{out} is not empty: name another folder for {holds}, or remove it")
+    if source is not None and out.resolve().is_relative_to(source.resolve()):
+        raise DataError(
+            f"{out} lies in {source}, and would be taken for {taken_for} next time: name a "
+            "folder outside of it"
+        )
+    return out
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A place beside `path`, with the same ending, that becomes `path` once it is written.
+
+    Raises:
+        DataError: it cannot be written; nothing is left behind.
+    """
+    check_place(path)
+    path = Path(path).resolve()  # What a link points to is written, and the link stays.
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        with replacing(path, part):
+            yield part
+    except (OSError, ValueError) as error:  # Pillow and Arrow say ValueError of a wrong ending.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DataError(f"cannot write {path}: {reason}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file beside its place and rename it, so that it is never seen half."""
+    with replacing(path, path.with_name(f"{path.name}.part")) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")

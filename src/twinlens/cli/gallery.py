@@ -1,6 +1,6 @@
 """The commands of galleries: `twinlens gallery ...`, `twinlens identify`, `twinlens search`.
 
-Words to functions of `jobs.gallery` and `jobs.identify`, answers to text and exit codes.
+Words to functions of `commands.gallery` and `commands.identify`, answers to text and exit codes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from twinlens.arguments import (
+from twinlens.cli.arguments import (
     DATA_HELP,
     Parser,
     json_argument,
@@ -74,7 +74,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_create(args: argparse.Namespace) -> int:
-    from twinlens.jobs.gallery import create
+    from twinlens.commands.gallery import create
 
     print_found(create(args.gallery, args.model).info(), args.json)
     return 0
@@ -102,7 +102,7 @@ def _add_enrol(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_enrol(args: argparse.Namespace) -> int:
-    from twinlens.jobs.gallery import enrol, enrol_files
+    from twinlens.commands.gallery import enrol, enrol_files
 
     metadata = dict(_pair(text) for text in args.metadata)
     if args.identity is not None:
@@ -146,7 +146,7 @@ def _add_erase(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_erase(args: argparse.Namespace) -> int:
-    from twinlens.jobs.gallery import erase
+    from twinlens.commands.gallery import erase
 
     print_found(erase(args.gallery, args.identity), args.json)
     return 0
@@ -159,7 +159,7 @@ def _add_rename(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_rename(args: argparse.Namespace) -> int:
-    from twinlens.jobs.gallery import rename
+    from twinlens.commands.gallery import rename
 
     print_found(rename(args.gallery, args.old, args.new, merge=args.merge), args.json)
     return 0
@@ -177,7 +177,7 @@ def _add_optimize(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_optimize(args: argparse.Namespace) -> int:
-    from twinlens.jobs.gallery import optimize
+    from twinlens.commands.gallery import optimize
 
     found = optimize(
         args.gallery, partitions=args.partitions, target_recall=args.recall, quiet=args.quiet
@@ -201,7 +201,7 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_calibrate(args: argparse.Namespace) -> int:
-    from twinlens.jobs.gallery import calibrate
+    from twinlens.commands.gallery import calibrate
 
     found = calibrate(
         args.gallery, args.data, fpir=args.fpir, rule=args.rule, root=args.root, seed=args.seed,
@@ -220,7 +220,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_import(args: argparse.Namespace) -> int:
-    from twinlens.jobs.gallery import import_file
+    from twinlens.commands.gallery import import_file
 
     print_found(import_file(args.gallery, args.file, quiet=args.quiet), args.json)
     return 0
@@ -235,7 +235,7 @@ def _add_rebuild(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_rebuild(args: argparse.Namespace) -> int:
-    from twinlens.jobs.gallery import rebuild
+    from twinlens.commands.gallery import rebuild
 
     found = rebuild(args.gallery, args.model, drop_missing=args.drop_missing, quiet=args.quiet)
     print_found(found, args.json)
@@ -251,7 +251,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_list(args: argparse.Namespace) -> int:
-    from twinlens.jobs.gallery import list_identities, list_templates
+    from twinlens.commands.gallery import list_identities, list_templates
 
     if args.templates or args.identity is not None:
         print_found(list_templates(args.gallery, args.identity), args.json)
@@ -265,7 +265,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_info(args: argparse.Namespace) -> int:
-    from twinlens.jobs.gallery import info
+    from twinlens.commands.gallery import info
 
     print_found(info(args.gallery), args.json)
     return 0
@@ -276,7 +276,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_export(args: argparse.Namespace) -> int:
-    from twinlens.jobs.gallery import export
+    from twinlens.commands.gallery import export
 
     print_found(export(args.gallery, args.file), args.json)
     return 0
@@ -298,7 +298,7 @@ def add_identify(parser: argparse.ArgumentParser) -> None:
 
 def run_identify(args: argparse.Namespace) -> int:
     """0: all were identified. 1: somebody was not. 2: a picture could not be read."""
-    from twinlens.jobs.identify import identify
+    from twinlens.commands.identify import identify
 
     found = identify(
         args.gallery, args.pictures, k=args.k, far=args.far, show=args.show, quiet=args.quiet
@@ -323,7 +323,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
 
 def run_search(args: argparse.Namespace) -> int:
     """0, whatever was found."""
-    from twinlens.jobs.identify import search
+    from twinlens.commands.identify import search
 
     print_found(
         search(args.gallery, args.picture, k=args.k, where=args.where, show=args.show), args.json

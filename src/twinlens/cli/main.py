@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from twinlens import __version__
-from twinlens.arguments import (
+from twinlens._version import __version__
+from twinlens.cli.arguments import (
     MODEL_HELP,
     Parser,
     data_argument,
@@ -26,7 +26,7 @@ from twinlens.arguments import (
     print_json,
     quiet_argument,
 )
-from twinlens.cli_gallery import (
+from twinlens.cli.gallery import (
     add_gallery,
     add_identify,
     add_search,
@@ -141,7 +141,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_train(args: argparse.Namespace) -> int:
-    from twinlens.jobs.train import train
+    from twinlens.commands.train import train
 
     try:
         model = train(
@@ -164,7 +164,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_inspect(args: argparse.Namespace) -> int:
-    from twinlens.jobs.inspect import inspect
+    from twinlens.commands.inspect import inspect
 
     found = inspect(
         args.data, recipe=args.recipe, settings=_overrides(args), root=args.root,
@@ -191,8 +191,8 @@ def _on(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_calibrate(args: argparse.Namespace) -> int:
-    from twinlens.jobs.calibrate import calibrate, explain
-    from twinlens.model.bundle import model_folder
+    from twinlens.commands.calibrate import calibrate, explain
+    from twinlens.model.stored import model_folder
 
     if args.data is None:
         model_folder(args.model)
@@ -237,7 +237,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_evaluate(args: argparse.Namespace) -> int:
-    from twinlens.jobs.evaluate import evaluate
+    from twinlens.commands.evaluate import evaluate
 
     found = evaluate(
         args.model, args.data, protocol=args.protocol, split=args.on, trials=args.trials,
@@ -257,7 +257,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_verify(args: argparse.Namespace) -> int:
-    from twinlens.jobs.verify import verify
+    from twinlens.commands.verify import verify
 
     answer = verify(args.model, args.a, args.b, show=args.show)
     if args.json:
@@ -275,7 +275,7 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_embed(args: argparse.Namespace) -> int:
-    from twinlens.jobs.embed import embed
+    from twinlens.commands.embed import embed
 
     rows = embed(args.model, args.data, out=args.out, root=args.root, quiet=args.quiet)
     print(f"{rows} embeddings in {args.out}")
@@ -306,7 +306,7 @@ def _add_faces(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_faces(args: argparse.Namespace) -> int:
-    from twinlens.jobs.faces import faces
+    from twinlens.commands.faces import faces
 
     found = faces(
         args.data, args.out, detector=args.detector, model=args.model, score=args.score,
@@ -341,7 +341,7 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_cluster(args: argparse.Namespace) -> int:
-    from twinlens.jobs.cluster import cluster
+    from twinlens.commands.cluster import cluster
 
     found = cluster(
         args.model, args.data, out=args.out, far=args.far, threshold=args.threshold,
@@ -382,7 +382,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_doctor(args: argparse.Namespace) -> int:
-    from twinlens.jobs.doctor import as_text, doctor
+    from twinlens.commands.doctor import as_text, doctor
 
     found = doctor()
     if args.json:
@@ -398,7 +398,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_demo(args: argparse.Namespace) -> int:
-    from twinlens.jobs.demo import demo
+    from twinlens.commands.demo import demo
 
     for line in demo(out=args.out, quiet=args.quiet):
         print(line)

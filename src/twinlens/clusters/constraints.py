@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from twinlens.clusters.linkage import contradiction
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, one_line
 from twinlens.files import expanded
-from twinlens.match.clusters import contradiction
 
 __all__ = ["Constraints", "places_of", "read_constraints"]
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from twinlens.clusters.linkage import Clusters
 from twinlens.errors import PictureError, one_line
-from twinlens.match.clusters import Clusters
 from twinlens.progress import Progress
 
 __all__ = ["SINGLE", "Placed", "place_clusters", "write_list"]

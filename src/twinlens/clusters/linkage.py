@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from twinlens.clusters.knn_graph import NEIGHBOURS, Neighbours, nearest_neighbours
 from twinlens.errors import ConfigError, DataError
-from twinlens.match.neighbours import NEIGHBOURS, Neighbours, nearest_neighbours
 from twinlens.measure.pairs import Comparison
 
 __all__ = ["Clusters", "between_clusters", "cluster_embeddings", "contradiction"]

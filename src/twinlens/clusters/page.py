@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from twinlens.clusters.linkage import Clusters, between_clusters
 from twinlens.errors import PictureError
-from twinlens.match.clusters import Clusters, between_clusters
-from twinlens.measure.maps import data_uri
+from twinlens.measure.clustering import PartitionScores
 from twinlens.measure.pairs import Comparison
-from twinlens.measure.partitions import PartitionScores
-from twinlens.measure.templates import page_template, style_sheet
-from twinlens.measure.wording import count_of, number, percent, span
+from twinlens.report.embedding_map import data_uri
+from twinlens.report.templates import page_template, style_sheet
+from twinlens.report.wording import count_of, number, percent, span
 
 __all__ = ["ClusterPage", "render_page", "write_page"]
 
@@ -88,7 +88,7 @@ def render_page(page: ClusterPage) -> str:
     """The page as HTML. Everything that comes from the user is escaped."""
     shown = list(_clusters(page))
     single = np.flatnonzero(page.found.label >= page.num)
-    return page_template("twinlens.jobs", "clusters.html.j2").render(
+    return page_template("clusters.html.j2").render(
         page=page,
         style=style_sheet(),
         lead=_lead(page),

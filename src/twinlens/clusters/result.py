@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twinlens.match.neighbours import NEIGHBOURS
-from twinlens.measure.partitions import PartitionScores
-from twinlens.measure.wording import count_of
+from twinlens.clusters.knn_graph import NEIGHBOURS
+from twinlens.measure.clustering import PartitionScores
+from twinlens.report.wording import count_of
 
 __all__ = ["ClusterSet", "Cut"]
 

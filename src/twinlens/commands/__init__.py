@@ -1,1 +1,1 @@
-"""The jobs: one public function each, shared by Python and the command line."""
+"""Commands: one public function each, shared by Python and the command line."""

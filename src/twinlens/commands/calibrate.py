@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from twinlens.data.cache import Pixels
+from twinlens.commands.choose_pictures import pictures_for
+from twinlens.data.pixel_cache import Pixels
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError
-from twinlens.jobs.pictures import pictures_for
 from twinlens.match.matcher import Matcher
 from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.calibration import Calibration

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.config import DataSettings
-from twinlens.data.cache import Broken, Decoded, decode_table
-from twinlens.data.sources import read_table
+from twinlens.data.folders import read_table
+from twinlens.data.pixel_cache import Broken, Decoded, decode_table
 from twinlens.data.splits import assign_splits
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import ConfigError, DataError, unknown_name
-from twinlens.model.bundle import Bundle, hash_identities
+from twinlens.model.bundle import Bundle
+from twinlens.model.stored import hash_identities
 from twinlens.progress import Progress
 
 __all__ = [

@@ -19,27 +19,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from twinlens.clusters.constraints import Constraints, places_of, read_constraints
+from twinlens.clusters.knn_graph import NEIGHBOURS
+from twinlens.clusters.layout import Placed, place_clusters, write_list
+from twinlens.clusters.linkage import Clusters, cluster_embeddings
+from twinlens.clusters.page import ClusterPage, write_page
+from twinlens.clusters.result import ClusterSet, Cut
+from twinlens.commands.choose_pictures import never_seen, read_data
 from twinlens.config import DataSettings
-from twinlens.data.cache import Decoded, decode_table
 from twinlens.data.decode import open_picture
-from twinlens.data.sources import read_unlabelled
+from twinlens.data.folders import read_unlabelled
+from twinlens.data.pixel_cache import Decoded, decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, ConfigError, GalleryError
-from twinlens.files import appearing, expanded
-from twinlens.jobs.cluster_page import ClusterPage, write_page
-from twinlens.jobs.cluster_places import Placed, place_clusters, write_list
-from twinlens.jobs.cluster_set import ClusterSet, Cut
-from twinlens.jobs.constraints import Constraints, places_of, read_constraints
-from twinlens.jobs.face_places import is_folder
-from twinlens.jobs.outputs import check_new_folder
-from twinlens.jobs.pictures import never_seen, read_data
-from twinlens.match.clusters import Clusters, cluster_embeddings
-from twinlens.match.gallery import Gallery
+from twinlens.face.layout import is_folder
+from twinlens.files import appearing, check_new_folder, expanded
+from twinlens.gallery.gallery import Gallery
+from twinlens.gallery.snapshot import vectors
 from twinlens.match.matcher import Matcher
-from twinlens.match.neighbours import NEIGHBOURS
-from twinlens.match.snapshot import vectors
+from twinlens.measure.clustering import PartitionScores, score_partition
 from twinlens.measure.pairs import Comparison
-from twinlens.measure.partitions import PartitionScores, score_partition
 from twinlens.model.bundle import Bundle
 from twinlens.model.encoder import embed_pixels
 from twinlens.progress import Progress, console_log
@@ -174,7 +173,7 @@ def write_clusters(
         pictures: from a gallery, for example.
         comparison: the model's comparator.
         cut: by what they are merged.
-        out: new or empty; see `jobs.outputs.check_new_folder`.
+        out: new or empty; see `files.check_new_folder`.
         given: what must and cannot be together.
         min_size: smaller groups get no folder.
         copy: copy the pictures, instead of linking to them.

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from twinlens.data.sources import read_table
+from twinlens.commands.evaluate import evaluate
+from twinlens.commands.train import train
+from twinlens.data.folders import read_table
 from twinlens.data.table import ImageTable
-from twinlens.jobs.evaluate import evaluate
-from twinlens.jobs.outputs import new_run_folder
-from twinlens.jobs.train import train
+from twinlens.learn.run_folder import new_run_folder
 
 __all__ = ["demo", "demo_table"]
 

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import twinlens
 from twinlens.config import ModelSettings, PictureSettings
-from twinlens.data.fetch import cache_folder
-from twinlens.model.compute import (
-    GAIN,
-    Compute,
+from twinlens.data.download import cache_folder
+from twinlens.model.compute import GAIN, Compute, time_formats
+from twinlens.model.device import (
     has_bfloat16,
     keep_freed_memory,
+    machine,
     pick_device,
-    time_formats,
+    versions,
 )
 from twinlens.model.encoder import Encoder
 
-__all__ = ["as_text", "doctor", "machine", "versions"]
-
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn",
-            "pytorch-metric-learning")  # fmt: skip
+__all__ = ["as_text", "doctor"]
 
 # What is timed: the small network of `auto`, and a network of timm's as users bring it.
 TRIALS: Mapping[str, tuple[ModelSettings, PictureSettings, int]] = {
@@ -43,27 +34,6 @@ TRIALS: Mapping[str, tuple[ModelSettings, PictureSettings, int]] = {
         16,
     ),
 }
-
-
-def versions() -> dict[str, str]:
-    """The versions of twinlens, Python, and what they compute with."""
-    found = {"twinlens": twinlens.__version__, "python": platform.python_version()}
-    return found | {name: metadata.version(name) for name in PACKAGES}
-
-
-def machine() -> dict[str, Any]:
-    """Processor, memory, devices and threads."""
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "amx": bool(torch.cpu._is_amx_tile_supported()),
-        "bfloat16": has_bfloat16(pick_device("auto")),
-        "devices": ["cpu"] + [torch.cuda.get_device_name(i) for i in range(_num_gpus())],
-    }  # fmt: skip
 
 
 def doctor() -> dict[str, Any]:
@@ -127,21 +97,6 @@ def _time(model: ModelSettings, picture: PictureSettings, batch: int) -> list[di
         {"format": str(option), "pictures_per_second": round(batch / (option.seconds or 1), 1)}
         for option in timed
     ]
-
-
-def _num_gpus() -> int:
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _processor_name() -> str:
-    """The name that the system gives; Linux says it only in a file."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _free_gb(path: Path) -> float:

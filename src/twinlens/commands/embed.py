@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from twinlens.commands.choose_pictures import read_data
 from twinlens.config import DataSettings
-from twinlens.data.cache import Stream
+from twinlens.data.pixel_cache import Stream
 from twinlens.data.table import ImageTable
-from twinlens.jobs.outputs import check_place, whole_file
-from twinlens.jobs.pictures import read_data
+from twinlens.files import check_place, whole_file
 from twinlens.match.matcher import Matcher
 from twinlens.model.encoder import Encoder, embed_pixels, pictures_at_once
 from twinlens.progress import Progress, console_log

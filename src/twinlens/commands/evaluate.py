@@ -10,24 +10,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.data.table import ImageTable
-from twinlens.errors import ConfigError, DataError, unknown_name
-from twinlens.files import expanded
-from twinlens.jobs.measured import Measured, measure, measure_nearest, measure_open_set
-from twinlens.jobs.outputs import check_place, whole_file
-from twinlens.jobs.pages import RunFacts, write_page
-from twinlens.jobs.pictures import (
+from twinlens.commands.choose_pictures import (
     AgainstTraining,
     ChosenPictures,
     against_training,
     pictures_for,
     read_data,
 )
-from twinlens.jobs.trials import run_trials
+from twinlens.commands.measure import measure, measure_nearest, measure_open_set
+from twinlens.commands.trials import run_trials
+from twinlens.data.table import ImageTable
+from twinlens.errors import ConfigError, DataError, unknown_name
+from twinlens.files import check_place, expanded, whole_file
 from twinlens.match.matcher import Matcher
+from twinlens.measure.error_rates import matches
+from twinlens.measure.evaluation_result import Measured
 from twinlens.measure.fusion import check_rule
-from twinlens.measure.metrics import matches
 from twinlens.progress import console_log
+from twinlens.report.build import RunFacts, write_page
 
 __all__ = ["evaluate"]
 

@@ -23,14 +23,14 @@ from typing import Any, Literal, get_args
 
 from twinlens.config import DataSettings
 from twinlens.data.decode import open_picture
-from twinlens.data.detectors import DetectorChoice, choose_detector, one_thread, opencv
-from twinlens.data.faces import Detector, Keep, choose_face, cut_face, find_faces, look_closer
-from twinlens.data.sources import read_table
+from twinlens.data.folders import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, PictureError, TwinlensError, unknown_name
+from twinlens.face.crop import Detector, Keep, choose_face, cut_face, find_faces, look_closer
+from twinlens.face.detectors import DetectorChoice, choose_detector, one_thread, opencv
+from twinlens.face.layout import free_place, is_folder, place_all
+from twinlens.face.page import FacePage, Outcome, Settled, write_list, write_page
 from twinlens.files import appearing, expanded
-from twinlens.jobs.face_page import FacePage, Outcome, Settled, write_list, write_page
-from twinlens.jobs.face_places import free_place, is_folder, place_all
 from twinlens.progress import Progress, console_log
 
 __all__ = ["FaceSet", "faces"]

@@ -1,6 +1,6 @@
 """`twinlens gallery`: make one, enrol, erase, rename, list, calibrate, and keep it in order.
 
-Each function opens the gallery, does one thing, and says what it did. `match.gallery.Gallery` is
+Each function opens the gallery, does one thing, and says what it did. `gallery.gallery.Gallery` is
 the same for programs that keep it open. What embeds nothing loads no torch.
 """
 
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, one_line
-from twinlens.jobs.gallery_tables import Calibrated, Exported, Identities, Renamed, Templates
-from twinlens.jobs.outputs import check_place
-from twinlens.match.enrolment import Enrolled
-from twinlens.match.gallery import Gallery
-from twinlens.match.indexing import Optimized
-from twinlens.match.rebuilding import Rebuilt
-from twinlens.match.stores import quoted
-from twinlens.match.upkeep import GalleryInfo, Receipt
+from twinlens.files import check_place
+from twinlens.gallery.enrol import Enrolled
+from twinlens.gallery.gallery import Gallery
+from twinlens.gallery.index import Optimized
+from twinlens.gallery.maintain import GalleryInfo, Receipt
+from twinlens.gallery.migrate import Rebuilt
+from twinlens.gallery.results import Calibrated, Exported, Identities, Renamed, Templates
+from twinlens.gallery.store import quoted
 from twinlens.progress import Progress, console_log
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def calibrate(
 
 def _warn_of_trained(gallery: Gallery) -> None:
     """Say when enrolled identities were learned from: their pictures lie closer than others'."""
-    from twinlens.model.bundle import hash_identities  # With torch.
+    from twinlens.model.stored import hash_identities
 
     origin = gallery.matcher.bundle.origin
     if origin is None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from twinlens.errors import DataError, PictureError, one_line
-from twinlens.jobs.answer_sheets import check_sheet, draw_answers, draw_hits
+from twinlens.gallery.gallery import Gallery
+from twinlens.gallery.show import check_sheet, draw_answers, draw_hits
 from twinlens.match.answers import Hit, IdentifyAnswer
-from twinlens.match.gallery import Gallery
 from twinlens.progress import Progress, console_log
 
 __all__ = ["Answered", "Identified", "Searched", "identify", "search"]

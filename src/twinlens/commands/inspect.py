@@ -11,19 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from twinlens.commands.prepare import batches_of, choose, divide, in_words, spread
 from twinlens.config import Settings
-from twinlens.data.cache import decode_table
 from twinlens.data.decode import open_picture
+from twinlens.data.folders import read_table
 from twinlens.data.inspection import Inspection, inspect_table
-from twinlens.data.montage import draw_montage
-from twinlens.data.sources import read_table
+from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
-from twinlens.jobs.outputs import check_place, whole_file
-from twinlens.jobs.prepare import batches_of, choose, divide, in_words, spread
+from twinlens.files import check_place, whole_file
 from twinlens.learn.auto import Choice, choose_levels
 from twinlens.progress import Progress, console_log
 from twinlens.recipes import load_recipe
+from twinlens.report.montage import draw_montage
 
 __all__ = ["Inspected", "inspect"]
 

@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from twinlens.config import Settings
-from twinlens.data.batches import Sampler, make_sampler
-from twinlens.data.cache import Decoded, decode_table
+from twinlens.data.folders import read_table
 from twinlens.data.inspection import survey
-from twinlens.data.sources import read_table
+from twinlens.data.pixel_cache import Decoded, decode_table
+from twinlens.data.samplers import Sampler, make_sampler
 from twinlens.data.splits import assign_splits, is_closed
 from twinlens.data.table import ImageTable, require_identities
 from twinlens.errors import TrainingError, TwinlensError
-from twinlens.jobs.doctor import machine, versions
 from twinlens.learn.auto import Choice, choose_levels, choose_settings
-from twinlens.learn.run import RunFolder
+from twinlens.learn.run_folder import RunFolder
+from twinlens.model.device import machine, versions
 from twinlens.model.encoder import Encoder
 from twinlens.progress import Progress
 from twinlens.recipes import Recipe, parse_overrides

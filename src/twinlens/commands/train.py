@@ -12,29 +12,31 @@ from typing import Any
 import numpy as np
 import torch
 
+from twinlens.commands.calibrate import calibrate_on
+from twinlens.commands.choose_pictures import never_seen
+from twinlens.commands.measure import measure
+from twinlens.commands.prepare import Prepared, prepare
 from twinlens.config import without_effect
-from twinlens.data.cache import Decoded
+from twinlens.data.pixel_cache import Decoded
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import CalibrationError, ConfigError, DataError, TrainingError
-from twinlens.jobs.calibrate import calibrate_on
-from twinlens.jobs.measured import Measured, measure
-from twinlens.jobs.outputs import held, new_run_folder
-from twinlens.jobs.pages import RunFacts, write_page
-from twinlens.jobs.pictures import never_seen
-from twinlens.jobs.prepare import Prepared, prepare
+from twinlens.learn.loop import Fitted, Moment, Pool, fit
 from twinlens.learn.losses import check_loss
-from twinlens.learn.run import RunFolder
-from twinlens.learn.training import Fitted, Moment, Pool, fit
+from twinlens.learn.run_folder import RunFolder, lock_run_folder, new_run_folder
 from twinlens.learn.validation import PICTURES
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration
-from twinlens.model.bundle import Bundle, Origin, hash_identities, save_bundle, with_calibration
+from twinlens.measure.evaluation_result import Measured
+from twinlens.model.bundle import Bundle, save_bundle, with_calibration
 from twinlens.model.comparators import make_comparator
-from twinlens.model.compute import Compute, choose_compute, keep_freed_memory, pick_device
+from twinlens.model.compute import Compute, choose_compute
+from twinlens.model.device import keep_freed_memory, pick_device
 from twinlens.model.encoder import Encoder
-from twinlens.model.initial import glorot
+from twinlens.model.layers import glorot
+from twinlens.model.stored import Origin, hash_identities
 from twinlens.progress import Progress, console_log, duration
 from twinlens.recipes import load_recipe
+from twinlens.report.build import RunFacts, write_page
 
 __all__ = ["train"]
 
@@ -84,7 +86,7 @@ def train(
             log.warning("%s", sentence)
         keep_freed_memory()
         run = RunFolder(Path(out) if out is not None else new_run_folder(_name_of(data)))
-        with held(run.path):
+        with lock_run_folder(run.path):
             run.start(resume)
             if resume and run.finished:
                 log.info("%s is finished already", run.path)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from twinlens.config import DataSettings
-from twinlens.data.cache import decode_table
+from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 from twinlens.match.matcher import Matcher
 from twinlens.measure.pairs import PairSet, pair_distances
-from twinlens.measure.protocols import OneShotTrials, PairTrials, one_shot_trials, pair_trials
+from twinlens.measure.verification import OneShotTrials, PairTrials, one_shot_trials, pair_trials
 from twinlens.model.encoder import embed_pixels
 from twinlens.progress import Progress
 

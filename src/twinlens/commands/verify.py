@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from twinlens.data.decode import open_picture
-from twinlens.jobs.outputs import check_place, whole_file
+from twinlens.files import check_place, whole_file
 from twinlens.match.answers import VerifyAnswer
 from twinlens.match.matcher import Matcher
 
@@ -44,7 +44,7 @@ def verify(
     matcher = Matcher.lazy(model)
     answer = matcher.verify(a, b)
     if show is not None:
-        from twinlens.data.montage import draw_verdict
+        from twinlens.report.montage import draw_verdict
 
         left, right = (open_picture(path, max_pixels=matcher.max_pixels) for path in (a, b))
         lines = [

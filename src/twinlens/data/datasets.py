@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.data.fetch import downloaded, unpacked
+from twinlens.data.download import downloaded, unpacked
 from twinlens.data.table import ImageTable, Row
 from twinlens.errors import DataError
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
 
+from twinlens.data.datasets import NAMED_SETS
 from twinlens.data.manifests import MANIFEST_ENDINGS, SPLIT_NAMES, read_manifest
-from twinlens.data.named import NAMED_SETS
 from twinlens.data.table import ImageTable, Row
 from twinlens.errors import DataError, unknown_name
 from twinlens.files import expanded

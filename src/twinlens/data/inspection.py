@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twinlens.config import DataSettings
-from twinlens.data.cache import Broken
 from twinlens.data.decode import Header, open_picture, read_header
 from twinlens.data.duplicates import exact_groups, near_duplicates, pixel_digest, thumbnail
-from twinlens.data.findings import Contradiction, Duplicates, Inspection, Spread
+from twinlens.data.inspection_result import Contradiction, Duplicates, Inspection, Spread
+from twinlens.data.pixel_cache import Broken
 from twinlens.data.splits import is_identity_disjoint
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import DataError, PictureError

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.data.cache import Broken
+from twinlens.data.pixel_cache import Broken
 
 __all__ = ["Contradiction", "Duplicates", "Inspection", "Spread"]
 

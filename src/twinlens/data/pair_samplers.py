@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.config import SamplerSettings
-from twinlens.data.pools import EPOCH, ONCE, STEP, Batch, Ints, Pool
+from twinlens.data.batch import EPOCH, ONCE, STEP, Batch, Ints, Pool
 from twinlens.errors import DataError
 
 __all__ = ["PairSampler", "TripletSampler"]

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from twinlens.config import PictureSettings
 from twinlens.data.decode import read_array, to_array
-from twinlens.data.fetch import cache_folder
+from twinlens.data.download import cache_folder
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, PictureError
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.config import SamplerSettings
-from twinlens.data.literal import PairSampler, TripletSampler
-from twinlens.data.pools import EPOCH, Batch, Ints, Pool
+from twinlens.data.batch import EPOCH, Batch, Ints, Pool
+from twinlens.data.pair_samplers import PairSampler, TripletSampler
 from twinlens.errors import ConfigError, DataError
 
 __all__ = ["PKSampler", "Sampler", "make_sampler"]

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinlens.data.faces import Box, Detector, Face
-from twinlens.data.fetch import downloaded
+from twinlens.data.download import downloaded
 from twinlens.errors import ConfigError, DataError, MissingExtraError, unknown_name
+from twinlens.face.crop import Box, Detector, Face
 
 __all__ = [
     "DETECTORS",

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from twinlens.data.sources import NAMED_SETS
+from twinlens.data.folders import NAMED_SETS
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
-from twinlens.files import expanded
-from twinlens.jobs.outputs import check_new_folder
+from twinlens.files import check_new_folder, expanded
 
 __all__ = ["KEPT_ENDINGS", "free_place", "is_folder", "place_all"]
 

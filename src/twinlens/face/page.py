@@ -18,12 +18,12 @@ from PIL import Image, ImageDraw
 
 from twinlens.config import DataSettings
 from twinlens.data.decode import open_picture
-from twinlens.data.drawing import GREEN, RED, Color
-from twinlens.data.faces import Box, Face
 from twinlens.errors import PictureError
-from twinlens.measure.maps import data_uri
-from twinlens.measure.templates import page_template, style_sheet
-from twinlens.measure.wording import count_of, percent
+from twinlens.face.crop import Box, Face
+from twinlens.report.canvas import GREEN, RED, Color
+from twinlens.report.embedding_map import data_uri
+from twinlens.report.templates import page_template, style_sheet
+from twinlens.report.wording import count_of, percent
 
 __all__ = ["FacePage", "Outcome", "Settled", "render_page", "write_list", "write_page"]
 
@@ -122,7 +122,7 @@ def render_page(page: FacePage) -> str:
     """The page as HTML. Everything that comes from the user is escaped."""
     broken = [row for row, result in enumerate(page.settled) if result.outcome == "broken"]
     few = _few_faces(page)
-    return page_template("twinlens.jobs", "faces.html.j2").render(
+    return page_template("faces.html.j2").render(
         page=page,
         style=style_sheet(),
         lead=_lead(page),

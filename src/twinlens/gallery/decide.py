@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
+from twinlens.gallery.search import Near
 from twinlens.match.answers import Candidate, IdentifyAnswer
-from twinlens.match.lookup import Near
-from twinlens.measure.metrics import matches
-from twinlens.measure.operating import OpenSetCalibration, margins
+from twinlens.measure.error_rates import matches
+from twinlens.measure.open_set_calibration import OpenSetCalibration, margins
 
 __all__ = ["Threshold", "decide"]
 

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twinlens.data.decode import open_picture, to_array
-from twinlens.data.sources import read_table
+from twinlens.data.folders import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import GalleryError, PictureError
-from twinlens.match.stores import schema
+from twinlens.gallery.store import schema
 
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher

@@ -22,12 +22,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from twinlens.data.fetch import cache_folder, whole_folder
+from twinlens.data.download import cache_folder, whole_folder
 from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, GalleryError, unknown_name
-from twinlens.match import indexing, rebuilding, transfer, upkeep
-from twinlens.match.answers import Hit, IdentifyAnswer
-from twinlens.match.enrolment import (
+from twinlens.gallery import import_export as transfer
+from twinlens.gallery import index as indexing
+from twinlens.gallery import maintain as upkeep
+from twinlens.gallery import migrate as rebuilding
+from twinlens.gallery.decide import Threshold, decide
+from twinlens.gallery.enrol import (
     Enrolled,
     Enrolment,
     Skipped,
@@ -39,14 +42,14 @@ from twinlens.match.enrolment import (
     sources_of,
     text,
 )
-from twinlens.match.lookup import Lookup, Near
-from twinlens.match.places import is_remote
-from twinlens.match.snapshot import vectors
-from twinlens.match.state import MODEL_FILES, State, model_files, new_settings, read_state
-from twinlens.match.stores import Store, quoted
-from twinlens.match.verdicts import Threshold, decide
+from twinlens.gallery.location import is_remote
+from twinlens.gallery.search import Lookup, Near
+from twinlens.gallery.settings import MODEL_FILES, State, model_files, new_settings, read_state
+from twinlens.gallery.snapshot import vectors
+from twinlens.gallery.store import Store, quoted
+from twinlens.match.answers import Hit, IdentifyAnswer
 from twinlens.measure.distances import PLAIN, PlainComparison
-from twinlens.measure.operating import OpenSetCalibration
+from twinlens.measure.open_set_calibration import OpenSetCalibration
 from twinlens.measure.pairs import Comparison
 
 if TYPE_CHECKING:

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from twinlens.errors import DataError, GalleryError
 from twinlens.files import replacing
-from twinlens.match.enrolment import Enrolled, Skipped, digest, forgery, taken
-from twinlens.match.snapshot import vectors
-from twinlens.match.stores import COLUMNS, schema
+from twinlens.gallery.enrol import Enrolled, Skipped, digest, forgery, taken
+from twinlens.gallery.snapshot import vectors
+from twinlens.gallery.store import COLUMNS, schema
 
 if TYPE_CHECKING:
-    from twinlens.match.gallery import Gallery
+    from twinlens.gallery.gallery import Gallery
 
 __all__ = ["Arrivals", "export", "import_file"]
 

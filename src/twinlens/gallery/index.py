@@ -16,11 +16,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from twinlens.errors import GalleryError
-from twinlens.match.snapshot import vectors
-from twinlens.match.stores import Cleared, Store
+from twinlens.gallery.snapshot import vectors
+from twinlens.gallery.store import Cleared, Store
 
 if TYPE_CHECKING:
-    from twinlens.match.gallery import Gallery
+    from twinlens.gallery.gallery import Gallery
 
 __all__ = ["Optimized", "fitting", "optimize", "sweep"]
 

@@ -17,7 +17,7 @@ from lance.file import LanceFileSession
 
 from twinlens.errors import GalleryError, TwinlensError
 from twinlens.files import expanded
-from twinlens.match.durable import fsync
+from twinlens.gallery.durable import fsync
 
 __all__ = ["LOCKS", "absent", "copy_files", "is_remote", "is_taken", "place_of", "table_of", "told",
            "translated"]  # fmt: skip

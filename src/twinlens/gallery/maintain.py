@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 
 from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, GalleryError
-from twinlens.match.enrolment import read_labelled, sources_of
-from twinlens.match.indexing import fitting, sweep
-from twinlens.match.snapshot import vectors
-from twinlens.match.stores import Cleared, quoted
+from twinlens.gallery.enrol import read_labelled, sources_of
+from twinlens.gallery.index import fitting, sweep
+from twinlens.gallery.snapshot import vectors
+from twinlens.gallery.store import Cleared, quoted
 from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.fusion import check_rule
-from twinlens.measure.identification import calibrate_open_set, calibrate_with_probes
-from twinlens.measure.operating import OpenSetCalibration, check_target
+from twinlens.measure.open_set_calibration import OpenSetCalibration, check_target
+from twinlens.measure.open_set_threshold import calibrate_open_set, calibrate_with_probes
 
 if TYPE_CHECKING:
-    from twinlens.match.gallery import Gallery
+    from twinlens.gallery.gallery import Gallery
 
 __all__ = ["GalleryInfo", "Receipt", "calibrate", "describe", "erase", "finish"]
 

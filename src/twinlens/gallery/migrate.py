@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from twinlens.errors import GalleryError, PictureError
-from twinlens.match.enrolment import Skipped, Source, digest, read_source
-from twinlens.match.state import model_files, model_settings
-from twinlens.match.stores import COLUMNS, schema, with_settings
+from twinlens.gallery.enrol import Skipped, Source, digest, read_source
+from twinlens.gallery.settings import model_files, model_settings
+from twinlens.gallery.store import COLUMNS, schema, with_settings
 
 if TYPE_CHECKING:
-    from twinlens.match.gallery import Gallery
+    from twinlens.gallery.gallery import Gallery
     from twinlens.match.matcher import Matcher
 
 __all__ = ["Rebuilt", "rebuild"]

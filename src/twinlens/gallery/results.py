@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from twinlens.errors import one_line
-from twinlens.measure.operating import OpenSetCalibration
+from twinlens.measure.open_set_calibration import OpenSetCalibration
 
 __all__ = ["Calibrated", "Exported", "Identities", "Renamed", "Template", "Templates"]
 

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from twinlens.match.snapshot import Snapshot, Snapshots, vectors
-from twinlens.match.stores import Store, quoted
+from twinlens.gallery.snapshot import Snapshot, Snapshots, vectors
+from twinlens.gallery.store import Store, quoted
 from twinlens.measure.distances import PlainComparison
 from twinlens.measure.fusion import identity_means, rank_identities
 from twinlens.measure.pairs import Comparison

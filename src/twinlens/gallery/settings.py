@@ -14,11 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import twinlens
+from twinlens._version import __version__
 from twinlens.errors import GalleryError
-from twinlens.match.stores import Store
+from twinlens.gallery.store import Store
 from twinlens.measure.calibration import Calibration
-from twinlens.measure.operating import OpenSetCalibration
+from twinlens.measure.open_set_calibration import OpenSetCalibration
 
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
@@ -91,7 +91,7 @@ def read_state(store: Store) -> State:
     if int(settings["format"]) > FORMAT:
         raise GalleryError(
             f"the gallery {store.place} has format {settings['format']}, and this twinlens "
-            f"{twinlens.__version__} reads up to {FORMAT}: upgrade twinlens"
+            f"{__version__} reads up to {FORMAT}: upgrade twinlens"
         )
     return State(version, settings, store.count())
 
@@ -111,7 +111,7 @@ def model_settings(matcher: Matcher) -> dict[str, Any]:
     """The settings that change with the model."""
     plain = matcher.plain
     return {
-        "twinlens": twinlens.__version__,
+        "twinlens": __version__,
         "fingerprint": matcher.fingerprint,
         "comparator": matcher.bundle.encoder.model_settings.comparator,
         "scale": 1.0 if plain is None else plain.scale,

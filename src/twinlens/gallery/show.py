@@ -13,14 +13,14 @@ from pathlib import Path
 from PIL import Image
 
 from twinlens.data.decode import open_picture
-from twinlens.data.drawing import GREEN, INK, RED
-from twinlens.data.sheets import Strip, Tile, draw_sheet
 from twinlens.errors import CalibrationError, DataError, PictureError, one_line
-from twinlens.jobs.outputs import check_place, whole_file
+from twinlens.files import check_place, whole_file
+from twinlens.gallery.gallery import Gallery
+from twinlens.gallery.store import quoted
 from twinlens.match.answers import Candidate, Hit, IdentifyAnswer
-from twinlens.match.gallery import Gallery
-from twinlens.match.stores import quoted
-from twinlens.measure.metrics import matches
+from twinlens.measure.error_rates import matches
+from twinlens.report.answer_sheet import Strip, Tile, draw_sheet
+from twinlens.report.canvas import GREEN, INK, RED
 
 __all__ = ["check_sheet", "draw_answers", "draw_hits"]
 

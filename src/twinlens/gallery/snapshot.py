@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from twinlens.match.stores import Store
+from twinlens.gallery.store import Store
 
 __all__ = ["Snapshot", "Snapshots"]
 

@@ -36,8 +36,8 @@ from lance.fragment import write_fragments
 from numpy.typing import NDArray
 
 from twinlens.errors import GalleryError
-from twinlens.match.durable import Durable, fsync
-from twinlens.match.places import (
+from twinlens.gallery.durable import Durable, fsync
+from twinlens.gallery.location import (
     LOCKS,
     absent,
     copy_files,

@@ -24,7 +24,7 @@ from twinlens.model.backbones import (
     pretrained_picture,
     stage_strides,
 )
-from twinlens.model.compute import pick_device
+from twinlens.model.device import pick_device
 from twinlens.recipes import Recipe
 
 __all__ = ["Choice", "choose_levels", "choose_settings"]

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from twinlens.config import Settings
 from twinlens.data.augment import augment, mirror, quarter_turns
-from twinlens.data.cache import PixelRows
-from twinlens.data.pools import Batch
-from twinlens.learn.caching import chunks_of, embed_in_chunks, moving_norms
+from twinlens.data.batch import Batch
+from twinlens.data.pixel_cache import PixelRows
 from twinlens.learn.features import backbone_features, can_precompute
+from twinlens.learn.grad_cache import chunks_of, embed_in_chunks, moving_norms
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder
 

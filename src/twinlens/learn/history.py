@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from twinlens.learn.run import HistoryRow, RunFolder
+from twinlens.learn.run_folder import HistoryRow, RunFolder
 
 __all__ = ["Journal"]
 

@@ -19,7 +19,7 @@ from twinlens.errors import TrainingError
 from twinlens.learn.guard import Watch
 from twinlens.learn.muon import Muon
 from twinlens.learn.objective import Objective
-from twinlens.learn.run import Checkpoint
+from twinlens.learn.run_folder import Checkpoint
 from twinlens.model.encoder import Encoder
 
 __all__ = ["Learner", "State", "make_optimizer", "restore", "snapshot"]

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from twinlens.config import Settings, TrainSettings
-from twinlens.data.batches import make_sampler
+from twinlens.data.samplers import make_sampler
 from twinlens.errors import TrainingError
-from twinlens.learn.course import Course, plan_course, rate_share
-from twinlens.learn.feed import Feed, Pool
+from twinlens.learn.embed_batch import Feed, Pool
 from twinlens.learn.guard import Answer, Guard, spread
-from twinlens.learn.journal import Journal
+from twinlens.learn.history import Journal
 from twinlens.learn.learner import Learner, State, make_optimizer, restore, snapshot
 from twinlens.learn.objective import Objective
-from twinlens.learn.run import HistoryRow, RunFolder
+from twinlens.learn.run_folder import HistoryRow, RunFolder
+from twinlens.learn.schedule import Course, plan_course, rate_share
 from twinlens.learn.validation import Validator
 from twinlens.learn.whitening import whiten
 from twinlens.model.comparators import Comparator

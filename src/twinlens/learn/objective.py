@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from twinlens.config import LossSettings
-from twinlens.data.pools import Batch
+from twinlens.data.batch import Batch
 from twinlens.data.table import pair_masks
 from twinlens.errors import ConfigError
 from twinlens.learn import losses
-from twinlens.learn.blocks import RowLoss, mean_over_blocks, mean_over_mined
+from twinlens.learn.blockwise import RowLoss, mean_over_blocks, mean_over_mined
 from twinlens.learn.mining import FAR, Candidates
 from twinlens.learn.pml import PML, pml_loss, roles_as_labels
 from twinlens.model.comparators import Comparator

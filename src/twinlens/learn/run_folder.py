@@ -17,13 +17,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,7 +34,9 @@ from torch import Tensor
 from twinlens.errors import TrainingError
 from twinlens.files import replacing
 
-__all__ = ["Checkpoint", "HistoryRow", "RunFolder"]
+__all__ = ["Checkpoint", "HistoryRow", "RunFolder", "lock_run_folder", "new_run_folder"]
+
+log = logging.getLogger("twinlens")
 
 HISTORY_FIELDS = ("step", "epoch", "seconds", "loss", "rate", "metric", "event")
 
@@ -202,3 +207,62 @@ def _history_row(row: Mapping[str, str]) -> HistoryRow:
         float(row["metric"]) if row["metric"] else None,
         row["event"],
     )
+
+
+def new_run_folder(name: str) -> Path:
+    """Make `runs/NAME`, or `runs/NAME-2` and so on where that is taken.
+
+    Of two that ask at the same moment each gets its own.
+
+    Raises:
+        TrainingError: it cannot be made.
+    """
+    top = Path("runs")
+    try:
+        top.mkdir(exist_ok=True)
+        for number in count(1):
+            folder = top / (name if number == 1 else f"{name}-{number}")
+            with suppress(FileExistsError):
+                folder.mkdir()
+                break
+    except OSError as error:
+        raise TrainingError(f"cannot make the run folder: {error}") from error
+    return folder
+
+
+@contextmanager
+def lock_run_folder(folder: Path) -> Iterator[None]:
+    """Keep a run's folder, which need not be there yet, from others that would train in it.
+
+    Meanwhile `.NAME.lock` lies beside it. Where none can be made, or the file system knows no
+    locks, nobody is kept from it.
+
+    Raises:
+        TrainingError: somebody else holds it.
+    """
+    place = folder.resolve()
+    file = place.parent / f".{place.name}.lock"
+    lock = FileLock(file, timeout=0)
+    with ExitStack() as after:
+        try:
+            made = [above for above in place.parents if not above.exists()]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            after.callback(_give_up, lock, file, made)
+        except Timeout as error:
+            raise TrainingError(
+                f"another training is at work in {folder}: wait for its end, or name another --out"
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            log.debug("%s is not locked: %s", folder, error)
+        yield
+
+
+def _give_up(lock: FileLock, file: Path, made: Sequence[Path]) -> None:
+    # While it is held: a lock on a file that is gone is given up by whoever gets it.
+    with suppress(OSError):
+        file.unlink()
+    lock.release()
+    for folder in made:
+        with suppress(OSError):  # Something has come of the run.
+            folder.rmdir()

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from twinlens.config import Settings
 from twinlens.errors import DataError
+from twinlens.learn.embed_batch import Pool
 from twinlens.learn.features import backbone_features, can_precompute
-from twinlens.learn.feed import Pool
-from twinlens.measure.metrics import det_curve, eer
+from twinlens.measure.error_rates import det_curve, eer
 from twinlens.measure.pairs import PairSet, draw_pairs, pair_distances
 from twinlens.measure.retrieval import retrieval
 from twinlens.model.comparators import Comparator, NumpyComparison

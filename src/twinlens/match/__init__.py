@@ -1,1 +1,1 @@
-"""A trained model -> answers."""
+"""A loaded model: embeddings and verification."""

@@ -23,13 +23,15 @@ from twinlens.errors import CalibrationError, DataError
 from twinlens.match.answers import VerifyAnswer
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.distances import PLAIN, PlainComparison, plain_of
-from twinlens.measure.metrics import matches
+from twinlens.measure.error_rates import matches
 from twinlens.measure.pairs import Comparison
-from twinlens.model.bundle import Bundle, Stored, build_bundle, load_bundle, read_stored
 from twinlens.model.plain import PlainEncoder, plain_encoder, sigmoid_scale
+from twinlens.model.stored import Stored, read_stored
 
 if TYPE_CHECKING:
     import torch
+
+    from twinlens.model.bundle import Bundle
 
 __all__ = ["Matcher", "Picture"]
 
@@ -72,6 +74,8 @@ class Matcher:
         Raises:
             ModelError: no model, a damaged one, or one of a newer format.
         """
+        from twinlens.model.bundle import load_bundle
+
         return cls(load_bundle(path))
 
     @classmethod
@@ -98,7 +102,11 @@ class Matcher:
         Raises:
             ModelError: the weights are another network's.
         """
-        return build_bundle(self._given) if isinstance(self._given, Stored) else self._given
+        if not isinstance(self._given, Stored):
+            return self._given
+        from twinlens.model.bundle import build_bundle
+
+        return build_bundle(self._given)
 
     @cached_property
     def plain(self) -> PlainComparison | None:

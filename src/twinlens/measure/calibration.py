@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import CalibrationError, DataError
 from twinlens.measure.bootstrap import REPLICATES, Figure, interval, pair_weights, replicate
-from twinlens.measure.metrics import RankedPairs, point_at_far, threshold_at_far
+from twinlens.measure.error_rates import RankedPairs, point_at_far, threshold_at_far
 from twinlens.measure.probability import (
     Isotonic,
     Platt,

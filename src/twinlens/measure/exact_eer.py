@@ -3,7 +3,7 @@
 A sample says between which two distances the rates cross. Of every pair it is then enough to count
 on which side it lies, and only those between the two are kept, at most a few in a thousand: the
 rate is exact, and no table of all pairs is built. The pairs are those of `measure.pairs`, and the
-rate is that of `measure.metrics.eer`.
+rate is that of `measure.error_rates.eer`.
 
 Shapes: N pictures ordered by identity, forgeries last; M genuine ones among them; P of a block.
 """
@@ -21,7 +21,7 @@ from twinlens.data.table import pair_masks
 from twinlens.errors import DataError
 from twinlens.measure.bootstrap import Figure
 from twinlens.measure.distances import plain_of
-from twinlens.measure.metrics import RankedPairs, eer
+from twinlens.measure.error_rates import RankedPairs, eer
 from twinlens.measure.pairs import (
     Comparison,
     PairSet,

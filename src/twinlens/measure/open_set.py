@@ -34,9 +34,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
 from twinlens.measure.bootstrap import REPLICATES, Figure, figures, replicate
-from twinlens.measure.divisions import Division, Trial
+from twinlens.measure.error_rates import DetCurve, point_at_far
 from twinlens.measure.fusion import check_rule
-from twinlens.measure.metrics import DetCurve, point_at_far
+from twinlens.measure.open_set_split import Division, Trial
 from twinlens.measure.pairs import Comparison
 
 __all__ = ["SIZES", "TARGET_FPIRS", "AtThreshold", "OfGallery", "OpenSet", "open_set"]

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import CalibrationError, DataError
 from twinlens.measure.bootstrap import Figure
+from twinlens.measure.error_rates import matches
 from twinlens.measure.fusion import RULES
-from twinlens.measure.metrics import matches
 from twinlens.measure.probability import Isotonic, Platt, probability_limits
 from twinlens.measure.stored import (
     curve_as_json,

@@ -14,9 +14,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.measure.asking import ask, random_rounds, spread_sample
-from twinlens.measure.metrics import DetCurve, RankedPairs
+from twinlens.measure.error_rates import DetCurve, RankedPairs
 from twinlens.measure.pairs import Comparison
+from twinlens.measure.rank_probes import ask, random_rounds, spread_sample
 
 __all__ = ["Division", "Trial"]
 

@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from twinlens.measure.asking import Asked, ask, ask_left_out, spread_sample
 from twinlens.measure.bootstrap import REPLICATES, Figure, figures, replicate
+from twinlens.measure.error_rates import matches, threshold_at_far
 from twinlens.measure.fusion import RULES, check_rule
-from twinlens.measure.metrics import matches, threshold_at_far
-from twinlens.measure.operating import (
+from twinlens.measure.open_set_calibration import (
     OpenSetCalibration,
     check_rate,
     check_target,
@@ -40,6 +39,7 @@ from twinlens.measure.probability import (
     fit_platt,
     held_out_losses,
 )
+from twinlens.measure.rank_probes import Asked, ask, ask_left_out, spread_sample
 
 __all__ = ["calibrate_open_set", "calibrate_with_probes"]
 

@@ -5,13 +5,10 @@ and are never right. A probe whose identity has no other genuine picture has not
 is left out, and counted. Ties are settled against the model: of pictures equally far, the wrong
 ones come first, so that collapsed embeddings do not look good by the order of the files.
 
-This module knows nothing of thresholds. Where the distances come without torch
-(`measure.distances`), `measure.ranks` finds the nearest pictures of most probes; the others, and
-with other comparisons all, are compared with all pictures. Memory is bounded: that is done in
-blocks, on all cores where torch is not needed.
-
-Shapes: N pictures, D numbers in an embedding, P probes, K ranks, W the right pictures of a probe
-and the probe itself.
+This module knows nothing of thresholds. Where distances come without torch
+(`measure.distances`), `measure.half_matrix_knn` finds the nearest pictures of most probes. The
+others, and all with other comparators, are compared with all pictures, in blocks that bound
+memory, on all cores where torch is not needed.
 """
 
 from __future__ import annotations
@@ -27,9 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 from twinlens.errors import DataError
 from twinlens.measure.bootstrap import REPLICATES, Figure, figures, replicate
 from twinlens.measure.distances import Folded, plain_of
-from twinlens.measure.metrics import map_at_r, recall_at_k
+from twinlens.measure.error_rates import map_at_r, recall_at_k
+from twinlens.measure.half_matrix_knn import Ranks, ranked, smallest
 from twinlens.measure.pairs import Comparison, blocks, taken_out
-from twinlens.measure.ranks import Ranks, ranked, smallest
 from twinlens.measure.threads import cores, spread
 
 __all__ = ["KS", "Retrieval", "retrieval"]

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from twinlens.errors import DataError
 from twinlens.measure.bootstrap import REPLICATES, Figure, figures, replicate
 from twinlens.measure.calibration import Calibration
-from twinlens.measure.metrics import RankedPairs, auc, eer, matches
+from twinlens.measure.error_rates import RankedPairs, auc, eer, matches
 
 __all__ = ["OneShotTrials", "PairTrials", "one_shot_trials", "pair_trials"]
 

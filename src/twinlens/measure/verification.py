@@ -19,8 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from twinlens.measure.bootstrap import REPLICATES, Figure, figures, pair_weights, replicate
 from twinlens.measure.calibration import Calibration
-from twinlens.measure.episodes import OneShot, one_shot
-from twinlens.measure.metrics import (
+from twinlens.measure.error_rates import (
     DetCurve,
     RankedPairs,
     auc,
@@ -28,6 +27,7 @@ from twinlens.measure.metrics import (
     eer,
     point_at_far,
 )
+from twinlens.measure.few_shot import OneShot, one_shot
 from twinlens.measure.open_set import OpenSet, open_set
 from twinlens.measure.pairs import Comparison, PairSet, draw_pairs, pair_distances
 from twinlens.measure.retrieval import Retrieval, retrieval

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, unknown_name
-from twinlens.model.pooling import HalvingMaxPool
+from twinlens.model.layers import HalvingMaxPool
 from twinlens.model.strokes import Strokes
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""How the arithmetic is done on this machine: device, precision, memory format.
+"""The arithmetic format of a network on this machine: precision and memory format.
 
 What is fastest differs by machine and network (bfloat16 with channels last is five times faster
 on a ResNet50 and ten times slower on a small network, on the same processor), so it is measured,
@@ -7,7 +7,6 @@ once for each, and the answer is kept in the cache so that two runs do the same 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
@@ -22,19 +21,12 @@ import torch
 from torch import nn
 
 from twinlens.config import TrainSettings
-from twinlens.data.fetch import cache_folder
-from twinlens.errors import ConfigError
+from twinlens.data.download import cache_folder
 from twinlens.files import replacing
+from twinlens.model.device import has_bfloat16, pick_device
 from twinlens.model.encoder import Encoder
 
-__all__ = [
-    "Compute",
-    "choose_compute",
-    "has_bfloat16",
-    "keep_freed_memory",
-    "pick_device",
-    "time_formats",
-]
+__all__ = ["GAIN", "Compute", "choose_compute", "time_formats"]
 
 # A format must win by this much to be taken over plain float32: these machines are noisy.
 GAIN = 1.15
@@ -64,51 +56,6 @@ class Compute:
     def __str__(self) -> str:
         precision = "bfloat16" if self.bfloat16 else "float32"
         return f"{self.device}, {precision}, channels {'last' if self.channels_last else 'first'}"
-
-
-def pick_device(name: str) -> str:
-    """The device for "auto" (CUDA where there is one), or a name as torch has them.
-
-    Raises:
-        ConfigError: no such device here, or one that does not reckon in float64, as losses do.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(f"train.device is auto, cpu, cuda or cuda:1 and so on, found '{name}'")
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        line = str(error).splitlines()[0]
-        raise ConfigError(f"train.device '{name}' cannot be used here: {line}") from error
-    return name
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep the memory that a training step frees for the next one.
-
-    By default it gives large blocks back to the system, which clears them again page by page at
-    the next step: half of the time of a step of our networks on two cores. The process then
-    stays as large as its largest step. Elsewhere than on glibc nothing is done.
-
-    Returns:
-        Whether it was done.
-    """
-    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return False
-    return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
-
-
-def has_bfloat16(device: str) -> bool:
-    """Whether the hardware multiplies bfloat16 itself; elsewhere it is slower than float32."""
-    if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device != "cpu":
-        return False
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def choose_compute(encoder: Encoder, train: TrainSettings, batch_size: int) -> Compute:

@@ -14,12 +14,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from twinlens.config import ModelSettings, PictureSettings
-from twinlens.data.cache import Pixels
+from twinlens.config import SHIFTS, ModelSettings, PictureSettings
+from twinlens.data.pixel_cache import Pixels
 from twinlens.model.backbones import freeze_before, is_own, make_backbone, num_features
-from twinlens.model.heads import make_head
-from twinlens.model.initial import glorot
-from twinlens.model.plain import SHIFTS
+from twinlens.model.layers import glorot, make_head
 
 __all__ = ["Encoder", "embed_features", "embed_pixels", "pictures_at_once"]
 

@@ -1,12 +1,19 @@
-"""Projection heads: features -> embedding."""
+"""Layers that several networks share: projection head, pooling, initial weights.
+
+torch's max pooling also records where each maximum lies, which only a gradient needs: on two cores
+that took as long as the convolution before it.
+
+Shapes: B pictures, C channels, H x W map, F features, D dimensions of the embedding.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from twinlens.config import ModelSettings
 
-__all__ = ["make_head"]
+__all__ = ["HalvingMaxPool", "glorot", "make_head"]
 
 
 def make_head(num_features: int, model: ModelSettings) -> nn.Sequential:
@@ -29,3 +36,30 @@ def make_head(num_features: int, model: ModelSettings) -> nn.Sequential:
     if model.dropout and not model.head:
         layers.append(nn.Dropout(model.dropout))
     return nn.Sequential(*layers, nn.Linear(width, model.embedding))
+
+
+class HalvingMaxPool(nn.MaxPool2d):
+    """`MaxPool2d(2)`, to the bit; an odd last row or column is left out."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """The map (B, C, H // 2, W // 2)."""
+        if x_BCHW.requires_grad or x_BCHW.device.type != "cpu":
+            pooled: Tensor = super().forward(x_BCHW)
+            return pooled
+        height, width = x_BCHW.shape[2] // 2 * 2, x_BCHW.shape[3] // 2 * 2
+        rows = torch.maximum(x_BCHW[:, :, 0:height:2, :width], x_BCHW[:, :, 1:height:2, :width])
+        return torch.maximum(rows[..., 0::2], rows[..., 1::2])
+
+
+def glorot(layer: nn.Module) -> None:
+    """Weights as Keras begins with them (Glorot 2010): uniform, by both widths; biases 0.
+
+    For `module.apply(glorot)`. Layers other than convolutions and linear ones stay as they are.
+    """
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -18,9 +18,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from twinlens.config import ModelSettings, PictureSettings
+from twinlens.config import SHIFTS, ModelSettings, PictureSettings
 from twinlens.errors import ModelError
-from twinlens.model.bundle import Stored, part_of
+from twinlens.model.stored import Stored, part_of
 
 __all__ = ["PlainEncoder", "plain_encoder", "sigmoid_scale"]
 
@@ -29,8 +29,6 @@ Step = Callable[[Floats], Floats]
 Size = tuple[int, int]
 
 EPSILON = 1e-5  # of torch's batch norms
-SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
-"""Pixels down and to the right, of each picture whose embeddings `model.shifts` averages."""
 
 
 @dataclass(frozen=True)

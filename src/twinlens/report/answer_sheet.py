@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from twinlens.data.drawing import (
+from twinlens.report.canvas import (
     GROUND,
     INK,
     LINE,

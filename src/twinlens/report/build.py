@@ -11,16 +11,16 @@ import numpy as np
 
 from twinlens.config import Settings
 from twinlens.data.table import ImageTable
-from twinlens.jobs.doctor import machine, versions
-from twinlens.jobs.measured import Measured
 from twinlens.learn.auto import Choice
-from twinlens.learn.run import HistoryRow
-from twinlens.measure import report
+from twinlens.learn.run_folder import HistoryRow
 from twinlens.measure.calibration import Calibration, Isotonic
-from twinlens.measure.maps import map_rows
-from twinlens.measure.protocols import Verification
+from twinlens.measure.evaluation_result import Measured
+from twinlens.measure.verification import Verification
 from twinlens.model.bundle import Bundle
+from twinlens.model.device import machine, versions
 from twinlens.progress import duration
+from twinlens.report import page as report
+from twinlens.report.embedding_map import map_rows
 
 __all__ = ["RunFacts", "write_page"]
 

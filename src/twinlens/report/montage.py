@@ -16,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinlens.data.drawing import (
+from twinlens.data.batch import Batch
+from twinlens.data.table import ImageTable, pair_masks
+from twinlens.errors import PictureError
+from twinlens.report.canvas import (
     GREEN,
     GROUND,
     INK,
@@ -31,9 +34,6 @@ from twinlens.data.drawing import (
     proportions,
     text_width,
 )
-from twinlens.data.pools import Batch
-from twinlens.data.table import ImageTable, pair_masks
-from twinlens.errors import PictureError
 
 __all__ = ["draw_montage", "draw_verdict"]
 

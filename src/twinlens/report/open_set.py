@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.measure.svg import COLORS, as_svg, new_figure, percent_axis, style
-from twinlens.measure.wording import bounds, count_of, dig, percent, rate, span
+from twinlens.report.svg import COLORS, as_svg, new_figure, percent_axis, style
+from twinlens.report.wording import bounds, count_of, dig, percent, rate, span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -25,22 +25,22 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from twinlens.files import replacing
-from twinlens.measure.figures import (
-    ScoredPairs,
-    distance_histogram,
-    learning_curves,
-    roc_and_det,
-)
-from twinlens.measure.maps import data_uri, embedding_map, map_rows
-from twinlens.measure.metrics import matches
-from twinlens.measure.open_set_page import (
+from twinlens.measure.error_rates import matches
+from twinlens.report.embedding_map import data_uri, embedding_map, map_rows
+from twinlens.report.open_set import (
     open_set_figures,
     open_set_sentences,
     open_set_sizes,
     pair_threshold_caution,
 )
-from twinlens.measure.templates import page_template, style_sheet
-from twinlens.measure.wording import (
+from twinlens.report.plots import (
+    ScoredPairs,
+    distance_histogram,
+    learning_curves,
+    roc_and_det,
+)
+from twinlens.report.templates import page_template, style_sheet
+from twinlens.report.wording import (
     bounds,
     count_of,
     dig,
@@ -185,7 +185,7 @@ def render_report(content: ReportContent) -> str:
         "breakable": _breakable,
     }
     rows = list(result_rows(content.results))
-    return page_template("twinlens.measure", "report.html.j2", filters).render(
+    return page_template("report.html.j2", filters).render(
         style=style_sheet(),
         content=content,
         summary=summary(content),

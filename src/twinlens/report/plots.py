@@ -1,6 +1,6 @@
 """Plots as SVG text: distances, ROC and DET, learning curves.
 
-Each function takes plain arrays and returns `<svg>` elements (see `twinlens.measure.svg`). This
+Each function takes plain arrays and returns `<svg>` elements (see `twinlens.report.svg`). This
 module knows nothing of models, files or pages.
 
 Shapes: N pairs.
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.measure.metrics import det_curve, matches
-from twinlens.measure.svg import (
+from twinlens.measure.error_rates import det_curve, matches
+from twinlens.report.svg import (
     COLORS,
     as_svg,
     new_figure,

@@ -14,27 +14,24 @@ from jinja2 import Environment, StrictUndefined, Template
 __all__ = ["page_template", "style_sheet"]
 
 
-def page_template(
-    package: str, name: str, filters: Mapping[str, Callable[..., Any]] | None = None
-) -> Template:
-    """A template that lies in a package; it escapes what it is given, and misses nothing quietly.
+def page_template(name: str, filters: Mapping[str, Callable[..., Any]] | None = None) -> Template:
+    """A template of this room; values are escaped, and an undefined one is an error.
 
     Args:
-        package: such as "twinlens.jobs".
-        name: of the file.
-        filters: that the template uses, by name.
+        name: file name.
+        filters: filters that the template uses, by name.
     """
     page = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page.filters |= filters or {}
-    return page.from_string(_text(package, name))
+    return page.from_string(_text(name))
 
 
 def style_sheet() -> str:
-    """The style of our pages, CSS for light, dark and print."""
-    return _text("twinlens.measure", "report.css")
+    """The style sheet of all pages: CSS for light, dark and print."""
+    return _text("report.css")
 
 
-def _text(package: str, name: str) -> str:
-    return (resources.files(package) / name).read_text(encoding="utf-8")
+def _text(name: str) -> str:
+    return (resources.files("twinlens.report") / name).read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The command line: words to functions, answers to text and exit codes."""

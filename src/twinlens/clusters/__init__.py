@@ -1,0 +1,1 @@
+"""Clustering of embeddings: linkage, constraints, the folder and the page of a clustering."""

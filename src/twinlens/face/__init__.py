@@ -1,0 +1,1 @@
+"""Faces in photographs: detect, crop, and a page to check the crops."""

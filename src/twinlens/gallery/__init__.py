@@ -1,0 +1,1 @@
+"""Galleries: enrolled identities in one store; identify, search, erase."""

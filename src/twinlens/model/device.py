@@ -1,0 +1,101 @@
+"""The machine: device, bfloat16 hardware, memory of the allocator, and facts for reports."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from twinlens._version import __version__
+from twinlens.errors import ConfigError
+
+__all__ = ["has_bfloat16", "keep_freed_memory", "machine", "pick_device", "versions"]
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn",
+            "pytorch-metric-learning")  # fmt: skip
+
+
+def pick_device(name: str) -> str:
+    """The device for "auto" (CUDA where there is one), or a name as torch has them.
+
+    Raises:
+        ConfigError: no such device here, or one that does not reckon in float64, as losses do.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"train.device is auto, cpu, cuda or cuda:1 and so on, found '{name}'")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        line = str(error).splitlines()[0]
+        raise ConfigError(f"train.device '{name}' cannot be used here: {line}") from error
+    return name
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether the hardware multiplies bfloat16 itself; elsewhere it is slower than float32."""
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device != "cpu":
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep the memory that a training step frees for the next one.
+
+    By default it gives large blocks back to the system, which clears them again page by page at
+    the next step: half of the time of a step of our networks on two cores. The process then
+    stays as large as its largest step. Elsewhere than on glibc nothing is done.
+
+    Returns:
+        Whether it was done.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
+
+
+def versions() -> dict[str, str]:
+    """The versions of twinlens, Python, and what they compute with."""
+    found = {"twinlens": __version__, "python": platform.python_version()}
+    return found | {name: metadata.version(name) for name in PACKAGES}
+
+
+def machine() -> dict[str, Any]:
+    """Processor, memory, devices and threads."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "amx": bool(torch.cpu._is_amx_tile_supported()),
+        "bfloat16": has_bfloat16(pick_device("auto")),
+        "devices": ["cpu"] + [torch.cuda.get_device_name(i) for i in range(_num_gpus())],
+    }  # fmt: skip
+
+
+def _num_gpus() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _processor_name() -> str:
+    """The name that the system gives; Linux says it only in a file."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
