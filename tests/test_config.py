@@ -1,13 +1,17 @@
-"""Recipes and overrides: what is accepted, and what is said about what is not."""
+"""Settings, recipes and overrides: values that are accepted, and errors about all others."""
 
 from __future__ import annotations
 
+import doctest
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from pydantic import ValidationError
 
-from twinlens.config import PictureSettings, Settings, without_effect
+import twinlens.config
+import twinlens.recipes
+from twinlens.config import PictureSettings, Settings, auto_keys, setting_fields, without_effect
 from twinlens.errors import ConfigError
 from twinlens.recipes import (
     AUTO_KEYS,
@@ -17,9 +21,12 @@ from twinlens.recipes import (
     recipe_text,
     recipe_values,
 )
+from twinlens.recipes.reference import settings_reference
+
+REFERENCE = Path(__file__).parents[1] / "docs" / "settings.md"
 
 
-def complaint(overrides: dict[str, object], recipe: str = "auto") -> str:
+def error_of(overrides: dict[str, object], recipe: str = "auto") -> str:
     with pytest.raises(ConfigError) as caught:
         load_recipe(recipe, overrides)
     return str(caught.value)
@@ -34,7 +41,7 @@ def plain_recipe(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_that_is_shipped_loads_and_says_what_it_is_about(name: str) -> None:
+def test_every_built_in_recipe_loads_and_has_a_description(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.settings().seed == 0
@@ -42,19 +49,42 @@ def test_every_recipe_that_is_shipped_loads_and_says_what_it_is_about(name: str)
     assert recipe_values(name)["about"].strip()
 
 
-def test_auto_keys_are_real_keys_and_leave_the_values() -> None:
+def test_every_setting_is_described_in_one_or_two_sentences() -> None:
+    for key, field in setting_fields():
+        assert field.description, key
+        assert field.description.endswith("."), key
+        assert len(field.description) <= 200, key
+
+
+def test_the_reference_of_settings_is_up_to_date() -> None:
+    command = "python -m twinlens.recipes.reference > docs/settings.md"
+    text = REFERENCE.read_text(encoding="utf-8") if REFERENCE.exists() else ""
+    assert text == settings_reference(), f"write it anew: {command}"
+    assert all(text.count(f"| `{key}` |") == 1 for key, _ in setting_fields())
+
+
+def test_keys_left_to_the_data_are_taken_out_of_the_values() -> None:
     recipe = load_recipe()
-    for key in AUTO_KEYS:
-        section, field = key.split(".")
-        assert field in type(getattr(Settings(), section)).model_fields
-    assert "picture.size" in recipe.auto
+    assert recipe.auto == AUTO_KEYS
     assert "size" not in recipe.values["picture"]
     chosen = recipe.settings({"picture.size": (20, 30), "train.steps": 11})
     assert chosen.picture.size == (20, 30)
     assert chosen.train.steps == 11
 
 
-def test_what_the_user_sets_is_not_left_to_the_data() -> None:
+@pytest.mark.parametrize("loss", ["supcon", "triplet", "bce", "classes"])
+def test_keys_left_to_other_settings_are_filled_in(loss: str, plain_recipe: str) -> None:
+    keys = auto_keys("settings")
+    overrides = {"loss.name": loss, "model.classes": "auto", **dict.fromkeys(keys, "auto")}
+    recipe = load_recipe(plain_recipe, overrides)
+    assert not recipe.auto
+    settings = recipe.settings()
+    for key in keys:
+        section, field = key.split(".")
+        assert getattr(getattr(settings, section), field) != "auto"
+
+
+def test_overrides_are_not_left_to_the_data() -> None:
     recipe = load_recipe("auto", {"picture.size": [32, 40], "model.embedding": 64})
     assert not {"picture.size", "model.embedding"} & recipe.auto
     assert recipe.settings().picture.size == (32, 40)
@@ -66,12 +96,12 @@ def test_an_override_can_leave_a_key_to_the_data(plain_recipe: str) -> None:
     assert load_recipe(plain_recipe, {"train.steps": "auto"}).auto == {"train.steps"}
 
 
-def test_auto_is_no_value_where_nobody_can_choose() -> None:
-    assert "loss.margin: " in complaint({"loss.margin": "auto"})
+def test_auto_is_no_value_of_other_settings() -> None:
+    assert "loss.margin: " in error_of({"loss.margin": "auto"})
 
 
-def test_all_mistakes_are_told_at_once_with_near_names() -> None:
-    message = complaint(
+def test_one_error_lists_all_mistakes_with_near_names() -> None:
+    message = error_of(
         {
             "loss.margn": 0.2,
             "optimiser.rate": 1e-3,
@@ -113,7 +143,7 @@ def test_all_mistakes_are_told_at_once_with_near_names() -> None:
     ],
 )
 def test_ill_typed_and_impossible_values_are_refused(key: str, value: object) -> None:
-    assert f"  {key}" in complaint({key: value})
+    assert f"  {key}" in error_of({key: value})
 
 
 def test_a_whole_number_is_a_number() -> None:
@@ -135,9 +165,9 @@ def test_a_whole_number_is_a_number() -> None:
     ],
 )
 def test_overrides_are_toml_or_bare_words(item: str, key: str, value: object) -> None:
-    found = parse_overrides([item])
-    assert found == {key: value}
-    assert type(found[key]) is type(value)
+    overrides = parse_overrides([item])
+    assert overrides == {key: value}
+    assert type(overrides[key]) is type(value)
 
 
 @pytest.mark.parametrize("item", ["loss.margin", "=3", " = 3"])
@@ -146,20 +176,18 @@ def test_an_override_needs_a_key_and_a_value(item: str) -> None:
         parse_overrides([item])
 
 
-def test_arguments_of_a_loss_are_laid_over_one_by_one(plain_recipe: str) -> None:
+def test_arguments_of_a_loss_are_overridden_one_by_one(plain_recipe: str) -> None:
     recipe = load_recipe(plain_recipe, {"loss.args.beta": 5})
     assert recipe.settings().loss.args == {"alpha": 2.0, "beta": 5}
 
 
 def test_a_key_below_a_value_is_refused() -> None:
-    assert "'loss.temperature' is a value" in complaint({"loss.temperature.x": 3})
-    assert "'loss' is a value" in complaint({"loss": 3, "loss.margin": 3})
+    assert "'loss.temperature' is a value" in error_of({"loss.temperature.x": 3})
+    assert "'loss' is a value" in error_of({"loss": 3, "loss.margin": 3})
 
 
 @pytest.mark.parametrize("length", ["steps", "epochs", "time_budget"])
-def test_a_length_that_is_asked_for_replaces_the_recipes_own(
-    length: str, plain_recipe: str
-) -> None:
+def test_an_overriding_length_replaces_the_recipes_own(length: str, plain_recipe: str) -> None:
     for recipe in (load_recipe("auto", {f"train.{length}": 3}), load_recipe(plain_recipe)):
         train = recipe.settings().train
         given = {n: getattr(train, n) for n in ("steps", "epochs", "time_budget")}
@@ -171,7 +199,7 @@ def test_a_length_that_is_asked_for_replaces_the_recipes_own(
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
-        ({"train.steps": 3, "train.epochs": 2.0}, "train: give one of steps, epochs, time_budget"),
+        ({"train.steps": 3, "train.epochs": 2.0}, "train: set one of steps, epochs, time_budget"),
         ({"model.comparator": "sigmoid"}, "go together, found 'supcon' with 'sigmoid'"),
         (
             {"loss.name": "bce", "model.comparator": "cosine"},
@@ -183,19 +211,22 @@ def test_a_length_that_is_asked_for_replaces_the_recipes_own(
             "loss.mining 'given' and sampler.kind 'triplets'",
         ),
         ({"sampler.rotations": True, "picture.size": [8, 9]}, "square picture.size, found [8, 9]"),
-        ({"model.shifts": True, "model.freeze": "all"}, "shifts needs a network that learns"),
+        ({"model.shifts": True, "model.freeze": "all"}, "shifts needs a backbone that learns"),
         ({"model.shifts": True, "model.backbone": "strokes"}, "learns, found 'strokes'"),
         ({"picture.mean": [0.5, 0.5]}, "picture: mean needs 1 or 3 numbers"),
-        ({"picture.color": "grey", "picture.std": [0.5] * 3}, "picture: std needs 1 or 1 numbers"),
+        (
+            {"picture.color": "grey", "picture.std": [0.5] * 3},
+            "picture: std needs 1 number for color 'grey', found 3",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(
     overrides: dict[str, object], part: str
 ) -> None:
-    assert part in complaint(overrides)
+    assert part in error_of(overrides)
 
 
-def test_what_follows_from_other_settings() -> None:
+def test_values_that_follow_from_the_loss() -> None:
     learned = load_recipe("auto", {"loss.name": "bce"}).settings()
     assert learned.model.comparator == "sigmoid"
     literal = load_recipe("auto", {"loss.name": "triplet", "sampler.kind": "triplets"}).settings()
@@ -211,9 +242,9 @@ def test_a_sampler_that_follows_from_the_loss() -> None:
     assert load_recipe("cifar", {"loss.name": "supcon"}).settings().sampler.kind == "pk"
 
 
-def test_a_layer_to_thaw_from_belongs_to_the_recipes_network() -> None:
-    said = r"'layer4.1' of resnet50.tv_in1k on, .*--set model.freeze=LAYER"
-    with pytest.raises(ConfigError, match=said):
+def test_a_frozen_layer_belongs_to_the_recipes_backbone() -> None:
+    message = r"resnet50.tv_in1k from the layer 'layer4.1' on, .*--set model.freeze=LAYER"
+    with pytest.raises(ConfigError, match=message):
         load_recipe("lookalikes", {"model.backbone": "tf_efficientnet_lite0"})
     for layer in ("blocks.6", "none", "all"):
         overrides = {"model.backbone": "tf_efficientnet_lite0", "model.freeze": layer}
@@ -227,35 +258,50 @@ def test_settings_without_effect_are_named() -> None:
     keys = ("loss.margin", "loss.temperature", "loss.forged_weight")
     keys += ("sampler.batch", "optimizer.rate")
     assert without_effect(load_recipe("auto").settings(), keys) == [
-        "loss.margin has no effect with 'supcon'",
-        "sampler.batch has no effect with 'pk'",
+        "loss.margin has no effect with loss.name 'supcon'",
+        "sampler.batch has no effect with sampler.kind 'pk'",
     ]
     triplets = load_recipe("auto", {"loss.name": "triplet", "sampler.kind": "triplets"}).settings()
     assert without_effect(triplets, keys) == [
-        "loss.temperature has no effect with 'triplet'",
-        "loss.forged_weight has no effect with 'triplet'",
+        "loss.temperature has no effect with loss.name 'triplet'",
+        "loss.forged_weight has no effect with loss.name 'triplet'",
     ]
     keys = ("model.kernel", "model.stride", "optimizer.rho", "sampler.fresh", "model.channels")
     assert without_effect(load_recipe("signet").settings(), keys) == [
-        "model.kernel has no effect with 'signet'",
-        "model.channels has no effect with 'signet'",
+        "model.kernel has no effect with model.backbone 'signet'",
+        "model.channels has no effect with model.backbone 'signet'",
     ]
     plain = load_recipe("auto", {"model.backbone": "mlp"}).settings()
     assert without_effect(plain, ("model.pool", "model.head_norm")) == [
-        "model.pool has no effect with 'mlp'",
-        "model.head_norm has no effect without hidden layers (model.head)",
+        "model.pool has no effect with model.backbone 'mlp'",
+        "model.head_norm has no effect without model.head",
     ]
     assert without_effect(load_recipe("faces-triplet").settings(), keys) == [
-        "model.kernel has no effect with 'resnet50.tv_in1k'",
-        "model.stride has no effect with 'resnet50.tv_in1k'",
-        "optimizer.rho has no effect with 'adam'",
-        "model.channels has no effect with 'resnet50.tv_in1k'",
+        "model.kernel has no effect with model.backbone 'resnet50.tv_in1k'",
+        "model.stride has no effect with model.backbone 'resnet50.tv_in1k'",
+        "optimizer.rho has no effect with optimizer.name 'adam'",
+        "model.channels has no effect with model.backbone 'resnet50.tv_in1k'",
     ]
+
+
+def test_keys_without_a_condition_have_an_effect() -> None:
+    settings = load_recipe("auto", {"loss.name": "pml:CosFaceLoss"}).settings()
+    assert without_effect(settings, ["seed", "loss", "loss.args.margin", "data.split"]) == []
+    assert without_effect(settings, ["model.grid"]) == [
+        "model.grid has no effect without model.stage"
+    ]
+    first = load_recipe("auto", {"model.stage": 0}).settings()
+    assert without_effect(first, ["model.grid"]) == []
+
+
+@pytest.mark.parametrize("module", [twinlens.config, twinlens.recipes])
+def test_examples_of(module: ModuleType) -> None:
+    assert doctest.testmod(module).failed == 0
 
 
 def test_a_choice_from_the_data_must_fit_the_users_settings() -> None:
     recipe = load_recipe("auto", {"picture.mean": [0.4, 0.5, 0.6]})
-    with pytest.raises(ConfigError, match="mean needs 1 or 1"):
+    with pytest.raises(ConfigError, match="mean needs 1 number"):
         recipe.settings({"picture.color": "grey"})
 
 

@@ -1,13 +1,14 @@
 """Typed settings: everything that, with the data, makes a run repeatable.
 
-Unknown and ill-typed keys are errors (`recipes` reads, overlays and explains them). This module
-knows nothing of pictures or networks.
+Each setting is declared once, here: type, limits, default, description, and marks that say when it
+has an effect and whether a recipe may leave it open. `recipes`, `learn.auto` and `docs/settings.md`
+derive from these declarations. Unknown and ill-typed keys are errors (see `recipes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import (
     BaseModel,
@@ -18,6 +19,7 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 __all__ = [
     "LENGTHS",
@@ -32,40 +34,114 @@ __all__ = [
     "Section",
     "Settings",
     "TrainSettings",
+    "auto_keys",
+    "marks_of",
+    "setting_fields",
     "without_effect",
 ]
 
+T = TypeVar("T")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+
+
+def setting(
+    default: T,
+    description: str,
+    *,
+    auto: Literal["data", "settings"] | None = None,
+    read_by: tuple[str, ...] | None = None,
+    unread_by: tuple[str, ...] | None = None,
+    needs: str | None = None,
+    **limits: Any,
+) -> T:
+    """Declare a setting: a pydantic `Field` with a description and marks.
+
+    Args:
+        default: value if neither recipe nor user sets it.
+        description: one or two sentences for docs/settings.md.
+        auto: what chooses the value if a recipe says "auto": the training data (`learn.auto`) or
+            other settings (`recipes`). None: "auto" is no value of this setting.
+        read_by: values of the section's `selector` with which this setting has an effect.
+        unread_by: values of the section's `selector` with which it has none.
+        needs: another setting of the section, without which it has none.
+        limits: constraints of `Field`, such as `ge` and `lt`.
+    """
+    marks = {"auto": auto, "read_by": read_by, "unread_by": unread_by, "needs": needs}
+    given = {name: mark for name, mark in marks.items() if mark is not None}
+    field = Field(default, description=description, json_schema_extra=cast(Any, given), **limits)
+    return cast(T, field)
+
 
 class Section(BaseModel):
-    """Frozen settings that refuse unknown keys, infinity and NaN."""
+    """Frozen settings that refuse unknown keys, infinity and NaN.
+
+    `selector` names the setting whose value decides which others of the section have an effect.
+    """
+
+    selector: ClassVar[str] = ""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSettings(Section):
-    """What is read, what is skipped, and how it is split."""
+    """Reading the pictures and dividing them into training, validation and test."""
 
-    split: Literal["identities", "images"] = "identities"
-    fractions: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.7, 0.15, 0.15)
-    forged_suffix: str = "_forg"
-    max_pixels: PositiveInt = 100_000_000
-    max_broken: float = Field(0.2, ge=0, le=1)
+    split: Literal["identities", "images"] = setting(
+        "identities",
+        "Unit of the split: whole identities (open set), or pictures of every identity (closed "
+        "set). Splits that the data gives are kept.",
+    )
+    fractions: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = setting(
+        (0.7, 0.15, 0.15), "Shares of training, validation and test; they are divided by their sum."
+    )
+    forged_suffix: str = setting(
+        "_forg", "A folder named `ID` and this suffix holds forgeries of the identity `ID`."
+    )
+    max_pixels: PositiveInt = setting(
+        100_000_000,
+        "Pictures with more pixels (height times width, by their header) are not decoded and count "
+        "as unreadable.",
+    )
+    max_broken: Share = setting(
+        0.2, "Largest share of unreadable pictures that is skipped; with more, the run stops."
+    )
 
 
 class PictureSettings(Section):
-    """How a picture is brought to the network's size and range; travels with the weights.
+    """Input of the network: size, colour and range. It travels with the weights."""
 
-    `size` is (height, width). `fit`: "stretch" to the size, "pad" keeping the proportions on a
-    ground of grey level `fill`, or "crop" the middle. `mean` and `std` are of pixels in [0, 1],
-    one number or one for each channel.
-    """
-
-    size: tuple[PositiveInt, PositiveInt] = (64, 64)
-    color: Literal["grey", "rgb"] = "rgb"
-    fit: Literal["stretch", "pad", "crop"] = "stretch"
-    fill: int = Field(255, ge=0, le=255)
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[PositiveFloat, ...] = (0.5,)
+    size: tuple[PositiveInt, PositiveInt] = setting(
+        (64, 64), "Height and width of the network's input, in pixels.", auto="data"
+    )
+    color: Literal["grey", "rgb"] = setting(
+        "rgb", "Channels of the network's input: one or three.", auto="data"
+    )
+    fit: Literal["stretch", "pad", "crop"] = setting(
+        "stretch",
+        "Resizing to `size`: `stretch` ignores proportions, `pad` keeps them on a ground of grey "
+        "level `fill`, `crop` keeps them and takes the middle.",
+        auto="data",
+    )
+    fill: int = setting(
+        255,
+        "Grey level around padded, rotated and shifted pictures, and of the paper under `strokes`: "
+        "0 is black, 255 white.",
+        auto="data",
+        ge=0,
+        le=255,
+    )
+    mean: tuple[float, ...] = setting(
+        (0.5,),
+        "Subtracted from pixels in [0, 1]: one number, or one for each channel.",
+        auto="data",
+    )
+    std: tuple[PositiveFloat, ...] = setting(
+        (0.5,),
+        "Divisor of the pixels after `mean` is subtracted: one number, or one for each channel.",
+        auto="data",
+    )
 
     @property
     def channels(self) -> int:
@@ -73,65 +149,118 @@ class PictureSettings(Section):
         return 1 if self.color == "grey" else 3
 
     @model_validator(mode="after")
-    def _one_or_each(self) -> PictureSettings:
+    def _levels_fit_channels(self) -> PictureSettings:
+        allowed = "1 number" if self.channels == 1 else f"1 or {self.channels} numbers"
         for name in ("mean", "std"):
-            if len(getattr(self, name)) not in (1, self.channels):
-                raise ValueError(f"{name} needs 1 or {self.channels} numbers")
+            given = len(getattr(self, name))
+            if given not in (1, self.channels):
+                raise ValueError(f"{name} needs {allowed} for color '{self.color}', found {given}")
         return self
 
 
 class ModelSettings(Section):
-    """The network: `backbone` is one of ours, or of timm's by name.
+    """The network (backbone, then head) and the distance between its embeddings."""
 
-    Ours are `conv`, `mlp`, `residual`, `signet`, and `strokes`: measures of handwriting, with
-    nothing to learn (`model.strokes`).
-    Our own networks are built from `channels` (the widths), `kernel`, `batch_norm` and
-    `block_dropout` (of `conv`'s blocks), `leak` (the slope of the ReLUs below 0), `attention`
-    (after each stage of `residual`), `stride` (of the first convolution of `residual` and `signet`)
-    and `init` ("glorot", Glorot 2010, as in Keras, in place of torch's). With `init` "whitened" the
-    linear head of a frozen backbone begins with what whitens its features within identities.
+    selector = "backbone"
 
-    `stage` cuts one of timm's convolutional networks off after a stage, counted from 0 as in its
-    `feature_info`; the map that it ends in is averaged to `grid` x `grid` cells.
-
-    `pool` is what becomes of the last map of features: "own" leaves it to the network, "average"
-    and "flatten" say it. `freeze` is "none", "all", or the name of a layer of the backbone:
-    everything before it keeps its weights and its batch statistics. `pretrained` asks timm for its
-    own weights; `weights` names a local file instead, and goes before it.
-
-    `head` are the widths of hidden layers between features and embedding, with `dropout`, and batch
-    norm after each of them ("all"), after each but the last ("between") or none ("none").
-
-    With `shifts` an embedding is the mean of five (test-time augmentation): of the picture as it is
-    and shifted by a pixel to each side, in five times the time. Training looks at one.
-
-    With `classes` the numbers of an embedding are the square roots of the probabilities of
-    `embedding` identities, so that its length is 1; it is for the loss `classes`.
-    """
-
-    backbone: str = "conv"
-    channels: tuple[PositiveInt, ...] = Field((64, 128, 128, 256), min_length=1)
-    kernel: PositiveInt = 3
-    batch_norm: bool = True
-    block_dropout: float = Field(0.0, ge=0, lt=1)
-    leak: float = Field(0.0, ge=0, lt=1)
-    attention: Literal["none", "eca"] = "none"
-    stride: PositiveInt = 1
-    init: Literal["own", "glorot", "whitened"] = "own"
-    stage: int | None = Field(None, ge=0)
-    grid: PositiveInt = 1
-    pool: Literal["own", "average", "flatten"] = "own"
-    pretrained: bool = False
-    weights: str | None = None
-    freeze: str = "none"
-    head: tuple[PositiveInt, ...] = ()
-    head_norm: Literal["none", "between", "all"] = "between"
-    dropout: float = Field(0.0, ge=0, lt=1)
-    embedding: PositiveInt = 128
-    normalize: bool = True
-    classes: bool = False
-    shifts: bool = False
-    comparator: Literal["euclidean", "squared-euclidean", "cosine", "sigmoid", "network"] = "cosine"
+    backbone: str = setting(
+        "conv",
+        "Built-in network (`conv`, `mlp`, `residual`, `signet`, or `strokes`: measures of "
+        "handwriting, without weights), or the name of a timm model.",
+        auto="data",
+    )
+    channels: tuple[PositiveInt, ...] = setting(
+        (64, 128, 128, 256),
+        "Widths of the blocks, layers or stages of a built-in backbone.",
+        auto="data",
+        read_by=("conv", "mlp", "residual"),
+        min_length=1,
+    )
+    kernel: PositiveInt = setting(
+        3, "Side of the convolution kernels, in pixels.", read_by=("conv",)
+    )
+    batch_norm: bool = setting(True, "Batch norm after each convolution.", read_by=("conv",))
+    block_dropout: BelowOne = setting(
+        0.0, "Dropout probability after each block of the backbone.", read_by=("conv",)
+    )
+    leak: BelowOne = setting(
+        0.0, "Slope of the backbone's ReLUs below 0.", read_by=("conv", "mlp", "residual")
+    )
+    attention: Literal["none", "eca"] = setting(
+        "none",
+        "Channel attention after each stage; `eca` is that of Wang 2020 (arXiv 1910.03151).",
+        read_by=("residual",),
+    )
+    stride: PositiveInt = setting(
+        1, "Stride of the first convolution.", read_by=("residual", "signet")
+    )
+    init: Literal["own", "glorot", "whitened"] = setting(
+        "own",
+        "Initial weights: torch's (`own`), or Keras's (`glorot`, Glorot 2010). `whitened` starts "
+        "the linear head of a frozen backbone with the map that whitens its features within "
+        "identities.",
+        auto="data",
+    )
+    stage: int | None = setting(
+        None,
+        "Last stage of a timm network that is used, counted from 0 as in its `feature_info`; the "
+        "whole network if unset.",
+        auto="data",
+        ge=0,
+    )
+    grid: PositiveInt = setting(
+        1, "The last feature map is averaged to `grid` x `grid` cells.", auto="data", needs="stage"
+    )
+    pool: Literal["own", "average", "flatten"] = setting(
+        "own",
+        "Last feature map to features: global `average`, `flatten`, or the network's `own` way.",
+        unread_by=("mlp",),
+    )
+    pretrained: bool = setting(
+        False, "Start with timm's pretrained weights, unless `weights` is set.", auto="data"
+    )
+    weights: str | None = setting(
+        None, "Local file (.safetensors or .pth) with the backbone's initial weights."
+    )
+    freeze: str = setting(
+        "none",
+        "Frozen part of the backbone, batch statistics included: `none`, `all`, or everything "
+        "before the layer of this name.",
+        auto="data",
+    )
+    head: tuple[PositiveInt, ...] = setting(
+        (), "Widths of the hidden layers, with ReLU, between features and embedding."
+    )
+    head_norm: Literal["none", "between", "all"] = setting(
+        "between",
+        "Hidden layers of the head that batch norm follows: none, all but the last, or all.",
+        needs="head",
+    )
+    dropout: BelowOne = setting(
+        0.0,
+        "Dropout probability after each hidden layer of the head, or before the embedding if there "
+        "are no hidden layers.",
+    )
+    embedding: PositiveInt = setting(128, "Dimensions of the embedding.", auto="data")
+    normalize: bool = setting(True, "Scale embeddings to length 1.")
+    classes: bool = setting(
+        False,
+        "Embeddings are the square roots of the probabilities of `embedding` identities, so their "
+        "length is 1. Needed by the loss `classes`.",
+        auto="data",
+    )
+    shifts: bool = setting(
+        False,
+        "Test-time augmentation: an embedding is the mean over the picture and its shifts by one "
+        "pixel to each side. Takes five times as long; training uses the picture alone.",
+        auto="data",
+    )
+    comparator: Literal["euclidean", "squared-euclidean", "cosine", "sigmoid", "network"] = setting(
+        "cosine",
+        "Distance between two embeddings; `sigmoid` and `network` are learned, with the loss "
+        "`bce`.",
+        auto="settings",
+    )
 
 
 SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
@@ -139,111 +268,220 @@ SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 
 
 class LossSettings(Section):
-    """The loss: `contrastive`, `triplet`, `bce`, `supcon`, `classes`, or one of the library's.
+    """The loss, and the triplets that it takes from a batch."""
 
-    Those are `pml:ClassName`, with `args`.
-    A forgery of its own identity counts `forged_weight` times among a picture's impostors.
-    `smoothing` is that of the labels of `bce`: 1 becomes 1 - smoothing / 2, and 0 smoothing / 2.
-    """
+    selector = "name"
 
-    name: str = "supcon"
-    margin: PositiveFloat = 0.5
-    soft: bool = False
-    mining: Literal["all", "semi-hard", "hardest", "given"] = "semi-hard"
-    temperature: PositiveFloat = 0.1
-    forged_weight: PositiveFloat = 1.0
-    smoothing: float = Field(0.0, ge=0, lt=1)
-    args: dict[str, Any] = Field(default_factory=dict)
+    name: str = setting(
+        "supcon",
+        "`contrastive`, `triplet`, `bce`, `supcon`, `classes`, or `pml:ClassName` for a loss of "
+        "pytorch-metric-learning.",
+        auto="data",
+    )
+    margin: PositiveFloat = setting(
+        0.5, "Margin, in units of distance.", read_by=("contrastive", "triplet")
+    )
+    soft: bool = setting(
+        False, "Soft margin (Hermans 2017): softplus in place of the hinge.", read_by=("triplet",)
+    )
+    mining: Literal["all", "semi-hard", "hardest", "given"] = setting(
+        "semi-hard",
+        "Triplets of a batch that count: `all`, `semi-hard` (Schroff 2015), `hardest` (batch hard, "
+        "Hermans 2017), or those `given` by the sampler `triplets`.",
+        auto="settings",
+        read_by=("triplet",),
+    )
+    temperature: PositiveFloat = setting(
+        0.1,
+        "Divisor of the distances (Khosla 2020); the lower, the more the nearest impostors count.",
+        auto="data",
+        read_by=("supcon",),
+    )
+    forged_weight: PositiveFloat = setting(
+        1.0,
+        "Weight of forgeries of the anchor's identity among its impostors; all others weigh 1.",
+        auto="data",
+        read_by=("supcon",),
+    )
+    smoothing: BelowOne = setting(
+        0.0,
+        "Label smoothing (Szegedy 2016, arXiv 1512.00567): the targets are 1 - smoothing / 2 and "
+        "smoothing / 2.",
+        read_by=("bce",),
+    )
+    args: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of a `pml:` loss, by name."
+    )
 
 
 class SamplerSettings(Section):
-    """Batches: P identities x K pictures (`pk`), or literal random `pairs` or `triplets`.
+    """Training batches: P identities x K pictures, or random pairs or triplets."""
 
-    `batch` is the number of pairs or triplets. Their partners are drawn anew each epoch, or with
-    `fresh` false once for all; `forged_share` of the negatives are forgeries, where an identity has
-    any; with `mirror` half of the pairs or triplets are mirrored, all their pictures alike.
-    `rotations` makes quarter turns new identities.
-    """
+    selector = "kind"
 
-    kind: Literal["pk", "pairs", "triplets"] = "pk"
-    labels_per_batch: PositiveInt = 32
-    images_per_label: int = Field(4, ge=2)
-    forged_per_label: int = Field(2, ge=0)
-    batch: PositiveInt = 64
-    fresh: bool = True
-    forged_share: float = Field(0.5, ge=0, le=1)
-    mirror: bool = False
-    rotations: bool = False
+    kind: Literal["pk", "pairs", "triplets"] = setting(
+        "pk",
+        "`pk`: P identities x K pictures, of which all pairs count. `pairs` and `triplets`: random "
+        "ones, as in many published systems.",
+        auto="settings",
+    )
+    labels_per_batch: PositiveInt = setting(
+        32, "Identities in a batch (P).", auto="data", read_by=("pk",)
+    )
+    images_per_label: int = setting(
+        4,
+        "Genuine pictures of each identity in a batch (K), at most.",
+        auto="data",
+        read_by=("pk",),
+        ge=2,
+    )
+    forged_per_label: int = setting(
+        2, "Forgeries of each identity in a batch, at most.", auto="data", read_by=("pk",), ge=0
+    )
+    batch: PositiveInt = setting(64, "Pairs or triplets in a batch.", read_by=("pairs", "triplets"))
+    fresh: bool = setting(
+        True,
+        "Draw partners anew in each epoch, rather than once for the whole run.",
+        read_by=("pairs", "triplets"),
+    )
+    forged_share: Share = setting(
+        0.5,
+        "Share of forgeries among the negatives of an identity that has any.",
+        read_by=("pairs", "triplets"),
+    )
+    mirror: bool = setting(
+        False,
+        "Mirror half of the pairs or triplets left to right, all pictures of one alike.",
+        read_by=("pairs", "triplets"),
+    )
+    rotations: bool = setting(
+        False,
+        "Pictures turned by 90, 180 and 270 degrees count as further identities (Santoro 2016). "
+        "Needs a square `picture.size`.",
+        auto="data",
+    )
 
 
 class AugmentSettings(Section):
-    """Random views of training pictures. Degrees, and shares of the picture's size or range.
+    """Random views of training pictures, drawn anew at each step; 0 and false switch one off."""
 
-    `crop` is the share of each side that a window at a random place leaves out.
-    """
-
-    rotate: NonNegativeFloat = 0.0
-    translate: NonNegativeFloat = 0.0
-    scale: float = Field(0.0, ge=0, lt=1)
-    shear: NonNegativeFloat = 0.0
-    crop: float = Field(0.0, ge=0, lt=1)
-    flip: bool = False
-    brightness: NonNegativeFloat = 0.0
-    contrast: float = Field(0.0, ge=0, lt=1)
+    rotate: NonNegativeFloat = setting(
+        0.0, "Largest rotation to either side, in degrees.", auto="data"
+    )
+    translate: NonNegativeFloat = setting(
+        0.0, "Largest shift to each side, as a share of height and width.", auto="data"
+    )
+    scale: BelowOne = setting(
+        0.0, "Scale by a factor between 1 / (1 + scale) and 1 + scale.", auto="data"
+    )
+    shear: NonNegativeFloat = setting(0.0, "Largest slant to either side, in degrees.", auto="data")
+    crop: BelowOne = setting(
+        0.0,
+        "Share of height and width that a random window leaves out; the window is enlarged to the "
+        "full size.",
+    )
+    flip: bool = setting(False, "Mirror half of the pictures left to right.", auto="data")
+    brightness: NonNegativeFloat = setting(
+        0.0, "Largest change of brightness, as a share of the range of grey.", auto="data"
+    )
+    contrast: BelowOne = setting(
+        0.0, "Contrast by a factor between 1 - contrast and 1 + contrast.", auto="data"
+    )
 
 
 class OptimizerSettings(Section):
-    """The optimiser and the course of its learning rate.
+    """The optimiser and its learning rate."""
 
-    `muon` takes orthogonal steps for matrices and those of `adamw` for the rest (`learn.muon`).
-    `rho` is how much `rmsprop` keeps of its mean of squares (0.99 in torch, 0.9 in Keras), and
-    `momentum` is that of `sgd`.
-    """
+    selector = "name"
 
-    name: Literal["adamw", "muon", "adam", "rmsprop", "sgd"] = "adamw"
-    rate: PositiveFloat = 3e-3
-    weight_decay: NonNegativeFloat = 0.01
-    rho: float = Field(0.99, ge=0, lt=1)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
-    clip: NonNegativeFloat = 0.0
+    name: Literal["adamw", "muon", "adam", "rmsprop", "sgd"] = setting(
+        "adamw",
+        "Optimiser; `muon` (Jordan 2024) takes orthogonal steps for matrices and those of `adamw` "
+        "for the rest.",
+        auto="data",
+    )
+    rate: PositiveFloat = setting(3e-3, "Highest learning rate of the schedule.", auto="data")
+    weight_decay: NonNegativeFloat = setting(
+        0.01, "Weight decay; biases and norms are exempt (He 2019)."
+    )
+    rho: BelowOne = setting(
+        0.99,
+        "Decay of the mean of squared gradients: 0.99 in torch, 0.9 in Keras.",
+        read_by=("rmsprop",),
+    )
+    momentum: BelowOne = setting(0.9, "Momentum.", read_by=("sgd",))
+    schedule: Literal["one-cycle", "cosine", "constant"] = setting(
+        "one-cycle",
+        "Learning rate over the run: `one-cycle` (Smith 2018) rises for a fifth and falls by a "
+        "cosine, `cosine` (Loshchilov 2017) only falls.",
+    )
+    clip: NonNegativeFloat = setting(
+        0.0, "Largest norm of the gradient; longer ones are clipped. 0 for any norm."
+    )
 
 
 LENGTHS = ("steps", "epochs", "time_budget")
 
 
 class TrainSettings(Section):
-    """How long and how: one of `steps`, `epochs`, `time_budget` (seconds) gives the length.
+    """Length of the run, choice of weights, and use of the machine.
 
-    `metric` chooses the weights: the EER of all pairs, the mean of it and of the EER against
-    forgeries of the claimed identity alone (`eer_forged`), or recall at 1.
-    `chunk` is how many pictures' graph is in memory at once: a larger batch is embedded in chunks,
-    twice, for the gradient of the whole (`learn.grad_cache` says what batch norm makes of it).
+    At most one of `steps`, `epochs` and `time_budget` gives the length; without, it is 10 epochs.
     """
 
-    steps: PositiveInt | None = None
-    epochs: PositiveFloat | None = None
-    time_budget: PositiveFloat | None = None
-    validations: PositiveInt = 10
-    metric: Literal["eer", "eer_forged", "recall_at_1"] = "eer"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    channels_last: Literal["auto", "yes", "no"] = "auto"
-    device: str = "auto"
-    target_far: float = Field(0.01, gt=0, lt=1)
-    chunk: int | None = Field(None, ge=3)
+    steps: PositiveInt | None = setting(None, "Length of the run, in batches.", auto="data")
+    epochs: PositiveFloat | None = setting(
+        None, "Length of the run, in epochs; 10 if no length is set."
+    )
+    time_budget: PositiveFloat | None = setting(
+        None, "Length of the run, in seconds: reading, validation and report included."
+    )
+    validations: PositiveInt = setting(
+        10, "Validations at equal distances along the run; a time budget may have room for fewer."
+    )
+    metric: Literal["eer", "eer_forged", "recall_at_1"] = setting(
+        "eer",
+        "Validation metric by which the weights are chosen: EER of all pairs, the mean of it and "
+        "the EER against forgeries of the claimed identity (`eer_forged`), or recall at 1.",
+        auto="data",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "Arithmetic of the forward pass; `auto` measures which is faster on this machine."
+    )
+    channels_last: Literal["auto", "yes", "no"] = setting(
+        "auto", "Channels last in memory; `auto` measures which is faster on this machine."
+    )
+    device: str = setting(
+        "auto", "`cpu`, `cuda`, `cuda:1` and so on; `auto` is the GPU, or the CPU without one."
+    )
+    target_far: float = setting(
+        0.01,
+        "False accept rate for which the model is calibrated, a fraction. With too few validation "
+        "pairs it is 0.1, or there is no calibration; a warning says so.",
+        gt=0,
+        lt=1,
+    )
+    chunk: int | None = setting(
+        None,
+        "Pictures whose graph is in memory at once. Larger batches are embedded in chunks, twice "
+        "(Gao 2021, arXiv 2101.06983); batch norm then sees chunks.",
+        ge=3,
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSettings:
         given = [name for name in LENGTHS if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"give one of {', '.join(LENGTHS)}, not {' and '.join(given)}")
+            raise ValueError(f"set one of {', '.join(LENGTHS)}, found {' and '.join(given)}")
         return self
 
 
 class Settings(Section):
     """Everything that, with the data, makes a run repeatable."""
 
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = setting(
+        0, "Random seed for splits, initial weights, batches and views.", ge=0, lt=2**63
+    )
     data: DataSettings = DataSettings()
     picture: PictureSettings = PictureSettings()
     model: ModelSettings = ModelSettings()
@@ -254,7 +492,7 @@ class Settings(Section):
     train: TrainSettings = TrainSettings()
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Settings:
+    def _sections_agree(self) -> Settings:
         learned = self.model.comparator in ("sigmoid", "network")
         if (self.loss.name == "bce") != learned:
             raise ValueError(
@@ -264,66 +502,64 @@ class Settings(Section):
         if self.loss.name == "classes" and not self.model.classes:
             raise ValueError("loss.name 'classes' needs model.classes true, found false")
         if (self.loss.mining == "given") != (self.sampler.kind == "triplets"):
-            raise ValueError("loss.mining 'given' and sampler.kind 'triplets' go together")
+            raise ValueError(
+                "loss.mining 'given' and sampler.kind 'triplets' go together, found "
+                f"'{self.loss.mining}' with '{self.sampler.kind}'"
+            )
         if self.model.init == "whitened" and (self.model.freeze != "all" or self.model.head):
-            raise ValueError("model.init 'whitened' needs model.freeze 'all' and no model.head")
+            raise ValueError(
+                "model.init 'whitened' needs model.freeze 'all' and no model.head, found "
+                f"'{self.model.freeze}' and {list(self.model.head)}"
+            )
         if self.model.shifts and (self.model.freeze == "all" or self.model.backbone == "strokes"):
-            found = "model.freeze 'all'" if self.model.freeze == "all" else "'strokes'"
-            raise ValueError(f"model.shifts needs a network that learns, found {found}")
+            still = "model.freeze 'all'" if self.model.freeze == "all" else "'strokes'"
+            raise ValueError(f"model.shifts needs a backbone that learns, found {still}")
         size = self.picture.size
         if self.sampler.rotations and size[0] != size[1]:
             raise ValueError(f"sampler.rotations needs a square picture.size, found {list(size)}")
         return self
 
 
-# Which networks, losses, batches and optimisers read a setting; elsewhere it has no effect.
-READERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "model.backbone": {
-        "model.channels": ("conv", "mlp", "residual"),
-        "model.kernel": ("conv",),
-        "model.batch_norm": ("conv",),
-        "model.block_dropout": ("conv",),
-        "model.leak": ("conv", "mlp", "residual"),
-        "model.attention": ("residual",),
-        "model.stride": ("residual", "signet"),
-    },
-    "loss.name": {
-        "loss.margin": ("contrastive", "triplet"),
-        "loss.soft": ("triplet",),
-        "loss.mining": ("triplet",),
-        "loss.temperature": ("supcon",),
-        "loss.forged_weight": ("supcon",),
-        "loss.smoothing": ("bce",),
-    },
-    "sampler.kind": {
-        "sampler.labels_per_batch": ("pk",),
-        "sampler.images_per_label": ("pk",),
-        "sampler.forged_per_label": ("pk",),
-        "sampler.batch": ("pairs", "triplets"),
-        "sampler.fresh": ("pairs", "triplets"),
-        "sampler.forged_share": ("pairs", "triplets"),
-        "sampler.mirror": ("pairs", "triplets"),
-    },
-    "optimizer.name": {
-        "optimizer.rho": ("rmsprop",),
-        "optimizer.momentum": ("sgd",),
-    },
-}
+def setting_fields() -> Iterator[tuple[str, FieldInfo]]:
+    """Each setting's key ("seed" or "section.key") with its declaration, in order."""
+    for name, field in Settings.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            for key, inner in section.model_fields.items():
+                yield f"{name}.{key}", inner
+        else:
+            yield name, field
+
+
+def marks_of(field: FieldInfo) -> Mapping[str, Any]:
+    """The marks of `setting` that a declaration carries, by name."""
+    return cast(Mapping[str, Any], field.json_schema_extra or {})
+
+
+def auto_keys(chooser: Literal["data", "settings"]) -> frozenset[str]:
+    """Keys for which a recipe may say "auto", by what then chooses the value."""
+    return frozenset(k for k, field in setting_fields() if marks_of(field).get("auto") == chooser)
 
 
 def without_effect(settings: Settings, keys: Iterable[str]) -> list[str]:
-    """A sentence for each of the keys that these settings do not read."""
+    """A sentence for each of the keys that these settings do not read.
+
+    >>> without_effect(Settings(), ["loss.margin", "loss.temperature"])
+    ["loss.margin has no effect with loss.name 'supcon'"]
+    """
+    fields = dict(setting_fields())
     sentences = []
     for key in keys:
-        for decides, readers in READERS.items():
-            section, _, field = decides.partition(".")
-            name = getattr(getattr(settings, section), field)
-            if name not in readers.get(key, (name,)):
-                sentences.append(f"{key} has no effect with '{name}'")
-        if key == "model.pool" and settings.model.backbone == "mlp":
-            sentences.append("model.pool has no effect with 'mlp'")
-        if key == "model.grid" and settings.model.stage is None:
-            sentences.append("model.grid has no effect without model.stage")
-        if key == "model.head_norm" and not settings.model.head:
-            sentences.append("model.head_norm has no effect without hidden layers (model.head)")
+        if key not in fields:  # An argument such as loss.args.alpha.
+            continue
+        name, marks = key.partition(".")[0], marks_of(fields[key])
+        section = getattr(settings, name)
+        if not isinstance(section, Section):
+            continue
+        value = getattr(section, section.selector, None)
+        if value not in marks.get("read_by", (value,)) or value in marks.get("unread_by", ()):
+            sentences.append(f"{key} has no effect with {name}.{section.selector} '{value}'")
+        needed = marks.get("needs")
+        if needed is not None and getattr(section, needed) in (None, ()):
+            sentences.append(f"{key} has no effect without {name}.{needed}")
     return sentences

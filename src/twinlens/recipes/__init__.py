@@ -1,8 +1,8 @@
-"""Recipes: TOML files of partial settings, one for each known system, and the default, `auto`.
+"""Recipes: TOML files of partial settings, one for each published system, and the default, `auto`.
 
-A value may be the word "auto" where twinlens knows how to choose it from the data (`AUTO_KEYS`; the
-choosing is in `learn/auto.py`) or from other settings. Overrides by `--set section.key=value` come
-on top. Unknown and ill-typed keys are errors, all reported at once.
+The value of some settings may be the word "auto": it is then chosen from the training data
+(`AUTO_KEYS`, by `learn.auto`) or from other settings (here). `--set section.key=value` overrides a
+recipe. Unknown and ill-typed keys are errors, all reported at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from twinlens.config import LENGTHS, Section, Settings
+from twinlens.config import LENGTHS, Settings, auto_keys, setting_fields
 from twinlens.errors import ConfigError, unknown_name
 
 __all__ = [
@@ -31,33 +31,22 @@ __all__ = [
 
 AUTO = "auto"
 
-# The literal batches that a loss is published with; what others learn from is a pool of pairs.
-LITERAL = {"contrastive": "pairs", "bce": "pairs", "triplet": "triplets"}
+# Sampler of the published form of a loss; all others use every pair of a batch.
+SAMPLERS = {"contrastive": "pairs", "bce": "pairs", "triplet": "triplets"}
 
-# The keys for which a recipe may say "auto"; learn/auto.py chooses each from the data.
-AUTO_KEYS = frozenset(
-    {
-        "picture.size", "picture.color", "picture.fit", "picture.fill",
-        "picture.mean", "picture.std",
-        "loss.name", "loss.temperature", "loss.forged_weight", "model.classes",
-        "model.backbone", "model.channels", "model.pretrained", "model.freeze", "model.embedding",
-        "model.stage", "model.grid", "model.init", "model.shifts",
-        "sampler.labels_per_batch", "sampler.images_per_label", "sampler.forged_per_label",
-        "sampler.rotations",
-        "augment.rotate", "augment.translate", "augment.scale", "augment.shear", "augment.flip",
-        "augment.brightness", "augment.contrast",
-        "optimizer.name", "optimizer.rate", "train.steps",
-        "train.metric",
-    }
-)  # fmt: skip
+AUTO_KEYS = auto_keys("data")
+"""Keys for which a recipe may say "auto", so that `learn.auto` chooses them from the data."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe with its overrides, checked, before the data has filled in what is "auto".
+    """A checked recipe with its overrides, before values are chosen from the data.
 
-    `values` is nested as in the file, without the keys in `auto` ("section.key"); `overrides` are
-    those that were laid over it.
+    Attributes:
+        name: name or path of the recipe.
+        values: nested as in the file, overrides included, keys in `auto` left out.
+        auto: keys ("section.key") that are left to the data.
+        overrides: "section.key" -> value, as the user gave them.
     """
 
     name: str
@@ -66,7 +55,13 @@ class Recipe:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, chosen: Mapping[str, Any] | None = None) -> Settings:
-        """The full settings once `chosen` ("section.key" -> value) has filled in what is auto."""
+        """The full settings, with defaults for the keys in `auto` that `chosen` lacks.
+
+        Args:
+            chosen: "section.key" -> value, chosen from the data.
+        Raises:
+            ConfigError: values that do not fit each other.
+        """
         values = _nested(self.values)
         for key, value in (chosen or {}).items():
             _put(values, key, value)
@@ -74,16 +69,22 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """The names of the recipes that twinlens carries, sorted."""
-    folder = resources.files("twinlens.recipes")
-    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml"))
+    """Names of the built-in recipes, sorted.
+
+    >>> recipe_names()[:3]
+    ['auto', 'cifar', 'digits-bce']
+    """
+    files = resources.files("twinlens.recipes").iterdir()
+    return sorted(file.name[:-5] for file in files if file.name.endswith(".toml"))
 
 
 def recipe_text(name: str) -> str:
-    """The TOML text of a recipe: a name that twinlens carries, or a path to a .toml file.
+    """The TOML text of a recipe.
 
+    Args:
+        name: name of a built-in recipe, or path to a .toml file.
     Raises:
-        ConfigError: no such recipe; the near names are given.
+        ConfigError: no such recipe (the message gives near names), or an unreadable file.
     """
     if name.endswith(".toml"):
         try:
@@ -96,10 +97,10 @@ def recipe_text(name: str) -> str:
 
 
 def recipe_values(name: str) -> dict[str, Any]:
-    """A recipe as nested values, with its `about`.
+    """A recipe as nested values, its `about` included.
 
     Raises:
-        ConfigError: no such recipe, or it is not TOML.
+        ConfigError: no such recipe, or the file is not TOML.
     """
     try:
         return tomllib.loads(recipe_text(name))
@@ -108,7 +109,10 @@ def recipe_values(name: str) -> dict[str, Any]:
 
 
 def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
-    """`["loss.margin=0.5", ...]` as `{"loss.margin": 0.5}`; values are TOML, bare words strings.
+    """Overrides of the command line by key; values are TOML, and bare words are strings.
+
+    >>> parse_overrides(["loss.margin=0.5", "model.backbone=resnet50"])
+    {'loss.margin': 0.5, 'model.backbone': 'resnet50'}
 
     Raises:
         ConfigError: an item without "=".
@@ -126,76 +130,80 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
 
 
 def load_recipe(name: str = AUTO, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a recipe, lay the overrides over it, and check every key.
+    """Read a recipe, apply overrides, and check every key.
+
+    >>> load_recipe("cifar", {"train.epochs": 5.0}).settings().train.epochs
+    5.0
 
     Args:
-        name: a carried recipe or a path to a .toml file.
-        overrides: "section.key" -> value, as `parse_overrides` gives.
+        name: name of a built-in recipe, or path to a .toml file.
+        overrides: "section.key" -> value, as from `parse_overrides`.
     Raises:
-        ConfigError: every unknown and ill-typed key at once, with the near names.
+        ConfigError: all unknown and ill-typed keys in one message, with near names.
     """
     overrides = dict(overrides or {})
     values = recipe_values(name)
     values.pop("about", None)
     train = values.get("train", {})
     if any(f"train.{length}" in overrides for length in LENGTHS) and isinstance(train, dict):
-        for length in LENGTHS:  # A length that is asked for replaces the recipe's own.
+        for length in LENGTHS:  # An overriding length replaces the recipe's.
             train.pop(length, None)
-    _refuse_foreign_layer(values, overrides)
+    _check_frozen_layer(values, overrides)
     for key, value in overrides.items():
         _put(values, key, value)
-    _follow(values)
+    _fill_from_settings(values)
     auto = {key for key, value in _flat(values) if value == AUTO and key in AUTO_KEYS}
     for key in auto:
         section, _, field = key.partition(".")
         del values[section][field]
     recipe = Recipe(name, values, frozenset(auto), overrides)
-    # The defaults stand in for what the data will fill in, so that mistakes show before work.
+    # With defaults in place of values from the data: mistakes show before any work is done.
     recipe.settings()
     return recipe
 
 
-def _refuse_foreign_layer(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
-    """A layer to thaw from belongs to the recipe's own network, not to another one."""
-    model = values.get("model", {})
-    if not isinstance(model, Mapping) or "backbone" not in model:
+def _check_frozen_layer(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Refuse another backbone if the recipe's `model.freeze` names a layer of its own."""
+    model = _section(values, "model")
+    if "backbone" not in model:
         return
-    layer, wanted = model.get("freeze", "none"), overrides.get("model.backbone", model["backbone"])
-    named = layer not in ("none", "all", AUTO) and "model.freeze" not in overrides
-    if named and wanted != model["backbone"]:
+    layer, own = model.get("freeze", "none"), model["backbone"]
+    backbone = overrides.get("model.backbone", own)
+    is_layer = layer not in ("none", "all", AUTO) and "model.freeze" not in overrides
+    if is_layer and backbone != own:
         raise ConfigError(
-            f"the recipe learns from the layer '{layer}' of {model['backbone']} on, which {wanted} "
-            "need not have: say where it is to begin with --set model.freeze=LAYER (one of its "
-            "own), none or all"
+            f"the recipe trains {own} from the layer '{layer}' on, and {backbone} may have no such "
+            "layer: add --set model.freeze=LAYER (one of its layers, none or all)"
         )
 
 
-def _follow(values: dict[str, Any]) -> None:
-    """Decide what is "auto" and follows from other settings, whatever the data."""
-    model, loss = values.get("model", {}), values.get("loss", {})
-    sampler = values.get("sampler", {})
-    if isinstance(sampler, dict) and sampler.get("kind") == AUTO:
-        name = loss.get("name") if isinstance(loss, dict) else None
-        sampler["kind"] = LITERAL.get(str(name), "pk")
-    if isinstance(model, dict) and model.get("comparator") == AUTO:
-        learned = isinstance(loss, dict) and loss.get("name") == "bce"
-        model["comparator"] = "sigmoid" if learned else "cosine"
-    if isinstance(model, dict) and model.get("classes") == AUTO:
-        name = loss.get("name") if isinstance(loss, dict) else None
-        if name != AUTO:
-            model["classes"] = name == "classes"
-    if isinstance(loss, dict) and loss.get("mining") == AUTO:
-        literal = isinstance(sampler, dict) and sampler.get("kind") == "triplets"
-        loss["mining"] = "given" if literal else "semi-hard"
+def _fill_from_settings(values: dict[str, Any]) -> None:
+    """Replace "auto" by the value that follows from other settings, if one does."""
+    model, loss, sampler = (_section(values, name) for name in ("model", "loss", "sampler"))
+    name = loss.get("name")
+    if sampler.get("kind") == AUTO:
+        sampler["kind"] = SAMPLERS.get(str(name), "pk")
+    if model.get("comparator") == AUTO:
+        model["comparator"] = "sigmoid" if name == "bce" else "cosine"
+    if model.get("classes") == AUTO and name != AUTO:
+        model["classes"] = name == "classes"
+    if loss.get("mining") == AUTO:
+        loss["mining"] = "given" if sampler.get("kind") == "triplets" else "semi-hard"
 
 
-def _validate(values: dict[str, Any], what: str) -> Settings:
+def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The values of a section; nothing if it is missing or, by mistake, no table."""
+    section = values.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _validate(values: dict[str, Any], source: str) -> Settings:
     try:
-        # Strict, since "3" is no number and true is not 1; TOML knows lists but no tuples.
+        # Strict: "3" is no number, and true is not 1. TOML has lists but no tuples.
         return Settings.model_validate(_with_tuples(values), strict=True)
     except ValidationError as error:
         lines = [f"  {_explain(entry)}" for entry in error.errors()]
-        raise ConfigError(f"the settings of {what} are wrong:\n" + "\n".join(lines)) from None
+        raise ConfigError(f"wrong settings in {source}:\n" + "\n".join(lines)) from None
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,32 +221,21 @@ def _explain(entry: Any) -> str:
     if entry["type"] == "extra_forbidden":
         return _unknown_key(key)
     message = str(entry["msg"])
-    if entry["type"] == "value_error":  # One of our own rules: it says what it found.
+    if entry["type"] == "value_error":  # From a validator in config.py, with what it found.
         message = message.removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
     return f"{key}: {message[0].lower()}{message[1:]}, found {entry['input']!r}"
 
 
 def _unknown_key(key: str) -> str:
-    """Near names by the whole key, or else the keys of any section that end like it."""
-    known = _known_keys()
+    """Suggest the same name in other sections, or else keys with a similar spelling."""
+    known = [name for name, _ in setting_fields()]
     word = key.rpartition(".")[2]
-    same = [name for name in known if name.rpartition(".")[2] == word]
-    if same:
-        return f"unknown key '{key}': did you mean {' or '.join(same)}?"
+    same_name = [name for name in known if name.rpartition(".")[2] == word]
+    if same_name:
+        return f"unknown key '{key}': did you mean {' or '.join(same_name)}?"
     sections = [name for name in Settings.model_fields if name not in known]
     return unknown_name("key", key, known if "." in key else known + sections)
-
-
-def _known_keys() -> list[str]:
-    keys = []
-    for name, entry in Settings.model_fields.items():
-        section = entry.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            keys += [f"{name}.{key}" for key in section.model_fields]
-        else:
-            keys.append(name)
-    return keys
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
