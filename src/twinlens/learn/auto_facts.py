@@ -1,0 +1,76 @@
+"""Facts that the rules of `auto` read: statistics of the data, and settings so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from twinlens.config import Settings
+from twinlens.data.inspection import Statistics
+from twinlens.model.backbones import is_own
+
+__all__ = ["FROZEN", "LARGE", "MANY", "PLENTY", "Facts", "Reasoned", "Rule"]
+
+MANY = 50  # identities: enough to learn one-shot comparison
+PLENTY = 5000  # pictures: enough for a wide network, which overfits fewer
+LARGE = 4096  # pixels of a picture: with more, a batch takes twice as long
+
+FROZEN = "a frozen backbone then embeds each picture once"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The data, and the settings that the user or an earlier rule has set.
+
+    Attributes:
+        data: statistics of the training pictures.
+        settings: defaults stand in for settings that are not chosen yet.
+        closed: the model will be used on the identities that it is trained on.
+    """
+
+    data: Statistics
+    settings: Settings
+    closed: bool
+
+    @property
+    def drawing(self) -> bool:
+        """Strokes or shapes on an even ground, rather than photographs."""
+        return self.data.grey and self.data.border_share > 0.5
+
+    @property
+    def handwriting(self) -> bool:
+        """Drawings with forgeries: the strokes tell them apart, more than the shape."""
+        return self.drawing and self.data.num_forged > 0
+
+    @property
+    def strokes(self) -> bool:
+        """The backbone computes measures of handwriting and has no weights."""
+        return self.settings.model.backbone == "strokes"
+
+    @property
+    def built_in(self) -> bool:
+        """The backbone is one of twinlens, not of timm."""
+        return is_own(self.settings.model.backbone)
+
+    @property
+    def frozen(self) -> bool:
+        """The whole backbone is frozen; only the head learns."""
+        return self.settings.model.freeze == "all"
+
+    @property
+    def useful_features(self) -> bool:
+        """The backbone's features are useful before training."""
+        model = self.settings.model
+        return model.pretrained or model.weights is not None or self.strokes
+
+    @property
+    def turns(self) -> int:
+        """Identities that one identity counts as: with rotations, one for each quarter turn."""
+        return 4 if self.settings.sampler.rotations else 1
+
+
+Reasoned: TypeAlias = tuple[Any, str]
+"""A value, and the reason for it in a few words."""
+
+Rule: TypeAlias = Callable[[Facts], Reasoned]

@@ -1,0 +1,149 @@
+"""Rules of `auto` for training: loss, batches, views, optimiser, length and metric."""
+
+from __future__ import annotations
+
+from twinlens.learn.auto_facts import FROZEN, LARGE, MANY, PLENTY, Facts, Reasoned, Rule
+
+__all__ = [
+    "flip",
+    "forged_per_label",
+    "forged_weight",
+    "images_per_label",
+    "labels_per_batch",
+    "loss",
+    "metric",
+    "optimizer",
+    "rate",
+    "rotations",
+    "steps",
+    "temperature",
+    "view",
+]
+
+
+def loss(f: Facts) -> Reasoned:
+    """`loss.name`."""
+    if f.settings.model.classes:
+        return "classes", "embeddings are probabilities of identities"
+    return "supcon", "learns from all pairs of a batch"
+
+
+def temperature(f: Facts) -> Reasoned:
+    """`loss.temperature`."""
+    if f.strokes:
+        return 0.05, "forgeries are near: more weight on the nearest impostors"
+    if f.settings.sampler.rotations and f.data.num_identities >= MANY:
+        return 0.05, "many similar identities: more weight on the nearest impostors"
+    return 0.1, "the usual value"
+
+
+def forged_weight(f: Facts) -> Reasoned:
+    """`loss.forged_weight`."""
+    if f.strokes and f.data.num_forged and f.settings.loss.name == "supcon":
+        return 8.0, "forgeries are few among the impostors of a batch, and the hardest"
+    return 1.0, "all impostors weigh the same"
+
+
+def rotations(f: Facts) -> Reasoned:
+    """`sampler.rotations`."""
+    height, width = f.settings.picture.size
+    if f.settings.model.classes:
+        return False, "a rotated picture belongs to the same class"
+    if f.frozen:
+        return False, FROZEN
+    if f.drawing and not f.closed and height == width and not f.data.num_forged:
+        return True, "drawings: quarter turns make further identities to learn from (Santoro 2016)"
+    return False, "a rotated picture shows the same identity here"
+
+
+def labels_per_batch(f: Facts) -> Reasoned:
+    """`sampler.labels_per_batch`."""
+    identities = f.data.num_identities * f.turns
+    height, width = f.settings.picture.size
+    most = 32 if height * width <= LARGE else 16
+    return min(most, identities), f"{identities} identities to learn from, at most {most} a batch"
+
+
+def images_per_label(f: Facts) -> Reasoned:
+    """`sampler.images_per_label`."""
+    if f.strokes:
+        images = int(max(2, min(8, f.data.median_pictures)))
+        return images, "features are computed once, so large batches cost little"
+    # With few pictures, smaller batches generalised better on faces and digits.
+    batch = 128 if f.data.num_pictures >= PLENTY or f.data.num_identities >= MANY else 64
+    images = max(3, round(batch / f.settings.sampler.labels_per_batch))
+    images = int(max(2, min(images, f.data.median_pictures)))
+    return images, f"about {batch} pictures a batch; median identity: {f.data.median_pictures:g}"
+
+
+def forged_per_label(f: Facts) -> Reasoned:
+    """`sampler.forged_per_label`."""
+    if f.strokes:
+        return f.settings.sampler.images_per_label, "as many forgeries as genuine pictures"
+    return 2, "two forgeries of each identity that has any"
+
+
+def view(drawing: float, photo: float) -> Rule:
+    """The rule for a setting of `augment`, by its values for drawings and for photographs."""
+
+    def rule(f: Facts) -> Reasoned:
+        if f.frozen:
+            return 0.0, FROZEN
+        if f.settings.model.classes:
+            return 0.0, f"{f.data.median_pictures:g} pictures of each identity vary enough"
+        if f.drawing:
+            return drawing, "drawings on an even ground"
+        return photo, "photographs"
+
+    return rule
+
+
+def flip(f: Facts) -> Reasoned:
+    """`augment.flip`."""
+    if f.drawing:
+        return False, "mirrored drawings and handwriting are others"
+    if f.frozen and f.settings.model.stage is None:
+        return False, FROZEN
+    if f.frozen:
+        return True, "photographs may show either side; frozen stages embed each picture twice"
+    return True, "photographs may show either side"
+
+
+def optimizer(f: Facts) -> Reasoned:
+    """`optimizer.name`."""
+    large = f.data.num_identities >= MANY or f.settings.model.classes
+    if f.built_in and not f.frozen and large:
+        return "muon", "much to learn from: as accurate in two thirds of the steps"
+    return "adamw", "reliable with few pictures and with pretrained networks"
+
+
+def rate(f: Facts) -> Reasoned:
+    """`optimizer.rate`."""
+    if f.strokes:
+        return 3e-2, "a linear head on standardised measures"
+    if f.settings.model.init == "whitened":
+        return 3e-4, "the whitened head is nearly right from the start"
+    if f.built_in or f.frozen or not f.useful_features:
+        return 3e-3, "random initial weights"
+    return 3e-4, "fine-tuning of a pretrained network"
+
+
+def steps(f: Facts) -> Reasoned:
+    """`train.steps`."""
+    if f.strokes:
+        return 150, "a linear head on measures of strokes learns fast"
+    if f.settings.model.init == "whitened":
+        return 100, "the whitened head is nearly right from the start"
+    pictures = (f.data.num_pictures - f.data.num_forged) * f.turns
+    batch = f.settings.sampler.labels_per_batch * f.settings.sampler.images_per_label
+    steps = int(min(1500, max(300, round(15 * pictures / batch, -1))))
+    return steps, f"15 times each of {pictures} pictures, between 300 and 1500 steps"
+
+
+def metric(f: Facts) -> Reasoned:
+    """`train.metric`."""
+    if f.data.num_identities >= MANY and not f.data.num_forged:
+        return "recall_at_1", "many identities: the nearest picture must be the right one"
+    if f.data.num_forged:
+        return "eer_forged", "forgeries: they count as much as all impostors"
+    return "eer", "few identities: verification of pairs"
