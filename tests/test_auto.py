@@ -1,4 +1,4 @@
-"""What is chosen from the data, why, and that the user's word stands."""
+"""Choices from the data and their reasons; settings of the user stay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEVELS = {"picture.mean", "picture.std"}
 
 
 def statistics(**values: Any) -> Statistics:
-    """Ten identities of twenty grey 28x28 drawings on white, unless said otherwise."""
+    """Ten identities of twenty grey 28x28 drawings on white, except for `values`."""
     plain = {
         "num_pictures": 200, "num_identities": 10, "num_forged": 0, "num_singletons": 0,
         "min_pictures": 20, "median_pictures": 20.0, "max_pictures": 20, "median_height": 28,
@@ -82,13 +82,13 @@ def test_grey_drawings_and_colour_photographs() -> None:
     assert height / width == pytest.approx(3 / 4, abs=0.1)
 
 
-def test_forgeries_of_handwriting_are_told_by_measures_of_its_strokes() -> None:
+def test_forged_handwriting_gets_the_strokes_backbone() -> None:
     settings, choices = chosen(SIGNATURES)
     assert settings.model.backbone == "strokes"
     assert (settings.model.freeze, settings.model.init) == ("all", "whitened")
     assert settings.augment == Settings().augment
     assert settings.picture.fit == "pad"
-    assert settings.picture.size == (228, 300)  # Room for higher ones than the median.
+    assert settings.picture.size == (228, 300)  # Room for pictures of other proportions.
     assert "150 x 300" in choices["picture.size"].why
     assert not settings.sampler.rotations
     assert settings.sampler.forged_per_label == settings.sampler.images_per_label == 8
@@ -100,7 +100,7 @@ def test_forgeries_of_handwriting_are_told_by_measures_of_its_strokes() -> None:
     assert upright.picture.size == (512, 384)
 
 
-def test_a_network_for_forgeries_keeps_their_proportions_and_details() -> None:
+def test_another_backbone_for_forgeries_keeps_proportions_and_details() -> None:
     settings, choices = chosen(SIGNATURES, {"model.backbone": "conv"})
     assert settings.model.freeze == "none"
     assert settings.picture.fit == "pad"
@@ -111,12 +111,12 @@ def test_a_network_for_forgeries_keeps_their_proportions_and_details() -> None:
     assert settings.loss.forged_weight == 1
 
 
-def test_photographs_with_forgeries_are_not_measured_as_strokes() -> None:
+def test_photographs_with_forgeries_do_not_get_the_strokes_backbone() -> None:
     settings, _ = chosen(replace(SIGNATURES, border_share=0.1))
     assert settings.model.backbone == "conv"
 
 
-def test_turned_characters_are_new_ones_only_in_an_open_set() -> None:
+def test_rotated_characters_are_further_identities_only_in_an_open_set() -> None:
     assert chosen(CHARACTERS)[0].sampler.rotations
     assert not chosen(CHARACTERS, closed=True)[0].sampler.rotations
     assert chosen(CHARACTERS)[0].model.shifts
@@ -127,14 +127,14 @@ def test_turned_characters_are_new_ones_only_in_an_open_set() -> None:
     assert not chosen(CHARACTERS, {"picture.size": [32, 40]})[0].sampler.rotations
 
 
-def test_asking_for_turns_makes_the_picture_square() -> None:
+def test_rotations_set_by_the_user_make_the_picture_square() -> None:
     overrides = {"sampler.rotations": True, "model.backbone": "conv"}
     settings, _ = chosen(SIGNATURES, overrides)
     assert settings.picture.size == (128, 128)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_batches_fit_the_identities_there_are(kind: str) -> None:
+def test_batches_fit_the_identities(kind: str) -> None:
     data = KINDS[kind]
     settings, _ = chosen(data)
     turns = 4 if settings.sampler.rotations else 1
@@ -142,7 +142,7 @@ def test_batches_fit_the_identities_there_are(kind: str) -> None:
     assert 2 <= settings.sampler.images_per_label <= max(2, data.median_pictures)
 
 
-def test_the_users_word_stands() -> None:
+def test_settings_of_the_user_stay() -> None:
     overrides = {
         "picture.size": [20, 24], "picture.color": "rgb", "model.backbone": "mlp",
         "model.channels": [33], "sampler.labels_per_batch": 5, "augment.flip": True,
@@ -152,23 +152,25 @@ def test_the_users_word_stands() -> None:
     assert not set(overrides) & set(choices)
     for key, value in overrides.items():
         section, field = key.split(".")
-        found = getattr(getattr(settings, section), field)
-        assert found == (tuple(value) if isinstance(value, list) else value)
+        kept = getattr(getattr(settings, section), field)
+        assert kept == (tuple(value) if isinstance(value, list) else value)
 
 
-def test_a_length_that_is_asked_for_leaves_no_steps() -> None:
+def test_a_length_set_by_the_user_replaces_steps() -> None:
     settings, choices = chosen(KINDS["digits"], {"train.epochs": 3.0})
     assert (settings.train.steps, settings.train.epochs) == (None, 3.0)
     assert "train.steps" not in choices
 
 
-def test_a_network_of_timm_gets_what_it_was_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pretrained_backbone_gets_the_input_of_its_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     settings, _ = chosen(CHARACTERS, {"model.backbone": "test_resnet"})
     assert settings.model.pretrained
     assert settings.picture.size == (160, 160)
     assert settings.picture.color == "rgb"
-    # Without a GPU the backbone rests, so no view may differ from another.
+    # Without a GPU the backbone is frozen, so there is one view of each picture.
     assert settings.model.freeze == "all"
     assert settings.augment == Settings().augment
     assert not settings.sampler.rotations
@@ -195,16 +197,16 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("pixels", "size", "stage", "grid"),
     [
-        (8, 64, 2, 4),  # Two places of the whole network's map at least.
-        (28, 64, 2, 4),  # Stride 8 at 64 pixels is 8 x 8 places, and 32 at 224 is 7 x 7.
-        (33, 96, 3, 3),  # Of 8 and 16 the nearer to 32 * 96 / 224 = 13.7.
+        (8, 64, 2, 4),  # At least two cells of the whole network's last map.
+        (28, 64, 2, 4),  # Stride 8 at 64 pixels is 8 x 8 cells, and 32 at 224 is 7 x 7.
+        (33, 96, 3, 3),  # 16 is nearer than 8 to 32 * 96 / 224 = 13.7.
         (60, 128, 3, 4),
         (90, 192, None, 1),  # 32 is nearest to 27: the whole network.
         (97, 224, None, 1),
         (500, 224, None, 1),
     ],
 )
-def test_small_pictures_are_seen_small_and_by_the_first_stages(
+def test_small_pictures_get_a_small_input_and_early_stages(
     pixels: int, size: int, stage: int | None, grid: int
 ) -> None:
     data = statistics(**PHOTOS, median_height=pixels, median_width=pixels - 5)
@@ -212,20 +214,20 @@ def test_small_pictures_are_seen_small_and_by_the_first_stages(
     assert settings.picture.size == (size, size)
     assert (settings.model.stage, settings.model.grid) == (stage, grid)
     if stage is not None:
-        assert f"of {size}, not 224" in choices["model.stage"].why
+        assert f"size of {size}, not 224" in choices["model.stage"].why
         wanted, _ = chosen(data, LITE0 | {"picture.size": [224, 224]})
         assert wanted.model.stage is None
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_a_network_without_coarser_maps_stays_whole() -> None:
+def test_a_backbone_with_maps_of_one_stride_stays_whole() -> None:
     settings, _ = chosen(KINDS["digits"], {"model.backbone": "test_vit", "model.weights": "w"})
     assert settings.picture.size == (160, 160)
     assert (settings.model.stage, settings.model.grid) == (None, 1)
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_the_head_of_few_pictures_begins_whitened_and_learns_little() -> None:
+def test_few_pictures_get_a_whitened_head_and_few_steps() -> None:
     photos = statistics(**PHOTOS)
     few, _ = chosen(photos, LITE0)
     many, _ = chosen(statistics(**PHOTOS, num_pictures=10_000), LITE0)
@@ -242,7 +244,7 @@ def test_the_head_of_few_pictures_begins_whitened_and_learns_little() -> None:
     assert (large.model.init, large.augment.flip) == ("own", False)
 
 
-def test_a_network_of_timm_from_random_weights_looks_at_the_data() -> None:
+def test_a_timm_backbone_with_random_weights_gets_the_size_of_the_data() -> None:
     overrides = {"model.backbone": "test_resnet", "model.pretrained": False}
     settings, _ = chosen(KINDS["digits"], overrides)
     assert settings.picture.size == (28, 28)
@@ -255,7 +257,7 @@ def test_a_network_of_timm_from_random_weights_looks_at_the_data() -> None:
     assert local.picture.size == (64, 64)
 
 
-def test_an_unknown_backbone_is_told_before_any_work() -> None:
+def test_an_unknown_backbone_is_an_error() -> None:
     with pytest.raises(ConfigError, match="unknown backbone 'resnt50'"):
         chosen(KINDS["digits"], {"model.backbone": "resnt50"})
 
@@ -264,11 +266,11 @@ def levels(pixels: np.ndarray, overrides: dict[str, Any]) -> tuple[Settings, dic
     recipe = load_recipe("auto", overrides)
     settings, _ = choose_settings(recipe, KINDS["digits"], closed=False)
     settings, choices = choose_levels(recipe, settings, pixels)
-    Settings.model_validate(settings.model_dump())  # The rules hold for what was measured, too.
+    Settings.model_validate(settings.model_dump())  # The limits hold for measured levels, too.
     return settings, {choice.key: choice for choice in choices}
 
 
-def test_levels_are_measured_on_the_pictures() -> None:
+def test_levels_of_the_training_pictures() -> None:
     pixels = np.random.default_rng(0).integers(0, 200, (30, 3, 9, 7), dtype=np.uint8)
     settings, choices = levels(pixels, {"picture.color": "rgb"})
     np.testing.assert_allclose(settings.picture.mean, pixels.mean((0, 2, 3)) / 255, atol=1e-4)
@@ -279,7 +281,7 @@ def test_levels_are_measured_on_the_pictures() -> None:
     assert (blank.picture.mean, blank.picture.std) == ((1.0,), (0.001,))
 
 
-def test_levels_of_pretrained_weights_and_of_the_user() -> None:
+def test_levels_of_pretrained_weights_and_levels_of_the_user() -> None:
     pixels = np.zeros((2, 3, 4, 4), np.uint8)
     settings, choices = levels(pixels, {"model.backbone": "resnet18", "picture.std": [0.5]})
     assert settings.picture.mean == (0.485, 0.456, 0.406)
@@ -290,7 +292,7 @@ def test_levels_of_pretrained_weights_and_of_the_user() -> None:
     assert grey.picture.mean == (0.449,)
 
 
-def test_many_pictures_of_a_closed_set_are_learned_as_classes() -> None:
+def test_a_closed_set_with_many_pictures_is_learned_as_classes() -> None:
     garments = statistics(num_pictures=40_000, num_identities=10, median_pictures=4000.0)
     settings, choices = chosen(garments, closed=True)
     assert (settings.loss.name, settings.model.classes, settings.model.embedding) == (
@@ -299,7 +301,7 @@ def test_many_pictures_of_a_closed_set_are_learned_as_classes() -> None:
     assert "4000 pictures each" in choices["model.classes"].why
     assert settings.augment == AugmentSettings()
     for settings, _ in (
-        chosen(garments),  # Others will come.
+        chosen(garments),  # An open set.
         chosen(garments, {"loss.name": "supcon"}, closed=True),
         chosen(statistics(median_pictures=99.0), closed=True),
         chosen(statistics(median_pictures=500.0, num_forged=9), closed=True),
@@ -310,17 +312,17 @@ def test_many_pictures_of_a_closed_set_are_learned_as_classes() -> None:
         assert (settings.loss.name, settings.model.classes) == ("supcon", False)
 
 
-def test_many_identities_take_orthogonal_steps() -> None:
+def test_many_identities_get_muon() -> None:
     assert chosen(CHARACTERS)[0].optimizer.name == "muon"
     assert chosen(KINDS["digits"])[0].optimizer.name == "adamw"
     assert chosen(CHARACTERS, {"optimizer.name": "sgd"})[0].optimizer.name == "sgd"
 
 
-def test_classes_are_not_turned() -> None:
+def test_classes_are_not_rotated() -> None:
     settings, _ = chosen(CHARACTERS, {"loss.name": "classes"})
     assert (settings.model.embedding, settings.sampler.rotations) == (200, False)
 
 
-def test_views_that_vary_begin_from_random_weights() -> None:
+def test_augmentation_excludes_whitening() -> None:
     settings, _ = chosen(SIGNATURES, {"augment.rotate": 5.0})
     assert (settings.model.backbone, settings.model.init) == ("strokes", "own")

@@ -1,8 +1,8 @@
-"""Every published system learns what it is for, at small scale, by the command line.
+"""Each published system learns its task at small scale, by the command line.
 
-Pictures of things hold the thing in red and something random in green and blue, so that a network
-that was not trained confuses them; signatures are curves, and their forgeries the same curves with
-less care. What is measured on was not trained on.
+A thing is a pattern in red, with random patterns in green and blue, so that an untrained network
+confuses things. Signatures are curves; forgeries are the same curves with tremor. Errors are
+measured on the test split.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 import twinlens
 from twinlens.cli.main import main
 from twinlens.commands import train as train_job
+from twinlens.config import without_effect
 from twinlens.model.encoder import Encoder
 from twinlens.recipes import load_recipe, recipe_names, recipe_values
 
@@ -33,19 +34,19 @@ PUBLISHED = sorted(set(recipe_names()) - {"auto"})
 
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing the report takes longer than these runs."""
+    """Skip the report, which takes longer than these runs."""
     monkeypatch.setattr(train_job, "write_page", lambda path, *_: path.touch())
 
 
 def thing(pattern: np.ndarray, rng: np.random.Generator, size: int = 64) -> Image.Image:
-    """A picture of a thing: its coarse pattern in red, random ones in green and blue."""
+    """A picture of a thing: its coarse pattern in red, random patterns in green and blue."""
     layers = [pattern, *rng.integers(0, 256, (2, 4, 4), dtype=np.uint8)]
     sized = [Image.fromarray(layer).resize((size, size)) for layer in layers]
     return Image.merge("RGB", sized)
 
 
 def draw_things(paths: Iterable[tuple[int, Path]], seed: int = 0) -> None:
-    """Each (number of the thing, path of a picture of it)."""
+    """Write a picture for each (number of the thing, path)."""
     rng = np.random.default_rng(seed)
     patterns = rng.integers(0, 256, (100, 4, 4), dtype=np.uint8)
     for number, path in paths:
@@ -73,7 +74,7 @@ def given_splits(top: Path) -> Iterator[tuple[int, Path]]:
 
 
 def draw_gratings(top: Path, num: int, each: int) -> None:
-    """Waves, 28 x 28, of one direction a class; phase, contrast and brightness are random."""
+    """Waves, 28 x 28, one direction per class; phase, contrast and brightness are random."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:28, :28]
     for number in range(num):
@@ -87,7 +88,7 @@ def draw_gratings(top: Path, num: int, each: int) -> None:
 
 
 def signature(points: np.ndarray, tremor: float, rng: np.random.Generator) -> Image.Image:
-    """A curve through points (K, 2) on a page of 70 x 100, in some ink, by a hand that trembles."""
+    """A curve through points (K, 2) on a page of 70 x 100, with tremor and a random grey level."""
     at, knots = np.linspace(0, 1, 120), np.linspace(0, 1, len(points))
     shaken = points + rng.normal(0, 1, points.shape)
     curve = np.stack([np.interp(at, knots, column) for column in shaken.T], axis=1)
@@ -122,10 +123,10 @@ def learn(recipe: str, data: Path | str, out: Path, *more: str) -> tuple[float, 
         first = next(csv.DictReader(file))
     assert first["step"] == "0"
     verified = json.loads((out / "results.json").read_text())["verification"]
-    found = {"all": verified["eer"]["value"]}
+    errors = {"all": verified["eer"]["value"]}
     if "skilled" in verified:
-        found["skilled"] = verified["skilled"]["eer"]["value"]
-    return 1 - float(first["metric"]), found
+        errors["skilled"] = verified["skilled"]["eer"]["value"]
+    return 1 - float(first["metric"]), errors
 
 
 # --- digits -------------------------------------------------------------------------------------
@@ -135,7 +136,7 @@ def learn(recipe: str, data: Path | str, out: Path, *more: str) -> tuple[float, 
     "recipe", [pytest.param("digits-bce", marks=pytest.mark.slow), "digits-contrastive"]
 )
 def test_digits_by_convolutions(recipe: str, tmp_path: Path) -> None:
-    """Their network averages local patterns over the picture, so patterns are what it is given."""
+    """The network averages local patterns over the picture, so the data are local patterns."""
     draw_gratings(tmp_path / "gratings", 6, 24)
     small = ("data.split=images", "train.steps=100", "train.validations=4", "sampler.batch=32",
              "optimizer.rate=1e-2")  # fmt: skip
@@ -145,7 +146,7 @@ def test_digits_by_convolutions(recipe: str, tmp_path: Path) -> None:
 
 
 def test_digits_mlp(tmp_path: Path) -> None:
-    """A closed set, as published: the same ten digits, in other handwriting."""
+    """A closed set, as published: new pictures of the same ten digits."""
     small = ("data.split=images", "train.epochs=3.0")
     before, after = learn("digits-mlp", "digits", tmp_path / "run", *small)
     assert before > 0.2
@@ -156,7 +157,7 @@ def test_digits_mlp(tmp_path: Path) -> None:
 
 
 def test_faces_triplet(tmp_path: Path) -> None:
-    """Only the head learns: the backbone comes out as it went in, statistics included."""
+    """Only the head learns: the backbone stays unchanged, batch statistics included."""
     draw_things(class_folders(tmp_path / "things", 40, 8))
     small = (*RANDOM_WEIGHTS, "train.steps=120", "train.validations=2")
     before, after = learn("faces-triplet", tmp_path / "things", tmp_path / "run", *small)
@@ -164,9 +165,9 @@ def test_faces_triplet(tmp_path: Path) -> None:
     assert after["all"] < 0.5 * before
     learned = twinlens.load(tmp_path / "run").bundle.encoder
     torch.manual_seed(0)
-    begun = Encoder(learned.model_settings, learned.picture)
+    initial = Encoder(learned.model_settings, learned.picture)
     for name, tensor in learned.backbone.state_dict().items():
-        assert (tensor == begun.backbone.state_dict()[name]).all(), name
+        assert (tensor == initial.backbone.state_dict()[name]).all(), name
 
 
 @pytest.mark.slow
@@ -183,7 +184,7 @@ def test_lookalikes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_landmarks(tmp_path: Path) -> None:
-    """A test picture gets the class of its nearest training picture; a training picture its own."""
+    """A test picture gets the class of the nearest training picture, a training picture its own."""
     draw_things(given_splits(tmp_path / "places"))
     small = (*RANDOM_WEIGHTS, "train.epochs=20.0", "train.validations=2")
     learn("landmarks", tmp_path / "places", tmp_path / "run", *small)
@@ -212,7 +213,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_omniglot_eca(tmp_path: Path) -> None:
-    """A learned comparison of unseen waves, in fewer and narrower stages and with a higher rate."""
+    """A learned comparator on unseen waves; fewer, narrower stages and a higher rate."""
     draw_gratings(tmp_path / "gratings", 30, 8)
     small = ("model.channels=[8,16]", "model.embedding=32", "train.steps=120",
              "sampler.batch=24", "optimizer.rate=3e-3")  # fmt: skip
@@ -223,7 +224,7 @@ def test_omniglot_eca(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_signet(tmp_path: Path) -> None:
-    """Forgeries of unseen writers, on smaller pages and with the stride of their code."""
+    """Forgeries of unseen writers, on smaller pages and with the stride of the published code."""
     draw_signatures(tmp_path / "signs", 24, 8)
     small = ("picture.size=[70,100]", "model.stride=4", "sampler.batch=32", "train.validations=2")
     _, before = learn("signet", tmp_path / "signs", tmp_path / "untrained", *small,
@@ -247,22 +248,22 @@ def test_cifar(loss: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_recipe_says_where_it_comes_from_and_has_no_key_without_effect(name: str) -> None:
-    from twinlens.config import without_effect
-
+def test_a_recipe_names_its_source_and_has_no_key_without_effect(name: str) -> None:
     values = recipe_values(name)
     first, *rest = values.pop("about").strip().splitlines()
     assert len(first) <= 100
     assert first.endswith(".")
     named = r"\b(19|20)\d\d\b|siamese_network_generator"
-    assert re.search(named, " ".join(rest)), "a year, or the name of what has none"
+    assert re.search(named, " ".join(rest)), (
+        "the year of the publication, or the name of the repository"
+    )
     settings = load_recipe(name).settings()
     keys = [f"{section}.{key}" for section, fields in values.items() for key in fields]
-    auto = {"loss.mining"}  # It may stand for what follows where the loss is overridden.
+    auto = {"loss.mining"}  # Read if the loss is overridden.
     assert without_effect(settings, sorted(set(keys) - auto)) == []
 
 
-def test_the_published_systems_are_there() -> None:
+def test_names_of_the_published_systems() -> None:
     assert PUBLISHED == [
         "cifar", "digits-bce", "digits-contrastive", "digits-mlp", "faces-triplet", "landmarks",
         "lookalikes", "omniglot-eca", "signet",
