@@ -283,13 +283,13 @@ def test_of_two_that_start_at_once_each_gets_its_own_folder(
     settings = SHORT | {"train.steps": 1}
     found: list[Path] = []
 
-    def held_late(folder: Path) -> Any:
+    def lock_late(folder: Path) -> Any:
         if not found:
             found.append(folder)
             found.append(twinlens.train(data, settings=settings, quiet=True).path)
         return lock_run_folder(folder)
 
-    monkeypatch.setattr(train_job, "held", held_late)
+    monkeypatch.setattr(train_job, "lock_run_folder", lock_late)
     first = twinlens.train(data, settings=settings, quiet=True)
     assert first.path == Path("runs") / "things" / "model"
     assert found[1] == Path("runs") / "things-2" / "model"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from twinlens.errors import DataError
-from twinlens.files import appearing, replacing
+from twinlens.files import creating_folder, replacing_file
 
 
 def below(folder: Path) -> list[str]:
@@ -19,7 +19,7 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path, before: str) -> None:
     out = tmp_path / "new" / "out"
     if before != "nothing":
         out.mkdir(parents=True)
-    with appearing(out, "x", "y") as part:
+    with creating_folder(out, "x", "y") as part:
         (part / "file").write_text("x")
         assert part.parent.parent == out.parent  # On the same disk, so that it can be renamed.
         assert not out.exists() or not any(out.iterdir())
@@ -29,7 +29,7 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path, before: str) -> None:
 
 def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
     def fill() -> None:
-        with appearing(tmp_path / "out", "x", "y") as part:
+        with creating_folder(tmp_path / "out", "x", "y") as part:
             (part / "file").write_text("x")
             raise KeyboardInterrupt
 
@@ -40,7 +40,7 @@ def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_place_that_was_taken_meanwhile_is_not_touched(tmp_path: Path) -> None:
     def fill() -> None:
-        with appearing(tmp_path / "out", "x", "y") as part:
+        with creating_folder(tmp_path / "out", "x", "y") as part:
             (part / "mine").touch()
             (tmp_path / "out").mkdir()
             (tmp_path / "out" / "theirs").touch()
@@ -54,7 +54,7 @@ def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     out = tmp_path / "file" / "out"
     message = r"^cannot write to the shelf \(.+\): go elsewhere$"
-    with pytest.raises(DataError, match=message), appearing(out, "the shelf", "go elsewhere"):
+    with pytest.raises(DataError, match=message), creating_folder(out, "the shelf", "go elsewhere"):
         raise AssertionError("never filled")
 
 
@@ -63,14 +63,14 @@ def test_replacing_keeps_what_was_there_where_writing_fails(tmp_path: Path) -> N
     file.write_text("old")
 
     def write() -> None:
-        with replacing(file, part):
+        with replacing_file(file, part):
             part.write_text("half")
             raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
         write()
     assert file.read_text() == "old"
-    with replacing(file, part):
+    with replacing_file(file, part):
         part.write_text("new")
     assert file.read_text() == "new"
     assert below(tmp_path) == ["file"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from test_stores import DIM, SETTINGS, erase, fill, make_rows, vectors
+from test_gallery_store import DIM, SETTINGS, erase, fill, make_rows, vectors
 
 from twinlens.gallery import snapshot
 from twinlens.gallery.snapshot import NARROW, WORTH_NARROWING, Bounds, Snapshot, Snapshots

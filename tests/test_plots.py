@@ -221,7 +221,7 @@ def test_the_users_matplotlib_is_left_alone() -> None:
 def test_importing_loads_no_matplotlib_and_drawing_no_pyplot() -> None:
     code = (
         "import sys, numpy as np\n"
-        "from twinlens.measure import figures, maps, report\n"
+        "from twinlens.report import embedding_map, page, plots as figures\n"
         "assert not {'matplotlib', 'sklearn', 'torch'} & set(sys.modules)\n"
         "figures.distance_histogram(figures.ScoredPairs(np.ones(2), np.array([True, False])))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

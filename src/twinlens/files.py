@@ -13,17 +13,24 @@ from pathlib import Path
 
 from twinlens.errors import DataError
 
-__all__ = ["appearing", "check_new_folder", "check_place", "expanded", "replacing", "whole_file",
-           "write_text"]  # fmt: skip
+__all__ = [
+    "check_output_file",
+    "check_output_folder",
+    "creating_folder",
+    "expand_user",
+    "replacing_file",
+    "write_text",
+    "writing_file",
+]  # fmt: skip
 
 
-def expanded(path: str | Path) -> Path:
+def expand_user(path: str | Path) -> Path:
     """The path with a home folder in place of ~; a user that there is not stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib's raises)
 
 
 @contextmanager
-def replacing(path: Path, part: Path) -> Iterator[Path]:
+def replacing_file(path: Path, part: Path) -> Iterator[Path]:
     """Write `part`, which lies beside `path` and takes its place once it is written.
 
     Whatever goes wrong, `path` stays what it was, and `part` is removed (but for kill -9).
@@ -36,7 +43,7 @@ def replacing(path: Path, part: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def appearing(folder: Path, place: str, advice: str) -> Iterator[Path]:
+def creating_folder(folder: Path, place: str, advice: str) -> Iterator[Path]:
     """Fill a folder that lies beside `folder` and takes its place, or that of an empty one there.
 
     Whatever goes wrong, `folder` stays what it was, and nothing is left (but for kill -9).
@@ -63,7 +70,7 @@ def appearing(folder: Path, place: str, advice: str) -> Iterator[Path]:
         part.rename(folder)
 
 
-def check_place(path: str | Path) -> None:
+def check_output_file(path: str | Path) -> None:
     """Refuse, before any work is done, a file that could not be written after it.
 
     Raises:
@@ -80,7 +87,7 @@ def check_place(path: str | Path) -> None:
         raise DataError(f"cannot write {path}: no permission to write into {path.parent}")
 
 
-def check_new_folder(
+def check_output_folder(
     out: Path, holds: str, source: Path | None = None, taken_for: str = "pictures"
 ) -> Path:
     """`out`, if it is new or empty, and not among the pictures that it comes from.
@@ -111,17 +118,17 @@ def check_new_folder(
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def writing_file(path: str | Path) -> Iterator[Path]:
     """A place beside `path`, with the same ending, that becomes `path` once it is written.
 
     Raises:
         DataError: it cannot be written; nothing is left behind.
     """
-    check_place(path)
+    check_output_file(path)
     path = Path(path).resolve()  # What a link points to is written, and the link stays.
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        with replacing(path, part):
+        with replacing_file(path, part):
             yield part
     except (OSError, ValueError) as error:  # Pillow and Arrow say ValueError of a wrong ending.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -130,5 +137,5 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file beside its place and rename it, so that it is never seen half."""
-    with replacing(path, path.with_name(f"{path.name}.part")) as part:
+    with replacing_file(path, path.with_name(f"{path.name}.part")) as part:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")

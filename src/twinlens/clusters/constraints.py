@@ -14,7 +14,7 @@ from pathlib import Path
 from twinlens.clusters.linkage import contradiction
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, one_line
-from twinlens.files import expanded
+from twinlens.files import expand_user
 
 __all__ = ["Constraints", "places_of", "read_constraints"]
 
@@ -90,7 +90,7 @@ def read_constraints(file: Path, places: Mapping[str, int]) -> Constraints:
 
 
 def _place(name: str, places: Mapping[str, int]) -> int | None:
-    for known in (name, os.path.normpath(name), os.path.abspath(expanded(name))):  # noqa: PTH100
+    for known in (name, os.path.normpath(name), os.path.abspath(expand_user(name))):  # noqa: PTH100
         if known in places:
             return places[known]
     return None

@@ -33,7 +33,7 @@ from twinlens.data.pixel_cache import Decoded, decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, ConfigError, GalleryError
 from twinlens.face.layout import is_folder
-from twinlens.files import appearing, check_new_folder, expanded
+from twinlens.files import creating_folder, check_output_folder, expand_user
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.snapshot import vectors
 from twinlens.match.matcher import Matcher
@@ -130,14 +130,14 @@ def cluster(
     _check(far, threshold, min_size, neighbours)
     with console_log(quiet):
         if data is None:
-            return _of_gallery(model, expanded(out), far, threshold, constraints, min_size, copy,
+            return _of_gallery(model, expand_user(out), far, threshold, constraints, min_size, copy,
                                labelled is not False, neighbours, root)  # fmt: skip
         matcher = Matcher.load(model)
         cut = _cut(matcher, far, threshold, neighbours)
         table, is_labelled = _read(matcher.bundle, data, root, labelled)
         folder = table.root if is_folder(data) else None
-        out = check_new_folder(expanded(out), "the clusters", folder)
-        file = None if constraints is None else expanded(constraints)
+        out = check_output_folder(expand_user(out), "the clusters", folder)
+        file = None if constraints is None else expand_user(constraints)
         given = _constraints(file, table)
         decoded = _decoded(matcher.bundle, table)
         if decoded.broken:
@@ -173,7 +173,7 @@ def write_clusters(
         pictures: from a gallery, for example.
         comparison: the model's comparator.
         cut: by what they are merged.
-        out: new or empty; see `files.check_new_folder`.
+        out: new or empty; see `files.check_output_folder`.
         given: what must and cannot be together.
         min_size: smaller groups get no folder.
         copy: copy the pictures, instead of linking to them.
@@ -190,7 +190,7 @@ def write_clusters(
     )  # fmt: skip
     scores = _scores(pictures, found)
     num = int(np.count_nonzero(found.size >= min_size))
-    with appearing(out, str(out.parent), "name another place") as folder:
+    with creating_folder(out, str(out.parent), "name another place") as folder:
         placed = place_clusters(
             folder, pictures.names, pictures.files, pictures.open, found.label, num, copy=copy
         )
@@ -246,7 +246,7 @@ def _read(
 ) -> tuple[ImageTable, bool]:
     """The pictures, and whether they say what they show."""
     if not isinstance(data, ImageTable) and is_folder(data) and not labelled and root is None:
-        return read_unlabelled(expanded(data), source=str(data)), False
+        return read_unlabelled(expand_user(data), source=str(data)), False
     table = read_data(bundle, data, root)
     return table, labelled is not False and table.identities() != [""]
 
@@ -268,7 +268,7 @@ def _of_gallery(
     except GalleryError as error:
         raise GalleryError(f"{error}; or name the pictures: twinlens cluster MODEL DATA") from error
     cut = _cut(gallery.matcher, far, threshold, neighbours)
-    out = check_new_folder(out, "the clusters", None)
+    out = check_output_folder(out, "the clusters", None)
     rows = gallery.store.find(columns=["path", "identity", "vector"])
     if not len(rows):
         raise GalleryError(f"the gallery {gallery.place} is empty: enrol pictures first")
@@ -284,7 +284,7 @@ def _of_gallery(
     given = None
     if constraints is not None:
         places = {path: row for row, path in enumerate(paths)}
-        given = read_constraints(expanded(constraints), places)
+        given = read_constraints(expand_user(constraints), places)
     return write_clusters(
         pictures, comparison_of(gallery.matcher), cut, out, given=given, min_size=min_size,
         copy=copy,

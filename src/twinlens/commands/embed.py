@@ -15,7 +15,7 @@ from twinlens.commands.choose_pictures import read_data
 from twinlens.config import DataSettings
 from twinlens.data.pixel_cache import Stream
 from twinlens.data.table import ImageTable
-from twinlens.files import check_place, whole_file
+from twinlens.files import check_output_file, writing_file
 from twinlens.match.matcher import Matcher
 from twinlens.model.encoder import Encoder, embed_pixels, pictures_at_once
 from twinlens.progress import Progress, console_log
@@ -46,7 +46,7 @@ def embed(
     Raises:
         DataError: pictures that cannot be read, or a file that cannot be written.
     """
-    check_place(out)
+    check_output_file(out)
     with console_log(quiet):
         matcher = Matcher.load(model)
         origin = matcher.bundle.origin
@@ -68,7 +68,7 @@ def embed(
                 "embedding": pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), emb_ND.shape[1]),
             }
         ).replace_schema_metadata({"twinlens.fingerprint": matcher.fingerprint})
-        with whole_file(out) as part:
+        with writing_file(out) as part:
             pq.write_table(rows, part)
         return len(rows)
 

@@ -21,7 +21,7 @@ from twinlens.commands.measure import measure, measure_nearest, measure_open_set
 from twinlens.commands.trials import run_trials
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, DataError, unknown_name
-from twinlens.files import check_place, expanded, whole_file
+from twinlens.files import check_output_file, expand_user, writing_file
 from twinlens.match.matcher import Matcher
 from twinlens.measure.error_rates import matches
 from twinlens.measure.evaluation_result import Measured
@@ -110,9 +110,9 @@ def evaluate(
     if report is not None:
         if data is None:
             raise ConfigError("--report is of the pictures in DATA: name them, or leave it out")
-        check_place(report)
+        check_output_file(report)
     if answers is not None:
-        check_place(answers)
+        check_output_file(answers)
     with console_log(quiet):
         matcher = Matcher.load(model)
         if protocol == "nearest":
@@ -214,7 +214,7 @@ def _write_answers(path: str | Path, matcher: Matcher, measured: Measured) -> No
         match = [str(int(is_match)) for is_match in within]
     # File names need not be UTF-8; those that are not are written escaped.
     with (
-        whole_file(path) as part,
+        writing_file(path) as part,
         part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream,
     ):
         writer = csv.writer(stream)
@@ -235,7 +235,7 @@ def _read(
     try:
         return read_data(matcher.bundle, data, root)
     except DataError as error:
-        if refuse or isinstance(data, ImageTable) or not expanded(data).is_dir():
+        if refuse or isinstance(data, ImageTable) or not expand_user(data).is_dir():
             raise
         log.warning("only the trials are measured: %s", error)
         return None
@@ -245,7 +245,7 @@ def _place(data: str | Path | ImageTable | None, table: ImageTable | None) -> Pa
     """Where the pictures of trials may lie besides the list's own folder."""
     if table is not None:
         return table.root
-    return None if data is None else expanded(str(data))
+    return None if data is None else expand_user(str(data))
 
 
 def _write_report(

@@ -30,7 +30,7 @@ from twinlens.face.crop import Detector, Keep, choose_face, cut_face, find_faces
 from twinlens.face.detectors import DetectorChoice, choose_detector, one_thread, opencv
 from twinlens.face.layout import free_place, is_folder, place_all
 from twinlens.face.page import FacePage, Outcome, Settled, write_list, write_page
-from twinlens.files import appearing, expanded
+from twinlens.files import creating_folder, expand_user
 from twinlens.progress import Progress, console_log
 
 __all__ = ["FaceSet", "faces"]
@@ -157,13 +157,13 @@ def faces(
     with console_log(quiet):
         opencv()
         table = read_table(source, root=None if root is None else Path(root))
-        out = free_place(expanded(out), table, is_folder(source))
+        out = free_place(expand_user(out), table, is_folder(source))
         places = place_all(table, source)
-        choice = choose_detector(detector, None if model is None else expanded(model))
+        choice = choose_detector(detector, None if model is None else expand_user(model))
         if not choice.has_confidence:
             _check_haar(align, score)
         options = _Options(choice, score, keep, size, margin, align, pad)
-        with appearing(out, str(out.parent), "name another place") as folder:
+        with creating_folder(out, str(out.parent), "name another place") as folder:
             tasks = [(str(table.path[row]), str(folder / at)) for row, at in enumerate(places)]
             settled = _settle_all(options, tasks, workers)
             found = _counted(out, choice, table, settled)

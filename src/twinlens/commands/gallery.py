@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, one_line
-from twinlens.files import check_place
+from twinlens.files import check_output_file
 from twinlens.gallery.enrol import Enrolled
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.index import Optimized
@@ -290,7 +290,7 @@ def export(place: str | Path, path: str | Path) -> Exported:
         GalleryError: no gallery.
         DataError: there cannot be such a file.
     """
-    check_place(path)
+    check_output_file(path)
     return Exported(Gallery.open(place).export(path), str(path))
 
 

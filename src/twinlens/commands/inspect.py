@@ -19,7 +19,7 @@ from twinlens.data.inspection import Inspection, inspect_table
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
-from twinlens.files import check_place, whole_file
+from twinlens.files import check_output_file, writing_file
 from twinlens.learn.auto import Choice, choose_levels
 from twinlens.progress import Progress, console_log
 from twinlens.recipes import load_recipe
@@ -81,7 +81,7 @@ def inspect(
         ConfigError: wrong settings.
     """
     if montage is not None:
-        check_place(montage)
+        check_output_file(montage)
     with console_log(quiet):
         loaded = load_recipe(recipe, settings)
         plain = loaded.settings()
@@ -143,7 +143,7 @@ def _draw(table: ImageTable, settings: Settings, to: str | Path) -> None:
     batch = batches_of(table, settings).batch(0)
     training = table.of_split("train")
     picture = draw_montage(training, _opener(training, settings), batch)
-    with whole_file(to) as part:
+    with writing_file(to) as part:
         picture.save(part)
 
 

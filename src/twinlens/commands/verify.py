@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from twinlens.data.decode import open_picture
-from twinlens.files import check_place, whole_file
+from twinlens.files import check_output_file, writing_file
 from twinlens.match.answers import VerifyAnswer
 from twinlens.match.matcher import Matcher
 
@@ -40,7 +40,7 @@ def verify(
         DataError: `show` cannot be written.
     """
     if show is not None:
-        check_place(show)
+        check_output_file(show)
     matcher = Matcher.lazy(model)
     answer = matcher.verify(a, b)
     if show is not None:
@@ -52,6 +52,6 @@ def verify(
             f"distance {answer.distance:.4f}, threshold {answer.threshold:.4f}",
             f"probability {answer.probability:.1%}, cosine similarity {answer.similarity:.2f}",
         ]
-        with whole_file(show) as part:
+        with writing_file(show) as part:
             draw_verdict(left, right, lines, answer.match).save(part)
     return answer

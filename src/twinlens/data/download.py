@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from twinlens.errors import DataError
-from twinlens.files import appearing, expanded
+from twinlens.files import creating_folder, expand_user
 
 __all__ = ["cache_folder", "downloaded", "unpacked", "whole_folder"]
 
@@ -27,7 +27,7 @@ PATIENCE = 30.0
 def cache_folder() -> Path:
     """Where downloads and unpacked archives are kept: $TWINLENS_CACHE, or ~/.cache/twinlens."""
     named = os.environ.get("TWINLENS_CACHE")
-    return expanded(named) if named else Path.home() / ".cache" / "twinlens"
+    return expand_user(named) if named else Path.home() / ".cache" / "twinlens"
 
 
 def whole_folder(target: Path, fill: Callable[[Path], None]) -> Path:
@@ -42,7 +42,7 @@ def whole_folder(target: Path, fill: Callable[[Path], None]) -> Path:
         return target
     advice = "name another folder in the environment variable TWINLENS_CACHE"
     try:
-        with appearing(target, f"the cache {target.parent}", advice) as part:
+        with creating_folder(target, f"the cache {target.parent}", advice) as part:
             fill(part)
     except OSError:
         if not target.is_dir():  # Else another process was faster, with the same content.

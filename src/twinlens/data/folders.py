@@ -16,7 +16,7 @@ from twinlens.data.datasets import NAMED_SETS
 from twinlens.data.manifests import MANIFEST_ENDINGS, SPLIT_NAMES, read_manifest
 from twinlens.data.table import ImageTable, Row
 from twinlens.errors import DataError, unknown_name
-from twinlens.files import expanded
+from twinlens.files import expand_user
 
 __all__ = ["NAMED_SETS", "picture_endings", "read_folder", "read_table", "read_unlabelled"]
 
@@ -53,7 +53,7 @@ def read_table(
     if isinstance(data, ImageTable):
         return data
     if isinstance(data, str) and data in NAMED_SETS:
-        return NAMED_SETS[data](None if root is None else _existing(expanded(root)))
+        return NAMED_SETS[data](None if root is None else _existing(expand_user(root)))
     path = _existing(data)
     if path.is_file():
         if path.suffix.lower() not in MANIFEST_ENDINGS:
@@ -133,7 +133,7 @@ def picture_endings() -> frozenset[str]:
 
 
 def _existing(data: str | Path) -> Path:
-    path = expanded(data)
+    path = expand_user(data)
     try:
         if str(data).strip() and path.exists():
             return path

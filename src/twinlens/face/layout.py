@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from twinlens.data.folders import NAMED_SETS
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
-from twinlens.files import check_new_folder, expanded
+from twinlens.files import check_output_folder, expand_user
 
 __all__ = ["KEPT_ENDINGS", "free_place", "is_folder", "place_all"]
 
@@ -48,14 +48,14 @@ def free_place(out: Path, table: ImageTable, of_folder: bool) -> Path:
     if table.pixels is not None:
         raise DataError(f"{table.source} is held in memory: faces are cut from picture files")
     source = table.root if of_folder else None
-    return check_new_folder(out, "the faces", source, "photographs")
+    return check_output_folder(out, "the faces", source, "photographs")
 
 
 def is_folder(source: str | Path | ImageTable) -> bool:
     """Whether `read_table` takes it for a folder of pictures."""
     if isinstance(source, ImageTable) or (isinstance(source, str) and source in NAMED_SETS):
         return False
-    return expanded(source).is_dir()
+    return expand_user(source).is_dir()
 
 
 def _by_identity(table: ImageTable) -> list[PurePosixPath]:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from twinlens.errors import DataError, GalleryError
-from twinlens.files import replacing
+from twinlens.files import replacing_file
 from twinlens.gallery.enrol import Enrolled, Skipped, digest, forgery, taken
 from twinlens.gallery.snapshot import vectors
 from twinlens.gallery.store import COLUMNS, schema
@@ -79,7 +79,7 @@ def _write(path: Path, columns: pa.Schema, batches: Iterator[pa.RecordBatch]) ->
     try:
         path = path.resolve()  # What a link points to is written, and the link stays.
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with replacing(path, part), pq.ParquetWriter(part, columns) as writer:
+        with replacing_file(path, part), pq.ParquetWriter(part, columns) as writer:
             for batch in batches:
                 rows = pa.Table.from_batches([batch]).rename_columns(
                     ["embedding" if name == "vector" else name for name in COLUMNS]

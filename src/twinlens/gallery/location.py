@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from lance.file import LanceFileSession
 
 from twinlens.errors import GalleryError, TwinlensError
-from twinlens.files import expanded
+from twinlens.files import expand_user
 from twinlens.gallery.durable import fsync
 
 __all__ = ["LOCKS", "absent", "copy_files", "is_remote", "is_taken", "place_of", "table_of", "told",
@@ -51,7 +51,7 @@ def place_of(place: str | Path) -> str:
             f"{text} is neither a folder nor an address: write {kind}://{rest}, as text and not "
             f"as a pathlib.Path, for an object store, or ./{text} for a folder of that name"
         )
-    return str(expanded(place).absolute())
+    return str(expand_user(place).absolute())
 
 
 def table_of(base: str) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from twinlens.data.decode import open_picture
 from twinlens.errors import CalibrationError, DataError, PictureError, one_line
-from twinlens.files import check_place, whole_file
+from twinlens.files import check_output_file, writing_file
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.store import quoted
 from twinlens.match.answers import Candidate, Hit, IdentifyAnswer
@@ -37,7 +37,7 @@ def check_sheet(path: str | Path) -> None:
     Raises:
         DataError: there cannot be such a file, or its ending is no picture's.
     """
-    check_place(path)
+    check_output_file(path)
     ending = Path(path).suffix.lower()
     # This loads all formats of Pillow.
     if Image.registered_extensions().get(ending) not in Image.SAVE:
@@ -67,7 +67,7 @@ def draw_answers(
     found = [answer.candidates[:MOST_FOUND] for _, answer in shown if answer is not None]
     pictures = _templates(gallery, [one.path for candidates in found for one in candidates])
     strips = [_strip(gallery, name, answer, pictures) for name, answer in shown]
-    with whole_file(path) as part:
+    with writing_file(path) as part:
         draw_sheet(strips).save(part)
 
 
@@ -102,7 +102,7 @@ def draw_hits(path: str | Path, gallery: Gallery, picture: str, hits: Sequence[H
     count = f"the {len(hits)} nearest" if hits else "nothing found"
     green = "" if threshold is None else f"; green: within the threshold {threshold:.4f}"
     strip = Strip(one_line(picture, None), count + green, INK, probe, tiles)
-    with whole_file(path) as part:
+    with writing_file(path) as part:
         draw_sheet([strip]).save(part)
 
 

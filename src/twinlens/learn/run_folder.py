@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from twinlens.errors import TrainingError
-from twinlens.files import replacing
+from twinlens.files import replacing_file
 
 __all__ = ["Checkpoint", "HistoryRow", "RunFolder", "lock_run_folder", "new_run_folder"]
 
@@ -191,7 +191,7 @@ class RunFolder:
     def _written(self, name: str) -> Iterator[Path]:
         """A place to write a file, which takes its name when it is safe on the disk."""
         # One name for all times: what a kill leaves behind is written over by the next.
-        with replacing(self.path / name, self.path / f"{name}.part") as part:
+        with replacing_file(self.path / name, self.path / f"{name}.part") as part:
             yield part
             with part.open("rb+") as file:
                 os.fsync(file.fileno())

@@ -22,7 +22,7 @@ from torch import nn
 
 from twinlens.config import TrainSettings
 from twinlens.data.download import cache_folder
-from twinlens.files import replacing
+from twinlens.files import replacing_file
 from twinlens.model.device import has_bfloat16, pick_device
 from twinlens.model.encoder import Encoder
 
@@ -169,7 +169,7 @@ def _remember(known: dict[str, list[bool]]) -> None:
     """Keep what was measured; a cache folder that cannot be written only costs the time again."""
     try:
         _known_file().parent.mkdir(parents=True, exist_ok=True)
-        with replacing(
+        with replacing_file(
             _known_file(), _known_file().with_name(f"formats.{os.getpid()}.part")
         ) as part:
             part.write_text(json.dumps(known, indent=1), encoding="utf-8")

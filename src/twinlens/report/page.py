@@ -24,7 +24,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from twinlens.files import replacing
+from twinlens.files import replacing_file
 from twinlens.measure.error_rates import matches
 from twinlens.report.embedding_map import data_uri, embedding_map, map_rows
 from twinlens.report.open_set import (
@@ -172,7 +172,7 @@ class ReportContent:
 
 def write_report(path: Path, content: ReportContent) -> None:
     """Write the page; a reader sees the old file or the new one, never half of one."""
-    with replacing(path, path.with_name(f".{path.name}.{os.getpid()}.part")) as beside:
+    with replacing_file(path, path.with_name(f".{path.name}.{os.getpid()}.part")) as beside:
         # File names need not be UTF-8; those that are not are shown escaped.
         beside.write_text(render_report(content), encoding="utf-8", errors="backslashreplace")
 
