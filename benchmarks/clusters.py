@@ -97,8 +97,8 @@ def quality(matcher: Matcher, emb: np.ndarray, label: np.ndarray, split: str) ->
     methods = by_cut(matcher, emb)
     print(f"{'cut':>5}  " + "  ".join(f"{name:24}" for name in methods))
     for cut in CUTS:
-        found = [shown(divide(cut * threshold), label) for divide in methods.values()]
-        print(f"{cut:5}  " + "  ".join(f"{words:24}" for words in found), flush=True)
+        result = [shown(divide(cut * threshold), label) for divide in methods.values()]
+        print(f"{cut:5}  " + "  ".join(f"{words:24}" for words in result), flush=True)
     for least in (2, 3, 5):
         print(f"HDBSCAN, at least {least} pictures: {shown(hdbscan(matcher, emb, least), label)}")
 
@@ -117,14 +117,14 @@ def by_cut(matcher: Matcher, emb: np.ndarray) -> dict[str, Callable[[float], np.
     known = csr_matrix((near.distance.ravel(), (first, near.row.ravel())), shape=dist.shape)
 
     def ours(cut: float) -> np.ndarray:
-        found = cluster_embeddings(emb, matcher.comparison, threshold=cut, angular=angular)
-        return found.label
+        result = cluster_embeddings(emb, matcher.comparison, threshold=cut, angular=angular)
+        return result.label
 
     def connected(cut: float) -> np.ndarray:
         close = near.distance.ravel() <= cut
         graph = csr_matrix((close[close], (first[close], near.row.ravel()[close])), dist.shape)
-        found: np.ndarray = connected_components(graph, directed=False)[1]
-        return found
+        result: np.ndarray = connected_components(graph, directed=False)[1]
+        return result
 
     def along_edges(cut: float) -> np.ndarray:
         made = AgglomerativeClustering(
@@ -133,8 +133,8 @@ def by_cut(matcher: Matcher, emb: np.ndarray) -> dict[str, Callable[[float], np.
         )  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # It joins the graph's parts.
-            found: np.ndarray = made.fit_predict(dist)
-        return found
+            result: np.ndarray = made.fit_predict(dist)
+        return result
 
     return {
         "twinlens": ours,
@@ -150,8 +150,8 @@ def hdbscan(matcher: Matcher, emb: np.ndarray, least: int) -> np.ndarray:
     from sklearn.cluster import HDBSCAN
 
     made = HDBSCAN(min_cluster_size=least, min_samples=1, metric="precomputed", copy=True)
-    found: np.ndarray = made.fit_predict(distances(matcher, emb).astype(np.float64))
-    return np.where(found < 0, len(emb) + np.arange(len(emb)), found)
+    result: np.ndarray = made.fit_predict(distances(matcher, emb).astype(np.float64))
+    return np.where(result < 0, len(emb) + np.arange(len(emb)), result)
 
 
 def distances(matcher: Matcher, emb: np.ndarray) -> np.ndarray:
@@ -161,9 +161,9 @@ def distances(matcher: Matcher, emb: np.ndarray) -> np.ndarray:
     return dist
 
 
-def shown(found: np.ndarray, label: np.ndarray) -> str:
-    precision, recall, f = b_cubed(found, label)
-    return f"{precision:.2f} {recall:.2f} {f:.3f} {len(np.unique(found)):4}"
+def shown(result: np.ndarray, label: np.ndarray) -> str:
+    precision, recall, f = b_cubed(result, label)
+    return f"{precision:.2f} {recall:.2f} {f:.3f} {len(np.unique(result)):4}"
 
 
 # --- how large ----------------------------------------------------------------------------------
@@ -183,9 +183,9 @@ def more(emb: np.ndarray, label: np.ndarray, num: int) -> tuple[np.ndarray, np.n
         around = emb[label == names[which]] - centres[which]
         made.append(centre + around)
         labels.append(np.full(len(around), len(labels)))
-    found = np.concatenate(made)[:num]
-    found /= np.linalg.norm(found, axis=1, keepdims=True)  # As the model's own.
-    return found.astype(np.float32), np.concatenate(labels)[:num]
+    result = np.concatenate(made)[:num]
+    result /= np.linalg.norm(result, axis=1, keepdims=True)  # As the model's own.
+    return result.astype(np.float32), np.concatenate(labels)[:num]
 
 
 def scale(matcher: Matcher, emb: np.ndarray, label: np.ndarray, num: int) -> None:
@@ -193,19 +193,19 @@ def scale(matcher: Matcher, emb: np.ndarray, label: np.ndarray, num: int) -> Non
     before = peak_mb()
     start, begun = time.perf_counter(), time.process_time()
     marks: list[float] = []
-    found = cluster_embeddings(
+    result = cluster_embeddings(
         many, comparison_of(matcher), threshold=matcher.require_calibration().threshold,
         angular=isinstance(matcher.bundle.comparator, Cosine),
         progress=lambda done, total: marks.append(time.perf_counter()),
     )  # fmt: skip
     seconds, cpu = time.perf_counter() - start, time.process_time() - begun
-    scores = b_cubed(found.label, labels)
+    scores = b_cubed(result.label, labels)
     print(
         f"{len(many):,} x {many.shape[1]}, {labels[-1] + 1:,} identities: {seconds:.0f} s, of "
         f"which neighbours {marks[-1] - start:.0f} s; {cpu:.0f} s of CPU; peak RSS "
         f"{peak_mb():.0f} MB ({before:.0f} MB before); "
-        f"{np.count_nonzero(found.size > 1):,} clusters, "
-        f"{np.count_nonzero(found.size == 1):,} alone; "
+        f"{np.count_nonzero(result.size > 1):,} clusters, "
+        f"{np.count_nonzero(result.size == 1):,} alone; "
         f"B-cubed P {scores[0]:.3f}, R {scores[1]:.3f}, F {scores[2]:.3f}"
     )
 

@@ -82,7 +82,7 @@ def _line(what: str, ours: str, peer: str, setting: Setting) -> Line:
     apart = max(
         abs(a - b)
         for mine, theirs in pairs
-        for a, b in zip(mine["found"], theirs["found"], strict=True)
+        for a, b in zip(mine["result"], theirs["result"], strict=True)
     )
     row = Row.of(
         what, PEERS[peer], [(mine["seconds"], theirs["seconds"]) for mine, theirs in pairs]
@@ -96,11 +96,11 @@ def _line(what: str, ours: str, peer: str, setting: Setting) -> Line:
 
 
 def _alone(setting: Setting) -> Line:
-    found = _run("our_eer", setting)
+    result = _run("our_eer", setting)
     what = f"EER of all pairs, {setting.num} x {setting.dim}, {setting.identities} identities"
     pairs = setting.num * (setting.num - 1) // 2
     note = f"{pairs:,} pairs: their distances alone are {pairs * 4 / 1e9:.0f} GB"
-    return Line(what, "nobody", f"{found['seconds']:.3g} s, {found['mb']} MB", "none", note=note)
+    return Line(what, "nobody", f"{result['seconds']:.3g} s, {result['mb']} MB", "none", note=note)
 
 
 def _run(who: str, setting: Setting) -> dict[str, object]:

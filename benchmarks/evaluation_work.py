@@ -27,9 +27,9 @@ def main() -> None:
     work = WORK[who](*big)
     before = peak_mb()
     start = time.perf_counter()
-    found = work()
+    result = work()
     seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "mb": round(peak_mb() - before), "found": found}))
+    print(json.dumps({"seconds": seconds, "mb": round(peak_mb() - before), "result": result}))
 
 
 def _embeddings(num: int, dim: int, identities: int) -> tuple[NDArray[np.float32], NDArray]:
@@ -46,8 +46,8 @@ def _ours(emb, label) -> Callable[[], list[float]]:
     def work() -> list[float]:
         forged = np.zeros(len(label), dtype=bool)
         comparison = PlainComparison("euclidean")
-        found = retrieval(emb, label, forged, comparison, ks=(1,), replicates=0)
-        return [found.recall_at[1].value, found.map_at_r.value]
+        result = retrieval(emb, label, forged, comparison, ks=(1,), replicates=0)
+        return [result.recall_at[1].value, result.map_at_r.value]
 
     return work
 
@@ -69,8 +69,8 @@ def _calculator(emb, label, knn) -> Callable[[], list[float]]:
     tensor, labels = torch.from_numpy(emb), torch.from_numpy(label)
 
     def work() -> list[float]:
-        found = calculator.get_accuracy(tensor, labels)
-        return [found[name] for name in names]
+        result = calculator.get_accuracy(tensor, labels)
+        return [result[name] for name in names]
 
     return work
 
@@ -93,12 +93,12 @@ def _oml(emb, label) -> Callable[[], list[float]]:
     tensor, labels, rows = torch.from_numpy(emb), torch.from_numpy(label), torch.arange(num)
 
     def work() -> list[float]:
-        found = RetrievalResults(*batched_knn(tensor, rows, rows, top_n=largest, labels_gt=labels))
+        result = RetrievalResults(*batched_knn(tensor, rows, rows, top_n=largest, labels_gt=labels))
         # As its calc_retrieval_metrics begins; what is right is looked up once for both figures.
         right = tuple(
-            torch.isin(ids, gt) for ids, gt in zip(found.retrieved_ids, found.gt_ids, strict=True)
+            torch.isin(ids, gt) for ids, gt in zip(result.retrieved_ids, result.gt_ids, strict=True)
         )
-        cmc = calc_cmc(right, [len(gt) for gt in found.gt_ids], (1,), verbose=False)[0]
+        cmc = calc_cmc(right, [len(gt) for gt in result.gt_ids], (1,), verbose=False)[0]
         # It has no MAP@R. All identities are of one size, so that R is one number.
         right_NR = torch.stack(right).double()
         precision_NR = right_NR.cumsum(1) / torch.arange(1, largest + 1)

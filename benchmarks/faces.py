@@ -110,8 +110,8 @@ def seconds_a_pass(run: Path) -> float:
 
 
 def _figure(run: Path) -> dict[str, Any]:
-    found = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    eer: dict[str, Any] = found["verification"]["eer"]
+    result = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    eer: dict[str, Any] = result["verification"]["eer"]
     return eer
 
 

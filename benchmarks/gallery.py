@@ -72,12 +72,12 @@ def templates(
     if num_identities > len(emb_ND):  # The same picture again is somebody else, a step away.
         centre = centre + rng.standard_normal(centre.shape, dtype=np.float32) @ steps
     code = np.arange(num) // PER_IDENTITY
-    found = np.empty((num, emb_ND.shape[1]), np.float32)
+    result = np.empty((num, emb_ND.shape[1]), np.float32)
     for start in range(0, num, 100_000):
         part = code[start : start + 100_000]
         step = rng.standard_normal((len(part), emb_ND.shape[1]), dtype=np.float32) @ steps
-        found[start : start + 100_000] = centre[part] + step
-    return found, code
+        result[start : start + 100_000] = centre[part] + step
+    return result, code
 
 
 def normalised(emb_ND: Floats) -> Floats:
@@ -89,8 +89,8 @@ def normalised(emb_ND: Floats) -> Floats:
 
 def memory() -> dict[str, float]:
     lines = Path("/proc/self/status").read_text().splitlines()
-    found = dict(line.split(":", 1) for line in lines if ":" in line)
-    return {name: int(found[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM")}
+    result = dict(line.split(":", 1) for line in lines if ":" in line)
+    return {name: int(result[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM")}
 
 
 def asked(question: Callable[[Floats], Any], probe_PD: Floats) -> dict[str, Any]:
@@ -121,16 +121,16 @@ def ours(work: Path, place: str, probe_PD: Floats, true_PK: NDArray[Any]) -> dic
     imported = time.perf_counter()
     gallery = Gallery.open(place)
     opened = time.perf_counter()
-    found = {"import": imported - start, "open": opened - imported}
-    found |= asked(gallery.identify_embedding, probe_PD)
+    result = {"import": imported - start, "open": opened - imported}
+    result |= asked(gallery.identify_embedding, probe_PD)
     assert "torch" not in sys.modules
     hits = [[int(hit.hash) for hit in gallery.search_embedding(one, k=K)] for one in probe_PD]
-    found["recall"] = share(np.array(hits), true_PK)
+    result["recall"] = share(np.array(hits), true_PK)
     top = sum(
         gallery.identify_embedding(one, k=1).candidates[0].path == f"/pictures/{true[0]}.png"
         for one, true in zip(probe_PD, true_PK, strict=True)
     )
-    return found | {"same nearest": top / len(probe_PD)}
+    return result | {"same nearest": top / len(probe_PD)}
 
 
 def with_faiss(work: Path, place: str, probe_PD: Floats, true_PK: NDArray[Any]) -> dict[str, Any]:
@@ -149,8 +149,8 @@ def with_faiss(work: Path, place: str, probe_PD: Floats, true_PK: NDArray[Any]) 
         recall = share(index.search(probe_PD, K)[1], true_PK)
         if recall >= RECALL:
             break
-    found = asked(lambda probe_D: index.search(probe_D[None], K), probe_PD)
-    return found | {"recall": recall, "nprobe": index.nprobe, "build": built}
+    result = asked(lambda probe_D: index.search(probe_D[None], K), probe_PD)
+    return result | {"recall": recall, "nprobe": index.nprobe, "build": built}
 
 
 def with_numpy(work: Path, place: str, probe_PD: Floats, true_PK: NDArray[Any]) -> dict[str, Any]:
@@ -162,9 +162,9 @@ def with_numpy(work: Path, place: str, probe_PD: Floats, true_PK: NDArray[Any]) 
         best = np.argpartition(near, K)[:K]
         return best[np.argsort(near[best])]
 
-    found = asked(question, probe_PD[:200])
+    result = asked(question, probe_PD[:200])
     hits = np.array([question(probe_D) for probe_D in probe_PD[:200]])
-    return found | {"recall": share(hits, true_PK[:200])}
+    return result | {"recall": share(hits, true_PK[:200])}
 
 
 CHILDREN = {"gallery": ours, "faiss": with_faiss, "numpy": with_numpy}
@@ -207,25 +207,25 @@ def fill(place: Path, model: Path, fingerprint: str, emb: Floats, code: NDArray[
 def exact(emb: Floats, probe_PD: Floats) -> NDArray[np.int64]:
     """The rows of the K nearest of each probe, shape (P, K)."""
     square = np.einsum("md,md->m", emb, emb)
-    found = []
+    result = []
     for start in range(0, len(probe_PD), 50):
         near = square - 2 * probe_PD[start : start + 50] @ emb.T
         best = np.argpartition(near, K, axis=1)[:, :K]
         order = np.argsort(np.take_along_axis(near, best, axis=1), axis=1)
-        found.append(np.take_along_axis(best, order, axis=1))
-    return np.concatenate(found)
+        result.append(np.take_along_axis(best, order, axis=1))
+    return np.concatenate(result)
 
 
 def turns(work: Path, place: Path, rounds: int, names: list[str]) -> None:
     """Ask in turns, A B C A B C; print medians, the lowest and the highest."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    result: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
-            found[name].append(child(name, work, str(place)))
-    for name, runs in found.items():
+            result[name].append(child(name, work, str(place)))
+    for name, runs in result.items():
         print(f"  {name:8}" + "".join(f"  {key} {_spread(runs, key)}" for key in runs[0]))
     for name in names[1:]:
-        pairs = zip(found[name], found["gallery"], strict=True)
+        pairs = zip(result[name], result["gallery"], strict=True)
         ratios = sorted(peer["p50"] / own["p50"] for peer, own in pairs)
         middle = statistics.median(ratios)
         print(f"  p50 of {name} / gallery: {middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")

@@ -113,14 +113,14 @@ def peers(minutes: float) -> Measured:
     for peer, _ in PEERS.values():
         interpreter(peer)  # Before anything is measured.
     write_question(work / "question.npz")
-    found: Measured = {name: {"accuracy": [], "seconds": [], "steps": []} for name in PEERS}
+    result: Measured = {name: {"accuracy": [], "seconds": [], "steps": []} for name in PEERS}
     for seed in PEER_SEEDS:
         for name, (peer, script) in PEERS.items():
             options = ("--seconds", str(60 * minutes), "--seed", str(seed))
             answer = ask(peer, script, work / "question.npz", work / f"{script}.npz", *options)
             one_shot = answers(answer.arrays["embedding"])
-            _add(found[name], one_shot, answer.seconds, steps=int(answer.arrays["steps"]))
-    return found
+            _add(result[name], one_shot, answer.seconds, steps=int(answer.arrays["steps"]))
+    return result
 
 
 def auto(minutes: float) -> Measured:
@@ -137,7 +137,7 @@ def small1(minutes: float) -> Measured:
 
 
 def _ours(name: str, root: Path, seeds: tuple[int, ...], minutes: float) -> Measured:
-    found: Measured = {"accuracy": [], "seconds": [], "steps": []}
+    result: Measured = {"accuracy": [], "seconds": [], "steps": []}
     for seed in seeds:
         run = trials().parents[1] / f"{name}-{seed}"
         shutil.rmtree(run, ignore_errors=True)
@@ -153,16 +153,16 @@ def _ours(name: str, root: Path, seeds: tuple[int, ...], minutes: float) -> Meas
         assert isinstance(one_shot, OneShotTrials)
         with (run / "history.csv").open(encoding="utf-8") as file:
             steps = int(list(csv.DictReader(file))[-1]["step"])
-        _add(found, one_shot, seconds, steps=steps)
-    return found
+        _add(result, one_shot, seconds, steps=steps)
+    return result
 
 
-def _add(found: Measured, one_shot: OneShotTrials, seconds: float, *, steps: int) -> None:
+def _add(result: Measured, one_shot: OneShotTrials, seconds: float, *, steps: int) -> None:
     accuracy = one_shot.accuracy.value
     assert accuracy is not None
-    found["accuracy"].append(accuracy)
-    found["seconds"].append(seconds)
-    found["steps"].append(steps)
+    result["accuracy"].append(accuracy)
+    result["seconds"].append(seconds)
+    result["steps"].append(steps)
     print(f"{100 * accuracy:.2f} % after {steps} steps in {seconds:.0f} s", flush=True)
 
 
@@ -173,10 +173,10 @@ def part(name: str, minutes: float, *, anew: bool) -> Measured:
     """What a part measured: kept from another day, if of these minutes and not wanted `anew`."""
     file = KEPT / f"omniglot-{name}.json"
     if anew or not file.exists() or json.loads(file.read_text())["of"]["minutes"] != minutes:
-        found = PARTS[name](minutes)
-        found["of"] = {"minutes": minutes, "date": time.strftime("%Y-%m-%d"), "on": heading()}
+        result = PARTS[name](minutes)
+        result["of"] = {"minutes": minutes, "date": time.strftime("%Y-%m-%d"), "on": heading()}
         with replacing_file(file, file.with_suffix(".part")) as written:
-            written.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            written.write_text(json.dumps(result, indent=1), encoding="utf-8")
     kept: Measured = json.loads(file.read_text(encoding="utf-8"))
     return kept
 
@@ -209,16 +209,16 @@ def lines(minutes: float = MINUTES) -> Iterator[Line]:
     )  # fmt: skip
 
 
-def _shown(found: Measured) -> str:
-    each = found["accuracy"]
+def _shown(result: Measured) -> str:
+    each = result["accuracy"]
     spread = f" ({100 * min(each):.1f} to {100 * max(each):.1f})" if len(each) > 1 else ""
     times = "trainings" if len(each) > 1 else "training"
-    steps = f"{np.mean(found['steps']):.0f} steps in {np.mean(found['seconds']):.0f} s"
+    steps = f"{np.mean(result['steps']):.0f} steps in {np.mean(result['seconds']):.0f} s"
     return f"{100 * np.mean(each):.1f} %{spread}, {len(each)} {times}, {steps}"
 
 
-def _note(found: Measured) -> str:
-    of = found["of"]
+def _note(result: Measured) -> str:
+    of = result["of"]
     return f"{of['minutes']:g} minutes each, measured {of['date']} on {of['on']}"
 
 

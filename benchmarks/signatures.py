@@ -71,8 +71,8 @@ def train(run: Path, *options: str) -> Trained:
     started = time.perf_counter()
     subprocess.run(command, check=True)
     seconds = time.perf_counter() - started
-    found: dict[str, Any] = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    measured = found["verification"]
+    result: dict[str, Any] = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    measured = result["verification"]
     return Trained(measured["skilled"]["eer"], measured["eer"], seconds)
 
 

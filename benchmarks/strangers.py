@@ -59,7 +59,7 @@ def show(model: twinlens.Matcher, emb: np.ndarray, label: np.ndarray, shot: int,
         rest = np.setdiff1d(np.arange(len(label)), template)
         is_mated = np.isin(label[rest], enrolled)
         try:
-            found = calibrate_open_set(
+            result = calibrate_open_set(
                 emb[template], label[template], model.comparison, target_fpir=target,
                 rule="nearest", replicates=2,
             )  # fmt: skip
@@ -70,7 +70,7 @@ def show(model: twinlens.Matcher, emb: np.ndarray, label: np.ndarray, shot: int,
         best = rank_identities(distance, label[template], "nearest", 1)
         right = best.code[:, 0] == label[rest]
         for threshold, into in (
-            (found.threshold, own),
+            (result.threshold, own),
             (model.require_calibration().threshold, pairs),
         ):
             accepted = matches(best.distance[:, 0], threshold)

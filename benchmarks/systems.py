@@ -97,13 +97,13 @@ def table_and_root(words: list[str]) -> tuple[str, str | None]:
 def pair_accuracy(words: list[str], run: Path, published: float | None = None) -> str:
     """At the best threshold, at the published rule, and the EER, on 10,000 pairs of each kind."""
     data, root = table_and_root(words)
-    found = twinlens.evaluate(run, data, root=root, pairs=10_000, quiet=True).verification
-    assert found is not None
-    text = f"accuracy {percent(found.accuracy)}, EER {percent(found.eer)}"
+    result = twinlens.evaluate(run, data, root=root, pairs=10_000, quiet=True).verification
+    assert result is not None
+    text = f"accuracy {percent(result.accuracy)}, EER {percent(result.eer)}"
     if published is None:
         return text
-    right = matches(found.distance, published) == found.pairs.same
-    same = found.pairs.same
+    right = matches(result.distance, published) == result.pairs.same
+    same = result.pairs.same
     return (
         f"{text}; at {published:.3f}: {100 * (right[same].mean() + right[~same].mean()) / 2:.1f} %"
     )
@@ -118,11 +118,11 @@ def on_fashion(run: Path, work: Path) -> str:
 
 
 def on_signatures(run: Path, work: Path) -> str:
-    found = twinlens.evaluate(run, signatures(work)[0], quiet=True).verification
-    assert found is not None
-    assert found.skilled is not None
-    all_pairs = f"accuracy {percent(found.accuracy)}, EER {percent(found.eer)}"
-    return f"{all_pairs}; skilled forgeries alone EER {percent(found.skilled.eer)}"
+    result = twinlens.evaluate(run, signatures(work)[0], quiet=True).verification
+    assert result is not None
+    assert result.skilled is not None
+    all_pairs = f"accuracy {percent(result.accuracy)}, EER {percent(result.eer)}"
+    return f"{all_pairs}; skilled forgeries alone EER {percent(result.skilled.eer)}"
 
 
 def on_faces(run: Path, work: Path) -> str:
@@ -130,11 +130,11 @@ def on_faces(run: Path, work: Path) -> str:
 
 
 def on_counterparts(run: Path, work: Path) -> str:
-    found = twinlens.evaluate(run, counterparts(work)[0], quiet=True)
-    assert found.retrieval is not None
-    assert found.verification is not None
-    nearest = percent(found.retrieval.recall_at[1])
-    return f"counterpart is nearest {nearest}, EER {percent(found.verification.eer)}"
+    result = twinlens.evaluate(run, counterparts(work)[0], quiet=True)
+    assert result.retrieval is not None
+    assert result.verification is not None
+    nearest = percent(result.retrieval.recall_at[1])
+    return f"counterpart is nearest {nearest}, EER {percent(result.verification.eer)}"
 
 
 def on_classes(run: Path, work: Path) -> str:
@@ -154,9 +154,9 @@ def on_trials(run: Path, work: Path) -> str:
         script = Path(__file__).parents[1] / "examples/omniglot_trials.py"
         runs = DATA / "omniglot/all_runs.zip"
         subprocess.run([sys.executable, str(script), str(runs), str(trials)], check=True)
-    found = twinlens.evaluate(run, trials=trials / "trials.csv", quiet=True).trials
-    assert found is not None
-    return f"official one-shot {percent(found.accuracy)}"
+    result = twinlens.evaluate(run, trials=trials / "trials.csv", quiet=True).trials
+    assert result is not None
+    return f"official one-shot {percent(result.accuracy)}"
 
 
 SYSTEMS = {

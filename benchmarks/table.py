@@ -52,8 +52,8 @@ class Line:
 def heading() -> str:
     """The machine and the versions, in one line."""
     here = machine()
-    found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"{here['processor']}, {here['cores']} cores, {here['threads']} threads; {found}"
+    result = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return f"{here['processor']}, {here['cores']} cores, {here['threads']} threads; {result}"
 
 
 def keep(name: str, doc: str, lines: Iterable[Line], *, complete: bool) -> None:

@@ -119,5 +119,5 @@ def ask(peer: str, script: str, question: Path, answer: Path, *options: str) -> 
         raise PeerError(f"{script} ended with {code}; what it said stands above")
     if not answer.exists():
         raise PeerError(f"{script} wrote no {answer}")
-    with np.load(answer) as found:
-        return Answer(dict(found), seconds)
+    with np.load(answer) as result:
+        return Answer(dict(result), seconds)
