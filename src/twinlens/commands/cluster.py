@@ -33,7 +33,7 @@ from twinlens.data.pixel_cache import Decoded, decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, ConfigError, GalleryError
 from twinlens.face.layout import is_folder
-from twinlens.files import creating_folder, check_output_folder, expand_user
+from twinlens.files import check_output_folder, creating_folder, expand_user
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.snapshot import vectors
 from twinlens.match.matcher import Matcher
