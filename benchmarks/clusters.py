@@ -29,7 +29,7 @@ from twinlens.commands.choose_pictures import pictures_for
 from twinlens.commands.cluster import comparison_of
 from twinlens.match.matcher import Matcher
 from twinlens.measure.clustering import b_cubed
-from twinlens.model.comparators import Cosine, NumpyComparison
+from twinlens.model.comparators import Cosine, TorchComparison
 from twinlens.model.encoder import embed_pixels
 
 CUTS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7)
@@ -43,7 +43,7 @@ def lines() -> Iterator[Line]:
     label = np.arange(2_000) % 200
     emb = rng.standard_normal((200, 64))[label] + 0.5 * rng.standard_normal((2_000, 64))
     emb = emb.astype(np.float32)
-    comparison = NumpyComparison(Cosine())
+    comparison = TorchComparison(Cosine())
     peer = AgglomerativeClustering(
         n_clusters=None, metric="cosine", linkage="average", distance_threshold=0.5
     )

@@ -25,7 +25,7 @@ from twinlens.data.folders import read_table
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.samplers import make_sampler
 from twinlens.learn.features import backbone_features
-from twinlens.learn.loop import Pool, fit
+from twinlens.learn.loop import LabelledPixels, fit
 from twinlens.learn.objective import Objective
 from twinlens.model.comparators import make_comparator
 from twinlens.model.compute import Compute, time_formats
@@ -91,7 +91,7 @@ def lines() -> Iterator[Line]:
 
 def _small() -> Row:
     rng = np.random.default_rng(0)
-    pool = Pool.of(
+    pool = LabelledPixels.of(
         rng.integers(0, 256, (4000, 1, 28, 28), dtype=np.uint8),
         np.arange(4000) % 40,
         np.zeros(4000, dtype=bool),
@@ -111,7 +111,7 @@ def _from_files(folder: Path) -> Iterator[Line]:
         memory_limit=0,
     )  # fmt: skip
     seconds = time.perf_counter() - start
-    pool = Pool.of(decoded.pixels, decoded.table.labels(), decoded.table.forged)
+    pool = LabelledPixels.of(decoded.pixels, decoded.table.labels(), decoded.table.forged)
     row = compare(
         f"training loop, ResNet50 at 224, second epoch of {PHOTOGRAPHS} JPEG files", BARE,
         lambda: _loop(pool, RESNET), lambda: _bare(pool, RESNET), rounds=3,
@@ -127,12 +127,12 @@ def _from_files(folder: Path) -> Iterator[Line]:
     )  # fmt: skip
 
 
-def _loop(pool: Pool, settings: Settings) -> None:
+def _loop(pool: LabelledPixels, settings: Settings) -> None:
     encoder, comparator = Encoder(settings.model, settings.picture), make_comparator("cosine", 128)
     fit(encoder, comparator, pool, None, settings, compute=Compute("cpu"))
 
 
-def _bare(pool: Pool, settings: Settings) -> None:
+def _bare(pool: LabelledPixels, settings: Settings) -> None:
     encoder, comparator = Encoder(settings.model, settings.picture), make_comparator("cosine", 128)
     encoder.train()
     objective = Objective(settings.loss, comparator, 40, 128)
@@ -154,7 +154,7 @@ def _frozen() -> Iterator[Line]:
     if not (FACES.exists() and WEIGHTS.exists()):
         return
     decoded = decode_table(read_table(FACES), FROZEN.picture, max_pixels=10**8, max_broken=0)
-    pool = Pool.of(decoded.pixels, decoded.table.labels(), decoded.table.forged)
+    pool = LabelledPixels.of(decoded.pixels, decoded.table.labels(), decoded.table.forged)
     encoder = Encoder(FROZEN.model, FROZEN.picture)
     steps = EPOCHS * make_sampler(pool.label, pool.forged, FROZEN.sampler, 0).steps_per_epoch
     row = compare(
@@ -169,7 +169,7 @@ def _frozen() -> Iterator[Line]:
     yield row.line("at most 1.5 times the pass (0.67)", 1 / 1.5, note)
 
 
-def _head(pool: Pool) -> None:
+def _head(pool: LabelledPixels) -> None:
     encoder = Encoder(FROZEN.model, FROZEN.picture)
     comparator = make_comparator(FROZEN.model.comparator, FROZEN.model.embedding)
     fit(encoder, comparator, pool, None, FROZEN, compute=Compute("cpu"))

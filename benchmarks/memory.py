@@ -27,7 +27,7 @@ from benchmarks.table import Line
 from benchmarks.timing import compare
 from twinlens.config import Settings
 from twinlens.data.samplers import make_sampler
-from twinlens.learn.embed_batch import Feed, Pool
+from twinlens.learn.embed_batch import BatchEmbedder, LabelledPixels
 from twinlens.learn.objective import Objective
 from twinlens.model.comparators import make_comparator
 from twinlens.model.compute import Compute
@@ -94,7 +94,9 @@ def _step(loss: dict[str, object], size: int, chunk: int | None) -> Step:
     pixels = np.random.default_rng(0).integers(0, 256, (size, 3, 32, 32), dtype=np.uint8)
     label, genuine = np.arange(size) // IMAGES_PER_LABEL, np.zeros(size, dtype=bool)
     encoder = Encoder(settings.model, settings.picture)
-    feed = Feed(encoder, Pool.of(pixels, label, genuine), settings, Compute("cpu"))
+    feed = BatchEmbedder(
+        encoder, LabelledPixels.of(pixels, label, genuine), settings, Compute("cpu")
+    )
     comparator = make_comparator(settings.model.comparator, settings.model.embedding)
     objective = Objective(settings.loss, comparator, size, settings.model.embedding)
     batch = make_sampler(label, genuine, settings.sampler, 0).batch(0)

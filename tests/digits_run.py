@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 
 from twinlens.config import Settings
 from twinlens.learn import loop as training
-from twinlens.learn.loop import Fitted, Moment, Pool, fit
+from twinlens.learn.loop import FitResult, LabelledPixels, StepReport, fit
 from twinlens.learn.run_folder import RunFolder
 from twinlens.model.comparators import Comparator, make_comparator
 from twinlens.model.compute import Compute
@@ -31,12 +31,12 @@ from twinlens.model.encoder import Encoder
 CPU = Compute("cpu")
 
 
-def pool(half: int) -> Pool:
+def pool(half: int) -> LabelledPixels:
     """Every second picture of the ten digits, from the first or from the second one on."""
     data = load_digits()
     pixels = (data.images[half::2, None] * 15.9).astype(np.uint8)
     label = data.target[half::2].astype(np.int64)
-    return Pool.of(pixels, label, np.zeros(len(label), dtype=bool))
+    return LabelledPixels.of(pixels, label, np.zeros(len(label), dtype=bool))
 
 
 TRAIN, VAL = pool(0), pool(1)
@@ -65,13 +65,13 @@ def start(
     settings: Settings,
     *,
     run: RunFolder | None = None,
-    train: Pool = TRAIN,
-    val: Pool | None = VAL,
+    train: LabelledPixels = TRAIN,
+    val: LabelledPixels | None = VAL,
     compute: Compute = CPU,
-    on_moment: Callable[[Encoder, Moment], None] | None = None,
+    on_step: Callable[[Encoder, StepReport], None] | None = None,
     reserve: Callable[[float], float] | None = None,
     begin: int | None = None,
-) -> tuple[Encoder, Comparator, Fitted]:
+) -> tuple[Encoder, Comparator, FitResult]:
     """Train from weights that `begin` decides, the settings' seed by default."""
     torch.manual_seed(settings.seed if begin is None else begin)
     encoder = Encoder(settings.model, settings.picture)
@@ -80,7 +80,7 @@ def start(
         run.start(resume=True)
     fitted = fit(
         encoder, comparator, train, val, settings, compute=compute, run=run, reserve=reserve,
-        on_moment=None if on_moment is None else lambda moment: on_moment(encoder, moment),
+        on_step=None if on_step is None else lambda moment: on_step(encoder, moment),
     )  # fmt: skip
     return encoder, comparator, fitted
 

@@ -32,7 +32,7 @@ def batch(number: int) -> tuple[Tensor, Tensor, Tensor]:
 Whole = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def rows_of(genuine: Tensor, impostor: Tensor) -> blocks.Pairs:
+def rows_of(genuine: Tensor, impostor: Tensor) -> blocks.PairMasks:
     return lambda part: (genuine[part], impostor[part])
 
 
@@ -69,7 +69,7 @@ def test_blocks_are_the_whole(
         whole, terms = pair_of(name, genuine, impostor)
         expected = whole(made.matrix(emb, emb), genuine, impostor)
         value = mean_over_blocks(
-            made.prepared(emb), made.between, rows_of(genuine, impostor), terms
+            made.prepare(emb), made.prepared_matrix, rows_of(genuine, impostor), terms
         )
         assert float(expected.detach()) > 0
         torch.testing.assert_close(value, expected)
@@ -84,7 +84,7 @@ def test_a_batch_without_pairs_is_zero_with_a_gradient_of_zeros(num: int) -> Non
     made = make_comparator("euclidean", 3)
     for name in NAMES:
         _, terms = pair_of(name, nothing, nothing)
-        value = mean_over_blocks(emb, made.between, rows_of(nothing, nothing), terms)
+        value = mean_over_blocks(emb, made.prepared_matrix, rows_of(nothing, nothing), terms)
         assert value.item() == 0
         assert not torch.autograd.grad(value, emb)[0].any()
 
@@ -93,7 +93,7 @@ def test_without_a_gradient_only_the_value_is_computed() -> None:
     emb, genuine, impostor = batch(0)
     made = make_comparator("euclidean", 5)
     whole, terms = pair_of("supcon", genuine, impostor)
-    value = mean_over_blocks(emb.detach(), made.between, rows_of(genuine, impostor), terms)
+    value = mean_over_blocks(emb.detach(), made.prepared_matrix, rows_of(genuine, impostor), terms)
     assert not value.requires_grad
     torch.testing.assert_close(value, whole(made.matrix(emb, emb), genuine, impostor).detach())
 
@@ -103,8 +103,8 @@ def mined_mean(
 ) -> Tensor:
     choose = losses.miner(mining, 0.3)
     return mean_over_mined(
-        made.prepared(emb),
-        made.between,
+        made.prepare(emb),
+        made.prepared_matrix,
         made.pairwise,
         lambda dist, part: choose(Candidates.of(dist, genuine[part], impostor[part])),
         partial(losses.hinge, margin=0.3, soft=soft),

@@ -18,8 +18,8 @@ import torch
 
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
 from twinlens.errors import ModelError
-from twinlens.model.bundle import Bundle, load_bundle, save_bundle, with_calibration
-from twinlens.model.comparators import NumpyComparison, make_comparator
+from twinlens.model.bundle import Bundle, load_bundle, save_bundle, store_calibration
+from twinlens.model.comparators import TorchComparison, make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.stored import FORMAT, Origin, hash_identities, model_folder
 
@@ -52,9 +52,9 @@ def saved(
 
 def golden_bundle(folder: Path) -> None:
     """What wrote tests/golden/bundle_1."""
-    bundle = with_calibration(saved(folder / "model"), {"threshold": 0.5})
+    bundle = store_calibration(saved(folder / "model"), {"threshold": 0.5})
     emb_ND = embed_pixels(bundle.encoder, pixels())
-    dist_NN = NumpyComparison(bundle.comparator).matrix(emb_ND, emb_ND)
+    dist_NN = TorchComparison(bundle.comparator).matrix(emb_ND, emb_ND)
     answer = {"embeddings": emb_ND.tolist(), "distances": dist_NN.tolist()}
     (folder / "answer.json").write_text(json.dumps(answer))
 
@@ -64,7 +64,7 @@ def test_the_golden_bundle_still_gives_its_embeddings() -> None:
     bundle = load_bundle(GOLDEN)
     emb_ND = embed_pixels(bundle.encoder, pixels())
     np.testing.assert_allclose(emb_ND, answer["embeddings"], atol=1e-5)
-    dist_NN = NumpyComparison(bundle.comparator).matrix(emb_ND, emb_ND)
+    dist_NN = TorchComparison(bundle.comparator).matrix(emb_ND, emb_ND)
     np.testing.assert_allclose(dist_NN, answer["distances"], atol=1e-3)
     assert np.max(answer["distances"]) > 0.1
     assert json.loads((GOLDEN / "model" / "model.json").read_text())["format"] == 1
@@ -85,7 +85,7 @@ def test_a_model_comes_back_to_the_last_bit(
     loaded = load_bundle(tmp_path / "m")
     emb_ND = embed_pixels(bundle.encoder, pixels())
     np.testing.assert_array_equal(embed_pixels(loaded.encoder, pixels()), emb_ND)
-    there, here = (NumpyComparison(b.comparator).matrix(emb_ND, emb_ND) for b in (bundle, loaded))
+    there, here = (TorchComparison(b.comparator).matrix(emb_ND, emb_ND) for b in (bundle, loaded))
     np.testing.assert_array_equal(there, here)
     assert (loaded.fingerprint, loaded.origin, loaded.calibration) == (
         bundle.fingerprint,
@@ -120,18 +120,18 @@ def test_the_fingerprint_is_of_what_decides_an_embedding(tmp_path: Path) -> None
 def test_a_calibration_is_kept_and_changes_no_embedding(tmp_path: Path) -> None:
     bundle = saved(tmp_path / "m")
     weights = (tmp_path / "m" / "model.safetensors").read_bytes()
-    assert with_calibration(bundle, {"threshold": 0.25, "text": "ü"}).calibration is not None
+    assert store_calibration(bundle, {"threshold": 0.25, "text": "ü"}).calibration is not None
     loaded = load_bundle(tmp_path / "m")
     assert loaded.calibration == {"threshold": 0.25, "text": "ü"}
     assert loaded.fingerprint == bundle.fingerprint
     assert loaded.origin == ORIGIN
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == weights
-    assert with_calibration(loaded, {"threshold": 0.5}).path == tmp_path / "m"
+    assert store_calibration(loaded, {"threshold": 0.5}).path == tmp_path / "m"
     assert load_bundle(tmp_path / "m").calibration == {"threshold": 0.5}
 
 
 def test_saving_again_replaces_the_whole_folder(tmp_path: Path) -> None:
-    with_calibration(saved(tmp_path / "m"), {"threshold": 0.25})
+    store_calibration(saved(tmp_path / "m"), {"threshold": 0.25})
     (tmp_path / "m" / "stray").write_text("old")
     again = saved(tmp_path / "m", seed=1)
     assert load_bundle(tmp_path / "m").fingerprint == again.fingerprint

@@ -23,10 +23,10 @@ from twinlens.clusters.constraints import Constraints
 from twinlens.commands.cluster import Cut, Pictures, write_clusters
 from twinlens.data.folders import read_table
 from twinlens.errors import CalibrationError, ConfigError, DataError, GalleryError
-from twinlens.model.comparators import NumpyComparison, make_comparator
+from twinlens.model.comparators import TorchComparison, make_comparator
 
 Capture = pytest.CaptureFixture[str]
-EUCLID = NumpyComparison(make_comparator("euclidean", 2))
+EUCLID = TorchComparison(make_comparator("euclidean", 2))
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from twinlens.measure import pairs as pairs_module
 from twinlens.measure.open_set import open_set
 from twinlens.measure.trials import OneShotTrials, PairTrials, one_shot_trials, pair_trials
 from twinlens.model.bundle import save_bundle
-from twinlens.model.comparators import COMPARATORS, NumpyComparison, make_comparator
+from twinlens.model.comparators import COMPARATORS, TorchComparison, make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.report import build as pages
 from twinlens.report.embedding_map import map_rows
@@ -789,13 +789,13 @@ def test_trials_are_taken_in_blocks(
     whole = twinlens.evaluate(tiny_run.run, trials=tmp_path / "pairs.csv", quiet=True).trials
     monkeypatch.setattr(pairs_module, "BLOCK_BYTES", 8 * 16 * 50)
     sizes: list[int] = []
-    pairwise = NumpyComparison.pairwise
+    pairwise = TorchComparison.pairwise
 
-    def note(self: NumpyComparison, a_ND: Any, b_ND: Any) -> Any:
+    def note(self: TorchComparison, a_ND: Any, b_ND: Any) -> Any:
         sizes.append(len(a_ND))
         return pairwise(self, a_ND, b_ND)
 
-    monkeypatch.setattr(NumpyComparison, "pairwise", note)
+    monkeypatch.setattr(TorchComparison, "pairwise", note)
     found = twinlens.evaluate(tiny_run.run, trials=tmp_path / "pairs.csv", quiet=True).trials
     assert found == whole
     assert max(sizes) == 50

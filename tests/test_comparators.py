@@ -17,8 +17,8 @@ from twinlens.model.comparators import (
     COMPARATORS,
     Comparator,
     Network,
-    NumpyComparison,
     Sigmoid,
+    TorchComparison,
     make_comparator,
     safe_sqrt,
 )
@@ -179,7 +179,7 @@ def test_cosine_ignores_lengths_and_knows_zero() -> None:
 
 
 def test_numpy_in_and_out() -> None:
-    comparison = NumpyComparison(made("network"))
+    comparison = TorchComparison(made("network"))
     a_ND = embeddings(5, 16).numpy()
     a_ND.flags.writeable = False
     for dist in (comparison.matrix(a_ND, a_ND), comparison.pairwise(a_ND, a_ND[::-1])):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from twinlens.measure.distances import PLAIN, PlainComparison, unit
-from twinlens.model.comparators import COMPARATORS, NumpyComparison, Sigmoid, make_comparator
+from twinlens.model.comparators import COMPARATORS, Sigmoid, TorchComparison, make_comparator
 
 
 def embeddings(num: int, dim: int = 6, seed: int = 0) -> np.ndarray:
@@ -22,7 +22,7 @@ def test_agrees_with_the_comparator(name: str) -> None:
         with torch.no_grad():
             comparator.log_scale.fill_(0.7)
         scale = float(np.exp(0.7))
-    ours, theirs = PlainComparison(name, scale), NumpyComparison(comparator)
+    ours, theirs = PlainComparison(name, scale), TorchComparison(comparator)
     a, b = embeddings(5), embeddings(7, seed=1)
     np.testing.assert_allclose(ours.matrix(a, b), theirs.matrix(a, b), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(ours.pairwise(a, b[:5]), theirs.pairwise(a, b[:5]), rtol=1e-5)

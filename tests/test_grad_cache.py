@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from twinlens.config import Settings
 from twinlens.data.samplers import make_sampler
-from twinlens.learn.embed_batch import Feed
+from twinlens.learn.embed_batch import BatchEmbedder
 from twinlens.learn.grad_cache import chunks_of, embed_in_chunks, moving_norms
 from twinlens.learn.objective import Objective
 from twinlens.model.comparators import make_comparator
@@ -33,7 +33,7 @@ def learned(settings: Settings, chunk: int | None) -> tuple[float, list[Tensor],
     encoder = Encoder(settings.model, settings.picture)
     comparator = make_comparator(settings.model.comparator, settings.model.embedding)
     objective = Objective(settings.loss, comparator, 10, settings.model.embedding)
-    feed = Feed(encoder, TRAIN, settings, CPU)
+    feed = BatchEmbedder(encoder, TRAIN, settings, CPU)
     batch = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(0)
     torch.manual_seed(1)
     loss = objective(feed(batch, 5), batch)
@@ -123,7 +123,7 @@ def test_chunks_are_even_and_cover_the_batch(num: int, most: int) -> None:
 def test_random_views_of_the_second_pass_are_the_first() -> None:
     settings = settings_of(augment={"rotate": 20.0, "crop": 0.2}, train__chunk=16)
     encoder = Encoder(settings.model, settings.picture)
-    feed, seen = Feed(encoder, TRAIN, settings, CPU), []
+    feed, seen = BatchEmbedder(encoder, TRAIN, settings, CPU), []
     encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
     batch = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(0)
     feed(batch, 3).square().sum().backward()
@@ -151,5 +151,5 @@ def test_batch_norm_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
         (digit_settings(), False),
     ):
         caplog.clear()
-        Feed(Encoder(settings.model, settings.picture), TRAIN, settings, CPU)
+        BatchEmbedder(Encoder(settings.model, settings.picture), TRAIN, settings, CPU)
         assert ("statistics of 16 pictures" in caplog.text) is warned

@@ -8,40 +8,40 @@ import pytest
 import torch
 
 from twinlens.config import LossSettings
-from twinlens.learn.guard import PATIENCE, SLOW_START, Answer, Guard, Watch, spread
+from twinlens.learn.guard import PATIENCE, SLOW_START, Guard, GuardState, Intervention, relative_std
 
 TRIPLET = LossSettings(name="triplet", margin=0.5, mining="hardest")
 
 
 def looks(
-    guard: Guard, loss: float, spread_now: float, times: int, mining: str = "hardest"
-) -> list[Answer | None]:
-    return [guard.watch(loss, spread_now, mining) for _ in range(times)]
+    guard: Guard, loss: float, std: float, times: int, mining: str = "hardest"
+) -> list[Intervention | None]:
+    return [guard.check(loss, std, mining) for _ in range(times)]
 
 
-def begun(settings: LossSettings = TRIPLET, first_spread: float = 0.8) -> Guard:
+def begun(settings: LossSettings = TRIPLET, first_std: float = 0.8) -> Guard:
     """A guard that has seen one healthy step."""
-    guard = Guard(settings, Watch())
-    assert guard.watch(0.3, first_spread, "hardest") is None
+    guard = Guard(settings, GuardState())
+    assert guard.check(0.3, first_std, "hardest") is None
     return guard
 
 
 def test_spread_by_hand() -> None:
     emb_BD = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # 0.7071 from the middle, of length 1
-    assert spread(emb_BD) == pytest.approx(math.sqrt(0.5))
-    assert spread(5 * emb_BD) == pytest.approx(math.sqrt(0.5))
-    assert spread(torch.ones(4, 3)) == pytest.approx(0, abs=1e-6)
-    assert spread(torch.zeros(4, 3)) == 0
-    assert spread(torch.tensor([[1.0], [-1.0]])) == pytest.approx(1)
-    assert math.isnan(spread(torch.tensor([[1.0], [math.nan]])))
-    assert spread(emb_BD.bfloat16()) == pytest.approx(math.sqrt(0.5), rel=1e-2)
+    assert relative_std(emb_BD) == pytest.approx(math.sqrt(0.5))
+    assert relative_std(5 * emb_BD) == pytest.approx(math.sqrt(0.5))
+    assert relative_std(torch.ones(4, 3)) == pytest.approx(0, abs=1e-6)
+    assert relative_std(torch.zeros(4, 3)) == 0
+    assert relative_std(torch.tensor([[1.0], [-1.0]])) == pytest.approx(1)
+    assert math.isnan(relative_std(torch.tensor([[1.0], [math.nan]])))
+    assert relative_std(emb_BD.bfloat16()) == pytest.approx(math.sqrt(0.5), rel=1e-2)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_is_answered_at_once(loss: float) -> None:
-    answer = begun().watch(loss, 0.8, "all")
-    assert answer == Answer("the loss is not a number", "all", 0.3)
-    answer = begun().watch(0.3, math.nan, "all")
+    answer = begun().check(loss, 0.8, "all")
+    assert answer == Intervention("the loss is not a number", "all", 0.3)
+    answer = begun().check(0.3, math.nan, "all")
     assert answer is not None
 
 
@@ -59,7 +59,7 @@ def test_one_odd_batch_is_no_collapse() -> None:
     for _ in range(5):
         assert looks(guard, 0.2, 0.001, PATIENCE - 1) == [None] * (PATIENCE - 1)
         assert guard.suspicious
-        assert guard.watch(0.2, 0.5, "hardest") is None
+        assert guard.check(0.2, 0.5, "hardest") is None
         assert not guard.suspicious
 
 
@@ -85,15 +85,15 @@ def test_a_loss_at_the_margin_gives_a_collapse_away(
 def test_a_healthy_run_is_left_alone() -> None:
     guard = begun()
     for step in range(300):
-        assert guard.watch(0.5 * 0.97**step, 0.8, "hardest") is None
+        assert guard.check(0.5 * 0.97**step, 0.8, "hardest") is None
     assert guard.memory.answers == 0
 
 
 def test_an_untrained_network_may_begin_with_little_spread() -> None:
-    guard = Guard(TRIPLET, Watch())
+    guard = Guard(TRIPLET, GuardState())
     spreads = [min(0.9, 0.005 * 1.05**step) for step in range(300)]
-    assert [guard.watch(0.5, s, "hardest") for s in spreads] == [None] * 300
-    stuck = Guard(TRIPLET, Watch())
+    assert [guard.check(0.5, s, "hardest") for s in spreads] == [None] * 300
+    stuck = Guard(TRIPLET, GuardState())
     answers = looks(stuck, 0.5, 0.05, SLOW_START + PATIENCE)
     assert answers[:-1] == [None] * (SLOW_START + PATIENCE - 1)
     assert answers[-1] is not None
@@ -103,7 +103,7 @@ def test_negatives_become_easier_and_the_rate_lower_each_time() -> None:
     guard, mining, factors = begun(), "hardest", []
     for turn in range(3):
         assert guard.exhausted == (turn >= 3)
-        answer = guard.watch(math.nan, 0.5, mining)
+        answer = guard.check(math.nan, 0.5, mining)
         assert answer is not None
         mining = answer.mining
         factors.append(answer.rate_factor)
@@ -111,7 +111,7 @@ def test_negatives_become_easier_and_the_rate_lower_each_time() -> None:
     assert factors == pytest.approx([0.3, 0.09, 0.027])
     assert guard.exhausted
     for kept in ("all", "given", "semi-hard"):
-        answer = begun().watch(math.nan, 0.5, kept)
+        answer = begun().check(math.nan, 0.5, kept)
         assert answer is not None
         assert answer.mining == kept
 
@@ -125,10 +125,10 @@ def test_after_an_answer_it_begins_anew() -> None:
 def test_a_guard_goes_on_from_its_memory() -> None:
     whole, split = begun(), begun()
     numbers = [(0.3, 0.7)] * 3 + [(0.2, 0.001)] * (PATIENCE + 2)
-    expected = [whole.watch(*n, "hardest") for n in numbers]
+    expected = [whole.check(*n, "hardest") for n in numbers]
     found = []
     for number in numbers:
-        split = Guard(TRIPLET, Watch(**vars(split.memory)))
-        found.append(split.watch(*number, "hardest"))
+        split = Guard(TRIPLET, GuardState(**vars(split.memory)))
+        found.append(split.check(*number, "hardest"))
     assert found == expected
     assert any(expected)

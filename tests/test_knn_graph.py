@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from twinlens.clusters.knn_graph import nearest_neighbours
 from twinlens.errors import DataError
 from twinlens.measure import pairs
-from twinlens.model.comparators import COMPARATORS, NumpyComparison, make_comparator
+from twinlens.model.comparators import COMPARATORS, TorchComparison, make_comparator
 
 
-def comparison_of(name: str, dim: int) -> NumpyComparison:
+def comparison_of(name: str, dim: int) -> TorchComparison:
     torch.manual_seed(0)
-    return NumpyComparison(make_comparator(name, dim))
+    return TorchComparison(make_comparator(name, dim))
 
 
 def embeddings(num: int, dim: int) -> NDArray[np.float32]:

@@ -22,20 +22,20 @@ from twinlens.clusters.linkage import (
     contradiction,
 )
 from twinlens.errors import ConfigError, DataError
-from twinlens.model.comparators import COMPARATORS, NumpyComparison, make_comparator
+from twinlens.model.comparators import COMPARATORS, TorchComparison, make_comparator
 
-EUCLID = NumpyComparison(make_comparator("euclidean", 2))
+EUCLID = TorchComparison(make_comparator("euclidean", 2))
 Pairs = Sequence[tuple[int, int]]
 
 
-def comparison_of(name: str, dim: int) -> NumpyComparison:
+def comparison_of(name: str, dim: int) -> TorchComparison:
     torch.manual_seed(0)
     comparator = make_comparator(name, dim)
     if name == "network":  # As trained ones do, it grows with every difference: no ties at 0.
         with torch.no_grad():
             comparator.hidden.weight.abs_()  # type: ignore[operator, union-attr]
             comparator.out.weight.abs_().neg_()  # type: ignore[operator, union-attr]
-    return NumpyComparison(comparator)
+    return TorchComparison(comparator)
 
 
 def embeddings(num: int, dim: int = 4, groups: int = 6, seed: int = 0) -> NDArray[np.float32]:
@@ -53,7 +53,7 @@ def partition(label: NDArray[Any] | Sequence[int]) -> set[frozenset[int]]:
     return {frozenset(np.flatnonzero(np.asarray(label) == name).tolist()) for name in set(label)}
 
 
-def matrix(comparison: NumpyComparison, emb: NDArray[np.float32]) -> NDArray[np.float64]:
+def matrix(comparison: TorchComparison, emb: NDArray[np.float32]) -> NDArray[np.float64]:
     dist = comparison.matrix(emb, emb).astype(np.float64)
     np.fill_diagonal(dist, 0)
     return (dist + dist.T) / 2
@@ -199,7 +199,7 @@ def test_one_scale_of_distances_is_as_good_as_another() -> None:
     comparator = make_comparator("sigmoid", 4)
     with torch.no_grad():
         comparator.log_scale.fill_(np.log(3.0))  # type: ignore[operator]
-    scaled = cluster_embeddings(emb, NumpyComparison(comparator), threshold=3 * 1.9)
+    scaled = cluster_embeddings(emb, TorchComparison(comparator), threshold=3 * 1.9)
     plain = cluster_embeddings(emb, EUCLID, threshold=1.9)
     assert scaled.label.tolist() == plain.label.tolist()
 

@@ -22,13 +22,19 @@ from twinlens.config import LossSettings, OptimizerSettings, Settings
 from twinlens.data.samplers import make_sampler
 from twinlens.errors import DataError, TrainingError
 from twinlens.learn import loop as training
-from twinlens.learn.embed_batch import Feed, Pool
+from twinlens.learn.embed_batch import BatchEmbedder, LabelledPixels
 from twinlens.learn.features import backbone_features, can_precompute
-from twinlens.learn.learner import Learner, State, make_optimizer, restore, snapshot
-from twinlens.learn.loop import Moment
+from twinlens.learn.learner import (
+    Learner,
+    TrainingState,
+    make_checkpoint,
+    make_optimizer,
+    restore_checkpoint,
+)
+from twinlens.learn.loop import StepReport
 from twinlens.learn.objective import Objective
 from twinlens.learn.run_folder import HistoryRow, RunFolder
-from twinlens.learn.schedule import Course
+from twinlens.learn.schedule import RunLength
 from twinlens.learn.validation import Validator
 from twinlens.model.comparators import make_comparator
 from twinlens.model.compute import Compute
@@ -60,12 +66,12 @@ def resumed(settings: Settings, run: RunFolder, stops: tuple[int, ...], **more: 
     """Train while being stopped after some steps; each time the run is gone on with."""
     for stop in stops:
 
-        def stopper(encoder: Encoder, moment: Moment, stop: int = stop) -> None:
+        def stopper(encoder: Encoder, moment: StepReport, stop: int = stop) -> None:
             if moment.step == stop:
                 raise StoppedError
 
         with pytest.raises(StoppedError):
-            start(settings, run=run, on_moment=stopper, **more)
+            start(settings, run=run, on_step=stopper, **more)
     return start(settings, run=run, **more)
 
 
@@ -101,7 +107,7 @@ def test_a_seed_gives_the_same_weights_and_another_seed_others() -> None:
 
 def test_the_views_of_a_step_hang_on_its_seed_alone() -> None:
     settings = digit_settings()
-    feed = Feed(Encoder(settings.model, settings.picture), TRAIN, settings, CPU)
+    feed = BatchEmbedder(Encoder(settings.model, settings.picture), TRAIN, settings, CPU)
     batch = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(3)
     torch.manual_seed(1)
     views = feed.pictures(batch, 5)
@@ -156,12 +162,12 @@ def test_a_frozen_backbone_is_the_checkpoints_when_a_run_is_resumed(
     whole = start(settings, run=RunFolder(tmp_path / "whole"))
     run = RunFolder(tmp_path / "broken")
 
-    def stopper(encoder: Encoder, moment: Moment) -> None:
+    def stopper(encoder: Encoder, moment: StepReport) -> None:
         if moment.step == 5:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        start(settings, run=run, on_moment=stopper)
+        start(settings, run=run, on_step=stopper)
     broken = start(settings, run=run, begin=1)
     assert digest(*broken[:2]) == digest(*whole[:2])
 
@@ -239,20 +245,22 @@ def test_a_snapshot_restores_everything() -> None:
 
     learner, other = made(0), made(1)
     learner.good = learner.weights()
-    learner.descend(learner.encoder(torch.rand(4, 1, 8, 8)).sum(), 1e-2, 0.0)
+    learner.update(learner.encoder(torch.rand(4, 1, 8, 8)).sum(), 1e-2, 0.0)
     learner.best = learner.weights()
-    learner.descend(learner.encoder(torch.rand(4, 1, 8, 8)).sum(), 1e-2, 0.5)
-    state = State(step=2, best_metric=0.7, best_step=1, good_step=0, loss_sum=0.1, loss_count=1)
-    taken = snapshot(learner, state)
-    assert restore(other, taken) == state
+    learner.update(learner.encoder(torch.rand(4, 1, 8, 8)).sum(), 1e-2, 0.5)
+    state = TrainingState(
+        step=2, best_metric=0.7, best_step=1, good_step=0, loss_sum=0.1, loss_count=1
+    )
+    taken = make_checkpoint(learner, state)
+    assert restore_checkpoint(other, taken) == state
     assert digest(other.encoder) == digest(learner.encoder)
     for mine, theirs in ((learner.best, other.best), (learner.good, other.good)):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[k], theirs[k]) for k in mine)
-    again = snapshot(other, state)
+    again = make_checkpoint(other, state)
     assert again.tensors.keys() == taken.tensors.keys()
     assert all(torch.equal(again.tensors[k], v) for k, v in taken.tensors.items())
-    other.go_back()
+    other.restore_good()
     assert digest(other.encoder) != digest(learner.encoder)
     assert not other.optimizer.state
 
@@ -273,7 +281,7 @@ def poison(at: int, how_often: int = 1) -> Any:
     """Make the weights NaN after a step, as a gradient that overflows does."""
     left = [how_often]
 
-    def spoil(encoder: Encoder, moment: Moment) -> None:
+    def spoil(encoder: Encoder, moment: StepReport) -> None:
         if moment.step >= at and left[0]:
             left[0] -= 1
             with torch.no_grad():
@@ -287,7 +295,7 @@ def poison(at: int, how_often: int = 1) -> Any:
 def test_a_loss_that_is_no_number_costs_little(at: int, validated: bool, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     encoder, _, fitted = start(
-        digit_settings(), run=run, val=VAL if validated else None, on_moment=poison(at)
+        digit_settings(), run=run, val=VAL if validated else None, on_step=poison(at)
     )
     told = [row for row in run.read_history(10**6) if row.event]
     assert [row.step for row in told] == [at + 1]
@@ -305,15 +313,15 @@ def test_weights_that_are_no_numbers_are_neither_best_nor_good(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A gradient that overflows right before a validation."""
-    descend, steps = Learner.descend, iter(range(1, 100))
+    update, steps = Learner.update, iter(range(1, 100))
 
     def overflowing(learner: Learner, *arguments: Any) -> None:
-        descend(learner, *arguments)
+        update(learner, *arguments)
         if next(steps) == 20:
             with torch.no_grad():
                 next(learner.encoder.parameters()).fill_(math.nan)
 
-    monkeypatch.setattr(Learner, "descend", overflowing)
+    monkeypatch.setattr(Learner, "update", overflowing)
     encoder, _, fitted = start(digit_settings(train__steps=40, train__validations=4))
     assert [
         r.metric is None or math.isfinite(r.metric) for r in fitted.history if r.step == 20
@@ -325,18 +333,18 @@ def test_weights_that_are_no_numbers_are_neither_best_nor_good(
 
 
 def test_nan_at_the_very_end_leaves_the_last_good_weights() -> None:
-    encoder, _, fitted = start(digit_settings(train__steps=20), val=None, on_moment=poison(20))
+    encoder, _, fitted = start(digit_settings(train__steps=20), val=None, on_step=poison(20))
     assert all(p.isfinite().all() for p in encoder.parameters())
     assert fitted.best_step == 20
 
 
 def test_a_run_that_is_ruined_again_and_again_is_given_up() -> None:
     with pytest.raises(TrainingError, match=r"step 13: the loss is not a number, for the third"):
-        start(digit_settings(), val=None, on_moment=poison(10, how_often=10))
+        start(digit_settings(), val=None, on_step=poison(10, how_often=10))
 
 
 def test_what_was_learned_before_the_ruin_is_kept() -> None:
-    encoder, _, fitted = start(digit_settings(), on_moment=poison(10, how_often=10))
+    encoder, _, fitted = start(digit_settings(), on_step=poison(10, how_often=10))
     assert (fitted.steps, fitted.best_step) == (13, 10)
     assert "for the third time" in fitted.history[-1].event
     assert all(p.isfinite().all() for p in encoder.parameters())
@@ -345,7 +353,7 @@ def test_what_was_learned_before_the_ruin_is_kept() -> None:
 def test_the_latest_weights_within_an_error_of_the_best_are_kept() -> None:
     """Of 100 pictures at 0.9, one standard error is 0.03."""
     learner = SimpleNamespace(best={}, weights=lambda: {"at": state.step})
-    state = State()
+    state = TrainingState()
     kept = []
     for state.step, metric in enumerate((0.8, 0.9, 0.88, 0.86, 0.89, float("nan"), 0.85)):
         training._keep_best(learner, state, metric, 100)  # type: ignore[arg-type]
@@ -356,7 +364,7 @@ def test_the_latest_weights_within_an_error_of_the_best_are_kept() -> None:
 
 def test_one_picture_makes_no_weights_better() -> None:
     learner = SimpleNamespace(best={}, weights=dict)
-    state = State()
+    state = TrainingState()
     for state.step, metric in enumerate((1.0, 0.99, 0.98)):
         training._keep_best(learner, state, metric, 100)  # type: ignore[arg-type]
     assert (state.top_metric, state.best_step) == (1.0, 1)
@@ -424,16 +432,16 @@ def test_a_time_budget_is_kept() -> None:
 def test_validations_take_a_tenth_of_a_budget(
     budget: float | None, seconds: float, planned: int
 ) -> None:
-    course = Course(100 if budget is None else None, budget, 10)
+    course = RunLength(100 if budget is None else None, budget, 10)
     assert training._affordable(10, course, seconds) == planned
 
 
 def test_ctrl_c_keeps_the_best_so_far() -> None:
-    def interrupt(encoder: Encoder, moment: Moment) -> None:
+    def interrupt(encoder: Encoder, moment: StepReport) -> None:
         if moment.step == 25:
             raise KeyboardInterrupt
 
-    encoder, comparator, fitted = start(digit_settings(), on_moment=interrupt)
+    encoder, comparator, fitted = start(digit_settings(), on_step=interrupt)
     assert fitted.interrupted
     assert fitted.steps == 25
     assert fitted.best_step in (10, 20)
@@ -452,7 +460,7 @@ def test_without_validation_the_last_weights_stay(
     assert all(row.metric is None for row in fitted.history)
     assert {row.step for row in fitted.history} >= {5, 10, 15, 20, 25, 30, 35}
     assert len(fitted.history) <= 7 + 6  # A row where one is due or a validation would be.
-    singles = Pool.of(VAL.pixels[:1], VAL.label[:1], VAL.forged[:1])
+    singles = LabelledPixels.of(VAL.pixels[:1], VAL.label[:1], VAL.forged[:1])
     assert start(digit_settings(train__steps=2), val=singles)[2].best_metric is None
     assert "give no pairs to judge by" in caplog.text
 
@@ -461,7 +469,7 @@ def test_tensorboard_and_history_say_the_same(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = RunFolder(tmp_path / "run")
-    *_, fitted = start(digit_settings(), run=run, on_moment=poison(21))
+    *_, fitted = start(digit_settings(), run=run, on_step=poison(21))
     board = EventAccumulator(str(run.path / "tensorboard"))
     board.Reload()
     history = run.read_history(10**6)
@@ -479,7 +487,7 @@ def frozen_settings(**more: Any) -> Settings:
 
 def test_a_batch_is_seen_mirrored_where_it_says_so() -> None:
     settings = digit_settings(augment={})
-    feed = Feed(Encoder(settings.model, settings.picture), TRAIN, settings, CPU)
+    feed = BatchEmbedder(Encoder(settings.model, settings.picture), TRAIN, settings, CPU)
     plain = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(0)
     mirrored = np.arange(len(plain.row)) % 3 == 0
     seen = feed.pictures(replace(plain, mirrored=mirrored), 1)
@@ -513,7 +521,7 @@ def test_features_of_a_frozen_backbone_are_its_forward_pass() -> None:
     features = backbone_features(encoder.train(), TRAIN.pixels[:70], CPU)
     plain = encoder.eval().features(torch.from_numpy(TRAIN.pixels[:70]))
     torch.testing.assert_close(features, plain)
-    feed = Feed(encoder, TRAIN, settings.model_copy(update={"seed": 1}), CPU)
+    feed = BatchEmbedder(encoder, TRAIN, settings.model_copy(update={"seed": 1}), CPU)
     batch = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(0)
     torch.manual_seed(0)
     quick = feed(batch, 1)
@@ -527,7 +535,7 @@ def test_mirrored_features_are_those_of_the_mirrored_pictures() -> None:
     settings = frozen_settings(augment__flip=True, model__dropout=0.0, model__head_norm="none")
     assert can_precompute(settings)
     encoder = Encoder(settings.model, settings.picture).eval()
-    feed = Feed(encoder, TRAIN, settings, CPU)
+    feed = BatchEmbedder(encoder, TRAIN, settings, CPU)
     assert feed.features is not None
     flipped = torch.from_numpy(TRAIN.pixels[TRAIN.row[:20]][..., ::-1].copy())
     torch.testing.assert_close(feed.features[1, :20], encoder.features(flipped))
@@ -580,8 +588,8 @@ def test_batches_with_forgeries_train(tmp_path: Path) -> None:
 
 
 def test_progress_is_told_step_by_step() -> None:
-    told: list[Moment] = []
-    start(digit_settings(train__steps=12), on_moment=lambda encoder, moment: told.append(moment))
+    told: list[StepReport] = []
+    start(digit_settings(train__steps=12), on_step=lambda encoder, moment: told.append(moment))
     assert [m.step for m in told] == list(range(1, 13))
     assert [m.progress for m in told] == pytest.approx([s / 12 for s in range(1, 13)])
     assert [m.step for m in told if m.metric is not None] == [2, 4, 6, 8, 10, 12]
@@ -596,7 +604,7 @@ def golden_settings() -> Settings:
 def loss_curve() -> list[float]:
     """The loss of each of the first 20 steps, in float32."""
     losses: list[float] = []
-    start(golden_settings(), val=None, on_moment=lambda encoder, m: losses.append(m.loss))
+    start(golden_settings(), val=None, on_step=lambda encoder, m: losses.append(m.loss))
     return losses
 
 

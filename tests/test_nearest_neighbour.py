@@ -17,7 +17,7 @@ from twinlens.errors import DataError
 from twinlens.measure import pairs as pairs_module
 from twinlens.measure.bootstrap import figures, replicate
 from twinlens.measure.nearest_neighbour import nearest
-from twinlens.model.comparators import COMPARATORS, NumpyComparison, make_comparator
+from twinlens.model.comparators import COMPARATORS, TorchComparison, make_comparator
 
 
 class Euclidean:
@@ -130,7 +130,7 @@ def test_the_loop_finds_the_same_with_many_ties(probes, gallery):
 def test_scikit_learn_finds_the_same(comparator):
     probe, probe_label, gallery, label = people(300, 500, num=20, dim=8)
     found = nearest(
-        probe, probe_label, gallery, label, NumpyComparison(make_comparator(comparator, 8))
+        probe, probe_label, gallery, label, TorchComparison(make_comparator(comparator, 8))
     )
     metric = "cosine" if comparator == "cosine" else "euclidean"
     one = KNeighborsClassifier(n_neighbors=1, metric=metric).fit(gallery, label)
@@ -202,7 +202,7 @@ def test_each_finds_itself():
 def test_a_copy_is_found_at_distance_zero_exactly(comparator):
     """Among 400 pictures so much alike that the product of matrices cannot tell them apart."""
     torch.manual_seed(0)
-    comparison = NumpyComparison(make_comparator(comparator, 6))
+    comparison = TorchComparison(make_comparator(comparator, 6))
     rng = np.random.default_rng(0)
     gallery = (100 + 0.01 * rng.normal(size=(400, 6))).astype(np.float32)
     label = np.arange(400)
@@ -264,7 +264,7 @@ def test_memory_is_bounded(monkeypatch):
     rng = np.random.default_rng(0)
     probe, gallery = (rng.normal(size=(num, 2)).astype(np.float32) for num in (3000, 5000))
     zeros = np.zeros(5000, dtype=np.int64)
-    comparison = NumpyComparison(make_comparator("euclidean", 2))
+    comparison = TorchComparison(make_comparator("euclidean", 2))
     tracemalloc.start()
     try:
         nearest(probe, zeros[:3000], gallery, zeros, comparison, replicates=2)

@@ -13,7 +13,7 @@ from twinlens.measure import pairs as pairs_module
 from twinlens.measure import retrieval as module
 from twinlens.measure.distances import PLAIN, PlainComparison, plain_of
 from twinlens.measure.retrieval import retrieval
-from twinlens.model.comparators import NumpyComparison, make_comparator
+from twinlens.model.comparators import TorchComparison, make_comparator
 
 
 def people(num=120, identities=20, *, decimals=6, seed=0):
@@ -89,12 +89,12 @@ def test_the_comparison_without_torch_is_found():
     sigmoid = make_comparator("sigmoid", 4)
     with torch.no_grad():
         sigmoid.log_scale.fill_(np.log(2.0))
-    found = plain_of(NumpyComparison(sigmoid))
+    found = plain_of(TorchComparison(sigmoid))
     assert found is not None
     assert (found.name, found.scale) == ("sigmoid", pytest.approx(2.0))
-    assert plain_of(NumpyComparison(make_comparator("cosine", 4))) == PlainComparison("cosine")
+    assert plain_of(TorchComparison(make_comparator("cosine", 4))) == PlainComparison("cosine")
     assert plain_of(found) is found
-    assert plain_of(NumpyComparison(make_comparator("network", 4))) is None
+    assert plain_of(TorchComparison(make_comparator("network", 4))) is None
     assert plain_of(Asked("euclidean")) is None
 
 

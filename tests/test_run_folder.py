@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from twinlens.errors import TrainingError
-from twinlens.learn.history import Journal
+from twinlens.learn.history import History
 from twinlens.learn.run_folder import Checkpoint, HistoryRow, RunFolder
 
 ROWS = [
@@ -171,11 +171,11 @@ def events(run: RunFolder, name: str) -> dict[int, float]:
 def test_a_journal_writes_both_curves_and_forgets_what_came_after_a_checkpoint(
     run: RunFolder,
 ) -> None:
-    first = Journal(run, 0)
+    first = History(run, 0)
     for row in (*ROWS, HistoryRow(9, 0.9, 3.0, 0.05, 1e-3)):
         first.add(row)
     first.close()
-    second = Journal(run, 3)  # The checkpoint was of step 3.
+    second = History(run, 3)  # The checkpoint was of step 3.
     assert [row.step for row in second.rows] == [0, 3]
     second.add(HistoryRow(8, 0.8, 2.0, 0.2, 1e-3, 0.75))
     second.close()
@@ -185,7 +185,7 @@ def test_a_journal_writes_both_curves_and_forgets_what_came_after_a_checkpoint(
 
 
 def test_a_journal_without_a_folder_stays_in_memory(tmp_path: Path) -> None:
-    journal = Journal(None, 0)
+    journal = History(None, 0)
     journal.add(ROWS[1])
     journal.flush()
     journal.close()

@@ -7,7 +7,7 @@ import pytest
 
 from twinlens.config import ModelSettings, PictureSettings, Settings, TrainSettings
 from twinlens.learn import validation
-from twinlens.learn.embed_batch import Pool
+from twinlens.learn.embed_batch import LabelledPixels
 from twinlens.learn.validation import Validator
 from twinlens.model.comparators import make_comparator
 from twinlens.model.compute import Compute
@@ -31,7 +31,7 @@ def judged(metric: str, forged: np.ndarray = FORGED) -> float:
     for layer in (encoder.backbone[1], encoder.head[0]):  # type: ignore[index]
         layer.weight.data.fill_(1)
         layer.bias.data.zero_()
-    pool = Pool.of(GREY[:, None, None, None], LABEL, forged)
+    pool = LabelledPixels.of(GREY[:, None, None, None], LABEL, forged)
     validator = Validator.make(pool, settings, Compute("cpu"), encoder)
     assert validator is not None
     return validator(encoder, make_comparator("euclidean", 1))
@@ -54,7 +54,7 @@ def of_labels(label: np.ndarray, forged: np.ndarray | None = None) -> Validator:
     pixels = np.zeros((len(label), 1, 1, 1), dtype=np.uint8)
     forged = np.zeros(len(label), dtype=bool) if forged is None else forged
     settings = Settings(picture=PICTURE, model=MODEL)
-    pool = Pool.of(pixels, label, forged)
+    pool = LabelledPixels.of(pixels, label, forged)
     return Validator(pool, settings, Compute("cpu"), Encoder(MODEL, PICTURE))
 
 
@@ -69,16 +69,16 @@ def of_labels(label: np.ndarray, forged: np.ndarray | None = None) -> Validator:
 def test_of_many_pictures_those_are_looked_at_that_make_pairs(
     monkeypatch: pytest.MonkeyPatch, label: np.ndarray, identities: int, each: int
 ) -> None:
-    monkeypatch.setattr(validation, "PICTURES", 40)
+    monkeypatch.setattr(validation, "MAX_PICTURES", 40)
     mixed = np.random.default_rng(0).permutation(label)
     found = of_labels(mixed)
     _, num = np.unique(found.label, return_counts=True)
     assert num.tolist() == [each] * identities
-    assert found.num_judged == 40
+    assert found.num_mated == 40
 
 
 def test_pictures_that_make_no_genuine_pair_are_not_counted() -> None:
     # Three of 0, of which one is forged; 1 alone; 2 with a forgery only beside it.
     label = np.array([0, 0, 0, 1, 2, 2])
     forged = np.array([False, False, True, False, False, True])
-    assert of_labels(label, forged).num_judged == 3
+    assert of_labels(label, forged).num_mated == 3

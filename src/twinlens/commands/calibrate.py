@@ -15,8 +15,8 @@ from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.calibration import calibrate as fit_calibration
 from twinlens.measure.pairs import draw_pairs, pair_distances
-from twinlens.model.bundle import Bundle, load_bundle, with_calibration
-from twinlens.model.comparators import NumpyComparison
+from twinlens.model.bundle import Bundle, load_bundle, store_calibration
+from twinlens.model.comparators import TorchComparison
 from twinlens.model.encoder import embed_pixels
 from twinlens.progress import Progress, console_log
 
@@ -58,7 +58,7 @@ def calibrate(
         bundle = load_bundle(model)
         chosen = pictures_for(bundle, data, wanted=split, prefer="val", root=root)
         found = calibrate_on(bundle, chosen.table, chosen.pixels, far, seed=seed)
-        return Matcher(with_calibration(bundle, found.as_json()))
+        return Matcher(store_calibration(bundle, found.as_json()))
 
 
 def calibrate_on(
@@ -68,7 +68,7 @@ def calibrate_on(
     emb_ND = embed_pixels(bundle.encoder, pixels_NCHW, progress=Progress("embedding"))
     rng = np.random.default_rng(seed)
     pairs = draw_pairs(table.labels(), table.forged, rng=rng)
-    distance = pair_distances(emb_ND, pairs, NumpyComparison(bundle.comparator))
+    distance = pair_distances(emb_ND, pairs, TorchComparison(bundle.comparator))
     identity = table.identity.astype(str)
     return fit_calibration(
         distance, pairs.same, identity[pairs.a], identity[pairs.b], target_far=far, seed=seed

@@ -26,7 +26,7 @@ from twinlens.measure.verification import (
     verification,
 )
 from twinlens.model.bundle import Bundle
-from twinlens.model.comparators import NumpyComparison
+from twinlens.model.comparators import TorchComparison
 from twinlens.model.encoder import embed_pixels
 from twinlens.progress import Progress
 
@@ -55,7 +55,7 @@ def measure(
         DataError: there is no genuine or no impostor pair among them.
     """
     emb_ND = _embedded(bundle, pixels_NCHW)
-    comparison = NumpyComparison(bundle.comparator)
+    comparison = TorchComparison(bundle.comparator)
     label, forged = table.labels(), table.forged
     verified = verification(
         emb_ND, label, forged, comparison, calibrated=calibration, num_pairs=pairs, seed=seed
@@ -101,7 +101,7 @@ def measure_nearest(bundle: Bundle, chosen: AgainstTraining, *, seed: int = 0) -
         identity_disjoint=chosen.identity_disjoint,
         nearest=nearest(
             emb_ND[chosen.probe], label[chosen.probe], emb_ND[chosen.gallery],
-            label[chosen.gallery], NumpyComparison(bundle.comparator), seed=seed,
+            label[chosen.gallery], TorchComparison(bundle.comparator), seed=seed,
             progress=Progress("comparing"),
         ),
         table=chosen.table,
@@ -132,7 +132,7 @@ def measure_open_set(
     table, pixels = chosen.table.select(real), PixelRows(chosen.pixels, real)
     emb_ND = _embedded(bundle, pixels)
     found = open_set(
-        emb_ND, table.labels(), NumpyComparison(bundle.comparator), shot=shot, rule=rule,
+        emb_ND, table.labels(), TorchComparison(bundle.comparator), shot=shot, rule=rule,
         pair_threshold=None if calibration is None else calibration.threshold, seed=seed,
         progress=Progress("comparing"),
     )  # fmt: skip

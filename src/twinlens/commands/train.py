@@ -20,14 +20,14 @@ from twinlens.config import without_effect
 from twinlens.data.pixel_cache import Decoded
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import CalibrationError, ConfigError, DataError, TrainingError
-from twinlens.learn.loop import Fitted, Moment, Pool, fit
+from twinlens.learn.loop import FitResult, LabelledPixels, StepReport, fit
 from twinlens.learn.losses import check_loss
 from twinlens.learn.run_folder import RunFolder, lock_run_folder, new_run_folder
-from twinlens.learn.validation import PICTURES
+from twinlens.learn.validation import MAX_PICTURES
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.evaluation_result import Measured
-from twinlens.model.bundle import Bundle, save_bundle, with_calibration
+from twinlens.model.bundle import Bundle, save_bundle, store_calibration
 from twinlens.model.comparators import make_comparator
 from twinlens.model.compute import Compute, choose_compute
 from twinlens.model.device import keep_freed_memory, pick_device
@@ -95,7 +95,7 @@ def train(
             bundle, fitted = _fit(prepared, run, started)
             calibration = _calibrate(bundle, prepared)
             if calibration is not None:
-                bundle = with_calibration(bundle, calibration.as_json())
+                bundle = store_calibration(bundle, calibration.as_json())
             measured, findings = _measure(bundle, calibration, prepared)
             _write_results(run, bundle, prepared, fitted, measured, findings, started)
             return Matcher(bundle)
@@ -109,14 +109,14 @@ def _name_of(data: str | Path | ImageTable) -> str:
     return name or "run"
 
 
-def pool_of(decoded: Decoded, split: str) -> Pool:
+def pool_of(decoded: Decoded, split: str) -> LabelledPixels:
     """The pictures of one split, with labels of their own."""
     rows = np.flatnonzero(decoded.table.split == split)
     part = decoded.table.select(rows)
-    return Pool(decoded.pixels, rows, part.labels(), part.forged)
+    return LabelledPixels(decoded.pixels, rows, part.labels(), part.forged)
 
 
-def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fitted]:
+def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, FitResult]:
     settings, decoded = prepared.settings, prepared.decoded
     torch.manual_seed(settings.seed)
     # A checkpoint has all weights; those to start from may be gone by now.
@@ -136,7 +136,7 @@ def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fi
     )  # fmt: skip
     progress = Progress("training", "steps")
 
-    def show(moment: Moment) -> None:
+    def show(moment: StepReport) -> None:
         progress.note = f"loss {moment.loss:.3f}"
         total = max(moment.step, round(moment.step / max(moment.progress, 1e-9)))
         progress(moment.step, total)
@@ -150,7 +150,7 @@ def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fi
     with _memory_explained():
         fitted = fit(
             encoder, comparator, training, validation if len(validation.label) else None, settings,
-            compute=compute, run=run, spent=time.monotonic() - started, on_moment=show,
+            compute=compute, run=run, spent=time.monotonic() - started, on_step=show,
             on_features=Progress("looking once at"),
             reserve=_reserve(decoded, len(validation.label)),
         )  # fmt: skip
@@ -183,7 +183,7 @@ def _memory_explained() -> Iterator[None]:
 def _reserve(decoded: Decoded, validated: int) -> Callable[[float], float]:
     """How long calibrating, measuring and the report will take, from what a validation takes."""
     later = int(np.isin(decoded.table.split.astype(str), ("val", "test")).sum())
-    looked_at = max(1, min(validated, PICTURES))
+    looked_at = max(1, min(validated, MAX_PICTURES))
     # Drawing and bootstrapping grow with the pairs, up to the most that are drawn; looking at all
     # of them, without an end. About twice of what two idle cores take.
     pairs = 4 + 10 * min(1.0, later / 2000) + 8e-9 * later**2
@@ -271,7 +271,7 @@ def _write_results(
     run: RunFolder,
     bundle: Bundle,
     prepared: Prepared,
-    fitted: Fitted,
+    fitted: FitResult,
     measured: Measured | None,
     findings: list[str],
     started: float,

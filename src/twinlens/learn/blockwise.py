@@ -19,29 +19,29 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 __all__ = [
-    "Beside",
-    "Between",
-    "Mine",
-    "Pairs",
+    "DistanceMatrix",
+    "Miner",
+    "PairMasks",
+    "PairwiseDistances",
     "RowLoss",
     "TripletLoss",
     "mean_over_blocks",
     "mean_over_mined",
 ]
 
-Between = Callable[[Tensor, Tensor], Tensor]
+DistanceMatrix = Callable[[Tensor, Tensor], Tensor]
 """The distances (A, B) of anchors (A, D) and all pictures (B, D), differentiable."""
 
-Pairs = Callable[[slice], tuple[Tensor, Tensor]]
+PairMasks = Callable[[slice], tuple[Tensor, Tensor]]
 """The rows of the masks of genuine and of impostor pairs, as the loss takes them, (A, B) each."""
 
 RowLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From distances, genuine and impostor pairs (A, B) to a sum of terms, and their number."""
 
-Beside = Callable[[Tensor, Tensor], Tensor]
+PairwiseDistances = Callable[[Tensor, Tensor], Tensor]
 """The distances (T,) of embeddings (T, D) and (T, D) row by row, differentiable."""
 
-Mine = Callable[[Tensor, slice], Tensor]
+Miner = Callable[[Tensor, slice], Tensor]
 """From the distances (A, B) of a slice of anchors, which it may overwrite, to positions of
 anchor (in the slice), positive and negative, int64, (T, 3)."""
 
@@ -58,12 +58,14 @@ BUNDLE = 2048
 MANY = 64
 
 
-def mean_over_blocks(emb_BD: Tensor, between: Between, pairs: Pairs, loss: RowLoss) -> Tensor:
+def mean_over_blocks(
+    emb_BD: Tensor, distance_matrix: DistanceMatrix, pairs: PairMasks, loss: RowLoss
+) -> Tensor:
     """The mean of a loss's terms over all anchors, a scalar; 0 with a gradient where there is none.
 
     Args:
         emb_BD: embeddings; the only thing that gets a gradient.
-        between: their distances.
+        distance_matrix: their distances.
         pairs: which of them count.
         loss: the sum of the terms of some anchors and how many there are; the gradient of neither
             may hang on other anchors.
@@ -71,40 +73,46 @@ def mean_over_blocks(emb_BD: Tensor, between: Between, pairs: Pairs, loss: RowLo
 
     def add(sums: _Sums) -> None:
         for part in _parts(len(emb_BD), BLOCK * torch.get_num_threads()):
-            sums.add_rows(part, between, lambda dist_AB: loss(dist_AB, *pairs(part)))  # noqa: B023
+            sums.add_rows(part, distance_matrix, lambda dist_AB: loss(dist_AB, *pairs(part)))  # noqa: B023
 
     value: Tensor = _Mean.apply(emb_BD, add)
     return value
 
 
 def mean_over_mined(
-    emb_BD: Tensor, between: Between, beside: Beside, mine: Mine, loss: TripletLoss
+    emb_BD: Tensor,
+    distance_matrix: DistanceMatrix,
+    pairwise: PairwiseDistances,
+    miner: Miner,
+    loss: TripletLoss,
 ) -> Tensor:
     """The mean of a loss's terms over mined triplets, a scalar; 0 with a gradient for none.
 
     Args:
         emb_BD: embeddings; the only thing that gets a gradient.
-        between: their distances.
-        beside: the same distances of rows, for the gradient.
-        mine: which triplets of some anchors to take.
+        distance_matrix: their distances.
+        pairwise: the same distances of rows, for the gradient.
+        miner: which triplets of some anchors to take.
         loss: the terms of triplets.
     """
 
     def add(sums: _Sums) -> None:
         waiting: list[Tensor] = []
         for part in _parts(len(emb_BD), MINED_BLOCK):
-            dist_AB = between(sums.emb_BD[part], sums.emb_BD)
-            triplets_T3 = mine(dist_AB, part)
+            dist_AB = distance_matrix(sums.emb_BD[part], sums.emb_BD)
+            triplets_T3 = miner(dist_AB, part)
             if MANY * len(triplets_T3) > dist_AB.numel():
-                sums.add_rows(part, between, lambda dist_AB: _chosen(dist_AB, triplets_T3, loss))  # noqa: B023
+                sums.add_rows(
+                    part, distance_matrix, lambda dist_AB: _chosen(dist_AB, triplets_T3, loss)
+                )  # noqa: B023
                 continue
             triplets_T3[:, 0] += part.start
             waiting.append(triplets_T3)
             if sum(map(len, waiting)) >= BUNDLE:
-                sums.add_triplets(torch.cat(waiting), beside, loss)
+                sums.add_triplets(torch.cat(waiting), pairwise, loss)
                 waiting.clear()
         if waiting:
-            sums.add_triplets(torch.cat(waiting), beside, loss)
+            sums.add_triplets(torch.cat(waiting), pairwise, loss)
 
     value: Tensor = _Mean.apply(emb_BD, add)
     return value
@@ -132,13 +140,16 @@ class _Sums:
         self.count = torch.zeros((), dtype=torch.int64, device=emb_BD.device)
 
     def add_rows(
-        self, part: slice, between: Between, loss: Callable[[Tensor], tuple[Tensor, Tensor | int]]
+        self,
+        part: slice,
+        distance_matrix: DistanceMatrix,
+        loss: Callable[[Tensor], tuple[Tensor, Tensor | int]],
     ) -> None:
         """A loss on the distances of some anchors to all."""
         anchor_AD = self.emb_BD[part].detach().requires_grad_()
         other_BD = self.emb_BD.detach().requires_grad_()
         with torch.enable_grad():
-            some, num = loss(between(anchor_AD, other_BD))
+            some, num = loss(distance_matrix(anchor_AD, other_BD))
         if self.wanted:
             on_anchor_AD, on_other_BD = torch.autograd.grad(some, (anchor_AD, other_BD))
             self.grad_BD[part] += on_anchor_AD
@@ -146,14 +157,16 @@ class _Sums:
         self.total += some.detach()
         self.count += num
 
-    def add_triplets(self, triplets_T3: Tensor, beside: Beside, loss: TripletLoss) -> None:
+    def add_triplets(
+        self, triplets_T3: Tensor, pairwise: PairwiseDistances, loss: TripletLoss
+    ) -> None:
         """A loss on the distances within triplets of positions."""
         anchor_T, positive_T, negative_T = triplets_T3.unbind(dim=1)
         # Both pairs of a triplet at once: the steps are many and their work is little.
         ends = torch.cat([anchor_T, anchor_T]), torch.cat([positive_T, negative_T])
         leaves = [self.emb_BD.index_select(0, end).requires_grad_() for end in ends]
         with torch.enable_grad():
-            some = loss(*beside(*leaves).chunk(2)).sum()
+            some = loss(*pairwise(*leaves).chunk(2)).sum()
         if self.wanted:
             for end, gradient in zip(ends, torch.autograd.grad(some, leaves), strict=True):
                 if end.device.type == "cpu":

@@ -25,13 +25,13 @@ from twinlens.learn.grad_cache import chunks_of, embed_in_chunks, moving_norms
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder
 
-__all__ = ["Feed", "Pool"]
+__all__ = ["BatchEmbedder", "LabelledPixels"]
 
 log = logging.getLogger("twinlens")
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class LabelledPixels:
     """N pictures with their labels, among more that may lie in a memory-mapped file.
 
     Attributes:
@@ -49,7 +49,7 @@ class Pool:
     @classmethod
     def of(
         cls, pixels: NDArray[np.uint8], label: NDArray[np.int64], forged: NDArray[np.bool_]
-    ) -> Pool:
+    ) -> LabelledPixels:
         """A pool of all the pictures."""
         return cls(pixels, np.arange(len(label)), label, forged)
 
@@ -58,7 +58,7 @@ class Pool:
         return PixelRows(self.pixels, self.row)[place]
 
 
-class Feed:
+class BatchEmbedder:
     """`feed(batch, seed)` embeds a batch with its graph.
 
     Where the backbone is frozen and a picture is at most mirrored, its features (V, N, F) of each
@@ -69,7 +69,7 @@ class Feed:
     def __init__(
         self,
         encoder: Encoder,
-        pool: Pool,
+        pool: LabelledPixels,
         settings: Settings,
         compute: Compute,
         progress: Callable[[int, int], None] | None = None,

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from twinlens.config import LossSettings
 
-__all__ = ["Answer", "Guard", "Watch", "spread"]
+__all__ = ["Guard", "GuardState", "Intervention", "relative_std"]
 
 # Collapsed when a batch's embeddings differ from their mean by less than this share of its length,
-COLLAPSED_SPREAD = 0.01
+COLLAPSED_STD = 0.01
 # or by less than this one while a margin loss is this near to what it gives for equal distances.
-NEARLY_COLLAPSED_SPREAD, AT_MARGIN = 0.1, 0.02
+NEARLY_COLLAPSED_STD, AT_MARGIN = 0.1, 0.02
 # Looks in a row that must find the collapse: a single odd batch is none.
 PATIENCE = 5
 # An untrained network may well begin like this; only one that does not get away from it, or one
@@ -31,7 +31,7 @@ MAX_ANSWERS = 3
 
 
 @dataclass(frozen=True)
-class Answer:
+class Intervention:
     """What to do: go back to the last good weights, slower, with an easier choice of negatives."""
 
     reason: str
@@ -40,10 +40,10 @@ class Answer:
 
 
 @dataclass
-class Watch:
+class GuardState:
     """All that a guard remembers. It is kept in checkpoints, so that a resumed run judges alike.
 
-    `looks` and `first_spread` count from the start or from the last answer; `suspicious` is the
+    `looks` and `first_std` count from the start or from the last answer; `suspicious` is the
     number of looks in a row that found a collapse.
     """
 
@@ -51,11 +51,11 @@ class Watch:
     rate_factor: float = 1.0
     looks: int = 0
     suspicious: int = 0
-    first_spread: float = 0.0
+    first_std: float = 0.0
 
 
 @torch.no_grad()
-def spread(emb_BD: Tensor) -> float:
+def relative_std(emb_BD: Tensor) -> float:
     """The root mean square distance to the mean embedding, as a share of the RMS length."""
     emb_BD = emb_BD.float()
     centred = (emb_BD - emb_BD.mean(0)).square().sum(1).mean().sqrt()
@@ -66,29 +66,29 @@ def spread(emb_BD: Tensor) -> float:
 class Guard:
     """Watches each step's loss and spread of embeddings."""
 
-    def __init__(self, settings: LossSettings, memory: Watch) -> None:
+    def __init__(self, settings: LossSettings, memory: GuardState) -> None:
         self.memory = memory
         self._margin_loss = _margin_loss(settings)
 
-    def watch(self, loss: float, spread_now: float, mining: str) -> Answer | None:
+    def check(self, loss: float, std: float, mining: str) -> Intervention | None:
         """Look at one step; None while all is well.
 
         Args:
             loss: the step's loss.
-            spread_now: `spread` of the step's embeddings.
+            std: `relative_std` of the step's embeddings.
             mining: how triplets are being chosen.
         """
         memory = self.memory
-        if not math.isfinite(loss) or not math.isfinite(spread_now):
+        if not math.isfinite(loss) or not math.isfinite(std):
             return self._answer("the loss is not a number", mining)
         if memory.looks == 0:
-            memory.first_spread = spread_now
+            memory.first_std = std
         memory.looks += 1
-        memory.suspicious = memory.suspicious + 1 if self._collapsed(loss, spread_now) else 0
+        memory.suspicious = memory.suspicious + 1 if self._collapsed(loss, std) else 0
         if memory.suspicious < PATIENCE:
             return None
         return self._answer(
-            f"the embeddings have collapsed: they differ by {spread_now:.2%} of their length, and "
+            f"the embeddings have collapsed: they differ by {std:.2%} of their length, and "
             f"the loss sits at {loss:.3g}",
             mining,
         )
@@ -103,22 +103,24 @@ class Guard:
         """Whether it has answered as often as it is worth."""
         return self.memory.answers >= MAX_ANSWERS
 
-    def _collapsed(self, loss: float, spread_now: float) -> bool:
+    def _collapsed(self, loss: float, std: float) -> bool:
         at_margin = self._margin_loss is not None and (
             abs(loss - self._margin_loss) < AT_MARGIN * self._margin_loss
-            and spread_now < NEARLY_COLLAPSED_SPREAD
+            and std < NEARLY_COLLAPSED_STD
         )
-        begun_so = spread_now > LOST * self.memory.first_spread
+        begun_so = std > LOST * self.memory.first_std
         if begun_so and self.memory.looks <= SLOW_START:
             return False
-        return spread_now < COLLAPSED_SPREAD or at_margin
+        return std < COLLAPSED_STD or at_margin
 
-    def _answer(self, reason: str, mining: str) -> Answer:
+    def _answer(self, reason: str, mining: str) -> Intervention:
         memory = self.memory
         memory.looks = memory.suspicious = 0
         memory.answers += 1
         memory.rate_factor *= 0.3
-        return Answer(reason, "semi-hard" if mining == "hardest" else mining, memory.rate_factor)
+        return Intervention(
+            reason, "semi-hard" if mining == "hardest" else mining, memory.rate_factor
+        )
 
 
 def _margin_loss(settings: LossSettings) -> float | None:

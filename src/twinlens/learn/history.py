@@ -7,10 +7,10 @@ from typing import Any
 
 from twinlens.learn.run_folder import HistoryRow, RunFolder
 
-__all__ = ["Journal"]
+__all__ = ["History"]
 
 
-class Journal:
+class History:
     """Takes rows as they come; without a run folder they stay in memory.
 
     Args:

@@ -16,19 +16,19 @@ from torch import Tensor, nn
 
 from twinlens.config import OptimizerSettings
 from twinlens.errors import TrainingError
-from twinlens.learn.guard import Watch
+from twinlens.learn.guard import GuardState
 from twinlens.learn.muon import Muon
 from twinlens.learn.objective import Objective
 from twinlens.learn.run_folder import Checkpoint
 from twinlens.model.encoder import Encoder
 
-__all__ = ["Learner", "State", "make_optimizer", "restore", "snapshot"]
+__all__ = ["Learner", "TrainingState", "make_checkpoint", "make_optimizer", "restore_checkpoint"]
 
 Weights = dict[str, Tensor]
 
 
 @dataclass
-class State:
+class TrainingState:
     """What changes from step to step, other than tensors.
 
     `validations`, of those `planned`, and `rows` count those that progress has passed; `loss_sum`
@@ -48,7 +48,7 @@ class State:
     loss_sum: float = 0.0
     loss_count: int = 0
     mining: str = "semi-hard"
-    watch: Watch = field(default_factory=Watch)
+    watch: GuardState = field(default_factory=GuardState)
 
     def mean_loss(self) -> float:
         """The mean loss since this was last asked; NaN where there was no step."""
@@ -87,7 +87,7 @@ class Learner:
         tensors = [t for _, module in self._parts() for t in module.state_dict().values()]
         return all(bool(t.isfinite().all()) for t in tensors)
 
-    def descend(self, loss: Tensor, rate: float, clip: float) -> None:
+    def update(self, loss: Tensor, rate: float, clip: float) -> None:
         """One step of the optimiser; `clip` is the largest length of the gradient, 0 for any."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -97,7 +97,7 @@ class Learner:
             nn.utils.clip_grad_norm_(self.params(), clip)
         self.optimizer.step()
 
-    def go_back(self) -> None:
+    def restore_good(self) -> None:
         """Take the good weights again; what the optimiser remembers of the way is forgotten."""
         self.load(self.good)
         self.optimizer.state.clear()
@@ -133,7 +133,7 @@ def make_optimizer(
     return torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum)
 
 
-def snapshot(learner: Learner, state: State) -> Checkpoint:
+def make_checkpoint(learner: Learner, state: TrainingState) -> Checkpoint:
     """Everything that training needs to go on from here."""
     parts = {"now": learner.weights(), "best": learner.best}
     if state.good_step != state.step:
@@ -145,8 +145,8 @@ def snapshot(learner: Learner, state: State) -> Checkpoint:
     return Checkpoint(tensors, asdict(state))
 
 
-def restore(learner: Learner, checkpoint: Checkpoint) -> State:
-    """Take over a snapshot; the inverse of `snapshot`.
+def restore_checkpoint(learner: Learner, checkpoint: Checkpoint) -> TrainingState:
+    """Take over a make_checkpoint; the inverse of `make_checkpoint`.
 
     Raises:
         TrainingError: it is of another network or another twinlens.
@@ -156,8 +156,8 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> State:
         for key, value in checkpoint.tensors.items():
             part, _, name = key.partition(".")
             parts[part][name] = value
-        watch = Watch(**checkpoint.state["watch"])
-        state = State(**(checkpoint.state | {"watch": watch}))
+        watch = GuardState(**checkpoint.state["watch"])
+        state = TrainingState(**(checkpoint.state | {"watch": watch}))
         learner.load(parts["now"])
         _load_moments(learner, parts["optimizer"])
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:

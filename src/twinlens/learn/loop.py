@@ -20,20 +20,26 @@ from torch import Tensor, nn
 from twinlens.config import Settings, TrainSettings
 from twinlens.data.samplers import make_sampler
 from twinlens.errors import TrainingError
-from twinlens.learn.embed_batch import Feed, Pool
-from twinlens.learn.guard import Answer, Guard, spread
-from twinlens.learn.history import Journal
-from twinlens.learn.learner import Learner, State, make_optimizer, restore, snapshot
+from twinlens.learn.embed_batch import BatchEmbedder, LabelledPixels
+from twinlens.learn.guard import Guard, Intervention, relative_std
+from twinlens.learn.history import History
+from twinlens.learn.learner import (
+    Learner,
+    TrainingState,
+    make_checkpoint,
+    make_optimizer,
+    restore_checkpoint,
+)
 from twinlens.learn.objective import Objective
 from twinlens.learn.run_folder import HistoryRow, RunFolder
-from twinlens.learn.schedule import Course, plan_course, rate_share
+from twinlens.learn.schedule import RunLength, run_length, schedule_factor
 from twinlens.learn.validation import Validator
 from twinlens.learn.whitening import whiten
 from twinlens.model.comparators import Comparator
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder
 
-__all__ = ["Fitted", "Moment", "Pool", "fit"]
+__all__ = ["FitResult", "LabelledPixels", "StepReport", "fit"]
 
 log = logging.getLogger("twinlens")
 
@@ -43,7 +49,7 @@ LOOKING = 0.1  # of a time budget, at most, is for validations
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepReport:
     """Where a run is, for those who show its progress."""
 
     step: int
@@ -54,7 +60,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """What a run came to. The encoder and the comparator hold the best weights.
 
     `best_metric` is 1 - EER or recall at 1 on the validation pictures; None without any.
@@ -71,17 +77,17 @@ class Fitted:
 def fit(
     encoder: Encoder,
     comparator: Comparator,
-    train: Pool,
-    val: Pool | None,
+    train: LabelledPixels,
+    val: LabelledPixels | None,
     settings: Settings,
     *,
     compute: Compute,
     run: RunFolder | None = None,
     spent: float = 0.0,
     reserve: Callable[[float], float] | None = None,
-    on_moment: Callable[[Moment], None] | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
     on_features: Callable[[int, int], None] | None = None,
-) -> Fitted:
+) -> FitResult:
     """Train the encoder and the comparator in place, and leave the best weights in them.
 
     torch's global random numbers are seeded anew each step, since dropout knows no others.
@@ -97,7 +103,7 @@ def fit(
         spent: seconds of the time budget that are gone already.
         reserve: from the seconds that a validation takes, those of the budget that the work after
             the training will take.
-        on_moment: called after each step.
+        on_step: called after each step.
         on_features: called with (done, all) while a frozen backbone looks at the pictures.
     Raises:
         DataError: the pictures cannot make a batch.
@@ -109,17 +115,17 @@ def fit(
     compute.place(encoder)
     learner = _make_learner(encoder, comparator, sampler.num_labels, settings, compute)
     state = _resumed(learner, run)  # Before a frozen backbone looks at the pictures.
-    feed = Feed(encoder, train, settings, compute, on_features)
+    feed = BatchEmbedder(encoder, train, settings, compute, on_features)
     validator = _make_validator(val, settings, compute, encoder)
     if state is None:
-        state = State(mining=settings.loss.mining)
+        state = TrainingState(mining=settings.loss.mining)
         if settings.model.init == "whitened":
             _whiten(encoder, feed.features, train)
     guard = Guard(settings.loss, state.watch)
-    journal = Journal(run, state.step)
+    journal = History(run, state.step)
     seconds = _begin(learner, state, journal, validator, settings.train)
     reserved = spent + (time.monotonic() - started) + (0.0 if reserve is None else reserve(seconds))
-    course = plan_course(settings.train, sampler.steps_per_epoch, reserved)
+    course = run_length(settings.train, sampler.steps_per_epoch, reserved)
     if course.seconds == 0:
         log.warning("the time budget leaves no time to learn: one step is done")
     if state.planned == 0:
@@ -131,16 +137,16 @@ def fit(
         while progress < 1:
             seed = _step_seed(settings.seed, state.step)
             torch.manual_seed(seed)
-            share = rate_share(settings.optimizer.schedule, progress) * state.watch.rate_factor
+            share = schedule_factor(settings.optimizer.schedule, progress) * state.watch.rate_factor
             rate = settings.optimizer.rate * share
             batch = sampler.batch(state.step)
             learner.objective.mining = state.mining
             emb_BD = feed(batch, seed)
             loss = learner.objective(emb_BD, batch)
             loss_now = float(loss.detach())
-            answer = guard.watch(loss_now, spread(emb_BD.detach()), state.mining)
+            answer = guard.check(loss_now, relative_std(emb_BD.detach()), state.mining)
             if answer is None:
-                learner.descend(loss, rate, settings.optimizer.clip)
+                learner.update(loss, rate, settings.optimizer.clip)
                 state.loss_sum, state.loss_count = state.loss_sum + loss_now, state.loss_count + 1
             event = "" if answer is None else _answered(learner, answer, guard, state)
             given_up = answer is not None and guard.exhausted
@@ -152,7 +158,7 @@ def fit(
             metric = None
             if validate and validator is not None:
                 metric = validator(encoder, comparator)
-                _keep_best(learner, state, metric, validator.num_judged)
+                _keep_best(learner, state, metric, validator.num_mated)
             if validate and not guard.suspicious and learner.finite():
                 learner.good, state.good_step = learner.weights(), state.step
             if validate or write_row or event:
@@ -160,8 +166,8 @@ def fit(
             if validate or event or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 _save(learner, state, journal, run)
                 saved = time.monotonic()
-            if on_moment is not None:
-                on_moment(Moment(state.step, progress, state.seconds, loss_now, metric))
+            if on_step is not None:
+                on_step(StepReport(state.step, progress, state.seconds, loss_now, metric))
             if given_up:
                 break
     except KeyboardInterrupt:
@@ -170,12 +176,12 @@ def fit(
     finally:
         journal.close()
     _finish(learner, state)
-    return Fitted(
+    return FitResult(
         state.step, state.seconds, state.best_metric, state.best_step, journal.rows, interrupted
     )
 
 
-def _whiten(encoder: Encoder, features_VNF: Tensor | None, train: Pool) -> None:
+def _whiten(encoder: Encoder, features_VNF: Tensor | None, train: LabelledPixels) -> None:
     if features_VNF is None:
         log.warning(
             "model.init 'whitened' has no effect where views vary: the head begins with random "
@@ -200,7 +206,7 @@ def _make_learner(
 
 
 def _make_validator(
-    val: Pool | None, settings: Settings, compute: Compute, encoder: Encoder
+    val: LabelledPixels | None, settings: Settings, compute: Compute, encoder: Encoder
 ) -> Validator | None:
     if val is None:
         return None
@@ -212,8 +218,8 @@ def _make_validator(
 
 def _begin(
     learner: Learner,
-    state: State,
-    journal: Journal,
+    state: TrainingState,
+    journal: History,
     validator: Validator | None,
     train: TrainSettings,
 ) -> float:
@@ -231,11 +237,11 @@ def _begin(
     return time.monotonic() - started
 
 
-def _resumed(learner: Learner, run: RunFolder | None) -> State | None:
+def _resumed(learner: Learner, run: RunFolder | None) -> TrainingState | None:
     checkpoint = run.read_checkpoint() if run is not None else None
     if checkpoint is None or run is None:
         return None
-    state = restore(learner, checkpoint)
+    state = restore_checkpoint(learner, checkpoint)
     log.info("resumed at step %d of %s", state.step, run.path)
     return state
 
@@ -245,7 +251,7 @@ def _step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _answered(learner: Learner, answer: Answer, guard: Guard, state: State) -> str:
+def _answered(learner: Learner, answer: Intervention, guard: Guard, state: TrainingState) -> str:
     """Do what the guard says: good weights again, a lower rate, easier negatives; say so.
 
     Raises:
@@ -261,7 +267,7 @@ def _answered(learner: Learner, answer: Answer, guard: Guard, state: State) -> s
             raise TrainingError(f"step {state.step + 1}: {event}.")
         log.warning("step %d: %s; the best weights so far are kept", state.step + 1, event)
         return event
-    learner.go_back()
+    learner.restore_good()
     eased = (
         f", {state.mining} -> {answer.mining} negatives" if answer.mining != state.mining else ""
     )
@@ -274,14 +280,14 @@ def _answered(learner: Learner, answer: Answer, guard: Guard, state: State) -> s
     return event
 
 
-def _affordable(wanted: int, course: Course, seconds: float) -> int:
+def _affordable(wanted: int, course: RunLength, seconds: float) -> int:
     """How many validations, of so many seconds each, a time budget has room for; at least one."""
     if course.seconds is None:
         return wanted
     return max(1, min(wanted, int(LOOKING * course.seconds / max(seconds, 1e-9))))
 
 
-def _passed(state: State, progress: float, validations: int) -> tuple[bool, bool]:
+def _passed(state: TrainingState, progress: float, validations: int) -> tuple[bool, bool]:
     """Whether progress has come to the next validation, and to the next row of the history."""
     reached, row = math.floor(progress * validations + 1e-9), math.floor(progress * ROWS + 1e-9)
     passed = reached > state.validations, row > state.rows
@@ -289,7 +295,7 @@ def _passed(state: State, progress: float, validations: int) -> tuple[bool, bool
     return passed
 
 
-def _keep_best(learner: Learner, state: State, metric: float, num_pictures: int) -> None:
+def _keep_best(learner: Learner, state: TrainingState, metric: float, num_pictures: int) -> None:
     """Keep the latest weights within one standard error of the best metric so far.
 
     The last weights, with the rate run out, are better than a lucky look at earlier ones; the rule
@@ -305,19 +311,21 @@ def _keep_best(learner: Learner, state: State, metric: float, num_pictures: int)
         learner.best = learner.weights()
 
 
-def _row(state: State, course: Course, rate: float, metric: float | None, event: str) -> HistoryRow:
+def _row(
+    state: TrainingState, course: RunLength, rate: float, metric: float | None, event: str
+) -> HistoryRow:
     # Rounded as the file has them, so that a resumed run's history is an unbroken one's.
     epoch, seconds = round(state.step / course.steps_per_epoch, 3), round(state.seconds, 3)
     return HistoryRow(state.step, epoch, seconds, state.mean_loss(), rate, metric, event)
 
 
-def _save(learner: Learner, state: State, journal: Journal, run: RunFolder | None) -> None:
+def _save(learner: Learner, state: TrainingState, journal: History, run: RunFolder | None) -> None:
     if run is not None:
         journal.flush()
-        run.write_checkpoint(snapshot(learner, state))
+        run.write_checkpoint(make_checkpoint(learner, state))
 
 
-def _finish(learner: Learner, state: State) -> None:
+def _finish(learner: Learner, state: TrainingState) -> None:
     """Leave the best weights in place; without validation the last ones, if they are numbers."""
     if learner.best:
         learner.load(learner.best)

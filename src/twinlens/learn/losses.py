@@ -33,7 +33,7 @@ from twinlens.learn.mining import (
     semi_hard_negatives,
 )
 from twinlens.learn.pml import PML, pml_loss
-from twinlens.model.comparators import widened
+from twinlens.model.comparators import at_least_float32
 
 __all__ = [
     "LOSSES",
@@ -71,7 +71,7 @@ def contrastive(dist: Tensor, genuine: Tensor, impostor: Tensor, margin: float) 
         impostor: boolean, as `dist`.
         margin: the distance beyond which an impostor pair is left alone.
     """
-    dist = widened(dist)
+    dist = at_least_float32(dist)
     gap = (margin - dist).clamp_min(0)
     return 0.5 * (_mean_of(dist.square(), genuine) + _mean_of(gap.square(), impostor))
 
@@ -83,7 +83,7 @@ def contrastive_terms(
 
     `num` are the genuine and the impostor pairs of the whole; the mean of all terms is the loss.
     """
-    dist = widened(dist)
+    dist = at_least_float32(dist)
     pull, push = (sum(num) / (2 * max(one, 1)) for one in num)
     # Masks as numbers, and ReLU for a clamp: torch is several times as slow with the others.
     genuine, impostor = genuine.to(dist.dtype), impostor.to(dist.dtype)
@@ -128,7 +128,7 @@ def triplet(
     if mining == "all":
         total, count = triplet_terms(dist_BB, genuine_BB, impostor_BB, margin, soft)
         return total / count.clamp_min(1)
-    found = Candidates.of(widened(dist_BB.detach()), genuine_BB, impostor_BB)
+    found = Candidates.of(at_least_float32(dist_BB.detach()), genuine_BB, impostor_BB)
     return triplet_given(dist_BB, miner(mining, margin)(found), margin, soft)
 
 
@@ -137,7 +137,7 @@ def triplet_terms(
 ) -> tuple[Tensor, Tensor]:
     """For some of the anchors, (A, B), the sum of all their triplets' terms, and their number."""
     over_all = _soft_over_all if soft else partial(_hinge_over_all, margin=margin)
-    return over_all(widened(dist_AB), genuine_AB, impostor_AB)
+    return over_all(at_least_float32(dist_AB), genuine_AB, impostor_AB)
 
 
 def miner(mining: str, margin: float) -> Callable[[Candidates], Tensor]:
@@ -165,7 +165,7 @@ def triplet_given(
         soft: softplus(d_ap - d_an) in place of the hinge.
     """
     anchor_T, positive_T, negative_T = triplets_T3.unbind(dim=1)
-    dist_BB = widened(dist_BB)
+    dist_BB = at_least_float32(dist_BB)
     value_T = hinge(dist_BB[anchor_T, positive_T], dist_BB[anchor_T, negative_T], margin, soft)
     return value_T.sum() / max(len(triplets_T3), 1)
 
@@ -188,7 +188,7 @@ def bce(logit: Tensor, same: Tensor, smoothing: float = 0.0) -> Tensor:
         smoothing: of the labels (Szegedy 2016, arXiv 1512.00567): a pair that is the same has the
             target 1 - smoothing / 2, a different one smoothing / 2.
     """
-    logit = widened(logit)
+    logit = at_least_float32(logit)
     wrong = smoothing / 2
     as_same, as_other = F.softplus(-logit), F.softplus(logit)
     if wrong:
@@ -225,7 +225,7 @@ def supcon_terms(
     dist_AB: Tensor, genuine_AB: Tensor, impostor_AB: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """For some of the pictures, (A, B), the sum and the number of the terms of `supcon`."""
-    logit_AB = widened(dist_AB) / -temperature
+    logit_AB = at_least_float32(dist_AB) / -temperature
     weighted = impostor_AB.is_floating_point()
     genuine_AB, impostor_AB = genuine_AB.to(logit_AB.dtype), impostor_AB.to(logit_AB.dtype)
     num_genuine_A = genuine_AB.sum(dim=1)
@@ -253,7 +253,7 @@ def classes(emb_BD: Tensor, label_B: Tensor) -> Tensor:
     Returns:
         The mean of -log p of the right identity, (); 0 with a gradient for no picture.
     """
-    share_B = widened(emb_BD).gather(1, label_B[:, None])[:, 0]
+    share_B = at_least_float32(emb_BD).gather(1, label_B[:, None])[:, 0]
     return -2 * share_B.clamp_min(1e-30).log().sum() / max(len(label_B), 1)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "FAR",
+    "NO_PAIR",
     "Candidates",
     "active_triplets",
     "hardest",
@@ -29,7 +29,7 @@ __all__ = [
 # (measured on two cores: at 3 positives 10 times, at 32 about the same).
 _FEW = 32
 # Stands for "no such pair": beyond every distance, and still a number when it is added.
-FAR = 1e30
+NO_PAIR = 1e30
 
 
 def positives_of(genuine_BB: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +116,7 @@ class Candidates:
         column: the positives, ascending, int64, (A, P); anything where they are not real.
         near: their distances, (A, P).
         real: which of them there are, boolean, (A, P).
-        other: distances, (A, B); `FAR` or more for all that are no impostors.
+        other: distances, (A, B); `NO_PAIR` or more for all that are no impostors.
     """
 
     column: Tensor
@@ -150,8 +150,8 @@ def semi_hard_negatives(found: Candidates, margin: float) -> Tensor:
     near_AP = found.near.masked_fill(~found.real, torch.inf)
     find = _next_one_by_one if near_AP.shape[1] <= _FEW else _next_by_gaps
     value_AP, negative_AP = find(near_AP, found.other)
-    # An absent positive's limit, and an absent negative's distance, is `FAR` or more.
-    row_T, slot_T = (value_AP < (near_AP + margin).clamp_max_(FAR)).nonzero(as_tuple=True)
+    # An absent positive's limit, and an absent negative's distance, is `NO_PAIR` or more.
+    row_T, slot_T = (value_AP < (near_AP + margin).clamp_max_(NO_PAIR)).nonzero(as_tuple=True)
     column_T, negative_T = found.column[row_T, slot_T], negative_AP[row_T, slot_T]
     return torch.stack([row_T, column_T, negative_T], dim=1)
 
@@ -172,7 +172,7 @@ def hardest(found: Candidates) -> Tensor:
     far_A, slot_A = found.near.masked_fill(~found.real, -1).max(dim=1)
     near_A, negative_A = _least(found.other)
     positive_A = found.column.gather(1, slot_A[:, None])[:, 0]
-    anchor_T = ((far_A >= 0) & (near_A < FAR)).nonzero()[:, 0]
+    anchor_T = ((far_A >= 0) & (near_A < NO_PAIR)).nonzero()[:, 0]
     return torch.stack([anchor_T, positive_A[anchor_T], negative_A[anchor_T]], dim=1)
 
 
@@ -183,7 +183,7 @@ def _next_one_by_one(near_BP: Tensor, other_BB: Tensor) -> tuple[Tensor, Tensor]
     column_BP = torch.empty_like(near_BP, dtype=torch.int64)
     for slot, near_B in enumerate(near_BP.unbind(dim=1)):
         torch.le(other_BB, near_B[:, None], out=nearer_BB)
-        value_BP[:, slot], column_BP[:, slot] = _least(other_BB.add(nearer_BB, alpha=FAR))
+        value_BP[:, slot], column_BP[:, slot] = _least(other_BB.add(nearer_BB, alpha=NO_PAIR))
     return value_BP, column_BP
 
 
@@ -199,7 +199,7 @@ def _next_by_gaps(near_BP: Tensor, other_BB: Tensor) -> tuple[Tensor, Tensor]:
 def _only(mask_BB: Tensor, dist_BB: Tensor) -> Tensor:
     """The distances of a mask; the others are far beyond all."""
     # By arithmetic: torch fills by a mask several times as slowly as it adds.
-    return torch.add(dist_BB, 1 - mask_BB.to(dist_BB.dtype), alpha=FAR)
+    return torch.add(dist_BB, 1 - mask_BB.to(dist_BB.dtype), alpha=NO_PAIR)
 
 
 def _least(value_BB: Tensor) -> tuple[Tensor, Tensor]:

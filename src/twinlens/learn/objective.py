@@ -17,7 +17,7 @@ from twinlens.data.table import pair_masks
 from twinlens.errors import ConfigError
 from twinlens.learn import losses
 from twinlens.learn.blockwise import RowLoss, mean_over_blocks, mean_over_mined
-from twinlens.learn.mining import FAR, Candidates
+from twinlens.learn.mining import NO_PAIR, Candidates
 from twinlens.learn.pml import PML, pml_loss, roles_as_labels
 from twinlens.model.comparators import Comparator
 
@@ -76,13 +76,16 @@ class Objective(nn.Module):
         # Only embeddings get a gradient this way; comparators that learn take `bce` alone.
         assert not list(self.comparator.parameters())
         s = self.settings
-        prepared_BD, between = self.comparator.prepared(emb_BD), self.comparator.between
+        prepared_BD, distance_matrix = (
+            self.comparator.prepare(emb_BD),
+            self.comparator.prepared_matrix,
+        )
         if s.name == "triplet" and self.mining != "all":
             mine = losses.miner(self.mining, s.margin)
             return mean_over_mined(
                 prepared_BD,
-                between,
-                self.comparator.beside,
+                distance_matrix,
+                self.comparator.prepared_pairwise,
                 lambda dist_AB, part: mine(pool.candidates(dist_AB, part)),
                 partial(losses.hinge, margin=s.margin, soft=s.soft),
             )
@@ -96,7 +99,7 @@ class Objective(nn.Module):
             loss = partial(losses.supcon_terms, temperature=s.temperature)
             if s.forged_weight != 1:
                 rows = partial(pool.weighted, forged_weight=s.forged_weight)
-        return mean_over_blocks(prepared_BD, between, rows, loss)
+        return mean_over_blocks(prepared_BD, distance_matrix, rows, loss)
 
     def _on_logits(self, emb_BD: Tensor, label: Tensor, forged: Tensor, batch: Batch) -> Tensor:
         genuine_BB, impostor_BB = _Pool.of(label, forged, batch).rows(slice(None))
@@ -147,9 +150,9 @@ class _Pool:
             return Candidates.of(dist_AB, *self.rows(part))
         column_AP, real_AP = self._mates(part)
         near_AP = dist_AB.gather(1, column_AP)
-        dist_AB.scatter_(1, column_AP, FAR).diagonal(part.start).fill_(FAR)
+        dist_AB.scatter_(1, column_AP, NO_PAIR).diagonal(part.start).fill_(NO_PAIR)
         role_A, role_B = self.forged[part].to(dist_AB.dtype), self.forged.to(dist_AB.dtype)
-        return Candidates(column_AP, near_AP, real_AP, dist_AB.addr_(role_A, role_B, alpha=FAR))
+        return Candidates(column_AP, near_AP, real_AP, dist_AB.addr_(role_A, role_B, alpha=NO_PAIR))
 
     def _mates(self, part: slice) -> tuple[Tensor, Tensor]:
         """The positives of some pictures, filled up with themselves, and which are real, (A, P)."""

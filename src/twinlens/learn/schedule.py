@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from twinlens.config import TrainSettings
 
-__all__ = ["Course", "plan_course", "rate_share"]
+__all__ = ["RunLength", "run_length", "schedule_factor"]
 
 WARM_UP = 0.2
 START, END = 1 / 25, 1e-3
@@ -19,7 +19,7 @@ DEFAULT_EPOCHS = 10.0
 
 
 @dataclass(frozen=True)
-class Course:
+class RunLength:
     """Either `steps` or `seconds` is given; seconds make the run depend on the machine's speed."""
 
     steps: int | None
@@ -34,7 +34,7 @@ class Course:
         return min(1.0, seconds / max(self.seconds, 1e-9)) if step else 0.0
 
 
-def plan_course(train: TrainSettings, steps_per_epoch: int, reserved: float) -> Course:
+def run_length(train: TrainSettings, steps_per_epoch: int, reserved: float) -> RunLength:
     """The course that the settings ask for; without any length, 10 epochs.
 
     Args:
@@ -43,14 +43,14 @@ def plan_course(train: TrainSettings, steps_per_epoch: int, reserved: float) -> 
         reserved: seconds of the budget that are needed for other work than learning.
     """
     if train.time_budget is not None:
-        return Course(None, max(0.0, train.time_budget - reserved), steps_per_epoch)
+        return RunLength(None, max(0.0, train.time_budget - reserved), steps_per_epoch)
     if train.steps is not None:
-        return Course(train.steps, None, steps_per_epoch)
+        return RunLength(train.steps, None, steps_per_epoch)
     epochs = DEFAULT_EPOCHS if train.epochs is None else train.epochs
-    return Course(max(1, math.ceil(epochs * steps_per_epoch)), None, steps_per_epoch)
+    return RunLength(max(1, math.ceil(epochs * steps_per_epoch)), None, steps_per_epoch)
 
 
-def rate_share(schedule: str, progress: float) -> float:
+def schedule_factor(schedule: str, progress: float) -> float:
     """The learning rate at a progress in [0, 1], as a share of the highest.
 
     "one-cycle" (Smith 2018) rises over the first fifth and falls by a cosine; "cosine" (Loshchilov

@@ -10,19 +10,19 @@ from torch import Tensor
 
 from twinlens.config import Settings
 from twinlens.errors import DataError
-from twinlens.learn.embed_batch import Pool
+from twinlens.learn.embed_batch import LabelledPixels
 from twinlens.learn.features import backbone_features, can_precompute
 from twinlens.measure.error_rates import det_curve, eer
 from twinlens.measure.pairs import PairSet, draw_pairs, pair_distances
 from twinlens.measure.retrieval import retrieval
-from twinlens.model.comparators import Comparator, NumpyComparison
+from twinlens.model.comparators import Comparator, TorchComparison
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder, embed_features, embed_pixels
 
-__all__ = ["PICTURES", "Validator"]
+__all__ = ["MAX_PICTURES", "Validator"]
 
 PAIRS = 20_000
-PICTURES = 5_000
+MAX_PICTURES = 5_000
 EACH = 4  # pictures of an identity, at least, where it has them and not all can be looked at
 
 
@@ -34,10 +34,12 @@ class Validator:
     and 20,000 pairs of each kind are looked at, since it happens often.
 
     Attributes:
-        num_judged: of these pictures, those of identities with a genuine pair.
+        num_mated: of these pictures, those of identities with a genuine pair.
     """
 
-    def __init__(self, val: Pool, settings: Settings, compute: Compute, encoder: Encoder) -> None:
+    def __init__(
+        self, val: LabelledPixels, settings: Settings, compute: Compute, encoder: Encoder
+    ) -> None:
         rng = np.random.default_rng([settings.seed, 1])
         rows = _some(val.label, rng)
         self.label, self.forged = val.label[rows], val.forged[rows]
@@ -46,7 +48,7 @@ class Validator:
         a, b = self.pairs.a, self.pairs.b
         self.own_forgery = self.forged[b] & (self.label[a] == self.label[b])
         identity, num_genuine = np.unique(self.label[~self.forged], return_counts=True)
-        self.num_judged = int(np.isin(self.label, identity[num_genuine > 1]).sum())
+        self.num_mated = int(np.isin(self.label, identity[num_genuine > 1]).sum())
         self.features: Tensor | None = None
         self.pixels: NDArray[np.uint8] | None = None
         if can_precompute(settings):
@@ -56,7 +58,7 @@ class Validator:
 
     @classmethod
     def make(
-        cls, val: Pool, settings: Settings, compute: Compute, encoder: Encoder
+        cls, val: LabelledPixels, settings: Settings, compute: Compute, encoder: Encoder
     ) -> Validator | None:
         """A validator; None where the pictures give no genuine or no impostor pair."""
         try:
@@ -74,7 +76,7 @@ class Validator:
             emb_ND = embed_pixels(encoder, self.pixels, bfloat16=self.compute.bfloat16)
         if not np.isfinite(emb_ND).all():
             return math.nan
-        comparison = NumpyComparison(comparator)
+        comparison = TorchComparison(comparator)
         if self.metric == "recall_at_1":
             found = retrieval(emb_ND, self.label, self.forged, comparison, replicates=0)
             assert found is not None  # There are genuine pairs.
@@ -87,14 +89,14 @@ class Validator:
 
 
 def _some(label_N: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Rows of at most `PICTURES` pictures: some of each identity, so that they make pairs."""
+    """Rows of at most `MAX_PICTURES` pictures: some of each identity, so that they make pairs."""
     order_N = rng.permutation(len(label_N))
-    if len(label_N) <= PICTURES:
+    if len(label_N) <= MAX_PICTURES:
         return np.sort(order_N)
     _, code_N = np.unique(label_N[order_N], return_inverse=True)
     turn_C = rng.permutation(code_N.max() + 1)
     by_identity = np.argsort(turn_C[code_N], kind="stable")
     sorted_N = turn_C[code_N][by_identity]
     place_N = np.arange(len(sorted_N)) - np.searchsorted(sorted_N, sorted_N)
-    kept = by_identity[place_N < max(EACH, PICTURES // len(turn_C))][:PICTURES]
+    kept = by_identity[place_N < max(EACH, MAX_PICTURES // len(turn_C))][:MAX_PICTURES]
     return np.sort(order_N[kept])

@@ -25,8 +25,8 @@ from twinlens.measure.calibration import Calibration
 from twinlens.measure.distances import PLAIN, PlainComparison, plain_of
 from twinlens.measure.error_rates import matches
 from twinlens.measure.pairs import Comparison
-from twinlens.model.plain import PlainEncoder, plain_encoder, sigmoid_scale
-from twinlens.model.stored import Stored, read_stored
+from twinlens.model.numpy_encoder import NumpyEncoder, load_numpy_encoder, sigmoid_scale
+from twinlens.model.stored import StoredModel, read_stored_model
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Matcher", "Picture"]
 
 FEW = 16
-"""Pictures at once up to which the networks of `model.plain` spare a lazy matcher torch."""
+"""Pictures at once up to which the networks of `model.numpy_encoder` spare a lazy matcher torch."""
 
 Picture: TypeAlias = "str | Path | Image.Image | NDArray[Any] | torch.Tensor"
 """A path, a Pillow picture, an array (H, W[, C]), or a tensor (C, H, W) or (H, W).
@@ -54,9 +54,9 @@ class Matcher:
         calibration: None where the model has none, and then it refuses to say yes or no.
     """
 
-    def __init__(self, model: Bundle | Stored) -> None:
+    def __init__(self, model: Bundle | StoredModel) -> None:
         self._given = model
-        if isinstance(model, Stored):
+        if isinstance(model, StoredModel):
             self._network, self._picture = model.model, model.picture
         else:
             self._network, self._picture = model.encoder.model_settings, model.encoder.picture
@@ -89,7 +89,7 @@ class Matcher:
             ModelError: no model, a damaged one, or one of a newer format. That the weights are
                 another network's is seen when it is built.
         """
-        return cls(read_stored(path))
+        return cls(read_stored_model(path))
 
     def __repr__(self) -> str:
         state = "uncalibrated" if self.calibration is None else "calibrated"
@@ -102,7 +102,7 @@ class Matcher:
         Raises:
             ModelError: the weights are another network's.
         """
-        if not isinstance(self._given, Stored):
+        if not isinstance(self._given, StoredModel):
             return self._given
         from twinlens.model.bundle import build_bundle
 
@@ -116,11 +116,11 @@ class Matcher:
             return None
         if name != "sigmoid":
             return PlainComparison(name)
-        if isinstance(self._given, Stored):
+        if isinstance(self._given, StoredModel):
             return PlainComparison(name, sigmoid_scale(self._given))
-        from twinlens.model.comparators import NumpyComparison
+        from twinlens.model.comparators import TorchComparison
 
-        return plain_of(NumpyComparison(self.bundle.comparator))
+        return plain_of(TorchComparison(self.bundle.comparator))
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -129,11 +129,11 @@ class Matcher:
         Raises:
             ModelError: the weights are another network's.
         """
-        if isinstance(self._given, Stored) and self.plain is not None:
+        if isinstance(self._given, StoredModel) and self.plain is not None:
             return self.plain
-        from twinlens.model.comparators import NumpyComparison
+        from twinlens.model.comparators import TorchComparison
 
-        return NumpyComparison(self.bundle.comparator)
+        return TorchComparison(self.bundle.comparator)
 
     def pixels(self, pictures: Picture | Sequence[Picture]) -> NDArray[np.uint8]:
         """Pictures as the network takes them, uint8, shape (N, C, H, W).
@@ -216,9 +216,9 @@ class Matcher:
         return embed_pixels(self.bundle.encoder, pixels_NCHW, batch_size=batch_size)
 
     @cached_property
-    def _plain_encoder(self) -> PlainEncoder | None:
+    def _plain_encoder(self) -> NumpyEncoder | None:
         """A lazy matcher's, where the network is one that needs no torch."""
-        return plain_encoder(self._given) if isinstance(self._given, Stored) else None
+        return load_numpy_encoder(self._given) if isinstance(self._given, StoredModel) else None
 
     def _decode(self, picture: Picture) -> NDArray[np.uint8]:
         spec = self._picture

@@ -21,17 +21,17 @@ from twinlens.model.stored import (
     FORMAT,
     WEIGHTS,
     Origin,
-    Stored,
+    StoredModel,
     damaged,
     description_fingerprint,
     file_sha256,
     origin_as_json,
     part_of,
     read_description,
-    read_stored,
+    read_stored_model,
 )
 
-__all__ = ["Bundle", "build_bundle", "load_bundle", "save_bundle", "with_calibration"]
+__all__ = ["Bundle", "build_bundle", "load_bundle", "save_bundle", "store_calibration"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def save_bundle(
     return replace(bundle, path=folder)
 
 
-def with_calibration(bundle: Bundle, calibration: dict[str, Any]) -> Bundle:
+def store_calibration(bundle: Bundle, calibration: dict[str, Any]) -> Bundle:
     """Store a calibration in a model folder that exists; the weights are not touched."""
     description = read_description(bundle.path)
     bundle = replace(bundle, calibration=calibration)
@@ -96,10 +96,10 @@ def load_bundle(path: str | Path) -> Bundle:
     Raises:
         ModelError: no model, a damaged one, or one of a newer format.
     """
-    return build_bundle(read_stored(path))
+    return build_bundle(read_stored_model(path))
 
 
-def build_bundle(stored: Stored) -> Bundle:
+def build_bundle(stored: StoredModel) -> Bundle:
     """The networks of a model that was read, on CUDA where there is one.
 
     Raises:

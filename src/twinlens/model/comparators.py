@@ -24,17 +24,17 @@ from twinlens.errors import ConfigError, unknown_name
 __all__ = [
     "COMPARATORS",
     "Comparator",
-    "NumpyComparison",
+    "TorchComparison",
+    "at_least_float32",
     "make_comparator",
     "safe_sqrt",
-    "widened",
 ]
 
 # Elements of the largest intermediate tensor of a learned comparator: 64 MiB of float32.
 BLOCK = 2**24
 
 
-def widened(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """Half precision as float32; float32 and wider as they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
@@ -45,11 +45,11 @@ def safe_sqrt(square: Tensor) -> Tensor:
     return root
 
 
-def square_matrix(a_ND: Tensor, b_MD: Tensor) -> Tensor:
+def squared_distances(a_ND: Tensor, b_MD: Tensor) -> Tensor:
     """`res[i, j] = |a[i] - b[j]|^2`, by one matrix product."""
     # Autocast would multiply them in bfloat16.
     with torch.autocast(a_ND.device.type, enabled=False):
-        square_NM: Tensor = _SquareMatrix.apply(a_ND, b_MD)
+        square_NM: Tensor = _SquaredDistances.apply(a_ND, b_MD)
     return square_NM
 
 
@@ -71,7 +71,7 @@ class _SafeSqrt(torch.autograd.Function):
         return slope.mul_(grad / 2)
 
 
-class _SquareMatrix(torch.autograd.Function):
+class _SquaredDistances(torch.autograd.Function):
     """By hand, for the same reason."""
 
     @staticmethod
@@ -96,21 +96,21 @@ class Comparator(nn.Module):
 
     def matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
         """`res[i, j]` = the distance of a[i] and b[j], shape (N, M)."""
-        return self.between(self.prepared(a_ND), self.prepared(b_MD))
+        return self.prepared_matrix(self.prepare(a_ND), self.prepare(b_MD))
 
-    def prepared(self, emb_ND: Tensor) -> Tensor:
-        """What `between` takes, so that it is made once of embeddings that are compared often."""
-        return widened(emb_ND)
+    def prepare(self, emb_ND: Tensor) -> Tensor:
+        """The form that `prepared_matrix` takes, computed once for embeddings compared often."""
+        return at_least_float32(emb_ND)
 
-    def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+    def prepared_matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
         """`matrix` of prepared embeddings."""
         raise NotImplementedError
 
     def pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         """`res[i]` = the distance of a[i] and b[i], shape (N,)."""
-        return self.beside(self.prepared(a_ND), self.prepared(b_ND))
+        return self.prepared_pairwise(self.prepare(a_ND), self.prepare(b_ND))
 
-    def beside(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    def prepared_pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         """`pairwise` of prepared embeddings."""
         raise NotImplementedError
 
@@ -124,10 +124,10 @@ class Euclidean(Comparator):
 
     name = "euclidean"
 
-    def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
-        return safe_sqrt(square_matrix(a_ND, b_MD))
+    def prepared_matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+        return safe_sqrt(squared_distances(a_ND, b_MD))
 
-    def beside(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    def prepared_pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         return safe_sqrt((a_ND - b_ND).square().sum(1))
 
 
@@ -136,10 +136,10 @@ class SquaredEuclidean(Comparator):
 
     name = "squared-euclidean"
 
-    def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
-        return square_matrix(a_ND, b_MD)
+    def prepared_matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+        return squared_distances(a_ND, b_MD)
 
-    def beside(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    def prepared_pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         return (a_ND - b_ND).square().sum(1)
 
 
@@ -148,13 +148,13 @@ class Cosine(Comparator):
 
     name = "cosine"
 
-    def prepared(self, emb_ND: Tensor) -> Tensor:
-        return F.normalize(widened(emb_ND), dim=1)
+    def prepare(self, emb_ND: Tensor) -> Tensor:
+        return F.normalize(at_least_float32(emb_ND), dim=1)
 
-    def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
-        return square_matrix(a_ND, b_MD) / 2
+    def prepared_matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+        return squared_distances(a_ND, b_MD) / 2
 
-    def beside(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    def prepared_pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         # By the difference, so that an embedding has distance exactly 0 to itself.
         return (a_ND - b_ND).square().sum(1) / 2
 
@@ -172,10 +172,10 @@ class Sigmoid(Comparator):
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.ones(()))
 
-    def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
-        return self.log_scale.exp() * safe_sqrt(square_matrix(a_ND, b_MD))
+    def prepared_matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+        return self.log_scale.exp() * safe_sqrt(squared_distances(a_ND, b_MD))
 
-    def beside(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    def prepared_pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         return self.log_scale.exp() * safe_sqrt((a_ND - b_ND).square().sum(1))
 
     def logits(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
@@ -204,20 +204,22 @@ class Network(Comparator):
     def logits(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         return self._logit((a_ND.float() - b_ND.float()).abs())
 
-    def beside(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    def prepared_pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         nothing = a_ND.new_zeros(1, a_ND.shape[1])
         logit = self.logits(torch.cat([nothing, a_ND]), torch.cat([nothing, b_ND]))
         # The last bits of a product depend on the row, so that 0 must be said to be 0.
         equal_N = (a_ND == b_ND).all(dim=1)
         return (logit[0] - logit[1:]).clamp_min(0).masked_fill(equal_N, 0)
 
-    def between(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
+    def prepared_matrix(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
         num, dim = b_MD.shape
         rows = max(1, BLOCK // max(1, num * max(dim, 512)))
         blocks = []
         for part in torch.split(a_ND, rows):
             left = part.repeat_interleave(num, dim=0)
-            blocks.append(self.beside(left, b_MD.repeat(len(part), 1)).view(len(part), num))
+            blocks.append(
+                self.prepared_pairwise(left, b_MD.repeat(len(part), 1)).view(len(part), num)
+            )
         return torch.cat(blocks) if blocks else a_ND.new_zeros(0, num)
 
 
@@ -242,7 +244,7 @@ def make_comparator(name: str, dim: int) -> Comparator:
     return _MAKERS[name](dim)
 
 
-class NumpyComparison:
+class TorchComparison:
     """A comparator for numpy arrays, as the measures use it: float32 in and out, no gradients."""
 
     def __init__(self, comparator: Comparator) -> None:

@@ -21,9 +21,9 @@ from twinlens._version import __version__
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, ModelError
 
-__all__ = ["DAMAGES", "DESCRIPTION", "FORMAT", "WEIGHTS", "Origin", "Stored", "damaged",
+__all__ = ["DAMAGES", "DESCRIPTION", "FORMAT", "WEIGHTS", "Origin", "StoredModel", "damaged",
            "description_fingerprint", "file_sha256", "hash_identities", "model_folder",
-           "origin_as_json", "part_of", "read_description", "read_stored"]  # fmt: skip
+           "origin_as_json", "part_of", "read_description", "read_stored_model"]  # fmt: skip
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -49,7 +49,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredModel:
     """What a model's folder says of it, whole and of these weights; no network is built yet."""
 
     model: ModelSettings
@@ -94,7 +94,7 @@ def model_folder(path: str | Path) -> Path:
     )
 
 
-def read_stored(path: str | Path) -> Stored:
+def read_stored_model(path: str | Path) -> StoredModel:
     """Read what a model folder, or the run folder around one, says, and check its files.
 
     Raises:
@@ -120,7 +120,9 @@ def read_stored(path: str | Path) -> Stored:
         origin = _origin(description.get("origin"))
     except DAMAGES as error:
         raise damaged(folder, error) from error
-    return Stored(settings, picture, fingerprint, description.get("calibration"), origin, folder)
+    return StoredModel(
+        settings, picture, fingerprint, description.get("calibration"), origin, folder
+    )
 
 
 def part_of(weights: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -19,15 +19,15 @@ from twinlens.model.backbones import OWN_BACKBONES
 from twinlens.model.bundle import save_bundle
 from twinlens.model.comparators import Sigmoid, make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
-from twinlens.model.plain import PlainEncoder, plain_encoder, sigmoid_scale
-from twinlens.model.stored import Stored, read_stored
+from twinlens.model.numpy_encoder import NumpyEncoder, load_numpy_encoder, sigmoid_scale
+from twinlens.model.stored import StoredModel, read_stored_model
 
 SMALL: dict[str, Any] = {"size": (13, 10), "color": "rgb", "mean": (0.4, 0.5, 0.6), "std": (0.2,)}
 
 
 def stored_network(
     folder: Path, model: dict[str, Any], picture: dict[str, Any] = SMALL
-) -> tuple[Encoder, Stored]:
+) -> tuple[Encoder, StoredModel]:
     """A network with statistics and slopes that are not where they begin."""
     torch.manual_seed(0)
     settings = ModelSettings.model_validate({"embedding": 6} | model)
@@ -41,7 +41,7 @@ def stored_network(
             module.weight.data.uniform_(1, 3)
             module.bias.data.uniform_(-0.5, 1)
     save_bundle(folder, encoder, make_comparator(settings.comparator, settings.embedding))
-    return encoder, read_stored(folder)
+    return encoder, read_stored_model(folder)
 
 
 def random_pixels(picture: PictureSettings, num: int = 3) -> NDArray[np.uint8]:
@@ -51,8 +51,8 @@ def random_pixels(picture: PictureSettings, num: int = 3) -> NDArray[np.uint8]:
     return noise >> np.arange(num, dtype=np.uint8)[:, None, None, None]
 
 
-def plain(stored: Stored) -> PlainEncoder:
-    found = plain_encoder(stored)
+def plain(stored: StoredModel) -> NumpyEncoder:
+    found = load_numpy_encoder(stored)
     assert found is not None
     return found
 
@@ -147,7 +147,7 @@ def test_by_hand(tmp_path: Path) -> None:
     hidden.weight.data, hidden.bias.data = torch.tensor([[1.0, -1.0]]), torch.tensor([1.0])
     out.weight.data, out.bias.data = torch.tensor([[3.0], [4.0]]), torch.tensor([0.0, 0.0])
     save_bundle(tmp_path / "m", encoder, make_comparator("cosine", 2))
-    network = plain(read_stored(tmp_path / "m"))
+    network = plain(read_stored_model(tmp_path / "m"))
     pixels = np.array([[[[255, 0]]], [[[0, 255]]]], dtype=np.uint8)
     # The second one's unit is 0 - 1 + 1 = 0, and zeros stay zeros.
     np.testing.assert_allclose(network.embed(pixels), [[0.6, 0.8], [0, 0]], atol=1e-7)
@@ -167,10 +167,10 @@ def test_networks_of_others_are_left_to_torch(tmp_path: Path) -> None:
     _, stored = stored_network(
         tmp_path / "m", {"backbone": "test_resnet.r160_in1k"}, {"size": (32, 32)}
     )
-    assert plain_encoder(stored) is None
+    assert load_numpy_encoder(stored) is None
 
 
-def other_weights(stored: Stored, change: str) -> None:
+def other_weights(stored: StoredModel, change: str) -> None:
     weights = load_file(stored.weights)
     name = "encoder.backbone.0.0.weight"
     if change == "one too many":
@@ -191,9 +191,9 @@ def test_weights_that_are_not_as_the_settings_say_are_left_to_torch(
     change: str, tmp_path: Path
 ) -> None:
     _, stored = stored_network(tmp_path / "m", NETWORKS["conv"])
-    assert plain_encoder(stored) is not None
+    assert load_numpy_encoder(stored) is not None
     other_weights(stored, change)
-    assert plain_encoder(stored) is None
+    assert load_numpy_encoder(stored) is None
 
 
 def test_the_scale_of_a_sigmoid(tmp_path: Path) -> None:
@@ -201,15 +201,15 @@ def test_the_scale_of_a_sigmoid(tmp_path: Path) -> None:
     comparator = Sigmoid()
     comparator.log_scale.data.fill_(0.75)
     save_bundle(tmp_path / "m", encoder, comparator)
-    assert sigmoid_scale(read_stored(tmp_path / "m")) == pytest.approx(np.exp(0.75))
+    assert sigmoid_scale(read_stored_model(tmp_path / "m")) == pytest.approx(np.exp(0.75))
     save_bundle(tmp_path / "m", encoder, make_comparator("cosine", 6))
     with pytest.raises(ModelError, match="damaged: its weights lack the comparator's"):
-        sigmoid_scale(read_stored(tmp_path / "m"))
+        sigmoid_scale(read_stored_model(tmp_path / "m"))
 
 
 def test_a_model_of_the_first_format(tmp_path: Path) -> None:
     golden = Path(__file__).parent / "golden" / "bundle_1"
     pixels = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
     answer = json.loads((golden / "answer.json").read_text())
-    found = plain(read_stored(golden)).embed(pixels)
+    found = plain(read_stored_model(golden)).embed(pixels)
     np.testing.assert_allclose(found, answer["embeddings"], atol=1e-5)

@@ -20,9 +20,9 @@ from safetensors.numpy import load_file
 
 from twinlens.config import SHIFTS, ModelSettings, PictureSettings
 from twinlens.errors import ModelError
-from twinlens.model.stored import Stored, part_of
+from twinlens.model.stored import StoredModel, part_of
 
-__all__ = ["PlainEncoder", "plain_encoder", "sigmoid_scale"]
+__all__ = ["NumpyEncoder", "load_numpy_encoder", "sigmoid_scale"]
 
 Floats = NDArray[np.float32]
 Step = Callable[[Floats], Floats]
@@ -32,7 +32,7 @@ EPSILON = 1e-5  # of torch's batch norms
 
 
 @dataclass(frozen=True)
-class PlainEncoder:
+class NumpyEncoder:
     """An `Encoder` in inference mode that needs no torch."""
 
     model_settings: ModelSettings
@@ -78,7 +78,7 @@ def _of_length_1(emb_D: Floats) -> Floats:
     return np.asarray(emb_D / max(float(np.linalg.norm(emb_D)), 1e-12), dtype=np.float32)
 
 
-def plain_encoder(stored: Stored) -> PlainEncoder | None:
+def load_numpy_encoder(stored: StoredModel) -> NumpyEncoder | None:
     """The network of a stored model.
 
     Returns:
@@ -95,10 +95,10 @@ def plain_encoder(stored: Stored) -> PlainEncoder | None:
         return None
     # A tensor that nothing has read is of a layer that this module does not know.
     known = not weights.names
-    return PlainEncoder(model, picture, _in_turn([backbone, head])) if known else None
+    return NumpyEncoder(model, picture, _in_turn([backbone, head])) if known else None
 
 
-def sigmoid_scale(stored: Stored) -> float:
+def sigmoid_scale(stored: StoredModel) -> float:
     """What a stored comparator "sigmoid" multiplies the Euclidean distance by.
 
     Raises:
