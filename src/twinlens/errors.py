@@ -19,6 +19,10 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 __all__ = [
     "CalibrationError",
@@ -32,6 +36,7 @@ __all__ = [
     "TwinlensError",
     "one_line",
     "unknown_name",
+    "validation_problems",
 ]
 
 
@@ -122,3 +127,33 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:
     rest = f" and {len(choices) - MOST_NAMES} more" if len(choices) > MOST_NAMES else ""
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {shown}{rest}"
     return f"unknown {kind} '{one_line(name)}': {hint}"
+
+
+def validation_problems(error: ValidationError) -> str:
+    """All problems of a file or value that pydantic refused, on one line.
+
+    >>> from pydantic import BaseModel
+    >>> class Point(BaseModel):
+    ...     x: int
+    ...     y: int
+    >>> try:
+    ...     Point.model_validate({"x": None})
+    ... except ValueError as error:
+    ...     print(validation_problems(error))
+    x: input should be a valid integer, found None; y is missing
+    """
+    return "; ".join(_problem(entry) for entry in error.errors(include_url=False))
+
+
+def _problem(entry: Any) -> str:
+    path = ".".join(map(str, entry["loc"]))
+    if entry["type"] == "missing":
+        return f"{path} is missing"
+    if entry["type"] == "extra_forbidden":
+        return f"{path} is unknown"
+    if entry["type"] == "value_error":  # A validator of twinlens: it says what it found.
+        found, message = "", entry["msg"].removeprefix("Value error, ")
+    else:
+        found, message = f", found {one_line(repr(entry['input']))}", entry["msg"]
+        message = f"{message[0].lower()}{message[1:]}"
+    return f"{path}: {message}{found}" if path else f"{message}{found}"
