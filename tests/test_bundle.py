@@ -169,10 +169,10 @@ def refusal(path: Path) -> str:
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
-    assert "is no model: nothing is there" in refusal(tmp_path / "absent")
-    assert "is no model: it holds no model.json" in refusal(tmp_path)
+    assert "is not a model: nothing is there" in refusal(tmp_path / "absent")
+    assert "is not a model: it holds no model.json" in refusal(tmp_path)
     (tmp_path / "file").write_text("x")
-    assert "is no model" in refusal(tmp_path / "file")
+    assert "is not a model" in refusal(tmp_path / "file")
 
 
 def test_damaged_weights(tmp_path: Path) -> None:
@@ -246,6 +246,27 @@ def test_a_description_that_does_not_fit_the_weights(
     saved(tmp_path / "m")
     rewrite(tmp_path / "m", **changes)
     assert "is damaged" in refusal(tmp_path / "m")
+
+
+def test_all_problems_of_a_description_are_in_one_message(tmp_path: Path) -> None:
+    saved(tmp_path / "m")
+    wrong = MODEL.model_dump(mode="json") | {"embedding": -1, "colour": 3}
+    rewrite(tmp_path / "m", model=wrong, origin={"source": "x"}, calibration=7)
+    message = refusal(tmp_path / "m")
+    for problem in (
+        "model.embedding: input should be greater than 0, found -1", "model.colour is unknown",
+        "origin.seed is missing", "calibration: input should be a valid dictionary, found 7",
+        "Copy the whole folder again",
+    ):  # fmt: skip
+        assert problem in message
+
+
+def test_a_calibration_leaves_the_rest_of_an_old_file_as_it_was(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "model", tmp_path / "m")
+    before = (tmp_path / "m" / "model.json").read_bytes()
+    store_calibration(load_bundle(tmp_path / "m"), {"threshold": 0.5})
+    assert (tmp_path / "m" / "model.json").read_bytes() == before
+    assert load_bundle(tmp_path / "m").fingerprint == "aa87a697f5450b5c"
 
 
 def test_names_of_identities_are_hidden_but_recognised() -> None:

@@ -187,8 +187,8 @@ def test_interrupting(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("twinlens.commands.train.write_page", interrupt)
-    monkeypatch.setattr("twinlens.commands.evaluate.pictures_for", interrupt)
+    monkeypatch.setattr("twinlens.commands.train.write_model_report", interrupt)
+    monkeypatch.setattr("twinlens.commands.evaluate.select_pictures", interrupt)
     words = ["train", tiny_run.data, "--out", tmp_path / "run", *tiny_words(train__steps=2)]
     code, out, err = run(capsys, *words, "--quiet")
     assert (code, out) == (130, "")
@@ -497,9 +497,9 @@ def test_models_that_are_none(
     command: str, tiny_run: TinyRun, tmp_path: Path, capsys: Capture
 ) -> None:
     found = refuse(capsys, *ask(command, tmp_path / "none", tiny_run, tmp_path))
-    assert "is no model: nothing is there" in found
+    assert "is not a model: nothing is there" in found
     found = refuse(capsys, *ask(command, tiny_run.data, tiny_run, tmp_path))
-    assert "is no model: it holds no model.json" in found
+    assert "is not a model: it holds no model.json" in found
 
 
 def damage_weights(model: Path) -> None:

@@ -171,7 +171,7 @@ def test_networks_of_others_are_left_to_torch(tmp_path: Path) -> None:
 
 
 def other_weights(stored: StoredModel, change: str) -> None:
-    weights = load_file(stored.weights)
+    weights = load_file(stored.weights_file)
     name = "encoder.backbone.0.0.weight"
     if change == "one too many":
         weights["encoder.backbone.0.9.weight"] = torch.zeros(3)
@@ -181,7 +181,7 @@ def other_weights(stored: StoredModel, change: str) -> None:
         weights[name] = weights[name][:, :2].contiguous()
     else:
         weights[name] = weights[name].to(getattr(torch, change))
-    save_file(weights, stored.weights)
+    save_file(weights, stored.weights_file)
 
 
 @pytest.mark.parametrize(

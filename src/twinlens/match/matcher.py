@@ -26,7 +26,7 @@ from twinlens.measure.distances import PLAIN, PlainComparison, plain_of
 from twinlens.measure.error_rates import matches
 from twinlens.measure.pairs import Comparison
 from twinlens.model.numpy_encoder import NumpyEncoder, load_numpy_encoder, sigmoid_scale
-from twinlens.model.stored import StoredModel, read_stored_model
+from twinlens.model.stored import ModelDescription, StoredModel, read_stored_model
 
 if TYPE_CHECKING:
     import torch
@@ -55,17 +55,19 @@ class Matcher:
     """
 
     def __init__(self, model: Bundle | StoredModel) -> None:
-        self._given = model
+        self._source = model
         if isinstance(model, StoredModel):
-            self._network, self._picture = model.model, model.picture
+            facts: Bundle | ModelDescription = model.description
+            self._network, self._picture = model.description.model, model.description.picture
         else:
+            facts = model
             self._network, self._picture = model.encoder.model_settings, model.encoder.picture
         self.path = model.path
-        self.fingerprint = model.fingerprint
+        self.fingerprint = facts.fingerprint
         self.calibration = (
-            None if model.calibration is None else Calibration.from_json(model.calibration)
+            None if facts.calibration is None else Calibration.from_json(facts.calibration)
         )
-        self.max_pixels = (model.origin.data if model.origin else DataSettings()).max_pixels
+        self.max_pixels = (facts.origin.data if facts.origin else DataSettings()).max_pixels
 
     @classmethod
     def load(cls, path: str | Path) -> Matcher:
@@ -102,11 +104,11 @@ class Matcher:
         Raises:
             ModelError: the weights are another network's.
         """
-        if not isinstance(self._given, StoredModel):
-            return self._given
+        if not isinstance(self._source, StoredModel):
+            return self._source
         from twinlens.model.bundle import build_bundle
 
-        return build_bundle(self._given)
+        return build_bundle(self._source)
 
     @cached_property
     def plain(self) -> PlainComparison | None:
@@ -116,8 +118,8 @@ class Matcher:
             return None
         if name != "sigmoid":
             return PlainComparison(name)
-        if isinstance(self._given, StoredModel):
-            return PlainComparison(name, sigmoid_scale(self._given))
+        if isinstance(self._source, StoredModel):
+            return PlainComparison(name, sigmoid_scale(self._source))
         from twinlens.model.comparators import TorchComparison
 
         return plain_of(TorchComparison(self.bundle.comparator))
@@ -129,7 +131,7 @@ class Matcher:
         Raises:
             ModelError: the weights are another network's.
         """
-        if isinstance(self._given, StoredModel) and self.plain is not None:
+        if isinstance(self._source, StoredModel) and self.plain is not None:
             return self.plain
         from twinlens.model.comparators import TorchComparison
 
@@ -218,7 +220,7 @@ class Matcher:
     @cached_property
     def _plain_encoder(self) -> NumpyEncoder | None:
         """A lazy matcher's, where the network is one that needs no torch."""
-        return load_numpy_encoder(self._given) if isinstance(self._given, StoredModel) else None
+        return load_numpy_encoder(self._source) if isinstance(self._source, StoredModel) else None
 
     def _decode(self, picture: Picture) -> NDArray[np.uint8]:
         spec = self._picture

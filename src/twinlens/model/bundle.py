@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from twinlens._version import __version__
+from twinlens.errors import ConfigError
 from twinlens.files import write_text
 from twinlens.model.comparators import Comparator, make_comparator
 from twinlens.model.device import pick_device
 from twinlens.model.encoder import Encoder
 from twinlens.model.stored import (
-    DAMAGES,
     DESCRIPTION,
-    FORMAT,
     WEIGHTS,
+    ModelDescription,
     Origin,
     StoredModel,
-    damaged,
-    description_fingerprint,
+    damaged_model,
     file_sha256,
-    origin_as_json,
-    part_of,
-    read_description,
+    fingerprint_of,
     read_stored_model,
+    read_values,
+    tensors_under,
 )
 
 __all__ = ["Bundle", "build_bundle", "load_bundle", "save_bundle", "store_calibration"]
@@ -36,7 +36,7 @@ __all__ = ["Bundle", "build_bundle", "load_bundle", "save_bundle", "store_calibr
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded model: the networks, and what `model.json` says of them."""
+    """A loaded model: its networks, and the contents of `model.json` beside them."""
 
     encoder: Encoder
     comparator: Comparator
@@ -54,44 +54,43 @@ def save_bundle(
     origin: Origin | None = None,
     calibration: dict[str, Any] | None = None,
 ) -> Bundle:
-    """Write a model folder, beside its place and then renamed; an older one there is replaced."""
+    """Write a model folder under a temporary name and rename it; an older one is replaced."""
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     weights = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
     weights |= {f"comparator.{k}": v for k, v in comparator.state_dict().items()}
     save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, part / WEIGHTS)
-    # Where the weights once came from is the run's history; the bundle brings its own.
+    # The initial weights belong to the run's history; the bundle brings its own.
     model = encoder.model_settings.model_copy(update={"weights": None, "pretrained": False})
-    description = {
-        "format": FORMAT,
-        "twinlens": __version__,
-        "picture": encoder.picture.model_dump(mode="json"),
-        "model": model.model_dump(mode="json"),
-        "weights": file_sha256(part / WEIGHTS),
-    }
-    fingerprint = description_fingerprint(description)
-    bundle = Bundle(encoder, comparator, fingerprint, calibration, origin, part)
-    _write_description(bundle, description)
+    description = ModelDescription(
+        picture=encoder.picture,
+        model=model,
+        weights=file_sha256(part / WEIGHTS),
+        fingerprint="",
+        calibration=calibration,
+        origin=origin,
+    )
+    values = description.model_dump(mode="json")
+    values["fingerprint"] = fingerprint_of(values)
+    _write_description(part, values)
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-    return replace(bundle, path=folder)
+    return Bundle(encoder, comparator, values["fingerprint"], calibration, origin, folder)
 
 
 def store_calibration(bundle: Bundle, calibration: dict[str, Any]) -> Bundle:
-    """Store a calibration in a model folder that exists; the weights are not touched."""
-    description = read_description(bundle.path)
-    bundle = replace(bundle, calibration=calibration)
-    _write_description(bundle, description)
-    return bundle
+    """Write a calibration into an existing model folder; everything else there stays as it is."""
+    _write_description(bundle.path, read_values(bundle.path) | {"calibration": calibration})
+    return replace(bundle, calibration=calibration)
 
 
 def load_bundle(path: str | Path) -> Bundle:
-    """Read a model folder, or the run folder around one.
+    """Load a model folder, or the one inside a run folder.
 
     Raises:
         ModelError: no model, a damaged one, or one of a newer format.
@@ -100,32 +99,30 @@ def load_bundle(path: str | Path) -> Bundle:
 
 
 def build_bundle(stored: StoredModel) -> Bundle:
-    """The networks of a model that was read, on CUDA where there is one.
+    """Build the networks of a stored model, on CUDA if available.
 
     Raises:
-        ModelError: its weights are not of the network that it names.
+        ModelError: its weights belong to another network than its settings.
     """
+    description = stored.description
+    model = description.model
     try:
-        encoder = Encoder(stored.model, stored.picture, load=False)
-        comparator = make_comparator(stored.model.comparator, stored.model.embedding)
-        weights = load_file(stored.weights)
-        encoder.load_state_dict(part_of(weights, "encoder."))
-        comparator.load_state_dict(part_of(weights, "comparator."))
-    except DAMAGES as error:
-        raise damaged(stored.path, error) from error
+        encoder = Encoder(model, description.picture, load=False)
+        comparator = make_comparator(model.comparator, model.embedding)
+        weights = load_file(stored.weights_file)
+        encoder.load_state_dict(tensors_under(weights, "encoder."))
+        comparator.load_state_dict(tensors_under(weights, "comparator."))
+    except (KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
+        raise damaged_model(stored.path, str(error)) from error
     device = pick_device("auto")
     encoder.to(device).eval()
     comparator.to(device).eval()
     return Bundle(
-        encoder, comparator, stored.fingerprint, stored.calibration, stored.origin, stored.path
-    )
+        encoder, comparator, description.fingerprint, description.calibration,
+        description.origin, stored.path,
+    )  # fmt: skip
 
 
-def _write_description(bundle: Bundle, description: dict[str, Any]) -> None:
-    description = description | {
-        "fingerprint": bundle.fingerprint,
-        "calibration": bundle.calibration,
-        "origin": origin_as_json(bundle.origin),
-    }
-    text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(bundle.path / DESCRIPTION, text + "\n")
+def _write_description(folder: Path, values: Mapping[str, Any]) -> None:
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(folder / DESCRIPTION, text + "\n")

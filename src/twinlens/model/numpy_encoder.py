@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from twinlens.config import SHIFTS, ModelSettings, PictureSettings
-from twinlens.errors import ModelError
-from twinlens.model.stored import StoredModel, part_of
+from twinlens.model.stored import StoredModel, damaged_model, tensors_under
 
 __all__ = ["NumpyEncoder", "load_numpy_encoder", "sigmoid_scale"]
 
@@ -84,11 +83,11 @@ def load_numpy_encoder(stored: StoredModel) -> NumpyEncoder | None:
     Returns:
         None where the backbone is not one of ours, or the weights are not those of the settings.
     """
-    model, picture = stored.model, stored.picture
+    model, picture = stored.description.model, stored.description.picture
     if model.backbone not in _BACKBONES:
         return None
     try:
-        weights = _Weights(part_of(load_file(stored.weights), "encoder."))
+        weights = _Weights(tensors_under(load_file(stored.weights_file), "encoder."))
         backbone, num_features = _BACKBONES[model.backbone](weights, picture, model)
         head = _head(weights, num_features, model)
     except (TypeError, _OtherWeightsError):  # TypeError: bfloat16, which numpy lacks.
@@ -104,9 +103,9 @@ def sigmoid_scale(stored: StoredModel) -> float:
     Raises:
         ModelError: the weights are another comparator's.
     """
-    log_scale = part_of(load_file(stored.weights), "comparator.").get("log_scale")
+    log_scale = tensors_under(load_file(stored.weights_file), "comparator.").get("log_scale")
     if log_scale is None:
-        raise ModelError(f"the model {stored.path} is damaged: its weights lack the comparator's")
+        raise damaged_model(stored.path, "its weights lack the comparator's")
     return float(np.exp(log_scale))
 
 

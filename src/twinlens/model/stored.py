@@ -1,44 +1,46 @@
 """A model on disk: a folder with `model.safetensors` and `model.json`. No pickle anywhere.
 
-`model.json` holds the format's version, the settings of the network and of its preprocessing, the
-checksum of the weights, the calibration as plain data, and what the model was trained on. This
-module does not know what a calibration means, builds no network and needs no torch.
+`ModelDescription` is the schema of `model.json`. The calibration is plain data here; its schema is
+`measure.calibration`. Reading a model builds no network and needs no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from twinlens._version import __version__
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
-from twinlens.errors import ConfigError, ModelError
+from twinlens.errors import ModelError, validation_problems
 
-__all__ = ["DAMAGES", "DESCRIPTION", "FORMAT", "WEIGHTS", "Origin", "StoredModel", "damaged",
-           "description_fingerprint", "file_sha256", "hash_identities", "model_folder",
-           "origin_as_json", "part_of", "read_description", "read_stored_model"]  # fmt: skip
+__all__ = ["DESCRIPTION", "FORMAT", "WEIGHTS", "ModelDescription", "Origin", "StoredModel",
+           "damaged_model", "file_sha256", "fingerprint_of", "hash_identities", "model_folder",
+           "read_stored_model", "read_values", "tensors_under"]  # fmt: skip
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-GALLERY_MODELS = "models"  # below which a gallery keeps the copy of its model
+GALLERY_MODELS = "models"  # the folder of a gallery that holds the copy of its model
+COPY_AGAIN = "Copy the whole folder again, or train again."
 
-DAMAGES = (
-    KeyError, TypeError, RuntimeError, ValidationError, SafetensorError, ConfigError,
-)  # fmt: skip
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a model was trained on, so that it can later be measured on what it has not seen.
+    """The training data of a model, so that it can later be evaluated on unseen pictures.
 
-    `identities` are short hashes of the names of the training identities.
+    Attributes:
+        source: path or name of the data.
+        fingerprint: SHA-256 of the data's table.
+        seed: random seed of the run.
+        data: settings of reading and splitting.
+        identities: `hash_identities` of the training identities.
     """
 
     source: str
@@ -48,135 +50,129 @@ class Origin:
     identities: tuple[str, ...]
 
 
+class ModelDescription(BaseModel):
+    """Contents of `model.json` in format 1."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal[1] = FORMAT
+    twinlens: str = __version__
+    picture: PictureSettings
+    model: ModelSettings
+    weights: str  # SHA-256 of model.safetensors
+    fingerprint: str
+    calibration: dict[str, Any] | None = None
+    origin: Origin | None = None
+
+
 @dataclass(frozen=True)
 class StoredModel:
-    """What a model's folder says of it, whole and of these weights; no network is built yet."""
+    """A model folder that was read and checked; its networks are not built yet."""
 
-    model: ModelSettings
-    picture: PictureSettings
-    fingerprint: str
-    calibration: dict[str, Any] | None
-    origin: Origin | None
     path: Path
+    description: ModelDescription
 
     @property
-    def weights(self) -> Path:
-        """The file of the encoder's and the comparator's weights, a prefix before each name."""
+    def weights_file(self) -> Path:
+        """Weights of encoder and comparator; each name begins with "encoder." or "comparator."."""
         return self.path / WEIGHTS
 
 
 def hash_identities(names: Sequence[str]) -> tuple[str, ...]:
-    """Short hashes of identity names, sorted: enough to recognise one, too little to read it."""
+    """Sorted short hashes of identity names: they reveal no name, but recognise it.
+
+    >>> hash_identities(["bob", "alice", "bob"])
+    ('230550268730', '9520f02d7dc8')
+    """
     # Folder names that are not UTF-8 reach Python as lone surrogates.
     encoded = {name.encode("utf-8", "surrogatepass") for name in names}
     return tuple(sorted(hashlib.blake2b(name, digest_size=6).hexdigest() for name in encoded))
 
 
 def model_folder(path: str | Path) -> Path:
-    """The model's own folder, for a model folder or for the run folder that holds it.
+    """The model folder at `path`, or inside the run folder `path`.
 
     Raises:
-        ModelError: there is no model.
+        ModelError: no model found.
     """
     path = Path(path)
     for folder in (path, path / "model"):
         if (folder / DESCRIPTION).is_file():
             return folder
-    found = "nothing is there" if not path.exists() else "it holds no model.json"
     for inner in sorted(path.glob(f"{GALLERY_MODELS}/*/{DESCRIPTION}")):
         raise ModelError(
-            f"{path} is a gallery, and a model is needed here: the gallery's own is {inner.parent}."
-            f" A gallery's threshold is found by `twinlens gallery calibrate {path}`, and"
-            " `twinlens identify` asks it"
+            f"{path} is a gallery, not a model; its model is {inner.parent}. `twinlens gallery "
+            f"calibrate {path}` sets a gallery's threshold, and `twinlens identify` queries it"
         )
+    reason = "it holds no model.json" if path.exists() else "nothing is there"
     raise ModelError(
-        f"{path} is no model: {found}. Give the run folder of `twinlens train`, or its `model`."
+        f"{path} is not a model: {reason}. Give the run folder of `twinlens train`, or its `model`."
     )
 
 
 def read_stored_model(path: str | Path) -> StoredModel:
-    """Read what a model folder, or the run folder around one, says, and check its files.
+    """Read and check a model folder, or the one inside a run folder.
 
     Raises:
         ModelError: no model, a damaged one, or one of a newer format.
     """
     folder = model_folder(path)
-    description = read_description(folder)
-    weights_file = folder / WEIGHTS
-    if not weights_file.is_file() or file_sha256(weights_file) != description.get("weights"):
-        raise ModelError(
-            f"the model {folder} is damaged: {WEIGHTS} is missing or is not the file that "
-            f"{DESCRIPTION} names. Copy the whole folder again, or train again."
-        )
-    fingerprint = description_fingerprint(description)
-    if description.get("fingerprint") != fingerprint:
-        raise ModelError(
-            f"the model {folder} is damaged: {DESCRIPTION} was changed after it was written, and "
-            "its embeddings would be another model's. Copy the whole folder again."
-        )
+    values = read_values(folder)
     try:
-        picture = PictureSettings.model_validate(description["picture"])
-        settings = ModelSettings.model_validate(description["model"])
-        origin = _origin(description.get("origin"))
-    except DAMAGES as error:
-        raise damaged(folder, error) from error
-    return StoredModel(
-        settings, picture, fingerprint, description.get("calibration"), origin, folder
-    )
+        description = ModelDescription.model_validate(values)
+    except ValidationError as error:
+        raise damaged_model(folder, f"{DESCRIPTION}: {validation_problems(error)}") from error
+    weights_file = folder / WEIGHTS
+    if not weights_file.is_file() or file_sha256(weights_file) != description.weights:
+        raise damaged_model(
+            folder, f"{WEIGHTS} is missing or is not the file that {DESCRIPTION} names"
+        )
+    if description.fingerprint != fingerprint_of(values):
+        raise damaged_model(
+            folder,
+            f"{DESCRIPTION} was changed after it was written, which would change the embeddings",
+        )
+    return StoredModel(folder, description)
 
 
-def part_of(weights: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The weights whose names begin so, by what follows: "encoder." or "comparator."."""
-    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """The contents of a model folder's `model.json`.
+def read_values(folder: Path) -> dict[str, Any]:
+    """`model.json` as it was written, of a format that this version reads.
 
     Raises:
-        ModelError: missing, damaged, or of a newer format.
+        ModelError: missing, no JSON object, or of a newer format.
     """
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        version = int(description["format"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"the model {folder} is damaged: {DESCRIPTION}: {error}") from error
-    if version > FORMAT:
+        values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged_model(folder, f"{DESCRIPTION}: {error}") from error
+    if not isinstance(values, dict):
+        raise damaged_model(folder, f"{DESCRIPTION} holds no JSON object")
+    version = values.get("format")
+    if isinstance(version, int) and version > FORMAT:
         raise ModelError(
-            f"the model {folder} has format {version}, and this twinlens "
-            f"{__version__} reads up to {FORMAT}: upgrade twinlens"
+            f"the model {folder} has format {version}, and twinlens {__version__} reads formats up "
+            f"to {FORMAT}: upgrade twinlens"
         )
-    return dict(description)
+    return values
 
 
-def damaged(folder: Path, error: Exception) -> ModelError:
-    """The error for a model folder whose contents are invalid."""
-    line = " ".join(str(error).split())
-    return ModelError(f"the model {folder} is damaged: {line}")
+def damaged_model(folder: Path, problem: str) -> ModelError:
+    """The error for a model folder with invalid contents."""
+    return ModelError(f"the model {folder} is damaged: {' '.join(problem.split())}. {COPY_AGAIN}")
 
 
-def origin_as_json(origin: Origin | None) -> dict[str, Any] | None:
-    """The JSON form of an origin."""
-    if origin is None:
-        return None
-    return asdict(origin) | {"data": origin.data.model_dump(mode="json")}
+def tensors_under(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """The tensors whose names begin with `prefix`, under the rest of their names.
+
+    >>> tensors_under({"encoder.head.0.bias": 1, "comparator.bias": 2}, "encoder.")
+    {'head.0.bias': 1}
+    """
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _origin(found: dict[str, Any] | None) -> Origin | None:
-    if found is None:
-        return None
-    return Origin(
-        source=str(found["source"]),
-        fingerprint=str(found["fingerprint"]),
-        seed=int(found["seed"]),
-        data=DataSettings.model_validate(found["data"]),
-        identities=tuple(found["identities"]),
-    )
-
-
-def description_fingerprint(description: dict[str, Any]) -> str:
-    """16 hex digits over the weights and everything else that decides an embedding."""
-    parts = {key: description.get(key) for key in ("picture", "model", "weights")}
+def fingerprint_of(values: Mapping[str, Any]) -> str:
+    """16 hex digits over all that decides an embedding: picture, model and weights as written."""
+    parts = {key: values.get(key) for key in ("picture", "model", "weights")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
