@@ -3,8 +3,8 @@
     python examples/omniglot_trials.py all_runs.zip trials/
     twinlens evaluate runs/omniglot --trials trials/trials.csv
 
-Each run shows 20 characters of one alphabet once, and asks for each of 20 other drawings which of
-the 20 it is (Lake, Salakhutdinov, Tenenbaum 2015, doi 10.1126/science.aab3050). `all_runs.zip` is
+A run has one drawing of each of 20 characters of one alphabet as candidates, and 20 other drawings
+of them as probes (Lake, Salakhutdinov, Tenenbaum 2015, doi 10.1126/science.aab3050). `all_runs.zip` is
 from https://github.com/brendenlake/omniglot (one-shot-classification).
 """
 
@@ -21,7 +21,7 @@ NUM_RUNS = 20
 def read_trials(folder: Path) -> list[tuple[str, str, str, int, str]]:
     """(trial, probe, candidate, same, cluster) of every run, with paths below `folder`.
 
-    The cluster is the run: its trials share their candidates, so an interval redraws it whole.
+    The cluster is the run: its trials share their candidates, so the bootstrap resamples whole runs.
     """
     rows = []
     for run in range(1, NUM_RUNS + 1):
@@ -32,8 +32,8 @@ def read_trials(folder: Path) -> list[tuple[str, str, str, int, str]]:
                 continue
             probe, answer = line.split()
             for candidate in candidates:
-                shown = f"{name}/training/{candidate}"
-                rows.append((probe, probe, shown, int(shown == answer), name))
+                path = f"{name}/training/{candidate}"
+                rows.append((probe, probe, path, int(path == answer), name))
     return rows
 
 
