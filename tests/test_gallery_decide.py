@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from twinlens.gallery.decide import Threshold, decide
-from twinlens.gallery.search import Near
+from twinlens.gallery.search import RankedIdentity
 from twinlens.measure.bootstrap import Figure
 from twinlens.measure.open_set_calibration import OpenSetCalibration
 from twinlens.measure.probability import Platt
@@ -20,8 +20,8 @@ CALIBRATION = OpenSetCalibration(
 OWN = Threshold(0.5, "gallery", 0.1)
 
 
-def near(*distances: float) -> list[Near]:
-    return [Near(f"person {n}", d, f"{n}.png") for n, d in enumerate(distances)]
+def near(*distances: float) -> list[RankedIdentity]:
+    return [RankedIdentity(f"person {n}", d, f"{n}.png") for n, d in enumerate(distances)]
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,10 @@ def test_probabilities_are_of_the_distance_and_candidates_are_cut() -> None:
 
 def test_long_and_odd_names_are_shown_short_and_given_whole() -> None:
     name = "line\nbreak" + "x" * 4000
-    answer = decide([Near(name, 0.1, ""), Near("b", 0.4, "")], 5, OWN, CALIBRATION)
+    answer = decide(
+        [RankedIdentity(name, 0.1, ""), RankedIdentity("b", 0.4, "")], 5, OWN, CALIBRATION
+    )
     assert answer.identity == name
-    nobody = decide([Near(name, 0.9, "")], 5, OWN, CALIBRATION)
+    nobody = decide([RankedIdentity(name, 0.9, "")], 5, OWN, CALIBRATION)
     assert len(nobody.reason) < 300
     assert "\n" not in nobody.reason

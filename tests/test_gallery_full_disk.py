@@ -55,7 +55,7 @@ def enrol(gallery: Gallery, identity: str, num: int, seed: int) -> np.ndarray:
     gallery.enrol_embeddings(
         emb, [identity] * num, fingerprint=gallery.fingerprint, path=paths, hash=names
     )
-    return gallery.prepared(emb)
+    return gallery.core.prepared(emb)
 
 
 def content(gallery: Gallery) -> dict[str, tuple[str, str, bytes]]:

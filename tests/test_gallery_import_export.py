@@ -21,7 +21,7 @@ from test_matcher import make_matcher
 from twinlens.commands.embed import embed
 from twinlens.data.folders import read_table
 from twinlens.errors import DataError, GalleryError
-from twinlens.gallery.enrol import Skipped
+from twinlens.gallery.enrol import SkippedPicture
 from twinlens.gallery.gallery import Gallery
 from twinlens.match.matcher import Matcher
 
@@ -49,7 +49,9 @@ def test_one_vector_under_two_names_is_the_firsts(gallery: Gallery) -> None:
     emb = vectors_for(gallery, 2)
     found = enrol(gallery, emb[[0, 0, 1, 0]], ["anna", "ben", "ben", "anna"])
     assert (found.num_new, found.num_known, found.num_identities) == (2, 1, 2)
-    assert found.skipped == (Skipped("row 2", "this very picture is enrolled already, as 'anna'"),)
+    assert found.skipped == (
+        SkippedPicture("row 2", "this very picture is enrolled already, as 'anna'"),
+    )
     assert gallery.identities() == {"anna": 1, "ben": 1}
 
 
@@ -128,7 +130,7 @@ def test_lists_of_any_kind_are_read(gallery: Gallery, tmp_path: Path, kind: pa.D
     assert gallery.import_file(written(with_column(table, "embedding", lists), tmp_path)).num_new
     stored = np.array(gallery.store.find()["vector"].to_pylist())
     np.testing.assert_allclose(
-        stored, gallery.prepared(vectors_for(gallery, 3)), rtol=1e-6, atol=1e-7
+        stored, gallery.core.prepared(vectors_for(gallery, 3)), rtol=1e-6, atol=1e-7
     )
 
 
@@ -158,8 +160,8 @@ def test_forgeries_are_nobodys_templates(gallery: Gallery, tmp_path: Path) -> No
     found = gallery.import_file(written(table, tmp_path))
     reason = "a forgery, which is nobody's template"
     assert found.skipped == (
-        Skipped("/p/1.png", reason), Skipped("row 3", reason),
-        Skipped("row 6", "this very picture is enrolled already, as 'p0'"),
+        SkippedPicture("/p/1.png", reason), SkippedPicture("row 3", reason),
+        SkippedPicture("row 6", "this very picture is enrolled already, as 'p0'"),
     )  # fmt: skip
     assert (found.num_new, found.num_known, found.num_identities) == (3, 0, 3)
     assert gallery.identities() == {"p0": 1, "p3": 1, "p4": 1}
@@ -286,7 +288,7 @@ def test_what_has_the_path_of_a_missing_one_stays(
     hits = gallery.search(file, k=1)
     found = gallery.rebuild(make_matcher(tmp_path / "m", "grey"), drop_missing=True)
     assert found.num_templates == 1
-    assert found.missing == (Skipped(str(file), "it was changed since it was enrolled"),)
+    assert found.missing == (SkippedPicture(str(file), "it was changed since it was enrolled"),)
     assert [hit.hash for hit in Gallery.open(gallery.place).search(file)] == [hits[0].hash]
 
 

@@ -64,21 +64,21 @@ def test_a_measurement_without_its_index_is_told(gallery: Gallery) -> None:
 
 
 def test_when_an_index_is_wanted(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not gallery.wants_index()
+    assert not gallery.needs_index()
     monkeypatch.setattr("twinlens.gallery.search.EXACT_BYTES", 0)  # Too large for memory.
-    assert gallery.wants_index()
+    assert gallery.needs_index()
     gallery.store.make_index(3)  # And killed before it was measured.
     assert gallery.store.num_unindexed() == 0
-    assert gallery.wants_index()
+    assert gallery.needs_index()
     gallery.optimize(partitions=3)
-    assert not gallery.wants_index()
+    assert not gallery.needs_index()
     enrol(gallery, batch(7, 10))
-    assert not gallery.wants_index()
+    assert not gallery.needs_index()
     enrol(gallery, batch(8, 10))
-    assert gallery.wants_index()
+    assert gallery.needs_index()
     gallery.optimize(partitions=3)
     gallery.store.make_index(0)
-    assert gallery.wants_index()
+    assert gallery.needs_index()
 
 
 def test_too_many_for_memory_and_no_index_is_told(

@@ -39,7 +39,7 @@ Templates = dict[str, Template]
 
 def templates_of(new: Batch, gallery: Gallery) -> Templates:
     said = [json.dumps(one, separators=(",", ":")) for one in new.metadata]
-    emb = gallery.prepared(new.emb)
+    emb = gallery.core.prepared(new.emb)
     return {
         name: (new.identity, path, row.tobytes(), more)
         for name, path, row, more in zip(new.hash, new.path, emb, said, strict=True)

@@ -47,7 +47,7 @@ def loop(gallery: Gallery, emb: np.ndarray, names: list[str], probe: np.ndarray,
     compare = gallery.matcher.comparison.pairwise
     found = []
     for name in sorted(set(names)):
-        own = gallery.prepared(emb[[n == name for n in names]])
+        own = gallery.core.prepared(emb[[n == name for n in names]])
         own = own.mean(axis=0, keepdims=True) if rule == "mean" else own
         found.append((min(float(compare(probe[None], row[None])[0]) for row in own), name))
     return sorted(found)
@@ -58,7 +58,7 @@ def loop(gallery: Gallery, emb: np.ndarray, names: list[str], probe: np.ndarray,
 def test_identities_in_memory_are_the_loops(tmp_path: Path, comparator: str, rule: str) -> None:
     gallery, emb, names = filled(tmp_path, comparator)
     for probe in np.random.default_rng(1).normal(size=(5, DIM)).astype(np.float32):
-        found = gallery.lookup.identities(gallery.prepared(probe[None])[0], rule, 4, None,
+        found = gallery.lookup.identities(gallery.core.prepared(probe[None])[0], rule, 4, None,
                                           in_memory=True)  # fmt: skip
         expected = loop(gallery, emb, names, probe, rule)[:4]
         assert [one.identity for one in found] == [name for _, name in expected]
@@ -78,7 +78,7 @@ def test_index_and_scan_answer_as_memory_does(
         gallery.store.make_index(4)
     nprobes = 4 if indexed else None
     for probe in np.random.default_rng(2).normal(size=(5, DIM)).astype(np.float32):
-        probe = gallery.prepared(probe[None])[0]
+        probe = gallery.core.prepared(probe[None])[0]
         memory = gallery.lookup.identities(probe, rule, 5, None, in_memory=True)
         disk = gallery.lookup.identities(probe, rule, 5, nprobes, in_memory=False)
         assert [(one.identity, one.path) for one in disk] == [
@@ -96,7 +96,7 @@ def test_a_shortlist_grows_until_it_holds_enough_identities(
     gallery, emb, _ = filled(tmp_path)
     crowd = np.tile(emb[0], (40, 1)) + np.linspace(0, 1e-3, 40)[:, None].astype(np.float32)
     gallery.enrol_embeddings(crowd, ["id 00"] * 40, fingerprint=gallery.fingerprint)
-    found = gallery.lookup.identities(gallery.prepared(emb[:1])[0], "nearest", 12, None,
+    found = gallery.lookup.identities(gallery.core.prepared(emb[:1])[0], "nearest", 12, None,
                                       in_memory=False)  # fmt: skip
     assert len({one.identity for one in found}) == 12
     assert found[0].identity == "id 00"

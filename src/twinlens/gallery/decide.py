@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from twinlens.gallery.search import Near
+from twinlens.gallery.search import RankedIdentity
 from twinlens.match.answers import Candidate, IdentifyAnswer
 from twinlens.measure.error_rates import matches
 from twinlens.measure.open_set_calibration import OpenSetCalibration, margins
@@ -37,7 +37,10 @@ class Threshold:
 
 
 def decide(
-    near: Sequence[Near], k: int, threshold: Threshold, open_set: OpenSetCalibration | None
+    near: Sequence[RankedIdentity],
+    k: int,
+    threshold: Threshold,
+    open_set: OpenSetCalibration | None,
 ) -> IdentifyAnswer:
     """The answer for ranked identities, best first: at least two of them where there are two.
 
@@ -76,7 +79,7 @@ def decide(
 
 
 def _verdict(
-    near: Sequence[Near], threshold: float, open_set: OpenSetCalibration | None
+    near: Sequence[RankedIdentity], threshold: float, open_set: OpenSetCalibration | None
 ) -> tuple[Verdict, str]:
     if not near:
         return "nobody", "the gallery is empty"

@@ -29,13 +29,14 @@ from twinlens.data.decode import open_picture, to_array
 from twinlens.data.folders import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import GalleryError, PictureError
+from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.store import schema
 
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
 
-__all__ = ["Enrolled", "Enrolment", "Skipped", "Source", "check_identity", "digest", "forgery",
-           "make_rows", "read_labelled", "read_source", "sources_of", "taken", "text"]  # fmt: skip
+__all__ = ["EnrolResult", "Enrolment", "SkippedPicture", "Source", "check_identity", "digest",
+           "forgery", "make_rows", "read_labelled", "read_source", "sources_of", "taken", "text"]  # fmt: skip
 
 AT_ONCE = 256
 THREADS = 4
@@ -46,7 +47,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedPicture:
     """A picture that was left out."""
 
     path: str
@@ -54,7 +55,7 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Enrolled:
+class EnrolResult:
     """What became of pictures that were to be enrolled.
 
     Attributes:
@@ -66,7 +67,7 @@ class Enrolled:
 
     num_new: int
     num_known: int
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[SkippedPicture, ...]
     num_identities: int
 
     def as_json(self) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def read_labelled(
 
 def sources_of(
     table: ImageTable, metadata: Mapping[str, Any]
-) -> tuple[list[Source], list[Skipped]]:
+) -> tuple[list[Source], list[SkippedPicture]]:
     """The pictures of a table, and those that are no templates: forgeries are nobody's."""
     sources, skipped = [], []
     for row in range(len(table)):
@@ -172,14 +173,14 @@ def text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def forgery(path: str) -> Skipped:
+def forgery(path: str) -> SkippedPicture:
     """A picture that only imitates the identity that it is filed under."""
-    return Skipped(path, "a forgery, which is nobody's template")
+    return SkippedPicture(path, "a forgery, which is nobody's template")
 
 
-def taken(path: str, owner: str) -> Skipped:
+def taken(path: str, owner: str) -> SkippedPicture:
     """A picture that is enrolled as somebody else's."""
-    return Skipped(path, f"this very picture is enrolled already, as {owner[:80]!r}")
+    return SkippedPicture(path, f"this very picture is enrolled already, as {owner[:80]!r}")
 
 
 def digest(content: bytes) -> str:
@@ -246,19 +247,10 @@ class Enrolment:
         identities: names of the new and the known.
     """
 
-    def __init__(
-        self,
-        matcher: Matcher,
-        owners: Callable[[Sequence[str]], dict[str, str]],
-        embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
-        *,
-        keep_thumbnails: bool,
-    ) -> None:
-        """`owners` tells whose the enrolled ones of some hashes are; `embed` makes vectors."""
-        self._matcher, self._owners, self._keep = matcher, owners, keep_thumbnails
-        self._embed = embed
+    def __init__(self, core: GalleryCore, *, keep_thumbnails: bool) -> None:
+        self._core, self._matcher, self._keep = core, core.matcher, keep_thumbnails
         self.num_known = 0
-        self.skipped: list[Skipped] = []
+        self.skipped: list[SkippedPicture] = []
         self.identities: set[str] = set()
 
     def rows(self, sources: Sequence[Source], progress: Progress | None) -> Iterator[pa.Table]:
@@ -272,41 +264,41 @@ class Enrolment:
                 fresh, again = self._fresh(pool.map(_hashed, batch), batch)
                 kept: dict[str, tuple[Source, _Read]] = {}
                 for name, read in zip(fresh, pool.map(self._read, fresh.values()), strict=True):
-                    if isinstance(read, Skipped):
+                    if isinstance(read, SkippedPicture):
                         self.skipped.append(read)
                         # Copies of a broken file are broken too, and known to nobody.
-                        copies = [Skipped(s.path, read.reason) for s in again.pop(name, [])]
+                        copies = [SkippedPicture(s.path, read.reason) for s in again.pop(name, [])]
                         self.skipped.extend(copies)
                     else:
                         kept[name] = fresh[name], read
                 for name, sources_again in again.items():
                     for source in sources_again:
-                        self._meet(source, fresh[name].identity)
+                        self._count_known(source, fresh[name].identity)
                 if kept:
                     yield self._rows(kept)
                 if progress is not None:
                     progress(start + len(batch), len(sources))
 
     def _fresh(
-        self, hashes: Iterable[str | Skipped], batch: Sequence[Source]
+        self, hashes: Iterable[str | SkippedPicture], batch: Sequence[Source]
     ) -> tuple[dict[str, Source], dict[str, list[Source]]]:
         """By their hashes, those that are not enrolled, and what comes again in the batch."""
         found = list(zip(hashes, batch, strict=True))
-        owners = self._owners([name for name, _ in found if isinstance(name, str)])
+        owners = self._core.owners([name for name, _ in found if isinstance(name, str)])
         fresh: dict[str, Source] = {}
         again: dict[str, list[Source]] = {}
         for name, source in found:
-            if isinstance(name, Skipped):
+            if isinstance(name, SkippedPicture):
                 self.skipped.append(name)
             elif name in owners:
-                self._meet(source, owners[name])
+                self._count_known(source, owners[name])
             elif name in fresh:
                 again.setdefault(name, []).append(source)
             else:
                 fresh[name] = source
         return fresh, again
 
-    def _meet(self, source: Source, owner: str) -> None:
+    def _count_known(self, source: Source, owner: str) -> None:
         """Count a picture that is enrolled already."""
         if owner == source.identity:
             self.num_known += 1
@@ -314,13 +306,13 @@ class Enrolment:
         else:
             self.skipped.append(taken(source.path, owner))
 
-    def _read(self, source: Source) -> _Read | Skipped:
+    def _read(self, source: Source) -> _Read | SkippedPicture:
         try:
             content = source.content()
             pixels = read_source(self._matcher, source, content)
             return _Read(pixels, self._thumbnail(source, content) if self._keep else None)
         except PictureError as error:
-            return Skipped(source.path, error.reason)
+            return SkippedPicture(source.path, error.reason)
 
     def _thumbnail(self, source: Source, content: bytes) -> bytes:
         if source.pixels is not None:
@@ -333,11 +325,16 @@ class Enrolment:
         picture.save(stream, "JPEG", quality=85)
         return stream.getvalue()
 
+    def _embedded(self, pixels_NCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+        from twinlens.model.encoder import embed_pixels
+
+        return self._core.prepared(embed_pixels(self._matcher.bundle.encoder, pixels_NCHW))
+
     def _rows(self, kept: Mapping[str, tuple[Source, _Read]]) -> pa.Table:
         sources, read = zip(*kept.values(), strict=True)
         self.identities.update(source.identity for source in sources)
         return make_rows(
-            self._embed(np.stack([one.pixels for one in read])),
+            self._embedded(np.stack([one.pixels for one in read])),
             [source.identity for source in sources],
             [source.path for source in sources],
             list(kept),
@@ -352,8 +349,8 @@ class _Read:
     thumbnail: bytes | None
 
 
-def _hashed(source: Source) -> str | Skipped:
+def _hashed(source: Source) -> str | SkippedPicture:
     try:
         return digest(source.content())
     except PictureError as error:
-        return Skipped(source.path, error.reason)
+        return SkippedPicture(source.path, error.reason)

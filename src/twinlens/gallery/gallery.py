@@ -1,8 +1,8 @@
-"""Gallery: known identities in one folder; who is this, or nobody of them?
+"""Gallery: enrolled identities in one folder; identify a picture, or answer "nobody".
 
 New identities need no training: a gallery embeds their pictures with the model whose copy it
 carries. Small galleries are searched exactly, in memory; large ones by the index that `optimize`
-builds. Torch is loaded when the first picture is embedded, and not for vectors.
+builds. Torch is loaded when the first picture is embedded, and never for vectors.
 
 Shapes: N pictures, M templates, D dimensions, K answers.
 """
@@ -10,90 +10,70 @@ Shapes: N pictures, M templates, D dimensions, K answers.
 from __future__ import annotations
 
 import json
-import math
-import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from twinlens.data.download import cache_folder, whole_folder
 from twinlens.data.table import ImageTable
-from twinlens.errors import CalibrationError, GalleryError, unknown_name
-from twinlens.gallery import import_export as transfer
-from twinlens.gallery import index as indexing
-from twinlens.gallery import maintain as upkeep
-from twinlens.gallery import migrate as rebuilding
+from twinlens.errors import GalleryError
+from twinlens.gallery import import_export, index, maintain, migrate
+from twinlens.gallery.conditions import condition_of, explain_cast
+from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.decide import Threshold, decide
 from twinlens.gallery.enrol import (
-    Enrolled,
     Enrolment,
-    Skipped,
+    EnrolResult,
+    SkippedPicture,
     Source,
     check_identity,
-    digest,
-    make_rows,
     read_labelled,
     sources_of,
     text,
 )
-from twinlens.gallery.location import is_remote
-from twinlens.gallery.search import Lookup, Near
-from twinlens.gallery.settings import MODEL_FILES, State, model_files, new_settings, read_state
+from twinlens.gallery.results import TemplateList
+from twinlens.gallery.search import Lookup, RankedIdentity
+from twinlens.gallery.settings import GalleryState, model_files, new_settings
 from twinlens.gallery.snapshot import vectors
 from twinlens.gallery.store import Store, quoted
 from twinlens.match.answers import Hit, IdentifyAnswer
-from twinlens.measure.distances import PLAIN, PlainComparison
 from twinlens.measure.open_set_calibration import OpenSetCalibration
-from twinlens.measure.pairs import Comparison
 
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher, Picture
 
 __all__ = ["Gallery"]
 
-AT_ONCE = 50_000
-"""Embeddings that one commit takes."""
-
-MOST_LATE = 0.2
-"""The share of templates younger than the index from which it is worth building anew."""
-
-FOUND_COLUMNS = ("path", "identity", "time", "metadata", "hash")
-KEY = re.compile(r"""\b(?i:metadata)\.(?:(\w+)|"([^"']+)")""")
-IN_QUOTES = re.compile(r"('(?:[^']|'')*')")
+TEMPLATE_COLUMNS = ("identity", "path", "time", "metadata", "hash")
 
 Progress = Callable[[int, int], None]
 Floats = NDArray[np.float32]
 
 
 class Gallery:
-    """Templates of known identities.
+    """Templates of enrolled identities.
 
     Several processes may use one at the same time; a `Gallery` may be shared by threads.
 
+    Example:
+        >>> import twinlens
+        >>> gallery = twinlens.Gallery.create("people", "runs/faces")  # doctest: +SKIP
+        >>> gallery.enrol_files("anna", ["anna1.jpg", "anna2.jpg"])  # doctest: +SKIP
+        >>> gallery.identify("unknown.jpg").identity  # doctest: +SKIP
+        'anna'
+
     Attributes:
-        place: the folder, or the address in an object store.
-        fingerprint: of the model; vectors of another one are refused.
+        place: folder, or address in an object store.
+        fingerprint: fingerprint of the model; vectors of another model are refused.
         dim: D.
     """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._lock = threading.Lock()
-        self._state: State | None = None
-        settings = store.settings()
-        self.place = store.place
-        self.fingerprint = str(settings.get("fingerprint"))
-        self.state()
-        self.dim = store.dim
-        name = settings["comparator"]
-        self._plain = PlainComparison(name, settings["scale"]) if name in PLAIN else None
-        self._lookup = Lookup(store, self._plain, self._learned)
+        self.core = GalleryCore(store)
+        self.place, self.fingerprint = self.core.place, self.core.fingerprint
+        self.dim = self.core.dim
 
     @classmethod
     def create(
@@ -103,30 +83,29 @@ class Gallery:
         *,
         options: Mapping[str, str] | None = None,
     ) -> Gallery:
-        """A new, empty gallery, which carries a copy of the model.
+        """Create an empty gallery, which carries a copy of the model.
 
         Args:
-            place: a folder that is not there or is empty, or an address such as `s3://bucket/faces`.
-            model: a model's folder or a run's, or a loaded one.
-            options: how to reach the object store, Lance's `storage_options`.
+            place: new or empty folder, or an address such as `s3://bucket/faces`.
+            model: model folder, run folder, or a loaded model.
+            options: Lance's `storage_options` for the object store.
         Raises:
             ModelError: no model.
-            GalleryError: something is there already, or it cannot be written.
+            GalleryError: the place is not empty, or cannot be written.
         """
         from twinlens.match.matcher import Matcher
 
         matcher = model if isinstance(model, Matcher) else Matcher.load(model)
         dim = matcher.bundle.encoder.model_settings.embedding
         files = model_files(matcher)
-        store = Store.create(place, dim, new_settings(matcher), files, options=options)
-        return cls(store)
+        return cls(Store.create(place, dim, new_settings(matcher), files, options=options))
 
     @classmethod
     def open(cls, place: str | Path, *, options: Mapping[str, str] | None = None) -> Gallery:
-        """A gallery that is there.
+        """Open an existing gallery.
 
         Raises:
-            GalleryError: it is not, is damaged, or is of a newer format.
+            GalleryError: missing, damaged, or of a newer format.
         """
         return cls(Store.open(place, options=options))
 
@@ -134,76 +113,50 @@ class Gallery:
         return f"Gallery({self.place!r}, {len(self)} templates, model {self.fingerprint})"
 
     def __len__(self) -> int:
-        return self.state().num_templates
+        return len(self.core)
 
     @property
     def store(self) -> Store:
         """The table of templates."""
-        return self._store
+        return self.core.store
 
     @property
     def lookup(self) -> Lookup:
-        """What finds the nearest."""
-        return self._lookup
+        """Nearest-neighbour search over the templates."""
+        return self.core.lookup
 
-    @cached_property
+    @property
     def matcher(self) -> Matcher:
         """The gallery's own copy of the model.
 
         Raises:
-            ModelError: it is damaged.
+            ModelError: the copy is damaged.
         """
-        from twinlens.match.matcher import Matcher
+        return self.core.matcher
 
-        folder = f"models/{self.fingerprint}"
-
-        def fetch(part: Path) -> None:
-            for name in MODEL_FILES:
-                self._store.fetch_file(f"{folder}/{name}", part / name)
-
-        local = Path(self.place) / folder
-        if is_remote(self.place):
-            local = whole_folder(cache_folder() / folder, fetch)
-        found = Matcher.load(local)
-        if found.fingerprint != self.fingerprint:
-            raise GalleryError(
-                f"{local} holds the model {found.fingerprint}, and the gallery {self.place} is of "
-                f"the model {self.fingerprint}: put that model's files back"
-            )
-        return found
-
-    def state(self) -> State:
-        """What the newest version says of itself."""
-        with self._lock:
-            version = self._store.version
-            if self._state is None or self._state.version != version:
-                found = read_state(self._store)
-                self.of_this_model(found.settings)
-                self._state = found
-            return self._state
-
-    def of_this_model(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings, if they are of the model that the gallery was opened with.
-
-        Raises:
-            GalleryError: it was rebuilt with another one since.
-        """
-        if settings["fingerprint"] != self.fingerprint:
-            raise GalleryError(
-                f"the gallery {self.place} has got another model since it was opened "
-                f"({settings['fingerprint']}, and not {self.fingerprint}): open it again"
-            )
-        return dict(settings)
+    def state(self) -> GalleryState:
+        """Settings and size of the newest version."""
+        return self.core.state()
 
     def identities(self) -> dict[str, int]:
         """Names, sorted, with the number of their templates."""
-        column = self._store.find(columns=["identity"])["identity"]
-        counts = column.value_counts().to_pylist()
-        return dict(sorted((one["values"], one["counts"]) for one in counts))
+        return self.core.identities()
 
-    def info(self) -> upkeep.GalleryInfo:
-        """What there is, in numbers."""
-        return upkeep.describe(self)
+    def templates(self, identity: str | None = None) -> TemplateList:
+        """The templates of one identity, or of all, by identity and path.
+
+        Raises:
+            GalleryError: no such identity.
+        """
+        where = None
+        if identity is not None:
+            self.core.require(identity)
+            where = f"identity = {quoted(identity)}"
+        return TemplateList.of(self.store.find(where, columns=TEMPLATE_COLUMNS))
+
+    def info(self) -> maintain.GalleryInfo:
+        """The gallery in numbers."""
+        return maintain.describe(self.core)
 
     # --- enrolling ---
 
@@ -215,20 +168,20 @@ class Gallery:
         metadata: Mapping[str, Any] | None = None,
         keep_thumbnails: bool = False,
         progress: Progress | None = None,
-    ) -> Enrolled:
+    ) -> EnrolResult:
         """Enrol labelled pictures: a folder of class folders, a manifest, a named set, or a table.
 
-        Each batch is safe once it is written, so that a run which was killed goes on where it was.
-        A manifest's further columns are kept as metadata.
+        Each batch is durable once it is written, so a killed run resumes where it stopped.
+        Further columns of a manifest become metadata.
 
         Args:
-            data: the pictures, all splits; forgeries are skipped.
-            root: where the copy of a named set lies.
-            metadata: said of each picture; text, numbers, truth.
-            keep_thumbnails: store a small picture of each as well.
-            progress: called with the pictures done and all.
+            data: pictures of all splits; forgeries are skipped.
+            root: folder of a named set's copy.
+            metadata: metadata of every picture: text, numbers, booleans.
+            keep_thumbnails: whether to store a small picture of each as well.
+            progress: callback with the pictures done and in all.
         Raises:
-            DataError: nothing there, or nothing that is understood.
+            DataError: nothing to read, or an unknown layout.
             GalleryError: the gallery cannot be written.
         """
         table = read_labelled(self.matcher, data, root)
@@ -243,8 +196,8 @@ class Gallery:
         metadata: Mapping[str, Any] | None = None,
         keep_thumbnails: bool = False,
         progress: Progress | None = None,
-    ) -> Enrolled:
-        """Enrol picture files of one identity, or a single one.
+    ) -> EnrolResult:
+        """Enrol one picture file or several, all of one identity; the rest as in `enrol`.
 
         Raises:
             GalleryError: an empty name, or the gallery cannot be written.
@@ -264,139 +217,60 @@ class Gallery:
         hash: Sequence[str] | None = None,
         metadata: Sequence[Mapping[str, Any]] | None = None,
         progress: Progress | None = None,
-    ) -> Enrolled:
-        """Enrol vectors that are there already, 50,000 in a commit.
+    ) -> EnrolResult:
+        """Enrol existing embeddings, 50,000 in a commit.
 
-        A hash that is enrolled as somebody else's is skipped, as such a picture would be; where
-        it has no path, it is named by its row, from 1.
+        A hash that is enrolled under another identity is skipped. If it has no path, it is
+        reported by its row, from 1.
 
         Args:
             emb_ND: embeddings by the gallery's model, shape (N, D).
             identity: N names.
-            fingerprint: of the model that made them.
-            path: where the pictures are; "" by default.
-            hash: what tells the pictures apart; that of each vector's bytes by default.
-            metadata: said of each.
-            progress: called with the rows done and all.
+            fingerprint: fingerprint of the model that made them.
+            path: N paths of the pictures; "" by default.
+            hash: N hashes that tell the pictures apart; of each vector's bytes by default.
+            metadata: N mappings.
+            progress: callback with the rows done and in all.
         Raises:
-            GalleryError: another model's, other lengths, numbers that are not finite, empty names.
+            GalleryError: another model, unequal lengths, non-finite values, empty names.
         """
-        num, arrivals = len(emb_ND), transfer.Arrivals(self)
-        for start in range(0, num, AT_ONCE):
-            part = slice(start, start + AT_ONCE)
-            rows = self.rows_of_embeddings(
-                emb_ND[part],
-                identity[part],
-                fingerprint,
-                None if path is None else path[part],
-                None if hash is None else hash[part],
-                None if metadata is None else metadata[part],
-            )
-            arrivals.add(rows)
-            if progress is not None:
-                progress(min(start + AT_ONCE, num), num)
-        return arrivals.enrolled()
-
-    def rows_of_embeddings(
-        self,
-        emb_ND: NDArray[Any],
-        identity: Sequence[str],
-        fingerprint: str,
-        path: Sequence[str] | None = None,
-        hash: Sequence[str] | None = None,
-        metadata: Sequence[Mapping[str, Any]] | None = None,
-    ) -> pa.Table:
-        """Rows of the store for vectors that are there already, see `enrol_embeddings`."""
-        emb = np.ascontiguousarray(emb_ND, dtype=np.float32)
-        num = len(emb)
-        self._check_vectors(emb, fingerprint)
-        names = [check_identity(name) for name in identity]
-        path = [""] * num if path is None else path
-        hash = [digest(row.tobytes()) for row in emb] if hash is None else hash
-        metadata = [{}] * num if metadata is None else metadata
-        if not num == len(names) == len(path) == len(hash) == len(metadata):
-            raise GalleryError(
-                f"found {num} embeddings, {len(names)} identities, {len(path)} paths, {len(hash)} "
-                f"hashes and {len(metadata)} metadata: as many of each are needed"
-            )
-        return make_rows(self.prepared(emb), names, path, hash, metadata)
-
-    def prepared(self, emb_ND: Floats) -> Floats:
-        """Embeddings as they are stored: of length 1 where only directions are compared."""
-        return emb_ND if self._plain is None else self._plain.prepared(emb_ND)
-
-    def embed(self, pictures: Picture | Sequence[Picture]) -> Floats:
-        """Embeddings of pictures by the gallery's model, shape (N, D)."""
-        found: Floats = self.matcher.embed(pictures)
-        return found
-
-    def owners(self, hashes: Sequence[str]) -> dict[str, str]:
-        """Whose the enrolled ones of some hashes are."""
-        if not hashes:
-            return {}
-        where = f"hash IN ({', '.join(map(quoted, hashes))})"
-        found = self._store.find(where, columns=["hash", "identity"])
-        return dict(zip(found["hash"].to_pylist(), found["identity"].to_pylist(), strict=True))
-
-    def enrolment(self, *, keep_thumbnails: bool = False) -> Enrolment:
-        """A run over pictures, which makes rows of those that are not enrolled."""
-        from twinlens.model.encoder import embed_pixels
-
-        encoder = self.matcher.bundle.encoder
-        return Enrolment(
-            self.matcher, self.owners, lambda pixels: self.prepared(embed_pixels(encoder, pixels)),
-            keep_thumbnails=keep_thumbnails,
-        )  # fmt: skip
-
-    def insert(self, rows: pa.Table) -> int:
-        """Add rows of this gallery's model, but for those whose hash is there; returns how many."""
-        return self._store.insert(rows, expected={"fingerprint": self.fingerprint})
+        return import_export.enrol_embeddings(
+            self.core, emb_ND, identity, fingerprint, path, hash, metadata, progress
+        )
 
     def _enrol(
         self,
         sources: Sequence[Source],
-        skipped: list[Skipped],
+        skipped: list[SkippedPicture],
         keep_thumbnails: bool,
         progress: Progress | None,
-    ) -> Enrolled:
-        upkeep.finish(self)
-        run = self.enrolment(keep_thumbnails=keep_thumbnails)
+    ) -> EnrolResult:
+        maintain.finish(self.core)
+        run = Enrolment(self.core, keep_thumbnails=keep_thumbnails)
         num_new = num_rows = 0
         for rows in run.rows(sources, progress):
-            self._check_vectors(vectors(rows["vector"]), self.fingerprint)
+            self.core.check_vectors(vectors(rows["vector"]), self.fingerprint)
             num_rows += len(rows)
-            num_new += self.insert(rows)
+            num_new += self.core.insert(rows)
         # What another writer enrolled meanwhile is known as well.
-        known = run.num_known + num_rows - num_new
-        return Enrolled(num_new, known, (*skipped, *run.skipped), len(run.identities))
-
-    def _check_vectors(self, emb_ND: Floats, fingerprint: str) -> None:
-        if fingerprint != self.fingerprint:
-            raise GalleryError(
-                f"these embeddings are of the model {fingerprint}, and the gallery {self.place} "
-                f"is of the model {self.fingerprint}: embed the pictures with the gallery's model, "
-                "or give the gallery the other one with `twinlens gallery rebuild`"
-            )
-        if emb_ND.ndim != 2 or emb_ND.shape[1] != self.dim:
-            raise GalleryError(
-                f"embeddings of shape {emb_ND.shape} were given; (N, {self.dim}) is needed"
-            )
-        if not np.isfinite(emb_ND).all():
-            raise GalleryError("some embeddings are not finite numbers: the model is broken")
+        num_known = run.num_known + num_rows - num_new
+        return EnrolResult(num_new, num_known, (*skipped, *run.skipped), len(run.identities))
 
     # --- answering ---
 
+    def embed(self, pictures: Picture | Sequence[Picture]) -> Floats:
+        """Embeddings of pictures by the gallery's model, shape (N, D)."""
+        return self.matcher.embed(pictures)
+
     def identify(self, picture: Picture, *, k: int = 5, far: float | None = None) -> IdentifyAnswer:
-        """Who a picture shows, or nobody.
+        """Identify a picture, or answer "nobody".
 
         Args:
-            picture: a path, a Pillow picture, an array or a tensor.
-            k: candidates to list.
-            far: the share of strangers that may be taken for somebody (the false positive
-                identification rate); that of the calibration by default.
+            picture: path, Pillow picture, array or tensor.
+            k: number of candidates to list.
+            far: false positive identification rate; the calibration's by default.
         Raises:
-            CalibrationError: neither the gallery nor its model is calibrated, or `far` is one that
-                the calibration cannot give.
+            CalibrationError: neither the gallery nor its model is calibrated, or not for `far`.
             PictureError: a file that cannot be read.
         """
         self.threshold(far)  # Before the work.
@@ -405,30 +279,25 @@ class Gallery:
     def identify_embedding(
         self, emb_D: NDArray[Any], *, k: int = 5, far: float | None = None
     ) -> IdentifyAnswer:
-        """As `identify`, for an embedding of shape (D,) by the gallery's model; without torch."""
+        """Identify an embedding of shape (D,) by the gallery's model; needs no torch."""
         _check_count(k)
         state = self.state()
-        threshold = self._threshold(state, far)
-        # The second one is needed to see whether the first stands out.
-        near = self._nearest(state, emb_D, max(k, 2))
-        return decide(near, k, threshold, state.open_set)
+        threshold = self.core.threshold(far, state)
+        # The second one shows whether the first stands out.
+        ranked = self.core.nearest(emb_D, max(k, 2), state)
+        return decide(ranked, k, threshold, state.open_set)
 
-    def nearest(self, emb_D: NDArray[Any], k: int) -> list[Near]:
-        """The k identities nearest to an embedding (D,), best first, without a verdict."""
-        return self._nearest(self.state(), emb_D, k)
-
-    def _nearest(self, state: State, emb_D: NDArray[Any], k: int) -> list[Near]:
-        return self._lookup.identities(
-            self._probe(emb_D), state.rule, k, state.nprobes, in_memory=self.is_in_memory(state)
-        )
+    def nearest(self, emb_D: NDArray[Any], k: int) -> list[RankedIdentity]:
+        """The k nearest identities to an embedding (D,), nearest first, without a verdict."""
+        return self.core.nearest(emb_D, k)
 
     def search(self, picture: Picture, *, k: int = 20, where: str | None = None) -> tuple[Hit, ...]:
-        """The enrolled pictures that are nearest to one.
+        """The k enrolled pictures nearest to a picture.
 
         Args:
-            picture: as for `identify`.
-            k: how many.
-            where: a condition in SQL on `identity`, `path`, `time` and `metadata.KEY`, such as
+            picture: path, Pillow picture, array or tensor.
+            k: number of hits.
+            where: SQL condition on `identity`, `path`, `time` and `metadata.KEY`, such as
                 `identity LIKE 'a%' AND metadata.camera = 'north'`.
         Raises:
             GalleryError: a condition that is not understood.
@@ -439,92 +308,61 @@ class Gallery:
     def search_embedding(
         self, emb_D: NDArray[Any], *, k: int = 20, where: str | None = None
     ) -> tuple[Hit, ...]:
-        """As `search`, for an embedding of shape (D,) by the gallery's model; without torch."""
+        """As `search`, for an embedding of shape (D,) by the gallery's model; needs no torch."""
         _check_count(k)
         state = self.state()
-        condition = None if where is None else condition_of(self._store, where)
+        condition = None if where is None else condition_of(self.store, where)
         try:
-            found = self._lookup.templates(
-                self._probe(emb_D), k, state.nprobes, where=condition,
-                in_memory=self.is_in_memory(state), columns=FOUND_COLUMNS,
+            rows = self.lookup.templates(
+                self.core.probe(emb_D), k, state.nprobes, where=condition,
+                in_memory=self.core.is_in_memory(state), columns=TEMPLATE_COLUMNS,
             )  # fmt: skip
         except GalleryError as error:
-            if "Cast error: " not in str(error):
-                raise
-            reason = str(error).rpartition("Cast error: ")[2]
-            raise GalleryError(
-                f"the condition {where!r} compares a number with metadata that is none ({reason}): "
-                "write it as text, such as metadata.room = '3', or with decimals, such as > 3.0"
-            ) from error
+            raise explain_cast(where, error) from error
         return tuple(
-            Hit(**{**row, "metadata": json.loads(row["metadata"])}) for row in found.to_pylist()
+            Hit(**{**row, "metadata": json.loads(row["metadata"])}) for row in rows.to_pylist()
         )
 
     def threshold(self, far: float | None = None) -> Threshold:
-        """Beyond which distance an answer is "nobody".
+        """The largest distance that identifies.
 
         Args:
-            far: the share of strangers that may be taken for somebody; the calibration's if None.
+            far: false positive identification rate; the calibration's by default.
         Raises:
-            CalibrationError: there is none, or none for that share.
+            CalibrationError: no calibration, or none for that rate.
         """
-        return self._threshold(self.state(), far)
+        return self.core.threshold(far)
 
-    def _threshold(self, state: State, far: float | None) -> Threshold:
-        if state.open_set is not None:
-            value = state.open_set.threshold if far is None else state.open_set.threshold_at(far)
-            return Threshold(value, "gallery", state.open_set.target_fpir if far is None else far)
-        if far is not None or state.pairs is None:
-            which = "" if far is None else f" for {far:g}"
-            raise CalibrationError(
-                f"the gallery {self.place} has no threshold{which} yet, so no distance means "
-                f"somebody: run `twinlens gallery calibrate {self.place}`"
-            )
-        # Each template is one more chance to be taken for somebody, though those of one identity
-        # are not independent: this is about the most that is to be expected.
-        expected = -math.expm1(state.num_templates * math.log1p(-state.pairs.target_far))
-        return Threshold(state.pairs.threshold, "pairs", expected)
+    # --- maintaining ---
 
-    # --- keeping ---
-
-    def erase(self, identity: str) -> upkeep.Receipt:
-        """Remove an identity, so that no file of the gallery holds anything of it.
+    def erase(self, identity: str) -> maintain.EraseReceipt:
+        """Erase an identity, so that no file of the gallery holds anything of it.
 
         Raises:
-            GalleryError: there is no such identity, or the gallery cannot be written.
+            GalleryError: no such identity, or the gallery cannot be written.
         """
-        return upkeep.erase(self, text(identity))
+        return maintain.erase(self.core, text(identity))
 
     def rename(self, old: str, new: str, *, merge: bool = False) -> int:
-        """Give an identity another name; returns the number of its templates.
+        """Rename an identity; returns the number of its templates.
 
         The old name may stay in older files until `optimize` or `erase`.
 
         Args:
-            old: the name that it has.
-            new: the name that it gets.
-            merge: whether `new` may be there already, and get these templates too.
+            old: present name.
+            new: new name.
+            merge: whether `new` may exist already, and receives these templates too.
         Raises:
-            GalleryError: there is no `old`, or there is a `new` and `merge` is not set.
+            GalleryError: no `old`, or `new` exists and `merge` is not set.
         """
         old, new = text(old), check_identity(new)
         if old == new:
-            num = self._store.count(f"identity = {quoted(old)}")
+            num = self.store.count(f"identity = {quoted(old)}")
         else:
-            num = self._store.rename(old, new, merge=merge)
+            num = self.store.rename(old, new, merge=merge)
         if not num:
-            self.require(old)
+            self.core.require(old)
         return num
-
-    def require(self, identity: str) -> None:
-        """Refuse a name that is not there.
-
-        Raises:
-            GalleryError: with names that are like it.
-        """
-        if not self._store.count(f"identity = {quoted(identity)}"):
-            names = [name[:80] for name in self.identities()]
-            raise GalleryError(unknown_name("identity", identity[:80], names))
 
     def optimize(
         self,
@@ -532,17 +370,21 @@ class Gallery:
         partitions: int | None = None,
         target_recall: float = 0.95,
         progress: Progress | None = None,
-    ) -> indexing.Optimized:
-        """Write small files together, build the index that a large gallery needs, and measure it.
+    ) -> index.OptimizeResult:
+        """Compact small files, build the index that a large gallery needs, and measure it.
 
         Args:
-            partitions: of the index, at most 256; chosen by the size by default. 0 for none.
-            target_recall: the least share of the true 10 nearest that the index has to find.
-            progress: called with the steps done and all.
+            partitions: partitions of the index, at most 256; 0 for none; by size by default.
+            target_recall: share of the true 10 nearest that the index has to find.
+            progress: callback with the steps done and in all.
         Raises:
             GalleryError: the gallery cannot be written.
         """
-        return indexing.optimize(self, partitions, target_recall, progress)
+        return index.optimize(self.core, partitions, target_recall, progress)
+
+    def needs_index(self) -> bool:
+        """Whether searching has become slow: too many templates outside memory and index."""
+        return index.needs_index(self.core)
 
     def calibrate(
         self,
@@ -554,27 +396,23 @@ class Gallery:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> OpenSetCalibration:
-        """Find the threshold beyond which an answer is "nobody", for this gallery and its size.
+        """Find and store the threshold for this gallery at its present size.
 
         Args:
-            data: labelled pictures to ask about, some of enrolled identities and some of
-                strangers; by default the gallery's own templates, each left out in turn.
-            fpir: the share of strangers that may be taken for somebody.
-            rule: how the templates of an identity are fused, see `measure.fusion`; by default the
-                rule that recognises most at that rate.
-            root: where the copy of a named set lies.
-            seed: draws probes and replicates.
-            progress: called with the probes done and all.
+            data: labelled probes, mated and non-mated; by default the gallery's own templates, each
+                left out in turn.
+            fpir: false positive identification rate: the share of strangers identified.
+            rule: fusion of an identity's templates, see `measure.fusion`; by default the rule with
+                the highest TPIR at that rate.
+            root: folder of a named set's copy.
+            seed: random seed for probes and bootstrap.
+            progress: callback with the probes done and in all.
         Raises:
-            CalibrationError: too few strangers for that rate.
-            ConfigError: an unknown rule, or a seed below 0.
+            CalibrationError: too few non-mated probes for that rate.
+            ConfigError: an unknown rule, or a negative seed.
             GalleryError: the gallery is empty, or cannot be written.
         """
-        found = upkeep.calibrate(self, data, fpir, rule, root, seed, progress)
-        self._store.change_settings(
-            lambda old: self.of_this_model(old) | {"open_set": found.as_json()}
-        )
-        return found
+        return maintain.calibrate(self.core, data, fpir, rule, root, seed, progress)
 
     def export(self, path: str | Path) -> int:
         """Write all templates to a Parquet file; returns how many.
@@ -583,16 +421,16 @@ class Gallery:
             DataError: the file cannot be written.
             GalleryError: the gallery cannot be read.
         """
-        return transfer.export(self, Path(path))
+        return import_export.export(self.core, Path(path))
 
-    def import_file(self, path: str | Path, *, progress: Progress | None = None) -> Enrolled:
-        """Enrol the rows of a file that `export` or `twinlens embed` wrote; forgeries are skipped.
+    def import_file(self, path: str | Path, *, progress: Progress | None = None) -> EnrolResult:
+        """Enrol the rows of a file from `export` or `twinlens embed`; forgeries are skipped.
 
         Raises:
-            GalleryError: no such file, another model's, or columns that are missing or hold what
-                is not understood. What was read before stays enrolled.
+            GalleryError: no such file, another model, or missing or ill-typed columns. Rows
+                imported before the error stay enrolled.
         """
-        return transfer.import_file(self, Path(path), progress)
+        return import_export.import_file(self.core, Path(path), progress)
 
     def rebuild(
         self,
@@ -600,69 +438,24 @@ class Gallery:
         *,
         drop_missing: bool = False,
         progress: Progress | None = None,
-    ) -> rebuilding.Rebuilt:
-        """Embed all pictures again, with another model, from the paths that are stored.
+    ) -> migrate.RebuildResult:
+        """Embed all pictures again, with another model, from their stored paths.
 
-        Whoever has the gallery open has to open it again, this object too.
+        Everyone who has the gallery open must open it again, this object included.
 
         Args:
-            model: the new one.
-            drop_missing: whether templates whose picture is gone may be left out.
-            progress: called with the pictures done and all.
+            model: the new model.
+            drop_missing: whether to drop templates whose picture is gone.
+            progress: callback with the pictures done and in all.
         Raises:
-            GalleryError: pictures are missing or were changed and `drop_missing` is not set; the
-                gallery is as before.
+            GalleryError: pictures are missing or changed and `drop_missing` is not set; the gallery
+                is unchanged.
         """
-        return rebuilding.rebuild(self, model, drop_missing, progress)
-
-    def _learned(self) -> Comparison:
-        return self.matcher.comparison
-
-    def _probe(self, emb_D: NDArray[Any]) -> Floats:
-        emb_1D = np.asarray(emb_D, dtype=np.float32).reshape(1, -1)
-        self._check_vectors(emb_1D, self.fingerprint)
-        prepared: Floats = self.prepared(emb_1D)[0]
-        return prepared
-
-    def wants_index(self) -> bool:
-        """Whether so much is neither in memory nor in the index that searching has become slow."""
-        state = self.state()
-        if self._lookup.fits_memory(state.num_templates):
-            return False
-        if indexing.fitting(self._store.num_partitions(), state.index) is None:
-            return True
-        late = self._store.num_unindexed()
-        return late is None or late > MOST_LATE * state.num_templates
-
-    def is_in_memory(self, state: State) -> bool:
-        """Whether templates are compared exactly, in memory."""
-        return state.index is None and self._lookup.fits_memory(state.num_templates)
-
-
-def condition_of(store: Store, where: str) -> str:
-    """A user's condition as Lance understands it: `metadata.KEY` is a value in a JSON column.
-
-    A KEY of more than letters, digits and _ is written in double quotes: `metadata."my key"`.
-
-    Raises:
-        GalleryError: it is not understood.
-    """
-    parts = IN_QUOTES.split(where)  # Every other one is in quotes.
-    parts[::2] = [KEY.sub(r"json_get_string(metadata, '\1\2')", part) for part in parts[::2]]
-    condition = "".join(parts)
-    try:
-        store.find(condition, columns=["hash"], limit=0)
-    except GalleryError as error:
-        reason = str(error).split(": ", 1)[-1]
-        raise GalleryError(
-            f"the condition {where!r} is not understood: it is SQL on identity, path, time and "
-            f"metadata.KEY, such as \"identity = 'anna' AND metadata.year > 2020\" ({reason:.200})"
-        ) from error
-    return condition
+        return migrate.rebuild(self.core, model, drop_missing, progress)
 
 
 def _check_count(k: int) -> None:
     if not isinstance(k, int | np.integer):
-        raise GalleryError(f"k is {k!r}: a whole number is needed, of answers to give")
+        raise GalleryError(f"k must be a whole number of answers, found {k!r}")
     if k < 1:
-        raise GalleryError(f"k is {k}: at least 1 answer can be asked for")
+        raise GalleryError(f"k must be at least 1, found {k}")

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,14 +19,20 @@ from numpy.typing import NDArray
 
 from twinlens.errors import DataError, GalleryError
 from twinlens.files import replacing_file
-from twinlens.gallery.enrol import Enrolled, Skipped, digest, forgery, taken
+from twinlens.gallery.core import GalleryCore
+from twinlens.gallery.enrol import (
+    EnrolResult,
+    SkippedPicture,
+    check_identity,
+    digest,
+    forgery,
+    make_rows,
+    taken,
+)
 from twinlens.gallery.snapshot import vectors
 from twinlens.gallery.store import COLUMNS, schema
 
-if TYPE_CHECKING:
-    from twinlens.gallery.gallery import Gallery
-
-__all__ = ["Arrivals", "export", "import_file"]
+__all__ = ["enrol_embeddings", "export", "import_file"]
 
 FINGERPRINT = b"twinlens.fingerprint"
 AT_ONCE = 50_000
@@ -46,7 +52,7 @@ KINDS = {
 Progress = Callable[[int, int], None]
 
 
-def export(gallery: Gallery, path: Path) -> int:
+def export(core: GalleryCore, path: Path) -> int:
     """Write all templates to a Parquet file; returns how many.
 
     Raises:
@@ -54,10 +60,10 @@ def export(gallery: Gallery, path: Path) -> int:
         GalleryError: the gallery cannot be read.
     """
     columns = pa.schema(
-        [*(f for f in schema(gallery.dim) if f.name not in ("metadata", "vector", "thumbnail")),
-         ("metadata", pa.string()), ("embedding", pa.list_(pa.float32(), gallery.dim)),
+        [*(f for f in schema(core.dim) if f.name not in ("metadata", "vector", "thumbnail")),
+         ("metadata", pa.string()), ("embedding", pa.list_(pa.float32(), core.dim)),
          ("thumbnail", pa.large_binary())],
-        metadata={FINGERPRINT: gallery.fingerprint.encode()},
+        metadata={FINGERPRINT: core.fingerprint.encode()},
     )  # fmt: skip
 
     def write(table: Any) -> int | DataError:
@@ -68,7 +74,7 @@ def export(gallery: Gallery, path: Path) -> int:
         except DataError as error:
             return error  # Raised here the store would take it for its own.
 
-    found = gallery.store.read(write)
+    found = core.store.read(write)
     if isinstance(found, DataError):
         raise found
     return found
@@ -109,13 +115,13 @@ def _passed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         raise _UnreadError(error) from error
 
 
-class Arrivals:
+class EmbeddingImport:
     """Rows with vectors on their way into a gallery; counts as it goes."""
 
-    def __init__(self, gallery: Gallery) -> None:
-        self._gallery = gallery
+    def __init__(self, core: GalleryCore) -> None:
+        self._core = core
         self._num_rows = self._num_new = self._num_known = 0
-        self._skipped: list[Skipped] = []
+        self._skipped: list[SkippedPicture] = []
         self._identities: set[str] = set()
 
     def add(self, rows: pa.Table, forged_N: NDArray[np.bool_] | None = None) -> None:
@@ -126,13 +132,13 @@ class Arrivals:
             for row in np.flatnonzero(forged_N).tolist():
                 self._skipped.append(forgery(_named(rows, row, number_N)))
             rows, number_N = rows.filter(pa.array(~forged_N)), number_N[~forged_N]
-        num_new = self._gallery.insert(rows)
+        num_new = self._core.insert(rows)
         names = rows["identity"].to_pylist()
         # Asked only where some were not taken: it takes longer than to store them.
         owners: dict[str, str] = {}
         if num_new < len(rows):
             hashes = rows["hash"].to_pylist()
-            owners = self._gallery.owners(list(dict.fromkeys(hashes)))
+            owners = self._core.owners(list(dict.fromkeys(hashes)))
             owner_of = [owners.get(one, name) for one, name in zip(hashes, names, strict=True)]
             others = [row for row, name in enumerate(names) if owner_of[row] != name]
             for row in others:
@@ -142,9 +148,11 @@ class Arrivals:
         self._num_new += num_new
         self._num_known += len(names) - num_new
 
-    def enrolled(self) -> Enrolled:
+    def enrolled(self) -> EnrolResult:
         """What became of all rows."""
-        return Enrolled(self._num_new, self._num_known, tuple(self._skipped), len(self._identities))
+        return EnrolResult(
+            self._num_new, self._num_known, tuple(self._skipped), len(self._identities)
+        )
 
 
 def _named(rows: pa.Table, row: int, number_N: NDArray[np.int64]) -> str:
@@ -152,7 +160,61 @@ def _named(rows: pa.Table, row: int, number_N: NDArray[np.int64]) -> str:
     return path or f"row {number_N[row]}"
 
 
-def import_file(gallery: Gallery, path: Path, progress: Progress | None) -> Enrolled:
+def enrol_embeddings(
+    core: GalleryCore,
+    emb_ND: NDArray[Any],
+    identity: Sequence[str],
+    fingerprint: str,
+    path: Sequence[str] | None,
+    hash: Sequence[str] | None,
+    metadata: Sequence[Mapping[str, Any]] | None,
+    progress: Progress | None,
+) -> EnrolResult:
+    """Enrol existing embeddings; see `Gallery.enrol_embeddings`."""
+    num, arrivals = len(emb_ND), EmbeddingImport(core)
+    for start in range(0, num, AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        rows = _rows_of_embeddings(
+            core,
+            emb_ND[part],
+            identity[part],
+            fingerprint,
+            None if path is None else path[part],
+            None if hash is None else hash[part],
+            None if metadata is None else metadata[part],
+        )
+        arrivals.add(rows)
+        if progress is not None:
+            progress(min(start + AT_ONCE, num), num)
+    return arrivals.enrolled()
+
+
+def _rows_of_embeddings(
+    core: GalleryCore,
+    emb_ND: NDArray[Any],
+    identity: Sequence[str],
+    fingerprint: str,
+    path: Sequence[str] | None = None,
+    hash: Sequence[str] | None = None,
+    metadata: Sequence[Mapping[str, Any]] | None = None,
+) -> pa.Table:
+    """Rows of the store for existing embeddings."""
+    emb = np.ascontiguousarray(emb_ND, dtype=np.float32)
+    num = len(emb)
+    core.check_vectors(emb, fingerprint)
+    names = [check_identity(name) for name in identity]
+    path = [""] * num if path is None else path
+    hash = [digest(row.tobytes()) for row in emb] if hash is None else hash
+    metadata = [{}] * num if metadata is None else metadata
+    if not num == len(names) == len(path) == len(hash) == len(metadata):
+        raise GalleryError(
+            f"found {num} embeddings, {len(names)} identities, {len(path)} paths, {len(hash)} "
+            f"hashes and {len(metadata)} metadata: as many of each are needed"
+        )
+    return make_rows(core.prepared(emb), names, path, hash, metadata)
+
+
+def import_file(core: GalleryCore, path: Path, progress: Progress | None) -> EnrolResult:
     """Enrol the rows of a Parquet file; see `Gallery.import_file`."""
     try:
         file = pq.ParquetFile(path)
@@ -168,23 +230,23 @@ def import_file(gallery: Gallery, path: Path, progress: Progress | None) -> Enro
                 f"{path} has no {lacks}: give a file that `twinlens gallery export` or "
                 "`twinlens embed` wrote"
             )
-        return _import(gallery, file, path, fingerprint.decode("utf-8", "replace"), progress)
+        return _import(core, file, path, fingerprint.decode("utf-8", "replace"), progress)
 
 
 def _import(
-    gallery: Gallery, file: pq.ParquetFile, path: Path, fingerprint: str, progress: Progress | None
-) -> Enrolled:
+    core: GalleryCore, file: pq.ParquetFile, path: Path, fingerprint: str, progress: Progress | None
+) -> EnrolResult:
     total, done = file.metadata.num_rows, 0
-    arrivals = Arrivals(gallery)
+    arrivals = EmbeddingImport(core)
     # Another model's vectors may have another length as well, which would say less.
-    gallery.rows_of_embeddings(np.empty((0, gallery.dim)), [], fingerprint)
+    _rows_of_embeddings(core, np.empty((0, core.dim)), [], fingerprint)
     for rows in _read(file, path):
-        columns = _columns(rows, path, gallery.dim)
+        columns = _columns(rows, path, core.dim)
         paths = [_full(one) for one in columns["path"].to_pylist()]
         try:
             emb_ND = _embeddings(columns["embedding"])
-            found = gallery.rows_of_embeddings(
-                emb_ND, columns["identity"].to_pylist(), fingerprint, paths,
+            found = _rows_of_embeddings(
+                core, emb_ND, columns["identity"].to_pylist(), fingerprint, paths,
                 _hashes(columns, emb_ND), metadata=_metadata(columns),
             )  # fmt: skip
         except GalleryError as error:

@@ -1,4 +1,4 @@
-"""What keeps a gallery quick: few files, and an index whose recall was measured.
+"""Speed of a gallery: compaction, and an index whose recall is measured.
 
 Shapes: M templates, D dimensions, P probes, B templates of a batch, K = 10 nearest.
 """
@@ -9,20 +9,19 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from twinlens.errors import GalleryError
+from twinlens.gallery.core import GalleryCore
+from twinlens.gallery.settings import IndexMeasurement
 from twinlens.gallery.snapshot import vectors
-from twinlens.gallery.store import Cleared, Store
+from twinlens.gallery.store import CleanupResult, Store
 
-if TYPE_CHECKING:
-    from twinlens.gallery.gallery import Gallery
-
-__all__ = ["Optimized", "fitting", "optimize", "sweep"]
+__all__ = ["OptimizeResult", "measured_index", "needs_index", "optimize", "sweep"]
 
 MOST_PARTITIONS = 256
 """More of them lose the near ones: each then holds too few of its neighbours' templates."""
@@ -32,24 +31,27 @@ NUM_PROBES = 100
 NUM_STEPS = 4
 NPROBES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
+MAX_UNINDEXED = 0.2
+"""Share of templates younger than the index above which rebuilding it pays."""
+
 Progress = Callable[[int, int], None]
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Optimized:
-    """What `optimize` did.
+class OptimizeResult:
+    """Result of `optimize`.
 
     Attributes:
         num_templates: M.
         search: "exact" in memory, "index", or "scan" from disk: too many for memory and no index.
-        partitions: of the index.
-        nprobes: partitions that a search looks into: the fewest that reach the target.
-        recall: the share of the true 10 nearest of templates that a search finds; 1 without index.
-        milliseconds: the median of an identification, without embedding the picture.
-        num_versions: older states of the gallery that were removed.
-        num_bytes: of the files that were removed.
-        seconds: how long all took.
+        partitions: partitions of the index.
+        nprobes: partitions that a search reads: the fewest that reach the target recall.
+        recall: share of the true 10 nearest templates that a search finds; 1 without index.
+        milliseconds: median time of an identification, without embedding the picture.
+        num_versions: removed older versions of the gallery.
+        num_bytes: bytes of the removed files.
+        seconds: duration.
     """
 
     num_templates: int
@@ -67,10 +69,10 @@ class Optimized:
         return asdict(self)
 
     def as_text(self) -> str:
-        """What was done, in words."""
+        """The result in one line."""
         how = "exact search in memory"
         if self.search == "scan":
-            how = "no index, and too many for memory: each search reads all from disk, slowly"
+            how = "no index, and too many for memory: each search reads all templates from disk, slowly"
         elif self.search == "index":
             how = (
                 f"an index of {self.partitions} partitions, of which {self.nprobes} are searched; "
@@ -84,14 +86,16 @@ class Optimized:
 
 
 def optimize(
-    gallery: Gallery, partitions: int | None, target_recall: float, progress: Progress | None
-) -> Optimized:
+    core: GalleryCore, partitions: int | None, target_recall: float, progress: Progress | None
+) -> OptimizeResult:
     """Compact, index, measure and clear; see `Gallery.optimize`."""
     if partitions is not None and not 0 <= partitions <= MOST_PARTITIONS:
-        raise GalleryError(f"partitions is {partitions}: 0 (none) to {MOST_PARTITIONS} are allowed")
+        raise GalleryError(
+            f"partitions must be 0 (no index) to {MOST_PARTITIONS}, found {partitions}"
+        )
     if not 0 < target_recall <= 1:
-        raise GalleryError(f"the target recall is {target_recall}: it lies between 0 and 1")
-    start, store = time.monotonic(), gallery.store
+        raise GalleryError(f"the target recall must be in (0, 1], found {target_recall}")
+    start, store = time.monotonic(), core.store
     done = itertools.count(1)
 
     def step() -> None:
@@ -103,22 +107,24 @@ def optimize(
     step()
     num = store.count()
     if partitions is None:
-        fits = gallery.lookup.fits_memory(num)
+        fits = core.lookup.fits_memory(num)
         partitions = 0 if fits else min(MOST_PARTITIONS, max(1, num // ROWS_IN_PARTITION))
     partitions = partitions if num >= partitions else 0
     store.make_index(partitions)
     step()
-    found = _measure(gallery, partitions, target_recall) if partitions else None
-    # Another one may have built its index meanwhile, of which this says nothing.
-    settled = store.settle(lambda old, num: old | {"index": fitting(num, found, old["index"])})
-    index = settled["index"]
+    measured = _measure(core, partitions, target_recall) if partitions else None
+    # Another process may have built its index meanwhile, which was not measured here.
+    settings = store.settle(
+        lambda old, num: old | {"index": _of_partitions(num, measured, old["index"])}
+    )
+    index = settings["index"]
     step()
     cleared = sweep(store, deletions)
-    milliseconds = _median_time(gallery)
+    milliseconds = _median_time(core)
     step()
-    return Optimized(
+    return OptimizeResult(
         num,
-        "index" if index else "exact" if gallery.lookup.fits_memory(num) else "scan",
+        "index" if index else "exact" if core.lookup.fits_memory(num) else "scan",
         0 if index is None else index["partitions"],
         None if index is None else index["nprobes"],
         1.0 if index is None else index["recall"],
@@ -126,22 +132,43 @@ def optimize(
     )  # fmt: skip
 
 
-def sweep(store: Store, deletions: int) -> Cleared:
-    """Clear, and note that nothing is left of so many deletions; see `state` for both numbers."""
+def measured_index(core: GalleryCore) -> IndexMeasurement | None:
+    """The stored measurement if it belongs to the table's index, else None.
+
+    Another optimization, or a kill, may have left another index since.
+    """
+    index = core.state().index
+    return index if index and index.partitions == core.store.num_partitions() else None
+
+
+def needs_index(core: GalleryCore) -> bool:
+    """Whether searching has become slow: too many templates outside memory and index."""
+    state = core.state()
+    if core.lookup.fits_memory(state.num_templates):
+        return False
+    if measured_index(core) is None:
+        return True
+    late = core.store.num_unindexed()
+    return late is None or late > MAX_UNINDEXED * state.num_templates
+
+
+def sweep(store: Store, deletions: int) -> CleanupResult:
+    """Delete unreferenced files, and count so many deletions as purged; see `settings`."""
     cleared = store.clear()
     store.settle(
         lambda old, num: (
-            old | {"purged": max(old["purged"], deletions), "index": fitting(num, old["index"])}
+            old
+            | {"purged": max(old["purged"], deletions), "index": _of_partitions(num, old["index"])}
         )
     )
     return cleared
 
 
-def _measure(gallery: Gallery, partitions: int, target: float) -> dict[str, Any]:
+def _measure(core: GalleryCore, partitions: int, target: float) -> dict[str, Any]:
     """The settings of the index: the fewest partitions to search that reach the target."""
-    store = gallery.store
-    probe_PD, own_P = _probes(gallery, NUM_PROBES)
-    truth = _exact(gallery, probe_PD, own_P)
+    store = core.store
+    probe_PD, own_P = _probes(core, NUM_PROBES)
+    truth = _exact(core, probe_PD, own_P)
     choices = [n for n in NPROBES if n < partitions] + [partitions]
     for nprobes in choices:
         hits = total = 0
@@ -155,20 +182,22 @@ def _measure(gallery: Gallery, partitions: int, target: float) -> dict[str, Any]
     return {"partitions": partitions, "nprobes": nprobes, "recall": recall}
 
 
-def fitting(partitions: int, *measured: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """The first of some measurements that is of an index of so many partitions, or None."""
+def _of_partitions(
+    partitions: int, *measured: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """The first of some stored measurements that has so many partitions, or None."""
     return next((one for one in measured if one and one["partitions"] == partitions), None)
 
 
-def _probes(gallery: Gallery, num: int) -> tuple[Floats, list[str]]:
+def _probes(core: GalleryCore, num: int) -> tuple[Floats, list[str]]:
     """Some templates, spread over the table, and their hashes."""
-    total = gallery.store.count()
+    total = core.store.count()
     rows = np.linspace(0, total - 1, min(num, total)).astype(np.int64).tolist()
-    found = gallery.store.read(lambda table: table.take(rows, columns=["vector", "hash"]))
-    return vectors(found["vector"]), found["hash"].to_pylist()
+    sample = core.store.read(lambda table: table.take(rows, columns=["vector", "hash"]))
+    return vectors(sample["vector"]), sample["hash"].to_pylist()
 
 
-def _exact(gallery: Gallery, probe_PD: Floats, own_P: list[str]) -> list[set[str]]:
+def _exact(core: GalleryCore, probe_PD: Floats, own_P: list[str]) -> list[set[str]]:
     """The hashes of the true nearest of each probe but itself, batch by batch of the table."""
 
     def scan(table: Any) -> tuple[Floats, NDArray[np.object_]]:
@@ -187,19 +216,19 @@ def _exact(gallery: Gallery, probe_PD: Floats, own_P: list[str]) -> list[set[str
             names = np.take_along_axis(hashes_PB, near, axis=1)
         return best, names
 
-    _, names = gallery.store.read(scan)
-    found = ([name for name in row if name != own] for row, own in zip(names, own_P, strict=True))
-    return [set(row[:NEAREST]) for row in found]
+    _, names = core.store.read(scan)
+    others = ([name for name in row if name != own] for row, own in zip(names, own_P, strict=True))
+    return [set(row[:NEAREST]) for row in others]
 
 
-def _median_time(gallery: Gallery) -> float | None:
+def _median_time(core: GalleryCore) -> float | None:
     """Milliseconds of finding the best identities of a vector, once everything is loaded."""
-    if not len(gallery):
+    if not len(core):
         return None
-    probe_PD, _ = _probes(gallery, NUM_PROBES)
+    probe_PD, _ = _probes(core, NUM_PROBES)
     seconds = []
     for probe_D in [probe_PD[0], *probe_PD]:
         start = time.perf_counter()
-        gallery.nearest(probe_D, 5)
+        core.nearest(probe_D, 5)
         seconds.append(time.perf_counter() - start)
     return float(np.median(seconds[1:]) * 1000)

@@ -1,4 +1,4 @@
-"""A gallery from one model to another: all pictures are embedded again from their files.
+"""Migration of a gallery to another model: all pictures are embedded again from their files.
 
 Shapes: N templates, D dimensions.
 """
@@ -14,35 +14,35 @@ import numpy as np
 import pyarrow as pa
 
 from twinlens.errors import GalleryError, PictureError
-from twinlens.gallery.enrol import Skipped, Source, digest, read_source
+from twinlens.gallery.core import GalleryCore
+from twinlens.gallery.enrol import SkippedPicture, Source, digest, read_source
 from twinlens.gallery.settings import model_files, model_settings
 from twinlens.gallery.store import COLUMNS, schema, with_settings
 
 if TYPE_CHECKING:
-    from twinlens.gallery.gallery import Gallery
     from twinlens.match.matcher import Matcher
 
-__all__ = ["Rebuilt", "rebuild"]
+__all__ = ["RebuildResult", "rebuild"]
 
 AT_ONCE = 256
 MOST_SHOWN = 10
-NO_FILE = "no file is known of it, as of pictures of a named set or from memory"
+NO_FILE = "no file is known, as for pictures of a named set or from memory"
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Rebuilt:
-    """What became of a gallery that got another model.
+class RebuildResult:
+    """Result of a rebuild with another model.
 
     Attributes:
-        num_templates: that were embedded again.
-        missing: those that could not be, and are not in it any more.
-        fingerprint: of the new model.
+        num_templates: templates that were embedded again.
+        missing: templates that could not be, and were dropped.
+        fingerprint: fingerprint of the new model.
     """
 
     num_templates: int
-    missing: tuple[Skipped, ...]
+    missing: tuple[SkippedPicture, ...]
     fingerprint: str
 
     def as_json(self) -> dict[str, Any]:
@@ -54,30 +54,30 @@ class Rebuilt:
         }
 
     def as_text(self) -> str:
-        """What was done, in words."""
+        """The result in one line."""
         return (
             f"{self.num_templates} templates embedded by the model {self.fingerprint}, "
-            f"{len(self.missing)} dropped; the gallery wants calibrating again"
+            f"{len(self.missing)} dropped; calibrate the gallery again: the threshold belongs to the old model"
         )
 
 
 def rebuild(
-    gallery: Gallery, model: str | Path | Matcher, drop_missing: bool, progress: Progress | None
-) -> Rebuilt:
+    core: GalleryCore, model: str | Path | Matcher, drop_missing: bool, progress: Progress | None
+) -> RebuildResult:
     """Embed all pictures again with another model; see `Gallery.rebuild`."""
     from twinlens.match.matcher import Matcher
 
     matcher = model if isinstance(model, Matcher) else Matcher.load(model)
-    missing = _missing(gallery)
+    missing = _missing(core)
     if missing and not drop_missing:
-        raise GalleryError(_told(list(missing.values()), len(gallery)))
-    store, old, gone = gallery.store, gallery.fingerprint, set(missing)
+        raise GalleryError(_missing_message(list(missing.values()), len(core)))
+    store, old, gone = core.store, core.fingerprint, set(missing)
     store.copy_files(model_files(matcher))
     columns = with_settings(
         schema(matcher.bundle.encoder.model_settings.embedding),
         store.settings() | model_settings(matcher),
     )
-    total = len(gallery) - len(missing)
+    total = len(core) - len(missing)
 
     def batches(table: Any) -> pa.RecordBatchReader:
         rows = _embedded(table, matcher, gone, lambda done: progress and progress(done, total))
@@ -87,13 +87,13 @@ def rebuild(
     store.clear()
     if old != matcher.fingerprint:
         store.delete_files(f"models/{old}")
-    return Rebuilt(store.count(), tuple(missing.values()), matcher.fingerprint)
+    return RebuildResult(store.count(), tuple(missing.values()), matcher.fingerprint)
 
 
-def _missing(gallery: Gallery) -> dict[str, Skipped]:
-    """By their hashes, templates whose picture is not what it was when enrolled, or not there."""
-    rows = gallery.store.find(columns=["path", "hash"])
-    found = {}
+def _missing(core: GalleryCore) -> dict[str, SkippedPicture]:
+    """Templates whose picture is missing or was changed since enrolment, by hash."""
+    rows = core.store.find(columns=["path", "hash"])
+    missing = {}
     for path, name in zip(rows["path"].to_pylist(), rows["hash"].to_pylist(), strict=True):
         try:
             same = digest(Source(path, "").content()) == name
@@ -102,11 +102,11 @@ def _missing(gallery: Gallery) -> dict[str, Skipped]:
             # Files are enrolled by their full paths.
             same, reason = False, error.reason if Path(path).is_absolute() else NO_FILE
         if not same:
-            found[name] = Skipped(path, reason)
-    return found
+            missing[name] = SkippedPicture(path, reason)
+    return missing
 
 
-def _told(missing: list[Skipped], total: int) -> str:
+def _missing_message(missing: list[SkippedPicture], total: int) -> str:
     shown = "\n".join(f"  {one.path}: {one.reason}" for one in missing[:MOST_SHOWN])
     more = f"\n  and {len(missing) - MOST_SHOWN} more" if len(missing) > MOST_SHOWN else ""
     back = (
@@ -115,7 +115,7 @@ def _told(missing: list[Skipped], total: int) -> str:
         else "Put them back"
     )
     return (
-        f"{len(missing)} of {total} pictures cannot be embedded again; the gallery is as before. "
+        f"{len(missing)} of {total} pictures cannot be embedded again; the gallery is unchanged. "
         f"{back}, or leave them out with --drop-missing (drop_missing=True):\n{shown}{more}"
     )
 

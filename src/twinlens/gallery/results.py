@@ -13,13 +13,20 @@ import pyarrow as pa
 from twinlens.errors import one_line
 from twinlens.measure.open_set_calibration import OpenSetCalibration
 
-__all__ = ["Calibrated", "Exported", "Identities", "Renamed", "Template", "Templates"]
+__all__ = [
+    "ExportResult",
+    "GalleryCalibrationResult",
+    "IdentityList",
+    "RenameResult",
+    "Template",
+    "TemplateList",
+]
 
 WIDEST = 60  # of a name on a line
 
 
 @dataclass(frozen=True)
-class Renamed:
+class RenameResult:
     """How many templates have another name now."""
 
     num_templates: int
@@ -34,7 +41,7 @@ class Renamed:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """How many templates were written, and where."""
 
     num_templates: int
@@ -50,7 +57,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class Identities:
+class IdentityList:
     """Names, sorted, with the number of their templates."""
 
     counts: Mapping[str, int]
@@ -96,13 +103,13 @@ class Template:
 
 
 @dataclass(frozen=True)
-class Templates:
+class TemplateList:
     """Templates by identity and path."""
 
     templates: tuple[Template, ...]
 
     @classmethod
-    def of(cls, rows: pa.Table) -> Templates:
+    def of(cls, rows: pa.Table) -> TemplateList:
         """The rows of a gallery's table."""
         found = [
             Template(**(row | {"metadata": json.loads(row["metadata"])}))
@@ -128,7 +135,7 @@ class Templates:
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class GalleryCalibrationResult:
     """A gallery's threshold, and what the model's for pairs would do in its place.
 
     Attributes:

@@ -23,7 +23,7 @@ from twinlens.measure.distances import PlainComparison
 from twinlens.measure.fusion import identity_means, rank_identities
 from twinlens.measure.pairs import Comparison
 
-__all__ = ["EXACT_BYTES", "Lookup", "Near"]
+__all__ = ["EXACT_BYTES", "Lookup", "RankedIdentity"]
 
 EXACT_BYTES = 128 << 20
 """Vectors that are kept in memory and compared exactly: 262,144 of 128 dimensions."""
@@ -39,7 +39,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Near:
+class RankedIdentity:
     """An identity near a probe, with its distance by the rule, and its nearest template's path."""
 
     identity: str
@@ -78,7 +78,7 @@ class Lookup:
 
     def identities(
         self, probe_D: Floats, rule: str, depth: int, nprobes: int | None, *, in_memory: bool
-    ) -> list[Near]:
+    ) -> list[RankedIdentity]:
         """The `depth` best identities, best first; fewer where there are no more.
 
         Args:
@@ -135,7 +135,9 @@ class Lookup:
         order = [place[name] for name in names if name in place]
         return found.take(pa.array(order, pa.int64())).select(list(columns))
 
-    def _of_snapshot(self, snap: Snapshot, probe_D: Floats, rule: str, depth: int) -> list[Near]:
+    def _of_snapshot(
+        self, snap: Snapshot, probe_D: Floats, rule: str, depth: int
+    ) -> list[RankedIdentity]:
         if not len(snap):
             return []
         if rule == "mean":
@@ -153,7 +155,7 @@ class Lookup:
         path = snap.path.take(pa.array(row_S))
         return _named(ranked.code[0], ranked.distance[0], path, dist_S, code_S, names)
 
-    def _by_means_of(self, snap: Snapshot, probe_D: Floats, depth: int) -> list[Near]:
+    def _by_means_of(self, snap: Snapshot, probe_D: Floats, depth: int) -> list[RankedIdentity]:
         mean_ID = self._means_of(snap)
         dist_I = self._to(mean_ID, probe_D)
         ranked = rank_identities(dist_I[None], np.arange(len(mean_ID)), "mean", depth)
@@ -162,7 +164,7 @@ class Lookup:
             rows = snap.of_identity(code)
             row = rows[np.argmin(self._to(snap.vector[rows], probe_D))]
             name, path = snap.identities[code].as_py(), snap.path[row].as_py()
-            found.append(Near(name, float(distance), path))
+            found.append(RankedIdentity(name, float(distance), path))
         return found
 
     def _means_of(self, snap: Snapshot) -> Floats:
@@ -184,7 +186,9 @@ class Lookup:
         probe_SD = np.broadcast_to(probe_D, vector_SD.shape)
         return np.asarray(self.comparison.pairwise(probe_SD, vector_SD))
 
-    def _of_index(self, probe_D: Floats, rule: str, depth: int, nprobes: int | None) -> list[Near]:
+    def _of_index(
+        self, probe_D: Floats, rule: str, depth: int, nprobes: int | None
+    ) -> list[RankedIdentity]:
         columns = ["identity", "path", *([] if self._plain is not None else ["vector"])]
         num = max(SHORTLIST if self._plain is not None else RERANKED, 2 * depth)
         most = max(MOST_SHORTLISTED, 16 * depth)
@@ -210,7 +214,7 @@ class Lookup:
         names: NDArray[Any],
         probe_D: Floats,
         depth: int,
-    ) -> list[Near]:
+    ) -> list[RankedIdentity]:
         """By the means of all templates of the identities that a shortlist holds."""
         where = f"identity IN ({', '.join(map(quoted, names))})"
         rows = self._store.find(where, columns=["identity", "vector"])
@@ -233,11 +237,11 @@ def _named(
     dist_S: Floats,
     code_S: NDArray[np.int64],
     names: NDArray[Any],
-) -> list[Near]:
+) -> list[RankedIdentity]:
     near = []
     for code, distance in zip(code_K, dist_K, strict=True):
         if code < 0:
             break
         row = int(np.argmin(np.where(code_S == code, dist_S, np.inf)))
-        near.append(Near(str(names[code]), float(distance), path_S[row].as_py()))
+        near.append(RankedIdentity(str(names[code]), float(distance), path_S[row].as_py()))
     return near

@@ -1,8 +1,8 @@
-"""What a gallery says of itself: the settings that are written with its templates.
+"""Settings of a gallery, which are stored with its templates.
 
-`open_set` is the gallery's calibration and `index` what `optimize` measured, both null at first;
-`pairs` is the model's calibration. `deletions` counts erasures begun, `purged` those of which no
-byte is left.
+`GallerySettings` is the schema of format 1. `open_set` is the gallery's calibration and `index` the
+measurement by `optimize`, both null at first; `pairs` is the model's calibration. `deletions` counts
+erasures begun, `purged` those of which no byte is left.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from twinlens._version import __version__
-from twinlens.errors import GalleryError
+from twinlens.errors import GalleryError, validation_problems
 from twinlens.gallery.store import Store
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.open_set_calibration import OpenSetCalibration
@@ -23,81 +25,131 @@ from twinlens.measure.open_set_calibration import OpenSetCalibration
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
 
-__all__ = ["FORMAT", "MODEL_FILES", "State", "model_files", "model_settings", "new_settings",
+__all__ = ["FORMAT", "MODEL_FILES", "GallerySettings", "GalleryState", "IndexMeasurement",
+           "model_files", "model_settings", "new_settings", "read_settings",
            "read_state"]  # fmt: skip
 
 FORMAT = 1
 MODEL_FILES = ("model.json", "model.safetensors")
 
 
+class IndexMeasurement(BaseModel):
+    """The index as `optimize` measured it.
+
+    `recall` is the share of the true 10 nearest templates that a search of `nprobes` of the
+    `partitions` finds.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    partitions: PositiveInt
+    nprobes: PositiveInt
+    recall: float = Field(ge=0, le=1)
+
+
+class GallerySettings(BaseModel):
+    """Settings of a gallery in format 1."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal[1]
+    created: str  # ISO 8601
+    deletions: NonNegativeInt
+    purged: NonNegativeInt
+    twinlens: str
+    fingerprint: str = Field(min_length=1)
+    comparator: str
+    scale: float = Field(gt=0, allow_inf_nan=False)
+    pairs: dict[str, Any] | None
+    open_set: dict[str, Any] | None
+    index: IndexMeasurement | None
+
+
 @dataclass(frozen=True)
-class State:
-    """What a version of a gallery says of itself.
+class GalleryState:
+    """Settings and size of one version of a gallery.
 
     Attributes:
-        version: of the store.
-        settings: as they are written.
-        num_templates: how many there are.
+        version: version of the store.
+        settings: the settings stored in it.
+        num_templates: M.
     """
 
     version: int
-    settings: Mapping[str, Any]
+    settings: GallerySettings
     num_templates: int
 
     @cached_property
     def pairs(self) -> Calibration | None:
-        """The model's calibration for pairs; None where it had none.
+        """The model's calibration for pairs; None if it had none.
 
         Raises:
-            ModelError: it is damaged.
+            ModelError: damaged.
         """
-        found = self.settings["pairs"]
-        return None if found is None else Calibration.from_json(found)
+        stored = self.settings.pairs
+        return None if stored is None else Calibration.from_json(stored)
 
     @cached_property
     def open_set(self) -> OpenSetCalibration | None:
         """The gallery's own calibration; None before `Gallery.calibrate`.
 
         Raises:
-            ModelError: it is damaged; the gallery can be calibrated again all the same.
+            ModelError: damaged; the gallery can be calibrated again all the same.
         """
-        found = self.settings["open_set"]
-        return None if found is None else OpenSetCalibration.from_json(found)
+        stored = self.settings.open_set
+        return None if stored is None else OpenSetCalibration.from_json(stored)
 
     @property
     def rule(self) -> str:
-        """How the templates of an identity are fused."""
+        """Fusion rule for the templates of an identity."""
         return "nearest" if self.open_set is None else self.open_set.rule
 
     @property
-    def index(self) -> Mapping[str, Any] | None:
-        """What `optimize` measured of the index; None without one."""
-        found: Mapping[str, Any] | None = self.settings["index"]
-        return found
+    def index(self) -> IndexMeasurement | None:
+        """The measured index; None without one."""
+        return self.settings.index
 
     @property
     def nprobes(self) -> int | None:
         """Partitions of the index to search; None without one."""
-        return None if self.index is None else int(self.index["nprobes"])
+        return None if self.index is None else self.index.nprobes
 
 
-def read_state(store: Store) -> State:
+def read_state(store: Store) -> GalleryState:
     """The state of the newest version.
 
     Raises:
-        GalleryError: of a newer format, or damaged.
+        GalleryError: a newer format, or damaged settings.
     """
-    version, settings = store.version, store.settings()
-    if int(settings["format"]) > FORMAT:
+    version, values = store.version, store.settings()
+    return GalleryState(version, read_settings(store.place, values), store.count())
+
+
+def read_settings(place: str, values: Mapping[str, Any]) -> GallerySettings:
+    """Check stored settings.
+
+    Args:
+        place: gallery that they were read from, for the message.
+        values: settings as stored.
+    Raises:
+        GalleryError: a newer format, or damaged settings; names every problem.
+    """
+    stored_format = values.get("format")
+    if isinstance(stored_format, int) and stored_format > FORMAT:
         raise GalleryError(
-            f"the gallery {store.place} has format {settings['format']}, and this twinlens "
-            f"{__version__} reads up to {FORMAT}: upgrade twinlens"
+            f"the gallery {place} has format {stored_format}, but twinlens {__version__} reads "
+            f"formats up to {FORMAT}: upgrade twinlens"
         )
-    return State(version, settings, store.count())
+    try:
+        return GallerySettings.model_validate(values)
+    except ValidationError as error:
+        raise GalleryError(
+            f"the gallery {place} is damaged: {validation_problems(error)}. Restore it from a copy"
+        ) from error
 
 
 def new_settings(matcher: Matcher) -> dict[str, Any]:
-    """The settings of an empty gallery."""
+    """Settings of an empty gallery, as stored."""
     return {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -108,7 +160,7 @@ def new_settings(matcher: Matcher) -> dict[str, Any]:
 
 
 def model_settings(matcher: Matcher) -> dict[str, Any]:
-    """The settings that change with the model."""
+    """The settings that change with the model, as stored."""
     plain = matcher.plain
     return {
         "twinlens": __version__,

@@ -49,7 +49,7 @@ from twinlens.gallery.location import (
     translated,
 )
 
-__all__ = ["COLUMNS", "Cleared", "Store", "quoted", "schema"]
+__all__ = ["COLUMNS", "CleanupResult", "Store", "quoted", "schema"]
 
 SETTINGS = "twinlens.gallery"
 COLUMNS = ("hash", "identity", "path", "time", "metadata", "vector", "thumbnail")
@@ -80,7 +80,7 @@ os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")
 
 
 @dataclass(frozen=True)
-class Cleared:
+class CleanupResult:
     """What a clean-up took away."""
 
     num_versions: int
@@ -437,14 +437,14 @@ class Store:
             single=False,
         )
 
-    def clear(self) -> Cleared:
+    def clear(self) -> CleanupResult:
         """Delete every file that the newest version does not need.
 
         On disk that includes what killed writers left. In an object store nobody can say whether
         a writer is still at work, so that files of no version stay until they are a week old.
         """
 
-        def cleared(table: lance.LanceDataset) -> Cleared:
+        def cleared(table: lance.LanceDataset) -> CleanupResult:
             # The log of the newest version stays, and may hold the hashes that it deleted.
             self._change(table, lambda old: old)
             found = table.cleanup_old_versions(
@@ -454,7 +454,7 @@ class Store:
                 # A loss of power must not bring back what was deleted.
                 for folder, _, _ in os.walk(table_of(self.place)):
                     fsync(folder)
-            return Cleared(int(found.old_versions), int(found.bytes_removed))
+            return CleanupResult(int(found.old_versions), int(found.bytes_removed))
 
         return self._write(cleared, single=False)
 
