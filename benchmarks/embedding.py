@@ -19,7 +19,7 @@ from benchmarks.table import Line
 from benchmarks.timing import Row, seconds_of
 from twinlens.commands.embed import embed_stream
 from twinlens.config import ModelSettings, PictureSettings
-from twinlens.data.pixel_cache import Decoded, Stream, decode_table
+from twinlens.data.pixel_cache import DecodedTable, PixelStream, decode_table
 from twinlens.data.table import ImageTable
 from twinlens.model.device import keep_freed_memory
 from twinlens.model.encoder import Encoder, embed_pixels
@@ -65,9 +65,9 @@ def _one(backbone: str, side: int, table: ImageTable) -> Iterator[Line]:
     ).line()
 
 
-def _decoded(encoder: Encoder, table: ImageTable) -> Decoded:
+def _decoded(encoder: Encoder, table: ImageTable) -> DecodedTable:
     return decode_table(table, encoder.picture, max_pixels=10**8, max_broken=0)
 
 
-def _stream(encoder: Encoder, table: ImageTable) -> Stream:
-    return Stream(table, encoder.picture, max_pixels=10**8, max_broken=0)
+def _stream(encoder: Encoder, table: ImageTable) -> PixelStream:
+    return PixelStream(table, encoder.picture, max_pixels=10**8, max_broken=0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from twinlens.config import AugmentSettings, Settings
-from twinlens.data.inspection import Statistics
+from twinlens.data.inspection import TableStatistics
 from twinlens.errors import ConfigError
 from twinlens.learn.auto import Choice, choose_levels, choose_settings
 from twinlens.recipes import AUTO_KEYS, load_recipe
@@ -18,14 +18,14 @@ from twinlens.recipes import AUTO_KEYS, load_recipe
 LEVELS = {"picture.mean", "picture.std"}
 
 
-def statistics(**values: Any) -> Statistics:
+def statistics(**values: Any) -> TableStatistics:
     """Ten identities of twenty grey 28x28 drawings on white, except for `values`."""
     plain = {
         "num_pictures": 200, "num_identities": 10, "num_forged": 0, "num_singletons": 0,
         "min_pictures": 20, "median_pictures": 20.0, "max_pictures": 20, "median_height": 28,
         "median_width": 28, "grey": True, "border_level": 255, "border_share": 0.8,
     }  # fmt: skip
-    return Statistics(**(plain | values))
+    return TableStatistics(**(plain | values))
 
 
 PHOTOS = {"grey": False, "border_share": 0.1, "border_level": 90}
@@ -36,7 +36,7 @@ SIGNATURES = statistics(
 
 
 def chosen(
-    data: Statistics, overrides: dict[str, Any] | None = None, closed: bool = False
+    data: TableStatistics, overrides: dict[str, Any] | None = None, closed: bool = False
 ) -> tuple[Settings, dict[str, Choice]]:
     settings, choices = choose_settings(load_recipe("auto", overrides), data, closed=closed)
     return settings, {choice.key: choice for choice in choices}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from twinlens.data.download import cache_folder, downloaded, unpacked, whole_folder
+from twinlens.data.download import cache_folder, create_once, download_once, unpack_once
 from twinlens.errors import DataError
 
 
@@ -37,7 +37,7 @@ def test_a_folder_is_filled_once(tmp_path):
         (folder / "file").write_text("x")
 
     for _ in range(2):
-        assert whole_folder(tmp_path / "new/target", fill) == tmp_path / "new/target"
+        assert create_once(tmp_path / "new/target", fill) == tmp_path / "new/target"
     assert len(calls) == 1
     assert below(tmp_path / "new") == ["target", "target/file"]
 
@@ -48,21 +48,21 @@ def test_a_folder_that_fails_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        whole_folder(tmp_path / "new/target", fill)
+        create_once(tmp_path / "new/target", fill)
     assert below(tmp_path / "new") == []
 
 
 def test_a_killed_process_leaves_no_half_folder(tmp_path):
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from twinlens.data.download import whole_folder\n"
+        "from twinlens.data.download import create_once\n"
         "def fill(folder): (folder / 'half').write_text('x'); os.kill(os.getpid(), 9)\n"
-        "whole_folder(Path(sys.argv[1]), fill)"
+        "create_once(Path(sys.argv[1]), fill)"
     )
     killed = subprocess.run([sys.executable, "-c", code, tmp_path / "target"], check=False)
     assert killed.returncode == -9
     assert not (tmp_path / "target").exists()
-    whole_folder(tmp_path / "target", lambda folder: (folder / "file").touch())
+    create_once(tmp_path / "target", lambda folder: (folder / "file").touch())
     assert below(tmp_path / "target") == ["file"]
 
 
@@ -74,13 +74,13 @@ def test_another_process_may_be_faster(tmp_path):
         target.mkdir()
         (target / "theirs").touch()
 
-    assert below(whole_folder(target, fill)) == ["theirs"]
+    assert below(create_once(target, fill)) == ["theirs"]
 
 
 def test_a_cache_that_cannot_be_written_is_explained(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot write to the cache .*TWINLENS_CACHE"):
-        whole_folder(tmp_path / "file/target", lambda folder: None)
+        create_once(tmp_path / "file/target", lambda folder: None)
 
 
 @pytest.mark.parametrize("error", [OSError("no\nroute"), RuntimeError("bad"), TimeoutError()])
@@ -93,29 +93,29 @@ def test_a_failed_download_is_one_line_and_is_tried_again(error, own_cache):
         raise error
 
     with pytest.raises(DataError, match=r"^cannot download x from http://a or http://b \(.+\): y$"):
-        downloaded("x", ["http://a", "http://b"], fail, "y")
+        download_once("x", ["http://a", "http://b"], fail, "y")
     assert socket.getdefaulttimeout() == before
     assert below(own_cache / "downloads") == []
-    assert downloaded("x", [], lambda folder: None, "y") == own_cache / "downloads/x"
+    assert download_once("x", [], lambda folder: None, "y") == own_cache / "downloads/x"
 
 
 def test_zips_are_unpacked_together_into_the_cache_once_for_each_content(tmp_path, own_cache):
     one = zip_of(tmp_path / "one.zip", {"one/a.txt": "1"})
     two = zip_of(tmp_path / "two.zip", {"two/b.txt": "2"})
-    found = unpacked([two, one], "name")
+    found = unpack_once([two, one], "name")
     assert below(found) == ["one", "one/a.txt", "two", "two/b.txt"]
     assert found.parent == own_cache / "unpacked"
-    assert unpacked([one, two], "name") == found
+    assert unpack_once([one, two], "name") == found
     assert below(tmp_path / "own-cache/unpacked") == [found.name, *(
         f"{found.name}/{name}" for name in below(found)
     )]  # fmt: skip
     zip_of(one, {"one/a.txt": "changed"})
-    assert unpacked([one, two], "name") != found
+    assert unpack_once([one, two], "name") != found
 
 
 def test_zips_cannot_write_outside_of_the_cache(tmp_path):
     archive = zip_of(tmp_path / "bad.zip", {"../../escaped.txt": "x"})
-    found = unpacked([archive], "name")
+    found = unpack_once([archive], "name")
     assert below(found) == ["escaped.txt"]
 
 
@@ -123,7 +123,7 @@ def test_damaged_and_missing_zips_are_named(tmp_path, own_cache):
     damaged = zip_of(tmp_path / "bad.zip", {"a.txt": "text" * 1000})
     damaged.write_bytes(damaged.read_bytes()[:-30])
     with pytest.raises(DataError, match=r"bad\.zip is not a whole zip file"):
-        unpacked([damaged], "name")
+        unpack_once([damaged], "name")
     assert below(own_cache / "unpacked") == []
     with pytest.raises(DataError, match=r"cannot read .*gone\.zip"):
-        unpacked([tmp_path / "gone.zip"], "name")
+        unpack_once([tmp_path / "gone.zip"], "name")

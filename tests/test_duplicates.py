@@ -1,4 +1,4 @@
-"""duplicates: against all pairs, against drawings that only look alike, and on real pictures."""
+"""Duplicates: against all pairs, against drawings that only look alike, and on real pictures."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from PIL import Image, ImageDraw
 
 from twinlens.data import duplicates
 from twinlens.data.duplicates import (
-    LIMIT,
-    SHARE,
-    exact_groups,
-    is_near,
+    MAX_DIFFERENCE,
+    MAX_INK_SHARE,
+    groups_of_equal,
     near_duplicates,
     pixel_digest,
     thumbnail,
@@ -81,16 +80,16 @@ def test_equal_pixels_have_equal_digests() -> None:
     assert pixel_digest(reshaped) != pixel_digest(grey)
 
 
-def test_exact_groups_by_hand() -> None:
-    assert exact_groups([b"a", b"b", b"a", b"c", b"b", b"a"]) == [(0, 2, 5), (1, 4)]
-    assert exact_groups([b"a", b"b"]) == []
-    assert exact_groups([]) == []
+def test_groups_of_equal_by_hand() -> None:
+    assert groups_of_equal([b"a", b"b", b"a", b"c", b"b", b"a"]) == [(0, 2, 5), (1, 4)]
+    assert groups_of_equal([b"a", b"b"]) == []
+    assert groups_of_equal([]) == []
 
 
 # --- near ---------------------------------------------------------------------------------------
 
 
-def test_is_near_by_hand() -> None:
+def test_near_duplicates_by_hand() -> None:
     paper = np.full((32, 32), 250, np.uint8)
     half = paper.copy()
     half[:16] = 50  # ink: mean |v - median| where half is 50, half 250: 100
@@ -100,12 +99,14 @@ def test_is_near_by_hand() -> None:
     more[16:] -= 7  # 3.5: over the limit of 3
     dot = paper.copy()
     dot[0, 0] = 0  # differs from paper by 250 / 1024, all of it ink
-    a = np.stack([half, half, paper, paper])
-    b = np.stack([shifted, more, dot, paper])
-    assert is_near(a, b).tolist() == [True, False, False, True]
-    assert is_near(b, a).tolist() == [True, False, False, True]
-    assert is_near(a, b, limit=4.0).tolist() == [True, True, False, True]
-    assert is_near(a, b, share=1.0).tolist() == [True, False, True, True]
+    pairs = [(half, shifted), (half, more), (paper, dot), (paper, paper)]
+
+    def near(**limits: float) -> list[bool]:
+        return [near_duplicates(np.stack(pair), **limits).groups == ((0, 1),) for pair in pairs]
+
+    assert near() == [True, False, False, True]
+    assert near(max_difference=4.0) == [True, True, False, True]
+    assert near(max_ink_share=1.0) == [True, False, True, True]
 
 
 @pytest.mark.parametrize("all_pairs", [True, False])
@@ -117,7 +118,7 @@ def test_the_same_as_all_pairs(monkeypatch: pytest.MonkeyPatch, all_pairs: bool)
     copies += [p.point(lambda v: min(255, v + 2)) for p in originals[::5]]
     thumbs = np.stack([thumbnail(p) for p in originals + copies])
     thumbs = thumbs[rng.permutation(len(thumbs))]
-    want = all_pairs_groups(thumbs, LIMIT, SHARE)
+    want = all_pairs_groups(thumbs, MAX_DIFFERENCE, MAX_INK_SHARE)
     assert len(want) > 50
     monkeypatch.setattr(duplicates, "ALL_PAIRS_UP_TO", 10_000 if all_pairs else 0)
     monkeypatch.setattr(duplicates, "CHUNK", 37)
@@ -139,12 +140,13 @@ def test_different_drawings_are_not_near() -> None:
     thumbs = np.stack([thumbnail(drawing(rng)) for _ in range(500)])
     flat = thumbs.reshape(500, -1).astype(float)
     # Judged by the limit alone, most of them would be: they are nearly all paper.
-    assert np.mean([np.abs(flat[0] - other).mean() <= LIMIT * 2 for other in flat[1:]]) > 0.5
+    difference = np.abs(flat[1:] - flat[0]).mean(axis=1)
+    assert np.mean(difference <= MAX_DIFFERENCE * 2) > 0.5
     assert near_duplicates(thumbs).groups == all_pairs_of_equal(thumbs)
 
 
 def all_pairs_of_equal(thumbs: np.ndarray) -> tuple[tuple[int, ...], ...]:
-    return tuple(exact_groups([thumb.tobytes() for thumb in thumbs]))
+    return tuple(groups_of_equal([thumb.tobytes() for thumb in thumbs]))
 
 
 def test_full_bands_are_capped_and_said_to_be() -> None:
@@ -214,5 +216,5 @@ def test_real_drawings_that_are_in_both_archives() -> None:
     pictures = list(one.values()) + [two[name] for name in one]
     num = len(one)
     want = tuple((i, num + i) for i in range(num))
-    assert tuple(exact_groups([pixel_digest(p) for p in pictures])) == want
+    assert tuple(groups_of_equal([pixel_digest(p) for p in pictures])) == want
     assert near_duplicates(np.stack([thumbnail(p) for p in pictures])).groups == want

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twinlens.data.folders import picture_endings, read_table
+from twinlens.data.folders import picture_suffixes, read_table
 from twinlens.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -54,8 +54,8 @@ def test_a_broken_file_with_a_pictures_ending_stays_for_the_decoder_to_name(pict
 
 
 def test_picture_endings_are_those_that_pillow_opens():
-    assert {".png", ".jpg", ".jpeg", ".pgm", ".tif", ".gif", ".webp", ".bmp"} <= picture_endings()
-    assert not {".pdf", ".h5", ".mpg", ".txt"} & picture_endings()
+    assert {".png", ".jpg", ".jpeg", ".pgm", ".tif", ".gif", ".webp", ".bmp"} <= picture_suffixes()
+    assert not {".pdf", ".h5", ".mpg", ".txt"} & picture_suffixes()
 
 
 def test_linked_folders_are_followed_and_end(picture_folder, tmp_path):

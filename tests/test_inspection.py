@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from twinlens.data import inspection
-from twinlens.data.inspection import has_color, inspect_table, survey
-from twinlens.data.inspection_result import Inspection, Spread
+from twinlens.data.inspection import has_color, inspect_table, sample_statistics
+from twinlens.data.inspection_result import Inspection, MinMedianMax
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 
@@ -211,7 +211,7 @@ def test_large_jpegs_are_the_same_only_with_the_same_bytes(tmp_path: Path) -> No
     found = inspect_table(table_of(tmp_path, rows), max_pixels=LIMIT)
     assert found.exact.groups == (("a.jpg", "b.jpg"),)
     assert found.near.groups == (("a.jpg", "b.jpg", "c.jpg"),)
-    assert found.heights == Spread(1200, 1200.0, 1200)
+    assert found.heights == MinMedianMax(1200, 1200.0, 1200)
 
 
 def test_only_broken_files(tmp_path: Path) -> None:
@@ -261,17 +261,17 @@ def test_arrays(tmp_path: Path) -> None:
     assert found.color == "grey"
     assert found.exact.groups == (("d/1", "d/2"),)
     assert len(found.contradictions) == 1
-    assert survey(table).median_width == 30
+    assert sample_statistics(table).median_width == 30
 
 
 def test_an_empty_table(mixed: ImageTable) -> None:
     empty = mixed.select(np.zeros(len(mixed), bool))
-    for look in (survey, lambda table: inspect_table(table, max_pixels=LIMIT)):
+    for look in (sample_statistics, lambda table: inspect_table(table, max_pixels=LIMIT)):
         with pytest.raises(DataError, match="holds no pictures"):
             look(empty)
 
 
-# --- survey -------------------------------------------------------------------------------------
+# --- sample_statistics -------------------------------------------------------------------------
 
 
 def test_survey_by_hand(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_survey_by_hand(tmp_path: Path) -> None:
     for i in range(5):
         Image.fromarray(array).save(tmp_path / f"{i}.png")
         rows.append((f"{i}.png", "aaabc"[i], i == 1, ""))
-    got = survey(table_of(tmp_path, rows))
+    got = sample_statistics(table_of(tmp_path, rows))
     assert (got.num_pictures, got.num_identities, got.num_forged) == (5, 3, 1)
     assert (got.min_pictures, got.median_pictures, got.max_pictures) == (1, 1.0, 2)
     assert got.num_singletons == 2
@@ -294,13 +294,13 @@ def test_survey_by_hand(tmp_path: Path) -> None:
 
 
 def test_survey_sees_one_coloured_picture_and_passes_over_broken_ones(mixed: ImageTable) -> None:
-    got = survey(mixed)
+    got = sample_statistics(mixed)
     assert got.grey is False
     assert (got.median_height, got.median_width) == (20, 30)
     assert got.num_identities == 7
     only_broken = mixed.select(np.asarray(mixed.identity == "g"))
     with pytest.raises(DataError, match=r"none of the 2 pictures looked at.*an empty file"):
-        survey(only_broken)
+        sample_statistics(only_broken)
 
 
 def test_survey_opens_a_sample(mixed: ImageTable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,9 +312,9 @@ def test_survey_opens_a_sample(mixed: ImageTable, monkeypatch: pytest.MonkeyPatc
         return glance(table, row, max_pixels)
 
     monkeypatch.setattr(inspection, "_glance", counted)
-    first = survey(mixed, sample=4, seed=3)
+    first = sample_statistics(mixed, sample=4, seed=3)
     assert len(opened) == 4
-    assert first == survey(mixed, sample=4, seed=3)
+    assert first == sample_statistics(mixed, sample=4, seed=3)
     assert sorted(opened[:4]) == sorted(opened[4:])
     assert first.num_pictures == 13  # Labels are always counted whole.
 
@@ -335,5 +335,5 @@ def test_colour() -> None:
 
 
 def test_spread() -> None:
-    assert Spread.of([3, 1, 2, 2]) == Spread(1, 2.0, 3)
+    assert MinMedianMax.of([3, 1, 2, 2]) == MinMedianMax(1, 2.0, 3)
     assert Inspection.__dataclass_params__.frozen

@@ -16,7 +16,7 @@ from PIL import Image
 from twinlens.config import PictureSettings
 from twinlens.data import pixel_cache as cache
 from twinlens.data.decode import read_array
-from twinlens.data.pixel_cache import Broken, Decoded, Stream, decode_table
+from twinlens.data.pixel_cache import BrokenPicture, DecodedTable, PixelStream, decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 
@@ -51,12 +51,12 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def decode(table: ImageTable, cache_dir: Path | None, **options: object) -> Decoded:
+def decode(table: ImageTable, cache_dir: Path | None, **options: object) -> DecodedTable:
     options = {"max_pixels": LIMIT, "max_broken": 0.2, "cache_dir": cache_dir, **options}
     return decode_table(table, SPEC, **options)
 
 
-def check(decoded: Decoded, table: ImageTable) -> None:
+def check(decoded: DecodedTable, table: ImageTable) -> None:
     """Against a plain loop over the files."""
     good = [row for row in range(len(table)) if row not in (3, 7)]
     assert list(decoded.table.path) == [table.path[row] for row in good]
@@ -67,7 +67,7 @@ def check(decoded: Decoded, table: ImageTable) -> None:
         np.testing.assert_array_equal(decoded.pixels[place], want)
     assert len(decoded.pixels) == len(good)
     assert [Path(broken.path).name for broken in decoded.broken] == ["03.png", "07.png"]
-    assert decoded.broken[0] == Broken(str(table.path[3]), "an empty file")
+    assert decoded.broken[0] == BrokenPicture(str(table.path[3]), "an empty file")
     assert decoded.broken[1].reason
 
 
@@ -137,7 +137,9 @@ def test_progress_counts_every_picture(folder: Path, tmp_path: Path) -> None:
 def test_a_stream_gives_what_the_table_decodes_to(folder: Path, tmp_path: Path, size: int) -> None:
     table = table_of(sorted(folder.iterdir()), folder)
     whole = decode(table, tmp_path / "cache")
-    stream = Stream(table, SPEC, max_pixels=LIMIT, max_broken=0.2, cache_dir=tmp_path / "cache")
+    stream = PixelStream(
+        table, SPEC, max_pixels=LIMIT, max_broken=0.2, cache_dir=tmp_path / "cache"
+    )
     found = list(stream.batches(size))
     assert [len(batch) for _, batch in found[:-1]] == [size] * (len(found) - 1)
     np.testing.assert_array_equal(np.concatenate([batch for _, batch in found]), whole.pixels)
@@ -155,7 +157,9 @@ def test_a_stream_takes_what_lies_in_the_cache(
     table = table_of(sorted(folder.iterdir()), folder)
     whole = decode(table, tmp_path / "cache", memory_limit=0)
     forbid_decoding(monkeypatch)
-    stream = Stream(table, SPEC, max_pixels=LIMIT, max_broken=0.2, cache_dir=tmp_path / "cache")
+    stream = PixelStream(
+        table, SPEC, max_pixels=LIMIT, max_broken=0.2, cache_dir=tmp_path / "cache"
+    )
     found = list(stream.batches(4))
     assert [rows for rows, _ in found] == [4, 8, 10]
     np.testing.assert_array_equal(np.concatenate([batch for _, batch in found]), whole.pixels)
@@ -176,7 +180,7 @@ def test_a_stream_decodes_ahead_and_no_more_than_a_block(
     monkeypatch.setattr(cache, "read_array", noted)
     monkeypatch.setattr(cache, "BLOCK_BYTES", 1)  # Which makes blocks of 8.
     many = table_of([folder / f"{i}.png" for i in range(40)], folder)
-    stream = Stream(many, SPEC, max_pixels=LIMIT, max_broken=0.2, cache_dir=tmp_path)
+    stream = PixelStream(many, SPEC, max_pixels=LIMIT, max_broken=0.2, cache_dir=tmp_path)
     batches = stream.batches(2, meanwhile=meanwhile)
     next(batches)
     # One of the two that were taken has made room for another by now.
@@ -195,11 +199,11 @@ def test_a_stream_decodes_ahead_and_no_more_than_a_block(
 
 def test_a_stream_judges_at_its_end(folder: Path, tmp_path: Path) -> None:
     table = table_of(sorted(folder.iterdir()), folder)
-    stream = Stream(table, SPEC, max_pixels=LIMIT, max_broken=0.1, cache_dir=tmp_path)
+    stream = PixelStream(table, SPEC, max_pixels=LIMIT, max_broken=0.1, cache_dir=tmp_path)
     with pytest.raises(DataError, match=r"data\.max_broken"):
         list(stream.batches(5))
     with pytest.raises(DataError, match="nothing to decode"):
-        Stream(table.select([]), SPEC, max_pixels=LIMIT, max_broken=0.1)
+        PixelStream(table.select([]), SPEC, max_pixels=LIMIT, max_broken=0.1)
 
 
 # --- the file -----------------------------------------------------------------------------------

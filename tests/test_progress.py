@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from twinlens import progress
-from twinlens.progress import Progress, console_log, duration
+from twinlens.progress import Progress, console_log, format_duration
 
 Capture = pytest.CaptureFixture[str]
 log = logging.getLogger("twinlens")
@@ -126,4 +126,4 @@ def test_console_log_is_only_there_while_open(capsys: Capture) -> None:
      (7500, "2 h 5 min")],
 )  # fmt: skip
 def test_durations(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinlens.data.splits import assign_splits, is_closed, is_identity_disjoint
+from twinlens.data.splits import assign_splits, is_closed_set, is_identity_disjoint
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import ConfigError, DataError
 
@@ -214,10 +214,10 @@ def test_rows_of_an_identity_in_several_given_splits_go_to_training():
 
 def test_is_closed_by_hand():
     closed = ["train", "val", "train", "test"]
-    assert is_closed(table_of("aabb", split=closed))
-    assert not is_closed(table_of("aabc", split=closed))  # Of c nothing is learned.
-    assert not is_closed(table_of("ab", split=["train", "train"]))
-    assert not is_closed(table_of(""))
+    assert is_closed_set(table_of("aabb", split=closed))
+    assert not is_closed_set(table_of("aabc", split=closed))  # Of c nothing is learned.
+    assert not is_closed_set(table_of("ab", split=["train", "train"]))
+    assert not is_closed_set(table_of(""))
 
 
 def test_is_identity_disjoint_by_hand():

@@ -164,6 +164,6 @@ def test_too_few_identities_are_refused_by_name():
     table = table_of("ab", ["only", "only"])
     require_identities(table, 1)
     with pytest.raises(DataError, match=r"1 identity \(only\).* training needs at least 2"):
-        require_identities(table, what="training")
+        require_identities(table, purpose="training")
     with pytest.raises(DataError, match="0 identities"):
         require_identities(table.select([]))

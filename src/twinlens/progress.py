@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-__all__ = ["Progress", "console_log"]
+__all__ = ["Progress", "console_log", "format_duration"]
 
 log = logging.getLogger("twinlens")
 
@@ -24,8 +24,8 @@ class Progress:
     that is done before that.
     """
 
-    def __init__(self, what: str, unit: str = "pictures") -> None:
-        self.what, self.unit = what, unit
+    def __init__(self, task: str, unit: str = "pictures") -> None:
+        self.task, self.unit = task, unit
         self.note = ""
         self._bar: tqdm[None] | None = None
         self._start = self._last = time.monotonic()
@@ -40,7 +40,7 @@ class Progress:
 
     def _draw(self, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = tqdm(total=total, desc=self.what, unit=f" {self.unit}", leave=False)
+            self._bar = tqdm(total=total, desc=self.task, unit=f" {self.unit}", leave=False)
         self._bar.total = total
         if self.note:
             self._bar.set_postfix_str(self.note, refresh=False)
@@ -58,7 +58,7 @@ class Progress:
         note = f", {self.note}" if self.note else ""
         log.info(
             "%s: %d of %d %s, %.3g/s, %s left%s",
-            self.what, done, total, self.unit, rate, duration(left), note,
+            self.task, done, total, self.unit, rate, format_duration(left), note,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ class Progress:
             self._bar = None
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds in words: "45 s", "3 min 20 s", "2 h 5 min"."""
     whole = round(seconds)
     if whole < 60:

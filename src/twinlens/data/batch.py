@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from twinlens.errors import DataError
 
-__all__ = ["EPOCH", "ONCE", "STEP", "Batch", "Bools", "Groups", "Ints", "Pool"]
+__all__ = ["EPOCH", "ONCE", "STEP", "Batch", "Bools", "IdentityGroups", "Ints", "LabelIndex"]
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -54,7 +54,7 @@ class Batch:
 
 
 @dataclass(frozen=True, eq=False)
-class Groups:
+class IdentityGroups:
     """Virtual pictures by identity: those of i are `order[start[i] : start[i] + count[i]]`."""
 
     order: Ints
@@ -62,15 +62,15 @@ class Groups:
     count: Ints
 
     @classmethod
-    def of(cls, members: Ints, identity_V: Ints, num_identities: int) -> Groups:
+    def of(cls, members: Ints, identity_V: Ints, num_identities: int) -> IdentityGroups:
         """The members, in their order, by identity."""
         order = members[np.argsort(identity_V[members], kind="stable")]
         count = np.bincount(identity_V[members], minlength=num_identities).astype(np.int64)
         return cls(order, np.cumsum(count) - count, count)
 
-    def shuffled(self, rng: np.random.Generator, identity_V: Ints) -> Groups:
+    def shuffled(self, rng: np.random.Generator, identity_V: Ints) -> IdentityGroups:
         """The same groups, each in a new order."""
-        return Groups.of(rng.permutation(self.order), identity_V, len(self.count))
+        return IdentityGroups.of(rng.permutation(self.order), identity_V, len(self.count))
 
     def take(self, identity_P: Ints, first_P: Ints, num: int) -> Ints:
         """From each identity up to `num` distinct members, from place `first` on, cyclically."""
@@ -82,7 +82,7 @@ class Groups:
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class LabelIndex:
     """Every virtual picture that can be drawn; the arrays are (V,)."""
 
     row: Ints
@@ -90,11 +90,11 @@ class Pool:
     label: Ints
     forged: Bools
     identity: Ints  # label, renumbered without gaps
-    genuine: Groups
-    forgeries: Groups
+    genuine: IdentityGroups
+    forgeries: IdentityGroups
 
     @classmethod
-    def of(cls, label: Ints, forged: Bools, rotations: bool) -> Pool:
+    def of(cls, label: Ints, forged: Bools, rotations: bool) -> LabelIndex:
         """All that can be drawn from pictures with these labels and roles, (N,).
 
         Raises:
@@ -110,8 +110,8 @@ class Pool:
         forged_V = np.tile(forged.astype(np.bool_), num_turns)
         known, identity_V = np.unique(label_V, return_inverse=True)
         identity_V = identity_V.astype(np.int64)
-        genuine = Groups.of(np.flatnonzero(~forged_V), identity_V, len(known))
-        forgeries = Groups.of(np.flatnonzero(forged_V), identity_V, len(known))
+        genuine = IdentityGroups.of(np.flatnonzero(~forged_V), identity_V, len(known))
+        forgeries = IdentityGroups.of(np.flatnonzero(forged_V), identity_V, len(known))
         if genuine.count.max() < 2:
             raise DataError(
                 f"found {len(np.unique(label))} identities, none with two genuine pictures, so "

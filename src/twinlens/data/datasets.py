@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.data.download import downloaded, unpacked
+from twinlens.data.download import download_once, unpack_once
 from twinlens.data.table import ImageTable, Row
 from twinlens.errors import DataError
 
@@ -169,7 +169,7 @@ def _omniglot_sets(root: Path) -> tuple[Path, list[Path]]:
         zips = [file for file in home.glob("images_*.zip") if file.stem not in names]
         zips = [file for file in zips if OMNIGLOT_SET.match(file.name)]
         if zips:
-            cached = unpacked(zips, "omniglot")
+            cached = unpack_once(zips, "omniglot")
             return home if folders else cached, [*folders, *_sets_in(cached)]
         if folders:
             return home, folders
@@ -267,4 +267,4 @@ def _download(name: str, class_name: str, calls: Sequence[dict[str, Any]], hint:
         for arguments in calls:
             torch_set(str(folder), download=True, **arguments)
 
-    return downloaded(name, urls, fill, hint)
+    return download_once(name, urls, fill, hint)

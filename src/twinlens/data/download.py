@@ -18,7 +18,7 @@ from pathlib import Path
 from twinlens.errors import DataError
 from twinlens.files import creating_folder, expand_user
 
-__all__ = ["cache_folder", "downloaded", "unpacked", "whole_folder"]
+__all__ = ["cache_folder", "create_once", "download_once", "unpack_once"]
 
 PATIENCE = 30.0
 """Seconds that a silent host is waited for."""
@@ -30,7 +30,7 @@ def cache_folder() -> Path:
     return expand_user(named) if named else Path.home() / ".cache" / "twinlens"
 
 
-def whole_folder(target: Path, fill: Callable[[Path], None]) -> Path:
+def create_once(target: Path, fill: Callable[[Path], None]) -> Path:
     """`target`, after `fill` has made it if it was not there.
 
     `fill` is given an empty folder on the same disk, which is renamed to `target` at the end.
@@ -50,7 +50,7 @@ def whole_folder(target: Path, fill: Callable[[Path], None]) -> Path:
     return target
 
 
-def downloaded(name: str, urls: Sequence[str], fill: Callable[[Path], None], hint: str) -> Path:
+def download_once(name: str, urls: Sequence[str], fill: Callable[[Path], None], hint: str) -> Path:
     """The cached download `name`, which `fill` fetches if it is not there yet.
 
     Args:
@@ -72,10 +72,10 @@ def downloaded(name: str, urls: Sequence[str], fill: Callable[[Path], None], hin
                 f"cannot download {name} from {' or '.join(urls)} ({reason}): {hint}"
             ) from error
 
-    return whole_folder(cache_folder() / "downloads" / name, patiently)
+    return create_once(cache_folder() / "downloads" / name, patiently)
 
 
-def unpacked(archives: Sequence[Path], name: str) -> Path:
+def unpack_once(archives: Sequence[Path], name: str) -> Path:
     """A cached folder with the content of some zips, unpacked once for each content.
 
     Args:
@@ -102,7 +102,7 @@ def unpacked(archives: Sequence[Path], name: str) -> Path:
             except OSError as error:
                 raise DataError(f"cannot unpack {archive} to {folder.parent}: {error}") from error
 
-    return whole_folder(cache_folder() / "unpacked" / f"{name}-{digest.hexdigest()[:16]}", fill)
+    return create_once(cache_folder() / "unpacked" / f"{name}-{digest.hexdigest()[:16]}", fill)
 
 
 @contextmanager

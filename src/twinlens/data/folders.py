@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 from twinlens.data.datasets import NAMED_SETS
-from twinlens.data.manifests import MANIFEST_ENDINGS, SPLIT_NAMES, read_manifest
+from twinlens.data.manifests import MANIFEST_SUFFIXES, SPLIT_NAMES, read_manifest
 from twinlens.data.table import ImageTable, Row
 from twinlens.errors import DataError, unknown_name
 from twinlens.files import expand_user
 
-__all__ = ["NAMED_SETS", "picture_endings", "read_folder", "read_table", "read_unlabelled"]
+__all__ = ["NAMED_SETS", "picture_suffixes", "read_folder", "read_table", "read_unlabelled"]
 
 FORGED_NAMES = ("forged", "forgeries", "forg")
 """Folders beside `genuine/` that hold an identity's forgeries."""
@@ -56,7 +56,7 @@ def read_table(
         return NAMED_SETS[data](None if root is None else _existing(expand_user(root)))
     path = _existing(data)
     if path.is_file():
-        if path.suffix.lower() not in MANIFEST_ENDINGS:
+        if path.suffix.lower() not in MANIFEST_SUFFIXES:
             raise DataError(f"{path} is a file, and not a manifest (.csv, .parquet): {LAYOUTS}")
         return read_manifest(path, root=root, source=str(data))
     if root is not None:
@@ -111,7 +111,7 @@ def read_unlabelled(folder: Path, *, source: str | None = None) -> ImageTable:
     """
     rows: list[Row] = [(str(folder / name), "", False, "") for name in _pictures_below(folder)]
     if not rows:
-        endings = " ".join(sorted(picture_endings()))
+        endings = " ".join(sorted(picture_suffixes()))
         raise DataError(
             f"{folder} holds no pictures: needed are files, at any depth, with one of the endings "
             f"{endings}"
@@ -120,7 +120,7 @@ def read_unlabelled(folder: Path, *, source: str | None = None) -> ImageTable:
 
 
 @cache
-def picture_endings() -> frozenset[str]:
+def picture_suffixes() -> frozenset[str]:
     """The endings, such as ".png", of all files that the installed Pillow can open."""
     from PIL import Image
 
@@ -146,7 +146,7 @@ def _existing(data: str | Path) -> Path:
 
 def _pictures_below(folder: Path) -> Iterator[str]:
     """Paths of pictures below a folder, with forward slashes; linked folders are followed."""
-    endings = picture_endings()
+    endings = picture_suffixes()
     seen: dict[str, set[tuple[int, int]]] = {"": {_device_and_inode(folder)}}
     pending = [""]
     while pending:

@@ -1,8 +1,8 @@
-"""What is in a table of pictures, told before anything is trained on it.
+"""Inspection of a table of pictures before training.
 
-`survey` takes a quick look at a sample, for choosing settings; `inspect_table` opens every
-picture and reports sizes, kinds, broken files, duplicates, leaks between splits and
-contradictions. Nothing is changed, and nothing is said of what a run would choose.
+`sample_statistics` opens a random sample, for choosing settings. `inspect_table` opens every
+picture and reports sizes, formats, broken files, duplicates, leaks between splits and
+contradictions. Nothing is changed, and no settings are chosen here.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from PIL import Image
 
 from twinlens.config import DataSettings
 from twinlens.data.decode import Header, open_picture, read_header
-from twinlens.data.duplicates import exact_groups, near_duplicates, pixel_digest, thumbnail
-from twinlens.data.inspection_result import Contradiction, Duplicates, Inspection, Spread
-from twinlens.data.pixel_cache import Broken
+from twinlens.data.duplicates import groups_of_equal, near_duplicates, pixel_digest, thumbnail
+from twinlens.data.inspection_result import Contradiction, DuplicateGroups, Inspection, MinMedianMax
+from twinlens.data.pixel_cache import BrokenPicture
 from twinlens.data.splits import is_identity_disjoint
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import DataError, PictureError
 
 __all__ = [
     "Inspection",
-    "Statistics",
+    "TableStatistics",
     "has_color",
     "inspect_table",
-    "survey",
+    "sample_statistics",
 ]
 
 SAME_LEVEL = 16  # Grey levels within which a pixel counts as ground.
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Statistics:
+class TableStatistics:
     """A quick look at a table. Sizes and colours are those of a sample of readable pictures.
 
     Attributes:
@@ -80,13 +80,13 @@ class Statistics:
     border_share: float
 
 
-def survey(
+def sample_statistics(
     table: ImageTable,
     *,
     sample: int = 256,
     seed: int = 0,
     max_pixels: int = DataSettings().max_pixels,
-) -> Statistics:
+) -> TableStatistics:
     """Look quickly at a table: all labels, and a random sample of the pictures.
 
     Args:
@@ -109,7 +109,7 @@ def survey(
             f"first is {table.path[rows[0]]}: {looks[0]}"
         )
     counts = _genuine_counts(table)
-    return Statistics(
+    return TableStatistics(
         num_pictures=len(table),
         num_identities=len(counts),
         num_forged=int(table.forged.sum()),
@@ -153,7 +153,7 @@ def inspect_table(
         if isinstance(result, _Look):
             looks[row] = result
         else:
-            broken.append(Broken(table.relative(row), result))
+            broken.append(BrokenPicture(table.relative(row), result))
         if progress is not None:
             progress(row + 1, len(table))
     exact, near, capped = _duplicate_rows(looks)
@@ -168,12 +168,12 @@ def inspect_table(
         num_forged=int(table.forged.sum()),
         splits=_splits(table),
         identity_disjoint=is_identity_disjoint(table),
-        heights=Spread.of([header.height for header in headers]) if headers else None,
-        widths=Spread.of([header.width for header in headers]) if headers else None,
+        heights=MinMedianMax.of([header.height for header in headers]) if headers else None,
+        widths=MinMedianMax.of([header.width for header in headers]) if headers else None,
         common_sizes=tuple((*size, count) for size, count in _most_common(sizes)[:SHOWN_SIZES]),
         color=_color([look.color for look in looks.values()]),
         formats=dict(_most_common(formats)),
-        per_identity=Spread.of(counts),
+        per_identity=MinMedianMax.of(counts),
         histogram={int(c): int((counts == c).sum()) for c in np.unique(counts)},
         singletons=tuple(
             name for name, count in zip(table.identities(), counts, strict=True) if count < 2
@@ -289,15 +289,15 @@ def _color(colored: Sequence[bool]) -> Literal["grey", "rgb", "mixed"] | None:
     return "mixed" if any(colored) else "grey"
 
 
-Groups = list[tuple[int, ...]]
+RowGroups = list[tuple[int, ...]]
 
 
-def _duplicate_rows(looks: dict[int, _Look]) -> tuple[Groups, Groups, bool]:
+def _duplicate_rows(looks: dict[int, _Look]) -> tuple[RowGroups, RowGroups, bool]:
     """Exact and near groups of rows. Near groups hold the exact copies of their members too."""
     rows = list(looks)
     exact = [
         tuple(rows[place] for place in group)
-        for group in exact_groups([look.digest for look in looks.values()])
+        for group in groups_of_equal([look.digest for look in looks.values()])
     ]
     copies = {group[0]: group for group in exact}
     spare = {row for group in exact for row in group[1:]}
@@ -312,19 +312,24 @@ def _duplicate_rows(looks: dict[int, _Look]) -> tuple[Groups, Groups, bool]:
     return exact, near, found.capped
 
 
-def _leaks_first(table: ImageTable, groups: Groups, *, capped: bool) -> Duplicates:
+def _leaks_first(table: ImageTable, groups: RowGroups, *, capped: bool) -> DuplicateGroups:
     leaks = [len({table.split[row] for row in group} - {""}) > 1 for group in groups]
     ordered = sorted(range(len(groups)), key=lambda place: (not leaks[place], groups[place]))
     paths = tuple(tuple(table.relative(row) for row in groups[place]) for place in ordered)
-    return Duplicates(len(groups) - sum(leaks), sum(leaks), paths, capped)
+    return DuplicateGroups(len(groups) - sum(leaks), sum(leaks), paths, capped)
 
 
-def _contradictions(table: ImageTable, exact: Groups, near: Groups) -> Iterator[Contradiction]:
+def _contradictions(
+    table: ImageTable, exact: RowGroups, near: RowGroups
+) -> Iterator[Contradiction]:
     def said(rows: Sequence[int]) -> set[tuple[str, bool]]:
         return {(str(table.identity[row]), bool(table.forged[row])) for row in rows}
 
     told: dict[int, set[tuple[str, bool]]] = {}
-    kinds: tuple[tuple[Literal["exact", "near"], Groups], ...] = (("exact", exact), ("near", near))
+    kinds: tuple[tuple[Literal["exact", "near"], RowGroups], ...] = (
+        ("exact", exact),
+        ("near", near),
+    )
     for kind, groups in kinds:
         for rows in groups:
             claims = said(rows)

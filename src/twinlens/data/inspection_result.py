@@ -12,15 +12,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.data.pixel_cache import Broken
+from twinlens.data.pixel_cache import BrokenPicture
 
-__all__ = ["Contradiction", "Duplicates", "Inspection", "Spread"]
+__all__ = ["Contradiction", "DuplicateGroups", "Inspection", "MinMedianMax"]
 
 SHOWN_NAMES, SHOWN_GROUPS, SHOWN_LINES = 20, 50, 5
 
 
 @dataclass(frozen=True)
-class Spread:
+class MinMedianMax:
     """The smallest, median and largest of some numbers."""
 
     min: int
@@ -28,7 +28,7 @@ class Spread:
     max: int
 
     @classmethod
-    def of(cls, values: Sequence[int] | NDArray[np.int64]) -> Spread:
+    def of(cls, values: Sequence[int] | NDArray[np.int64]) -> MinMedianMax:
         """Of at least one number."""
         return cls(int(min(values)), float(np.median(values)), int(max(values)))
 
@@ -38,7 +38,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Duplicates:
+class DuplicateGroups:
     """Groups of pictures that are the same; those that reach over splits come first.
 
     Attributes:
@@ -98,17 +98,17 @@ class Inspection:
     num_forged: int
     splits: dict[str, tuple[int, int]]
     identity_disjoint: bool
-    heights: Spread | None
-    widths: Spread | None
+    heights: MinMedianMax | None
+    widths: MinMedianMax | None
     common_sizes: tuple[tuple[int, int, int], ...]
     color: Literal["grey", "rgb", "mixed"] | None
     formats: dict[str, int]
-    per_identity: Spread
+    per_identity: MinMedianMax
     histogram: dict[int, int]
     singletons: tuple[str, ...]
-    broken: tuple[Broken, ...]
-    exact: Duplicates
-    near: Duplicates
+    broken: tuple[BrokenPicture, ...]
+    exact: DuplicateGroups
+    near: DuplicateGroups
     contradictions: tuple[Contradiction, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _per_identity_text(found: Inspection) -> str:
     return f"{spread.min:,} to {spread.max:,} genuine pictures, median {spread.median:g}"
 
 
-def _groups_text(found: Duplicates) -> str:
+def _groups_text(found: DuplicateGroups) -> str:
     return _count(found.within + found.across, "group")
 
 

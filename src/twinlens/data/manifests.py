@@ -18,9 +18,9 @@ from typing import Any
 from twinlens.data.table import ImageTable, Row
 from twinlens.errors import DataError
 
-__all__ = ["MANIFEST_ENDINGS", "SPLIT_NAMES", "read_manifest"]
+__all__ = ["MANIFEST_SUFFIXES", "SPLIT_NAMES", "read_manifest"]
 
-MANIFEST_ENDINGS = (".csv", ".parquet")
+MANIFEST_SUFFIXES = (".csv", ".parquet")
 
 SPLIT_NAMES = {
     "train": "train",

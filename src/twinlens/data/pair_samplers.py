@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.config import SamplerSettings
-from twinlens.data.batch import EPOCH, ONCE, STEP, Batch, Ints, Pool
+from twinlens.data.batch import EPOCH, ONCE, STEP, Batch, Ints, LabelIndex
 from twinlens.errors import DataError
 
 __all__ = ["PairSampler", "TripletSampler"]
@@ -25,7 +25,7 @@ __all__ = ["PairSampler", "TripletSampler"]
 class _Partners:
     """Random partners of genuine pictures, named by their place in the grouped order."""
 
-    def __init__(self, pool: Pool, forged_share: float) -> None:
+    def __init__(self, pool: LabelIndex, forged_share: float) -> None:
         genuine, forgeries = pool.genuine, pool.forgeries
         self._pool, self._share = pool, forged_share
         self._identity = pool.identity[genuine.order]
@@ -121,7 +121,7 @@ class PairSampler:
         self, label: NDArray[np.int64], forged: NDArray[np.bool_], settings: SamplerSettings,
         seed: int,
     ) -> None:  # fmt: skip
-        self._pool = Pool.of(label, forged, settings.rotations)
+        self._pool = LabelIndex.of(label, forged, settings.rotations)
         self._partners = _Partners(self._pool, settings.forged_share)
         positive = np.flatnonzero(self._partners.has_positive)
         negative = np.flatnonzero(self._partners.has_negative)
@@ -163,7 +163,7 @@ class TripletSampler:
         self, label: NDArray[np.int64], forged: NDArray[np.bool_], settings: SamplerSettings,
         seed: int,
     ) -> None:  # fmt: skip
-        self._pool = Pool.of(label, forged, settings.rotations)
+        self._pool = LabelIndex.of(label, forged, settings.rotations)
         self._partners = _Partners(self._pool, settings.forged_share)
         usable = self._partners.has_positive & self._partners.has_negative
         self._anchor = np.flatnonzero(usable)
@@ -187,7 +187,7 @@ class TripletSampler:
         return np.stack(columns, axis=1)
 
 
-def _distinct(pool: Pool, drawn: Ints) -> tuple[Batch, Ints]:
+def _distinct(pool: LabelIndex, drawn: Ints) -> tuple[Batch, Ints]:
     """The distinct pictures among those drawn, and where each drawn one stands among them.
 
     A number from V on means the picture of that number less V, mirrored.

@@ -1,7 +1,6 @@
 """Every picture of a table decoded once, into memory or into a memory-mapped file.
 
-`decode_table` gives all of them at once; `Stream` gives them a few at a time to those who look at
-each once.
+`decode_table` returns all of them at once; `PixelStream` yields them in batches, each once.
 
 A file in the cache is an ordinary `.npy` of shape (N, C, H, W) with a JSON sidecar that names the
 rows that could not be read. Both are written beside and renamed, the sidecar last, so that a file
@@ -38,7 +37,7 @@ from twinlens.data.download import cache_folder
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, PictureError
 
-__all__ = ["Broken", "Decoded", "PixelRows", "Pixels", "Stream", "decode_table"]
+__all__ = ["BrokenPicture", "DecodedTable", "PixelRows", "PixelStream", "Pixels", "decode_table"]
 
 CACHE_FORMAT = 1
 BLOCK_BYTES = 32 * 2**20
@@ -47,7 +46,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Broken:
+class BrokenPicture:
     """A picture that cannot be read, and why, in a few words."""
 
     path: str
@@ -55,7 +54,7 @@ class Broken:
 
 
 @dataclass(frozen=True, eq=False)
-class Decoded:
+class DecodedTable:
     """The readable rows of a table with their pixels.
 
     Attributes:
@@ -67,7 +66,7 @@ class Decoded:
 
     table: ImageTable
     pixels: NDArray[np.uint8]
-    broken: tuple[Broken, ...]
+    broken: tuple[BrokenPicture, ...]
 
     def rows(self, row_N: NDArray[np.int64]) -> PixelRows:
         """The pixels of some rows, of which none is copied yet."""
@@ -109,7 +108,7 @@ def decode_table(
     progress: Progress | None = None,
     cache_dir: Path | None = None,
     memory_limit: int = 2**30,
-) -> Decoded:
+) -> DecodedTable:
     """Decode every picture of a table to the size and colour of `spec`.
 
     The result depends on the table and `spec` alone, not on threads or on the cache. Up to
@@ -146,7 +145,7 @@ def decode_table(
     return found
 
 
-class Stream:
+class PixelStream:
     """The readable pictures of a table, a batch at a time.
 
     They are those of `decode_table` with the same arguments. It holds no more than a block of them,
@@ -170,7 +169,7 @@ class Stream:
         cache_dir: Path | None = None,
     ) -> None:
         _check_any(table)
-        self.table, self.broken = table, tuple[Broken, ...]()
+        self.table, self.broken = table, tuple[BrokenPicture, ...]()
         self._job = _Job(table, spec, max_pixels, max_broken, None)
         folder = _folder(cache_dir)
         self._known = _reuse(self._job, folder / f"{_key(table, spec, max_pixels)}.npy")
@@ -345,19 +344,19 @@ def _check_broken(job: _Job, broken: list[tuple[int, str]]) -> None:
 
 def _decoded(
     table: ImageTable, pixels: NDArray[np.uint8], broken_rows: list[tuple[int, str]]
-) -> Decoded:
+) -> DecodedTable:
     readable, broken = _without(table, broken_rows)
-    return Decoded(readable, pixels, broken)
+    return DecodedTable(readable, pixels, broken)
 
 
 def _without(
     table: ImageTable, broken_rows: list[tuple[int, str]]
-) -> tuple[ImageTable, tuple[Broken, ...]]:
+) -> tuple[ImageTable, tuple[BrokenPicture, ...]]:
     if not broken_rows:
         return table, ()
     good = np.ones(len(table), dtype=np.bool_)
     good[[row for row, _ in broken_rows]] = False
-    broken = tuple(Broken(str(table.path[row]), reason) for row, reason in broken_rows)
+    broken = tuple(BrokenPicture(str(table.path[row]), reason) for row, reason in broken_rows)
     return table.select(good), broken
 
 
@@ -392,7 +391,7 @@ def _stamp(path: str) -> tuple[int, int, int]:
     return (status.st_size, status.st_mtime_ns, status.st_mode)
 
 
-def _reuse(job: _Job, target: Path) -> Decoded | None:
+def _reuse(job: _Job, target: Path) -> DecodedTable | None:
     """What an earlier call wrote, or None where it is absent or damaged."""
     try:
         sidecar = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.config import SamplerSettings
-from twinlens.data.batch import EPOCH, Batch, Ints, Pool
+from twinlens.data.batch import EPOCH, Batch, Ints, LabelIndex
 from twinlens.data.pair_samplers import PairSampler, TripletSampler
 from twinlens.errors import ConfigError, DataError
 
@@ -73,7 +73,7 @@ class PKSampler:
         self, label: NDArray[np.int64], forged: NDArray[np.bool_], settings: SamplerSettings,
         seed: int,
     ) -> None:  # fmt: skip
-        self._pool = Pool.of(label, forged, settings.rotations)
+        self._pool = LabelIndex.of(label, forged, settings.rotations)
         self._seed = seed
         self._images = settings.images_per_label
         self._forged = settings.forged_per_label

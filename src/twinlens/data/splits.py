@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import ConfigError, DataError, unknown_name
 
-__all__ = ["assign_splits", "is_closed", "is_identity_disjoint"]
+__all__ = ["assign_splits", "is_closed_set", "is_identity_disjoint"]
 
 MODES = ("identities", "images")
 
@@ -100,7 +100,7 @@ def is_identity_disjoint(table: ImageTable) -> bool:
     return True
 
 
-def is_closed(table: ImageTable) -> bool:
+def is_closed_set(table: ImageTable) -> bool:
     """Whether there are validation or test pictures, and all of identities that training has."""
     known = {i for i, split in zip(table.identity, table.split, strict=True) if split == "train"}
     asked = {

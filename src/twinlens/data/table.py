@@ -193,19 +193,21 @@ def pair_masks(label_a: Any, forged_a: Any, label_b: Any, forged_b: Any) -> tupl
     return genuine, impostor
 
 
-def require_identities(table: ImageTable, least: int = 2, what: str = "comparing pictures") -> None:
+def require_identities(
+    table: ImageTable, minimum: int = 2, purpose: str = "comparing pictures"
+) -> None:
     """Refuse a table with too few identities to compare.
 
     Raises:
-        DataError: fewer than `least` identities.
+        DataError: fewer than `minimum` identities.
     """
     names = table.identities()
-    if len(names) >= least:
+    if len(names) >= minimum:
         return
     some = f" ({', '.join(names[:5])})" if names else ""
     found = f"{len(names)} {'identity' if len(names) == 1 else 'identities'}{some}"
     raise DataError(
-        f"{table.source} holds {found}, and {what} needs at least {least}: "
+        f"{table.source} holds {found}, and {purpose} needs at least {minimum}: "
         "give each thing that is shown a folder of its own (DATA/thing-1/*, DATA/thing-2/*, ...)"
     )
 

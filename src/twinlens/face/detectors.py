@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinlens.data.download import downloaded
+from twinlens.data.download import download_once
 from twinlens.errors import ConfigError, DataError, MissingExtraError, unknown_name
 from twinlens.face.crop import Box, Detector, Face
 
@@ -134,7 +134,7 @@ def yunet_file(url: str = YUNET_URL, sha256: str = YUNET_SHA256) -> Path:
         (folder / YUNET_NAME).write_bytes(content)
 
     hint = f"give a copy of {YUNET_NAME} with --model, or take --detector haar"
-    return downloaded(f"yunet-{sha256[:16]}", [url], fill, hint) / YUNET_NAME
+    return download_once(f"yunet-{sha256[:16]}", [url], fill, hint) / YUNET_NAME
 
 
 def opencv() -> Any:

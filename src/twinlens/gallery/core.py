@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from twinlens.data.download import cache_folder, whole_folder
+from twinlens.data.download import cache_folder, create_once
 from twinlens.errors import CalibrationError, GalleryError, unknown_name
 from twinlens.gallery.decide import Threshold
 from twinlens.gallery.location import is_remote
@@ -80,7 +80,7 @@ class GalleryCore:
 
         local = Path(self.place) / folder
         if is_remote(self.place):
-            local = whole_folder(cache_folder() / folder, fetch)
+            local = create_once(cache_folder() / folder, fetch)
         matcher = Matcher.load(local)
         if matcher.fingerprint != self.fingerprint:
             raise GalleryError(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.config import Settings
-from twinlens.data.inspection import Statistics
+from twinlens.data.inspection import TableStatistics
 from twinlens.learn import auto_network as network
 from twinlens.learn import auto_training as training
 from twinlens.learn.auto_facts import Facts, Rule
@@ -70,7 +70,7 @@ class Choice:
 
 
 def choose_settings(
-    recipe: Recipe, data: Statistics, *, closed: bool
+    recipe: Recipe, data: TableStatistics, *, closed: bool
 ) -> tuple[Settings, list[Choice]]:
     """Choose all settings that the recipe leaves to the data, except mean and std.
 

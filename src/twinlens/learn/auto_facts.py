@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from twinlens.config import Settings
-from twinlens.data.inspection import Statistics
+from twinlens.data.inspection import TableStatistics
 from twinlens.model.backbones import is_own
 
 __all__ = ["FROZEN", "LARGE", "MANY", "PLENTY", "Facts", "Reasoned", "Rule"]
@@ -29,7 +29,7 @@ class Facts:
         closed: the model will be used on the identities that it is trained on.
     """
 
-    data: Statistics
+    data: TableStatistics
     settings: Settings
     closed: bool
 
