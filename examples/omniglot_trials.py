@@ -4,8 +4,8 @@
     twinlens evaluate runs/omniglot --trials trials/trials.csv
 
 A run has one drawing of each of 20 characters of one alphabet as candidates, and 20 other drawings
-of them as probes (Lake, Salakhutdinov, Tenenbaum 2015, doi 10.1126/science.aab3050). `all_runs.zip` is
-from https://github.com/brendenlake/omniglot (one-shot-classification).
+of them as probes (Lake, Salakhutdinov, Tenenbaum 2015, doi 10.1126/science.aab3050).
+`all_runs.zip` is from https://github.com/brendenlake/omniglot (one-shot-classification).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NUM_RUNS = 20
 def read_trials(folder: Path) -> list[tuple[str, str, str, int, str]]:
     """(trial, probe, candidate, same, cluster) of every run, with paths below `folder`.
 
-    The cluster is the run: its trials share their candidates, so the bootstrap resamples whole runs.
+    The cluster is the run: its trials share candidates, so the bootstrap resamples whole runs.
     """
     rows = []
     for run in range(1, NUM_RUNS + 1):
