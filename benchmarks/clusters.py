@@ -25,8 +25,8 @@ from benchmarks.table import Line
 from benchmarks.timing import compare
 from twinlens.clusters.knn_graph import nearest_neighbours
 from twinlens.clusters.linkage import cluster_embeddings
-from twinlens.commands.choose_pictures import pictures_for
 from twinlens.commands.cluster import comparison_of
+from twinlens.commands.selection import select_pictures
 from twinlens.match.matcher import Matcher
 from twinlens.measure.clustering import b_cubed
 from twinlens.model.comparators import Cosine, TorchComparison
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def embedded(matcher: Matcher, data: str, root: str | None, split: str) -> tuple[Any, Any]:
-    chosen = pictures_for(matcher.bundle, data, wanted=split, prefer=split, root=root)
+    chosen = select_pictures(matcher.bundle, data, split=split, prefer=split, root=root)
     return embed_pixels(matcher.bundle.encoder, chosen.pixels), chosen.table.labels()
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import twinlens
-from twinlens.commands.choose_pictures import pictures_for
+from twinlens.commands.selection import select_pictures
 from twinlens.errors import CalibrationError
 from twinlens.measure.error_rates import matches
 from twinlens.measure.fusion import rank_identities
@@ -39,7 +39,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("twinlens").setLevel(logging.WARNING)
     model = twinlens.load(args.model)
-    chosen = pictures_for(model.bundle, args.data, wanted="test", prefer="test", root=args.root)
+    chosen = select_pictures(model.bundle, args.data, split="test", prefer="test", root=args.root)
     emb, label = embed_pixels(model.bundle.encoder, chosen.pixels), chosen.table.labels()
     print(f"{label.max() + 1} unseen identities, {len(label)} pictures of {args.data}")
     print(f"{'':38}{'strangers taken':>16}{'rightly named':>15}")

@@ -19,8 +19,7 @@ from conftest import TINY, PictureFolder, TinyRun, draw_pictures
 from PIL import Image
 
 import twinlens
-from twinlens.commands.choose_pictures import pictures_for
-from twinlens.commands.measure import Measured
+from twinlens.commands.selection import select_pictures
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.data.folders import read_table
 from twinlens.data.pixel_cache import PixelRows
@@ -29,6 +28,7 @@ from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, ConfigError, DataError
 from twinlens.match.matcher import Matcher
 from twinlens.measure import pairs as pairs_module
+from twinlens.measure.evaluation_result import NearestNeighbourEvaluation, OpenSetEvaluation
 from twinlens.measure.open_set import open_set
 from twinlens.measure.trials import OneShotTrials, PairTrials, one_shot_trials, pair_trials
 from twinlens.model.bundle import save_bundle
@@ -84,19 +84,19 @@ def test_training_data_is_split_as_it_was(
     copy = shutil.copytree(tiny_run.data, tmp_path / "a copy is the same data")
     lines = (tiny_run.run / "split.csv").read_text(encoding="utf-8").splitlines()[1:]
     for split in ("train", "val", "test"):
-        chosen = pictures_for(model.bundle, copy, wanted=split, prefer="test")
+        chosen = select_pictures(model.bundle, copy, split=split, prefer="test")
         found = {chosen.table.relative(row) for row in range(len(chosen.table))}
         assert found == {line.split(",")[0] for line in lines if line.endswith(f",{split}")}
         assert chosen.identity_disjoint == (split != "train")
-    auto = pictures_for(model.bundle, copy, wanted="auto", prefer="test")
+    auto = select_pictures(model.bundle, copy, split="auto", prefer="test")
     assert (auto.split, auto.identity_disjoint) == ("test", True)
-    whole = pictures_for(model.bundle, copy, wanted="all", prefer="test")
+    whole = select_pictures(model.bundle, copy, split="all", prefer="test")
     assert (whole.split, len(whole.table), whole.identity_disjoint) == ("all", 60, False)
 
 
 def test_other_data_is_taken_whole(model: Matcher, picture_folder: PictureFolder) -> None:
     new = picture_folder({"new a": 3, "new b": 3})
-    chosen = pictures_for(model.bundle, new, wanted="auto", prefer="test")
+    chosen = select_pictures(model.bundle, new, split="auto", prefer="test")
     assert (chosen.split, len(chosen.table), chosen.identity_disjoint) == ("all", 6, True)
     assert chosen.pixels.shape == (6, 1, 16, 16)
 
@@ -130,11 +130,10 @@ def test_of_a_changed_copy_only_the_unseen_is_taken(
     num = 35 if change == "less" else 37
     assert f"left out {num} pictures of 6 identities that the model was trained on; 24 of 4" in said
     assert (found.split, found.identity_disjoint) == ("unseen", True)
-    assert found.table is not None
     assert set(found.table.identities()) == names["val"] | names["test"]
     found = twinlens.evaluate(model.path, copy, split="all")
     assert (found.split, found.identity_disjoint) == ("all", False)
-    assert "warning: some of these identities were trained on" in capsys.readouterr().err
+    assert "warning: the model was trained on some of these identities" in capsys.readouterr().err
 
 
 def test_where_too_little_is_unseen_all_is_taken(
@@ -146,11 +145,11 @@ def test_where_too_little_is_unseen_all_is_taken(
     for name in unseen[1:]:
         shutil.rmtree(copy / name)
     capsys.readouterr()
-    chosen = pictures_for(model.bundle, copy, wanted="auto", prefer="test")
+    chosen = select_pictures(model.bundle, copy, split="auto", prefer="test")
     assert (chosen.split, len(chosen.table), chosen.identity_disjoint) == ("all", 42, False)
     twinlens.evaluate(model.path, copy)
     said = capsys.readouterr().err
-    assert "warning: some of these identities were trained on" in said
+    assert "warning: the model was trained on some of these identities" in said
     assert "left out" not in said
 
 
@@ -162,7 +161,7 @@ def test_a_closed_set_is_taken_whole(model: Matcher, tiny_run: TinyRun, tmp_path
     assert origin is not None
     closed = replace(origin, data=origin.data.model_copy(update={"split": "images"}))
     bundle = replace(model.bundle, origin=closed)
-    chosen = pictures_for(bundle, copy, wanted="auto", prefer="test")
+    chosen = select_pictures(bundle, copy, split="auto", prefer="test")
     assert (chosen.split, len(chosen.table)) == ("all", 59)
 
 
@@ -170,11 +169,11 @@ def test_other_data_is_taken_by_its_own_splits(
     model: Matcher, picture_folder: PictureFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = picture_folder({f"{split}/{name}": 3 for split in ("train", "test") for name in "ab"})
-    found = pictures_for(model.bundle, data, wanted="auto", prefer="test")
+    found = select_pictures(model.bundle, data, split="auto", prefer="test")
     assert (found.split, len(found.table)) == ("test", 6)
     with pytest.raises(DataError, match="has no val pictures"):
-        pictures_for(model.bundle, data, wanted="val", prefer="test")
-    instead = pictures_for(model.bundle, data, wanted="auto", prefer="val")
+        select_pictures(model.bundle, data, split="val", prefer="test")
+    instead = select_pictures(model.bundle, data, split="auto", prefer="val")
     assert instead.split == "test"
 
 
@@ -196,12 +195,10 @@ def test_same_pictures_split_otherwise(
     capsys.readouterr()
     found = twinlens.evaluate(tmp_path / "run", data)
     assert (found.split, found.identity_disjoint) == ("unseen", True)
-    assert found.table is not None
     assert found.table.identities() == given.select(given.split != "train").identities()
     assert "was trained on other splits of" in capsys.readouterr().err
     found = twinlens.evaluate(tmp_path / "run", given, quiet=True)
     assert (found.split, found.identity_disjoint) == ("test", True)
-    assert found.table is not None
     assert found.table.identities() == by_chance.of_split("train").identities()
     assert found.as_json() == read(tmp_path / "run" / "results.json")
 
@@ -216,7 +213,6 @@ def test_broken_pictures_are_named(
     (data / "x" / "2.png").write_bytes(b"no picture")
     found = twinlens.evaluate(model.path, data, report=tmp_path / "page.html")
     assert f"warning: skipped {data}/x/2.png: not a picture" in capsys.readouterr().err
-    assert found.table is not None
     assert len(found.table) == 11
     page = (tmp_path / "page.html").read_text(encoding="utf-8").replace("<wbr>", "")
     assert "x/2.png" in page
@@ -345,7 +341,9 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> ClosedRun:
     return ClosedRun(top / "run", top / "data")
 
 
-def look_up(closed: ClosedRun, folder: Path, **more: Any) -> tuple[Measured, list[dict[str, str]]]:
+def look_up(
+    closed: ClosedRun, folder: Path, **more: Any
+) -> tuple[NearestNeighbourEvaluation, list[dict[str, str]]]:
     """`evaluate` by the protocol "nearest", and its answers."""
     file = folder / "answers.csv"
     found = twinlens.evaluate(
@@ -374,7 +372,6 @@ def test_nearest_is_that_of_a_loop(closed: ClosedRun, tmp_path: Path) -> None:
         distance = model.distance(path, near[0])
         assert float(row["distance"]) == pytest.approx(distance, abs=1e-6)
         assert row["match"] == str(int(distance <= model.require_calibration().threshold))
-    assert found.nearest is not None
     assert found.nearest.accuracy.value == pytest.approx(np.mean(right))
     assert found.nearest.top_5.value == pytest.approx(np.mean(top_5))
     assert 0.5 < np.mean(right) < 1
@@ -425,7 +422,7 @@ def test_a_copy_of_a_training_picture_is_at_distance_zero(
         emb_ND = embed_pixels(*args, **more)
         return emb_ND + np.float32(1e-4) * np.arange(len(emb_ND), dtype=np.float32)[:, None]
 
-    monkeypatch.setattr("twinlens.commands.measure.embed_pixels", uneven)
+    monkeypatch.setattr("twinlens.commands.protocols.embed_pixels", uneven)
     _, rows = look_up(replace(closed, run=tmp_path / "model"), tmp_path)
     copy = next(row for row in rows if row["path"].endswith("copy.bmp"))
     assert copy["distance"] == "0"
@@ -439,15 +436,13 @@ def test_training_pictures_find_themselves(
     closed: ClosedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found, rows = look_up(closed, tmp_path, split="train")
-    assert "each training picture is looked up among all of them" in capsys.readouterr().err
+    assert "each training picture is compared with all of them" in capsys.readouterr().err
     assert {row["distance"] for row in rows} == {"0"}
     assert all(row["path"] == row["nearest_path"] for row in rows)
-    assert found.nearest is not None
     assert found.nearest.accuracy.value == 1
-    assert "each is among them itself, and so finds itself" in found.as_text()
+    assert "each training picture is also in the gallery, and finds itself" in found.as_text()
     # Validation pictures, which were cut out of the training pictures, are then not among them.
     val, val_rows = look_up(closed, tmp_path, split="val")
-    assert val.nearest is not None
     assert (val.nearest.num_probes + val.nearest.num_gallery, found.nearest.num_gallery) == (32, 32)
     assert all(row["path"] != row["nearest_path"] for row in val_rows)
     assert len(rows) == val.nearest.num_gallery
@@ -459,8 +454,10 @@ def test_nearest_in_words(closed: ClosedRun, tmp_path: Path) -> None:
     assert lines["measured on"] == "test pictures, identities seen in training"
     assert re.fullmatch(r"0\.\d{4}  \(0\.\d{4} to \d\.\d{4}\)", lines["nearest accuracy"])
     assert lines["nearest by chance"] == "0.2125"
-    assert lines["looked up"] == "20 pictures among 32 training pictures of 4 identities"
-    assert lines["not to be found"].startswith("3 pictures of identities without training pictures")
+    assert lines["probes"] == "20 pictures against 32 training pictures of 4 identities"
+    assert lines["non-mated probes"].startswith(
+        "3 pictures of identities without training pictures"
+    )
     assert "finds itself" not in text
 
 
@@ -471,7 +468,6 @@ def test_data_of_another_model_is_looked_up_by_its_own_splits(
     data = shutil.copytree(closed.data, tmp_path / "data")
     other = ClosedRun(tiny_run.run, data)
     found, _ = look_up(other, tmp_path)
-    assert found.nearest is not None
     assert (found.split, found.identity_disjoint) == ("test", True)
     assert (found.nearest.num_probes, found.nearest.num_gallery) == (20, 32)
     (data / "val" / "Zürich").mkdir(parents=True)
@@ -480,7 +476,6 @@ def test_data_of_another_model_is_looked_up_by_its_own_splits(
             data / "val" / "Zürich" / f"{number}.png"
         )
     found, _ = look_up(other, tmp_path)
-    assert found.nearest is not None
     assert found.nearest.num_gallery == 29
 
 
@@ -490,7 +485,6 @@ def test_forgeries_are_not_looked_up(tiny_run: TinyRun, picture_folder: PictureF
         {f"{split}/{name}": 3 for split in ("train", "test") for name in ("a", "a_forg", "b")}
     )
     found, rows = look_up(ClosedRun(tiny_run.run, data), tmp_path)
-    assert found.nearest is not None
     assert (found.nearest.num_probes, found.nearest.num_gallery) == (6, 6)
     assert not any("forg" in row["path"] + row["nearest_path"] for row in rows)
 
@@ -581,8 +575,8 @@ def test_the_map_of_many_pictures_takes_the_pixels_of_those_that_it_shows(
     table = ImageTable.of_rows(rows, "made up", None)
     pixels = rng.integers(0, 256, (900, 1, 2, 2), dtype=np.uint8)
     row, emb = rng.permutation(900)[:700], rng.normal(size=(700, 3)).astype(np.float32)
-    measured = Measured(table=table, pixels=PixelRows(pixels, row), embeddings=emb)
-    found = pages._whole_map(measured, pages.RunFacts("m", "d", []))
+    result = OpenSetEvaluation("all", True, None, table, PixelRows(pixels, row), emb)
+    found = pages._map_pictures(result, 0)
     shown = map_rows(names.tolist(), np.random.default_rng(0))
     assert len(shown) == 600
     np.testing.assert_array_equal(found.pixels, pixels[row][shown])
@@ -685,7 +679,7 @@ def test_lists_that_are_not_there(tiny_run: TinyRun, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("a,b,same\nx.png,x.png,1\n")
     with pytest.raises(DataError, match="no such file or folder: 'nowhere'"):
         twinlens.evaluate(tiny_run.run, "nowhere", trials=tmp_path / "list.csv", quiet=True)
-    with pytest.raises(ConfigError, match="--report is of the pictures in DATA"):
+    with pytest.raises(ConfigError, match="--report shows the pictures of DATA"):
         twinlens.evaluate(
             tiny_run.run, trials=tmp_path / "list.csv", report=tmp_path / "x.html", quiet=True
         )
@@ -804,8 +798,8 @@ def test_trials_are_taken_in_blocks(
 
 def test_a_named_set(tiny_run: TinyRun) -> None:
     """Array-backed pictures go the same way as files."""
-    chosen = pictures_for(
-        twinlens.load(tiny_run.run).bundle, "digits", wanted="auto", prefer="test"
+    chosen = select_pictures(
+        twinlens.load(tiny_run.run).bundle, "digits", split="auto", prefer="test"
     )
     assert (chosen.split, chosen.identity_disjoint) == ("all", True)
     assert chosen.pixels.shape == (len(read_table("digits")), 1, 16, 16)
@@ -820,7 +814,7 @@ def test_open_set_is_that_of_the_embeddings(model: Matcher, tiny_run: TinyRun) -
         seed=3, quiet=True,
     )  # fmt: skip
     table = read_table(tiny_run.data)
-    pixels = pictures_for(model.bundle, table, wanted="all", prefer="test").pixels
+    pixels = select_pictures(model.bundle, table, split="all", prefer="test").pixels
     assert model.calibration is not None
     expected = open_set(
         embed_pixels(model.bundle.encoder, pixels), table.labels(), model.comparison, shot=2,
@@ -831,7 +825,7 @@ def test_open_set_is_that_of_the_embeddings(model: Matcher, tiny_run: TinyRun) -
     lines = dict(re.split(r"  +", line, maxsplit=1) for line in found.as_text().splitlines()[:4])
     enrolled, strangers = found.open_set.whole.num_enrolled, found.open_set.num_strangers
     assert lines["galleries"] == (
-        f"{enrolled} identities enrolled by 2 pictures each, {strangers} strangers, drawn 10 "
+        f"{enrolled} identities with 2 pictures each, {strangers} strangers, drawn 10 "
         "times; rule mean"
     )
     assert lines["rank 1"].startswith(f"{found.open_set.whole.rank_1.value:.4f}  (")
@@ -839,7 +833,7 @@ def test_open_set_is_that_of_the_embeddings(model: Matcher, tiny_run: TinyRun) -
     assert last.startswith(f"of {enrolled} enrolled")
     away = found.open_set.whole.pair_threshold
     assert away is not None
-    assert last.endswith(f"turned away, pair threshold {away.turned_away.value:.3f}")
+    assert last.endswith(f"rejected, pair threshold {away.turned_away.value:.3f}")
 
 
 def test_forged_pictures_and_the_uncalibrated_have_no_part_in_it(
@@ -865,7 +859,7 @@ def test_forged_pictures_and_the_uncalibrated_have_no_part_in_it(
     assert found.open_set is not None
     assert bare.whole.pair_threshold is None
     assert bare.whole.rank_1 == found.open_set.whole.rank_1
-    assert "pair threshold" not in Measured(open_set=bare).as_text()
+    assert "pair threshold" not in replace(other, open_set=bare).as_text()
 
 
 def test_too_few_for_a_gallery(
@@ -877,7 +871,10 @@ def test_too_few_for_a_gallery(
                               report=tmp_path / "page.html")  # fmt: skip
     assert list(found.as_json()) == ["split", "identity_disjoint"]
     said = capsys.readouterr().err
-    assert "of 4 identities, 1 have more than 2 genuine pictures; needed are 4" in said
+    assert (
+        "needs 4 identities, 2 of them with more than 2 genuine pictures; found 4 identities, "
+        "1 with so many" in said
+    )
     assert "Galleries" not in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 

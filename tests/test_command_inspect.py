@@ -162,11 +162,11 @@ def test_the_demo_in_small(
     small = table.select(few)
     monkeypatch.setattr(demo_job, "demo_table", lambda: small)
     monkeypatch.setattr(demo_job, "SETTINGS", TINY | {"picture.size": (8, 8)})
-    monkeypatch.setattr(train_job, "write_page", lambda path, *said: path.touch())
+    monkeypatch.setattr(train_job, "write_model_report", lambda path, *said: path.touch())
     monkeypatch.chdir(tmp_path)
     for folder in ("demo", "demo-2"):
         lines = list(demo(quiet=True))
-        assert lines[-1] == f"Look at {Path('runs', folder, 'report.html')}"
+        assert lines[-1] == f"Report: {Path('runs', folder, 'report.html')}"
         assert Path("runs", folder, "report.html").is_file()
     verdicts = [line for line in lines if line.startswith("  a ")]
     assert len(verdicts) == 6
@@ -175,6 +175,6 @@ def test_the_demo_in_small(
         said = line.split(": ")[1]
         assert line.endswith("[right]" if (said == "same") == same else "[wrong]")
     num = 3 * 8 * 7 // 2
-    assert lines[-3].startswith(f"Of {num} pairs of the same digit 7 to 9 it calls ")
-    assert f"and of {3 * 64} pairs of different ones " in lines[-3]
+    assert f" of {num} genuine pairs are rejected (FRR), and " in lines[-3]
+    assert f" of {3 * 64} impostor pairs are accepted (FAR)." in lines[-3]
     assert capsys.readouterr().out == ""

@@ -19,7 +19,9 @@ import twinlens
 from twinlens.cli.main import main
 from twinlens.commands import train as train_job
 from twinlens.commands.prepare import prepare
+from twinlens.commands.selection import Selection
 from twinlens.data.folders import read_table
+from twinlens.data.pixel_cache import PixelRows
 from twinlens.errors import ConfigError, DataError, TrainingError
 from twinlens.learn.run_folder import lock_run_folder
 from twinlens.model.encoder import Encoder
@@ -30,7 +32,7 @@ from twinlens.report.page import ReportContent
 SHORT = TINY | {"train.steps": 4}
 
 
-Written = list[pages.RunFacts]
+Written = list[pages.ReportFacts]
 
 
 @pytest.fixture(autouse=True)
@@ -38,18 +40,18 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Written:
     """What the reports of this test would say: drawing them takes most of a tiny run's time."""
     facts: Written = []
 
-    def note(path: Path, bundle: object, measured: object, said: pages.RunFacts) -> None:
+    def note(path: Path, bundle: object, measured: object, said: pages.ReportFacts) -> None:
         facts.append(said)
         path.touch()
 
-    monkeypatch.setattr(train_job, "write_page", note)
+    monkeypatch.setattr(train_job, "write_model_report", note)
     return facts
 
 
 @pytest.fixture
 def drawn(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reports of this test are drawn after all."""
-    monkeypatch.setattr(train_job, "write_page", pages.write_page)
+    monkeypatch.setattr(train_job, "write_model_report", pages.write_model_report)
 
 
 def read(path: Path) -> Any:
@@ -209,12 +211,13 @@ def test_the_splits_are_not_copied_to_be_measured(
 
     def note(job: Callable[..., Any]) -> Callable[..., Any]:
         def noted(bundle: Any, *args: Any, **more: Any) -> Any:
-            seen.extend(one for one in args if hasattr(one, "pixels") and hasattr(one, "row"))
+            pixels = [one.pixels if isinstance(one, Selection) else one for one in args]
+            seen.extend(one for one in pixels if isinstance(one, PixelRows))
             return job(bundle, *args, **more)
 
         return noted
 
-    for name in ("calibrate_on", "measure"):
+    for name in ("calibrate_on", "evaluate_standard"):
         monkeypatch.setattr(train_job, name, note(getattr(train_job, name)))
     twinlens.train(tiny_run.data, out=tmp_path / "run", settings=SHORT, quiet=True)
     val, test = (len([row for row in splits_of(tmp_path / "run") if row["split"] == split])
@@ -450,18 +453,22 @@ def test_too_few_identities_for_a_test_split(
     capsys.readouterr()
     twinlens.train(data, out=tmp_path / "run", settings=SHORT)
     said = capsys.readouterr().err
-    assert f"warning: There are no test pictures: {num} identities are too few" in said
-    assert "warning: The figures are of the validation pictures" in said
+    assert (
+        "warning: There are no test pictures: three splits by identity need 6 identities, "
+        f"found {num}" in said
+    )
+    assert "warning: The figures are those of the validation pictures" in said
     found = read(tmp_path / "run" / "results.json")
     assert found["split"] == "val"
     (facts,) = written
     assert [finding.split(":")[0] for finding in facts.findings] == [
         "There are no test pictures",
-        "The figures are of the validation pictures, which chose the weights and set the threshold",
+        "The figures are those of the validation pictures, which also chose the weights and set "
+        "the threshold",
     ]
     capsys.readouterr()
     assert twinlens.evaluate(tmp_path / "run", data).as_json() == found
-    assert "warning: there are no test pictures" in capsys.readouterr().err
+    assert "warning: no test pictures: the val pictures are used" in capsys.readouterr().err
 
 
 def test_test_pictures_without_pairs(
@@ -472,7 +479,7 @@ def test_test_pictures_without_pairs(
         picture_folder({f"{split}/{name}": 4 for name in names})
     capsys.readouterr()
     twinlens.train(tmp_path / "pictures", out=tmp_path / "run", settings=SHORT)
-    assert "The test pictures cannot be measured on" in capsys.readouterr().err
+    assert "The test pictures cannot be used for evaluation" in capsys.readouterr().err
     assert read(tmp_path / "run" / "results.json")["split"] == "val"
     assert (tmp_path / "run" / "report.html").is_file()
 
@@ -485,7 +492,7 @@ def test_no_pictures_but_for_training(
     settings = SHORT | {"data.fractions": (1.0, 0.0, 0.0)}
     model = twinlens.train(tiny_run.data, out=tmp_path / "run", settings=settings)
     said = capsys.readouterr().err
-    assert "the model is not calibrated, since there are no validation pictures" in said
+    assert "the model is not calibrated: there are no validation pictures" in said
     assert "There are no test pictures." in said
     assert model.calibration is None
     assert not (tmp_path / "run" / "results.json").exists()
@@ -591,7 +598,7 @@ def test_interrupting_keeps_the_best_and_can_be_gone_on_with(
 
     class Impatient(Progress):
         def __call__(self, done: int, total: int) -> None:
-            if self.what == "training" and done == 13:
+            if self.task == "training" and done == 13:
                 raise KeyboardInterrupt
 
     run = tmp_path / "run"
@@ -601,7 +608,7 @@ def test_interrupting_keeps_the_best_and_can_be_gone_on_with(
         model = twinlens.train(tiny_run.data, out=run, settings=TINY)
     said = capsys.readouterr().err
     assert "warning: interrupted at step 13" in said
-    assert f"warning: the run was cut short: --resume --out {run} goes on with it" in said
+    assert f"warning: the run was interrupted: --resume --out {run} resumes it" in said
     assert model.calibration is not None
     assert (run / "results.json").is_file()
     assert "finished" not in read(run / "run.json")

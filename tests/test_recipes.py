@@ -35,7 +35,7 @@ PUBLISHED = sorted(set(recipe_names()) - {"auto"})
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the report, which takes longer than these runs."""
-    monkeypatch.setattr(train_job, "write_page", lambda path, *_: path.touch())
+    monkeypatch.setattr(train_job, "write_model_report", lambda path, *_: path.touch())
 
 
 def thing(pattern: np.ndarray, rng: np.random.Generator, size: int = 64) -> Image.Image:

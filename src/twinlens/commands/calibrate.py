@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from twinlens.commands.choose_pictures import pictures_for
+from twinlens.commands.selection import select_pictures
 from twinlens.data.pixel_cache import Pixels
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError
@@ -56,7 +56,7 @@ def calibrate(
     check_seed(seed)
     with console_log(quiet):
         bundle = load_bundle(model)
-        chosen = pictures_for(bundle, data, wanted=split, prefer="val", root=root)
+        chosen = select_pictures(bundle, data, split=split, prefer="val", root=root)
         found = calibrate_on(bundle, chosen.table, chosen.pixels, far, seed=seed)
         return Matcher(store_calibration(bundle, found.as_json()))
 

@@ -25,11 +25,11 @@ from twinlens.clusters.layout import Placed, place_clusters, write_list
 from twinlens.clusters.linkage import Clusters, cluster_embeddings
 from twinlens.clusters.page import ClusterPage, write_page
 from twinlens.clusters.result import ClusterSet, Cut
-from twinlens.commands.choose_pictures import never_seen, read_data
+from twinlens.commands.selection import is_identity_disjoint, read_data
 from twinlens.config import DataSettings
 from twinlens.data.decode import open_picture
 from twinlens.data.folders import read_unlabelled
-from twinlens.data.pixel_cache import Decoded, decode_table
+from twinlens.data.pixel_cache import DecodedTable, decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, ConfigError, GalleryError
 from twinlens.face.layout import is_folder
@@ -291,7 +291,7 @@ def _of_gallery(
     )  # fmt: skip
 
 
-def _decoded(bundle: Bundle, table: ImageTable) -> Decoded:
+def _decoded(bundle: Bundle, table: ImageTable) -> DecodedTable:
     settings = DataSettings() if bundle.origin is None else bundle.origin.data
     decoded = decode_table(
         table, bundle.encoder.picture, max_pixels=settings.max_pixels,
@@ -302,7 +302,7 @@ def _decoded(bundle: Bundle, table: ImageTable) -> Decoded:
     return decoded
 
 
-def _embedded(matcher: Matcher, decoded: Decoded, labelled: bool) -> Pictures:
+def _embedded(matcher: Matcher, decoded: DecodedTable, labelled: bool) -> Pictures:
     bundle, kept = matcher.bundle, decoded.table
     emb_ND = embed_pixels(bundle.encoder, decoded.pixels, progress=Progress("embedding"))
     return Pictures(
@@ -314,7 +314,7 @@ def _embedded(matcher: Matcher, decoded: Decoded, labelled: bool) -> Pictures:
         forged=kept.forged,
         pixels=kept.pixels,
         max_pixels=matcher.max_pixels,
-        disjoint=never_seen(bundle, kept) if labelled else None,
+        disjoint=is_identity_disjoint(bundle, kept) if labelled else None,
     )
 
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from twinlens.commands.choose_pictures import read_data
+from twinlens.commands.selection import read_data
 from twinlens.config import DataSettings
-from twinlens.data.pixel_cache import Stream
+from twinlens.data.pixel_cache import PixelStream
 from twinlens.data.table import ImageTable
 from twinlens.files import check_output_file, writing_file
 from twinlens.match.matcher import Matcher
@@ -51,7 +51,7 @@ def embed(
         matcher = Matcher.load(model)
         origin = matcher.bundle.origin
         settings = DataSettings() if origin is None else origin.data
-        stream = Stream(
+        stream = PixelStream(
             read_data(matcher.bundle, data, root),
             matcher.bundle.encoder.picture,
             max_pixels=settings.max_pixels,
@@ -73,7 +73,7 @@ def embed(
         return len(rows)
 
 
-def embed_stream(encoder: Encoder, stream: Stream) -> NDArray[np.float32]:
+def embed_stream(encoder: Encoder, stream: PixelStream) -> NDArray[np.float32]:
     """The embeddings (N, D) of the readable pictures, in the batches of `embed_pixels`."""
     progress, total = Progress("embedding"), len(stream.table)
     parts, meanwhile = [], encoder.device.type != "cpu"

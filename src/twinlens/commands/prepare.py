@@ -11,30 +11,29 @@ import logging
 import shlex
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from twinlens.config import Settings
 from twinlens.data.folders import read_table
-from twinlens.data.inspection import survey
-from twinlens.data.pixel_cache import Decoded, decode_table
+from twinlens.data.inspection import sample_statistics
+from twinlens.data.pixel_cache import DecodedTable, decode_table
 from twinlens.data.samplers import Sampler, make_sampler
-from twinlens.data.splits import assign_splits, is_closed
+from twinlens.data.splits import assign_splits, is_closed_set
 from twinlens.data.table import ImageTable, require_identities
 from twinlens.errors import TrainingError, TwinlensError
 from twinlens.learn.auto import Choice, choose_levels, choose_settings
-from twinlens.learn.run_folder import RunFolder
+from twinlens.learn.run_folder import RunFolder, RunRecord
 from twinlens.model.device import machine, versions
 from twinlens.model.encoder import Encoder
 from twinlens.progress import Progress
 from twinlens.recipes import Recipe, parse_overrides
 
-__all__ = ["Prepared", "batches_of", "choose", "divide", "in_words", "prepare", "spread"]
+__all__ = ["PreparedRun", "batches_of", "choose", "divide", "in_words", "prepare", "spread"]
 
 log = logging.getLogger("twinlens")
 
@@ -43,13 +42,13 @@ LOOKED_AT = 1000  # pictures, for their mean and spread
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreparedRun:
     """A run before its first step; `recipe` is the name of the one that it began with."""
 
     recipe: str
     settings: Settings
     choices: list[Choice]
-    decoded: Decoded
+    decoded: DecodedTable
     fingerprint: str
 
 
@@ -59,7 +58,7 @@ def prepare(
     recipe: Recipe,
     run: RunFolder,
     resume: bool,
-) -> Prepared:
+) -> PreparedRun:
     """Read, split, choose, decode; a run that is refused here leaves no empty folder.
 
     Args:
@@ -100,11 +99,11 @@ def divide(table: ImageTable, settings: Settings) -> ImageTable:
     Raises:
         DataError: too few identities.
     """
-    require_identities(table, least=2, what="training")
+    require_identities(table, minimum=2, purpose="training")
     table = assign_splits(
         table, mode=settings.data.split, fractions=settings.data.fractions, seed=settings.seed
     )
-    require_identities(table.of_split("train"), least=2, what="training")
+    require_identities(table.of_split("train"), minimum=2, purpose="training")
     return table
 
 
@@ -115,8 +114,9 @@ def choose(recipe: Recipe, table: ImageTable) -> tuple[Settings, list[Choice]]:
         DataError: training pictures that give no pairs, or cannot be read.
         ConfigError: settings that do not fit them.
     """
-    statistics = survey(table.of_split("train"), max_pixels=recipe.settings().data.max_pixels)
-    settings, choices = choose_settings(recipe, statistics, closed=is_closed(table))
+    max_pixels = recipe.settings().data.max_pixels
+    statistics = sample_statistics(table.of_split("train"), max_pixels=max_pixels)
+    settings, choices = choose_settings(recipe, statistics, closed=is_closed_set(table))
     batches_of(table, settings)
     return settings, choices
 
@@ -150,7 +150,7 @@ def _begin(
     root: str | Path | None,
     recipe: Recipe,
     run: RunFolder,
-) -> Prepared:
+) -> PreparedRun:
     """Choose the settings from the data, and write them down."""
     settings, choices = choose(recipe, table)
     _say_missing(recipe, settings, table)
@@ -160,7 +160,7 @@ def _begin(
     batches_of(decoded.table, settings)  # Again, since broken pictures are missing now.
     rows = np.flatnonzero(decoded.table.split == "train")
     settings, levels = choose_levels(recipe, settings, decoded.pixels[spread(rows)])
-    begun = Prepared(recipe.name, settings, choices + levels, decoded, table.fingerprint())
+    begun = PreparedRun(recipe.name, settings, choices + levels, decoded, table.fingerprint())
     _start_run(run, begun, _command(data, recipe, root), root)
     for choice in begun.choices:
         log.info("%s", in_words(choice))
@@ -181,65 +181,49 @@ def _say_missing(recipe: Recipe, settings: Settings, table: ImageTable) -> None:
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """What a run folder says of the run that was begun in it."""
+class _StoredRun:
+    """Contents of the folder of a run that was started before."""
 
-    recipe: str
+    record: RunRecord
     settings: Settings
-    choices: list[Choice]
-    fingerprint: str
-    division: str | None
 
 
-def _stored(run: RunFolder) -> _Stored | None:
-    """The settings of a run that was started; None where it was killed before that."""
-    settings, facts = run.read_json("settings.json"), run.read_json("run.json")
-    if settings is None or facts is None:
-        return None
-    try:
-        return _Stored(
-            str(facts["recipe"]),
-            Settings.model_validate(settings),
-            [Choice(**choice) for choice in facts["choices"]],
-            str(facts["fingerprint"]),
-            facts.get("division"),
-        )
-    except (KeyError, TypeError, ValidationError) as error:
-        line = " ".join(str(error).split())
-        raise TrainingError(
-            f"{run.path} cannot be gone on with, its settings.json or run.json was changed or is "
-            f"another version's ({line}): start anew in another folder"
-        ) from error
+def _stored(run: RunFolder) -> _StoredRun | None:
+    """The run that was started in a folder; None if it was killed before its first file."""
+    settings, record = run.read_settings(), run.read_record()
+    return None if settings is None or record is None else _StoredRun(record, settings)
 
 
-def _say_unused(recipe: Recipe, stored: _Stored) -> None:
+def _say_unused(recipe: Recipe, stored: _StoredRun) -> None:
     # "auto" is what stands where no recipe is named.
-    if recipe.name not in ("auto", stored.recipe):
+    if recipe.name not in ("auto", stored.record.recipe):
         log.warning(
             "the recipe %s is not used: the run goes on with %s, which it began with",
-            recipe.name, stored.recipe,
+            recipe.name, stored.record.recipe,
         )  # fmt: skip
     if recipe.overrides:
         log.warning("the settings given are not used: a run goes on with those it began with")
 
 
-def _go_on(table: ImageTable, stored: _Stored, run: RunFolder) -> Prepared:
-    now, then = table.fingerprint(), stored.fingerprint
+def _go_on(table: ImageTable, stored: _StoredRun, run: RunFolder) -> PreparedRun:
+    now, then = table.fingerprint(), stored.record.fingerprint
     if now != then:
         raise TrainingError(
             f"the data is not what {run.path} was started on (fingerprint {now[:12]}, then "
             f"{then[:12]}): resume with the same pictures, or start anew"
         )
     decoded = _decode(table, stored.settings)
-    if stored.division not in (None, _division(decoded.table)):
+    if stored.record.division not in (None, _division(decoded.table)):
         raise TrainingError(
             f"the splits, or the pictures that can be read, are not those that {run.path} was "
             "started with (they are in its split.csv): put them back, or start anew"
         )
-    return Prepared(stored.recipe, stored.settings, stored.choices, decoded, now)
+    return PreparedRun(
+        stored.record.recipe, stored.settings, stored.record.choices, decoded, now
+    )
 
 
-def _decode(table: ImageTable, settings: Settings) -> Decoded:
+def _decode(table: ImageTable, settings: Settings) -> DecodedTable:
     decoded = decode_table(
         table,
         settings.picture,
@@ -259,7 +243,7 @@ def _decode(table: ImageTable, settings: Settings) -> Decoded:
     return decoded
 
 
-def _start_run(run: RunFolder, begun: Prepared, command: str, root: str | Path | None) -> None:
+def _start_run(run: RunFolder, begun: PreparedRun, command: str, root: str | Path | None) -> None:
     """Write down what the run is, before its first step."""
     table = begun.decoded.table
     rows = [
@@ -268,20 +252,20 @@ def _start_run(run: RunFolder, begun: Prepared, command: str, root: str | Path |
         for row in range(len(table))
     ]  # fmt: skip
     run.write_table("split.csv", ("path", "identity", "role", "split"), rows)
-    facts = {
-        "source": table.source,
-        "root": None if root is None else str(root),
-        "recipe": begun.recipe,
-        "command": command,
-        "fingerprint": begun.fingerprint,
-        "division": _division(table),
-        "seed": begun.settings.seed,
-        "versions": versions(),
-        "machine": machine(),
-        "choices": [asdict(choice) for choice in begun.choices],
-    }
-    run.write_json("run.json", facts)
-    run.write_json("settings.json", begun.settings.model_dump(mode="json"))
+    record = RunRecord(
+        source=table.source,
+        root=None if root is None else str(root),
+        recipe=begun.recipe,
+        command=command,
+        fingerprint=begun.fingerprint,
+        division=_division(table),
+        seed=begun.settings.seed,
+        versions=versions(),
+        machine=machine(),
+        choices=begun.choices,
+    )
+    run.write_record(record)
+    run.write_settings(begun.settings)
 
 
 def _division(table: ImageTable) -> str:

@@ -1,4 +1,4 @@
-"""`twinlens train`: from a folder of pictures to a calibrated, measured model."""
+"""`twinlens train`: from a folder of pictures to a calibrated, evaluated model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from twinlens.commands.calibrate import calibrate_on
-from twinlens.commands.choose_pictures import never_seen
-from twinlens.commands.measure import measure
-from twinlens.commands.prepare import Prepared, prepare
+from twinlens.commands.prepare import PreparedRun, prepare
+from twinlens.commands.protocols import evaluate_standard
+from twinlens.commands.selection import Selection, is_identity_disjoint
 from twinlens.config import without_effect
-from twinlens.data.pixel_cache import Decoded
+from twinlens.data.pixel_cache import DecodedTable
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import CalibrationError, ConfigError, DataError, TrainingError
 from twinlens.learn.loop import FitResult, LabelledPixels, StepReport, fit
@@ -26,7 +26,7 @@ from twinlens.learn.run_folder import RunFolder, lock_run_folder, new_run_folder
 from twinlens.learn.validation import MAX_PICTURES
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration
-from twinlens.measure.evaluation_result import Measured
+from twinlens.measure.evaluation_result import EvaluationResult
 from twinlens.model.bundle import Bundle, save_bundle, store_calibration
 from twinlens.model.comparators import make_comparator
 from twinlens.model.compute import Compute, choose_compute
@@ -34,17 +34,17 @@ from twinlens.model.device import keep_freed_memory, pick_device
 from twinlens.model.encoder import Encoder
 from twinlens.model.layers import glorot
 from twinlens.model.stored import Origin, hash_identities
-from twinlens.progress import Progress, console_log, duration
+from twinlens.progress import Progress, console_log, format_duration
 from twinlens.recipes import load_recipe
-from twinlens.report.build import RunFacts, write_page
+from twinlens.report.build import ReportFacts, write_model_report
 
 __all__ = ["train"]
 
 log = logging.getLogger("twinlens")
 
-# Where the target FAR needs more impostor pairs than there are, the next of these is taken.
+# Tried in turn if there are too few impostor pairs for the target FAR.
 EASIER_FARS = (0.1,)
-THREE_SPLITS = 6  # identities, which three splits by identity need at least
+THREE_SPLITS = 6  # least number of identities for three splits by identity
 
 
 def train(
@@ -57,36 +57,40 @@ def train(
     resume: bool = False,
     quiet: bool = False,
 ) -> Matcher:
-    """Train a siamese model on pictures, calibrate it, measure it, and write its report.
+    """Train a siamese model on pictures, calibrate it, evaluate it, and write its report.
 
     Args:
         data: a folder, a manifest, the name of a set, or a table (see docs/data.md).
-        out: the run folder; `runs/NAME` by default, NAME after the data.
-        recipe: the name of a recipe, or a path to a .toml file.
-        settings: what overrides the recipe, "section.key" -> value.
-        root: where the copy of a named set lies.
-        resume: go on with the run in `out`; on the same data it comes to the same weights as a
-            run that was never interrupted (unless a time budget sets its length).
-        quiet: say only warnings.
+        out: run folder; `runs/NAME` by default, NAME after the data.
+        recipe: name of a recipe, or path of a .toml file.
+        settings: overrides of the recipe, "section.key" -> value.
+        root: folder of a named set's local copy.
+        resume: whether to resume the run in `out`. On the same data it reaches the same weights as
+            an uninterrupted run, unless a time budget sets its length.
+        quiet: log warnings only.
     Returns:
         The trained model; its report is beside it, `report.html`.
     Raises:
         ConfigError: wrong settings, all of them at once.
         DataError: pictures that cannot be trained on.
-        TrainingError: a run that cannot start or go on.
+        TrainingError: a run that cannot start or be resumed.
+
+    >>> model = twinlens.train("photos/", settings={"train.epochs": 20})  # doctest: +SKIP
+    >>> model.verify("a.jpg", "b.jpg").match  # doctest: +SKIP
+    True
     """
     started = time.monotonic()
     with console_log(quiet):
         if out is None and resume:
-            raise ConfigError("--resume needs --out: the run folder to go on with")
+            raise ConfigError("--resume needs --out: the folder of the run to resume")
         loaded = load_recipe(recipe, settings)
         check_loss(loaded.settings().loss)
         pick_device(loaded.settings().train.device)
-        for sentence in without_effect(loaded.settings(), loaded.overrides):
-            log.warning("%s", sentence)
+        for warning in without_effect(loaded.settings(), loaded.overrides):
+            log.warning("%s", warning)
         keep_freed_memory()
-        run = RunFolder(Path(out) if out is not None else new_run_folder(_name_of(data)))
-        with lock_run_folder(run.path):
+        run = RunFolder(Path(out) if out is not None else new_run_folder(_run_name(data)))
+        with lock_run_folder(run.path), _interrupt_explained(run.path):
             run.start(resume)
             if resume and run.finished:
                 log.info("%s is finished already", run.path)
@@ -96,35 +100,43 @@ def train(
             calibration = _calibrate(bundle, prepared)
             if calibration is not None:
                 bundle = store_calibration(bundle, calibration.as_json())
-            measured, findings = _measure(bundle, calibration, prepared)
-            _write_results(run, bundle, prepared, fitted, measured, findings, started)
+            result, notes = _evaluate(bundle, calibration, prepared)
+            _write_results(run, bundle, prepared, fitted, result, notes, started)
             return Matcher(bundle)
 
 
-def _name_of(data: str | Path | ImageTable) -> str:
-    """What a run on some data is called."""
+@contextmanager
+def _interrupt_explained(run: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"--resume --out {run} resumes the run") from None
+
+
+def _run_name(data: str | Path | ImageTable) -> str:
+    """Name of a run, after its data."""
     source = data.source if isinstance(data, ImageTable) else str(data)
     path = Path(source).resolve() if Path(source).exists() else Path(source)
     name = path.stem if path.is_file() else path.name
     return name or "run"
 
 
-def pool_of(decoded: Decoded, split: str) -> LabelledPixels:
-    """The pictures of one split, with labels of their own."""
+def _labelled_pixels(decoded: DecodedTable, split: str) -> LabelledPixels:
+    """The pictures of one split, labelled from 0."""
     rows = np.flatnonzero(decoded.table.split == split)
     part = decoded.table.select(rows)
     return LabelledPixels(decoded.pixels, rows, part.labels(), part.forged)
 
 
-def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, FitResult]:
+def _fit(prepared: PreparedRun, run: RunFolder, started: float) -> tuple[Bundle, FitResult]:
     settings, decoded = prepared.settings, prepared.decoded
     torch.manual_seed(settings.seed)
-    # A checkpoint has all weights; those to start from may be gone by now.
+    # A checkpoint holds all weights; the file of initial weights may be gone by now.
     encoder = Encoder(settings.model, settings.picture, load=not run.has_checkpoint)
     comparator = make_comparator(settings.model.comparator, settings.model.embedding)
     if settings.model.init == "glorot":
         comparator.apply(glorot)
-    training, validation = pool_of(decoded, "train"), pool_of(decoded, "val")
+    training, validation = _labelled_pixels(decoded, "train"), _labelled_pixels(decoded, "val")
     sampler = settings.sampler
     batch = sampler.labels_per_batch * sampler.images_per_label
     at_once = min(batch, len(training.label), settings.train.chunk or batch)
@@ -143,7 +155,7 @@ def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fi
         if moment.metric is not None:
             log.info(
                 "step %d (%s): loss %.4f, validation %s %.4f", moment.step,
-                duration(moment.seconds), moment.loss, settings.train.metric,
+                format_duration(moment.seconds), moment.loss, settings.train.metric,
                 moment.metric if settings.train.metric == "recall_at_1" else 1 - moment.metric,
             )  # fmt: skip
 
@@ -157,7 +169,7 @@ def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fi
     progress.close()
     log.info(
         "trained %d steps in %s; the weights of step %d are kept",
-        fitted.steps, duration(fitted.seconds), fitted.best_step,
+        fitted.steps, format_duration(fitted.seconds), fitted.best_step,
     )  # fmt: skip
     table = decoded.table
     origin = Origin(
@@ -170,40 +182,39 @@ def _fit(prepared: Prepared, run: RunFolder, started: float) -> tuple[Bundle, Fi
 
 @contextmanager
 def _memory_explained() -> Iterator[None]:
-    """A GPU that is too small is the user's to know, and not a traceback."""
+    """Name the settings that help a GPU with too little memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            "the GPU's memory does not hold a step of this training: set train.chunk=32 or another "
-            "number of pictures at once, a smaller picture.size, or train.device=cpu"
+            "the GPU's memory does not hold a step of this training: set a smaller train.chunk "
+            "(such as train.chunk=32) or picture.size, or train.device=cpu"
         ) from error
 
 
-def _reserve(decoded: Decoded, validated: int) -> Callable[[float], float]:
-    """How long calibrating, measuring and the report will take, from what a validation takes."""
+def _reserve(decoded: DecodedTable, validated: int) -> Callable[[float], float]:
+    """Seconds for calibration, evaluation and report, from the seconds of one validation."""
     later = int(np.isin(decoded.table.split.astype(str), ("val", "test")).sum())
-    looked_at = max(1, min(validated, MAX_PICTURES))
-    # Drawing and bootstrapping grow with the pairs, up to the most that are drawn; looking at all
-    # of them, without an end. About twice of what two idle cores take.
+    pictures = max(1, min(validated, MAX_PICTURES))
+    # Drawn pairs and their bootstrap are bounded; the EER on all pairs is not. About twice the
+    # time of two idle cores.
     pairs = 4 + 10 * min(1.0, later / 2000) + 8e-9 * later**2
-    return lambda seconds: seconds * later / looked_at + pairs
+    return lambda seconds: seconds * later / pictures + pairs
 
 
-def _compute(run: RunFolder, encoder: Encoder, prepared: Prepared, batch: int) -> Compute:
-    """How to do the arithmetic: as the run began, for a resumed one must come to the same bits."""
-    facts = run.read_json("run.json") or {}
-    if "compute" in facts:
-        pick_device(facts["compute"]["device"])  # It may be another machine by now.
-        return Compute(**facts["compute"])
+def _compute(run: RunFolder, encoder: Encoder, prepared: PreparedRun, batch: int) -> Compute:
+    """Device and number format; those of the start for a resumed run, which must agree bitwise."""
+    record = run.read_record()
+    if record is not None and record.compute is not None:
+        pick_device(record.compute.device)  # The run may have moved to another machine.
+        return record.compute
     compute = choose_compute(encoder, prepared.settings.train, batch)
-    how = {name: getattr(compute, name) for name in ("device", "bfloat16", "channels_last")}
-    run.write_json("run.json", facts | {"compute": how})
+    run.update_record(compute=compute)
     return compute
 
 
-def _calibrate(bundle: Bundle, prepared: Prepared) -> Calibration | None:
-    """Calibrate on the validation pictures, as near to the target FAR as they allow."""
+def _calibrate(bundle: Bundle, prepared: PreparedRun) -> Calibration | None:
+    """Calibrate on the validation pictures, for the target FAR or the next one that they allow."""
     decoded = prepared.decoded
     rows = np.flatnonzero(decoded.table.split == "val")
     target = prepared.settings.train.target_far
@@ -212,7 +223,7 @@ def _calibrate(bundle: Bundle, prepared: Prepared) -> Calibration | None:
         if not len(rows):
             break
         try:
-            found = calibrate_on(
+            calibration = calibrate_on(
                 bundle, decoded.table.select(rows), decoded.rows(rows), far,
                 seed=prepared.settings.seed,
             )  # fmt: skip
@@ -220,68 +231,68 @@ def _calibrate(bundle: Bundle, prepared: Prepared) -> Calibration | None:
             problem = str(error)
             continue
         if far != target:
-            log.warning("calibrated for a FAR of %g, not %g, since %s", far, target, problem)
-        return found
-    log.warning("the model is not calibrated, since %s", problem)
+            log.warning("calibrated for a FAR of %g, not %g: %s", far, target, problem)
+        return calibration
+    log.warning("the model is not calibrated: %s", problem)
     return None
 
 
-def _measure(
-    bundle: Bundle, calibration: Calibration | None, prepared: Prepared
-) -> tuple[Measured | None, list[str]]:
-    """Measure on the test pictures, or on the validation pictures where that cannot be.
+def _evaluate(
+    bundle: Bundle, calibration: Calibration | None, prepared: PreparedRun
+) -> tuple[EvaluationResult | None, list[str]]:
+    """Evaluate on the test pictures, or on the validation pictures if that fails.
 
     Returns:
-        What was measured, and what its reader must know.
+        The result, if any, and notes for its reader.
     """
-    table, findings, measured = prepared.decoded.table, list[str](), None
+    table, pixels = prepared.decoded.table, prepared.decoded.rows
+    notes, result = list[str](), None
     for split in ("test", "val"):
         rows = np.flatnonzero(table.split == split)
         if not len(rows):
-            findings.append(_nothing_in(split, prepared))
+            notes.append(_missing_split(split, prepared))
             continue
         part = table.select(rows)
+        selection = Selection(part, pixels(rows), split, is_identity_disjoint(bundle, part))
         try:
-            measured = measure(
-                bundle, calibration, part, prepared.decoded.rows(rows), split=split,
-                identity_disjoint=never_seen(bundle, part), seed=prepared.settings.seed,
-            )  # fmt: skip
+            result = evaluate_standard(bundle, calibration, selection, seed=prepared.settings.seed)
         except DataError as error:
-            findings.append(f"The {split} pictures cannot be measured on: {error}.")
+            notes.append(f"The {split} pictures cannot be used for evaluation: {error}.")
             continue
         if split == "val":
-            findings.append(
-                "The figures are of the validation pictures, which chose the weights and set the "
-                "threshold: expect worse ones on new pictures."
+            notes.append(
+                "The figures are those of the validation pictures, which also chose the weights "
+                "and set the threshold: expect worse figures for new pictures."
             )
         break
-    for finding in findings:
-        log.warning("%s", finding)
-    return measured, findings
+    for note in notes:
+        log.warning("%s", note)
+    return result, notes
 
 
-def _nothing_in(split: str, prepared: Prepared) -> str:
-    found = len(prepared.decoded.table.identities())
-    few = prepared.settings.data.split == "identities" and found < THREE_SPLITS
-    why = f": {found} identities are too few for three splits, which need {THREE_SPLITS}"
-    return f"There are no {split} pictures{why if few and split == 'test' else ''}."
+def _missing_split(split: str, prepared: PreparedRun) -> str:
+    num = len(prepared.decoded.table.identities())
+    few = split == "test" and prepared.settings.data.split == "identities" and num < THREE_SPLITS
+    reason = f": three splits by identity need {THREE_SPLITS} identities, found {num}"
+    return f"There are no {split} pictures{reason if few else ''}."
 
 
 def _write_results(
     run: RunFolder,
     bundle: Bundle,
-    prepared: Prepared,
+    prepared: PreparedRun,
     fitted: FitResult,
-    measured: Measured | None,
-    findings: list[str],
+    result: EvaluationResult | None,
+    notes: list[str],
     started: float,
 ) -> None:
-    table = prepared.decoded.table
+    table, record = prepared.decoded.table, run.read_record()
+    assert record is not None
     counts = [
         (split, len(table.of_split(split)), len(table.of_split(split).identities()))
         for split in SPLITS
     ]
-    facts = RunFacts(
+    facts = ReportFacts(
         title=run.path.name,
         data=table.source,
         splits=counts,
@@ -293,16 +304,16 @@ def _write_results(
         steps=fitted.steps,
         best_step=fitted.best_step,
         fingerprint=prepared.fingerprint,
-        broken=[(b.path, b.reason) for b in prepared.decoded.broken],
-        findings=findings,
-        command=(run.read_json("run.json") or {})["command"],
+        broken=[(broken.path, broken.reason) for broken in prepared.decoded.broken],
+        findings=notes,
+        command=record.command,
     )
-    if measured is not None:
-        run.write_json("results.json", measured.as_json())
-    write_page(run.path / "report.html", bundle, measured, facts)
+    if result is not None:
+        run.write_json("results.json", result.as_json())
+    write_model_report(run.path / "report.html", bundle, result, facts)
     log.info("model: %s", run.model)
     log.info("report: %s", run.path / "report.html")
     if fitted.interrupted:
-        log.warning("the run was cut short: --resume --out %s goes on with it", run.path)
+        log.warning("the run was interrupted: --resume --out %s resumes it", run.path)
         return
     run.finish()

@@ -1,0 +1,172 @@
+"""Evaluation protocols on decoded pictures: standard, nearest, open-set."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinlens.commands.selection import ProbeGallerySelection, Selection
+from twinlens.data.duplicates import groups_of_equal
+from twinlens.data.pixel_cache import PixelRows, Pixels
+from twinlens.errors import DataError
+from twinlens.measure.calibration import Calibration
+from twinlens.measure.distances import plain_of
+from twinlens.measure.evaluation_result import (
+    EvaluationResult,
+    NearestNeighbourEvaluation,
+    OpenSetEvaluation,
+)
+from twinlens.measure.exact_eer import all_pairs_eer
+from twinlens.measure.nearest_neighbour import nearest
+from twinlens.measure.pairs import count_pairs
+from twinlens.measure.verification import (
+    one_shot,
+    open_set,
+    retrieval,
+    verification,
+)
+from twinlens.model.bundle import Bundle
+from twinlens.model.comparators import TorchComparison
+from twinlens.model.encoder import embed_pixels
+from twinlens.progress import Progress
+
+__all__ = ["evaluate_nearest", "evaluate_open_set", "evaluate_standard"]
+
+log = logging.getLogger("twinlens")
+
+
+def evaluate_standard(
+    bundle: Bundle,
+    calibration: Calibration | None,
+    selection: Selection,
+    *,
+    pairs: int | None = None,
+    way: int = 20,
+    shot: int = 1,
+    episodes: int = 1000,
+    seed: int = 0,
+) -> EvaluationResult:
+    """Verification, retrieval and one-shot episodes on the pictures of a selection.
+
+    Raises:
+        DataError: no genuine or no impostor pair, or embeddings that are not finite.
+    """
+    table = selection.table
+    emb_ND = _embeddings(bundle, selection.pixels)
+    comparison = TorchComparison(bundle.comparator)
+    label, forged = table.labels(), table.forged
+    verified = verification(
+        emb_ND, label, forged, comparison, calibrated=calibration, num_pairs=pairs, seed=seed
+    )
+    all_pairs, drawn = None, (verified.num_genuine, verified.num_impostor)
+    # A learned comparator would take hours for all pairs.
+    is_plain = plain_of(comparison) is not None
+    if pairs is None and is_plain and drawn != count_pairs(label, forged):
+        all_pairs = all_pairs_eer(emb_ND, label, forged, comparison, progress=Progress("all pairs"))
+    episode_scores = one_shot(
+        emb_ND, label, forged, comparison, way=way, shot=shot, episodes=episodes, seed=seed
+    )
+    return EvaluationResult(
+        split=selection.split,
+        identity_disjoint=selection.identity_disjoint,
+        verification=verified,
+        all_pairs=all_pairs,
+        retrieval=retrieval(
+            emb_ND, label, forged, comparison, seed=seed, progress=Progress("searching")
+        ),
+        one_shot={} if episode_scores is None else {episode_scores.key: episode_scores},
+        table=table,
+        pixels=selection.pixels,
+        embeddings=emb_ND,
+    )
+
+
+def evaluate_nearest(
+    bundle: Bundle, selection: ProbeGallerySelection, *, seed: int = 0
+) -> NearestNeighbourEvaluation:
+    """Identify each probe by its nearest gallery picture.
+
+    A probe that equals a gallery picture has distance 0 to it. Both get the same embedding, since
+    the last bits of a network's output may depend on a picture's position in its batch.
+
+    Raises:
+        DataError: embeddings that are not finite.
+    """
+    emb_ND = _embeddings(bundle, selection.pixels)
+    for rows in groups_of_equal([_digest(picture) for picture in selection.pixels]):
+        emb_ND[list(rows)] = emb_ND[rows[0]]
+    label, probe, gallery = selection.table.labels(), selection.probe, selection.gallery
+    return NearestNeighbourEvaluation(
+        split=selection.split,
+        identity_disjoint=selection.identity_disjoint,
+        nearest=nearest(
+            emb_ND[probe], label[probe], emb_ND[gallery], label[gallery],
+            TorchComparison(bundle.comparator), seed=seed, progress=Progress("comparing"),
+        ),
+        table=selection.table,
+        pixels=selection.pixels,
+        embeddings=emb_ND,
+        probe=probe,
+        gallery=gallery,
+    )  # fmt: skip
+
+
+def evaluate_open_set(
+    bundle: Bundle,
+    calibration: Calibration | None,
+    selection: Selection,
+    *,
+    shot: int = 1,
+    rule: str = "nearest",
+    seed: int = 0,
+) -> OpenSetEvaluation:
+    """Enrol half of the identities and identify pictures of all of them; forgeries are left out.
+
+    With too few identities there are no figures, and the log says so.
+
+    Raises:
+        DataError: embeddings that are not finite.
+    """
+    genuine = np.flatnonzero(~selection.table.forged)
+    table, pixels = selection.table.select(genuine), _select_pixels(selection.pixels, genuine)
+    emb_ND = _embeddings(bundle, pixels)
+    rates = open_set(
+        emb_ND, table.labels(), TorchComparison(bundle.comparator), shot=shot, rule=rule,
+        pair_threshold=None if calibration is None else calibration.threshold, seed=seed,
+        progress=Progress("comparing"),
+    )  # fmt: skip
+    if rates is None:
+        count_I = np.bincount(table.labels())
+        log.warning(
+            "open-set identification needs 4 identities, 2 of them with more than %d genuine "
+            "pictures; found %d identities, %d with so many",
+            shot, len(count_I), np.count_nonzero(count_I > shot),
+        )  # fmt: skip
+    return OpenSetEvaluation(
+        split=selection.split,
+        identity_disjoint=selection.identity_disjoint,
+        open_set=rates,
+        table=table,
+        pixels=pixels,
+        embeddings=emb_ND,
+    )
+
+
+def _select_pixels(pixels: Pixels, rows: NDArray[np.int64]) -> PixelRows:
+    if isinstance(pixels, PixelRows):
+        return PixelRows(pixels.pixels, pixels.row[rows])
+    return PixelRows(pixels, rows)
+
+
+def _digest(picture: NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
+
+
+def _embeddings(bundle: Bundle, pixels: Pixels) -> NDArray[np.float32]:
+    emb_ND = embed_pixels(bundle.encoder, pixels, progress=Progress("embedding"))
+    if not np.isfinite(emb_ND).all():
+        raise DataError("some embeddings are not finite: the model is broken, train it again")
+    return emb_ND
