@@ -585,7 +585,7 @@ def test_places_that_cannot_be_written(tiny_run: TinyRun, tmp_path: Path, capsys
         (["train", data, "--out", file / "run", *tiny_words()], "cannot make the run folder"),
         (["embed", model, data, "--out", there], "there is no folder"),
         (["embed", model, data, "--out", tmp_path], "it is a folder"),
-        (["embed", model, data, "--out", tmp_path / "pipe"], "it is no ordinary file"),
+        (["embed", model, data, "--out", tmp_path / "pipe"], "it is not a regular file"),
         (["evaluate", model, data, "--report", there], "there is no folder"),
         (["evaluate", model, data, "--protocol", "nearest", "--answers", there], "is no folder"),
         (["inspect", data, "--montage", there], "there is no folder"),

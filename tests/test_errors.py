@@ -1,4 +1,4 @@
-"""What the user is told: names that others chose stay on one line."""
+"""Error messages: names from a user's files stay on one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from twinlens.errors import one_line, unknown_name
         ("", ""),
     ],
 )
-def test_what_a_name_looks_like(text: str, shown: str) -> None:
+def test_one_line_escapes_control_characters(text: str, shown: str) -> None:
     assert one_line(text) == shown
 
 
@@ -39,24 +39,24 @@ def test_long_names_keep_both_ends() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), st.integers(4, 40))
-def test_always_one_line_that_fits(text: str, most: int) -> None:
-    shown = one_line(text, most)
-    assert len(shown) <= most
+def test_one_line_is_one_line_of_at_most_max_length(text: str, max_length: int) -> None:
+    shown = one_line(text, max_length)
+    assert len(shown) <= max_length
     assert len(shown.splitlines()) <= 1
     assert all(unicodedata.category(char) != "Cc" for char in shown)
     plain = text.isascii() and text.isprintable()
-    if plain and len(text) <= most:
+    if plain and len(text) <= max_length:
         assert shown == text
 
 
 def test_unknown_names() -> None:
-    found = unknown_name("identity", "ana\n", ["anna", "ben", "anna\n"])
-    assert found == "unknown identity 'ana\\n': did you mean anna\\n or anna?"
+    message = unknown_name("identity", "ana\n", ["anna", "ben", "anna\n"])
+    assert message == "unknown identity 'ana\\n': did you mean anna\\n or anna?"
     assert unknown_name("rule", "x", ["mean", "vote"]).endswith("choose from mean, vote")
 
 
 def test_long_names_are_shortened_in_messages() -> None:
     long = ["a" * 4000 + str(number) for number in range(300)]
-    found = unknown_name("identity", "a" * 4000, long)
-    assert len(found) < 400
-    assert found.startswith(f"unknown identity '{one_line('a' * 4000)}': did you mean a")
+    message = unknown_name("identity", "a" * 4000, long)
+    assert len(message) < 400
+    assert message.startswith(f"unknown identity '{one_line('a' * 4000)}': did you mean a")

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def below(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("before", ["nothing", "an empty folder"])
-def test_a_folder_appears_when_it_is_whole(tmp_path: Path, before: str) -> None:
+def test_creating_folder_appears_when_complete(tmp_path: Path, before: str) -> None:
     out = tmp_path / "new" / "out"
     if before != "nothing":
         out.mkdir(parents=True)
@@ -27,7 +27,7 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path, before: str) -> None:
     assert out.stat().st_mode & 0o777 == (tmp_path / "new").stat().st_mode & 0o777
 
 
-def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_creating_folder_leaves_nothing_after_a_failure(tmp_path: Path) -> None:
     def fill() -> None:
         with creating_folder(tmp_path / "out", "x", "y") as part:
             (part / "file").write_text("x")
@@ -38,7 +38,7 @@ def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert below(tmp_path) == []
 
 
-def test_a_place_that_was_taken_meanwhile_is_not_touched(tmp_path: Path) -> None:
+def test_creating_folder_keeps_what_another_process_created(tmp_path: Path) -> None:
     def fill() -> None:
         with creating_folder(tmp_path / "out", "x", "y") as part:
             (part / "mine").touch()
@@ -50,7 +50,7 @@ def test_a_place_that_was_taken_meanwhile_is_not_touched(tmp_path: Path) -> None
     assert below(tmp_path) == ["out", "out/theirs"]
 
 
-def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
+def test_creating_folder_explains_an_unwritable_location(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     out = tmp_path / "file" / "out"
     message = r"^cannot write to the shelf \(.+\): go elsewhere$"
@@ -58,7 +58,7 @@ def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
         raise AssertionError("never filled")
 
 
-def test_replacing_keeps_what_was_there_where_writing_fails(tmp_path: Path) -> None:
+def test_replacing_file_keeps_the_old_file_after_a_failure(tmp_path: Path) -> None:
     file, part = tmp_path / "file", tmp_path / "part"
     file.write_text("old")
 

@@ -1,4 +1,4 @@
-"""Lines in a log, a bar on a terminal, and nothing on standard output."""
+"""Progress: lines in a log, a bar on a terminal, and nothing on standard output."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_line_every_ten_seconds(clock: Clock, capsys: Capture) -> None:
     ]
 
 
-def test_quick_work_says_nothing(clock: Clock, capsys: Capture) -> None:
+def test_short_work_logs_nothing(clock: Clock, capsys: Capture) -> None:
     with console_log():
         show = Progress("reading")
         clock.now += 9
@@ -60,7 +60,7 @@ def test_units_and_notes(clock: Clock, capsys: Capture) -> None:
     )
 
 
-def test_nothing_at_all_where_nobody_listens(clock: Clock, capsys: Capture) -> None:
+def test_nothing_without_console_log_or_when_quiet(clock: Clock, capsys: Capture) -> None:
     show = Progress("reading")
     clock.now += 100
     show(1, 2)
@@ -94,7 +94,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -
     assert capsys.readouterr().out == ""
 
 
-def test_work_that_ends_early_takes_its_bar_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_removes_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     with console_log():
         show = Progress("reading")
@@ -104,20 +104,20 @@ def test_work_that_ends_early_takes_its_bar_away(monkeypatch: pytest.MonkeyPatch
         assert show._bar is None
 
 
-def test_console_log_is_only_there_while_open(capsys: Capture) -> None:
+def test_console_log_restores_handlers_and_level(capsys: Capture) -> None:
     before = list(log.handlers), log.level
     with console_log():
-        log.info("told")
-        log.warning("mind this")
-        log.debug("not told")
+        log.info("shown")
+        log.warning("first")
+        log.debug("not shown")
     assert (log.handlers, log.level) == before
     with console_log(quiet=True):
-        log.info("not told")
-        log.warning("mind that")
+        log.info("not shown")
+        log.warning("second")
     with pytest.raises(RuntimeError), console_log():
         raise RuntimeError
     assert (log.handlers, log.level) == before
-    assert capsys.readouterr() == ("", "told\nwarning: mind this\nwarning: mind that\n")
+    assert capsys.readouterr() == ("", "shown\nwarning: first\nwarning: second\n")
 
 
 @pytest.mark.parametrize(

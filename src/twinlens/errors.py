@@ -1,16 +1,16 @@
-"""What can go wrong, and what the user is told.
+"""The errors that twinlens raises, and the text of their messages.
 
 Every error that a user can cause is a `TwinlensError`; its message says what was found, what is
 needed and what to do. The command line prints the message and exits 2.
 
     TwinlensError
-      ConfigError        settings, recipes, names of parts (a ValueError too)
+      ConfigError        settings, recipes, component names (a ValueError too)
       DataError          pictures, tables, splits (a ValueError too)
         PictureError     one picture that cannot be read
-      ModelError         a model folder that is damaged, newer, or not one (a ValueError too)
+      ModelError         a model folder that is missing, damaged or newer (a ValueError too)
       CalibrationError   too few pairs, or a model without calibration (a ValueError too)
-      GalleryError       a gallery: not there, damaged, another model's (a ValueError too)
-      TrainingError      a run that cannot go on (a RuntimeError too)
+      GalleryError       a gallery that is missing, damaged or another model's (a ValueError too)
+      TrainingError      a training run that cannot continue (a RuntimeError too)
       MissingExtraError  an optional dependency is not installed (an ImportError too)
 """
 
@@ -40,28 +40,30 @@ __all__ = [
 ]
 
 
-MOST_NAMES = 80  # that a message lists
-MOST_LETTERS = 80  # of a name in a message
+MAX_NAMES = 80  # names that a message lists
+MAX_LENGTH = 80  # characters of a name in a message
 
-# What would break a line, move the cursor, or turn the reading direction of all that follows.
-UNSEEN = frozenset({"Cc", "Zl", "Zp"})
-TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Characters that break a line, move the cursor, or change the direction of the following text.
+CONTROL_CATEGORIES = frozenset({"Cc", "Zl", "Zp"})
+BIDI_CONTROLS = frozenset(
+    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)
 
 
 class TwinlensError(Exception):
-    """The base of every error that twinlens raises on purpose."""
+    """Base class of the errors that a user can cause."""
 
 
 class ConfigError(TwinlensError, ValueError):
-    """A setting, a recipe or the name of a part is wrong."""
+    """A wrong setting, recipe or component name."""
 
 
 class DataError(TwinlensError, ValueError):
-    """The pictures, or what is said of them, cannot be used."""
+    """Unusable pictures, tables or splits."""
 
 
 class PictureError(DataError):
-    """One picture cannot be read; `reason` is a short phrase without the path."""
+    """A picture that cannot be read; `reason` is a short phrase without the path."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -70,62 +72,69 @@ class PictureError(DataError):
 
 
 class ModelError(TwinlensError, ValueError):
-    """A model folder is missing, damaged, or written by a newer twinlens."""
+    """A model folder that is missing, damaged, or written by a newer twinlens."""
 
 
 class CalibrationError(TwinlensError, ValueError):
-    """A threshold is asked for that the pairs at hand cannot give."""
+    """Too few pairs for a threshold, or a model without calibration."""
 
 
 class GalleryError(TwinlensError, ValueError):
-    """A gallery cannot be read or written, or what is asked of it cannot be."""
+    """A gallery that cannot be read, written or searched as requested."""
 
 
 class TrainingError(TwinlensError, RuntimeError):
-    """A training run cannot go on."""
+    """A training run that cannot continue."""
 
 
 class MissingExtraError(TwinlensError, ImportError):
-    """An optional dependency is not installed."""
+    """A missing optional dependency."""
 
-    def __init__(self, extra: str, found: str = "this needs an optional part") -> None:
-        super().__init__(f"{found}: pip install 'twinlens[{extra}]'")
+    def __init__(self, extra: str, reason: str = "an optional dependency is missing") -> None:
+        super().__init__(f"{reason}: pip install 'twinlens[{extra}]'")
 
 
-def one_line(text: str, most: int | None = MOST_LETTERS) -> str:
-    """A text on one line of a screen: control characters escaped, its middle left out.
+def one_line(text: str, max_length: int | None = MAX_LENGTH) -> str:
+    r"""The text on one line: control characters escaped, the middle of a long text left out.
 
     Args:
-        text: anything, such as a name that somebody else chose.
-        most: the longest it may be, in characters; None for any length.
+        text: any text, such as a name from a user's file.
+        max_length: characters that are kept; None for all.
+
+    >>> print(one_line("a\nb"), one_line("abcdefghijk", 10))
+    a\nb abcdef…ijk
     """
     shown = "".join(
         char.encode("unicode_escape").decode()
-        if unicodedata.category(char) in UNSEEN or char in TURNING
+        if unicodedata.category(char) in CONTROL_CATEGORIES or char in BIDI_CONTROLS
         else char
-        for char in (text if most is None else _ends(text, most))
+        for char in (text if max_length is None else _ends(text, max_length))
     )
-    return shown if most is None else _ends(shown, most)
+    return shown if max_length is None else _ends(shown, max_length)
 
 
-def _ends(text: str, most: int) -> str:
-    """The text, or its beginning and its end, `most` characters in all."""
-    if len(text) <= most:
+def _ends(text: str, max_length: int) -> str:
+    """The text, or its beginning and end, `max_length` characters in all."""
+    if len(text) <= max_length:
         return text
-    tail = (most - 1) // 3
-    return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
+    tail = (max_length - 1) // 3
+    return f"{text[: max_length - 1 - tail]}…{text[len(text) - tail :]}"
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:
-    """One sentence about an unknown name: the near ones if there are any, else the choices."""
+    """The message for an unknown name: similar names if there are any, else the choices.
+
+    >>> unknown_name("loss", "tripled", ["contrastive", "triplet"])
+    "unknown loss 'tripled': did you mean triplet?"
+    """
     choices = sorted(choices)
-    # Comparing long names takes long, and they begin differently.
-    begins = {choice[:MOST_LETTERS]: choice for choice in reversed(choices)}
-    found = difflib.get_close_matches(name[:MOST_LETTERS], begins, n=3, cutoff=0.6)
-    near = [one_line(begins[begin]) for begin in found]
-    shown = ", ".join(one_line(choice) for choice in choices[:MOST_NAMES])
-    rest = f" and {len(choices) - MOST_NAMES} more" if len(choices) > MOST_NAMES else ""
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {shown}{rest}"
+    # Only the first characters: comparing long names is slow.
+    by_prefix = {choice[:MAX_LENGTH]: choice for choice in reversed(choices)}
+    prefixes = difflib.get_close_matches(name[:MAX_LENGTH], by_prefix, n=3, cutoff=0.6)
+    similar = [one_line(by_prefix[prefix]) for prefix in prefixes]
+    shown = ", ".join(one_line(choice) for choice in choices[:MAX_NAMES])
+    rest = f" and {len(choices) - MAX_NAMES} more" if len(choices) > MAX_NAMES else ""
+    hint = f"did you mean {' or '.join(similar)}?" if similar else f"choose from {shown}{rest}"
     return f"unknown {kind} '{one_line(name)}': {hint}"
 
 
@@ -151,9 +160,7 @@ def _problem(entry: Any) -> str:
         return f"{path} is missing"
     if entry["type"] == "extra_forbidden":
         return f"{path} is unknown"
-    if entry["type"] == "value_error":  # A validator of twinlens: it says what it found.
-        found, message = "", entry["msg"].removeprefix("Value error, ")
-    else:
-        found, message = f", found {one_line(repr(entry['input']))}", entry["msg"]
-        message = f"{message[0].lower()}{message[1:]}"
-    return f"{path}: {message}{found}" if path else f"{message}{found}"
+    message = entry["msg"].removeprefix("Value error, ")
+    if entry["type"] != "value_error":  # A validator of twinlens already names the value.
+        message = f"{message[0].lower()}{message[1:]}, found {one_line(repr(entry['input']))}"
+    return f"{path}: {message}" if path else message

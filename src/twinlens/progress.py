@@ -1,4 +1,4 @@
-"""Long work shows itself: a bar with rate and time left on a terminal, plain lines in a log."""
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LINE_SECONDS = 10.0
 
 
 class Progress:
-    """Called as `progress(done, total)`; `note` is what stands beside the numbers.
+    """Progress display, updated by `progress(done, total)`; `note` is text beside the numbers.
 
-    Where standard error is no terminal it writes a line every ten seconds, and nothing for work
-    that is done before that.
+    If standard error is not a terminal, a line is logged every ten seconds, and none for shorter
+    work.
     """
 
     def __init__(self, task: str, unit: str = "pictures") -> None:
@@ -31,7 +31,7 @@ class Progress:
         self._start = self._last = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` is done."""
+        """Show that `done` of `total` units are done."""
         if log.isEnabledFor(logging.INFO):
             if sys.stderr.isatty():
                 self._draw(done, total)
@@ -62,14 +62,18 @@ class Progress:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Take the bar away, where work ended early."""
+        """Remove the bar, if work ended early."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds in words: "45 s", "3 min 20 s", "2 h 5 min"."""
+    """Seconds as text.
+
+    >>> format_duration(45), format_duration(200), format_duration(7500)
+    ('45 s', '3 min 20 s', '2 h 5 min')
+    """
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -80,7 +84,7 @@ def format_duration(seconds: float) -> str:
 
 @contextmanager
 def console_log(quiet: bool = False) -> Iterator[None]:
-    """While it is open, what twinlens has to say goes to standard error."""
+    """Write the log of twinlens to standard error while the context is open."""
     handler = _Handler()
     level = log.level
     log.addHandler(handler)
@@ -93,7 +97,7 @@ def console_log(quiet: bool = False) -> Iterator[None]:
 
 
 class _Handler(logging.Handler):
-    """Writes above the bar, if there is one."""
+    """Write records above the bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
