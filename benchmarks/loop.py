@@ -185,9 +185,10 @@ def _formats() -> Iterator[Line]:
                for last in (False, True)]  # fmt: skip
     encoder = Encoder(RESNET.model, RESNET.picture)
     rate = {
-        (option.bfloat16, option.channels_last): BATCH / option.seconds
-        for option in time_formats(encoder, options, BATCH, rounds=3)
-        if option.seconds is not None
+        (option.bfloat16, option.channels_last): BATCH / seconds
+        for option, seconds in zip(
+            options, time_formats(encoder, options, BATCH, rounds=3), strict=True
+        )
     }
     plain, last = rate[False, False], rate[False, True]
     what = f"training step, ResNet50 at 224, batch of {BATCH}"

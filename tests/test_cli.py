@@ -602,7 +602,7 @@ def test_out_that_is_not_empty(tiny_run: TinyRun, tmp_path: Path, capsys: Captur
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "thing").touch()
     found = refuse(capsys, "train", tiny_run.data, "--out", tmp_path / "old")
-    assert "is not empty: go on with it by --resume, or name another --out" in found
+    assert "is not empty: resume its run with --resume, or name another --out" in found
 
 
 def test_a_reader_that_leaves_early(tiny_run: TinyRun) -> None:

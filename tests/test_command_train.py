@@ -311,7 +311,7 @@ def test_a_folder_is_trained_in_by_one_at_a_time(
             before = sorted(tmp_path.rglob("*"))
             refused.append(True)
             for out in (run, tmp_path / "link"):
-                with pytest.raises(TrainingError, match="another training is at work in"):
+                with pytest.raises(TrainingError, match="another process trains in"):
                     twinlens.train(tiny_run.data, out=out, resume=resume, quiet=True)
             assert sorted(tmp_path.rglob("*")) == before
         return prepare(*args)
@@ -718,8 +718,8 @@ def test_a_gpu_that_is_too_small_is_no_traceback(
     ("name", "content", "message"),
     [
         ("run.json", "{", "cannot be read"),
-        ("run.json", "{}", "another version's"),
-        ("settings.json", '{"loss": {"nonsense": 1}}', "another version's"),
+        ("run.json", "{}", "another version of twinlens wrote it"),
+        ("settings.json", '{"loss": {"nonsense": 1}}', "another version of twinlens wrote it"),
         ("checkpoint.safetensors", "x", "damaged"),
     ],
 )

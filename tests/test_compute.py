@@ -37,11 +37,8 @@ def timings(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[bool, bool], float]:
     """A machine with bfloat16 whose speed in each format is as this table says."""
     table = {(False, False): 1.0, (False, True): 0.9, (True, False): 2.0, (True, True): 3.0}
 
-    def timed(encoder: Encoder, options: list[Compute], batch_size: int) -> list[Compute]:
-        return [
-            Compute(o.device, o.bfloat16, o.channels_last, table[o.bfloat16, o.channels_last])
-            for o in options
-        ]
+    def timed(encoder: Encoder, options: list[Compute], batch_size: int) -> list[float]:
+        return [table[o.bfloat16, o.channels_last] for o in options]
 
     monkeypatch.setattr(compute, "time_formats", timed)
     monkeypatch.setattr(compute, "has_bfloat16", lambda device: True)
@@ -126,14 +123,12 @@ def test_measuring_leaves_no_trace() -> None:
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     torch.manual_seed(5)
     options = [Compute("cpu", bf, last) for bf in (False, True) for last in (False, True)]
-    timed = time_formats(encoder, options, 4, rounds=1)
+    seconds = time_formats(encoder, options, 4, rounds=1)
     random_now = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(torch.rand(3), random_now)
-    assert [(t.bfloat16, t.channels_last) for t in timed] == [
-        (o.bfloat16, o.channels_last) for o in options
-    ]
-    assert all(t.seconds is not None and 0 < t.seconds < 60 for t in timed)
+    assert len(seconds) == 4
+    assert all(0 < one < 60 for one in seconds)
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
     assert all(p.grad is None for p in encoder.parameters())
     assert not encoder.training
@@ -178,6 +173,6 @@ def test_freed_memory_is_used_again() -> None:
         for how in ("give", "keep")
     ]
     if runs[1].returncode == 3:
-        pytest.skip("only glibc can be told")
+        pytest.skip("the allocator is not glibc's")
     given, kept = (int(run.stdout) for run in runs)
     assert kept < 0.5 * given

@@ -1,4 +1,4 @@
-"""What the guard takes for a ruined run, and what it leaves alone."""
+"""The guard: which runs it intervenes in, and which it leaves alone."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from twinlens.learn.guard import PATIENCE, SLOW_START, Guard, GuardState, Interv
 TRIPLET = LossSettings(name="triplet", margin=0.5, mining="hardest")
 
 
-def looks(
+def checks(
     guard: Guard, loss: float, std: float, times: int, mining: str = "hardest"
 ) -> list[Intervention | None]:
     return [guard.check(loss, std, mining) for _ in range(times)]
 
 
-def begun(settings: LossSettings = TRIPLET, first_std: float = 0.8) -> Guard:
-    """A guard that has seen one healthy step."""
+def healthy_guard(settings: LossSettings = TRIPLET, first_std: float = 0.8) -> Guard:
+    """A guard after one healthy step."""
     guard = Guard(settings, GuardState())
     assert guard.check(0.3, first_std, "hardest") is None
     return guard
 
 
-def test_spread_by_hand() -> None:
+def test_relative_std_by_hand() -> None:
     emb_BD = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # 0.7071 from the middle, of length 1
     assert relative_std(emb_BD) == pytest.approx(math.sqrt(0.5))
     assert relative_std(5 * emb_BD) == pytest.approx(math.sqrt(0.5))
@@ -38,26 +38,28 @@ def test_spread_by_hand() -> None:
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_no_number_is_answered_at_once(loss: float) -> None:
-    answer = begun().check(loss, 0.8, "all")
-    assert answer == Intervention("the loss is not a number", "all", 0.3)
-    answer = begun().check(0.3, math.nan, "all")
-    assert answer is not None
+def test_a_loss_that_is_not_finite_is_answered_at_once(loss: float) -> None:
+    intervention = healthy_guard().check(loss, 0.8, "all")
+    assert intervention == Intervention("the loss is NaN or infinite", "all", 0.3)
+    intervention = healthy_guard().check(0.3, math.nan, "all")
+    assert intervention is not None
 
 
-def test_collapse_is_answered_after_a_few_looks() -> None:
-    guard = begun()
-    answers = looks(guard, 0.2, 0.001, PATIENCE)
-    assert answers[:-1] == [None] * (PATIENCE - 1)
-    assert answers[-1] is not None
-    assert "collapsed: they differ by 0.10% of their length" in answers[-1].reason
-    assert (answers[-1].mining, answers[-1].rate_factor) == ("semi-hard", 0.3)
+def test_collapse_is_answered_after_a_few_batches() -> None:
+    guard = healthy_guard()
+    interventions = checks(guard, 0.2, 0.001, PATIENCE)
+    assert interventions[:-1] == [None] * (PATIENCE - 1)
+    assert interventions[-1] is not None
+    assert (
+        "collapsed (their standard deviation is 0.10% of their length" in interventions[-1].reason
+    )
+    assert (interventions[-1].mining, interventions[-1].rate_factor) == ("semi-hard", 0.3)
 
 
 def test_one_odd_batch_is_no_collapse() -> None:
-    guard = begun()
+    guard = healthy_guard()
     for _ in range(5):
-        assert looks(guard, 0.2, 0.001, PATIENCE - 1) == [None] * (PATIENCE - 1)
+        assert checks(guard, 0.2, 0.001, PATIENCE - 1) == [None] * (PATIENCE - 1)
         assert guard.suspicious
         assert guard.check(0.2, 0.5, "hardest") is None
         assert not guard.suspicious
@@ -74,61 +76,66 @@ def test_one_odd_batch_is_no_collapse() -> None:
 def test_a_loss_at_the_margin_gives_a_collapse_away(
     settings: LossSettings, at_margin: float
 ) -> None:
-    guard = begun(settings)
-    assert looks(guard, at_margin * 1.01, 0.05, PATIENCE)[-1] is not None
-    # Elsewhere, or with embeddings that differ, the same numbers are nothing odd.
-    assert looks(begun(settings), at_margin * 0.9, 0.05, 50) == [None] * 50
-    assert looks(begun(settings), at_margin, 0.3, 50) == [None] * 50
-    assert looks(begun(LossSettings(name="supcon")), at_margin, 0.05, 50) == [None] * 50
+    guard = healthy_guard(settings)
+    assert checks(guard, at_margin * 1.01, 0.05, PATIENCE)[-1] is not None
+    # The same numbers away from the margin, or with embeddings that differ, are no collapse.
+    assert checks(healthy_guard(settings), at_margin * 0.9, 0.05, 50) == [None] * 50
+    assert checks(healthy_guard(settings), at_margin, 0.3, 50) == [None] * 50
+    assert checks(healthy_guard(LossSettings(name="supcon")), at_margin, 0.05, 50) == [None] * 50
 
 
 def test_a_healthy_run_is_left_alone() -> None:
-    guard = begun()
+    guard = healthy_guard()
     for step in range(300):
         assert guard.check(0.5 * 0.97**step, 0.8, "hardest") is None
-    assert guard.memory.answers == 0
+    assert guard.state.interventions == 0
 
 
-def test_an_untrained_network_may_begin_with_little_spread() -> None:
+def test_an_untrained_network_may_begin_with_similar_embeddings() -> None:
     guard = Guard(TRIPLET, GuardState())
-    spreads = [min(0.9, 0.005 * 1.05**step) for step in range(300)]
-    assert [guard.check(0.5, s, "hardest") for s in spreads] == [None] * 300
+    stds = [min(0.9, 0.005 * 1.05**step) for step in range(300)]
+    assert [guard.check(0.5, std, "hardest") for std in stds] == [None] * 300
     stuck = Guard(TRIPLET, GuardState())
-    answers = looks(stuck, 0.5, 0.05, SLOW_START + PATIENCE)
-    assert answers[:-1] == [None] * (SLOW_START + PATIENCE - 1)
-    assert answers[-1] is not None
+    interventions = checks(stuck, 0.5, 0.05, SLOW_START + PATIENCE)
+    assert interventions[:-1] == [None] * (SLOW_START + PATIENCE - 1)
+    assert interventions[-1] is not None
 
 
 def test_negatives_become_easier_and_the_rate_lower_each_time() -> None:
-    guard, mining, factors = begun(), "hardest", []
+    guard, mining, factors = healthy_guard(), "hardest", []
     for turn in range(3):
         assert guard.exhausted == (turn >= 3)
-        answer = guard.check(math.nan, 0.5, mining)
-        assert answer is not None
-        mining = answer.mining
-        factors.append(answer.rate_factor)
+        intervention = guard.check(math.nan, 0.5, mining)
+        assert intervention is not None
+        mining = intervention.mining
+        factors.append(intervention.rate_factor)
     assert mining == "semi-hard"
     assert factors == pytest.approx([0.3, 0.09, 0.027])
     assert guard.exhausted
     for kept in ("all", "given", "semi-hard"):
-        answer = begun().check(math.nan, 0.5, kept)
-        assert answer is not None
-        assert answer.mining == kept
+        intervention = healthy_guard().check(math.nan, 0.5, kept)
+        assert intervention is not None
+        assert intervention.mining == kept
 
 
 def test_after_an_answer_it_begins_anew() -> None:
-    guard = begun()
-    assert looks(guard, 0.2, 0.001, PATIENCE)[-1] is not None
-    assert looks(guard, 0.2, 0.004, PATIENCE * 2) == [None] * PATIENCE * 2
+    guard = healthy_guard()
+    assert checks(guard, 0.2, 0.001, PATIENCE)[-1] is not None
+    assert checks(guard, 0.2, 0.004, PATIENCE * 2) == [None] * PATIENCE * 2
 
 
-def test_a_guard_goes_on_from_its_memory() -> None:
-    whole, split = begun(), begun()
+def test_a_guard_resumes_from_its_state() -> None:
+    whole, split = healthy_guard(), healthy_guard()
     numbers = [(0.3, 0.7)] * 3 + [(0.2, 0.001)] * (PATIENCE + 2)
     expected = [whole.check(*n, "hardest") for n in numbers]
-    found = []
+    resumed = []
     for number in numbers:
-        split = Guard(TRIPLET, GuardState(**vars(split.memory)))
-        found.append(split.check(*number, "hardest"))
-    assert found == expected
+        split = Guard(TRIPLET, GuardState.model_validate(split.state.model_dump(by_alias=True)))
+        resumed.append(split.check(*number, "hardest"))
+    assert resumed == expected
     assert any(expected)
+
+
+def test_the_state_in_a_checkpoint_has_its_first_names() -> None:
+    state = {"answers": 1, "rate_factor": 0.3, "looks": 7, "suspicious": 2, "first_spread": 0.8}
+    assert GuardState.model_validate(state).model_dump(by_alias=True) == state

@@ -1,22 +1,35 @@
-"""The files of a run: whole or not at all, and read back as they were written."""
+"""The files of a run: written whole or not at all, and read back as they were written."""
 
 from __future__ import annotations
 
+import json
+import logging
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from twinlens.config import Settings
 from twinlens.errors import TrainingError
+from twinlens.learn.auto import Choice
 from twinlens.learn.history import History
-from twinlens.learn.run_folder import Checkpoint, HistoryRow, RunFolder
+from twinlens.learn.run_folder import Checkpoint, HistoryRow, RunFolder, RunRecord
+from twinlens.model.compute import Compute
 
 ROWS = [
     HistoryRow(0, 0.0, 0.0, math.nan, 0.0, 0.5),
     HistoryRow(3, 0.3, 1.5, 1 / 3, 1e-3),
     HistoryRow(6, 0.6, 2.5, 0.1, 2e-3, 2 / 3, 'odd, "quoted"\nevent'),
 ]
+
+
+RECORD = RunRecord(
+    source="digits", root=None, recipe="auto", command="twinlens train digits", fingerprint="ab",
+    division="cd", seed=3, versions={"twinlens": "1"}, machine={"cores": 2},
+    choices=[Choice("model.channels", (3, 4), "few pictures")],
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -28,11 +41,13 @@ def run(tmp_path: Path) -> RunFolder:
 
 def test_a_folder_is_made_and_never_overwritten(run: RunFolder) -> None:
     run.start(resume=False)  # Still empty.
-    run.write_json("run.json", {"seed": 3})
-    with pytest.raises(TrainingError, match="is not empty: go on with it by --resume"):
+    run.write_record(RECORD)
+    with pytest.raises(TrainingError, match="is not empty: resume its run with --resume"):
         run.start(resume=False)
     run.start(resume=True)
-    assert run.read_json("run.json") == {"seed": 3}
+    assert run.read_record() == RECORD.model_copy(
+        update={"choices": [Choice("model.channels", [3, 4], "few pictures")]}
+    )
     assert run.model == run.path / "model"
 
 
@@ -44,33 +59,64 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
         RunFolder(tmp_path / "file" / "below").start(resume=False)
 
 
-def test_the_end_is_noted_beside_what_is_there(run: RunFolder) -> None:
+def test_a_record_keeps_its_keys_and_what_another_version_wrote(run: RunFolder) -> None:
     assert not run.finished
-    run.write_json("run.json", {"seed": 3})
+    run.write_record(RECORD)
     assert not run.finished
+    file = run.path / "run.json"
+    first = json.loads(file.read_text())
+    assert list(first) == [
+        "source", "root", "recipe", "command", "fingerprint", "division", "seed", "versions",
+        "machine", "choices",
+    ]  # fmt: skip
+    old = {key: value for key, value in first.items() if key != "division"} | {"note": [1]}
+    file.write_text(json.dumps(old))
+    run.update_record(compute=Compute("cpu", True, False))
     run.finish()
     assert run.finished
-    assert run.read_json("run.json") == {"seed": 3, "finished": True}
+    compute = {"device": "cpu", "bfloat16": True, "channels_last": False}
+    assert json.loads(file.read_text()) == old | {"compute": compute, "finished": True}
+    record = run.read_record()
+    assert record is not None
+    assert (record.division, record.compute) == (None, Compute("cpu", True, False))
 
 
-@pytest.mark.parametrize("content", ["", "{", "3", "[1]"])
-def test_a_damaged_file_of_the_run(content: str, run: RunFolder) -> None:
-    assert run.read_json("settings.json") is None
+def test_settings_come_back(run: RunFolder) -> None:
+    assert run.read_settings() is None
+    settings = Settings(seed=7)
+    run.write_settings(settings)
+    assert run.read_settings() == settings
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot be read"),
+        ("{", "cannot be read"),
+        ("3", r"another version of twinlens wrote it \(input should be a valid dictionary"),
+        ("[1]", "another version of twinlens wrote it"),
+        (
+            '{"seed": "x", "loss": {"nonsense": 1}}',
+            r"seed: input should .* found 'x'; loss\.nonsense is unknown",
+        ),
+    ],
+)
+def test_a_damaged_file_of_the_run(content: str, message: str, run: RunFolder) -> None:
     (run.path / "settings.json").write_text(content)
-    with pytest.raises(TrainingError, match=r"settings\.json cannot be read"):
-        run.read_json("settings.json")
+    with pytest.raises(TrainingError, match=rf"settings\.json .*{message}"):
+        run.read_settings()
 
 
 def test_the_history_comes_back_up_to_a_step(run: RunFolder) -> None:
     assert run.read_history(10) == []
     run.write_history(ROWS)
-    found = run.read_history(10)
-    assert found[1:] == ROWS[1:]
-    assert math.isnan(found[0].loss)
+    rows = run.read_history(10)
+    assert rows[1:] == ROWS[1:]
+    assert math.isnan(rows[0].loss)
     for last, steps in ((2, [0]), (3, [0, 3]), (5, [0, 3]), (6, [0, 3, 6])):
         assert [row.step for row in run.read_history(last)] == steps
     text = (run.path / "history.csv").read_text()
-    run.write_history(found)
+    run.write_history(rows)
     assert (run.path / "history.csv").read_text() == text
 
 
@@ -101,15 +147,16 @@ def test_a_table_that_fails_changes_nothing(run: RunFolder) -> None:
 def test_a_checkpoint_that_finds_no_room_changes_nothing(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run.write_json("run.json", {"seed": 3})
+    run.write_record(RECORD)
+    before = (run.path / "run.json").read_bytes()
 
     def full(_: int) -> None:
         raise OSError("no room")
 
     monkeypatch.setattr("twinlens.learn.run_folder.os.fsync", full)
     with pytest.raises(OSError, match="no room"):
-        run.write_json("run.json", {"seed": 4})
-    assert run.read_json("run.json") == {"seed": 3}
+        run.update_record(seed=4)
+    assert (run.path / "run.json").read_bytes() == before
     assert [p.name for p in run.path.iterdir()] == ["run.json"]
 
 
@@ -123,11 +170,11 @@ def test_a_checkpoint_comes_back_to_the_last_bit(run: RunFolder) -> None:
     }
     state = {"step": 3, "seconds": 0.1 + 0.2, "best_metric": None, "watch": {"answers": 1}}
     run.write_checkpoint(Checkpoint(tensors, state))
-    found = run.read_checkpoint()
-    assert found is not None
-    assert found.state == state
-    assert found.tensors.keys() == tensors.keys()
-    assert all(torch.equal(found.tensors[k], v) for k, v in tensors.items())
+    checkpoint = run.read_checkpoint()
+    assert checkpoint is not None
+    assert checkpoint.state == state
+    assert checkpoint.tensors.keys() == tensors.keys()
+    assert all(torch.equal(checkpoint.tensors[k], v) for k, v in tensors.items())
     run.write_checkpoint(Checkpoint({}, {"step": 4}))
     again = run.read_checkpoint()
     assert again is not None
@@ -138,9 +185,9 @@ def test_a_checkpoint_comes_back_to_the_last_bit(run: RunFolder) -> None:
 def test_a_half_written_checkpoint_is_not_seen(run: RunFolder) -> None:
     run.write_checkpoint(Checkpoint({"now.a": torch.ones(3)}, {"step": 3}))
     (run.path / "checkpoint.safetensors.part").write_bytes(b"half")
-    found = run.read_checkpoint()
-    assert found is not None
-    assert found.state == {"step": 3}
+    checkpoint = run.read_checkpoint()
+    assert checkpoint is not None
+    assert checkpoint.state == {"step": 3}
 
 
 @pytest.mark.parametrize("keep", [0, 4, 30])
@@ -161,14 +208,14 @@ def test_a_table_of_the_run(run: RunFolder) -> None:
 def events(run: RunFolder, name: str) -> dict[int, float]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(run.path / "tensorboard"))
-    found.Reload()
-    scalars = found.Scalars(name)
+    board = EventAccumulator(str(run.path / "tensorboard"))
+    board.Reload()
+    scalars = board.Scalars(name)
     assert len({s.step for s in scalars}) == len(scalars)
     return {s.step: s.value for s in scalars}
 
 
-def test_a_journal_writes_both_curves_and_forgets_what_came_after_a_checkpoint(
+def test_a_history_writes_both_files_and_drops_rows_after_a_checkpoint(
     run: RunFolder,
 ) -> None:
     first = History(run, 0)
@@ -184,10 +231,29 @@ def test_a_journal_writes_both_curves_and_forgets_what_came_after_a_checkpoint(
     assert events(run, "validation") == pytest.approx({0: 0.5, 8: 0.75})
 
 
-def test_a_journal_without_a_folder_stays_in_memory(tmp_path: Path) -> None:
-    journal = History(None, 0)
-    journal.add(ROWS[1])
-    journal.flush()
-    journal.close()
-    assert journal.rows == [ROWS[1]]
+def test_a_history_without_a_folder_stays_in_memory(tmp_path: Path) -> None:
+    history = History(None, 0)
+    history.add(ROWS[1])
+    history.flush()
+    history.close()
+    assert history.rows == [ROWS[1]]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_tensorboard_the_history_is_a_table_only(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with caplog.at_level(logging.INFO, logger="twinlens"):
+        history = History(run, 0)
+    assert caplog.messages == [
+        "TensorBoard events are not written: pip install 'twinlens[tensorboard]'"
+    ]
+    for row in ROWS:
+        history.add(row)
+    history.flush()
+    history.close()
+    assert run.read_history(100)[1:] == ROWS[1:]
+    assert [path.name for path in run.path.iterdir()] == ["history.csv"]

@@ -92,10 +92,10 @@ def _time(model: ModelSettings, picture: PictureSettings, batch: int) -> list[di
     device = pick_device("auto")
     precisions = [False, True] if has_bfloat16(device) else [False]
     options = [Compute(device, half, last) for half in precisions for last in (False, True)]
-    timed = time_formats(Encoder(model, picture), options, batch)
+    seconds = time_formats(Encoder(model, picture), options, batch)
     return [
-        {"format": str(option), "pictures_per_second": round(batch / (option.seconds or 1), 1)}
-        for option in timed
+        {"format": str(option), "pictures_per_second": round(batch / one, 1)}
+        for option, one in zip(options, seconds, strict=True)
     ]
 
 

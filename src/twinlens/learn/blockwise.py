@@ -103,8 +103,10 @@ def mean_over_mined(
             triplets_T3 = miner(dist_AB, part)
             if MANY * len(triplets_T3) > dist_AB.numel():
                 sums.add_rows(
-                    part, distance_matrix, lambda dist_AB: _chosen(dist_AB, triplets_T3, loss)
-                )  # noqa: B023
+                    part,
+                    distance_matrix,
+                    lambda dist_AB: _chosen(dist_AB, triplets_T3, loss),  # noqa: B023
+                )
                 continue
             triplets_T3[:, 0] += part.start
             waiting.append(triplets_T3)

@@ -1,9 +1,8 @@
-"""Notices a run that is going wrong, and says what to do about it.
+"""Detection of a failing run, and the remedy.
 
-Two things ruin siamese training in silence: a loss that is not a number, and collapse, where the
-network gives every picture the same embedding and a margin loss sits at its margin (Schroff 2015,
-section 3.2; Hermans 2017, section 3). The guard looks at numbers and answers; it changes nothing
-itself.
+Siamese training fails in silence in two ways. The loss becomes NaN or infinite. Or the network
+collapses: every picture gets the same embedding, and a margin loss stays at its margin (Schroff
+2015, section 3.2; Hermans 2017, section 3). The guard only returns the remedy; the loop applies it.
 """
 
 from __future__ import annotations
@@ -12,51 +11,63 @@ import math
 from dataclasses import dataclass
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from twinlens.config import LossSettings
 
 __all__ = ["Guard", "GuardState", "Intervention", "relative_std"]
 
-# Collapsed when a batch's embeddings differ from their mean by less than this share of its length,
+# A batch is collapsed if the relative standard deviation of its embeddings is below the first
+# value, or below the second while a margin loss is within AT_MARGIN of its value at distance 0.
 COLLAPSED_STD = 0.01
-# or by less than this one while a margin loss is this near to what it gives for equal distances.
 NEARLY_COLLAPSED_STD, AT_MARGIN = 0.1, 0.02
-# Looks in a row that must find the collapse: a single odd batch is none.
+# Collapsed batches in a row: a single odd one is no collapse.
 PATIENCE = 5
-# An untrained network may well begin like this; only one that does not get away from it, or one
-# that has lost this share of the spread it began with, has collapsed.
+# An untrained network may begin like this. Within the first steps only a network that has lost
+# this share of its first standard deviation has collapsed.
 SLOW_START, LOST = 100, 0.5
-MAX_ANSWERS = 3
+MAX_INTERVENTIONS = 3
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """What to do: go back to the last good weights, slower, with an easier choice of negatives."""
+    """The remedy: the last good weights, a lower learning rate, and easier negatives."""
 
     reason: str
     mining: str
     rate_factor: float
 
 
-@dataclass
-class GuardState:
-    """All that a guard remembers. It is kept in checkpoints, so that a resumed run judges alike.
+class GuardState(BaseModel):
+    """The state of a guard, stored in checkpoints under the aliases.
 
-    `looks` and `first_std` count from the start or from the last answer; `suspicious` is the
-    number of looks in a row that found a collapse.
+    Attributes:
+        interventions: number of interventions so far.
+        rate_factor: product of their learning rate factors.
+        checks: steps checked since the start or the last intervention.
+        suspicious: collapsed batches in a row.
+        first_std: relative standard deviation at the first of these checks.
     """
 
-    answers: int = 0
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    interventions: int = Field(0, alias="answers")
     rate_factor: float = 1.0
-    looks: int = 0
+    checks: int = Field(0, alias="looks")
     suspicious: int = 0
-    first_std: float = 0.0
+    first_std: float = Field(0.0, alias="first_spread")
 
 
 @torch.no_grad()
 def relative_std(emb_BD: Tensor) -> float:
-    """The root mean square distance to the mean embedding, as a share of the RMS length."""
+    """Standard deviation of the embeddings (B, D) around their mean, relative to their RMS length.
+
+    >>> relative_std(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    0.0
+    >>> relative_std(torch.tensor([[1.0], [-1.0]]))
+    1.0
+    """
     emb_BD = emb_BD.float()
     centred = (emb_BD - emb_BD.mean(0)).square().sum(1).mean().sqrt()
     length = emb_BD.square().sum(1).mean().sqrt()
@@ -64,67 +75,69 @@ def relative_std(emb_BD: Tensor) -> float:
 
 
 class Guard:
-    """Watches each step's loss and spread of embeddings."""
+    """Checks of each step's loss and embeddings."""
 
-    def __init__(self, settings: LossSettings, memory: GuardState) -> None:
-        self.memory = memory
+    def __init__(self, settings: LossSettings, state: GuardState) -> None:
+        self.state = state
         self._margin_loss = _margin_loss(settings)
 
     def check(self, loss: float, std: float, mining: str) -> Intervention | None:
-        """Look at one step; None while all is well.
+        """Check one step.
 
         Args:
-            loss: the step's loss.
+            loss: loss of the step.
             std: `relative_std` of the step's embeddings.
-            mining: how triplets are being chosen.
+            mining: mining of triplets in use.
+        Returns:
+            None if nothing is to be done.
         """
-        memory = self.memory
+        state = self.state
         if not math.isfinite(loss) or not math.isfinite(std):
-            return self._answer("the loss is not a number", mining)
-        if memory.looks == 0:
-            memory.first_std = std
-        memory.looks += 1
-        memory.suspicious = memory.suspicious + 1 if self._collapsed(loss, std) else 0
-        if memory.suspicious < PATIENCE:
+            return self._intervene("the loss is NaN or infinite", mining)
+        if state.checks == 0:
+            state.first_std = std
+        state.checks += 1
+        state.suspicious = state.suspicious + 1 if self._collapsed(loss, std) else 0
+        if state.suspicious < PATIENCE:
             return None
-        return self._answer(
-            f"the embeddings have collapsed: they differ by {std:.2%} of their length, and "
-            f"the loss sits at {loss:.3g}",
+        return self._intervene(
+            f"the embeddings have collapsed (their standard deviation is {std:.2%} of their "
+            f"length, and the loss stays at {loss:.3g})",
             mining,
         )
 
     @property
     def suspicious(self) -> bool:
-        """Whether the last look found something that is no reason to act yet."""
-        return self.memory.suspicious > 0
+        """Whether the last batch was collapsed."""
+        return self.state.suspicious > 0
 
     @property
     def exhausted(self) -> bool:
-        """Whether it has answered as often as it is worth."""
-        return self.memory.answers >= MAX_ANSWERS
+        """Whether further interventions would not help."""
+        return self.state.interventions >= MAX_INTERVENTIONS
 
     def _collapsed(self, loss: float, std: float) -> bool:
         at_margin = self._margin_loss is not None and (
             abs(loss - self._margin_loss) < AT_MARGIN * self._margin_loss
             and std < NEARLY_COLLAPSED_STD
         )
-        begun_so = std > LOST * self.memory.first_std
-        if begun_so and self.memory.looks <= SLOW_START:
+        began_so = std > LOST * self.state.first_std
+        if began_so and self.state.checks <= SLOW_START:
             return False
         return std < COLLAPSED_STD or at_margin
 
-    def _answer(self, reason: str, mining: str) -> Intervention:
-        memory = self.memory
-        memory.looks = memory.suspicious = 0
-        memory.answers += 1
-        memory.rate_factor *= 0.3
+    def _intervene(self, reason: str, mining: str) -> Intervention:
+        state = self.state
+        state.checks = state.suspicious = 0
+        state.interventions += 1
+        state.rate_factor *= 0.3
         return Intervention(
-            reason, "semi-hard" if mining == "hardest" else mining, memory.rate_factor
+            reason, "semi-hard" if mining == "hardest" else mining, state.rate_factor
         )
 
 
 def _margin_loss(settings: LossSettings) -> float | None:
-    """What the loss gives when all distances are 0; None where that is no constant."""
+    """The loss when all distances are 0; None if that is no constant."""
     if settings.name == "contrastive":
         return settings.margin**2 / 2
     if settings.name == "triplet":

@@ -1,52 +1,61 @@
-"""The history of a run, kept where people look: `history.csv` and TensorBoard."""
+"""The history of a run in two forms: `history.csv`, and TensorBoard events if installed."""
 
 from __future__ import annotations
 
+import logging
 import math
+from pathlib import Path
 from typing import Any
 
 from twinlens.learn.run_folder import HistoryRow, RunFolder
 
 __all__ = ["History"]
 
+log = logging.getLogger("twinlens")
+
 
 class History:
-    """Takes rows as they come; without a run folder they stay in memory.
+    """Rows of a run, written as they come; without a run folder they stay in memory.
 
     Args:
-        run: where to write.
-        step: the step from which the run goes on; what an earlier attempt wrote after it goes.
+        run: the folder to write to.
+        step: the step that the run resumes from; rows of an earlier attempt after it are dropped.
     """
 
     def __init__(self, run: RunFolder | None, step: int) -> None:
         self.rows: list[HistoryRow] = run.read_history(step) if run is not None and step else []
         self._run = run
-        self._board: Any = None
-        if run is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            purge = step + 1 if step else 0
-            self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=purge)
+        self._events = None if run is None else _event_writer(run.path / "tensorboard", step)
 
     def add(self, row: HistoryRow) -> None:
-        """Take one more row."""
+        """Add a row."""
         self.rows.append(row)
-        if self._run is None:
+        if self._run is not None:
+            self._run.write_history(self.rows)
+        if self._events is None:
             return
-        self._run.write_history(self.rows)
-        curves = {"loss": row.loss, "rate": row.rate, "validation": row.metric}
-        for name, value in curves.items():
+        for name, value in (("loss", row.loss), ("rate", row.rate), ("validation", row.metric)):
             if value is not None and math.isfinite(value):
-                self._board.add_scalar(name, value, row.step)
+                self._events.add_scalar(name, value, row.step)
         if row.event:
-            self._board.add_text("event", row.event, row.step)
+            self._events.add_text("event", row.event, row.step)
 
     def flush(self) -> None:
-        """See that all rows are on disk: a checkpoint that is written next relies on them."""
-        if self._board is not None:
-            self._board.flush()
+        """Write all rows to disk: the checkpoint that is written next relies on them."""
+        if self._events is not None:
+            self._events.flush()
 
     def close(self) -> None:
-        """Write what is left."""
-        if self._board is not None:
-            self._board.close()
+        """Flush, and close the files."""
+        if self._events is not None:
+            self._events.close()
+
+
+def _event_writer(folder: Path, step: int) -> Any:
+    """A `SummaryWriter`; None if TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.info("TensorBoard events are not written: pip install 'twinlens[tensorboard]'")
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else 0)

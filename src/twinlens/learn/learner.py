@@ -1,40 +1,54 @@
-"""What learns, and how it is kept: weights, optimiser, and the small state between two steps.
+"""The learner: network, objective and optimiser, and their checkpoint.
 
-A checkpoint holds all of it, so that a resumed run goes on as if it had never stopped. This module
-does not know what the loss is, nor when to stop.
+A checkpoint holds all that changes from step to step, so that a resumed run reaches the same
+weights as an unbroken one. This module knows neither the loss nor when to stop.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from twinlens.config import OptimizerSettings
-from twinlens.errors import TrainingError
+from twinlens.errors import TrainingError, validation_problems
 from twinlens.learn.guard import GuardState
 from twinlens.learn.muon import Muon
 from twinlens.learn.objective import Objective
 from twinlens.learn.run_folder import Checkpoint
 from twinlens.model.encoder import Encoder
+from twinlens.model.stored import tensors_under
 
 __all__ = ["Learner", "TrainingState", "make_checkpoint", "make_optimizer", "restore_checkpoint"]
 
 Weights = dict[str, Tensor]
 
 
-@dataclass
-class TrainingState:
-    """What changes from step to step, other than tensors.
+class TrainingState(BaseModel):
+    """All that changes from step to step other than tensors: the header of a checkpoint.
 
-    `validations`, of those `planned`, and `rows` count those that progress has passed; `loss_sum`
-    and `loss_count` are of the steps since the last row; `good_step` is where `Learner.good` was
-    taken; `top_metric` is the highest so far, `best_metric` that of the weights that are kept.
+    Attributes:
+        step: steps done.
+        seconds: seconds spent in them.
+        validations: validations done.
+        planned: validations of the whole run.
+        rows: rows of the history that were due so far.
+        best_metric: metric of the weights that are kept.
+        top_metric: highest metric so far.
+        best_step: step of the weights that are kept.
+        good_step: step of `Learner.good`.
+        loss_sum: sum of the losses since the last row of the history.
+        loss_count: their number.
+        mining: mining of triplets in use.
+        guard: state of the guard.
     """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     step: int = 0
     seconds: float = 0.0
@@ -48,10 +62,10 @@ class TrainingState:
     loss_sum: float = 0.0
     loss_count: int = 0
     mining: str = "semi-hard"
-    watch: GuardState = field(default_factory=GuardState)
+    guard: GuardState = Field(default_factory=GuardState, alias="watch")
 
-    def mean_loss(self) -> float:
-        """The mean loss since this was last asked; NaN where there was no step."""
+    def take_mean_loss(self) -> float:
+        """The mean loss since the last call; NaN without a step."""
         mean = self.loss_sum / self.loss_count if self.loss_count else math.nan
         self.loss_sum, self.loss_count = 0.0, 0
         return mean
@@ -59,7 +73,12 @@ class TrainingState:
 
 @dataclass(eq=False)
 class Learner:
-    """The parts that learn together, the best weights so far, and those to go back to."""
+    """The parts that learn together.
+
+    Attributes:
+        best: weights with the best validation metric so far.
+        good: weights that an intervention of the guard returns to.
+    """
 
     encoder: Encoder
     objective: Objective
@@ -68,7 +87,7 @@ class Learner:
     good: Weights = field(default_factory=dict)
 
     def weights(self) -> Weights:
-        """Every tensor that makes the model, by name, copied."""
+        """A copy of every tensor of the model, by name."""
         return {
             f"{part}.{name}": value.detach().clone()
             for part, module in self._parts()
@@ -76,19 +95,23 @@ class Learner:
         }
 
     def load(self, weights: Weights) -> None:
-        """Take over the weights that `weights` gave."""
+        """Load weights as `weights` returns them."""
         for part, module in self._parts():
-            start = f"{part}."
-            own = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
-            module.load_state_dict(own)
+            module.load_state_dict(tensors_under(weights, f"{part}."))
 
-    def finite(self) -> bool:
-        """Whether every weight and statistic is a number."""
+    def is_finite(self) -> bool:
+        """Whether every weight and statistic is finite."""
         tensors = [t for _, module in self._parts() for t in module.state_dict().values()]
         return all(bool(t.isfinite().all()) for t in tensors)
 
     def update(self, loss: Tensor, rate: float, clip: float) -> None:
-        """One step of the optimiser; `clip` is the largest length of the gradient, 0 for any."""
+        """One step of the optimiser.
+
+        Args:
+            loss: scalar with a graph.
+            rate: learning rate.
+            clip: largest norm of the gradient; 0 for no limit.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -98,12 +121,12 @@ class Learner:
         self.optimizer.step()
 
     def restore_good(self) -> None:
-        """Take the good weights again; what the optimiser remembers of the way is forgotten."""
+        """Load the good weights, and drop the optimiser's moments."""
         self.load(self.good)
         self.optimizer.state.clear()
 
     def params(self) -> list[nn.Parameter]:
-        """What the optimiser moves, in its own order."""
+        """The trained parameters, in the optimiser's order."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _parts(self) -> Iterable[tuple[str, nn.Module]]:
@@ -113,7 +136,7 @@ class Learner:
 def make_optimizer(
     encoder: Encoder, objective: nn.Module, settings: OptimizerSettings
 ) -> torch.optim.Optimizer:
-    """The optimiser over all that learns; weight decay spares biases and norms (He 2019)."""
+    """The optimiser of all trained parameters; no weight decay on biases and norms (He 2019)."""
     params = [p for m in (encoder, objective) for p in m.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in params if p.dim() > 1], "weight_decay": settings.weight_decay},
@@ -134,7 +157,7 @@ def make_optimizer(
 
 
 def make_checkpoint(learner: Learner, state: TrainingState) -> Checkpoint:
-    """Everything that training needs to go on from here."""
+    """Everything that training needs to resume from here."""
     parts = {"now": learner.weights(), "best": learner.best}
     if state.good_step != state.step:
         parts["good"] = learner.good
@@ -142,42 +165,42 @@ def make_checkpoint(learner: Learner, state: TrainingState) -> Checkpoint:
     for index, moments in learner.optimizer.state_dict()["state"].items():
         for name, value in moments.items():
             tensors[f"optimizer.{index}.{name}"] = value.clone()
-    return Checkpoint(tensors, asdict(state))
+    return Checkpoint(tensors, state.model_dump(by_alias=True))
 
 
 def restore_checkpoint(learner: Learner, checkpoint: Checkpoint) -> TrainingState:
-    """Take over a make_checkpoint; the inverse of `make_checkpoint`.
+    """Load a checkpoint: the inverse of `make_checkpoint`.
 
     Raises:
-        TrainingError: it is of another network or another twinlens.
+        TrainingError: it belongs to another network or another version of twinlens.
     """
     parts: dict[str, Weights] = {"now": {}, "best": {}, "good": {}, "optimizer": {}}
     try:
         for key, value in checkpoint.tensors.items():
             part, _, name = key.partition(".")
             parts[part][name] = value
-        watch = GuardState(**checkpoint.state["watch"])
-        state = TrainingState(**(checkpoint.state | {"watch": watch}))
+        state = TrainingState.model_validate(checkpoint.state)
         learner.load(parts["now"])
         _load_moments(learner, parts["optimizer"])
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
-        line = " ".join(str(error).split())
+        problem = validation_problems(error) if isinstance(error, ValidationError) else str(error)
         raise TrainingError(
-            f"the checkpoint does not fit this run ({line}): start it anew in another folder"
+            f"the checkpoint does not fit this run ({' '.join(problem.split())}): start a new run "
+            "in another folder"
         ) from error
     learner.best = parts["best"]
     learner.good = parts["good"] if state.good_step != state.step else learner.weights()
     return state
 
 
-def _load_moments(learner: Learner, found: Weights) -> None:
-    """Give the optimiser its moments, in the memory format of their parameters.
+def _load_moments(learner: Learner, values: Weights) -> None:
+    """Load the optimiser's moments ("0.exp_avg", ...) in the memory format of their parameters.
 
-    A fused optimiser walks through both side by side in memory; files know only one format.
+    A fused optimiser reads both in the order of memory, and files hold one format only.
     """
     params = learner.params()
     moments: dict[int, dict[str, Any]] = {}
-    for key, value in found.items():
+    for key, value in values.items():
         index, _, name = key.partition(".")
         param = params[int(index)]
         if value.shape == param.shape:

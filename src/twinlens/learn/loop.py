@@ -1,8 +1,8 @@
-"""fit(): one readable loop from pictures to weights.
+"""The training loop: from pictures to weights.
 
-Step t of a run draws its batch, its views and its dropout from (seed, t) alone, so a run that was
-killed and resumed at any checkpoint comes to the same weights as an unbroken one. It does not know
-where pictures come from, and leaves calibration and reports to others.
+Step t draws its batch, its views and its dropout from (seed, t) alone. A run that is killed and
+resumed from any checkpoint therefore reaches the same weights as an unbroken one. Reading pictures,
+calibration and reports are no part of it.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ __all__ = ["FitResult", "LabelledPixels", "StepReport", "fit"]
 
 log = logging.getLogger("twinlens")
 
-ROWS = 100  # of the history, spread evenly over the run
+HISTORY_ROWS = 100  # evenly over the run
 CHECKPOINT_SECONDS = 60.0
-LOOKING = 0.1  # of a time budget, at most, is for validations
+VALIDATION_SHARE = 0.1  # largest share of a time budget for validations
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """Where a run is, for those who show its progress."""
+    """Progress after a step; `progress` is the share of the run, in (0, 1]."""
 
     step: int
     progress: float
@@ -61,9 +61,15 @@ class StepReport:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run came to. The encoder and the comparator hold the best weights.
+    """The result of `fit`.
 
-    `best_metric` is 1 - EER or recall at 1 on the validation pictures; None without any.
+    Attributes:
+        steps: steps done.
+        seconds: seconds spent in them.
+        best_metric: 1 - EER or recall at 1 on the validation pictures; None without any.
+        best_step: step of the weights that were kept.
+        history: rows of the history.
+        interrupted: whether Ctrl-C ended the run.
     """
 
     steps: int
@@ -90,102 +96,102 @@ def fit(
 ) -> FitResult:
     """Train the encoder and the comparator in place, and leave the best weights in them.
 
-    torch's global random numbers are seeded anew each step, since dropout knows no others.
+    torch's global generator is seeded at each step, since dropout draws from no other.
 
     Args:
-        encoder: with the weights to start from.
-        comparator: a learned one is trained along.
-        train: the pictures to learn from.
-        val: other pictures, to choose the best weights by; None keeps the last.
-        settings: `loss`, `sampler`, `augment`, `optimizer`, `train` and `seed` are read.
-        compute: the device and the format of the arithmetic.
-        run: where checkpoints and curves go; a checkpoint that is there is gone on with.
-        spent: seconds of the time budget that are gone already.
-        reserve: from the seconds that a validation takes, those of the budget that the work after
-            the training will take.
+        encoder: network with its initial weights.
+        comparator: comparator; a learned one is trained as well.
+        train: pictures to train on.
+        val: other pictures, which choose the best weights; None keeps the last weights.
+        settings: settings, all but `data` and `picture`.
+        compute: device and format of the arithmetic.
+        run: folder for checkpoints and curves; its checkpoint, if any, is resumed from.
+        spent: seconds of the time budget that are used already.
+        reserve: function from the seconds of a validation to the seconds of the time budget that
+            the work after training needs.
         on_step: called after each step.
-        on_features: called with (done, all) while a frozen backbone looks at the pictures.
+        on_features: called with (done, all) while a frozen backbone computes features.
     Raises:
         DataError: the pictures cannot make a batch.
-        TrainingError: the run keeps collapsing before anything was learned, or its checkpoint is
-            damaged.
+        TrainingError: the run keeps collapsing before a validation, or its checkpoint is damaged.
     """
     started = time.monotonic()
     sampler = make_sampler(train.label, train.forged, settings.sampler, settings.seed)
     compute.place(encoder)
     learner = _make_learner(encoder, comparator, sampler.num_labels, settings, compute)
-    state = _resumed(learner, run)  # Before a frozen backbone looks at the pictures.
-    feed = BatchEmbedder(encoder, train, settings, compute, on_features)
+    state = _resume(learner, run)  # Before a frozen backbone computes features.
+    embed = BatchEmbedder(encoder, train, settings, compute, on_features)
     validator = _make_validator(val, settings, compute, encoder)
     if state is None:
         state = TrainingState(mining=settings.loss.mining)
         if settings.model.init == "whitened":
-            _whiten(encoder, feed.features, train)
-    guard = Guard(settings.loss, state.watch)
-    journal = History(run, state.step)
-    seconds = _begin(learner, state, journal, validator, settings.train)
+            _whiten(encoder, embed.features, train)
+    guard = Guard(settings.loss, state.guard)
+    history = History(run, state.step)
+    seconds = _validate_first(learner, state, history, validator, settings.train)
     reserved = spent + (time.monotonic() - started) + (0.0 if reserve is None else reserve(seconds))
-    course = run_length(settings.train, sampler.steps_per_epoch, reserved)
-    if course.seconds == 0:
-        log.warning("the time budget leaves no time to learn: one step is done")
+    length = run_length(settings.train, sampler.steps_per_epoch, reserved)
+    if length.seconds == 0:
+        log.warning("the time budget leaves no time to train: one step is done")
     if state.planned == 0:
-        state.planned = _affordable(settings.train.validations, course, seconds)
+        state.planned = _affordable_validations(settings.train.validations, length, seconds)
     begun, saved = time.monotonic() - state.seconds, time.monotonic()
-    progress = course.progress(state.step, state.seconds)
+    progress = length.progress(state.step, state.seconds)
     interrupted = False
     try:
         while progress < 1:
             seed = _step_seed(settings.seed, state.step)
             torch.manual_seed(seed)
-            share = schedule_factor(settings.optimizer.schedule, progress) * state.watch.rate_factor
-            rate = settings.optimizer.rate * share
+            factor = schedule_factor(settings.optimizer.schedule, progress)
+            rate = settings.optimizer.rate * (factor * state.guard.rate_factor)
             batch = sampler.batch(state.step)
             learner.objective.mining = state.mining
-            emb_BD = feed(batch, seed)
+            emb_BD = embed(batch, seed)
             loss = learner.objective(emb_BD, batch)
-            loss_now = float(loss.detach())
-            answer = guard.check(loss_now, relative_std(emb_BD.detach()), state.mining)
-            if answer is None:
+            loss_value = float(loss.detach())
+            intervention = guard.check(loss_value, relative_std(emb_BD.detach()), state.mining)
+            if intervention is None:
                 learner.update(loss, rate, settings.optimizer.clip)
-                state.loss_sum, state.loss_count = state.loss_sum + loss_now, state.loss_count + 1
-            event = "" if answer is None else _answered(learner, answer, guard, state)
-            given_up = answer is not None and guard.exhausted
+                state.loss_sum += loss_value
+                state.loss_count += 1
+            event = "" if intervention is None else _apply(learner, intervention, guard, state)
+            give_up = intervention is not None and guard.exhausted
             state.step += 1
             state.seconds = time.monotonic() - begun
-            progress = course.progress(state.step, state.seconds)
+            progress = length.progress(state.step, state.seconds)
 
-            validate, write_row = _passed(state, progress, state.planned)
+            validate, write_row = _due(state, progress)
             metric = None
             if validate and validator is not None:
                 metric = validator(encoder, comparator)
                 _keep_best(learner, state, metric, validator.num_mated)
-            if validate and not guard.suspicious and learner.finite():
+            if validate and not guard.suspicious and learner.is_finite():
                 learner.good, state.good_step = learner.weights(), state.step
             if validate or write_row or event:
-                journal.add(_row(state, course, rate, metric, event))
+                history.add(_row(state, length, rate, metric, event))
             if validate or event or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                _save(learner, state, journal, run)
+                _save(learner, state, history, run)
                 saved = time.monotonic()
             if on_step is not None:
-                on_step(StepReport(state.step, progress, state.seconds, loss_now, metric))
-            if given_up:
+                on_step(StepReport(state.step, progress, state.seconds, loss_value, metric))
+            if give_up:
                 break
     except KeyboardInterrupt:
         interrupted = True
         log.warning("interrupted at step %d: the best weights so far are kept", state.step)
     finally:
-        journal.close()
+        history.close()
     _finish(learner, state)
     return FitResult(
-        state.step, state.seconds, state.best_metric, state.best_step, journal.rows, interrupted
+        state.step, state.seconds, state.best_metric, state.best_step, history.rows, interrupted
     )
 
 
 def _whiten(encoder: Encoder, features_VNF: Tensor | None, train: LabelledPixels) -> None:
     if features_VNF is None:
         log.warning(
-            "model.init 'whitened' has no effect where views vary: the head begins with random "
-            "weights; set augment and sampler.rotations to nothing, or optimizer.rate higher"
+            "model.init 'whitened' has no effect, since augmentation or sampler.rotations vary the "
+            "pictures: the head begins with random weights. Turn both off, or raise optimizer.rate"
         )
         return
     head = encoder.head[-1]
@@ -199,7 +205,7 @@ def _whiten(encoder: Encoder, features_VNF: Tensor | None, train: LabelledPixels
 def _make_learner(
     encoder: Encoder, comparator: Comparator, num_labels: int, settings: Settings, compute: Compute
 ) -> Learner:
-    torch.manual_seed(settings.seed)  # A loss of the library may draw weights of its own.
+    torch.manual_seed(settings.seed)  # A loss of pytorch-metric-learning may have weights.
     objective = Objective(settings.loss, comparator, num_labels, settings.model.embedding)
     objective.to(compute.device)
     return Learner(encoder, objective, make_optimizer(encoder, objective, settings.optimizer))
@@ -212,32 +218,35 @@ def _make_validator(
         return None
     validator = Validator.make(val, settings, compute, encoder)
     if validator is None:
-        log.warning("the validation pictures give no pairs to judge by: the last weights are kept")
+        log.warning("the validation pictures give no pairs of both kinds: the last weights are kept")
     return validator
 
 
-def _begin(
+def _validate_first(
     learner: Learner,
     state: TrainingState,
-    journal: History,
+    history: History,
     validator: Validator | None,
     train: TrainSettings,
 ) -> float:
-    """Validate what there is to begin with, if more than the end is; returns how long that took."""
+    """Validate the initial weights, unless only the final ones are validated.
+
+    Returns:
+        Seconds of a validation, which a time budget needs; 0 without a validation.
+    """
     if state.step == 0:
         learner.good = learner.weights()
-    # A time budget must know how long it takes.
-    wanted = train.time_budget is not None or (state.step == 0 and train.validations > 1)
-    if validator is None or not wanted:
+    needed = train.time_budget is not None or (state.step == 0 and train.validations > 1)
+    if validator is None or not needed:
         return 0.0
     started = time.monotonic()
     metric = validator(learner.encoder, learner.objective.comparator)
     if state.step == 0:
-        journal.add(HistoryRow(0, 0.0, 0.0, math.nan, 0.0, metric))
+        history.add(HistoryRow(0, 0.0, 0.0, math.nan, 0.0, metric))
     return time.monotonic() - started
 
 
-def _resumed(learner: Learner, run: RunFolder | None) -> TrainingState | None:
+def _resume(learner: Learner, run: RunFolder | None) -> TrainingState | None:
     checkpoint = run.read_checkpoint() if run is not None else None
     if checkpoint is None or run is None:
         return None
@@ -251,16 +260,18 @@ def _step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _answered(learner: Learner, answer: Intervention, guard: Guard, state: TrainingState) -> str:
-    """Do what the guard says: good weights again, a lower rate, easier negatives; say so.
+def _apply(learner: Learner, intervention: Intervention, guard: Guard, state: TrainingState) -> str:
+    """Return to the good weights with a lower rate and easier negatives.
 
+    Returns:
+        The event for the history.
     Raises:
-        TrainingError: it has been done too often, and nothing was learned before.
+        TrainingError: it has been done too often, and no weights were validated before.
     """
     if guard.exhausted:
         event = (
-            f"{answer.reason}, for the third time. Going back to good weights with a lower rate "
-            "did not help: try another loss (--loss supcon), a lower optimizer.rate, or look at "
+            f"{intervention.reason}, for the third time. The last good weights with a lower rate "
+            "did not help: try another loss (--loss supcon) or a lower optimizer.rate, or check "
             "the data with `twinlens inspect --montage`"
         )
         if not learner.best:
@@ -268,68 +279,68 @@ def _answered(learner: Learner, answer: Intervention, guard: Guard, state: Train
         log.warning("step %d: %s; the best weights so far are kept", state.step + 1, event)
         return event
     learner.restore_good()
-    eased = (
-        f", {state.mining} -> {answer.mining} negatives" if answer.mining != state.mining else ""
-    )
-    state.mining = answer.mining
+    eased = intervention.mining != state.mining
     event = (
-        f"{answer.reason}; back to the weights of step {state.good_step}, "
-        f"rate x {answer.rate_factor:.2g}{eased}"
+        f"{intervention.reason}; back to the weights of step {state.good_step}, "
+        f"rate x {intervention.rate_factor:.2g}"
+        + (f", {state.mining} -> {intervention.mining} negatives" if eased else "")
     )
+    state.mining = intervention.mining
     log.warning("step %d: %s", state.step + 1, event)
     return event
 
 
-def _affordable(wanted: int, course: RunLength, seconds: float) -> int:
-    """How many validations, of so many seconds each, a time budget has room for; at least one."""
-    if course.seconds is None:
-        return wanted
-    return max(1, min(wanted, int(LOOKING * course.seconds / max(seconds, 1e-9))))
+def _affordable_validations(planned: int, length: RunLength, seconds: float) -> int:
+    """As many of the planned validations, `seconds` each, as a time budget allows; at least one."""
+    if length.seconds is None:
+        return planned
+    return max(1, min(planned, int(VALIDATION_SHARE * length.seconds / max(seconds, 1e-9))))
 
 
-def _passed(state: TrainingState, progress: float, validations: int) -> tuple[bool, bool]:
-    """Whether progress has come to the next validation, and to the next row of the history."""
-    reached, row = math.floor(progress * validations + 1e-9), math.floor(progress * ROWS + 1e-9)
-    passed = reached > state.validations, row > state.rows
-    state.validations, state.rows = reached, row
-    return passed
+def _due(state: TrainingState, progress: float) -> tuple[bool, bool]:
+    """Whether a validation is due, and whether a row of the history is; counts both."""
+    validations = math.floor(progress * state.planned + 1e-9)
+    rows = math.floor(progress * HISTORY_ROWS + 1e-9)
+    due = validations > state.validations, rows > state.rows
+    state.validations, state.rows = validations, rows
+    return due
 
 
 def _keep_best(learner: Learner, state: TrainingState, metric: float, num_pictures: int) -> None:
-    """Keep the latest weights within one standard error of the best metric so far.
+    """Keep the latest weights within one standard error of the highest metric so far.
 
-    The last weights, with the rate run out, are better than a lucky look at earlier ones; the rule
-    is that of Breiman 1984 for trees. The error is that of a share among `num_pictures`.
+    Late weights at a low learning rate are better than earlier ones with a lucky validation; the
+    rule is Breiman's for trees (1984). The error is that of a share among `num_pictures`.
     """
     if not math.isfinite(metric):
         return
     state.top_metric = metric if state.top_metric is None else max(state.top_metric, metric)
     error = math.sqrt(state.top_metric * (1 - state.top_metric) / num_pictures)
-    # A single picture tells nothing apart, nor does a lucky look at which there was no mistake.
+    # At least one picture's worth: at a metric of 1 the standard error is 0.
     if metric >= state.top_metric - max(error, 1 / num_pictures) - 1e-9:
         state.best_metric, state.best_step = metric, state.step
         learner.best = learner.weights()
 
 
 def _row(
-    state: TrainingState, course: RunLength, rate: float, metric: float | None, event: str
+    state: TrainingState, length: RunLength, rate: float, metric: float | None, event: str
 ) -> HistoryRow:
-    # Rounded as the file has them, so that a resumed run's history is an unbroken one's.
-    epoch, seconds = round(state.step / course.steps_per_epoch, 3), round(state.seconds, 3)
-    return HistoryRow(state.step, epoch, seconds, state.mean_loss(), rate, metric, event)
+    # Rounded as in the file, so that the history of a resumed run equals an unbroken one's.
+    epoch, seconds = round(state.step / length.steps_per_epoch, 3), round(state.seconds, 3)
+    return HistoryRow(state.step, epoch, seconds, state.take_mean_loss(), rate, metric, event)
 
 
-def _save(learner: Learner, state: TrainingState, journal: History, run: RunFolder | None) -> None:
+def _save(learner: Learner, state: TrainingState, history: History, run: RunFolder | None) -> None:
     if run is not None:
-        journal.flush()
+        history.flush()
         run.write_checkpoint(make_checkpoint(learner, state))
 
 
 def _finish(learner: Learner, state: TrainingState) -> None:
-    """Leave the best weights in place; without validation the last ones, if they are numbers."""
+    """Load the best weights; without validation keep the last ones, if they are finite."""
     if learner.best:
         learner.load(learner.best)
-    elif learner.finite():
+    elif learner.is_finite():
         state.best_step = state.step
     else:
         learner.load(learner.good)

@@ -1,15 +1,15 @@
-"""A run is a folder that says all it needs to be repeated, and a checkpoint to go on from.
+"""A run is a folder that holds all it needs to be repeated, and a checkpoint to resume from.
 
-    settings.json               the settings after "auto" has chosen
-    run.json                    data fingerprint, versions, machine, seed, command, what was chosen
+    settings.json               settings after "auto" has chosen
+    run.json                    data fingerprint, versions, machine, seed, command, choices
     split.csv                   path, identity, role, split of every picture that was used
-    history.csv                 step, epoch, seconds, loss, rate, the validation metric, events
+    history.csv                 step, epoch, seconds, loss, rate, validation metric, events
     tensorboard/                the same curves as TensorBoard events
-    checkpoint.safetensors      weights, best weights, optimiser; its header holds the small state
+    checkpoint.safetensors      weights, best weights, optimiser; small state in its header
     model/                      the model (see model/bundle.py)
-    report.html, results.json   how well it does
+    report.html, results.json   the evaluation
 
-Every file is written beside its place and renamed, so a run that is killed can be resumed.
+Files are written under another name and renamed, so that a killed run can be resumed.
 """
 
 from __future__ import annotations
@@ -21,83 +21,119 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from twinlens.errors import TrainingError
+from twinlens.config import Settings
+from twinlens.errors import TrainingError, validation_problems
 from twinlens.files import replacing_file
+from twinlens.learn.auto import Choice
+from twinlens.model.compute import Compute
 
-__all__ = ["Checkpoint", "HistoryRow", "RunFolder", "lock_run_folder", "new_run_folder"]
+__all__ = ["Checkpoint", "HistoryRow", "RunFolder", "RunRecord", "lock_run_folder",
+           "new_run_folder"]  # fmt: skip
 
 log = logging.getLogger("twinlens")
 
-HISTORY_FIELDS = ("step", "epoch", "seconds", "loss", "rate", "metric", "event")
+S = TypeVar("S", bound=BaseModel)
+
+
+class RunRecord(BaseModel):
+    """Contents of `run.json`.
+
+    Attributes:
+        division: digest of the pictures and their splits; None in runs of twinlens 0.1.
+        compute: arithmetic format, once it is chosen.
+        finished: whether the report is written.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")  # What another version wrote stays.
+
+    source: str
+    root: str | None = None
+    recipe: str
+    command: str
+    fingerprint: str
+    division: str | None = None
+    seed: int
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    choices: list[Choice]
+    compute: Compute | None = None
+    finished: bool = False
 
 
 @dataclass(frozen=True)
 class HistoryRow:
-    """One line of `history.csv`; `metric` is None between validations, `event` usually empty."""
+    """A line of `history.csv`; `metric` is None between validations, `event` usually empty."""
 
     step: int
     epoch: float
     seconds: float
     loss: float
     rate: float
-    metric: float | None = None
+    metric: Annotated[float | None, BeforeValidator(lambda text: None if text == "" else text)] = (
+        None
+    )
     event: str = ""
+
+
+_HISTORY = TypeAdapter(list[HistoryRow])
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that training needs to go on: tensors by name, and small state as plain data."""
+    """Everything that training needs to resume: tensors by name, and plain data in the header."""
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
 
 
 class RunFolder:
-    """The files of one run; nothing here knows what the numbers mean."""
+    """The files of a run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @property
     def model(self) -> Path:
-        """Where the model lies."""
+        """The model's folder."""
         return self.path / "model"
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is something to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return self._checkpoint.is_file()
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end and its report is written."""
-        return bool((self.read_json("run.json") or {}).get("finished"))
+        """Whether the run is over and its report is written."""
+        record = self.read_record()
+        return record is not None and record.finished
 
     def finish(self) -> None:
-        """Note that there is nothing left to do."""
-        self.write_json("run.json", (self.read_json("run.json") or {}) | {"finished": True})
+        """Note in `run.json` that nothing is left to do."""
+        self.update_record(finished=True)
 
     def start(self, resume: bool) -> None:
-        """Make the folder, or check that it may be gone on with.
+        """Make the folder, or check that a run may be resumed in it.
 
         Raises:
-            TrainingError: it holds something already and `resume` was not asked for.
+            TrainingError: the folder is not empty, and `resume` is False.
         """
         if self.path.exists() and not self.path.is_dir():
             raise TrainingError(f"{self.path} is a file: --out needs a folder")
         if not resume and self.path.exists() and any(self.path.iterdir()):
             raise TrainingError(
-                f"{self.path} is not empty: go on with it by --resume, or name another --out"
+                f"{self.path} is not empty: resume its run with --resume, or name another --out"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -109,14 +145,35 @@ class RunFolder:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         self._write(name, text.encode("utf-8", "backslashreplace") + b"\n")
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """Read a JSON file of the run; None where there is none."""
-        try:
-            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError) as error:
-            raise TrainingError(f"{self.path / name} cannot be read: {error}") from error
+    def write_record(self, record: RunRecord) -> None:
+        """Write `run.json`."""
+        self.write_json("run.json", record.model_dump(mode="json", exclude_unset=True))
+
+    def update_record(self, **fields: Any) -> None:
+        """Change some fields of `run.json`."""
+        record = self.read_record()
+        assert record is not None, "the run was not started"
+        self.write_record(record.model_copy(update=fields))
+
+    def read_record(self) -> RunRecord | None:
+        """The contents of `run.json`; None if missing.
+
+        Raises:
+            TrainingError: damaged, or of another version.
+        """
+        return self._read("run.json", RunRecord)
+
+    def write_settings(self, settings: Settings) -> None:
+        """Write `settings.json`."""
+        self.write_json("settings.json", settings.model_dump(mode="json"))
+
+    def read_settings(self) -> Settings | None:
+        """The contents of `settings.json`; None if missing.
+
+        Raises:
+            TrainingError: damaged, or of another version.
+        """
+        return self._read("settings.json", Settings)
 
     def write_table(self, name: str, fields: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Write a CSV file of the run."""
@@ -127,29 +184,29 @@ class RunFolder:
         self._write(name, text.getvalue().encode("utf-8", "backslashreplace"))
 
     def write_history(self, rows: Sequence[HistoryRow]) -> None:
-        """Write `history.csv` whole: it has a few hundred lines."""
+        """Write all of `history.csv`, a few hundred lines."""
         table = [
             [r.step, f"{r.epoch:.3f}", f"{r.seconds:.3f}", repr(r.loss), repr(r.rate),
              "" if r.metric is None else repr(r.metric), r.event]
             for r in rows
         ]  # fmt: skip
-        self.write_table("history.csv", HISTORY_FIELDS, table)
+        self.write_table("history.csv", [field.name for field in fields(HistoryRow)], table)
 
     def read_history(self, up_to_step: int) -> list[HistoryRow]:
-        """The rows of `history.csv` up to and including a step: what a checkpoint knew.
+        """The rows of `history.csv` up to and including a step, such as a checkpoint's.
 
         Raises:
             TrainingError: it is damaged.
         """
-        file_path = self.path / "history.csv"
-        if not file_path.is_file():
+        path = self.path / "history.csv"
+        if not path.is_file():
             return []
         try:
-            with file_path.open(newline="", encoding="utf-8") as file:
-                rows = [_history_row(row) for row in csv.DictReader(file)]
-        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = _HISTORY.validate_python(list(csv.DictReader(file)))
+        except (OSError, ValueError, csv.Error) as error:
             raise TrainingError(
-                f"{file_path} is damaged ({error!r}): delete it to go on without these rows"
+                f"{path} is damaged ({_in_one_line(error)}): delete it to resume without its rows"
             ) from error
         return [row for row in rows if row.step <= up_to_step]
 
@@ -157,12 +214,12 @@ class RunFolder:
         """Write the checkpoint; a kill at any moment leaves the old one or the new one."""
         tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
         metadata = {"state": json.dumps(checkpoint.state)}
-        # Straight from the tensors' memory, which there may be little of.
+        # safetensors writes from the tensors' own memory: no second copy of the weights.
         with self._written(self._checkpoint.name) as part:
             save_file(tensors, part, metadata)
 
     def read_checkpoint(self) -> Checkpoint | None:
-        """The last checkpoint; None where there is none yet.
+        """The last checkpoint; None if missing.
 
         Raises:
             TrainingError: it is damaged.
@@ -183,39 +240,45 @@ class RunFolder:
     def _checkpoint(self) -> Path:
         return self.path / "checkpoint.safetensors"
 
+    def _read(self, name: str, schema: type[S]) -> S | None:
+        path = self.path / name
+        try:
+            return schema.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise TrainingError(
+                f"{path} was changed, or another version of twinlens wrote it "
+                f"({validation_problems(error)}): start a new run in another folder"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"{path} cannot be read: {error}") from error
+
     def _write(self, name: str, content: bytes) -> None:
         with self._written(name) as part:
             part.write_bytes(content)
 
     @contextmanager
     def _written(self, name: str) -> Iterator[Path]:
-        """A place to write a file, which takes its name when it is safe on the disk."""
-        # One name for all times: what a kill leaves behind is written over by the next.
+        """A temporary path to write to; it gets its name when its content is on the disk."""
+        # Always one name: the next write overwrites what a kill left behind.
         with replacing_file(self.path / name, self.path / f"{name}.part") as part:
             yield part
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
 
 
-def _history_row(row: Mapping[str, str]) -> HistoryRow:
-    return HistoryRow(
-        int(row["step"]),
-        float(row["epoch"]),
-        float(row["seconds"]),
-        float(row["loss"]),
-        float(row["rate"]),
-        float(row["metric"]) if row["metric"] else None,
-        row["event"],
-    )
+def _in_one_line(error: Exception) -> str:
+    return validation_problems(error) if isinstance(error, ValidationError) else str(error)
 
 
 def new_run_folder(name: str) -> Path:
-    """Make `runs/NAME`, or `runs/NAME-2` and so on where that is taken.
+    """Make `runs/NAME`, or `runs/NAME-2` and so on if that exists.
 
-    Of two that ask at the same moment each gets its own.
+    Two processes at the same moment get different folders.
 
     Raises:
-        TrainingError: it cannot be made.
+        TrainingError: the folder cannot be made.
     """
     top = Path("runs")
     try:
@@ -232,37 +295,37 @@ def new_run_folder(name: str) -> Path:
 
 @contextmanager
 def lock_run_folder(folder: Path) -> Iterator[None]:
-    """Keep a run's folder, which need not be there yet, from others that would train in it.
+    """Lock a run's folder, which need not exist yet, against other trainings.
 
-    Meanwhile `.NAME.lock` lies beside it. Where none can be made, or the file system knows no
-    locks, nobody is kept from it.
+    The lock is the file `.NAME.lock` beside it. Without a lock the run goes on if that file cannot
+    be made or the file system has no locks.
 
     Raises:
-        TrainingError: somebody else holds it.
+        TrainingError: another process holds the lock.
     """
-    place = folder.resolve()
-    file = place.parent / f".{place.name}.lock"
+    path = folder.resolve()
+    file = path.parent / f".{path.name}.lock"
     lock = FileLock(file, timeout=0)
     with ExitStack() as after:
         try:
-            made = [above for above in place.parents if not above.exists()]
-            place.parent.mkdir(parents=True, exist_ok=True)
+            made = [parent for parent in path.parents if not parent.exists()]
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-            after.callback(_give_up, lock, file, made)
+            after.callback(_release, lock, file, made)
         except Timeout as error:
             raise TrainingError(
-                f"another training is at work in {folder}: wait for its end, or name another --out"
+                f"another process trains in {folder}: wait until it ends, or name another --out"
             ) from error
         except (OSError, NotImplementedError) as error:
             log.debug("%s is not locked: %s", folder, error)
         yield
 
 
-def _give_up(lock: FileLock, file: Path, made: Sequence[Path]) -> None:
-    # While it is held: a lock on a file that is gone is given up by whoever gets it.
+def _release(lock: FileLock, file: Path, made: Sequence[Path]) -> None:
+    # Unlinked while it is held: a process that then gets the deleted file's lock gives it up.
     with suppress(OSError):
         file.unlink()
     lock.release()
     for folder in made:
-        with suppress(OSError):  # Something has come of the run.
+        with suppress(OSError):  # Not empty: the run was made.
             folder.rmdir()

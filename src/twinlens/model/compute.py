@@ -1,8 +1,8 @@
 """The arithmetic format of a network on this machine: precision and memory format.
 
-What is fastest differs by machine and network (bfloat16 with channels last is five times faster
-on a ResNet50 and ten times slower on a small network, on the same processor), so it is measured,
-once for each, and the answer is kept in the cache so that two runs do the same arithmetic.
+The fastest format differs by machine and network. On one processor, bfloat16 with channels last is
+five times as fast on a ResNet50 and a tenth as fast on a small network. It is therefore measured
+once for each network, and the choice is cached so that two runs do the same arithmetic.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,18 +28,17 @@ from twinlens.model.encoder import Encoder
 
 __all__ = ["GAIN", "Compute", "choose_compute", "time_formats"]
 
-# A format must win by this much to be taken over plain float32: these machines are noisy.
+# A format must be this much faster than float32 to replace it: timings are noisy.
 GAIN = 1.15
 
 
 @dataclass(frozen=True)
 class Compute:
-    """A way to compute; `seconds` are for one training step where it was measured."""
+    """Device, precision and memory format of a network's arithmetic."""
 
     device: str
     bfloat16: bool = False
     channels_last: bool = False
-    seconds: float | None = None
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context for a forward pass."""
@@ -59,12 +58,12 @@ class Compute:
 
 
 def choose_compute(encoder: Encoder, train: TrainSettings, batch_size: int) -> Compute:
-    """What the settings ask for, with each "auto" decided by measurement on this machine.
+    """The format in the settings, with each "auto" decided by measurement on this machine.
 
     Args:
-        encoder: its weights and statistics are left as they were.
-        train: `device`, `precision` and `channels_last` are read.
-        batch_size: the number of pictures of a training batch.
+        encoder: network to measure; its weights and statistics stay as they are.
+        train: settings, of which `device`, `precision` and `channels_last` are read.
+        batch_size: pictures of a training batch.
     """
     device = pick_device(train.device)
     precisions = {"auto": [False, True] if has_bfloat16(device) else [False]}
@@ -77,21 +76,24 @@ def choose_compute(encoder: Encoder, train: TrainSettings, batch_size: int) -> C
     if len(options) == 1:
         return options[0]
     key = _key(encoder, device, batch_size)
-    known = _read_known()
+    cached = _read_cache()
     for option in options:
-        if known.get(key) == [option.bfloat16, option.channels_last]:
+        if cached.get(key) == [option.bfloat16, option.channels_last]:
             return option
-    timed = time_formats(encoder, options, batch_size)
-    plain, best = timed[0], min(timed, key=_seconds)
-    chosen = best if _seconds(best) * GAIN < _seconds(plain) else plain
-    _remember(known | {key: [chosen.bfloat16, chosen.channels_last]})
-    return Compute(device, chosen.bfloat16, chosen.channels_last)
+    seconds = dict(zip(options, time_formats(encoder, options, batch_size), strict=True))
+    default, best = options[0], min(options, key=seconds.__getitem__)
+    chosen = best if seconds[best] * GAIN < seconds[default] else default
+    _write_cache(cached | {key: [chosen.bfloat16, chosen.channels_last]})
+    return chosen
 
 
 def time_formats(
     encoder: Encoder, options: list[Compute], batch_size: int, rounds: int = 3
-) -> list[Compute]:
-    """Time one forward and backward pass in each way, in turns, and take each one's fastest."""
+) -> list[float]:
+    """Seconds of a forward and backward pass in each format, the least of several rounds.
+
+    The formats take turns, so that a busy moment of the machine slows all of them.
+    """
     saved = {k: v.clone() for k, v in encoder.state_dict().items()}
     device = options[0].device
     was_training = encoder.training
@@ -99,7 +101,7 @@ def time_formats(
     shape = (batch_size, encoder.picture.channels, *encoder.picture.size)
     pictures = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
     best = [float("inf")] * len(options)
-    with torch.random.fork_rng(devices=[]):  # Dropout must not move the caller's random numbers.
+    with torch.random.fork_rng(devices=[]):  # Dropout draws from the caller's generator.
         for turn in range(rounds + 1):
             for index, option in enumerate(options):
                 memory = torch.channels_last if option.channels_last else torch.contiguous_format
@@ -111,7 +113,7 @@ def time_formats(
     encoder.load_state_dict(saved)
     encoder.zero_grad(set_to_none=True)
     encoder.train(was_training)
-    return [replace(option, seconds=s) for option, s in zip(options, best, strict=True)]
+    return best
 
 
 def _step(encoder: Encoder, pictures: torch.Tensor, option: Compute) -> None:
@@ -133,11 +135,6 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def _seconds(option: Compute) -> float:
-    assert option.seconds is not None
-    return option.seconds
-
-
 def _has_convolutions(encoder: Encoder) -> bool:
     return any(isinstance(module, nn.Conv2d) for module in encoder.backbone.modules())
 
@@ -154,24 +151,24 @@ def _processor() -> str:
     return f"{platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _known_file() -> Path:
+def _cache_file() -> Path:
     return cache_folder() / "formats.json"
 
 
-def _read_known() -> dict[str, list[bool]]:
+def _read_cache() -> dict[str, list[bool]]:
     try:
-        return dict(json.loads(_known_file().read_text(encoding="utf-8")))
+        return dict(json.loads(_cache_file().read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
 
 
-def _remember(known: dict[str, list[bool]]) -> None:
-    """Keep what was measured; a cache folder that cannot be written only costs the time again."""
+def _write_cache(cached: dict[str, list[bool]]) -> None:
+    """Store the choices; if the cache cannot be written, the next run measures again."""
     try:
-        _known_file().parent.mkdir(parents=True, exist_ok=True)
+        _cache_file().parent.mkdir(parents=True, exist_ok=True)
         with replacing_file(
-            _known_file(), _known_file().with_name(f"formats.{os.getpid()}.part")
+            _cache_file(), _cache_file().with_name(f"formats.{os.getpid()}.part")
         ) as part:
-            part.write_text(json.dumps(known, indent=1), encoding="utf-8")
+            part.write_text(json.dumps(cached, indent=1), encoding="utf-8")
     except OSError:
         return

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -23,7 +23,7 @@ __all__ = ["DESCRIPTION", "FORMAT", "WEIGHTS", "ModelDescription", "Origin", "St
            "damaged_model", "file_sha256", "fingerprint_of", "hash_identities", "model_folder",
            "read_stored_model", "read_values", "tensors_under"]  # fmt: skip
 
-FORMAT = 1
+FORMAT: Final = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 GALLERY_MODELS = "models"  # the folder of a gallery that holds the copy of its model
 COPY_AGAIN = "Copy the whole folder again, or train again."
