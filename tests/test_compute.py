@@ -12,7 +12,7 @@ import torch
 
 from twinlens.config import ModelSettings, PictureSettings, TrainSettings
 from twinlens.errors import ConfigError
-from twinlens.model import compute
+from twinlens.model import compute, device
 from twinlens.model.compute import (
     Compute,
     choose_compute,
@@ -20,6 +20,7 @@ from twinlens.model.compute import (
     pick_device,
     time_formats,
 )
+from twinlens.model.device import versions
 from twinlens.model.encoder import Encoder
 
 CPU = TrainSettings(device="cpu")
@@ -49,10 +50,16 @@ def test_the_device() -> None:
     assert pick_device("cpu") == "cpu"
     assert pick_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("warp", "mps", "meta"):  # Which may be there, but have no float64 or no numbers.
-        with pytest.raises(ConfigError, match=f"train.device is auto, cpu, cuda .* '{name}'"):
+        with pytest.raises(ConfigError, match=f"train.device must be auto, cpu, cuda .* '{name}'"):
             pick_device(name)
     with pytest.raises(ConfigError, match="'cuda:99' cannot be used here"):
         pick_device("cuda:99")
+
+
+def test_versions_leave_out_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert versions().keys() >= {"twinlens", "python", "torch", "timm"}
+    monkeypatch.setattr(device, "PACKAGES", ("torch", "no-such-package"))
+    assert versions().keys() == {"twinlens", "python", "torch"}
 
 
 def test_bfloat16_is_for_hardware_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The losses of pytorch-metric-learning by name: theirs, with forged pictures and weights."""
+"""The losses of pytorch-metric-learning by name, with forged pictures and class weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from peer_libraries import agree, embedded
 from pytorch_metric_learning import distances, reducers
 from pytorch_metric_learning import losses as library
 
+from twinlens.config import LossSettings
+from twinlens.errors import MissingExtraError
+from twinlens.learn.losses import check_loss
 from twinlens.learn.pml import pml_loss, roles_as_labels
 
 
@@ -54,7 +57,7 @@ def test_roles_as_labels_by_hand():
 def test_pml_losses_with_weights_train_and_leave_forgeries_out(name):
     torch.manual_seed(0)
     loss = pml_loss(f"pml:{name}", {}, num_classes=3, embedding_size=8)
-    assert loss.classifies
+    assert loss.is_classification
     weights = list(loss.parameters())
     assert sum(weight.numel() for weight in weights) >= 24
     emb = torch.randn(12, 8, requires_grad=True)
@@ -71,7 +74,7 @@ def test_pml_losses_with_weights_train_and_leave_forgeries_out(name):
 
 
 def test_pml_losses_without_classes_take_none():
-    assert not pml_loss("pml:MarginLoss", {}, num_classes=3, embedding_size=8).classifies
+    assert not pml_loss("pml:MarginLoss", {}, num_classes=3, embedding_size=8).is_classification
 
 
 def test_pml_half_precision_is_widened():
@@ -82,7 +85,19 @@ def test_pml_half_precision_is_widened():
     torch.testing.assert_close(value, loss(emb.bfloat16().float(), label))
 
 
-def test_the_library_is_imported_only_when_asked_for():
+def test_without_the_library_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
+    message = (
+        r"^the loss 'pml:CircleLoss' needs pytorch-metric-learning: "
+        r"pip install 'twinlens\[losses\]'$"
+    )
+    with pytest.raises(MissingExtraError, match=message):
+        pml_loss("pml:CircleLoss", {})
+    with pytest.raises(MissingExtraError, match=message):
+        check_loss(LossSettings(name="pml:CircleLoss"))
+
+
+def test_the_library_is_imported_only_for_its_losses():
     code = "import sys, twinlens.learn.losses; print('pytorch_metric_learning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

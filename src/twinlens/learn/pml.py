@@ -1,6 +1,6 @@
 """The losses of pytorch-metric-learning by name, on embeddings, labels and roles.
 
-The library is imported only when one is asked for. This module knows none of our own losses.
+The library is the extra `losses`, and is imported only for its losses.
 
 Shapes: B pictures, D dimensions.
 """
@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinlens.errors import ConfigError, unknown_name
+from twinlens.errors import ConfigError, MissingExtraError, unknown_name
 
 __all__ = ["PML", "PmlLoss", "pml_loss", "roles_as_labels"]
 
 PML = "pml:"
-"""What names of its losses begin with."""
+"""Prefix of the names of its losses."""
 
 _EMBEDDING_SIZES = ("embedding_size", "descriptors_dim")
-# Arguments that are objects there and are given here by the name of their class.
+# Arguments that are objects in the library, and the module of their classes.
 _PARTS = {
     "distance": "distances",
     "reducer": "reducers",
@@ -30,28 +30,28 @@ _PARTS = {
     "weight_regularizer": "regularizers",
 }
 _NOT_OFFERED = {"mat_based_loss", "collect_stats", "weight_init_func"}
-# Bases of others, and losses that take something else than embeddings with labels.
+# Base classes, and a loss that takes other inputs than embeddings with labels.
 _NOT_LOSSES = {"BaseMetricLossFunction", "GenericPairLoss", "VICRegLoss"}
 
 
 class PmlLoss(nn.Module):
     """A loss of pytorch-metric-learning on embeddings, labels and roles, in float32.
 
-    Its `parameters()` (class weights, proxies) are to be trained with the network's. A loss that
-    requires `num_classes` classifies: it cannot know a forged picture's class, so those are left
-    out of the batch. For all others each forged picture gets a label of its own and so is a
-    negative to everything, to other forged pictures too.
+    Its `parameters()` (class weights, proxies) are trained with the network's. A loss that requires
+    `num_classes` is a classification loss; forged pictures have no class and are left out of the
+    batch. In all other losses each forged picture has a label of its own, so it is a negative of
+    every picture, other forged ones included.
     """
 
-    def __init__(self, loss: nn.Module, classifies: bool) -> None:
+    def __init__(self, loss: nn.Module, is_classification: bool) -> None:
         super().__init__()
         self.loss = loss
-        self.classifies = classifies
+        self.is_classification = is_classification
 
     def forward(self, emb_BD: Tensor, label_B: Tensor, forged_B: Tensor | None = None) -> Tensor:
-        """The loss of a batch, a scalar; 0 with a gradient where nothing is left to learn from."""
+        """The loss of a batch, a scalar; 0 with a gradient if no picture is left."""
         emb_BD = emb_BD.to(torch.promote_types(emb_BD.dtype, torch.float32))
-        if forged_B is not None and self.classifies:
+        if forged_B is not None and self.is_classification:
             emb_BD, label_B = emb_BD[~forged_B], label_B[~forged_B]
         elif forged_B is not None:
             label_B = roles_as_labels(label_B, forged_B)
@@ -63,7 +63,11 @@ class PmlLoss(nn.Module):
 
 
 def roles_as_labels(label_B: Tensor, forged_B: Tensor) -> Tensor:
-    """The labels, with a new one for each forged picture, so that it is genuine with nothing."""
+    """The labels (B,) with a new label for each forged picture, which thus has no positive.
+
+    >>> roles_as_labels(torch.tensor([4, 4, 0]), torch.tensor([False, True, False])).tolist()
+    [4, 5, 0]
+    """
     if label_B.numel() == 0:
         return label_B
     return torch.where(forged_B, label_B.max() + forged_B.cumsum(0), label_B)
@@ -80,24 +84,27 @@ def pml_loss(
 
     Args:
         name: "pml:" and a class of `pytorch_metric_learning.losses`.
-        args: its keyword arguments, as TOML gives them. `distance`, `reducer` and the
-            regularizers are named by class ("LpDistance") or given as a table with `name`.
-        num_classes: filled in where the class requires it; the sampler's `num_labels`.
-        embedding_size: filled in where the class requires it. Weights are drawn from torch's
-            global generator: seed it first.
+        args: keyword arguments of the class, as in TOML. `distance`, `reducer` and the regularizers
+            are class names ("LpDistance") or tables with `name`.
+        num_classes: the sampler's `num_labels`, for classes that require it.
+        embedding_size: dimensions of an embedding, for classes that require them. Their weights
+            are drawn from torch's global generator.
 
     Raises:
-        ConfigError: an unknown class, or arguments that it does not take; the message names
-            those that it does.
+        ConfigError: an unknown class, or unknown arguments; the message lists the known ones.
+        MissingExtraError: pytorch-metric-learning is not installed.
     """
-    from pytorch_metric_learning import losses
-    from pytorch_metric_learning.losses import BaseMetricLossFunction
-
+    try:
+        from pytorch_metric_learning import losses
+    except ImportError as error:
+        raise MissingExtraError(
+            "losses", f"the loss '{name}' needs pytorch-metric-learning"
+        ) from error
     choices: dict[str, Any] = {
         key: value
         for key, value in vars(losses).items()
         if inspect.isclass(value)
-        and issubclass(value, BaseMetricLossFunction)
+        and issubclass(value, losses.BaseMetricLossFunction)
         and key not in _NOT_LOSSES
     }
     kind = name.removeprefix(PML)
@@ -111,11 +118,11 @@ def pml_loss(
         if key in accepted and embedding_size is not None:
             filled.setdefault(key, embedding_size)
     built = _build(name, choices[kind], accepted, filled)
-    return PmlLoss(built, classifies=accepted.get("num_classes", False))
+    return PmlLoss(built, is_classification=accepted.get("num_classes", False))
 
 
 def _accepted(kind: type) -> dict[str, bool]:
-    """The keyword arguments of a class and of those it passes the rest on to: name -> required."""
+    """Keyword arguments of a class and its base classes: name -> required."""
     accepted: dict[str, bool] = {}
     for base in kind.__mro__:
         if "__init__" not in vars(base) or not base.__module__.startswith("pytorch_metric"):
@@ -144,23 +151,25 @@ def _build(
         return kind(**parts)
     except ConfigError:
         raise
-    except Exception as error:  # Whatever the library raises on a value, the setting is wrong.
+    except Exception as error:  # The library raises many kinds of error for a wrong value.
         raise ConfigError(
             f"{name} refuses its arguments ({error}); it takes {', '.join(sorted(accepted))}"
         ) from error
 
 
 def _part(key: str, value: Any) -> Any:
-    """A part that is given by name, built; any other value as it is."""
+    """The object for an argument that names a class; any other value unchanged."""
     if key not in _PARTS:
         return value
     import pytorch_metric_learning as pml
     from pytorch_metric_learning import distances, reducers, regularizers  # noqa: F401
 
-    room = getattr(pml, _PARTS[key])
+    module = getattr(pml, _PARTS[key])
     table = dict(value) if isinstance(value, Mapping) else {"name": value}
-    wanted = str(table.pop("name", None))
-    choices = [n for n, c in vars(room).items() if inspect.isclass(c) and not n.startswith("Base")]
-    if wanted not in choices:
-        raise ConfigError(unknown_name(f"loss.args.{key}", wanted, choices))
-    return getattr(room, wanted)(**table)
+    kind = str(table.pop("name", None))
+    choices = [
+        n for n, c in vars(module).items() if inspect.isclass(c) and not n.startswith("Base")
+    ]
+    if kind not in choices:
+        raise ConfigError(unknown_name(f"loss.args.{key}", kind, choices))
+    return getattr(module, kind)(**table)

@@ -1,10 +1,11 @@
-"""The machine: device, bfloat16 hardware, memory of the allocator, and facts for reports."""
+"""The machine: device, bfloat16 hardware, the allocator's memory, and facts for reports."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,17 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn",
 
 
 def pick_device(name: str) -> str:
-    """The device for "auto" (CUDA where there is one), or a name as torch has them.
+    """The device for "auto" (CUDA if available) or for one of torch's names.
 
     Raises:
-        ConfigError: no such device here, or one that does not reckon in float64, as losses do.
+        ConfigError: no such device, or one without float64, which losses need.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(f"train.device is auto, cpu, cuda or cuda:1 and so on, found '{name}'")
+        raise ConfigError(
+            f"train.device must be auto, cpu, cuda or cuda:1 and so on, found '{name}'"
+        )
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -39,7 +42,7 @@ def pick_device(name: str) -> str:
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether the hardware multiplies bfloat16 itself; elsewhere it is slower than float32."""
+    """Whether the hardware multiplies bfloat16; emulated, it is slower than float32."""
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device != "cpu":
@@ -48,14 +51,14 @@ def has_bfloat16(device: str) -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep the memory that a training step frees for the next one.
+    """Make glibc keep the memory that a training step frees, for the next step.
 
-    By default it gives large blocks back to the system, which clears them again page by page at
-    the next step: half of the time of a step of our networks on two cores. The process then
-    stays as large as its largest step. Elsewhere than on glibc nothing is done.
+    By default glibc returns large blocks to the system, which clears them page by page at the next
+    step. That was half of a step's time for small networks on two cores. The process then stays as
+    large as its largest step.
 
     Returns:
-        Whether it was done.
+        False without glibc, where nothing is done.
     """
     m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
     try:
@@ -66,9 +69,12 @@ def keep_freed_memory() -> bool:
 
 
 def versions() -> dict[str, str]:
-    """The versions of twinlens, Python, and what they compute with."""
-    found = {"twinlens": __version__, "python": platform.python_version()}
-    return found | {name: metadata.version(name) for name in PACKAGES}
+    """Versions of twinlens, Python and those of `PACKAGES` that are installed."""
+    table = {"twinlens": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            table[name] = metadata.version(name)
+    return table
 
 
 def machine() -> dict[str, Any]:
@@ -91,7 +97,7 @@ def _num_gpus() -> int:
 
 
 def _processor_name() -> str:
-    """The name that the system gives; Linux says it only in a file."""
+    """The processor's name; on Linux it is only in a file."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
