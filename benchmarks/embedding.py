@@ -19,7 +19,8 @@ from benchmarks.table import Line
 from benchmarks.timing import Row, seconds_of
 from twinlens.commands.embed import embed_stream
 from twinlens.config import ModelSettings, PictureSettings
-from twinlens.data.pixel_cache import DecodedTable, PixelStream, decode_table
+from twinlens.data.pixel_cache import PixelStream, decode_table
+from twinlens.data.pixels import DecodedTable
 from twinlens.data.table import ImageTable
 from twinlens.model.device import keep_freed_memory
 from twinlens.model.encoder import Encoder, embed_pixels

@@ -1,4 +1,4 @@
-"""cache: the same pixels in memory and in a file, broken rows dropped, nothing half left."""
+"""Decoding a table: equal pixels in memory and in a file, no broken rows, no incomplete files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from twinlens.config import PictureSettings
-from twinlens.data import pixel_cache as cache
+from twinlens.data import pixels
 from twinlens.data.decode import read_array
-from twinlens.data.pixel_cache import BrokenPicture, DecodedTable, PixelStream, decode_table
+from twinlens.data.pixel_cache import PixelStream, decode_table
+from twinlens.data.pixels import BrokenPicture, DecodedTable
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 
@@ -81,22 +82,20 @@ def test_pixels_are_those_of_a_plain_loop(folder: Path, tmp_path: Path, memory_l
 
 
 @pytest.mark.parametrize("memory_limit", [2**30, 0])
-def test_some_rows_are_what_a_copy_would_be(
-    folder: Path, tmp_path: Path, memory_limit: int
-) -> None:
+def test_rows_equal_a_copy(folder: Path, tmp_path: Path, memory_limit: int) -> None:
     decoded = decode(
         table_of(sorted(folder.iterdir()), folder), tmp_path, memory_limit=memory_limit
     )
     row = np.array([1, 2, 5, 9])
-    found, copy = decoded.rows(row), decoded.pixels[row]
-    assert np.shares_memory(found.pixels, decoded.pixels)
-    assert len(found) == 4
-    np.testing.assert_array_equal(list(found), copy)
+    rows, copy = decoded.rows(row), decoded.pixels[row]
+    assert np.shares_memory(rows.pixels, decoded.pixels)
+    assert len(rows) == 4
+    np.testing.assert_array_equal(list(rows), copy)
     for place in (2, -1, np.int64(3), slice(1, 3), slice(3, 9), np.array([3, 0, 3]), row < 5):
-        np.testing.assert_array_equal(found[place], copy[place])
-        assert type(found[place]) is np.ndarray
+        np.testing.assert_array_equal(rows[place], copy[place])
+        assert type(rows[place]) is np.ndarray
     with pytest.raises(IndexError):
-        found[4]
+        rows[4]
 
 
 def test_the_limit_is_in_bytes(folder: Path, tmp_path: Path) -> None:
@@ -110,7 +109,7 @@ def test_the_limit_is_in_bytes(folder: Path, tmp_path: Path) -> None:
 def test_small_blocks_change_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_limit: int
 ) -> None:
-    monkeypatch.setattr(cache, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(pixels, "BLOCK_BYTES", 1)
     table = table_of(sorted(folder.iterdir()), folder)
     check(decode(table, tmp_path / "cache", memory_limit=memory_limit), table)
 
@@ -130,20 +129,22 @@ def test_progress_counts_every_picture(folder: Path, tmp_path: Path) -> None:
     assert calls == [(12, 12)]
 
 
-# --- a few at a time ----------------------------------------------------------------------------
+# --- streams ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])
-def test_a_stream_gives_what_the_table_decodes_to(folder: Path, tmp_path: Path, size: int) -> None:
+def test_a_stream_yields_the_pixels_of_decode_table(
+    folder: Path, tmp_path: Path, size: int
+) -> None:
     table = table_of(sorted(folder.iterdir()), folder)
     whole = decode(table, tmp_path / "cache")
     stream = PixelStream(
         table, SPEC, max_pixels=LIMIT, max_broken=0.2, cache_dir=tmp_path / "cache"
     )
-    found = list(stream.batches(size))
-    assert [len(batch) for _, batch in found[:-1]] == [size] * (len(found) - 1)
-    np.testing.assert_array_equal(np.concatenate([batch for _, batch in found]), whole.pixels)
-    seen = [rows for rows, _ in found]
+    batches = list(stream.batches(size))
+    assert [len(batch) for _, batch in batches[:-1]] == [size] * (len(batches) - 1)
+    np.testing.assert_array_equal(np.concatenate([batch for _, batch in batches]), whole.pixels)
+    seen = [rows for rows, _ in batches]
     assert seen == sorted(seen)
     assert seen[-1] == 12
     assert stream.broken == whole.broken
@@ -151,7 +152,7 @@ def test_a_stream_gives_what_the_table_decodes_to(folder: Path, tmp_path: Path, 
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_stream_takes_what_lies_in_the_cache(
+def test_a_stream_reads_the_cache(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = table_of(sorted(folder.iterdir()), folder)
@@ -160,44 +161,44 @@ def test_a_stream_takes_what_lies_in_the_cache(
     stream = PixelStream(
         table, SPEC, max_pixels=LIMIT, max_broken=0.2, cache_dir=tmp_path / "cache"
     )
-    found = list(stream.batches(4))
-    assert [rows for rows, _ in found] == [4, 8, 10]
-    np.testing.assert_array_equal(np.concatenate([batch for _, batch in found]), whole.pixels)
+    batches = list(stream.batches(4))
+    assert [rows for rows, _ in batches] == [4, 8, 10]
+    np.testing.assert_array_equal(np.concatenate([batch for _, batch in batches]), whole.pixels)
     assert stream.broken == whole.broken
 
 
-@pytest.mark.parametrize("meanwhile", [True, False])
+@pytest.mark.parametrize("prefetch", [True, False])
 def test_a_stream_decodes_ahead_and_no_more_than_a_block(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: bool
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefetch: bool
 ) -> None:
-    """While a batch is looked at the next ones are decoded, or nothing is."""
-    begun: list[str] = []
+    """While the caller works on a batch, the next ones are decoded if `prefetch`, or none."""
+    started: list[str] = []
 
-    def noted(path: str, spec: PictureSettings, *, max_pixels: int) -> np.ndarray:
-        begun.append(path)
+    def recorded(path: str, spec: PictureSettings, *, max_pixels: int) -> np.ndarray:
+        started.append(path)
         return np.zeros((3, 8, 6), np.uint8)
 
-    monkeypatch.setattr(cache, "read_array", noted)
-    monkeypatch.setattr(cache, "BLOCK_BYTES", 1)  # Which makes blocks of 8.
+    monkeypatch.setattr(pixels, "read_array", recorded)
+    monkeypatch.setattr(pixels, "BLOCK_BYTES", 1)  # Which makes blocks of 8.
     many = table_of([folder / f"{i}.png" for i in range(40)], folder)
     stream = PixelStream(many, SPEC, max_pixels=LIMIT, max_broken=0.2, cache_dir=tmp_path)
-    batches = stream.batches(2, meanwhile=meanwhile)
+    batches = stream.batches(2, prefetch=prefetch)
     next(batches)
-    # One of the two that were taken has made room for another by now.
-    until, most = time.monotonic() + 30, 9 if meanwhile else 8
-    while len(begun) < most and time.monotonic() < until:
+    # One more is decoded for the first of the two that were taken.
+    until, most = time.monotonic() + 30, 9 if prefetch else 8
+    while len(started) < most and time.monotonic() < until:
         time.sleep(0.01)
-    assert len(begun) == most
+    assert len(started) == most
     for _ in range(3):
         next(batches)
-    if not meanwhile:
-        assert len(begun) == most
+    if not prefetch:
+        assert len(started) == most
         next(batches)
-        assert len(begun) == 2 * most
+        assert len(started) == 2 * most
     batches.close()
 
 
-def test_a_stream_judges_at_its_end(folder: Path, tmp_path: Path) -> None:
+def test_a_stream_counts_broken_pictures_at_its_end(folder: Path, tmp_path: Path) -> None:
     table = table_of(sorted(folder.iterdir()), folder)
     stream = PixelStream(table, SPEC, max_pixels=LIMIT, max_broken=0.1, cache_dir=tmp_path)
     with pytest.raises(DataError, match=r"data\.max_broken"):
@@ -213,12 +214,10 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(cache, "read_array", refuse)
+    monkeypatch.setattr(pixels, "read_array", refuse)
 
 
-def test_the_file_is_found_again(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_is_reused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = table_of(sorted(folder.iterdir()), folder)
     first = decode(table, tmp_path / "cache", memory_limit=0)
     names = sorted(path.suffix for path in (tmp_path / "cache").iterdir())
@@ -230,11 +229,11 @@ def test_the_file_is_found_again(
     np.testing.assert_array_equal(second.pixels, first.pixels)
     assert second.broken == first.broken
     assert list(second.table.path) == list(first.table.path)
-    with pytest.raises(DataError, match=r"data\.max_broken"):  # Judged by today's share.
+    with pytest.raises(DataError, match=r"data\.max_broken"):  # By the share of this call.
         decode(table, tmp_path / "cache", memory_limit=0, max_broken=0.1)
 
 
-def test_what_the_file_depends_on(folder: Path, tmp_path: Path) -> None:
+def test_the_file_depends_on_files_and_settings(folder: Path, tmp_path: Path) -> None:
     table = table_of(sorted(folder.iterdir()), folder)
     home = tmp_path / "cache"
 
@@ -252,7 +251,7 @@ def test_what_the_file_depends_on(folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (90, 90), "red").save(folder / "05.png")
     assert num_files(table, SPEC) == 6
     assert num_files(table.select(np.arange(len(table)) != 1), SPEC) == 7
-    # Repaired, it counts at once.
+    # A repaired picture is used at once.
     Image.new("RGB", (9, 9), "red").save(folder / "03.png")
     decoded = decode(table, home, memory_limit=0)
     assert [Path(broken.path).name for broken in decoded.broken] == ["07.png"]
@@ -261,13 +260,13 @@ def test_what_the_file_depends_on(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut pixels", "no sidecar", "cut sidecar", "wrong sidecar"])
-def test_a_damaged_file_is_written_anew(folder: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_rewritten(folder: Path, tmp_path: Path, damage: str) -> None:
     table = table_of(sorted(folder.iterdir()), folder)
     decode(table, tmp_path / "cache", memory_limit=0)
-    pixels = next((tmp_path / "cache").glob("*.npy"))
-    sidecar = pixels.with_suffix(".json")
+    file = next((tmp_path / "cache").glob("*.npy"))
+    sidecar = file.with_suffix(".json")
     if damage == "cut pixels":
-        pixels.write_bytes(pixels.read_bytes()[:-5])
+        file.write_bytes(file.read_bytes()[:-5])
     elif damage == "no sidecar":
         sidecar.unlink()
     elif damage == "cut sidecar":
@@ -277,7 +276,7 @@ def test_a_damaged_file_is_written_anew(folder: Path, tmp_path: Path, damage: st
     check(decode(table, tmp_path / "cache", memory_limit=0), table)
 
 
-def test_a_killed_run_leaves_nothing_that_counts(
+def test_an_interrupted_run_leaves_no_files(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = table_of(sorted(folder.iterdir()), folder)
@@ -289,7 +288,7 @@ def test_a_killed_run_leaves_nothing_that_counts(
     with pytest.raises(KeyboardInterrupt):
         decode(table, tmp_path / "cache", memory_limit=0, progress=stop)
     assert list((tmp_path / "cache").iterdir()) == []
-    # What even `kill -9` leaves is removed a day later, and not while it is being written.
+    # Files left by `kill -9` are removed a day later, and not while they are being written.
     old, young = tmp_path / "cache" / "a.part", tmp_path / "cache" / "b.part"
     old.touch()
     young.touch()
@@ -300,7 +299,7 @@ def test_a_killed_run_leaves_nothing_that_counts(
     assert young.exists()
 
 
-def test_a_disk_without_room(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = table_of(sorted(folder.iterdir()), folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
     with pytest.raises(DataError, match=r"0\.0 MiB are needed") as caught:
@@ -308,16 +307,16 @@ def test_a_disk_without_room(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     assert str(tmp_path / "cache") in str(caught.value)
     monkeypatch.undo()
 
-    def full(self: object, picture: np.ndarray) -> None:
+    def full(number: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache._File, "add", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match="No space left on device"):
         decode(table, tmp_path / "cache", memory_limit=0)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_cache_folder_that_cannot_be_one(folder: Path, tmp_path: Path) -> None:
+def test_a_cache_folder_below_a_file(folder: Path, tmp_path: Path) -> None:
     table = table_of(sorted(folder.iterdir()), folder)
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot keep 12 decoded pictures"):
@@ -359,7 +358,7 @@ def test_only_five_are_named(folder: Path, tmp_path: Path) -> None:
     assert "and 3 more" in str(caught.value)
 
 
-def test_all_broken_even_where_all_may_be(folder: Path, tmp_path: Path) -> None:
+def test_all_broken_is_an_error_even_if_all_may_be(folder: Path, tmp_path: Path) -> None:
     for path in folder.iterdir():
         path.write_bytes(b"no picture")
     table = table_of(sorted(folder.iterdir()), folder)
@@ -409,7 +408,7 @@ def test_arrays_are_resized_and_coloured(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decoded.pixels[2], 0)
 
 
-def test_grey_arrays_of_the_right_size_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_grey_arrays_of_the_right_size_are_copied_unchanged(tmp_path: Path) -> None:
     grey = np.random.default_rng(0).integers(0, 256, (4, 8, 6), dtype=np.uint8)
     spec = PictureSettings(size=(8, 6), color="grey")
     decoded = decode_table(array_table(grey), spec, max_pixels=1, max_broken=0)

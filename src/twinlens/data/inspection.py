@@ -24,7 +24,7 @@ from twinlens.config import DataSettings
 from twinlens.data.decode import Header, open_picture, read_header
 from twinlens.data.duplicates import groups_of_equal, near_duplicates, pixel_digest, thumbnail
 from twinlens.data.inspection_result import Contradiction, DuplicateGroups, Inspection, MinMedianMax
-from twinlens.data.pixel_cache import BrokenPicture
+from twinlens.data.pixels import BrokenPicture
 from twinlens.data.splits import is_identity_disjoint
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import DataError, PictureError

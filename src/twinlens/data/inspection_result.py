@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.data.pixel_cache import BrokenPicture
+from twinlens.data.pixels import BrokenPicture
 
 __all__ = ["Contradiction", "DuplicateGroups", "Inspection", "MinMedianMax"]
 

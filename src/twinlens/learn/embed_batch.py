@@ -19,7 +19,7 @@ from torch import Tensor
 from twinlens.config import Settings
 from twinlens.data.augment import augment, mirror, quarter_turns
 from twinlens.data.batch import Batch
-from twinlens.data.pixel_cache import PixelRows
+from twinlens.data.pixels import PixelRows
 from twinlens.learn.features import backbone_features, can_precompute
 from twinlens.learn.grad_cache import chunks_of, embed_in_chunks, moving_norms
 from twinlens.model.compute import Compute

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twinlens.config import SHIFTS, ModelSettings, PictureSettings
-from twinlens.data.pixel_cache import Pixels
-from twinlens.model.backbones import freeze_before, is_own, make_backbone, num_features
+from twinlens.data.pixels import Pixels
+from twinlens.model.backbones import freeze_before, make_backbone, num_features
 from twinlens.model.layers import glorot, make_head
+from twinlens.model.own_backbones import is_own
 
 __all__ = ["Encoder", "embed_features", "embed_pixels", "pictures_at_once"]
 

@@ -1,0 +1,208 @@
+"""The pixels of a table's pictures: decoded in the table's order, by threads.
+
+Unreadable pictures are left out and named; too many of them are an error. This module writes no
+file (see `pixel_cache`); it does not augment or normalise.
+
+Shapes: N pictures, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinlens.config import PictureSettings
+from twinlens.data.decode import read_array, to_array
+from twinlens.data.table import ImageTable
+from twinlens.errors import DataError, PictureError
+
+__all__ = ["BrokenPicture", "DecodeJob", "DecodedTable", "PixelRows", "Pixels"]
+
+BLOCK_BYTES = 32 * 2**20
+SHOWN_BROKEN = 5
+
+
+@dataclass(frozen=True)
+class BrokenPicture:
+    """A picture that cannot be read, and a short reason."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class PixelRows:
+    """The pixels of some pictures, copied from memory or a file only when they are indexed.
+
+    Attributes:
+        pixels: pictures to choose from, shape (M, C, H, W).
+        row: the chosen rows of `pixels`, shape (N,).
+    """
+
+    pixels: NDArray[np.uint8]
+    row: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(
+        self, index: SupportsIndex | slice | NDArray[np.integer[Any]]
+    ) -> NDArray[np.uint8]:
+        """One picture (C, H, W), or several (B, C, H, W)."""
+        return np.asarray(self.pixels[self.row[index]])
+
+
+Pixels = NDArray[np.uint8] | PixelRows
+"""Pictures (N, C, H, W) that are read in batches."""
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedTable:
+    """The readable rows of a table with their pixels.
+
+    Attributes:
+        table: the readable rows, in the order of the given table.
+        pixels: uint8, shape (N, C, H, W), one for each row of `table`; in memory, or a read-only
+            memory map.
+        broken: the unreadable rows.
+    """
+
+    table: ImageTable
+    pixels: NDArray[np.uint8]
+    broken: tuple[BrokenPicture, ...]
+
+    def rows(self, row_N: NDArray[np.int64]) -> PixelRows:
+        """The pixels of some rows, not copied yet."""
+        return PixelRows(self.pixels, row_N)
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeJob:
+    """A table to decode, and how.
+
+    Attributes:
+        table: files, or an array-backed set.
+        spec: size, colour, fit and fill; mean and std are not used.
+        max_pixels: as in `open_picture`.
+        max_broken: largest allowed share of unreadable pictures, in [0, 1].
+        progress: called with (pictures done, all pictures) after each picture.
+    Raises:
+        DataError: an empty table.
+    """
+
+    table: ImageTable
+    spec: PictureSettings
+    max_pixels: int
+    max_broken: float
+    progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.table) == 0:
+            raise DataError(f"{self.table.source} holds no pictures: there is nothing to decode")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W) if every picture is readable."""
+        return (len(self.table), self.spec.channels, *self.spec.size)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of pixels if every picture is readable."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def readable(
+        self, broken: list[tuple[int, str]], *, prefetch: bool = True
+    ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Row and pixels (C, H, W) of each readable picture, in order.
+
+        Args:
+            broken: receives (row, reason) of each unreadable picture.
+            prefetch: decode the next pictures while the caller works. Without it, no thread decodes
+                until the caller requests the next picture.
+        Raises:
+            DataError: after the last picture, if too many are unreadable.
+        """
+        for row, result in enumerate(self._results(prefetch)):
+            if isinstance(result, str):
+                broken.append((row, result))
+            else:
+                yield row, result
+            if self.progress is not None:
+                self.progress(row + 1, len(self.table))
+        self.check(broken)
+
+    def without(
+        self, broken: list[tuple[int, str]]
+    ) -> tuple[ImageTable, tuple[BrokenPicture, ...]]:
+        """The table without the unreadable rows, and these with their paths."""
+        if not broken:
+            return self.table, ()
+        good = np.ones(len(self.table), dtype=np.bool_)
+        good[[row for row, _ in broken]] = False
+        pictures = tuple(BrokenPicture(str(self.table.path[row]), reason) for row, reason in broken)
+        return self.table.select(good), pictures
+
+    def check(self, broken: list[tuple[int, str]]) -> None:
+        """Check the share of unreadable pictures.
+
+        Raises:
+            DataError: all are unreadable, or more than `max_broken` of them.
+        """
+        num = len(self.table)
+        if not broken or (len(broken) < num and len(broken) <= self.max_broken * num):
+            return
+        shown = "".join(
+            f"\n  {self.table.path[row]}: {reason}" for row, reason in broken[:SHOWN_BROKEN]
+        )
+        if len(broken) > SHOWN_BROKEN:
+            shown += f"\n  and {len(broken) - SHOWN_BROKEN:,} more"
+        if len(broken) == num:
+            raise DataError(
+                f"none of the {num:,} pictures of {self.table.source} can be read:{shown}"
+            )
+        raise DataError(
+            f"{len(broken):,} of {num:,} pictures of {self.table.source} cannot be read: "
+            f"{len(broken) / num:.1%}, and at most {self.max_broken:.1%} is allowed:{shown}\n"
+            "Repair or remove them, or raise data.max_broken to skip them."
+        )
+
+    def _results(self, prefetch: bool) -> Iterator[NDArray[np.uint8] | str]:
+        """Pixels or a reason for each row in order, decoded up to one block ahead."""
+        if self.table.pixels is not None:
+            yield from (_from_array(picture, self.spec) for picture in self.table.pixels)
+            return
+
+        def decode(row: int) -> NDArray[np.uint8] | str:
+            try:
+                return read_array(str(self.table.path[row]), self.spec, max_pixels=self.max_pixels)
+            except PictureError as error:
+                return error.reason
+
+        num = len(self.table)
+        block = int(np.clip(BLOCK_BYTES * num // self.num_bytes, 8, 1024))
+        rows = iter(range(num))
+        pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        try:
+            while not prefetch and (part := list(islice(rows, block))):
+                yield from list(pool.map(decode, part))
+            ahead = deque(pool.submit(decode, row) for row in islice(rows, block))
+            while ahead:
+                yield ahead.popleft().result()
+                ahead.extend(pool.submit(decode, row) for row in islice(rows, 1))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _from_array(picture: NDArray[np.uint8], spec: PictureSettings) -> NDArray[np.uint8]:
+    """`to_array`, which has nothing to do for a grey picture of the right size, as in MNIST."""
+    if picture.shape == spec.size and spec.color == "grey":
+        return np.ascontiguousarray(picture)[None]
+    return to_array(picture, spec)
