@@ -18,21 +18,18 @@ from torch import nn
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import ConfigError
 from twinlens.model.backbones import (
-    OWN_BACKBONES,
     check_backbone,
     freeze_before,
-    has_pretrained,
-    is_own,
     load_weights,
     make_backbone,
     num_features,
-    pretrained_picture,
-    stage_strides,
 )
 from twinlens.model.comparators import make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.layers import make_head
+from twinlens.model.own_backbones import OWN_BACKBONES, is_own
 from twinlens.model.strokes import Strokes
+from twinlens.model.timm_backbones import has_pretrained, pretrained_picture, stage_strides
 from twinlens.recipes import load_recipe
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -182,13 +179,13 @@ def test_weights_of_another_network_and_files_that_hold_none(tmp_path: Path) -> 
         return refusal(ModelSettings(backbone="test_resnet", weights=str(path)))
 
     other = timm.create_model("test_efficientnet").state_dict()
-    assert "is of another network" in message(other, "other.pth")
+    assert "belongs to another network" in message(other, "other.pth")
     shifted = timm.create_model("test_resnet", in_chans=1).state_dict()
     assert "1 have another shape, the first of them 'conv1.0.weight'" in message(shifted, "c.pth")
-    assert "is of another network" in message([1, 2], "list.pth")
-    assert "is of another network" in message({"state_dict": None, "conv1": 3}, "odd.pth")
-    assert "does not hold weights that can be read" in message(b"no weights", "text.pth")
-    assert "does not hold weights that can be read" in message(b"none", "text.safetensors")
+    assert "belongs to another network" in message([1, 2], "list.pth")
+    assert "belongs to another network" in message({"state_dict": None, "conv1": 3}, "odd.pth")
+    assert "holds no weights that can be read" in message(b"no weights", "text.pth")
+    assert "holds no weights that can be read" in message(b"none", "text.safetensors")
     absent = ModelSettings(backbone="test_resnet", weights=str(tmp_path / "absent.pth"))
     assert "there is no weights file" in refusal(absent)
 
@@ -200,7 +197,7 @@ def test_a_weights_file_cannot_run_code(tmp_path: Path) -> None:
 
     torch.save({"x": Evil()}, tmp_path / "evil.pth")
     model = ModelSettings(backbone="test_resnet", weights=str(tmp_path / "evil.pth"))
-    assert "does not hold weights" in refusal(model)
+    assert "holds no weights" in refusal(model)
     assert not (tmp_path / "touched").exists()
 
 
@@ -484,5 +481,5 @@ def test_networks_without_such_a_stage() -> None:
 
 
 def test_strokes_have_no_weights_to_load(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="none to load: leave --weights out"):
+    with pytest.raises(ConfigError, match="are for a backbone without weights: leave --weights out"):
         load_weights(Strokes(PictureSettings(), ModelSettings()), tmp_path / "w.safetensors")

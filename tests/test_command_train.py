@@ -21,7 +21,7 @@ from twinlens.commands import train as train_job
 from twinlens.commands.prepare import prepare
 from twinlens.commands.selection import Selection
 from twinlens.data.folders import read_table
-from twinlens.data.pixel_cache import PixelRows
+from twinlens.data.pixels import PixelRows
 from twinlens.errors import ConfigError, DataError, TrainingError
 from twinlens.learn.run_folder import lock_run_folder
 from twinlens.model.encoder import Encoder

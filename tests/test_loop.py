@@ -462,7 +462,7 @@ def test_without_validation_the_last_weights_stay(
     assert len(fitted.history) <= 7 + 6  # A row where one is due or a validation would be.
     singles = LabelledPixels.of(VAL.pixels[:1], VAL.label[:1], VAL.forged[:1])
     assert start(digit_settings(train__steps=2), val=singles)[2].best_metric is None
-    assert "give no pairs of both kinds" in caplog.text
+    assert "lack pairs of both kinds" in caplog.text
 
 
 def test_tensorboard_and_history_say_the_same(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from torch import nn
 
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import ModelError
-from twinlens.model.backbones import OWN_BACKBONES
 from twinlens.model.bundle import save_bundle
 from twinlens.model.comparators import Sigmoid, make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.numpy_encoder import NumpyEncoder, load_numpy_encoder, sigmoid_scale
+from twinlens.model.own_backbones import OWN_BACKBONES
 from twinlens.model.stored import StoredModel, read_stored_model
 
 SMALL: dict[str, Any] = {"size": (13, 10), "color": "rgb", "mean": (0.4, 0.5, 0.6), "std": (0.2,)}

@@ -34,6 +34,7 @@ __all__ = [
     "PictureError",
     "TrainingError",
     "TwinlensError",
+    "first_line",
     "one_line",
     "unknown_name",
     "validation_problems",
@@ -92,6 +93,15 @@ class MissingExtraError(TwinlensError, ImportError):
 
     def __init__(self, extra: str, reason: str = "an optional dependency is missing") -> None:
         super().__init__(f"{reason}: pip install 'twinlens[{extra}]'")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; its type if there is none.
+
+    >>> first_line(OSError("no network\\nmore lines")), first_line(OSError())
+    ('no network', 'OSError')
+    """
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def one_line(text: str, max_length: int | None = MAX_LENGTH) -> str:

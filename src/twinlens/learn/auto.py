@@ -18,7 +18,8 @@ from twinlens.data.inspection import TableStatistics
 from twinlens.learn import auto_network as network
 from twinlens.learn import auto_training as training
 from twinlens.learn.auto_facts import Facts, Rule
-from twinlens.model.backbones import check_backbone, pretrained_picture
+from twinlens.model.backbones import check_backbone
+from twinlens.model.timm_backbones import pretrained_picture
 from twinlens.recipes import Recipe
 
 __all__ = ["Choice", "choose_levels", "choose_settings"]

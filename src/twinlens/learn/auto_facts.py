@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from twinlens.config import Settings
 from twinlens.data.inspection import TableStatistics
-from twinlens.model.backbones import is_own
+from twinlens.model.own_backbones import is_own
 
 __all__ = ["FROZEN", "LARGE", "MANY", "PLENTY", "Facts", "Reasoned", "Rule"]
 

@@ -6,8 +6,8 @@ import math
 
 from twinlens.learn.auto_facts import LARGE, MANY, PLENTY, Facts, Reasoned
 from twinlens.learn.features import can_precompute
-from twinlens.model.backbones import has_pretrained, pretrained_picture, stage_strides
 from twinlens.model.device import pick_device
+from twinlens.model.timm_backbones import has_pretrained, pretrained_picture, stage_strides
 
 __all__ = [
     "backbone",

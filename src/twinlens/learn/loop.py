@@ -218,7 +218,9 @@ def _make_validator(
         return None
     validator = Validator.make(val, settings, compute, encoder)
     if validator is None:
-        log.warning("the validation pictures give no pairs of both kinds: the last weights are kept")
+        log.warning(
+            "the validation pictures lack pairs of both kinds: the last weights are kept"
+        )
     return validator
 
 

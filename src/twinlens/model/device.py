@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from twinlens._version import __version__
-from twinlens.errors import ConfigError
+from twinlens.errors import ConfigError, first_line
 
 __all__ = ["has_bfloat16", "keep_freed_memory", "machine", "pick_device", "versions"]
 
@@ -36,8 +36,9 @@ def pick_device(name: str) -> str:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        line = str(error).splitlines()[0]
-        raise ConfigError(f"train.device '{name}' cannot be used here: {line}") from error
+        raise ConfigError(
+            f"train.device '{name}' cannot be used here: {first_line(error)}"
+        ) from error
     return name
 
 
