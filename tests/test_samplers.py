@@ -1,4 +1,4 @@
-"""Batches: what a batch may hold, what an epoch covers, and that (seed, step) decides it all."""
+"""Samplers: invariants of batches and epochs; batches depend on (seed, step) only."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pk_settings(number: int) -> SamplerSettings:
     )
 
 
-def literal_settings(kind: str, number: int) -> SamplerSettings:
+def pair_settings(kind: str, number: int) -> SamplerSettings:
     batch = int(np.random.default_rng([79, number]).integers(1, 30))
     return SamplerSettings(
         kind=kind, batch=batch, rotations=number % 3 == 0, mirror=number % 5 == 0,
@@ -90,8 +90,8 @@ def test_pk_invariants(number):
         assert len(drawn) == min(settings.labels_per_batch, identities)
         for name in drawn:
             have_forged = np.sum(forged & (label == name // turns))
-            come = np.sum(batch.forged & (batch.label == name))
-            assert come == min(have_forged, settings.forged_per_label)
+            drawn_forged = np.sum(batch.forged & (batch.label == name))
+            assert drawn_forged == min(have_forged, settings.forged_per_label)
         assert count.max() >= 2
         assert len(drawn) >= 2 or batch.forged.any()
 
@@ -109,7 +109,7 @@ def test_pk_epoch_sees_every_identity_equally_often(number):
         assert count.max() - count.min() <= 1
 
 
-def test_pk_deals_an_identitys_pictures_evenly():
+def test_pk_draws_the_pictures_of_an_identity_evenly():
     label = np.repeat([3, 9], [12, 4])
     settings = SamplerSettings(labels_per_batch=2, images_per_label=4)
     sampler = make_sampler(label, np.zeros(16, bool), settings, 0)
@@ -129,14 +129,14 @@ def test_pk_by_hand():
     label = np.array([5, 5, 5, 5, 5, 2, 8])
     settings = SamplerSettings(labels_per_batch=10, images_per_label=2)
     sampler = make_sampler(label, np.zeros(7, bool), settings, 4)
-    # 3 identities take part, so a batch would show 6 pictures, and 7 take 2 batches.
+    # 3 identities, so a batch draws 6 pictures, and 7 take 2 batches.
     assert sampler.steps_per_epoch == 2
     assert sampler.num_labels == 9
     for batch in epoch(sampler):
         assert sorted(batch.label.tolist()) == [2, 5, 5, 8]
 
 
-def test_pk_brings_a_genuine_pair_among_singletons():
+def test_pk_draws_a_genuine_pair_among_singletons():
     label = np.concatenate([np.arange(40), [40, 40]])
     settings = SamplerSettings(labels_per_batch=2, images_per_label=4)
     sampler = make_sampler(label, np.zeros(42, bool), settings, 0)
@@ -167,13 +167,13 @@ def test_rotations_make_four_identities_of_one():
     np.testing.assert_array_equal(batch.turns, batch.label - 24)
 
 
-# literal pairs
+# pairs
 
 
 @pytest.mark.parametrize("number", range(NUM_SETS))
 def test_pairs_cover_each_genuine_picture_as_anchor(number):
     label, forged = random_set(number)
-    settings = literal_settings("pairs", number)
+    settings = pair_settings("pairs", number)
     turns = num_turns(settings)
     sampler = make_sampler(label, forged, settings, number)
     batches = epoch(sampler)
@@ -221,13 +221,13 @@ def test_partners_are_uniform_and_half_of_the_negatives_are_forgeries():
     assert np.all(of_one[[4, 5, 7, 8]] == 0)
 
 
-# literal triplets
+# triplets
 
 
 @pytest.mark.parametrize("number", range(NUM_SETS))
 def test_triplets_are_triplets_and_cover_the_anchors(number):
     label, forged = random_set(number)
-    settings = literal_settings("triplets", number)
+    settings = pair_settings("triplets", number)
     turns = num_turns(settings)
     sampler = make_sampler(label, forged, settings, number)
     anchors = []
@@ -246,20 +246,20 @@ def test_triplets_are_triplets_and_cover_the_anchors(number):
     assert sorted(anchors) == sorted((row, turn) for row in usable for turn in range(turns))
 
 
-# drawn once, forgeries' share, mirrored as a whole
+# partners drawn once, share of forgeries, mirroring
 
 
 def drawn_of(sampler, number: int) -> set[tuple[int, ...]]:
     """The rows of every pair or triplet of an epoch."""
-    found = set()
+    drawn = set()
     for batch in epoch(sampler, number):
-        places = batch.pairs if batch.pairs is not None else batch.triplets
-        found |= {tuple(row) for row in batch.row[places].tolist()}
-    return found
+        positions = batch.pairs if batch.pairs is not None else batch.triplets
+        drawn |= {tuple(row) for row in batch.row[positions].tolist()}
+    return drawn
 
 
 @pytest.mark.parametrize("kind", ["pairs", "triplets"])
-def test_partners_are_drawn_anew_or_once(kind):
+def test_partners_are_drawn_each_epoch_or_once(kind):
     label, forged = np.repeat(np.arange(5), 20), np.zeros(100, bool)
     fresh = make_sampler(label, forged, SamplerSettings(kind=kind, batch=9), 3)
     assert drawn_of(fresh, 0) != drawn_of(fresh, 1)
@@ -271,7 +271,7 @@ def test_partners_are_drawn_anew_or_once(kind):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_forgeries_come_at_their_share(share):
+def test_forgeries_are_drawn_at_their_share(share):
     label, forged = np.tile(np.repeat(np.arange(2), 10), 2), np.repeat([False, True], 20)
     settings = SamplerSettings(kind="pairs", batch=40, forged_share=share)
     sampler = make_sampler(label, forged, settings, 0)
@@ -294,10 +294,10 @@ def test_a_pair_or_triplet_is_mirrored_as_a_whole(kind):
     whole = []
     for number in range(30):
         for batch in epoch(sampler, number):
-            places = batch.pairs if kind == "pairs" else batch.triplets
+            positions = batch.pairs if kind == "pairs" else batch.triplets
             none = np.zeros(len(batch.row), bool)  # By chance no pair of a batch is.
             mirrored = none if batch.mirrored is None else batch.mirrored
-            together = mirrored[places]
+            together = mirrored[positions]
             assert np.all(together == together[:, :1])
             whole += together[:, 0].tolist()
             seen = list(zip(batch.row.tolist(), mirrored.tolist(), strict=True))
@@ -320,7 +320,7 @@ def test_a_batch_depends_on_seed_and_step_only(kind, fresh, mirror):
     steps = list(range(3 * make_sampler(label, forged, settings, 5).steps_per_epoch))
     sampler = make_sampler(label, forged, settings, 5)
     in_order = [sampler.batch(step) for step in steps]
-    for step in reversed(steps):  # One sampler, asked backwards across epochs.
+    for step in reversed(steps):  # One sampler, backwards across epochs.
         assert same_batch(sampler.batch(step), in_order[step])
     new = make_sampler(label, forged, settings, 5)
     assert same_batch(new.batch(steps[-1]), in_order[-1])
@@ -330,11 +330,11 @@ def test_a_batch_depends_on_seed_and_step_only(kind, fresh, mirror):
     assert not all(same_batch(in_order[s], in_order[s + half]) for s in range(half))
 
 
-# what cannot train
+# errors
 
 
 @pytest.mark.parametrize("kind", ["pk", "pairs", "triplets"])
-def test_refuses_what_cannot_train(kind):
+def test_data_without_pairs_is_an_error(kind):
     def make(label, forged=None):
         role = np.zeros(len(label), bool) if forged is None else np.array(forged)
         return make_sampler(np.array(label, np.int64), role, SamplerSettings(kind=kind), 0)
@@ -349,7 +349,7 @@ def test_refuses_what_cannot_train(kind):
         make([4, 4, 4])
 
 
-def test_pk_refuses_one_identity_a_batch():
+def test_pk_with_one_identity_a_batch_is_an_error():
     settings = SamplerSettings(labels_per_batch=1)
     with pytest.raises(ConfigError, match="at least 2"):
         PKSampler(np.array([0, 0, 1, 1]), np.zeros(4, bool), settings, 0)
