@@ -25,9 +25,9 @@ from dataclasses import dataclass, replace
 from benchmarks.table import ROOT, Line
 from benchmarks.timing import Row
 from benchmarks.venvs import PeerError, interpreter
-from twinlens.measure.threads import cores
+from twinlens.measure.parallel import available_cores
 
-THREADS = cores()
+THREADS = available_cores()
 LIMIT = 600
 
 

@@ -40,12 +40,12 @@ def _embeddings(num: int, dim: int, identities: int) -> tuple[NDArray[np.float32
 
 
 def _ours(emb, label) -> Callable[[], list[float]]:
-    from twinlens.measure.distances import PlainComparison
+    from twinlens.measure.distances import EuclideanComparison
     from twinlens.measure.retrieval import retrieval
 
     def work() -> list[float]:
         forged = np.zeros(len(label), dtype=bool)
-        comparison = PlainComparison("euclidean")
+        comparison = EuclideanComparison("euclidean")
         result = retrieval(emb, label, forged, comparison, ks=(1,), replicates=0)
         return [result.recall_at[1].value, result.map_at_r.value]
 
@@ -53,11 +53,11 @@ def _ours(emb, label) -> Callable[[], list[float]]:
 
 
 def _our_eer(emb, label) -> Callable[[], list[float]]:
-    from twinlens.measure.distances import PlainComparison
-    from twinlens.measure.exact_eer import all_pairs_eer
+    from twinlens.measure.distances import EuclideanComparison
+    from twinlens.measure.exact_eer import exact_eer
 
     forged = np.zeros(len(label), dtype=bool)
-    return lambda: [all_pairs_eer(emb, label, forged, PlainComparison("euclidean")).eer]
+    return lambda: [exact_eer(emb, label, forged, EuclideanComparison("euclidean")).eer]
 
 
 def _calculator(emb, label, knn) -> Callable[[], list[float]]:

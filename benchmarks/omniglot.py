@@ -40,7 +40,7 @@ from twinlens.data.decode import read_array
 from twinlens.data.folders import read_table
 from twinlens.data.pixel_cache import decode_table
 from twinlens.files import replacing_file
-from twinlens.measure.verification import OneShotTrials, one_shot_trials
+from twinlens.measure.trials import OneShotTrialsResult, one_shot_trials
 
 OMNIGLOT = Path(__file__).parents[2] / "shared" / "data" / "omniglot"
 MINUTES = 10.0
@@ -95,7 +95,7 @@ def write_question(file: Path) -> None:
     np.savez(file, train=decoded.pixels[:, 0], label=label, asked=np.stack(asked)[:, 0])
 
 
-def answers(emb_MD: NDArray[np.float32]) -> OneShotTrials:
+def answers(emb_MD: NDArray[np.float32]) -> OneShotTrialsResult:
     """The runs by the Euclidean distance of the drawings' embeddings."""
     place = {name: row for row, name in enumerate(drawings())}
     probe, candidate = ([place[row[key]] for row in rows()] for key in ("probe", "candidate"))
@@ -150,14 +150,14 @@ def _ours(name: str, root: Path, seeds: tuple[int, ...], minutes: float) -> Meas
         subprocess.run(command, check=True)
         seconds = time.perf_counter() - started
         one_shot = twinlens.evaluate(run, trials=trials(), quiet=True).trials
-        assert isinstance(one_shot, OneShotTrials)
+        assert isinstance(one_shot, OneShotTrialsResult)
         with (run / "history.csv").open(encoding="utf-8") as file:
             steps = int(list(csv.DictReader(file))[-1]["step"])
         _add(result, one_shot, seconds, steps=steps)
     return result
 
 
-def _add(result: Measured, one_shot: OneShotTrials, seconds: float, *, steps: int) -> None:
+def _add(result: Measured, one_shot: OneShotTrialsResult, seconds: float, *, steps: int) -> None:
     accuracy = one_shot.accuracy.value
     assert accuracy is not None
     result["accuracy"].append(accuracy)

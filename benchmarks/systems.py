@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import twinlens
-from twinlens.measure.bootstrap import Figure
+from twinlens.measure.bootstrap import Estimate
 from twinlens.measure.error_rates import matches
 from twinlens.model.bundle import load_bundle
 
@@ -43,7 +43,7 @@ class System:
     both: tuple[str, ...] = ()
 
 
-def percent(figure: Figure) -> str:
+def percent(figure: Estimate) -> str:
     if figure.value is None:
         return "-"
     if figure.low is None or figure.high is None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from twinlens.errors import CalibrationError, DataError, ModelError
-from twinlens.measure.calibration import Calibration, Isotonic, Platt, calibrate
+from twinlens.measure.calibration import Calibration, Isotonic, Platt, fit_calibration
 from twinlens.measure.error_rates import far_at
 from twinlens.measure.probability import fit_isotonic, fit_platt, held_out_losses
 
@@ -29,7 +29,7 @@ def people(num: int = 12, each: int = 5, spread: float = 0.4, seed: int = 0):
 
 @pytest.fixture(scope="module")
 def calibration() -> Calibration:
-    return calibrate(*people(), target_far=0.01, replicates=50)
+    return fit_calibration(*people(), target_far=0.01, replicates=50)
 
 
 def test_the_threshold_keeps_to_the_target(calibration):
@@ -38,7 +38,7 @@ def test_the_threshold_keeps_to_the_target(calibration):
     assert calibration.low <= calibration.threshold <= calibration.high
     assert (calibration.num_genuine, calibration.num_impostor) == (12 * 10, 66 * 25)
     assert calibration.num_identities == 12
-    assert calibration.threshold_figure().value == calibration.threshold
+    assert calibration.threshold_estimate().value == calibration.threshold
 
 
 def test_nearer_is_never_less_likely(calibration):
@@ -133,7 +133,7 @@ def test_the_curve_is_chosen_on_identities_that_were_held_out():
         (np.select([dist < 1, dist < 3], [0.95, 0.5], 0.05), Isotonic),
     ):
         same = rng.random(20_000) < truth
-        found = calibrate(dist, same, a, b, target_far=0.1, replicates=2)
+        found = fit_calibration(dist, same, a, b, target_far=0.1, replicates=2)
         assert isinstance(found.curve, kind)
         losses = found.log_loss_platt, found.log_loss_isotonic
         assert losses[kind is Isotonic] == min(losses)
@@ -169,10 +169,10 @@ def test_held_out_impostors_weigh_as_in_all_pairs():
 
 
 def test_few_identities_give_platt_and_no_held_out_loss():
-    found = calibrate(*people(num=3), target_far=0.1, replicates=20)
+    found = fit_calibration(*people(num=3), target_far=0.1, replicates=20)
     assert isinstance(found.curve, Platt)
     assert found.log_loss_platt is None
-    one = calibrate(
+    one = fit_calibration(
         [0.1, 0.2, 0.9, 0.8, 0.7], [1, 1, 0, 0, 0], ["x"] * 5, ["x"] * 5, target_far=0.4
     )
     assert (one.low, one.high, one.num_identities) == (None, None, 1)
@@ -180,8 +180,8 @@ def test_few_identities_give_platt_and_no_held_out_loss():
 
 
 def test_the_same_seed_gives_the_same_calibration(calibration):
-    assert calibrate(*people(), target_far=0.01, replicates=50) == calibration
-    other = calibrate(*people(), target_far=0.01, replicates=50, seed=1)
+    assert fit_calibration(*people(), target_far=0.01, replicates=50) == calibration
+    other = fit_calibration(*people(), target_far=0.01, replicates=50, seed=1)
     assert other.threshold == calibration.threshold
     assert (other.low, other.high) != (calibration.low, calibration.high)
 
@@ -191,7 +191,7 @@ def test_names_and_order_of_pairs_do_not_matter(calibration):
     # Names that sort like the numbers, so that the same identities are redrawn.
     names = np.array([f"person {i:02d}" for i in range(12)], dtype=object)
     order = np.random.default_rng(0).permutation(len(dist))
-    again = calibrate(
+    again = fit_calibration(
         dist[order], same[order], names[a[order]], names[b[order]], target_far=0.01, replicates=50
     )
     assert (again.threshold, again.low, again.high) == (
@@ -202,13 +202,13 @@ def test_names_and_order_of_pairs_do_not_matter(calibration):
 
 def test_what_cannot_be_calibrated_says_why():
     with pytest.raises(CalibrationError, match="no genuine pairs"):
-        calibrate([1, 2], [0, 0], [0, 0], [1, 2], target_far=0.5)
+        fit_calibration([1, 2], [0, 0], [0, 0], [1, 2], target_far=0.5)
     with pytest.raises(CalibrationError, match="found 1 impostor pairs"):
-        calibrate([1, 2], [1, 0], [0, 0], [0, 2], target_far=0.1)
+        fit_calibration([1, 2], [1, 0], [0, 0], [0, 2], target_far=0.1)
     with pytest.raises(CalibrationError, match="collapsed"):
-        calibrate([0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 1, 2, 2], target_far=0.5)
+        fit_calibration([0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 1, 2, 2], target_far=0.5)
     with pytest.raises(DataError, match="NaN"):
-        calibrate([np.nan, 1, 2], [1, 0, 0], [0, 0, 0], [0, 1, 2], target_far=0.5)
+        fit_calibration([np.nan, 1, 2], [1, 0, 0], [0, 0, 0], [0, 1, 2], target_far=0.5)
 
 
 @settings(max_examples=50, deadline=None)

@@ -13,7 +13,7 @@ from twinlens.measure.clustering import (
     b_cubed,
     normalised_mutual_information,
     purity,
-    score_partition,
+    score_clustering,
 )
 
 PARTITIONS = st.lists(
@@ -51,7 +51,7 @@ def test_as_the_loops(pairs: list[tuple[int, int]]) -> None:
     cluster, identity = (list(column) for column in zip(*pairs, strict=True))
     assert b_cubed(cluster, identity) == pytest.approx(reference.b_cubed_loop(cluster, identity))
     assert purity(cluster, identity) == pytest.approx(reference.purity_loop(cluster, identity))
-    found = score_partition(cluster, identity, replicates=3)
+    found = score_clustering(cluster, identity, replicates=3)
     values = [found.precision.value, found.recall.value, found.f.value]
     assert values == pytest.approx(b_cubed(cluster, identity))
     assert found.purity.value == pytest.approx(purity(cluster, identity))
@@ -89,17 +89,17 @@ def test_intervals_hold_the_value_and_narrow_with_identities() -> None:
     for num in (10, 200):
         identity = np.repeat(np.arange(num), 6)
         cluster = np.where(rng.random(len(identity)) < 0.3, 1000 + identity // 2, identity)
-        found = score_partition(cluster, identity)
+        found = score_clustering(cluster, identity)
         for figure in (found.purity, found.precision, found.recall, found.f):
             assert figure.low <= figure.value <= figure.high
         widths.append(found.f.high - found.f.low)
     assert widths[1] < widths[0] / 2
     assert found.nmi.low is None
-    assert score_partition([0, 0, 1], ["a"] * 3).f.low is None  # One identity: nothing to redraw.
+    assert score_clustering([0, 0, 1], ["a"] * 3).f.low is None  # One identity: nothing to redraw.
 
 
 def test_json_holds_all_figures() -> None:
-    found = score_partition([0, 0, 1, 2], ["a", "a", "a", "b"]).as_json()
+    found = score_clustering([0, 0, 1, 2], ["a", "a", "a", "b"]).as_json()
     assert found["num_pictures"] == 4
     assert found["b_cubed"]["recall"]["value"] == pytest.approx((2 / 3 + 2 / 3 + 1 / 3 + 1) / 4)
     assert found["purity"]["value"] == 1
@@ -109,7 +109,7 @@ def test_what_cannot_be_scored() -> None:
     with pytest.raises(DataError, match="a cluster and an identity for each picture"):
         b_cubed([], [])
     with pytest.raises(DataError, match=r"\(2,\) clusters and \(3,\) identities"):
-        score_partition([0, 1], ["a", "b", "c"])
+        score_clustering([0, 1], ["a", "b", "c"])
 
 
 def test_many_clusters_need_no_table_of_all() -> None:

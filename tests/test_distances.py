@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from twinlens.measure.distances import PLAIN, PlainComparison, unit
+from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison, unit
 from twinlens.model.comparators import COMPARATORS, Sigmoid, TorchComparison, make_comparator
 
 
@@ -14,7 +14,7 @@ def embeddings(num: int, dim: int = 6, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(num, dim)).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", EUCLIDEAN_COMPARATORS)
 def test_agrees_with_the_comparator(name: str) -> None:
     comparator = make_comparator(name, 6)
     scale = 1.0
@@ -22,7 +22,7 @@ def test_agrees_with_the_comparator(name: str) -> None:
         with torch.no_grad():
             comparator.log_scale.fill_(0.7)
         scale = float(np.exp(0.7))
-    ours, theirs = PlainComparison(name, scale), TorchComparison(comparator)
+    ours, theirs = EuclideanComparison(name, scale), TorchComparison(comparator)
     a, b = embeddings(5), embeddings(7, seed=1)
     np.testing.assert_allclose(ours.matrix(a, b), theirs.matrix(a, b), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(ours.pairwise(a, b[:5]), theirs.pairwise(a, b[:5]), rtol=1e-5)
@@ -32,22 +32,22 @@ def test_agrees_with_the_comparator(name: str) -> None:
 
 
 def test_only_the_learned_network_is_missing() -> None:
-    assert set(COMPARATORS) - set(PLAIN) == {"network"}
+    assert set(COMPARATORS) - set(EUCLIDEAN_COMPARATORS) == {"network"}
 
 
 def test_values_by_hand() -> None:
     a, b = np.array([[3.0, 0.0]]), np.array([[0.0, 4.0]])
-    assert PlainComparison("euclidean").pairwise(a, b) == 5
-    assert PlainComparison("squared-euclidean").pairwise(a, b) == 25
-    assert PlainComparison("sigmoid", 2.0).pairwise(a, b) == 10
-    assert PlainComparison("cosine").pairwise(a, b) == pytest.approx(1)
-    assert PlainComparison("cosine").pairwise(a, -2 * a) == pytest.approx(2)
+    assert EuclideanComparison("euclidean").pairwise(a, b) == 5
+    assert EuclideanComparison("squared-euclidean").pairwise(a, b) == 25
+    assert EuclideanComparison("sigmoid", 2.0).pairwise(a, b) == 10
+    assert EuclideanComparison("cosine").pairwise(a, b) == pytest.approx(1)
+    assert EuclideanComparison("cosine").pairwise(a, -2 * a) == pytest.approx(2)
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", EUCLIDEAN_COMPARATORS)
 def test_an_embedding_is_no_distance_from_itself(name: str) -> None:
     a = embeddings(50, 33)
-    assert not PlainComparison(name).pairwise(a, a).any()
+    assert not EuclideanComparison(name).pairwise(a, a).any()
 
 
 def test_unit_vectors_and_zeros() -> None:

@@ -12,7 +12,7 @@ from sklearn.metrics import det_curve as sklearn_det_curve
 
 from twinlens.errors import CalibrationError, DataError
 from twinlens.measure.error_rates import (
-    RankedPairs,
+    SortedPairs,
     auc,
     best_accuracy,
     det_curve,
@@ -241,7 +241,7 @@ def test_weights_that_are_none(weight):
 
 def test_ranking_once_serves_many_weightings():
     genuine, impostor = some_pairs(5)
-    ranked = RankedPairs.of(genuine, impostor)
+    ranked = SortedPairs.of(genuine, impostor)
     for seed in range(3):
         rng = np.random.default_rng(seed)
         weights = rng.random(60), rng.random(90)

@@ -15,7 +15,7 @@ from conftest import TinyRun
 from PIL import Image
 
 import twinlens
-from twinlens.measure.verification import OneShotTrials
+from twinlens.measure.trials import OneShotTrialsResult
 
 ROOT = Path(__file__).parents[1]
 ALL_RUNS = ROOT.parent / "shared" / "data" / "omniglot" / "all_runs.zip"
@@ -92,6 +92,6 @@ def test_runs_of_the_official_shape(
     with Image.open(tmp_path / "out" / rows[0]["probe"]) as picture:
         assert picture.size == (16, 16)
     found = twinlens.evaluate(tiny_run.run, trials=tmp_path / "out" / "trials.csv", quiet=True)
-    assert isinstance(found.trials, OneShotTrials)
+    assert isinstance(found.trials, OneShotTrialsResult)
     assert found.trials.num_trials == 400
     assert found.trials.accuracy.value == 1

@@ -14,7 +14,7 @@ from twinlens.errors import ConfigError, DataError
 from twinlens.measure.fusion import (
     RULES,
     VOTERS,
-    Grouped,
+    TemplateGroups,
     identity_means,
     rank_identities,
 )
@@ -151,9 +151,9 @@ def test_a_shortlist_gives_the_same_list(rule):
 def test_codes_sorted_beforehand_give_the_same():
     rng = np.random.default_rng(2)
     code, dist = rng.integers(0, 9, 70), rng.random((5, 70)).astype(np.float32)
-    grouped = Grouped.of(code)
+    grouped = TemplateGroups.of(code)
     assert grouped.count().tolist() == np.bincount(code).tolist()
-    assert Grouped.of(np.sort(code)).order is None
+    assert TemplateGroups.of(np.sort(code)).order is None
     for rule in RULES:
         plain = rank_identities(dist, code, rule, 4)
         again = rank_identities(dist, code, rule, 4, grouped=grouped)
@@ -184,4 +184,4 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="do not fit"):
         rank_identities(dist, [0, 1], "nearest", 0)
     with pytest.raises(ValueError, match="start at 0"):
-        Grouped.of([0, -1])
+        TemplateGroups.of([0, -1])

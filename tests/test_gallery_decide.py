@@ -8,14 +8,14 @@ import pytest
 
 from twinlens.gallery.decide import Threshold, decide
 from twinlens.gallery.search import RankedIdentity
-from twinlens.measure.bootstrap import Figure
+from twinlens.measure.bootstrap import Estimate
 from twinlens.measure.open_set_calibration import OpenSetCalibration
 from twinlens.measure.probability import Platt
 
 CALIBRATION = OpenSetCalibration(
     rule="nearest", target_fpir=0.1, threshold=0.5, low=None, high=None, margin=0.2,
-    num_identities=10, num_templates=20, num_mated=20, num_strangers=20, tpir=Figure(0.9),
-    rank_1=Figure(1.0), by_rule={"nearest": 0.9}, strangers=(0.5, 0.6), curve=Platt(10.0, -5.0),
+    num_identities=10, num_templates=20, num_mated=20, num_strangers=20, tpir=Estimate(0.9),
+    rank_1=Estimate(1.0), by_rule={"nearest": 0.9}, strangers=(0.5, 0.6), curve=Platt(10.0, -5.0),
 )  # fmt: skip
 OWN = Threshold(0.5, "gallery", 0.1)
 

@@ -12,11 +12,11 @@ from twinlens.errors import DataError
 from twinlens.measure import half_matrix_knn as ranks
 from twinlens.measure import pairs
 from twinlens.measure import retrieval as module
-from twinlens.measure.distances import PLAIN, PlainComparison
-from twinlens.measure.half_matrix_knn import ranked
+from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison
+from twinlens.measure.half_matrix_knn import nearest_ranks
 from twinlens.measure.retrieval import retrieval
 
-EUCLIDEAN = PlainComparison("euclidean")
+EUCLIDEAN = EuclideanComparison("euclidean")
 
 
 def people(num=500, identities=50, *, levels=None, dim=6, seed=0):
@@ -35,7 +35,7 @@ def small(monkeypatch):
     monkeypatch.setattr(ranks, "TILE", 70)
     monkeypatch.setattr(ranks, "SAMPLED", 40)
     monkeypatch.setattr(ranks, "AT_ONCE", 100)
-    monkeypatch.setattr(ranks, "cores", lambda: 3)
+    monkeypatch.setattr(ranks, "available_cores", lambda: 3)
 
 
 def settled_shares(monkeypatch):
@@ -43,11 +43,11 @@ def settled_shares(monkeypatch):
     shares = []
 
     def watched(*args):
-        found = ranked(*args)
+        found = nearest_ranks(*args)
         shares.append(None if found is None else float(found.settled.mean()))
         return found
 
-    monkeypatch.setattr(module, "ranked", watched)
+    monkeypatch.setattr(module, "nearest_ranks", watched)
     return shares
 
 
@@ -57,17 +57,17 @@ def scores(data, comparison=EUCLIDEAN, ks=(5,)):
 
 
 def looped(data, name, ks=(5,)):
-    dist = PlainComparison(name).matrix(data[0], data[0]).tolist()
+    dist = EuclideanComparison(name).matrix(data[0], data[0]).tolist()
     both = [reference.leave_one_out(dist, *data[1:], k) for k in ks]
     return [*(recall for recall, _ in both), both[0][1]]
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", EUCLIDEAN_COMPARATORS)
 @pytest.mark.usefixtures("small")
 def test_agrees_with_the_loop(name, monkeypatch):
     shares = settled_shares(monkeypatch)
     data = people()
-    assert scores(data, PlainComparison(name)) == pytest.approx(looped(data, name))
+    assert scores(data, EuclideanComparison(name)) == pytest.approx(looped(data, name))
     assert shares[0] > 0.85  # forgeries are never asked
 
 
@@ -76,7 +76,7 @@ def test_agrees_with_the_loop(name, monkeypatch):
 def test_ties_are_settled_against_the_model(name, monkeypatch):
     shares = settled_shares(monkeypatch)
     data = people(levels=2)  # whole numbers, of which distances are exact
-    assert scores(data, PlainComparison(name)) == pytest.approx(looped(data, name))
+    assert scores(data, EuclideanComparison(name)) == pytest.approx(looped(data, name))
     assert shares[0] > 0.5
 
 
@@ -132,7 +132,7 @@ def test_a_guess_that_is_too_short_is_noticed(monkeypatch):
 def test_what_is_kept_is_what_is_nearest():
     emb, label, _ = people(levels=8)
     need = np.where(label < 30, 7, 3)
-    found = ranked(emb, label, need, EUCLIDEAN)
+    found = nearest_ranks(emb, label, need, EUCLIDEAN)
     dist = EUCLIDEAN.matrix(emb, emb)
     np.fill_diagonal(dist, np.inf)
     same = label[:, None] == label
@@ -181,11 +181,11 @@ def test_distances_that_are_no_numbers_are_refused(broken):
 def test_what_is_left_to_the_full_table():
     emb, label, _ = people()
     need = np.where(np.arange(500) % 3 == 0, 5, 0)
-    assert ranked(emb, label, need, EUCLIDEAN) is None
-    assert ranked(emb[:100], label[:100], np.full(100, 5), EUCLIDEAN) is None
-    assert ranked(emb, label, np.full(500, 5), EUCLIDEAN) is not None
+    assert nearest_ranks(emb, label, need, EUCLIDEAN) is None
+    assert nearest_ranks(emb[:100], label[:100], np.full(100, 5), EUCLIDEAN) is None
+    assert nearest_ranks(emb, label, np.full(500, 5), EUCLIDEAN) is not None
     with np.errstate(over="ignore"):
-        assert ranked(emb * np.float32(1e20), label, np.full(500, 5), EUCLIDEAN) is None
+        assert nearest_ranks(emb * np.float32(1e20), label, np.full(500, 5), EUCLIDEAN) is None
 
 
 @pytest.mark.usefixtures("small")

@@ -15,8 +15,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from twinlens.errors import DataError
 from twinlens.measure import pairs as pairs_module
-from twinlens.measure.bootstrap import figures, replicate
-from twinlens.measure.nearest_neighbour import nearest
+from twinlens.measure.bootstrap import estimates, replicate
+from twinlens.measure.nearest_neighbour import nearest_neighbour
 from twinlens.model.comparators import COMPARATORS, TorchComparison, make_comparator
 
 
@@ -60,7 +60,7 @@ def test_a_line_by_hand():
     """0.4 is nearest to 0 (label 0); 1.6 to 2; 2.9 to 3; 10.9 to 11; 5 to 4; 9 shows what is not
     in the gallery."""
     probes, labels = line(0.4, 1.6, 2.9, 10.9, 5, 9), np.array([0, 0, 2, 2, 1, 7])
-    found = nearest(probes, labels, GALLERY, GALLERY_LABEL, Euclidean())
+    found = nearest_neighbour(probes, labels, GALLERY, GALLERY_LABEL, Euclidean())
     assert found.row[:, 0].tolist() == [0, 2, 3, 6, 4, 5]
     assert found.right.tolist() == [True, False, False, False, True, False]
     assert found.accuracy.value == pytest.approx(2 / 6)
@@ -78,12 +78,12 @@ def test_a_line_by_hand():
 def test_five_pictures_and_not_five_identities():
     """The right identity is the second nearest, but its picture only the sixth."""
     gallery, label = line(1, 1.1, 1.2, 1.3, 1.4, 1.5), np.array([0, 0, 0, 0, 0, 1])
-    assert nearest(line(0), [1], gallery, label, Euclidean()).top_5.value == 0
-    assert nearest(line(0), [1], gallery[1:], label[1:], Euclidean()).top_5.value == 1
+    assert nearest_neighbour(line(0), [1], gallery, label, Euclidean()).top_5.value == 0
+    assert nearest_neighbour(line(0), [1], gallery[1:], label[1:], Euclidean()).top_5.value == 1
 
 
 def test_a_gallery_of_less_than_five():
-    found = nearest(line(0, 3), [1, 2], line(1, 2.5), [1, 2], Euclidean())
+    found = nearest_neighbour(line(0, 3), [1, 2], line(1, 2.5), [1, 2], Euclidean())
     assert found.row.tolist() == [[0, 1], [1, 0]]
     assert found.accuracy.value == found.top_5.value == 1
 
@@ -92,13 +92,13 @@ def test_of_equal_distances_the_first_row():
     """More rows are equally far than are looked at again."""
     for num in (3, 40, 200):
         gallery = np.concatenate([line(5), line(*[1, -1] * num), line(7)])
-        found = nearest(line(0), [0], gallery, np.arange(len(gallery)), Euclidean())
+        found = nearest_neighbour(line(0), [0], gallery, np.arange(len(gallery)), Euclidean())
         assert found.row.tolist() == [[1, 2, 3, 4, 5]]
 
 
 def test_json():
     probe, probe_label, gallery, gallery_label = people()
-    found = nearest(probe, probe_label, gallery, gallery_label, Euclidean()).as_json()
+    found = nearest_neighbour(probe, probe_label, gallery, gallery_label, Euclidean()).as_json()
     assert json.loads(json.dumps(found)) == found
     assert list(found) == ["accuracy", "top_5", "chance", "num_probes", "num_gallery",
                            "num_identities", "num_unknown"]  # fmt: skip
@@ -114,7 +114,9 @@ def test_json():
 )
 def test_the_loop_finds_the_same_with_many_ties(probes, gallery):
     (probe, probe_label), (shown, label) = (np.array(rows).T for rows in (probes, gallery))
-    found = nearest(line(*probe), probe_label, line(*shown), label, Euclidean(), replicates=2)
+    found = nearest_neighbour(
+        line(*probe), probe_label, line(*shown), label, Euclidean(), replicates=2
+    )
     dist = [[abs(a - b) for b in shown] for a in probe]
     rows = reference.nearest_rows(dist, 5)
     assert found.row.tolist() == rows
@@ -129,7 +131,7 @@ def test_the_loop_finds_the_same_with_many_ties(probes, gallery):
 @pytest.mark.parametrize("comparator", ["euclidean", "squared-euclidean", "cosine"])
 def test_scikit_learn_finds_the_same(comparator):
     probe, probe_label, gallery, label = people(300, 500, num=20, dim=8)
-    found = nearest(
+    found = nearest_neighbour(
         probe, probe_label, gallery, label, TorchComparison(make_comparator(comparator, 8))
     )
     metric = "cosine" if comparator == "cosine" else "euclidean"
@@ -145,7 +147,9 @@ def test_scikit_learn_finds_the_same(comparator):
 
 def test_the_interval_is_that_of_redrawn_probe_identities():
     probe, probe_label, gallery, label = people()
-    found = nearest(probe, probe_label, gallery, label, Euclidean(), seed=3, replicates=50)
+    found = nearest_neighbour(
+        probe, probe_label, gallery, label, Euclidean(), seed=3, replicates=50
+    )
     names = sorted(set(probe_label.tolist()))
 
     def redrawn(count):
@@ -158,12 +162,15 @@ def test_the_interval_is_that_of_redrawn_probe_identities():
         return np.array([hits[:, 0].mean(), hits.any(axis=1).mean()])
 
     drawn = replicate(redrawn, len(names), seed=3, replicates=50)
-    expected = figures([found.accuracy.value, found.top_5.value], drawn)
+    expected = estimates([found.accuracy.value, found.top_5.value], drawn)
     assert found.accuracy.low == pytest.approx(expected[0].low)
     assert found.accuracy.high == pytest.approx(expected[0].high)
     assert found.top_5.low == pytest.approx(expected[1].low)
     assert found.accuracy.low < found.accuracy.value < found.accuracy.high
-    assert nearest(probe[:1], probe_label[:1], gallery, label, Euclidean()).accuracy.low is None
+    assert (
+        nearest_neighbour(probe[:1], probe_label[:1], gallery, label, Euclidean()).accuracy.low
+        is None
+    )
 
 
 # --- properties ---------------------------------------------------------------------------------
@@ -171,18 +178,18 @@ def test_the_interval_is_that_of_redrawn_probe_identities():
 
 def test_orders_names_and_rotations_change_nothing():
     probe, probe_label, gallery, label = people()
-    found = nearest(probe, probe_label, gallery, label, Euclidean())
+    found = nearest_neighbour(probe, probe_label, gallery, label, Euclidean())
     rng = np.random.default_rng(1)
     turn = np.linalg.qr(rng.normal(size=(4, 4)))[0].astype(np.float32)
     order_P, order_M = rng.permutation(len(probe)), rng.permutation(len(gallery))
-    again = nearest(
+    again = nearest_neighbour(
         (probe @ turn)[order_P], probe_label[order_P], (gallery @ turn)[order_M], label[order_M],
         Euclidean(),
     )  # fmt: skip
     np.testing.assert_array_equal(order_M[again.row], found.row[order_P])
     assert again.as_json() == found.as_json()
     names = np.array([f"näme {number}" for number in rng.permutation(8)])
-    named = nearest(probe, names[probe_label], gallery, names[label], Euclidean())
+    named = nearest_neighbour(probe, names[probe_label], gallery, names[label], Euclidean())
     np.testing.assert_array_equal(named.row, found.row)
     assert named.accuracy.value == found.accuracy.value
     assert named.chance == pytest.approx(found.chance)
@@ -190,7 +197,7 @@ def test_orders_names_and_rotations_change_nothing():
 
 def test_each_finds_itself():
     probe, label, *_ = people()
-    found = nearest(probe, label, probe, label, Euclidean())
+    found = nearest_neighbour(probe, label, probe, label, Euclidean())
     assert found.row[:, 0].tolist() == list(range(len(probe)))
     assert (found.accuracy.value, found.accuracy.low, found.distance[:, 0].max()) == (1, 1, 0)
 
@@ -207,7 +214,9 @@ def test_a_copy_is_found_at_distance_zero_exactly(comparator):
     gallery = (100 + 0.01 * rng.normal(size=(400, 6))).astype(np.float32)
     label = np.arange(400)
     copied = np.array([399, 0, 217, 350, 17])
-    found = nearest(gallery[copied], label[copied], gallery, label, comparison, replicates=2)
+    found = nearest_neighbour(
+        gallery[copied], label[copied], gallery, label, comparison, replicates=2
+    )
     assert (found.distance[:, 0] == 0).all()
     assert (np.diff(found.distance, axis=1) >= 0).all()
     # Where others are at 0 too, the first of them is the answer.
@@ -221,20 +230,20 @@ def test_a_copy_is_found_at_distance_zero_exactly(comparator):
 def test_a_copy_is_looked_at_however_the_matrix_rounds():
     gallery = line(*np.linspace(0.0, 0.3, 300))
     gallery[250] = gallery[150]
-    found = nearest(gallery[[150, 200]], [0, 0], gallery, np.arange(300), Rounding())
+    found = nearest_neighbour(gallery[[150, 200]], [0, 0], gallery, np.arange(300), Rounding())
     assert found.row[:, 0].tolist() == [150, 200]
     assert found.distance[:, 0].tolist() == [0, 0]
 
 
 def test_what_is_looked_at_again_is_ordered_by_its_exact_distance():
     gallery = line(1.4, 1.3, 0.9, 1.2, 1.1, 40)
-    found = nearest(line(0), [0], gallery, np.arange(6), Rounding())
+    found = nearest_neighbour(line(0), [0], gallery, np.arange(6), Rounding())
     assert found.row.tolist() == [[2, 4, 3, 1, 0]]
 
 
 def test_zero_and_minus_zero_are_equal():
     gallery = line(*np.linspace(-0.3, -0.1, 60), -0.0, 0.1)
-    found = nearest(line(0.0), [60], gallery, np.arange(62), Rounding())
+    found = nearest_neighbour(line(0.0), [60], gallery, np.arange(62), Rounding())
     assert (found.row[0, 0], found.distance[0, 0]) == (60, 0)
 
 
@@ -243,11 +252,11 @@ def test_zero_and_minus_zero_are_equal():
 
 def test_blocks_change_nothing(monkeypatch):
     probe, probe_label, gallery, label = people()
-    whole = nearest(probe, probe_label, gallery, label, Euclidean())
+    whole = nearest_neighbour(probe, probe_label, gallery, label, Euclidean())
     for num_bytes in (1, 48 * 90 * 7, 48 * 90 * 60):
         monkeypatch.setattr(pairs_module, "BLOCK_BYTES", num_bytes)
         calls = []
-        found = nearest(
+        found = nearest_neighbour(
             probe, probe_label, gallery, label, Euclidean(),
             progress=lambda done, total, calls=calls: calls.append((done, total)),
         )  # fmt: skip
@@ -267,7 +276,7 @@ def test_memory_is_bounded(monkeypatch):
     comparison = TorchComparison(make_comparator("euclidean", 2))
     tracemalloc.start()
     try:
-        nearest(probe, zeros[:3000], gallery, zeros, comparison, replicates=2)
+        nearest_neighbour(probe, zeros[:3000], gallery, zeros, comparison, replicates=2)
         assert tracemalloc.get_traced_memory()[1] < 8e6
     finally:
         tracemalloc.stop()
@@ -280,21 +289,23 @@ def test_nothing_to_ask_and_nothing_to_find():
     none = np.empty((0, 1), dtype=np.float32)
     for probe, gallery in ((none, line(1)), (line(1), none)):
         with pytest.raises(DataError, match="at least one of each"):
-            nearest(probe, np.zeros(len(probe)), gallery, np.zeros(len(gallery)), Euclidean())
+            nearest_neighbour(
+                probe, np.zeros(len(probe)), gallery, np.zeros(len(gallery)), Euclidean()
+            )
 
 
 def test_distances_that_are_no_numbers():
     for probe, gallery in ((line(np.nan), line(1, 2)), (line(1), line(1, np.nan))):
         with pytest.raises(DataError, match="NaN"):
-            nearest(probe, [0], gallery, [0, 1], Euclidean())
+            nearest_neighbour(probe, [0], gallery, [0, 1], Euclidean())
 
 
 def test_half_precision():
     probe, probe_label, gallery, label = people()
-    half = nearest(
+    half = nearest_neighbour(
         probe.astype(np.float16), probe_label, gallery.astype(np.float16), label, Euclidean()
     )
-    full = nearest(
+    full = nearest_neighbour(
         probe.astype(np.float16).astype(np.float32), probe_label,
         gallery.astype(np.float16).astype(np.float32), label, Euclidean(),
     )  # fmt: skip

@@ -11,12 +11,12 @@ import reference
 from made_up_people import Euclid, people
 
 from twinlens.errors import ConfigError, DataError
-from twinlens.measure.open_set import SIZES, TARGET_FPIRS, OpenSet, open_set
-from twinlens.measure.open_set_split import Division
+from twinlens.measure.open_set import SIZES, TARGET_FPIRS, OpenSetResult, open_set
+from twinlens.measure.open_set_split import OpenSetSplit
 
 
 @pytest.fixture(scope="module")
-def found() -> OpenSet:
+def found() -> OpenSetResult:
     emb, label = people(26, 12, spread=0.3, seed=1)
     measured = open_set(
         emb, label, Euclid(), shot=2, pair_threshold=0.6, sizes=(3, 6, 999), draws=4, replicates=40
@@ -27,7 +27,7 @@ def found() -> OpenSet:
 
 def division(label, num_enrolled, shot, seed):
     _, code, count = np.unique(label, return_inverse=True, return_counts=True)
-    return Division.draw(code, count, num_enrolled, shot, np.random.default_rng(seed))
+    return OpenSetSplit.draw(code, count, num_enrolled, shot, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("rule", ["nearest", "mean", "vote"])

@@ -14,7 +14,7 @@ from made_up_people import Euclid, people
 from twinlens.errors import CalibrationError, DataError, ModelError
 from twinlens.measure.error_rates import threshold_at_far
 from twinlens.measure.open_set_calibration import KEPT, OpenSetCalibration, kept_ranks, margins
-from twinlens.measure.open_set_threshold import calibrate_open_set, calibrate_with_probes
+from twinlens.measure.open_set_threshold import calibrate_open_set, calibrate_open_set_on_probes
 from twinlens.measure.probability import Isotonic
 
 
@@ -31,7 +31,7 @@ def test_margins_by_hand():
 def of_strangers(distance, target):
     """A calibration with these strangers, on a line: gallery at 0, strangers at the distances."""
     distance = np.asarray(distance, np.float32)
-    return calibrate_with_probes(
+    return calibrate_open_set_on_probes(
         distance[:, None], np.full(len(distance), -1), np.zeros((1, 1), np.float32), [0],
         Euclid(), target_fpir=target, replicates=2,
     )  # fmt: skip

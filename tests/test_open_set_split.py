@@ -7,12 +7,12 @@ import pytest
 from made_up_people import Euclid, people
 
 from twinlens.measure import open_set_split as divisions
-from twinlens.measure.open_set_split import Division
+from twinlens.measure.open_set_split import OpenSetSplit
 
 
 def division(label, num_enrolled, shot, seed):
     _, code, count = np.unique(label, return_inverse=True, return_counts=True)
-    return Division.draw(code, count, num_enrolled, shot, np.random.default_rng(seed))
+    return OpenSetSplit.draw(code, count, num_enrolled, shot, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -53,7 +53,7 @@ def test_probes_are_bounded_and_of_all_identities(monkeypatch):
 def test_a_smaller_gallery_asks_about_its_own_and_all_strangers():
     emb, label = people(10, 4, spread=0.2)
     drawn = division(label, 5, 1, 0)
-    whole, small = (drawn.ask(emb, label, size, Euclid(), "nearest") for size in (5, 2))
+    whole, small = (drawn.search(emb, label, size, Euclid(), "nearest") for size in (5, 2))
     assert (len(whole.right), len(small.right)) == (15, 6)
     assert len(whole.stranger) == len(small.stranger) == 20
     assert (small.stranger >= whole.stranger).all(), "fewer are enrolled, and farther away"
@@ -65,7 +65,7 @@ def test_a_smaller_gallery_asks_about_its_own_and_all_strangers():
 
 def test_copies_of_an_identity_count_as_often():
     emb, label = people(8, 3, spread=0.6)
-    trial = division(label, 4, 1, 3).ask(emb, label, 4, Euclid(), "nearest")
+    trial = division(label, 4, 1, 3).search(emb, label, 4, Euclid(), "nearest")
     count = np.arange(8) % 3
     repeat = lambda values, own: np.repeat(values, count[own])  # noqa: E731
     right = repeat(trial.right, trial.mated_own)

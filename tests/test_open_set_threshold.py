@@ -17,10 +17,10 @@ from twinlens.measure.open_set_threshold import (
     _at_odds,
     _smallest_margin,
     calibrate_open_set,
-    calibrate_with_probes,
+    calibrate_open_set_on_probes,
 )
 from twinlens.measure.probability import Isotonic, Platt
-from twinlens.measure.rank_probes import ask, ask_left_out
+from twinlens.measure.rank_probes import rank_left_out, rank_probes
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_the_margin_of_look_alikes_is_that_of_the_loop(rule):
     probe = place[whom] + rng.normal(size=240) * 0.4
     far = 300 + rng.random(60) * 100
     everyone = np.concatenate([probe, far])[:, None].astype(np.float32)
-    found = calibrate_with_probes(
+    found = calibrate_open_set_on_probes(
         everyone, np.concatenate([whom, np.full(60, -1)]), gallery, code, Euclid(),
         target_fpir=0.02, rule=rule, replicates=2,
     )  # fmt: skip
@@ -141,7 +141,7 @@ def test_with_one_template_each_the_rules_are_one():
 
 def test_the_threshold_keeps_to_the_target_and_the_interval_holds_it(calibration):
     emb, code = people(40, 4, 0.2)
-    _, stranger = ask_left_out(np.arange(len(code)), emb, code, Euclid(), (calibration.rule,))
+    _, stranger = rank_left_out(np.arange(len(code)), emb, code, Euclid(), (calibration.rule,))
     best = stranger[calibration.rule].distance
     assert 0 < matches(best, calibration.threshold).mean() <= 0.1
     assert calibration.threshold == threshold_at_far(best, 0.1)
@@ -213,22 +213,22 @@ def test_pictures_given_for_it():
     shown = (np.arange(len(code)) % 5 == 0) & (code < 10)
     asked = ~shown
     whom = np.where(code < 10, code, -1)[asked]
-    found = calibrate_with_probes(
+    found = calibrate_open_set_on_probes(
         emb[asked], whom, emb[shown], code[shown], Euclid(), target_fpir=0.1, replicates=50
     )
-    best = ask(emb[asked], emb[shown], code[shown], Euclid(), ("nearest",))["nearest"]
+    best = rank_probes(emb[asked], emb[shown], code[shown], Euclid(), ("nearest",))["nearest"]
     strangers = best.distance[whom < 0]
     assert found.threshold == threshold_at_far(strangers, 0.1)
     assert (found.num_mated, found.num_strangers, found.num_identities) == (40, 50, 10)
     assert found.rank_1.value == np.mean(best.code[whom >= 0] == whom[whom >= 0])
-    named = calibrate_with_probes(
+    named = calibrate_open_set_on_probes(
         emb[asked], whom, emb[shown], code[shown], Euclid(), target_fpir=0.1, replicates=50,
         probe_identity_P=code[asked],
     )  # fmt: skip
     assert named.threshold == found.threshold
     assert named.high - named.low != found.high - found.low
     beyond = np.where(whom < 0, 99, whom)
-    assert found == calibrate_with_probes(
+    assert found == calibrate_open_set_on_probes(
         emb[asked], beyond, emb[shown], code[shown], Euclid(), target_fpir=0.1, replicates=50
     ), "a code that the gallery does not have is a stranger"
 
@@ -248,9 +248,9 @@ def test_what_cannot_be_calibrated_is_refused():
     with pytest.raises(ConfigError, match="unknown rule 'best'"):
         calibrate_open_set(emb, code, Euclid(), rule="best")
     with pytest.raises(CalibrationError, match="found 0 pictures of strangers"):
-        calibrate_with_probes(emb, code, emb, code, Euclid(), target_fpir=0.1)
+        calibrate_open_set_on_probes(emb, code, emb, code, Euclid(), target_fpir=0.1)
     with pytest.raises(CalibrationError, match="found 0 pictures of strangers"):
-        calibrate_with_probes(emb, code, emb[:0], code[:0], Euclid(), target_fpir=0.1)
+        calibrate_open_set_on_probes(emb, code, emb[:0], code[:0], Euclid(), target_fpir=0.1)
     broken = emb.copy()
     broken[3] = np.nan
     with pytest.raises(DataError, match="NaN"):
@@ -266,7 +266,7 @@ def test_the_probability_is_at_even_odds_of_enrolled_and_stranger():
     whom = np.concatenate([np.repeat([0, 1], [num * 3 // 4, num // 4]), np.full(num // 2, -1)])
     probe = np.zeros((len(whom), 2), np.float32)
     probe[:, 0] = rng.random(len(whom)) * 0.5 + 0.5
-    found = calibrate_with_probes(
+    found = calibrate_open_set_on_probes(
         probe, whom, gallery, [0, 1], Euclid(), target_fpir=0.5, rule="nearest", replicates=2
     )
     assert found.rank_1.value == 0.75
@@ -278,7 +278,7 @@ def test_the_better_curve_is_taken():
     rng = np.random.default_rng(1)
     distance = rng.random(3000) * 3
     mated = rng.random(3000) < np.select([distance < 1, distance < 2], [0.95, 0.5], 0.05)
-    found = calibrate_with_probes(
+    found = calibrate_open_set_on_probes(
         distance[:, None].astype(np.float32), np.where(mated, 0, -1),
         np.zeros((1, 1), np.float32), [0], Euclid(), target_fpir=0.1, replicates=2,
         probe_identity_P=np.arange(3000) % 50,

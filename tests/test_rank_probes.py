@@ -14,7 +14,7 @@ from made_up_people import Euclid, people
 from twinlens.measure import pairs
 from twinlens.measure import rank_probes as asking
 from twinlens.measure.fusion import RULES
-from twinlens.measure.rank_probes import ask, ask_left_out, random_rounds, spread_sample
+from twinlens.measure.rank_probes import balanced_sample, random_rounds, rank_left_out, rank_probes
 
 
 @settings(deadline=None, max_examples=30)
@@ -24,7 +24,7 @@ def test_leaving_out_is_that_of_the_loop(code, seed):
     # Whole numbers: what ties for one ties for the other.
     emb = np.random.default_rng(seed).integers(-4, 5, size=(len(code), 2)).astype(np.float32)
     rows = np.arange(len(code))
-    mated, stranger = ask_left_out(rows, emb, code, Euclid(), RULES)
+    mated, stranger = rank_left_out(rows, emb, code, Euclid(), RULES)
     for rule in RULES:
         expected = reference.leave_one_out_gallery(emb.astype(float).tolist(), code, rule)
         for row, (own, others, without) in enumerate(expected):
@@ -51,7 +51,7 @@ def test_asking_with_other_pictures_is_that_of_the_loop(rule, monkeypatch):
     order = rng.permutation(len(code))
     probe = rng.normal(size=(11, 3)).astype(np.float32)
     seen = []
-    found = ask(probe, emb[order], code[order], Euclid(), (rule,),
+    found = rank_probes(probe, emb[order], code[order], Euclid(), (rule,),
                 progress=lambda *at: seen.append(at))[rule]  # fmt: skip
     gallery = list(zip(emb.astype(float).tolist(), code.tolist(), strict=True))
     for row, one in enumerate(probe.astype(float).tolist()):
@@ -62,14 +62,14 @@ def test_asking_with_other_pictures_is_that_of_the_loop(rule, monkeypatch):
 def test_a_sample_takes_as_many_identities_as_there_are_and_evenly_of_each():
     code = np.array([0] * 50 + [1] * 2 + [2] * 3 + [3])
     for seed in range(20):
-        rows = spread_sample(code, 9, np.random.default_rng(seed))
+        rows = balanced_sample(code, 9, np.random.default_rng(seed))
         assert np.bincount(code[rows]).tolist() == [3, 2, 3, 1]
         assert len(set(rows.tolist())) == 9
-        few = spread_sample(code, 3, np.random.default_rng(seed))
+        few = balanced_sample(code, 3, np.random.default_rng(seed))
         assert len(set(code[few].tolist())) == 3
-    drawn = {tuple(spread_sample(code, 4, np.random.default_rng(s)).tolist()) for s in range(40)}
+    drawn = {tuple(balanced_sample(code, 4, np.random.default_rng(s)).tolist()) for s in range(40)}
     assert len(drawn) > 20
-    assert spread_sample(code, 99, np.random.default_rng(0)).tolist() == list(range(len(code)))
+    assert balanced_sample(code, 99, np.random.default_rng(0)).tolist() == list(range(len(code)))
 
 
 def test_each_round_has_one_of_each_identity_in_a_random_order():
@@ -83,10 +83,13 @@ def test_each_round_has_one_of_each_identity_in_a_random_order():
 
 def test_nobody_to_ask():
     none = np.empty((0, 2), np.float32)
-    found = ask(np.zeros((3, 2), np.float32), none, [], Euclid(), RULES)
+    found = rank_probes(np.zeros((3, 2), np.float32), none, [], Euclid(), RULES)
     for rule in RULES:
         assert found[rule].code.tolist() == [-1] * 3
         assert np.isposinf(found[rule].distance).all()
     assert (
-        len(ask(none, np.zeros((3, 2), np.float32), [0, 1, 1], Euclid(), RULES)["vote"].code) == 0
+        len(
+            rank_probes(none, np.zeros((3, 2), np.float32), [0, 1, 1], Euclid(), RULES)["vote"].code
+        )
+        == 0
     )

@@ -11,7 +11,7 @@ from twinlens.errors import DataError
 from twinlens.measure import half_matrix_knn as ranks
 from twinlens.measure import pairs as pairs_module
 from twinlens.measure import retrieval as module
-from twinlens.measure.distances import PLAIN, PlainComparison, plain_of
+from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison, as_euclidean
 from twinlens.measure.retrieval import retrieval
 from twinlens.model.comparators import TorchComparison, make_comparator
 
@@ -23,25 +23,25 @@ def people(num=120, identities=20, *, decimals=6, seed=0):
     return emb.round(decimals).astype(np.float32), label, rng.random(num) < 0.15
 
 
-class Asked:
+class Opaque:
     """A comparison of which nothing is known but its distances."""
 
     def __init__(self, name):
-        plain = PlainComparison(name)
+        plain = EuclideanComparison(name)
         self.matrix, self.pairwise = plain.matrix, plain.pairwise
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", EUCLIDEAN_COMPARATORS)
 @pytest.mark.parametrize("decimals", [0, 6])  # 0: many ties
 @pytest.mark.parametrize("size", [3, 1000])
 def test_agrees_with_the_loop(name, decimals, size, monkeypatch):
     # One third of a block is a thread's part, where there are threads.
-    monkeypatch.setattr(module, "cores", lambda: 3)
+    monkeypatch.setattr(module, "available_cores", lambda: 3)
     monkeypatch.setattr(pairs_module, "BLOCK_BYTES", 8 * 3 * 120 * size)
     emb, label, forged = people(decimals=decimals if name != "cosine" else 6)
-    dist = PlainComparison(name).matrix(emb, emb)
+    dist = EuclideanComparison(name).matrix(emb, emb)
     recall, precision = reference.leave_one_out(dist.tolist(), label, forged, 3)
-    for comparison in (PlainComparison(name), Asked(name)):
+    for comparison in (EuclideanComparison(name), Opaque(name)):
         found = retrieval(emb, label, forged, comparison, ks=(3,), replicates=0)
         assert found.recall_at[3].value == pytest.approx(recall)
         assert found.map_at_r.value == pytest.approx(precision)
@@ -51,9 +51,11 @@ def test_agrees_with_the_loop(name, decimals, size, monkeypatch):
 def test_any_number_of_right_answers(identities, monkeypatch):
     monkeypatch.setattr(pairs_module, "BLOCK_BYTES", 8 * 90 * 7)
     emb, label, forged = people(90, identities)
-    dist = PlainComparison("euclidean").matrix(emb, emb)
+    dist = EuclideanComparison("euclidean").matrix(emb, emb)
     for k in (1, 500):
-        found = retrieval(emb, label, forged, PlainComparison("euclidean"), ks=(k,), replicates=0)
+        found = retrieval(
+            emb, label, forged, EuclideanComparison("euclidean"), ks=(k,), replicates=0
+        )
         recall, precision = reference.leave_one_out(dist.tolist(), label, forged, k)
         assert found.recall_at[k].value == pytest.approx(recall)
         assert found.map_at_r.value == pytest.approx(precision)
@@ -80,7 +82,7 @@ def test_a_nan_anywhere_is_found(place, num):
 def test_broken_embeddings_are_refused():
     emb, label, forged = people()
     emb[7] = np.nan
-    for comparison in (PlainComparison("euclidean"), Asked("euclidean")):
+    for comparison in (EuclideanComparison("euclidean"), Opaque("euclidean")):
         with pytest.raises(DataError, match="NaN"):
             retrieval(emb, label, forged, comparison)
 
@@ -89,18 +91,20 @@ def test_the_comparison_without_torch_is_found():
     sigmoid = make_comparator("sigmoid", 4)
     with torch.no_grad():
         sigmoid.log_scale.fill_(np.log(2.0))
-    found = plain_of(TorchComparison(sigmoid))
+    found = as_euclidean(TorchComparison(sigmoid))
     assert found is not None
     assert (found.name, found.scale) == ("sigmoid", pytest.approx(2.0))
-    assert plain_of(TorchComparison(make_comparator("cosine", 4))) == PlainComparison("cosine")
-    assert plain_of(found) is found
-    assert plain_of(TorchComparison(make_comparator("network", 4))) is None
-    assert plain_of(Asked("euclidean")) is None
+    assert as_euclidean(TorchComparison(make_comparator("cosine", 4))) == EuclideanComparison(
+        "cosine"
+    )
+    assert as_euclidean(found) is found
+    assert as_euclidean(TorchComparison(make_comparator("network", 4))) is None
+    assert as_euclidean(Opaque("euclidean")) is None
 
 
 def test_one_product_gives_the_squared_distances():
     emb = people(20)[0]
-    folded = PlainComparison("euclidean").folded(emb)
-    square = folded.left @ folded.right.T + folded.square[:, None]
-    expected = PlainComparison("squared-euclidean").matrix(emb, emb)
+    product_form = EuclideanComparison("euclidean").product_form(emb)
+    square = product_form.left @ product_form.right.T + product_form.square[:, None]
+    expected = EuclideanComparison("squared-euclidean").matrix(emb, emb)
     np.testing.assert_allclose(square, expected, atol=1e-4)

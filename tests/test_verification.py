@@ -15,21 +15,14 @@ from hypothesis import strategies as st
 from twinlens.data.table import pair_masks
 from twinlens.errors import DataError
 from twinlens.measure import pairs as pairs_module
-from twinlens.measure.bootstrap import Figure, figures, interval, pair_weights, replicate
+from twinlens.measure.bootstrap import Estimate, estimates, interval, pair_weights, replicate
 from twinlens.measure.calibration import Calibration, Platt
 from twinlens.measure.error_rates import auc, best_accuracy, det_curve, eer, tar_at_far
-from twinlens.measure.few_shot import tied_credit
-from twinlens.measure.pairs import count_pairs
-from twinlens.measure.verification import (
-    PairSet,
-    draw_pairs,
-    one_shot,
-    one_shot_trials,
-    pair_distances,
-    pair_trials,
-    retrieval,
-    verification,
-)
+from twinlens.measure.few_shot import one_shot, tied_credit
+from twinlens.measure.pairs import PairSet, count_pairs, draw_pairs, pair_distances
+from twinlens.measure.retrieval import retrieval
+from twinlens.measure.trials import one_shot_trials, pair_trials
+from twinlens.measure.verification import verification
 
 CALIBRATION = Calibration(1.5, 1.25, 1.75, 0.01, 100, 1000, 10, Platt(2.0, -3.0), None, None)
 
@@ -200,10 +193,10 @@ def test_intervals_by_hand():
     assert interval([3, np.nan, np.nan, np.nan]) == (None, None)
     assert interval([1]) == (None, None)
     assert interval([-np.inf, 1, 2]) == (-np.inf, 2)
-    found = figures([1.0, np.nan], np.array([[0.0, 1.0], [2.0, 1.0]]))
-    assert found == [Figure(1.0, 0.0, 2.0), Figure(None)]
-    assert Figure(-np.inf, None, np.inf).as_json() == {"value": None, "low": None, "high": None}
-    assert Figure(0.5, 0.25, 1.0).as_json() == {"value": 0.5, "low": 0.25, "high": 1.0}
+    found = estimates([1.0, np.nan], np.array([[0.0, 1.0], [2.0, 1.0]]))
+    assert found == [Estimate(1.0, 0.0, 2.0), Estimate(None)]
+    assert Estimate(-np.inf, None, np.inf).as_json() == {"value": None, "low": None, "high": None}
+    assert Estimate(0.5, 0.25, 1.0).as_json() == {"value": 0.5, "low": 0.25, "high": 1.0}
 
 
 def study(seed: int, num: int):
@@ -250,7 +243,7 @@ def test_figures_are_those_of_the_metrics():
     at = found.calibrated
     assert (at.far.value, at.frr.value) == pytest.approx(rates)
     assert at.accuracy.value == pytest.approx(1 - sum(rates) / 2)
-    assert at.threshold == Figure(1.5, 1.25, 1.75)
+    assert at.threshold == Estimate(1.5, 1.25, 1.75)
     for figure in (found.auc, found.eer, found.accuracy, found.tar_at_far["0.1"], at.far):
         assert figure.low <= figure.value <= figure.high
         assert figure.low < figure.high
@@ -283,7 +276,7 @@ def test_replicates_are_measurements_of_redrawn_identities():
         near, far = found.distance[drawn[same[drawn]]], found.distance[drawn[~same[drawn]]]
         return np.array([eer(det_curve(near, far))])
 
-    expected = figures([found.eer.value], replicate(slowly, 6, seed=7, replicates=40))[0]
+    expected = estimates([found.eer.value], replicate(slowly, 6, seed=7, replicates=40))[0]
     assert (found.eer.low, found.eer.high) == pytest.approx((expected.low, expected.high))
 
 
@@ -306,8 +299,8 @@ def test_far_below_one_in_the_number_of_pairs_is_refused():
     emb, label, forged = people(4, 3)  # 54 impostor pairs
     found = verification(emb, label, forged, Euclidean(), calibrated=None, replicates=5)
     assert found.tar_at_far["0.1"].value is not None
-    assert found.tar_at_far["0.01"] == Figure(None)
-    assert found.tar_at_far["0.001"] == Figure(None)
+    assert found.tar_at_far["0.01"] == Estimate(None)
+    assert found.tar_at_far["0.001"] == Estimate(None)
 
 
 def test_one_identity_with_forgeries_has_figures_without_intervals():
@@ -467,7 +460,7 @@ def test_probes_are_weighted_by_their_identity():
 def test_episodes_of_a_perfect_and_a_collapsed_model():
     emb, label, forged = people(12, 4, spread=0, forged_each=2)
     found = one_shot(emb, label, forged, Euclidean(), episodes=50, replicates=10)
-    assert (found.key, found.accuracy) == ("12-way-1-shot", Figure(1.0, 1.0, 1.0))
+    assert (found.key, found.accuracy) == ("12-way-1-shot", Estimate(1.0, 1.0, 1.0))
     collapsed = one_shot(emb * 0, label, forged, Euclidean(), way=5, shot=3, episodes=50)
     assert collapsed.key == "5-way-3-shot"
     assert collapsed.accuracy.value == pytest.approx(1 / 5)
@@ -542,7 +535,7 @@ def test_pair_trials_by_hand():
     assert set(found.as_json()) == {"accuracy", "auc", "eer", "num_genuine", "num_impostor"}
     # Redrawn trials of one kind have no balanced accuracy; all others have this one.
     half = pair_trials([1, 1, 1, 1], [1, 1, 0, 0], calibrated=CALIBRATION, replicates=50)
-    assert half.accuracy == Figure(0.5, 0.5, 0.5)
+    assert half.accuracy == Estimate(0.5, 0.5, 0.5)
     without = pair_trials(distance, same, calibrated=None, replicates=2)
     assert without.accuracy is None
     assert "accuracy" not in without.as_json()
@@ -551,7 +544,7 @@ def test_pair_trials_by_hand():
 def test_pair_trials_of_one_kind():
     found = pair_trials([1, 2, 1.4, 1.1], [1] * 4, calibrated=CALIBRATION, replicates=9)
     assert found.accuracy.value == 0.75
-    assert (found.auc, found.eer) == (Figure(None), Figure(None))
+    assert (found.auc, found.eer) == (Estimate(None), Estimate(None))
     assert (found.num_genuine, found.num_impostor) == (4, 0)
     for wrong in ([], [np.nan], [np.inf]):
         with pytest.raises(DataError, match="finite"):

@@ -23,7 +23,7 @@ from PIL import Image
 
 from twinlens.clusters.linkage import Clusters, between_clusters
 from twinlens.errors import PictureError
-from twinlens.measure.clustering import PartitionScores
+from twinlens.measure.clustering import ClusteringScores
 from twinlens.measure.pairs import Comparison
 from twinlens.report.embedding_map import data_uri
 from twinlens.report.templates import page_template, style_sheet
@@ -66,7 +66,7 @@ class ClusterPage:
     title: str
     source: str
     counts: Mapping[str, Any]
-    scores: PartitionScores | None
+    scores: ClusteringScores | None
     names: Sequence[str]
     identities: Sequence[str] | None
     opened: Callable[[int], Image.Image]
@@ -164,7 +164,7 @@ def _cautions(page: ClusterPage) -> Iterator[str]:
         )
 
 
-def _score_rows(scores: PartitionScores | None) -> Iterator[tuple[str, str, str, str]]:
+def _score_rows(scores: ClusteringScores | None) -> Iterator[tuple[str, str, str, str]]:
     """Name, value, interval, meaning."""
     if scores is None:
         return

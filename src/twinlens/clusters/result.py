@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twinlens.clusters.knn_graph import NEIGHBOURS
-from twinlens.measure.clustering import PartitionScores
+from twinlens.measure.clustering import ClusteringScores
 from twinlens.report.wording import count_of
 
 __all__ = ["ClusterSet", "Cut"]
@@ -59,7 +59,7 @@ class ClusterSet:
     cut: Cut
     constraints: int
     files: str
-    scores: PartitionScores | None
+    scores: ClusteringScores | None
     disjoint: bool | None
 
     def as_json(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class ClusterSet:
         return "\n".join([*lines, f"  look at them: {self.out / 'clusters.html'}"])
 
 
-def _in_words(scores: PartitionScores, disjoint: bool | None) -> list[str]:
+def _in_words(scores: ClusteringScores, disjoint: bool | None) -> list[str]:
     rows = {
         "purity": scores.purity,
         "NMI": scores.nmi,

@@ -26,7 +26,7 @@ from twinlens.gallery.location import is_remote
 from twinlens.gallery.search import Lookup, RankedIdentity
 from twinlens.gallery.settings import MODEL_FILES, GalleryState, read_settings, read_state
 from twinlens.gallery.store import Store, quoted
-from twinlens.measure.distances import PLAIN, PlainComparison
+from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison
 from twinlens.measure.pairs import Comparison
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class GalleryCore:
         settings = read_settings(store.place, store.settings())
         self.fingerprint = settings.fingerprint
         name = settings.comparator
-        self._plain = PlainComparison(name, settings.scale) if name in PLAIN else None
+        is_euclidean = name in EUCLIDEAN_COMPARATORS
+        self._plain = EuclideanComparison(name, settings.scale) if is_euclidean else None
         self.lookup = Lookup(store, self._plain, self._learned_comparison)
 
     def __len__(self) -> int:

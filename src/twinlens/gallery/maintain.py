@@ -26,8 +26,8 @@ from twinlens.gallery.snapshot import vectors
 from twinlens.gallery.store import CleanupResult, quoted
 from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.fusion import check_rule
-from twinlens.measure.open_set_calibration import OpenSetCalibration, check_target
-from twinlens.measure.open_set_threshold import calibrate_open_set, calibrate_with_probes
+from twinlens.measure.open_set_calibration import OpenSetCalibration, check_fpir
+from twinlens.measure.open_set_threshold import calibrate_open_set, calibrate_open_set_on_probes
 
 __all__ = ["EraseReceipt", "GalleryInfo", "calibrate", "describe", "erase", "finish"]
 
@@ -258,7 +258,7 @@ def calibrate(
 ) -> OpenSetCalibration:
     """Find and store the gallery's threshold; see `Gallery.calibrate`."""
     check_rule(rule, "auto")
-    check_target(fpir)
+    check_fpir(fpir)
     check_seed(seed)
     if not len(core):
         raise GalleryError(f"the gallery {core.place} is empty: enrol pictures first")
@@ -289,7 +289,7 @@ def _measure(
     emb_PD, identity_P = _probes(core, data, root, progress)
     code_of: Mapping[str, int] = {name: code for code, name in enumerate(names)}
     code_P = np.array([code_of.get(name, -1) for name in identity_P], dtype=np.int64)
-    return calibrate_with_probes(
+    return calibrate_open_set_on_probes(
         emb_PD, code_P, vector_MD, code_M, comparison, target_fpir=fpir, rule=rule,
         probe_identity_P=identity_P, seed=seed, progress=progress,
     )  # fmt: skip

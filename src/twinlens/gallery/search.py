@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from twinlens.gallery.snapshot import Snapshot, Snapshots, vectors
 from twinlens.gallery.store import Store, quoted
-from twinlens.measure.distances import PlainComparison
+from twinlens.measure.distances import EuclideanComparison
 from twinlens.measure.fusion import identity_means, rank_identities
 from twinlens.measure.pairs import Comparison
 
@@ -57,7 +57,7 @@ class Lookup:
     """
 
     def __init__(
-        self, store: Store, plain: PlainComparison | None, learned: Callable[[], Comparison]
+        self, store: Store, plain: EuclideanComparison | None, learned: Callable[[], Comparison]
     ) -> None:
         self._store, self._plain, self._learned = store, plain, learned
         self._snapshots = Snapshots(store)
@@ -178,7 +178,7 @@ class Lookup:
         """Rows (S,) of the `num` nearest by Euclid, and their distances by the comparator."""
         row_S, square_S = snap.nearest(probe_D, num)
         if self._plain is not None:
-            return row_S, self._plain.of_square(square_S)
+            return row_S, self._plain.from_squared(square_S)
         return row_S, self._to(snap.vector[row_S], probe_D)
 
     def _to(self, vector_SD: Floats, probe_D: Floats) -> Floats:
@@ -226,7 +226,7 @@ class Lookup:
 
     def _shortlisted(self, found: pa.Table, probe_D: Floats) -> Floats:
         if self._plain is not None:
-            return self._plain.of_square(found["_distance"].to_numpy())
+            return self._plain.from_squared(found["_distance"].to_numpy())
         return self._to(vectors(found["vector"]), probe_D)
 
 

@@ -22,7 +22,7 @@ from twinlens.data.decode import read_array, to_array
 from twinlens.errors import CalibrationError, DataError
 from twinlens.match.answers import VerifyAnswer
 from twinlens.measure.calibration import Calibration
-from twinlens.measure.distances import PLAIN, PlainComparison, plain_of
+from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison, as_euclidean
 from twinlens.measure.error_rates import matches
 from twinlens.measure.pairs import Comparison
 from twinlens.model.numpy_encoder import NumpyEncoder, load_numpy_encoder, sigmoid_scale
@@ -85,7 +85,8 @@ class Matcher:
         """As `load`, but the networks are built when they are needed.
 
         A few pictures need none of torch where the network is one of ours and the comparator in
-        `PLAIN`; their distances differ from those of `load` in the last bits (up to 1e-5).
+        `EUCLIDEAN_COMPARATORS`; their distances differ from those of `load` in the last bits (up
+        to 1e-5).
 
         Raises:
             ModelError: no model, a damaged one, or one of a newer format. That the weights are
@@ -111,18 +112,18 @@ class Matcher:
         return build_bundle(self._source)
 
     @cached_property
-    def plain(self) -> PlainComparison | None:
+    def plain(self) -> EuclideanComparison | None:
         """The comparator without torch; None for a learned one that has to have it."""
         name = self._network.comparator
-        if name not in PLAIN:
+        if name not in EUCLIDEAN_COMPARATORS:
             return None
         if name != "sigmoid":
-            return PlainComparison(name)
+            return EuclideanComparison(name)
         if isinstance(self._source, StoredModel):
-            return PlainComparison(name, sigmoid_scale(self._source))
+            return EuclideanComparison(name, sigmoid_scale(self._source))
         from twinlens.model.comparators import TorchComparison
 
-        return plain_of(TorchComparison(self.bundle.comparator))
+        return as_euclidean(TorchComparison(self.bundle.comparator))
 
     @cached_property
     def comparison(self) -> Comparison:

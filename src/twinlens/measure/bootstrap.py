@@ -27,9 +27,9 @@ from twinlens.errors import ConfigError
 __all__ = [
     "LEVEL",
     "REPLICATES",
-    "Figure",
+    "Estimate",
     "check_seed",
-    "figures",
+    "estimates",
     "interval",
     "pair_weights",
     "replicate",
@@ -43,7 +43,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A measured number with its 95 % interval; None where it, or a bound, cannot be had."""
 
     value: float | None
@@ -119,15 +119,15 @@ def interval(values_R: ArrayLike) -> tuple[float, float] | tuple[None, None]:
     return float(valid[math.floor(tail * last)]), float(valid[math.ceil((1 - tail) * last)])
 
 
-def figures(values: Sequence[float], replicate_RS: Floats) -> list[Figure]:
-    """A `Figure` of each of S values; one that is NaN has neither a value nor bounds."""
+def estimates(values: Sequence[float], replicate_RS: Floats) -> list[Estimate]:
+    """A `Estimate` of each of S values; one that is NaN has neither a value nor bounds."""
     found = []
     for index, value in enumerate(values):
         if math.isnan(value):
-            found.append(Figure(None))
+            found.append(Estimate(None))
             continue
         low, high = interval(replicate_RS[:, index] if len(replicate_RS) else [])
-        found.append(Figure(float(value), low, high))
+        found.append(Estimate(float(value), low, high))
     return found
 
 

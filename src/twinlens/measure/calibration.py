@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import CalibrationError, DataError
-from twinlens.measure.bootstrap import REPLICATES, Figure, interval, pair_weights, replicate
-from twinlens.measure.error_rates import RankedPairs, point_at_far, threshold_at_far
+from twinlens.measure.bootstrap import REPLICATES, Estimate, interval, pair_weights, replicate
+from twinlens.measure.error_rates import SortedPairs, point_at_far, threshold_at_far
 from twinlens.measure.probability import (
     Isotonic,
     Platt,
@@ -37,7 +37,7 @@ from twinlens.measure.stored import (
     reading,
 )
 
-__all__ = ["Calibration", "Isotonic", "Platt", "calibrate"]
+__all__ = ["Calibration", "Isotonic", "Platt", "fit_calibration"]
 
 Floats = NDArray[np.float64]
 
@@ -80,9 +80,9 @@ class Calibration:
         limits = probability_limits(self.num_genuine, self.num_impostor)
         return np.clip(self.curve(dist), *limits)
 
-    def threshold_figure(self) -> Figure:
+    def threshold_estimate(self) -> Estimate:
         """The threshold with its interval."""
-        return Figure(self.threshold, self.low, self.high)
+        return Estimate(self.threshold, self.low, self.high)
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers, strings and lists; `from_json` gives back an equal calibration."""
@@ -102,7 +102,7 @@ class Calibration:
             return _read(values)
 
 
-def calibrate(
+def fit_calibration(
     distance: ArrayLike,
     same: ArrayLike,
     identity_a: ArrayLike,
@@ -175,7 +175,7 @@ def _threshold_interval(
     seed: int,
     replicates: int,
 ) -> tuple[float | None, float | None]:
-    ranked = RankedPairs.of(dist_N[same_N], dist_N[~same_N])
+    ranked = SortedPairs.of(dist_N[same_N], dist_N[~same_N])
     first, second = code_a[~same_N], code_b[~same_N]
 
     def redrawn(count_I: NDArray[np.int64]) -> Floats:

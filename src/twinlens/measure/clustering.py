@@ -24,24 +24,24 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
-from twinlens.measure.bootstrap import REPLICATES, Figure, figures, replicate
+from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, replicate
 
-__all__ = ["PartitionScores", "b_cubed", "normalised_mutual_information", "purity",
-           "score_partition"]  # fmt: skip
+__all__ = ["ClusteringScores", "b_cubed", "normalised_mutual_information", "purity",
+           "score_clustering"]  # fmt: skip
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class PartitionScores:
+class ClusteringScores:
     """How well clusters fit known identities; `num_*` count the pictures that were scored."""
 
-    purity: Figure
-    nmi: Figure
-    precision: Figure
-    recall: Figure
-    f: Figure
+    purity: Estimate
+    nmi: Estimate
+    precision: Estimate
+    recall: Estimate
+    f: Estimate
     num_pictures: int
     num_clusters: int
     num_identities: int
@@ -62,9 +62,9 @@ class PartitionScores:
         }
 
 
-def score_partition(
+def score_clustering(
     cluster: ArrayLike, identity: ArrayLike, *, seed: int = 0, replicates: int = REPLICATES
-) -> PartitionScores:
+) -> ClusteringScores:
     """All scores, with 95 % intervals over identities where there can be one.
 
     Args:
@@ -85,10 +85,10 @@ def score_partition(
 
     drawn = replicate(redrawn, num, seed=seed, replicates=replicates)
     values = _with_f(score_3N.mean(axis=1)).tolist()
-    pure, precision, recall, f = figures(values, drawn)
-    nmi = Figure(normalised_mutual_information(cluster_N, identity_N))
+    pure, precision, recall, f = estimates(values, drawn)
+    nmi = Estimate(normalised_mutual_information(cluster_N, identity_N))
     num_clusters = int(cluster_N.max()) + 1
-    return PartitionScores(
+    return ClusteringScores(
         pure, nmi, precision, recall, f, len(cluster_N), num_clusters, num
     )  # fmt: skip
 

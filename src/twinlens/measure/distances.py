@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PLAIN", "Folded", "PlainComparison", "plain_of", "unit"]
+__all__ = ["EUCLIDEAN_COMPARATORS", "EuclideanComparison", "ProductForm", "as_euclidean", "unit"]
 
-PLAIN = ("euclidean", "squared-euclidean", "cosine", "sigmoid")
+EUCLIDEAN_COMPARATORS = ("euclidean", "squared-euclidean", "cosine", "sigmoid")
 """Comparators whose order is that of the Euclidean distance (of unit vectors, for the cosine)."""
 
 Floats = NDArray[np.float32]
@@ -30,8 +30,8 @@ def unit(emb_ND: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class PlainComparison:
-    """A `measure.pairs.Comparison` by the name of a comparator in `PLAIN`.
+class EuclideanComparison:
+    """A `measure.pairs.Comparison` by the name of a comparator in `EUCLIDEAN_COMPARATORS`.
 
     Attributes:
         name: of the comparator.
@@ -42,14 +42,14 @@ class PlainComparison:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        assert self.name in PLAIN, self.name
+        assert self.name in EUCLIDEAN_COMPARATORS, self.name
 
     def prepared(self, emb_ND: NDArray[Any]) -> Floats:
-        """Vectors whose squared Euclidean distance `of_square` takes: of length 1 for cosine."""
+        """Vectors whose squared Euclidean distance `from_squared` takes: of length 1 for cosine."""
         emb_ND = np.asarray(emb_ND, dtype=np.float32)
         return unit(emb_ND) if self.name == "cosine" else emb_ND
 
-    def of_square(self, square: NDArray[np.float32]) -> Floats:
+    def from_squared(self, square: NDArray[np.float32]) -> Floats:
         """Distances from squared Euclidean distances of prepared vectors, any shape."""
         if self.name == "squared-euclidean":
             return square
@@ -62,23 +62,23 @@ class PlainComparison:
         a_ND, b_MD = self.prepared(a_ND), self.prepared(b_MD)
         square_NM = np.square(a_ND).sum(1)[:, None] + np.square(b_MD).sum(1)
         square_NM -= 2 * (a_ND @ b_MD.T)
-        return self.of_square(np.maximum(square_NM, 0, out=square_NM))
+        return self.from_squared(np.maximum(square_NM, 0, out=square_NM))
 
     def pairwise(self, a_ND: NDArray[Any], b_ND: NDArray[Any]) -> Floats:
         """`res[i]` = the distance of a[i] and b[i], shape (N,); 0 exactly where they are equal."""
         difference_ND = self.prepared(a_ND) - self.prepared(b_ND)
-        return self.of_square(np.asarray(np.square(difference_ND).sum(1), dtype=np.float32))
+        return self.from_squared(np.asarray(np.square(difference_ND).sum(1), dtype=np.float32))
 
-    def folded(self, emb_ND: NDArray[Any]) -> Folded:
+    def product_form(self, emb_ND: NDArray[Any]) -> ProductForm:
         """Embeddings made ready for squared distances of all pairs by one product each."""
         emb_ND = self.prepared(emb_ND)
         square_N = np.square(emb_ND).sum(1)
         left_NE = np.column_stack([-2 * emb_ND, np.ones_like(square_N)])
-        return Folded(left_NE, np.column_stack([emb_ND, square_N]), square_N)
+        return ProductForm(left_NE, np.column_stack([emb_ND, square_N]), square_N)
 
 
 @dataclass(frozen=True, eq=False)
-class Folded:
+class ProductForm:
     """Embeddings of which one product gives squared distances, without a pass over the result.
 
     `left[i] @ right[j]` = |a[j]|^2 - 2 a[i] a[j]: the squared distance less |a[i]|^2, which is in
@@ -95,9 +95,13 @@ class Folded:
     square: Floats
 
 
-def plain_of(comparison: object) -> PlainComparison | None:
-    """The comparison without torch that equals this one, if its name is in `PLAIN`."""
-    if isinstance(comparison, PlainComparison):
+def as_euclidean(comparison: object) -> EuclideanComparison | None:
+    """The numpy form of a comparison; None if it is no function of the Euclidean distance."""
+    if isinstance(comparison, EuclideanComparison):
         return comparison
     name, scale = getattr(comparison, "name", None), getattr(comparison, "scale", None)
-    return PlainComparison(name, scale) if name in PLAIN and isinstance(scale, float) else None
+    return (
+        EuclideanComparison(name, scale)
+        if name in EUCLIDEAN_COMPARATORS and isinstance(scale, float)
+        else None
+    )

@@ -23,7 +23,7 @@ from twinlens.errors import CalibrationError, DataError
 
 __all__ = [
     "DetCurve",
-    "RankedPairs",
+    "SortedPairs",
     "auc",
     "best_accuracy",
     "det_curve",
@@ -74,7 +74,7 @@ class DetCurve:
 
 
 @dataclass(frozen=True, eq=False)
-class RankedPairs:
+class SortedPairs:
     """Genuine and impostor distances sorted once, so that each weighting costs O(N).
 
     `genuine_order` and `impostor_order` sort the distances as given; `num_genuine` (T,) and
@@ -88,7 +88,7 @@ class RankedPairs:
     num_impostor: NDArray[np.int64]
 
     @classmethod
-    def of(cls, genuine: ArrayLike, impostor: ArrayLike) -> RankedPairs:
+    def of(cls, genuine: ArrayLike, impostor: ArrayLike) -> SortedPairs:
         """Sort the distances of genuine (G,) and impostor (I,) pairs.
 
         Raises:
@@ -144,7 +144,7 @@ def det_curve(
         DataError: no pairs of one kind, or a distance that is not a finite number.
         ValueError: weights of another length, negative, not finite, or all zero.
     """
-    return RankedPairs.of(genuine, impostor).curve(w_genuine, w_impostor)
+    return SortedPairs.of(genuine, impostor).curve(w_genuine, w_impostor)
 
 
 def eer(curve: DetCurve) -> float:

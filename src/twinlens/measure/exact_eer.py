@@ -19,21 +19,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from twinlens.data.table import pair_masks
 from twinlens.errors import DataError
-from twinlens.measure.bootstrap import Figure
-from twinlens.measure.distances import plain_of
-from twinlens.measure.error_rates import RankedPairs, eer
+from twinlens.measure.bootstrap import Estimate
+from twinlens.measure.distances import as_euclidean
+from twinlens.measure.error_rates import SortedPairs, eer
 from twinlens.measure.pairs import (
     Comparison,
     PairSet,
     blocks,
     count_pairs,
     draw_pairs,
+    extract_genuine,
     pair_distances,
-    taken_out,
 )
-from twinlens.measure.threads import cores, spread
+from twinlens.measure.parallel import available_cores, parallel_map
 
-__all__ = ["AllPairs", "all_pairs_eer"]
+__all__ = ["ExactEer", "exact_eer"]
 
 SAMPLE = 400_000
 WIDTHS = (6.0, 60.0, np.inf)
@@ -50,7 +50,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class AllPairs:
+class ExactEer:
     """The equal error rate of every genuine and every impostor pair, and how many there are."""
 
     eer: float
@@ -60,7 +60,7 @@ class AllPairs:
     def as_json(self) -> dict[str, Any]:
         """`{"eer", "num_genuine", "num_impostor"}`; the rate has no interval."""
         counts = {"num_genuine": self.num_genuine, "num_impostor": self.num_impostor}
-        return {"eer": Figure(self.eer).as_json(), **counts}
+        return {"eer": Estimate(self.eer).as_json(), **counts}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class _Side:
         return value.astype(np.float64), np.concatenate([[self.below], self.count, [above]])
 
 
-def all_pairs_eer(
+def exact_eer(
     emb_ND: NDArray[Any],
     label: ArrayLike,
     forged: ArrayLike,
@@ -93,7 +93,7 @@ def all_pairs_eer(
     *,
     seed: int = 0,
     progress: Progress | None = None,
-) -> AllPairs:
+) -> ExactEer:
     """The equal error rate of all pairs, without a sample and without keeping them.
 
     Args:
@@ -115,18 +115,18 @@ def all_pairs_eer(
     num_genuine, num_impostor = count_pairs(code_N, forged_N)
     gap = _sampled(emb_ND, code_N, forged_N, comparison, np.random.default_rng(seed))
     relevant_M = np.repeat(np.cumsum(num_real), num_real) - np.arange(num_real.sum()) - 1
-    search = _Search(emb_ND, relevant_M, comparison)
+    search = _AllPairs(emb_ND, relevant_M, comparison)
     for width in WIDTHS:
         low, high = gap.around(width)
         sides = search.sides(low, high, progress)
         genuine, w_genuine = sides[0].weighed(low, num_genuine)
         impostor, w_impostor = sides[1].weighed(low, num_impostor)
-        curve = RankedPairs.of(genuine, impostor).curve(w_genuine, w_impostor)
+        curve = SortedPairs.of(genuine, impostor).curve(w_genuine, w_impostor)
         below = curve.at(low)
         above = curve.at(high)
         if below[0] < below[1] and above[0] >= above[1]:
             break
-    return AllPairs(eer(curve), num_genuine, num_impostor)
+    return ExactEer(eer(curve), num_genuine, num_impostor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,28 +165,28 @@ def _sampled(
         _, other = pair_masks(code_N[a], forged_N[a], code_N[b], forged_N[b])
         pairs = PairSet(a[other], b[other], np.zeros(int(other.sum()), dtype=bool))
         impostor = pair_distances(emb_ND, pairs, comparison)
-    curve = RankedPairs.of(genuine, impostor).curve()
+    curve = SortedPairs.of(genuine, impostor).curve()
     rate = max(eer(curve), 1 / len(genuine))
     error = np.sqrt(rate * (1 / len(genuine) + 1 / len(impostor)))
     return _Gap(curve.threshold, (curve.far - curve.frr) / error)
 
 
-class _Search:
+class _AllPairs:
     """All pairs of a genuine picture and one that comes later, in blocks."""
 
     def __init__(self, emb_ND: Floats, relevant_M: Ints, comparison: Comparison) -> None:
         self._emb_ND, self._relevant_M, self._comparison = emb_ND, relevant_M, comparison
-        self._plain = plain_of(comparison)
-        self._folded = None if self._plain is None else self._plain.folded(emb_ND)
+        self._plain = as_euclidean(comparison)
+        self._folded = None if self._plain is None else self._plain.product_form(emb_ND)
 
     def sides(self, low: float, high: float, progress: Progress | None) -> tuple[_Side, _Side]:
         """Genuine and impostor pairs on either side of the two distances."""
         num = len(self._relevant_M)
-        threads = 1 if self._folded is None else cores()
+        threads = 1 if self._folded is None else available_cores()
         parts = list(blocks(num, BYTES_EACH * len(self._emb_ND) * threads))
         found: list[tuple[_Side, _Side]] = []
         for part, two in zip(
-            parts, spread(lambda p: self._part(p, low, high), parts, threads), strict=True
+            parts, parallel_map(lambda p: self._part(p, low, high), parts, threads), strict=True
         ):
             found.append(two)
             if progress is not None:
@@ -202,7 +202,7 @@ class _Search:
                 "the embeddings are broken, so train the model again, at a lower rate"
             )
         own_P = np.arange(len(dist_PN))
-        genuine_PW = taken_out(dist_PN, own_P, own_P, self._relevant_M[part])
+        genuine_PW = extract_genuine(dist_PN, own_P, own_P, self._relevant_M[part])
         # Each pair once: with the pictures that come later.
         dist_PN[np.tril_indices(len(dist_PN), -1)] = np.inf
         return _side(genuine_PW, low, high), _side(dist_PN, low, high)
@@ -214,7 +214,7 @@ class _Search:
             return np.array(self._comparison.matrix(emb_PD, emb_ND), dtype=np.float32)
         square = self._folded.left[part] @ self._folded.right[part.start :].T
         square += self._folded.square[part, None]
-        return self._plain.of_square(np.maximum(square, 0, out=square))
+        return self._plain.from_squared(np.maximum(square, 0, out=square))
 
 
 def _side(dist: Floats, low: float, high: float) -> _Side:

@@ -18,20 +18,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
-from twinlens.measure.bootstrap import REPLICATES, Figure, figures, replicate
+from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, replicate
 from twinlens.measure.pairs import Comparison, PairSet, pair_distances
 
-__all__ = ["OneShot", "one_shot", "tied_credit"]
+__all__ = ["OneShotResult", "one_shot", "tied_credit"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class OneShot:
+class OneShotResult:
     """The share of right answers in `episodes` of `way` identities and `shot` pictures each."""
 
-    accuracy: Figure
+    accuracy: Estimate
     way: int
     shot: int
     episodes: int
@@ -57,7 +57,7 @@ def one_shot(
     episodes: int = 1000,
     seed: int = 0,
     replicates: int = REPLICATES,
-) -> OneShot | None:
+) -> OneShotResult | None:
     """Accuracy over random episodes, with a bootstrap over the probes' identities.
 
     Args:
@@ -96,7 +96,7 @@ def one_shot(
         return np.array([credit_E @ weight_E / total if total else np.nan])
 
     drawn = replicate(redrawn, len(members), seed=seed, replicates=replicates)
-    return OneShot(figures([float(credit_E.mean())], drawn)[0], way, shot, episodes)
+    return OneShotResult(estimates([float(credit_E.mean())], drawn)[0], way, shot, episodes)
 
 
 def tied_credit(dist_EW: NDArray[Any], right_EW: NDArray[np.bool_]) -> Floats:

@@ -23,8 +23,8 @@ __all__ = [
     "NOBODY",
     "RULES",
     "VOTERS",
-    "Grouped",
-    "Ranked",
+    "RankList",
+    "TemplateGroups",
     "check_rule",
     "identity_means",
     "rank_identities",
@@ -39,7 +39,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class Ranked:
+class RankList:
     """Identities, best first, for each probe.
 
     Attributes:
@@ -52,7 +52,7 @@ class Ranked:
 
 
 @dataclass(frozen=True, eq=False)
-class Grouped:
+class TemplateGroups:
     """Templates by identity, sorted once for many calls.
 
     Attributes:
@@ -68,7 +68,7 @@ class Grouped:
     num_templates: int
 
     @classmethod
-    def of(cls, code_M: ArrayLike) -> Grouped:
+    def of(cls, code_M: ArrayLike) -> TemplateGroups:
         """Sort templates by their identities' codes, integers from 0, shape (M,).
 
         Raises:
@@ -114,7 +114,7 @@ def identity_means(emb_MD: NDArray[Any], code_M: ArrayLike) -> tuple[Floats, Int
     Returns:
         The means (I, D), summed in float64, and the codes (I,), ascending.
     """
-    grouped = Grouped.of(code_M)
+    grouped = TemplateGroups.of(code_M)
     if not grouped.num_templates:
         return np.empty((0, emb_MD.shape[1]), dtype=np.float32), grouped.code
     ordered = emb_MD if grouped.order is None else emb_MD[grouped.order]
@@ -128,8 +128,8 @@ def rank_identities(
     rule: str,
     depth: int,
     *,
-    grouped: Grouped | None = None,
-) -> Ranked:
+    grouped: TemplateGroups | None = None,
+) -> RankList:
     """The `depth` first identities of each probe.
 
     - "nearest": an identity is as far as its nearest template.
@@ -147,14 +147,14 @@ def rank_identities(
         code_M: the templates' identities, integers from 0, shape (M,).
         rule: one of `RULES`.
         depth: at least 1.
-        grouped: `Grouped.of(code_M)`, where it is at hand: sorting takes longer than ranking.
+        grouped: `TemplateGroups.of(code_M)`, if known: sorting takes longer than ranking.
     Raises:
         ConfigError: no such rule.
         DataError: a distance that is NaN.
     """
     check_rule(rule)
     dist = np.asarray(dist_PM, dtype=np.float32)
-    grouped = Grouped.of(code_M) if grouped is None else grouped
+    grouped = TemplateGroups.of(code_M) if grouped is None else grouped
     if depth < 1 or dist.ndim != 2 or dist.shape[1] != grouped.num_templates:
         raise ValueError(
             f"distances of shape {dist.shape}, {grouped.num_templates} codes and depth {depth} "
@@ -171,10 +171,10 @@ def rank_identities(
         place_PK, near_PK = _voted(dist, grouped, place_PK, near_PK)
     place_PK, near_PK = place_PK[:, :depth], near_PK[:, :depth]
     code_PK = np.where(np.isposinf(near_PK), NOBODY, grouped.code[place_PK])
-    return Ranked(code_PK.astype(np.int64), near_PK)
+    return RankList(code_PK.astype(np.int64), near_PK)
 
 
-def _nearest(dist_PM: Floats, grouped: Grouped) -> Floats:
+def _nearest(dist_PM: Floats, grouped: TemplateGroups) -> Floats:
     if len(grouped.code) == grouped.num_templates:
         return dist_PM
     return np.minimum.reduceat(dist_PM, grouped.start, axis=1)
@@ -206,7 +206,7 @@ def _columns_of_nearest(dist_PM: Floats, num: int) -> Ints:
 
 
 def _voted(
-    dist_PM: Floats, grouped: Grouped, place_PK: Ints, near_PK: Floats
+    dist_PM: Floats, grouped: TemplateGroups, place_PK: Ints, near_PK: Floats
 ) -> tuple[Ints, Floats]:
     """Put those with most votes first; the others keep their order."""
     voter_PV = _columns_of_nearest(dist_PM, VOTERS)

@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.measure import pairs
-from twinlens.measure.distances import PlainComparison
-from twinlens.measure.threads import cores, spread
+from twinlens.measure.distances import EuclideanComparison
+from twinlens.measure.parallel import available_cores, parallel_map
 
-__all__ = ["Ranks", "ranked", "smallest"]
+__all__ = ["NearestRanks", "nearest_ranks", "smallest"]
 
 STEP = 16
 """Every so many pictures one of the sample. A larger sample guesses better, and takes longer."""
@@ -60,7 +60,7 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Ranks:
+class NearestRanks:
     """The nearest pictures of probes.
 
     Attributes:
@@ -84,13 +84,13 @@ class Ranks:
         return np.asarray(right_PK, dtype=bool)
 
 
-def ranked(
+def nearest_ranks(
     emb_ND: Floats,
     code_N: Ints,
     need_N: Ints,
-    comparison: PlainComparison,
+    comparison: EuclideanComparison,
     progress: Callable[[float], None] = lambda share: None,
-) -> Ranks | None:
+) -> NearestRanks | None:
     """The nearest other pictures of probes, right or wrong; of equally far ones the wrong first.
 
     Memory is that of the embeddings, a few times, 1 KB for each and 64 MB.
@@ -114,13 +114,13 @@ def ranked(
     place_N = _sample_place(need_N, room)
     if not place_N.any():
         return None
-    search = _Search(comparison, emb_ND, code_N, place_N, room)
+    search = _HalfMatrix(comparison, emb_ND, code_N, place_N, room)
     try:
         key_H = search.kept(progress)
     except _TooManyError:
         return None
     start_N = np.searchsorted(key_H, np.arange(len(need_N)) << 32)
-    return Ranks(key_H, start_N, search.settled(key_H, start_N + need_N - 1))
+    return NearestRanks(key_H, start_N, search.settled(key_H, start_N + need_N - 1))
 
 
 def _sample_place(need_N: Ints, room: int) -> Ints:
@@ -143,14 +143,19 @@ class _TooManyError(Exception):
     """More pictures are to be kept than there is room for."""
 
 
-class _Search:
+class _HalfMatrix:
     """All distances, each once: within the sample, of the others to it, and of the others.
 
     The pictures stand in an order of its own, first the sample; `row_N` says which they are.
     """
 
     def __init__(
-        self, comparison: PlainComparison, emb_ND: Floats, code_N: Ints, place_N: Ints, room: int
+        self,
+        comparison: EuclideanComparison,
+        emb_ND: Floats,
+        code_N: Ints,
+        place_N: Ints,
+        room: int,
     ) -> None:
         self._comparison = comparison
         emb_ND = comparison.prepared(emb_ND)
@@ -176,9 +181,9 @@ class _Search:
         """The keys of all pairs within the reach of their first picture, in order."""
         for group in (self._sample, self._others):
             # Several numbers a distance, and those of each core.
-            fitting = pairs.BLOCK_BYTES // (8 * self._sample.stop * cores())
+            fitting = pairs.BLOCK_BYTES // (8 * self._sample.stop * available_cores())
             rows = max(1, min(SAMPLED, fitting))
-            for _ in spread(self._beside_sample, _slices(group, rows), cores()):
+            for _ in parallel_map(self._beside_sample, _slices(group, rows), available_cores()):
                 pass
         # Beside pictures that reach as far, one number decides for a whole tile.
         groups = (self._sample, self._others)
@@ -186,7 +191,7 @@ class _Search:
         self._arrange(np.concatenate(order))
         parts = [_slices(group, TILE) for group in groups]
         strips = [part[first:] for part in parts for first in range(len(part))]
-        for done, _ in enumerate(spread(self._strip, strips, cores()), 1):
+        for done, _ in enumerate(parallel_map(self._strip, strips, available_cores()), 1):
             progress(1 - (1 - done / len(strips)) ** 2)
         key_H = self._key_H[: self._num]
         key_H.sort()
@@ -268,7 +273,7 @@ class _Search:
 
     def _key(self, row_H: Ints, square_H: Floats) -> Ints:
         """Even numbers in the order of the probes, and of the distances of each."""
-        far_H = self._comparison.of_square(np.maximum(square_H, 0))
+        far_H = self._comparison.from_squared(np.maximum(square_H, 0))
         # None is negative, so that their bits ascend with them and the sign's is free.
         return (row_H << 32) | (far_H.view(np.uint32) << np.uint32(1)).astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""Nearest neighbour: a picture is what the nearest picture of a gallery is.
+"""NearestNeighbourResult neighbour: a picture is what the nearest picture of a gallery is.
 
 As the siamese systems of the tutorials classify a new picture: it gets the identity of the nearest
 training picture, with its distance. Top-5 asks whether the right identity is among those of the 5
@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
-from twinlens.measure.bootstrap import REPLICATES, Figure, figures, replicate
+from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, replicate
 from twinlens.measure.pairs import Comparison, blocks, listed_distances
 
-__all__ = ["Nearest", "nearest"]
+__all__ = ["NearestNeighbourResult", "nearest_neighbour"]
 
 TOP = 5
 LOOKED_AT = 32
@@ -44,7 +44,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Nearest:
+class NearestNeighbourResult:
     """The share of probes whose nearest gallery picture shows the same identity.
 
     Attributes:
@@ -60,8 +60,8 @@ class Nearest:
         right: (P,) whether the nearest shows the probe's identity.
     """
 
-    accuracy: Figure
-    top_5: Figure
+    accuracy: Estimate
+    top_5: Estimate
     chance: float
     num_probes: int
     num_gallery: int
@@ -82,7 +82,7 @@ class Nearest:
         return found
 
 
-def nearest(
+def nearest_neighbour(
     probe_emb_PD: NDArray[Any],
     probe_label: ArrayLike,
     gallery_emb_MD: NDArray[Any],
@@ -92,7 +92,7 @@ def nearest(
     seed: int = 0,
     replicates: int = REPLICATES,
     progress: Progress | None = None,
-) -> Nearest:
+) -> NearestNeighbourResult:
     """Classify each probe by the nearest picture of a gallery.
 
     The bootstrap redraws the probes' identities and not the gallery: the interval is for other
@@ -126,9 +126,9 @@ def nearest(
         return np.asarray(score_2P @ weight_P / weight_P.sum(), dtype=np.float64)
 
     drawn = replicate(redrawn, len(names), seed=seed, replicates=replicates)
-    accuracy, top_5 = figures(score_2P.mean(axis=1).tolist(), drawn)
+    accuracy, top_5 = estimates(score_2P.mean(axis=1).tolist(), drawn)
     num_same_P = _count_of(probe_P, gallery_M)
-    return Nearest(
+    return NearestNeighbourResult(
         accuracy,
         top_5,
         chance=float(num_same_P.mean() / len(gallery_M)),

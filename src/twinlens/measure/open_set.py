@@ -33,13 +33,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
-from twinlens.measure.bootstrap import REPLICATES, Figure, figures, replicate
+from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, replicate
 from twinlens.measure.error_rates import DetCurve, point_at_far
 from twinlens.measure.fusion import check_rule
-from twinlens.measure.open_set_split import Division, Trial
+from twinlens.measure.open_set_split import OpenSetSplit, SplitScores
 from twinlens.measure.pairs import Comparison
 
-__all__ = ["SIZES", "TARGET_FPIRS", "AtThreshold", "OfGallery", "OpenSet", "open_set"]
+__all__ = [
+    "SIZES",
+    "TARGET_FPIRS",
+    "IdentificationAtThreshold",
+    "IdentificationRates",
+    "OpenSetResult",
+    "open_set",
+]
 
 TARGET_FPIRS = ("0.01", "0.1")
 SIZES = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -51,11 +58,11 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class AtThreshold:
+class IdentificationAtThreshold:
     """What a threshold does: mated probes identified, `dir`, and strangers turned away."""
 
-    dir: Figure
-    turned_away: Figure
+    dir: Estimate
+    turned_away: Estimate
 
     def as_json(self) -> dict[str, Any]:
         """`{"dir", "turned_away"}`."""
@@ -63,7 +70,7 @@ class AtThreshold:
 
 
 @dataclass(frozen=True)
-class OfGallery:
+class IdentificationRates:
     """The figures of galleries of `num_enrolled` identities.
 
     A figure of `dir_at_fpir` has no value where there are fewer non-mated probes than 1 / FPIR.
@@ -71,9 +78,9 @@ class OfGallery:
     """
 
     num_enrolled: int
-    rank_1: Figure
-    dir_at_fpir: Mapping[str, Figure]
-    pair_threshold: AtThreshold | None
+    rank_1: Estimate
+    dir_at_fpir: Mapping[str, Estimate]
+    pair_threshold: IdentificationAtThreshold | None
 
     def as_json(self) -> dict[str, Any]:
         """The figures; `pair_threshold` where it is."""
@@ -88,7 +95,7 @@ class OfGallery:
 
 
 @dataclass(frozen=True)
-class OpenSet:
+class OpenSetResult:
     """How well galleries of half the identities name the enrolled and turn away strangers.
 
     Attributes:
@@ -113,9 +120,9 @@ class OpenSet:
     num_mated: int
     num_nonmated: int
     threshold: float | None
-    whole: OfGallery
-    held_out: Mapping[str, AtThreshold]
-    by_size: tuple[OfGallery, ...]
+    whole: IdentificationRates
+    held_out: Mapping[str, IdentificationAtThreshold]
+    by_size: tuple[IdentificationRates, ...]
     curve: tuple[tuple[float, float], ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -146,7 +153,7 @@ def open_set(
     seed: int = 0,
     replicates: int = REPLICATES,
     progress: Progress | None = None,
-) -> OpenSet | None:
+) -> OpenSetResult | None:
     """Rank-1, DIR at FPIR and strangers turned away, by the size of the gallery.
 
     Identities with more than `shot` pictures can be enrolled; half of all are, or as many as there
@@ -181,19 +188,21 @@ def open_set(
     wanted = sorted({s for s in (SIZES if sizes is None else sizes) if s < num_enrolled})
     wanted.append(num_enrolled)
     divisions = [
-        Division.draw(code_N, count_I, num_enrolled, shot, np.random.default_rng([seed, number]))
+        OpenSetSplit.draw(
+            code_N, count_I, num_enrolled, shot, np.random.default_rng([seed, number])
+        )
         for number in range(draws)
     ]
     emb_ND = np.asarray(emb_ND, dtype=np.float32)
-    trials: dict[int, list[Trial]] = {size: [] for size in wanted}
+    trials: dict[int, list[SplitScores]] = {size: [] for size in wanted}
     for done, (division, size) in enumerate(itertools.product(divisions, wanted), start=1):
-        trials[size].append(division.ask(emb_ND, code_N, size, comparison, rule))
+        trials[size].append(division.search(emb_ND, code_N, size, comparison, rule))
         if progress is not None:
             progress(done, draws * len(wanted))
-    drawing = _Drawing(len(names), seed, replicates)
+    drawing = _OpenSetBootstrap(len(names), seed, replicates)
     whole = trials[num_enrolled]
     by_size = tuple(drawing.gallery(size, trials[size], pair_threshold) for size in wanted)
-    return OpenSet(
+    return OpenSetResult(
         rule=rule,
         shot=shot,
         draws=draws,
@@ -209,25 +218,27 @@ def open_set(
 
 
 @dataclass(frozen=True)
-class _Drawing:
+class _OpenSetBootstrap:
     """How the figures' intervals are drawn."""
 
     num_identities: int
     seed: int
     replicates: int
 
-    def figures(self, statistic: Callable[[Ints], Floats], known: Sequence[bool]) -> list[Figure]:
+    def estimates(
+        self, statistic: Callable[[Ints], Floats], known: Sequence[bool]
+    ) -> list[Estimate]:
         """What `statistic` gives of counts of identities; no value where it is not `known`."""
         values = statistic(np.ones(self.num_identities, dtype=np.int64))
         values = np.where(known, values, np.nan)
         drawn = replicate(
             statistic, self.num_identities, seed=self.seed, replicates=self.replicates
         )
-        return figures(values.tolist(), drawn)
+        return estimates(values.tolist(), drawn)
 
     def gallery(
-        self, size: int, trials: Sequence[Trial], pair_threshold: float | None
-    ) -> OfGallery:
+        self, size: int, trials: Sequence[SplitScores], pair_threshold: float | None
+    ) -> IdentificationRates:
         """The figures of galleries of one size."""
 
         def measured(count_I: Ints) -> Floats:
@@ -236,11 +247,13 @@ class _Drawing:
         fewest = min(len(trial.stranger) for trial in trials)
         resolved = [1 / fewest <= float(target) for target in TARGET_FPIRS]
         given = pair_threshold is not None
-        rank_1, *dirs, at, away = self.figures(measured, [True, *resolved, given, given])
+        rank_1, *dirs, at, away = self.estimates(measured, [True, *resolved, given, given])
         by_target = dict(zip(TARGET_FPIRS, dirs, strict=True))
-        return OfGallery(size, rank_1, by_target, AtThreshold(at, away) if given else None)
+        return IdentificationRates(
+            size, rank_1, by_target, IdentificationAtThreshold(at, away) if given else None
+        )
 
-    def held_out(self, trials: Sequence[Trial]) -> dict[str, AtThreshold]:
+    def held_out(self, trials: Sequence[SplitScores]) -> dict[str, IdentificationAtThreshold]:
         """What thresholds do to the half of the strangers that they were not chosen by."""
 
         def measured(count_I: Ints) -> Floats:
@@ -248,12 +261,14 @@ class _Drawing:
 
         fewest = min(len(half.stranger) for trial in trials for half in trial.halves)
         resolved = [1 / fewest <= float(target) for target in TARGET_FPIRS]
-        found = self.figures(measured, np.repeat(resolved, 2).tolist())
+        found = self.estimates(measured, np.repeat(resolved, 2).tolist())
         pairs = zip(found[::2], found[1::2], strict=True)
-        return dict(zip(TARGET_FPIRS, itertools.starmap(AtThreshold, pairs), strict=True))
+        return dict(
+            zip(TARGET_FPIRS, itertools.starmap(IdentificationAtThreshold, pairs), strict=True)
+        )
 
 
-def _read_off(trial: Trial, count_I: Ints, pair_threshold: float | None) -> Floats:
+def _read_off(trial: SplitScores, count_I: Ints, pair_threshold: float | None) -> Floats:
     """Rank-1, DIR at each target, and DIR and strangers turned away at the threshold for pairs."""
     curve = trial.curve(count_I)
     if curve is None:
@@ -264,7 +279,7 @@ def _read_off(trial: Trial, count_I: Ints, pair_threshold: float | None) -> Floa
     return np.array([trial.rank_1(count_I), *dirs, 1 - missed, 1 - fpir])
 
 
-def _held_out(trial: Trial, count_I: Ints) -> Floats:
+def _held_out(trial: SplitScores, count_I: Ints) -> Floats:
     """For each target, DIR and strangers turned away, of thresholds from the other half."""
     one, other = (half.curve(count_I) for half in trial.halves)
     share = [count_I[half.stranger_own].sum() for half in trial.halves]
@@ -296,7 +311,7 @@ def _mean(values: Sequence[Floats]) -> Floats:
     return np.where(count_V > 0, total_V / np.maximum(count_V, 1), np.nan)
 
 
-def _curve(trials: Sequence[Trial]) -> tuple[tuple[float, float], ...]:
+def _curve(trials: Sequence[SplitScores]) -> tuple[tuple[float, float], ...]:
     """DIR over FPIR, from one stranger's probe to all of them."""
     fewest = min(len(trial.stranger) for trial in trials)
     curves = [trial.ranked.curve() for trial in trials]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import CalibrationError, DataError
-from twinlens.measure.bootstrap import Figure
+from twinlens.measure.bootstrap import Estimate
 from twinlens.measure.error_rates import matches
 from twinlens.measure.fusion import RULES
 from twinlens.measure.probability import Isotonic, Platt, probability_limits
@@ -35,8 +35,8 @@ from twinlens.measure.stored import (
 
 __all__ = [
     "OpenSetCalibration",
-    "check_rate",
-    "check_target",
+    "check_fpir",
+    "check_num_strangers",
     "finite_threshold",
     "kept_ranks",
     "margins",
@@ -88,8 +88,8 @@ class OpenSetCalibration:
     num_templates: int
     num_mated: int
     num_strangers: int
-    tpir: Figure
-    rank_1: Figure
+    tpir: Estimate
+    rank_1: Estimate
     by_rule: Mapping[str, float]
     strangers: tuple[float, ...]
     curve: Platt | Isotonic | None
@@ -102,7 +102,7 @@ class OpenSetCalibration:
         Raises:
             CalibrationError: fewer strangers than 1 / `fpir`, or too many equally close.
         """
-        check_rate(fpir, self.num_strangers)
+        check_num_strangers(fpir, self.num_strangers)
         allowed = np.count_nonzero(
             np.arange(1, self.num_strangers + 1) / self.num_strangers <= fpir
         )
@@ -194,7 +194,7 @@ def margins(distance_P: ArrayLike, runner_up_P: ArrayLike, threshold: float) -> 
     return np.asarray(np.maximum(gap, 0.0), dtype=np.float64)
 
 
-def check_target(fpir: float) -> None:
+def check_fpir(fpir: float) -> None:
     """Refuse a target that is no share.
 
     Raises:
@@ -204,13 +204,13 @@ def check_target(fpir: float) -> None:
         raise CalibrationError(f"the target FPIR is {fpir}; it must lie between 0 and 1")
 
 
-def check_rate(fpir: float, num_strangers: int) -> None:
+def check_num_strangers(fpir: float, num_strangers: int) -> None:
     """Refuse a target that so many strangers cannot resolve.
 
     Raises:
         CalibrationError: not between 0 and 1, or fewer strangers than 1 / `fpir`.
     """
-    check_target(fpir)
+    check_fpir(fpir)
     if num_strangers == 0 or 1 / num_strangers > fpir:
         raise CalibrationError(
             f"found {num_strangers} pictures of strangers to ask about; an FPIR of {fpir:g} needs "

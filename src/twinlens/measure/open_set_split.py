@@ -14,11 +14,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.measure.error_rates import DetCurve, RankedPairs
+from twinlens.measure.error_rates import DetCurve, SortedPairs
 from twinlens.measure.pairs import Comparison
-from twinlens.measure.rank_probes import ask, random_rounds, spread_sample
+from twinlens.measure.rank_probes import balanced_sample, random_rounds, rank_probes
 
-__all__ = ["Division", "Trial"]
+__all__ = ["OpenSetSplit", "SplitScores"]
 
 MOST_PROBES = 5000
 NEVER = float(np.finfo(np.float64).max)
@@ -30,7 +30,7 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Division:
+class OpenSetSplit:
     """Rows of templates, mated probes and non-mated probes.
 
     Enrolled identities are numbered in a random order, so that the first few are a smaller
@@ -47,7 +47,7 @@ class Division:
     @classmethod
     def draw(
         cls, code_N: Ints, count_I: Ints, num_enrolled: int, shot: int, rng: np.random.Generator
-    ) -> Division:
+    ) -> OpenSetSplit:
         """Divide identities, then each enrolled one's pictures."""
         mixed_I = rng.permutation(len(count_I))
         enrolled = mixed_I[count_I[mixed_I] > shot][:num_enrolled]
@@ -62,34 +62,36 @@ class Division:
         mated = np.flatnonzero((number_N >= 0) & ~shown_N)
         nonmated = np.flatnonzero(number_N < 0)
         mated, nonmated = (
-            rows[spread_sample(code_N[rows], MOST_PROBES, rng)] for rows in (mated, nonmated)
+            rows[balanced_sample(code_N[rows], MOST_PROBES, rng)] for rows in (mated, nonmated)
         )
         return cls(template, number_N[template], mated, number_N[mated], nonmated,
                    odd_I[code_N[nonmated]])  # fmt: skip
 
-    def ask(
+    def search(
         self,
         emb_ND: NDArray[np.float32],
         code_N: Ints,
         size: int,
         comparison: Comparison,
         rule: str,
-    ) -> Trial:
+    ) -> SplitScores:
         """Enrol the first `size` identities and ask about theirs and all strangers."""
         shown = self.template_code < size
         rows, mated = self.template[shown], self.mated[self.mated_code < size]
         probe = np.concatenate([mated, self.nonmated])
-        found = ask(emb_ND[probe], emb_ND[rows], self.template_code[shown], comparison, (rule,))
+        found = rank_probes(
+            emb_ND[probe], emb_ND[rows], self.template_code[shown], comparison, (rule,)
+        )
         code, distance = found[rule].code, found[rule].distance.astype(np.float64)
         right = code[: len(mated)] == self.mated_code[self.mated_code < size]
-        return Trial(
+        return SplitScores(
             right, np.where(right, distance[: len(mated)], NEVER), distance[len(mated) :],
             code_N[mated], code_N[self.nonmated], self.odd,
         )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
+class SplitScores:
     """What one gallery answered: `right` (G,) and `mated` (G,), `stranger` (S,) distances.
 
     `mated_own` (G,) and `stranger_own` (S,) are the probes' identities, for the bootstrap.
@@ -103,16 +105,18 @@ class Trial:
     odd: Bools
 
     @cached_property
-    def ranked(self) -> RankedPairs:
+    def ranked(self) -> SortedPairs:
         """Sorted once; its curve's FAR is the FPIR, and its FRR is 1 - DIR."""
-        return RankedPairs.of(self.mated, self.stranger)
+        return SortedPairs.of(self.mated, self.stranger)
 
     @cached_property
-    def halves(self) -> tuple[Trial, Trial]:
+    def halves(self) -> tuple[SplitScores, SplitScores]:
         """The same with either half of the strangers."""
         kept = (self.right, self.mated, self.mated_own)
         first, second = (
-            Trial(kept[0], kept[1], self.stranger[odd], kept[2], self.stranger_own[odd], odd[odd])
+            SplitScores(
+                kept[0], kept[1], self.stranger[odd], kept[2], self.stranger_own[odd], odd[odd]
+            )
             for odd in (self.odd, ~self.odd)
         )
         return first, second

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from twinlens.measure.bootstrap import REPLICATES, Figure, figures, replicate
+from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, replicate
 from twinlens.measure.error_rates import matches, threshold_at_far
 from twinlens.measure.fusion import RULES, check_rule
 from twinlens.measure.open_set_calibration import (
     OpenSetCalibration,
-    check_rate,
-    check_target,
+    check_fpir,
+    check_num_strangers,
     finite_threshold,
     kept_ranks,
     margins,
@@ -39,9 +39,9 @@ from twinlens.measure.probability import (
     fit_platt,
     held_out_losses,
 )
-from twinlens.measure.rank_probes import Asked, ask, ask_left_out, spread_sample
+from twinlens.measure.rank_probes import BestIdentities, balanced_sample, rank_left_out, rank_probes
 
-__all__ = ["calibrate_open_set", "calibrate_with_probes"]
+__all__ = ["calibrate_open_set", "calibrate_open_set_on_probes"]
 
 MOST_PROBES, LET_IN = 2000, 20
 """Probes of each kind; more where so few would not bring that many strangers within the target."""
@@ -91,30 +91,30 @@ def calibrate_open_set(
         DataError: a distance that is not a finite number.
     """
     check_rule(rule, "auto")
-    check_target(target_fpir)
+    check_fpir(target_fpir)
     if most_probes is None:
         most_probes = max(MOST_PROBES, math.ceil(LET_IN / target_fpir))
     code = np.asarray(code_M, dtype=np.int64)
     _, own_M, count_I = np.unique(code, return_inverse=True, return_counts=True)
-    check_rate(target_fpir, min(len(code), most_probes) if len(count_I) > 1 else 0)
+    check_num_strangers(target_fpir, min(len(code), most_probes) if len(count_I) > 1 else 0)
     pair_M = count_I[own_M] > 1
-    strangers = spread_sample(code, most_probes, np.random.default_rng(seed))
+    strangers = balanced_sample(code, most_probes, np.random.default_rng(seed))
     mated = strangers
     if not pair_M[strangers].all():
         rows = np.flatnonzero(pair_M)
-        mated = rows[spread_sample(code[rows], most_probes, np.random.default_rng(seed))]
+        mated = rows[balanced_sample(code[rows], most_probes, np.random.default_rng(seed))]
     row_P = np.union1d(mated, strangers)
-    found = ask_left_out(row_P, emb_MD, code, comparison, _tried(rule, pair_M), progress=progress)
+    found = rank_left_out(row_P, emb_MD, code, comparison, _tried(rule, pair_M), progress=progress)
     is_mated, is_stranger = np.isin(row_P, mated), np.isin(row_P, strangers)
     probes = _Probes(code[row_P][is_mated], own_M[row_P][is_mated], own_M[row_P][is_stranger])
     by_rule = [
         _Answers.of(name, _rows(found[0][name], is_mated), _rows(found[1][name], is_stranger))
         for name in found[0]
     ]
-    return _settle(by_rule, probes, target_fpir, (len(count_I), len(code)), seed, replicates)
+    return _fit(by_rule, probes, target_fpir, (len(count_I), len(code)), seed, replicates)
 
 
-def calibrate_with_probes(
+def calibrate_open_set_on_probes(
     probe_emb_PD: NDArray[Any],
     probe_code_P: ArrayLike,
     gallery_emb_MD: NDArray[Any],
@@ -151,13 +151,13 @@ def calibrate_with_probes(
     code, gallery_code = np.asarray(probe_code_P), np.asarray(gallery_code_M, dtype=np.int64)
     names, count_I = np.unique(gallery_code, return_counts=True)
     is_mated = np.isin(code, names)
-    check_rate(target_fpir, int(np.count_nonzero(~is_mated)) if len(names) else 0)
+    check_num_strangers(target_fpir, int(np.count_nonzero(~is_mated)) if len(names) else 0)
     if probe_identity_P is None:
         own_P = np.where(is_mated, code, -1 - np.arange(len(code)))
     else:
         own_P = np.asarray(probe_identity_P)
     _, own_P = np.unique(own_P, return_inverse=True)
-    found = ask(probe_emb_PD, gallery_emb_MD, gallery_code, comparison,
+    found = rank_probes(probe_emb_PD, gallery_emb_MD, gallery_code, comparison,
                 _tried(rule, count_I > 1), progress=progress)  # fmt: skip
     probes = _Probes(code[is_mated], own_P[is_mated], own_P[~is_mated])
     by_rule = [
@@ -165,7 +165,7 @@ def calibrate_with_probes(
         for name, asked in found.items()
     ]
     size = (len(names), len(gallery_code))
-    return _settle(by_rule, probes, target_fpir, size, seed, replicates)
+    return _fit(by_rule, probes, target_fpir, size, seed, replicates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,11 +185,11 @@ class _Answers:
     """What one rule answered to mated probes, and strangers' best distances (S,)."""
 
     rule: str
-    mated: Asked
+    mated: BestIdentities
     stranger: Floats
 
     @classmethod
-    def of(cls, rule: str, mated: Asked, stranger: Asked) -> _Answers:
+    def of(cls, rule: str, mated: BestIdentities, stranger: BestIdentities) -> _Answers:
         return cls(rule, mated, stranger.distance.astype(np.float64))
 
     def identified(self, code_G: Ints, threshold: float) -> NDArray[np.bool_]:
@@ -198,8 +198,8 @@ class _Answers:
         return np.asarray((self.mated.code == code_G) & within_G)
 
 
-def _rows(asked: Asked, which_P: NDArray[np.bool_]) -> Asked:
-    return Asked(asked.code[which_P], asked.distance[which_P], asked.runner_up[which_P])
+def _rows(asked: BestIdentities, which_P: NDArray[np.bool_]) -> BestIdentities:
+    return BestIdentities(asked.code[which_P], asked.distance[which_P], asked.runner_up[which_P])
 
 
 def _tried(rule: str, has_more: NDArray[np.bool_]) -> tuple[str, ...]:
@@ -208,7 +208,7 @@ def _tried(rule: str, has_more: NDArray[np.bool_]) -> tuple[str, ...]:
     return RULES if has_more.any() else RULES[:1]
 
 
-def _settle(
+def _fit(
     answers: list[_Answers],
     probes: _Probes,
     target: float,
@@ -260,7 +260,7 @@ def _measured(
     target: float,
     seed: int,
     replicates: int,
-) -> tuple[Figure, Figure, Figure]:
+) -> tuple[Estimate, Estimate, Estimate]:
     """The threshold, `tpir` and `rank_1`; identities are redrawn, and the gallery is not."""
     right = answer.mated.code == probes.code
     distance = answer.mated.distance.astype(np.float64)
@@ -281,7 +281,7 @@ def _measured(
 
     num = int(max(probes.stranger_own.max(), probes.mated_own.max(initial=0))) + 1
     values = [threshold, *shares(threshold, np.ones(len(right), dtype=np.int64))]
-    found = figures(values, replicate(redrawn, num, seed=seed, replicates=replicates))
+    found = estimates(values, replicate(redrawn, num, seed=seed, replicates=replicates))
     return found[0], found[1], found[2]
 
 

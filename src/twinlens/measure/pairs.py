@@ -28,9 +28,9 @@ __all__ = [
     "blocks",
     "count_pairs",
     "draw_pairs",
+    "extract_genuine",
     "listed_distances",
     "pair_distances",
-    "taken_out",
 ]
 
 ALL_PAIRS_LIMIT = 200_000
@@ -166,7 +166,7 @@ def listed_distances(
     return dist_BS
 
 
-def taken_out(
+def extract_genuine(
     dist_PN: NDArray[np.float32], own_P: Ints, first_P: Ints, relevant_P: Ints
 ) -> NDArray[np.float32]:
     """Take the genuine pairs out of a block of distances, and each picture's own.

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from twinlens.measure.fusion import Grouped, Ranked, identity_means, rank_identities
+from twinlens.measure.fusion import RankList, TemplateGroups, identity_means, rank_identities
 from twinlens.measure.pairs import Comparison, blocks
 
-__all__ = ["Asked", "ask", "ask_left_out", "random_rounds", "spread_sample"]
+__all__ = ["BestIdentities", "balanced_sample", "random_rounds", "rank_left_out", "rank_probes"]
 
 BYTES_EACH = 24
 """What a distance needs while its block is worked on, with all that is made on the way."""
@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class BestIdentities:
     """The gallery's best identity for each probe, by one rule.
 
     Attributes:
@@ -46,12 +46,12 @@ class Asked:
     runner_up: Floats
 
     @classmethod
-    def empty(cls, num: int) -> Asked:
+    def empty(cls, num: int) -> BestIdentities:
         """Room for `num` probes."""
         endless = np.full(num, np.inf, dtype=np.float32)
         return cls(np.full(num, -1, dtype=np.int64), endless, endless.copy())
 
-    def fill(self, part: slice, ranked: Ranked) -> None:
+    def fill(self, part: slice, ranked: RankList) -> None:
         """Write the first two places of a rank list into the rows of `part`."""
         places = ranked.code.shape[1]
         if places:
@@ -60,7 +60,7 @@ class Asked:
             self.runner_up[part] = ranked.distance[:, 1]
 
 
-def ask(
+def rank_probes(
     probe_emb_PD: NDArray[Any],
     gallery_emb_MD: NDArray[Any],
     gallery_code_M: ArrayLike,
@@ -68,7 +68,7 @@ def ask(
     rules: Sequence[str],
     *,
     progress: Progress | None = None,
-) -> dict[str, Asked]:
+) -> dict[str, BestIdentities]:
     """Who each probe is taken for, by each rule.
 
     Args:
@@ -80,14 +80,14 @@ def ask(
         progress: called with the probes done and all probes.
     """
     gallery = _Gallery.of(gallery_emb_MD, gallery_code_M)
-    found = {rule: Asked.empty(len(probe_emb_PD)) for rule in rules}
+    found = {rule: BestIdentities.empty(len(probe_emb_PD)) for rule in rules}
     for part in _blocks(len(probe_emb_PD), gallery, progress):
         emb_BD = np.asarray(probe_emb_PD[part], dtype=np.float32)
         gallery.answer(found, part, gallery.distances(emb_BD, comparison, rules))
     return found
 
 
-def ask_left_out(
+def rank_left_out(
     row_P: Ints,
     emb_MD: NDArray[Any],
     code_M: ArrayLike,
@@ -95,7 +95,7 @@ def ask_left_out(
     rules: Sequence[str],
     *,
     progress: Progress | None = None,
-) -> tuple[dict[str, Asked], dict[str, Asked]]:
+) -> tuple[dict[str, BestIdentities], dict[str, BestIdentities]]:
     """Ask a gallery about its own templates.
 
     Args:
@@ -111,7 +111,7 @@ def ask_left_out(
     """
     gallery = _Gallery.of(emb_MD, code_M)
     place_P = row_P if gallery.row is None else np.argsort(gallery.row)[row_P]
-    mated, stranger = ({rule: Asked.empty(len(row_P)) for rule in rules} for _ in range(2))
+    mated, stranger = ({rule: BestIdentities.empty(len(row_P)) for rule in rules} for _ in range(2))
     for part in _blocks(len(row_P), gallery, progress):
         emb_BD, code_B1 = gallery.emb[place_P[part]], gallery.code[place_P[part], None]
         dist = gallery.distances(emb_BD, comparison, rules)
@@ -123,7 +123,7 @@ def ask_left_out(
     return mated, stranger
 
 
-def spread_sample(code_M: ArrayLike, most: int, rng: np.random.Generator) -> Ints:
+def balanced_sample(code_M: ArrayLike, most: int, rng: np.random.Generator) -> Ints:
     """Up to `most` rows, ascending, of as many identities as there are, and evenly of each.
 
     Rows are drawn in rounds: one of each identity in a random order, then a second one of each,
@@ -164,18 +164,18 @@ class _Gallery:
     emb: Floats
     code: Ints
     row: Ints | None
-    grouped: Grouped
+    grouped: TemplateGroups
     mean: Floats
-    each: Grouped
+    each: TemplateGroups
 
     @classmethod
     def of(cls, emb_MD: NDArray[Any], code_M: ArrayLike) -> _Gallery:
         emb, code = np.asarray(emb_MD, dtype=np.float32), np.asarray(code_M, dtype=np.int64)
-        row = Grouped.of(code).order
+        row = TemplateGroups.of(code).order
         if row is not None:
             emb, code = emb[row], code[row]
         mean, each = identity_means(emb, code)
-        return cls(emb, code, row, Grouped.of(code), mean, Grouped.of(each))
+        return cls(emb, code, row, TemplateGroups.of(code), mean, TemplateGroups.of(each))
 
     def distances(
         self, emb_BD: Floats, comparison: Comparison, rules: Sequence[str]
@@ -194,7 +194,7 @@ class _Gallery:
         return self.code if dist_BM.shape[1] == len(self.code) else self.each.code
 
     def answer(
-        self, found: Mapping[str, Asked], part: slice, distances: Mapping[str, Floats]
+        self, found: Mapping[str, BestIdentities], part: slice, distances: Mapping[str, Floats]
     ) -> None:
         """Rank by each rule, and write the first two places."""
         for rule, dist in distances.items():

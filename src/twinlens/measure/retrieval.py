@@ -1,4 +1,4 @@
-"""Retrieval: does the nearest other picture show the same thing? Leave-one-out.
+"""RetrievalResult: does the nearest other picture show the same thing? Leave-one-out.
 
 Each genuine picture is a probe against all other pictures. Forged pictures stand in the gallery
 and are never right. A probe whose identity has no other genuine picture has nothing to find: it
@@ -22,14 +22,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
-from twinlens.measure.bootstrap import REPLICATES, Figure, figures, replicate
-from twinlens.measure.distances import Folded, plain_of
+from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, replicate
+from twinlens.measure.distances import ProductForm, as_euclidean
 from twinlens.measure.error_rates import map_at_r, recall_at_k
-from twinlens.measure.half_matrix_knn import Ranks, ranked, smallest
-from twinlens.measure.pairs import Comparison, blocks, taken_out
-from twinlens.measure.threads import cores, spread
+from twinlens.measure.half_matrix_knn import NearestRanks, nearest_ranks, smallest
+from twinlens.measure.pairs import Comparison, blocks, extract_genuine
+from twinlens.measure.parallel import available_cores, parallel_map
 
-__all__ = ["KS", "Retrieval", "retrieval"]
+__all__ = ["KS", "RetrievalResult", "retrieval"]
 
 KS = (1, 5, 10)
 
@@ -49,11 +49,11 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Retrieval:
+class RetrievalResult:
     """Recall at each k, and MAP@R, over `num_probes` pictures; `num_left_out` had no partner."""
 
-    recall_at: Mapping[int, Figure]
-    map_at_r: Figure
+    recall_at: Mapping[int, Estimate]
+    map_at_r: Estimate
     num_probes: int
     num_left_out: int
 
@@ -78,7 +78,7 @@ def retrieval(
     seed: int = 0,
     replicates: int = REPLICATES,
     progress: Progress | None = None,
-) -> Retrieval | None:
+) -> RetrievalResult | None:
     """Recall at k and MAP@R, each with a bootstrap over the probes' identities.
 
     The gallery is not redrawn: the interval is for other people searching in this gallery.
@@ -107,7 +107,7 @@ def retrieval(
     # Without this every block would be as wide as the largest identity asks for.
     probe = probe[np.argsort(num_real[code_P[probe]], kind="stable")]
     code_P = code_P[probe]
-    search = _Search(
+    search = _LeaveOneOut(
         np.asarray(emb_ND)[order_N].astype(np.float32, copy=False),
         comparison,
         probe,
@@ -123,12 +123,14 @@ def retrieval(
 
     known, code_P = np.unique(code_P, return_inverse=True)
     drawn = replicate(redrawn, len(known), seed=seed, replicates=replicates)
-    found = figures(score_SP.mean(axis=1).tolist(), drawn)
+    found = estimates(score_SP.mean(axis=1).tolist(), drawn)
     num_left_out = int(np.count_nonzero(~forged_N)) - len(probe)
-    return Retrieval(dict(zip(ks, found[:-1], strict=True)), found[-1], len(probe), num_left_out)
+    return RetrievalResult(
+        dict(zip(ks, found[:-1], strict=True)), found[-1], len(probe), num_left_out
+    )
 
 
-class _Search:
+class _LeaveOneOut:
     """Probes against all pictures, of which those of one identity stand side by side.
 
     `probe_P` are rows of `emb_ND`, `first_P` the first row of the probe's identity, `relevant_P`
@@ -148,8 +150,8 @@ class _Search:
         self._probe_P, self._first_P, self._relevant_P = probe_P, first_P, relevant_P
         self._ks = ks
         self._depth_P = np.minimum(relevant_P.clip(max((1, *ks))), len(emb_ND) - 1)
-        self._plain = plain_of(comparison)
-        self._folded: Folded | None = None
+        self._plain = as_euclidean(comparison)
+        self._folded: ProductForm | None = None
         self._scratch = local()
 
     def scores(self, progress: Progress) -> NDArray[np.float64]:
@@ -174,7 +176,7 @@ class _Search:
             progress(num, num)
         return score_SP
 
-    def _ranks(self, progress: Progress) -> Ranks | None:
+    def _ranks(self, progress: Progress) -> NearestRanks | None:
         """The nearest pictures of most probes at once, where the comparison allows it."""
         if self._plain is None:
             return None
@@ -182,7 +184,7 @@ class _Search:
         # A code for each identity; a picture that is no probe is like no other.
         code_N, need_N = -np.ones(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
         code_N[self._probe_P], need_N[self._probe_P] = self._first_P, self._depth_P
-        return ranked(
+        return nearest_ranks(
             self._emb_ND,
             code_N,
             need_N,
@@ -196,11 +198,11 @@ class _Search:
             return
         size, threads, bytes_each = len(self._emb_ND), 1, BYTES_ASKED
         if self._plain is not None:
-            self._folded = self._plain.folded(self._emb_ND)
+            self._folded = self._plain.product_form(self._emb_ND)
             # A block for each thread, all of them together as large as one.
-            threads, bytes_each = cores(), BYTES_FOLDED * cores()
+            threads, bytes_each = available_cores(), BYTES_FOLDED * available_cores()
         parts = [some_P[part] for part in blocks(len(some_P), bytes_each * size)]
-        yield from zip(parts, spread(self._looked_at, parts, threads), strict=True)
+        yield from zip(parts, parallel_map(self._looked_at, parts, threads), strict=True)
 
     def _looked_at(self, some: Ints) -> NDArray[np.float64]:
         return self._score(self._nearest_correct(some, int(self._depth_P[some].max())), some)
@@ -216,7 +218,7 @@ class _Search:
         and then together, so that most of the pictures are never put in order.
         """
         dist_PN = self._distances(some)
-        right_PW = taken_out(
+        right_PW = extract_genuine(
             dist_PN, self._probe_P[some], self._first_P[some], self._relevant_P[some]
         )
         wrong_PK = smallest(dist_PN, depth)
@@ -250,7 +252,7 @@ class _Search:
         if self._folded is None or self._plain is None:
             return _ascending(dist).astype(np.int64) << 1
         square = dist + self._folded.square[self._probe_P[some]][:, None]
-        far = self._plain.of_square(np.maximum(square, 0, out=square))
+        far = self._plain.from_squared(np.maximum(square, 0, out=square))
         # None is negative, so that the sign's bit is free and a half of the bytes will do.
         return far.view(np.uint32) << np.uint32(1)
 

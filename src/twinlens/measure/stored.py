@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from twinlens.errors import ModelError
-from twinlens.measure.bootstrap import Figure
+from twinlens.measure.bootstrap import Estimate
 from twinlens.measure.probability import Isotonic, Platt
 
 __all__ = [
@@ -67,9 +67,9 @@ def read_curve(values: Any) -> Platt | Isotonic:
     return Isotonic(tuple(x), tuple(y))
 
 
-def read_figure(values: Any) -> Figure:
-    """What `Figure.as_json` gave."""
-    return Figure(*(read_optional(values, name) for name in ("value", "low", "high")))
+def read_figure(values: Any) -> Estimate:
+    """What `Estimate.as_json` gave."""
+    return Estimate(*(read_optional(values, name) for name in ("value", "low", "high")))
 
 
 def read_number(values: Any, key: str) -> float:

@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
-from twinlens.measure.bootstrap import REPLICATES, Figure, figures, replicate
+from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, replicate
 from twinlens.measure.calibration import Calibration
-from twinlens.measure.error_rates import RankedPairs, auc, eer, matches
+from twinlens.measure.error_rates import SortedPairs, auc, eer, matches
 
-__all__ = ["OneShotTrials", "PairTrials", "one_shot_trials", "pair_trials"]
+__all__ = ["OneShotTrialsResult", "PairTrialsResult", "one_shot_trials", "pair_trials"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class PairTrials:
+class PairTrialsResult:
     """Given pairs, judged.
 
     `accuracy` is balanced, at the calibrated threshold; None without a calibration. `auc` and
@@ -35,9 +35,9 @@ class PairTrials:
     answers.
     """
 
-    accuracy: Figure | None
-    auc: Figure
-    eer: Figure
+    accuracy: Estimate | None
+    auc: Estimate
+    eer: Estimate
     num_genuine: int
     num_impostor: int
 
@@ -51,10 +51,10 @@ class PairTrials:
 
 
 @dataclass(frozen=True)
-class OneShotTrials:
+class OneShotTrialsResult:
     """The share of `num_trials` whose nearest candidate is the right one."""
 
-    accuracy: Figure
+    accuracy: Estimate
     num_trials: int
 
     def as_json(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def pair_trials(
     cluster: ArrayLike | None = None,
     seed: int = 0,
     replicates: int = REPLICATES,
-) -> PairTrials:
+) -> PairTrialsResult:
     """Accuracy at the calibrated threshold, AUC and EER of given pairs.
 
     Args:
@@ -92,7 +92,7 @@ def pair_trials(
         )
     code_N, num_clusters = _clusters(cluster, len(dist_N))
     two_kinds = 0 < np.count_nonzero(same_N) < len(same_N)
-    ranked = RankedPairs.of(dist_N[same_N], dist_N[~same_N]) if two_kinds else None
+    ranked = SortedPairs.of(dist_N[same_N], dist_N[~same_N]) if two_kinds else None
     right_N = None if calibrated is None else matches(dist_N, calibrated.threshold) == same_N
 
     def measured(count_I: Ints) -> Floats:
@@ -109,8 +109,8 @@ def pair_trials(
         return np.array(found)
 
     drawn = replicate(measured, num_clusters, seed=seed, replicates=replicates)
-    found = figures(measured(np.ones(num_clusters, dtype=np.int64)).tolist(), drawn)
-    return PairTrials(
+    found = estimates(measured(np.ones(num_clusters, dtype=np.int64)).tolist(), drawn)
+    return PairTrialsResult(
         accuracy=None if calibrated is None else found[0],
         auc=found[1],
         eer=found[2],
@@ -127,7 +127,7 @@ def one_shot_trials(
     cluster: ArrayLike | None = None,
     seed: int = 0,
     replicates: int = REPLICATES,
-) -> OneShotTrials:
+) -> OneShotTrialsResult:
     """The share of trials whose nearest candidate is marked the same, as in Lake et al. (2015).
 
     Where several candidates tie for the nearest, the trial counts the share of right ones.
@@ -168,7 +168,7 @@ def one_shot_trials(
         return np.array([credit_T @ weight_T / weight_T.sum()])
 
     drawn = replicate(measured, num_clusters, seed=seed, replicates=replicates)
-    return OneShotTrials(figures([float(credit_T.mean())], drawn)[0], len(names))
+    return OneShotTrialsResult(estimates([float(credit_T.mean())], drawn)[0], len(names))
 
 
 def _credits(trial_N: Ints, dist_N: Floats, same_N: NDArray[np.bool_], num_trials: int) -> Floats:

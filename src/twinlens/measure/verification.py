@@ -1,9 +1,6 @@
-"""Verification: how well do distances tell genuine pairs from impostors? And all protocols' door.
+"""Verification: error rates of distances between genuine and impostor pairs.
 
-Everything that is measured has a 95 % interval from a bootstrap over identities (`bootstrap`).
-The other protocols have modules of their own and are named here too: `retrieval`, `one_shot`
-(episodes), `open_set` (identification with strangers), `pair_trials` and `one_shot_trials` (given
-lists). None of them knows a model: they take embeddings and a `Comparison`.
+Every rate has a 95 % interval from a bootstrap over identities (`bootstrap`).
 
 Shapes: N pictures, D numbers in an embedding, Q pairs, I identities.
 """
@@ -17,44 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from twinlens.measure.bootstrap import REPLICATES, Figure, figures, pair_weights, replicate
+from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, pair_weights, replicate
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.error_rates import (
     DetCurve,
-    RankedPairs,
+    SortedPairs,
     auc,
     best_accuracy,
     eer,
     point_at_far,
 )
-from twinlens.measure.few_shot import OneShot, one_shot
-from twinlens.measure.open_set import OpenSet, open_set
 from twinlens.measure.pairs import Comparison, PairSet, draw_pairs, pair_distances
-from twinlens.measure.retrieval import Retrieval, retrieval
-from twinlens.measure.trials import OneShotTrials, PairTrials, one_shot_trials, pair_trials
 
-__all__ = [
-    "TARGET_FARS",
-    "AtThreshold",
-    "Comparison",
-    "Figure",
-    "OneShot",
-    "OneShotTrials",
-    "OpenSet",
-    "PairSet",
-    "PairTrials",
-    "Retrieval",
-    "Skilled",
-    "Verification",
-    "draw_pairs",
-    "one_shot",
-    "one_shot_trials",
-    "open_set",
-    "pair_distances",
-    "pair_trials",
-    "retrieval",
-    "verification",
-]
+__all__ = ["TARGET_FARS", "ErrorRatesAtThreshold", "SkilledForgeryResult", "VerificationResult",
+           "verification"]  # fmt: skip
 
 TARGET_FARS = ("0.1", "0.01", "0.001")
 _NAMES = ("auc", "eer", "accuracy", "threshold", *TARGET_FARS, "far", "frr", "accuracy_at")
@@ -64,13 +37,13 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class AtThreshold:
+class ErrorRatesAtThreshold:
     """What a calibrated threshold does on these pairs; its own interval is the calibration's."""
 
-    threshold: Figure
-    far: Figure
-    frr: Figure
-    accuracy: Figure
+    threshold: Estimate
+    far: Estimate
+    frr: Estimate
+    accuracy: Estimate
 
     def as_json(self) -> dict[str, Any]:
         """`{"threshold", "far", "frr", "accuracy"}`."""
@@ -78,15 +51,15 @@ class AtThreshold:
 
 
 @dataclass(frozen=True)
-class Skilled:
+class SkilledForgeryResult:
     """Genuine pairs against forgeries of the claimed identity only ("skilled forgeries").
 
     `far` is that of the calibrated threshold; None without a calibration.
     """
 
-    auc: Figure
-    eer: Figure
-    far: Figure | None
+    auc: Estimate
+    eer: Estimate
+    far: Estimate | None
     num_impostor: int
 
     def as_json(self) -> dict[str, Any]:
@@ -98,7 +71,7 @@ class Skilled:
 
 
 @dataclass(frozen=True, eq=False)
-class Verification:
+class VerificationResult:
     """How well distances tell genuine pairs from impostors.
 
     `accuracy` is the balanced one at the best `threshold` of these very pairs, hence optimistic;
@@ -106,13 +79,13 @@ class Verification:
     impostor pairs than 1 / FAR. `pairs` and `distance` are what was measured, for a report.
     """
 
-    auc: Figure
-    eer: Figure
-    accuracy: Figure
-    threshold: Figure
-    tar_at_far: Mapping[str, Figure]
-    calibrated: AtThreshold | None
-    skilled: Skilled | None
+    auc: Estimate
+    eer: Estimate
+    accuracy: Estimate
+    threshold: Estimate
+    tar_at_far: Mapping[str, Estimate]
+    calibrated: ErrorRatesAtThreshold | None
+    skilled: SkilledForgeryResult | None
     num_genuine: int
     num_impostor: int
     num_identities: int
@@ -143,7 +116,7 @@ def verification(
     num_pairs: int | None = None,
     seed: int = 0,
     replicates: int = REPLICATES,
-) -> Verification:
+) -> VerificationResult:
     """AUC, EER, accuracy and TAR at FAR on genuine and impostor pairs.
 
     Args:
@@ -163,7 +136,7 @@ def verification(
     pairs = draw_pairs(label_N, forged_N, num_pairs=num_pairs, rng=rng)
     dist_Q = pair_distances(emb_ND, pairs, comparison)
     names, code_N = np.unique(label_N, return_inverse=True)
-    draws = _Draws(
+    draws = _VerificationBootstrap(
         len(names), None if calibrated is None else calibrated.threshold, seed, replicates
     )
     code_a, code_b = code_N[pairs.a], code_N[pairs.b]
@@ -173,19 +146,19 @@ def verification(
     if np.count_nonzero(skilled_Q) > np.count_nonzero(pairs.same):
         kept = (part[skilled_Q] for part in (dist_Q, pairs.same, code_a, code_b))
         figure = draws.measure(*kept)
-        skilled = Skilled(
+        skilled = SkilledForgeryResult(
             figure["auc"],
             figure["eer"],
             None if calibrated is None else figure["far"],
             int(np.count_nonzero(skilled_Q & ~pairs.same)),
         )
-    return Verification(
+    return VerificationResult(
         **{name: found[name] for name in ("auc", "eer", "accuracy", "threshold")},
         tar_at_far={far: found[far] for far in TARGET_FARS},
         calibrated=None
         if calibrated is None
-        else AtThreshold(
-            calibrated.threshold_figure(), found["far"], found["frr"], found["accuracy_at"]
+        else ErrorRatesAtThreshold(
+            calibrated.threshold_estimate(), found["far"], found["frr"], found["accuracy_at"]
         ),
         skilled=skilled,
         num_genuine=int(np.count_nonzero(pairs.same)),
@@ -197,7 +170,7 @@ def verification(
 
 
 @dataclass(frozen=True)
-class _Draws:
+class _VerificationBootstrap:
     """What stays the same when two sets of pairs of the same identities are measured."""
 
     num_identities: int
@@ -207,9 +180,9 @@ class _Draws:
 
     def measure(
         self, dist_Q: NDArray[Any], same_Q: NDArray[np.bool_], code_a: Ints, code_b: Ints
-    ) -> dict[str, Figure]:
+    ) -> dict[str, Estimate]:
         """The figures named in `_NAMES`; pairs are sorted once, and each replicate is O(Q)."""
-        ranked = RankedPairs.of(dist_Q[same_Q], dist_Q[~same_Q])
+        ranked = SortedPairs.of(dist_Q[same_Q], dist_Q[~same_Q])
         genuine, first, second = code_a[same_Q], code_a[~same_Q], code_b[~same_Q]
 
         def redrawn(count_I: Ints) -> Floats:
@@ -223,7 +196,7 @@ class _Draws:
             if name in TARGET_FARS and 1 / len(first) > float(name):
                 values[place] = np.nan
         drawn = replicate(redrawn, self.num_identities, seed=self.seed, replicates=self.replicates)
-        return dict(zip(_NAMES, figures(values.tolist(), drawn), strict=True))
+        return dict(zip(_NAMES, estimates(values.tolist(), drawn), strict=True))
 
 
 def _read_off(curve: DetCurve, threshold: float | None) -> Floats:
