@@ -10,7 +10,7 @@ from torch import Tensor
 
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.model.backbones import make_backbone
-from twinlens.model.strokes import ANGLES, LEVELS, SPREAD, Strokes, measures
+from twinlens.model.strokes import ANGLES, LEVELS, MEASURE_STD, Strokes, stroke_measures
 
 EXTENT, PRESSURE = slice(0, 7), slice(7, 7 + 2 + LEVELS + 2)
 WIDTH = slice(PRESSURE.stop, PRESSURE.stop + 5)
@@ -36,13 +36,13 @@ def seen(dark_HW: Tensor, picture: PictureSettings) -> Tensor:
     """The measures of ink on this ground, as an encoder asks for them."""
     grey = picture.fill / 255 - dark_HW
     normalised = (grey - picture.mean[0]) / picture.std[0]
-    found: Tensor = Strokes(picture, ModelSettings())(normalised[None, None])
-    return found[0]
+    result: Tensor = Strokes(picture, ModelSettings())(normalised[None, None])
+    return result[0]
 
 
 def test_extent_and_pressure_of_a_bar() -> None:
-    found = measures(bar(slice(10, 14), slice(5, 25)))
-    extent, pressure = found[EXTENT], found[PRESSURE]
+    result = stroke_measures(bar(slice(10, 14), slice(5, 25)))
+    extent, pressure = result[EXTENT], result[PRESSURE]
     assert extent[0] == pytest.approx(math.log(40 / 60))
     assert extent[1] == pytest.approx(math.log(4 * 20 / (40 * 60)))
     assert extent[2] == pytest.approx(11.5 / 39, abs=1e-6)  # The mean row, from 0 to 1.
@@ -55,10 +55,10 @@ def test_extent_and_pressure_of_a_bar() -> None:
 
 
 def test_width_is_what_is_left_of_a_bar_when_its_edge_is_taken_off() -> None:
-    found = measures(bar(slice(10, 16), slice(5, 25)))[WIDTH]
+    result = stroke_measures(bar(slice(10, 16), slice(5, 25)))[WIDTH]
     left = [4 * 18 / 120, 2 * 16 / 120, 0, 0]
-    assert found[:4].tolist() == pytest.approx(left)
-    assert found[4] == pytest.approx(-math.log(1 - left[0]))
+    assert result[:4].tolist() == pytest.approx(left)
+    assert result[4] == pytest.approx(-math.log(1 - left[0]))
 
 
 @pytest.mark.parametrize("degrees", [0, 45, 90, 135])
@@ -67,7 +67,7 @@ def test_slant_of_stripes(degrees: int) -> None:
     down, right = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     angle = math.radians(degrees)
     wave = 0.55 + 0.3 * torch.sin(0.3 * (right * math.cos(angle) + down * math.sin(angle)))
-    shares = measures(wave)[SLANT]
+    shares = stroke_measures(wave)[SLANT]
     assert shares.sum() == pytest.approx(1, abs=1e-5)
     assert int(shares.argmax()) == degrees * ANGLES[1] // 180
     assert shares.max() > 0.8
@@ -94,9 +94,9 @@ def test_ground_and_normalisation_do_not_matter() -> None:
 
 
 def test_a_darker_and_a_wider_pen_are_told_apart_from_a_longer_line() -> None:
-    line = measures(bar(slice(10, 13), slice(5, 45)))
-    darker = measures(bar(slice(10, 13), slice(5, 45), 0.8))
-    wider = measures(bar(slice(10, 17), slice(5, 45)))
+    line = stroke_measures(bar(slice(10, 13), slice(5, 45)))
+    darker = stroke_measures(bar(slice(10, 13), slice(5, 45), 0.8))
+    wider = stroke_measures(bar(slice(10, 17), slice(5, 45)))
     assert darker[PRESSURE][0] > line[PRESSURE][0]
     torch.testing.assert_close(darker[WIDTH], line[WIDTH])
     assert wider[WIDTH][4] > line[WIDTH][4]
@@ -106,9 +106,9 @@ def test_a_darker_and_a_wider_pen_are_told_apart_from_a_longer_line() -> None:
 @pytest.mark.parametrize("size", [(40, 60), (1, 1), (2, 300)])
 @pytest.mark.parametrize("ink", [0.0, 1.0])
 def test_empty_and_black_pages_have_finite_measures(size: tuple[int, int], ink: float) -> None:
-    found = measures(torch.full(size, ink))
-    assert found.shape == (len(SPREAD),)
-    assert found.isfinite().all()
+    result = stroke_measures(torch.full(size, ink))
+    assert result.shape == (len(MEASURE_STD),)
+    assert result.isfinite().all()
 
 
 def test_each_picture_by_itself_and_nothing_to_learn() -> None:

@@ -1,8 +1,8 @@
 """Two embeddings -> a distance. Lower is closer, for every comparator.
 
-Each comparator gives `matrix(a, b)[i, j]` = the distance of a[i] and b[j], and
-`pairwise(a, b)[i]` = the distance of a[i] and b[i]; an embedding has distance 0 to itself.
-The learned ones give `logits` as well, from which binary cross-entropy learns "same" (> 0).
+`matrix(a, b)[i, j]` is the distance of a[i] and b[j], and `pairwise(a, b)[i]` that of a[i] and
+b[i]; an embedding has distance 0 to itself. Learned comparators also have `logits`, for binary
+cross-entropy: log-odds that a pair is genuine.
 
 Shapes: N, M embeddings of D dimensions.
 """
@@ -30,31 +30,35 @@ __all__ = [
     "safe_sqrt",
 ]
 
-# Elements of the largest intermediate tensor of a learned comparator: 64 MiB of float32.
+# Elements of the largest intermediate tensor of `Network`: 64 MiB of float32.
 BLOCK = 2**24
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision as float32; float32 and wider as they are."""
+    """Half precision widened to float32; float32 and float64 unchanged.
+
+    >>> at_least_float32(torch.ones(2, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def safe_sqrt(square: Tensor) -> Tensor:
-    """The square root, with gradient 0 at 0, where the plain one's is infinite and then NaN."""
+    """The square root with gradient 0 at 0; torch's is infinite there, and NaN after it."""
     root: Tensor = _SafeSqrt.apply(square)
     return root
 
 
 def squared_distances(a_ND: Tensor, b_MD: Tensor) -> Tensor:
     """`res[i, j] = |a[i] - b[j]|^2`, by one matrix product."""
-    # Autocast would multiply them in bfloat16.
+    # Autocast would multiply in bfloat16.
     with torch.autocast(a_ND.device.type, enabled=False):
         square_NM: Tensor = _SquaredDistances.apply(a_ND, b_MD)
     return square_NM
 
 
 class _SafeSqrt(torch.autograd.Function):
-    """By hand, since the chain of torch's own steps goes over its matrix three times as often."""
+    """With its own gradient: that of torch's operations makes three times the passes."""
 
     @staticmethod
     def forward(ctx: Any, square: Tensor) -> Tensor:
@@ -66,13 +70,13 @@ class _SafeSqrt(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (root,) = ctx.saved_tensors
-        # 1 / root without a mask, which would take longer than all the rest.
+        # 1 / root without a mask, which would dominate the time.
         slope: Tensor = root / root.square().clamp_min_(1e-12)
         return slope.mul_(grad / 2)
 
 
 class _SquaredDistances(torch.autograd.Function):
-    """By hand, for the same reason."""
+    """With its own gradient, for the same reason."""
 
     @staticmethod
     def forward(ctx: Any, a_ND: Tensor, b_MD: Tensor) -> Tensor:
@@ -90,7 +94,7 @@ class _SquaredDistances(torch.autograd.Function):
 
 
 class Comparator(nn.Module):
-    """What all comparators share; distances are in float32 or wider, even inside autocast."""
+    """Base of all comparators; distances are float32 or wider, also inside autocast."""
 
     name: str
 
@@ -115,7 +119,7 @@ class Comparator(nn.Module):
         raise NotImplementedError
 
     def logits(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
-        """The learned log-odds that a[i] and b[i] are the same, shape (N,); learned ones only."""
+        """Log-odds that the pair a[i], b[i] is genuine, shape (N,); learned comparators only."""
         raise NotImplementedError
 
 
@@ -132,7 +136,7 @@ class Euclidean(Comparator):
 
 
 class SquaredEuclidean(Comparator):
-    """`|a - b|^2`: no triangle inequality, but the order of Euclidean."""
+    """`|a - b|^2`: the order of Euclidean, without the triangle inequality."""
 
     name = "squared-euclidean"
 
@@ -155,14 +159,14 @@ class Cosine(Comparator):
         return squared_distances(a_ND, b_MD) / 2
 
     def prepared_pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
-        # By the difference, so that an embedding has distance exactly 0 to itself.
+        # From the difference, so that equal embeddings have distance exactly 0.
         return (a_ND - b_ND).square().sum(1) / 2
 
 
 class Sigmoid(Comparator):
     """A sigmoid on the Euclidean distance: logit = bias - scale * |a - b| with scale > 0.
 
-    The distance is what the logit loses against a pair of identical pictures, scale * |a - b|.
+    The distance, scale * |a - b|, is the logit of identical pictures minus that of the pair.
     """
 
     name = "sigmoid"
@@ -185,8 +189,8 @@ class Sigmoid(Comparator):
 class Network(Comparator):
     """A small network on |a - b| (Koch 2015 has one layer of it): D -> 512, ReLU, -> 1 logit.
 
-    The distance is what the logit loses against a pair of identical pictures, and no pair is
-    closer than that. It is not a metric: the triangle inequality does not hold.
+    The distance is the logit of identical pictures minus that of the pair, and at least 0. It is
+    not a metric: the triangle inequality does not hold.
     """
 
     name = "network"
@@ -205,9 +209,9 @@ class Network(Comparator):
         return self._logit((a_ND.float() - b_ND.float()).abs())
 
     def prepared_pairwise(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
-        nothing = a_ND.new_zeros(1, a_ND.shape[1])
-        logit = self.logits(torch.cat([nothing, a_ND]), torch.cat([nothing, b_ND]))
-        # The last bits of a product depend on the row, so that 0 must be said to be 0.
+        zero_1D = a_ND.new_zeros(1, a_ND.shape[1])
+        logit = self.logits(torch.cat([zero_1D, a_ND]), torch.cat([zero_1D, b_ND]))
+        # The last bits of a matrix product depend on the row; equal embeddings get exactly 0.
         equal_N = (a_ND == b_ND).all(dim=1)
         return (logit[0] - logit[1:]).clamp_min(0).masked_fill(equal_N, 0)
 
@@ -234,10 +238,14 @@ COMPARATORS = tuple(_MAKERS)
 
 
 def make_comparator(name: str, dim: int) -> Comparator:
-    """The comparator of that name for embeddings of `dim` dimensions.
+    """The comparator with a name, for embeddings of `dim` dimensions.
 
     Raises:
-        ConfigError: no such comparator.
+        ConfigError: an unknown name.
+
+    >>> a, b = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0], [3.0, 0.0]])
+    >>> make_comparator("euclidean", 2).matrix(a, b).tolist()
+    [[5.0, 0.0]]
     """
     if name not in _MAKERS:
         raise ConfigError(unknown_name("comparator", name, COMPARATORS))
@@ -245,7 +253,7 @@ def make_comparator(name: str, dim: int) -> Comparator:
 
 
 class TorchComparison:
-    """A comparator for numpy arrays, as the measures use it: float32 in and out, no gradients."""
+    """A `measure.pairs.Comparison` by torch: float32 arrays in and out, no gradients."""
 
     def __init__(self, comparator: Comparator) -> None:
         self._comparator = comparator
@@ -254,7 +262,7 @@ class TorchComparison:
 
     @property
     def scale(self) -> float:
-        """What the Euclidean distance is multiplied by; 1 where nothing is learned of it."""
+        """The learned factor of the Euclidean distance; 1 without one."""
         log_scale = getattr(self._comparator, "log_scale", None)
         return 1.0 if log_scale is None else float(log_scale.detach().exp())
 
@@ -269,7 +277,7 @@ class TorchComparison:
         return _array(self._comparator.pairwise(self._tensor(a_ND), self._tensor(b_ND)))
 
     def _tensor(self, array: NDArray[np.float32]) -> Tensor:
-        # torch warns when it is to share memory that is read-only: memory-mapped embeddings.
+        # torch warns about sharing read-only memory, such as memory-mapped embeddings.
         array = np.asarray(array, dtype=np.float32)
         return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self._device)
 

@@ -1,4 +1,4 @@
-"""Backbone + head + preprocessing: uint8 pictures in, embeddings out.
+"""The encoder: preprocessing, backbone and head, from uint8 pictures to embeddings.
 
 Shapes: B pictures, C channels, H x W pixels, F features, D dimensions of the embedding.
 """
@@ -20,11 +20,17 @@ from twinlens.model.backbones import freeze_before, make_backbone, num_features
 from twinlens.model.layers import glorot, make_head
 from twinlens.model.own_backbones import is_own
 
-__all__ = ["Encoder", "embed_features", "embed_pixels", "pictures_at_once"]
+__all__ = ["Encoder", "default_batch_size", "embed_features", "embed_pixels"]
 
 
 class Encoder(nn.Module):
-    """A network from pictures to embeddings; what it does to pixels travels with its weights."""
+    """A network from pictures to embeddings, with its own preprocessing.
+
+    Args:
+        model: settings of the network.
+        picture: size, colours and statistics of its pictures.
+        load: whether to load pretrained weights.
+    """
 
     mean: Tensor
     std: Tensor
@@ -42,12 +48,12 @@ class Encoder(nn.Module):
             if is_own(model.backbone) and model.weights is None:
                 self.backbone.apply(glorot)
         self._frozen = freeze_before(self.backbone, model.freeze)
-        # The statistics are in the settings already; as buffers they only follow the device.
+        # Buffers follow the device; the statistics are stored in the settings, not in the weights.
         self.register_buffer("mean", torch.tensor(picture.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(picture.std).view(1, -1, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> Encoder:
-        """As for every module, but frozen layers stay in inference mode."""
+        """Set the mode as in every module, but keep frozen layers in inference mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
@@ -79,7 +85,7 @@ class Encoder(nn.Module):
 
     @property
     def uses_channels_last(self) -> bool:
-        """Whether the convolutions' weights lie with the channels last."""
+        """Whether the weights of convolutions are in the format channels last."""
         weights = [p for p in self.backbone.parameters() if p.dim() == 4]
         return any(
             w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous()
@@ -88,7 +94,7 @@ class Encoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device of the weights."""
         return self.mean.device
 
 
@@ -97,15 +103,15 @@ def _as_float(x_BCHW: Tensor) -> Tensor:
 
 
 def _shifted(x_BCHW: Tensor) -> Iterator[Tensor]:
-    """The pictures by each of `SHIFTS`; what comes in is the border's own colour."""
+    """The pictures (B, C, H, W) shifted by each of `SHIFTS`; the border is repeated."""
     height, width = x_BCHW.shape[2:]
     padded = F.pad(x_BCHW, (1, 1, 1, 1), mode="replicate")
     for down, right in SHIFTS:
         yield padded[:, :, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
 
 
-def pictures_at_once(encoder: Encoder) -> int:
-    """Pictures of a forward pass: 256 for our networks, 32 for timm's."""
+def default_batch_size(encoder: Encoder) -> int:
+    """Default batch size of a forward pass: 256 for small networks, 32 for timm's."""
     return 256 if is_own(encoder.model_settings.backbone) else 32
 
 
@@ -118,18 +124,18 @@ def embed_pixels(
     bfloat16: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Embed pictures that are decoded already.
+    """Embed decoded pictures in inference mode.
 
     Args:
-        encoder: is put into inference mode, and back into the mode it was in.
-        pixels_NCHW: uint8, shape (N, C, H, W), in memory or memory-mapped.
-        batch_size: pictures a forward pass; those of `pictures_at_once` by default.
-        bfloat16: autocast the forward pass; the embeddings are float32 all the same.
+        encoder: network; its mode is restored.
+        pixels_NCHW: uint8 pictures, shape (N, C, H, W), in memory or memory-mapped.
+        batch_size: pictures of a forward pass; `default_batch_size` by default.
+        bfloat16: whether to autocast the forward pass; embeddings are float32 in either case.
         progress: called with (done, N) after each batch.
     Returns:
-        Embeddings, shape (N, D), row by row of `pixels_NCHW`.
+        Embeddings, shape (N, D), in the order of `pixels_NCHW`.
     """
-    size = pictures_at_once(encoder) if batch_size is None else batch_size
+    size = default_batch_size(encoder) if batch_size is None else batch_size
     num = len(pixels_NCHW)
     emb_ND = np.zeros((num, encoder.model_settings.embedding), dtype=np.float32)
     device = encoder.device
@@ -137,7 +143,7 @@ def embed_pixels(
     was_training = encoder.training
     encoder.eval()
     for start in range(0, num, size):
-        # A copy, because torch refuses to share memory that is read-only.
+        # A copy: torch does not share read-only memory.
         batch = torch.from_numpy(np.array(pixels_NCHW[start : start + size]))
         with autocast:
             emb_ND[start : start + size] = encoder(batch.to(device)).cpu().numpy()
@@ -149,7 +155,7 @@ def embed_pixels(
 
 @torch.inference_mode()
 def embed_features(encoder: Encoder, features_NF: Tensor) -> NDArray[np.float32]:
-    """Embeddings, shape (N, D), of backbone features that are there already, shape (N, F)."""
+    """Embeddings, shape (N, D), of backbone features (N, F), in inference mode."""
     was_training = encoder.training
     encoder.eval()
     emb_ND = encoder.project(features_NF).cpu().numpy()

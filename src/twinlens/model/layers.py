@@ -1,8 +1,5 @@
 """Layers that several networks share: projection head, pooling, initial weights.
 
-torch's max pooling also records where each maximum lies, which only a gradient needs: on two cores
-that took as long as the convolution before it.
-
 Shapes: B pictures, C channels, H x W map, F features, D dimensions of the embedding.
 """
 
@@ -19,9 +16,12 @@ __all__ = ["HalvingMaxPool", "glorot", "make_head"]
 def make_head(num_features: int, model: ModelSettings) -> nn.Sequential:
     """Fully connected layers from the features (B, F) to the embedding (B, D), not normalised.
 
-    Each hidden width of `model.head` is followed by ReLU, dropout and batch norm; where
-    `model.head_norm` is "between", the last one is not normalised. Without hidden layers it is
-    one linear map.
+    Each hidden layer of `model.head` is followed by ReLU, dropout and batch norm; with
+    `model.head_norm` "between" the last one has no batch norm. Without hidden layers the head is
+    one linear layer.
+
+    >>> len(make_head(8, ModelSettings(head=(5,), embedding=2)))
+    3
     """
     layers: list[nn.Module] = []
     width = num_features
@@ -39,13 +39,17 @@ def make_head(num_features: int, model: ModelSettings) -> nn.Sequential:
 
 
 class HalvingMaxPool(nn.MaxPool2d):
-    """`MaxPool2d(2)`, to the bit; an odd last row or column is left out."""
+    """`nn.MaxPool2d(2)`, faster on a CPU without a gradient; an odd last row or column is dropped.
+
+    torch also records the position of each maximum, which only a gradient needs. On two cores that
+    took as long as the convolution before it.
+    """
 
     def __init__(self) -> None:
         super().__init__(2)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """The map (B, C, H // 2, W // 2)."""
+        """The pooled map (B, C, H // 2, W // 2)."""
         if x_BCHW.requires_grad or x_BCHW.device.type != "cpu":
             pooled: Tensor = super().forward(x_BCHW)
             return pooled
@@ -55,9 +59,9 @@ class HalvingMaxPool(nn.MaxPool2d):
 
 
 def glorot(layer: nn.Module) -> None:
-    """Weights as Keras begins with them (Glorot 2010): uniform, by both widths; biases 0.
+    """Initialise convolutions and linear layers as Keras does: Glorot 2010, uniform; biases 0.
 
-    For `module.apply(glorot)`. Layers other than convolutions and linear ones stay as they are.
+    For `module.apply(glorot)`; other layers stay as they are.
     """
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(layer.weight)

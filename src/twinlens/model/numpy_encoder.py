@@ -1,10 +1,10 @@
-"""Our own networks on numpy arrays, for a few pictures where importing torch would take longest.
+"""Inference of small networks with NumPy, for a few pictures: importing torch takes longer.
 
-`backbones`, `heads` and `encoder` are the definition, and the tests compare the two over their
-settings. What is not known here (timm's networks, learned comparators) is left to torch.
+`own_backbones`, `layers` and `encoder` define these networks; tests compare both forms over all
+settings. Other networks (timm's) and the learned comparator "network" need torch.
 
 Shapes: N pictures, C channels, H x W pixels (a map of features is (H, W, C) here), F features,
-D dimensions of the embedding.
+D dimensions of the embedding. Suffixes of weights: O output and I input channels.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ Floats = NDArray[np.float32]
 Step = Callable[[Floats], Floats]
 Size = tuple[int, int]
 
-EPSILON = 1e-5  # of torch's batch norms
+EPSILON = 1e-5  # default of torch's batch norms
 
 
 @dataclass(frozen=True)
 class NumpyEncoder:
-    """An `Encoder` in inference mode that needs no torch."""
+    """An `Encoder` in inference mode, without torch; `network` maps (H, W, C) to (D,)."""
 
     model_settings: ModelSettings
     picture: PictureSettings
-    step: Step
+    network: Step
 
     def embed(self, pixels_NCHW: NDArray[np.uint8]) -> Floats:
-        """Embeddings, shape (N, D), of decoded pictures, uint8, shape (N, C, H, W).
+        """Embeddings, shape (N, D), of decoded uint8 pictures, shape (N, C, H, W).
 
-        Each picture is computed alone: its embedding does not depend on the others.
+        Each picture is computed alone, so its embedding does not depend on the others.
         """
         return np.stack([self._embed_one(one_CHW) for one_CHW in pixels_NCHW])
 
@@ -51,18 +51,18 @@ class NumpyEncoder:
         map_HWC = np.ascontiguousarray(pixels_CHW.transpose(1, 2, 0), dtype=np.float32)
         map_HWC = (map_HWC / np.float32(255) - mean) / std
         if not self.model_settings.shifts:
-            return self._project(self.step(map_HWC))
+            return self._project(self.network(map_HWC))
         settings = self.model_settings
-        mean_D = np.mean([self._project(self.step(view)) for view in _shifted(map_HWC)], axis=0)
-        return _of_length_1(mean_D) if settings.normalize or settings.classes else mean_D
+        mean_D = np.mean([self._project(self.network(view)) for view in _shifted(map_HWC)], axis=0)
+        return _unit_length(mean_D) if settings.normalize or settings.classes else mean_D
 
     def _project(self, emb_D: Floats) -> Floats:
-        """As `Encoder.project` behind the head."""
+        """`Encoder.project` after the head."""
         if self.model_settings.classes:
-            share_D = np.exp(emb_D - emb_D.max())
-            emb_D = np.sqrt(share_D / share_D.sum())
+            exp_D = np.exp(emb_D - emb_D.max())
+            emb_D = np.sqrt(exp_D / exp_D.sum())
         elif self.model_settings.normalize:
-            emb_D = _of_length_1(emb_D)
+            emb_D = _unit_length(emb_D)
         return np.asarray(emb_D, dtype=np.float32)
 
 
@@ -73,15 +73,15 @@ def _shifted(map_HWC: Floats) -> Iterator[Floats]:
         yield padded[1 - down : 1 - down + height, 1 - right : 1 - right + width]
 
 
-def _of_length_1(emb_D: Floats) -> Floats:
+def _unit_length(emb_D: Floats) -> Floats:
     return np.asarray(emb_D / max(float(np.linalg.norm(emb_D)), 1e-12), dtype=np.float32)
 
 
 def load_numpy_encoder(stored: StoredModel) -> NumpyEncoder | None:
-    """The network of a stored model.
+    """The encoder of a stored model.
 
     Returns:
-        None where the backbone is not one of ours, or the weights are not those of the settings.
+        None if the backbone is none of these, or the weights do not match the settings.
     """
     model, picture = stored.description.model, stored.description.picture
     if model.backbone not in _BACKBONES:
@@ -90,18 +90,17 @@ def load_numpy_encoder(stored: StoredModel) -> NumpyEncoder | None:
         weights = _Weights(tensors_under(load_file(stored.weights_file), "encoder."))
         backbone, num_features = _BACKBONES[model.backbone](weights, picture, model)
         head = _head(weights, num_features, model)
-    except (TypeError, _OtherWeightsError):  # TypeError: bfloat16, which numpy lacks.
+    except (TypeError, _WeightsMismatchError):  # TypeError: NumPy has no bfloat16.
         return None
-    # A tensor that nothing has read is of a layer that this module does not know.
-    known = not weights.names
-    return NumpyEncoder(model, picture, _in_turn([backbone, head])) if known else None
+    # A tensor that is left belongs to a layer that this module does not have.
+    return None if weights.left else NumpyEncoder(model, picture, _sequence([backbone, head]))
 
 
 def sigmoid_scale(stored: StoredModel) -> float:
-    """What a stored comparator "sigmoid" multiplies the Euclidean distance by.
+    """The factor of the Euclidean distance in a stored comparator "sigmoid".
 
     Raises:
-        ModelError: the weights are another comparator's.
+        ModelError: the weights belong to another comparator.
     """
     log_scale = tensors_under(load_file(stored.weights_file), "comparator.").get("log_scale")
     if log_scale is None:
@@ -112,35 +111,31 @@ def sigmoid_scale(stored: StoredModel) -> float:
 # --- weights ------------------------------------------------------------------------------------
 
 
-class _OtherWeightsError(Exception):
+class _WeightsMismatchError(Exception):
     """A tensor is missing or has another shape."""
 
 
 class _Weights:
-    """Tensors that are taken one by one, by name and shape; -1 stands for any length."""
+    """Tensors to take one by one, by name and shape."""
 
     def __init__(self, tensors: Mapping[str, Floats]) -> None:
-        counts = "num_batches_tracked"  # No network of ours reads them.
-        self._left = {name: value for name, value in tensors.items() if not name.endswith(counts)}
-
-    @property
-    def names(self) -> set[str]:
-        """What nobody has taken."""
-        return set(self._left)
+        unused = "num_batches_tracked"
+        self.left = {name: value for name, value in tensors.items() if not name.endswith(unused)}
 
     def take(self, name: str, *shape: int) -> Floats:
-        found = self._left.pop(name, None)
-        if found is None or found.dtype != np.float32 or found.ndim != len(shape):
-            raise _OtherWeightsError(name)
-        if any(wanted not in (-1, n) for n, wanted in zip(found.shape, shape, strict=True)):
-            raise _OtherWeightsError(name)
-        return found
+        """Remove and return a tensor; -1 in `shape` stands for any length."""
+        tensor = self.left.pop(name, None)
+        if tensor is None or tensor.dtype != np.float32 or tensor.ndim != len(shape):
+            raise _WeightsMismatchError(name)
+        if any(length not in (-1, n) for n, length in zip(tensor.shape, shape, strict=True)):
+            raise _WeightsMismatchError(name)
+        return tensor
 
 
 # --- layers -------------------------------------------------------------------------------------
 
 
-def _in_turn(steps: list[Step]) -> Step:
+def _sequence(steps: list[Step]) -> Step:
     return lambda x: reduce(lambda value, step: step(value), steps, x)
 
 
@@ -148,10 +143,10 @@ def _convolution(
     weights: _Weights, name: str, width: int, channel: int, kernel: int, *,
     stride: int = 1, padding: Size = (0, 0), bias: bool = True,
 ) -> Step:  # fmt: skip
-    """`padding` is before and after, the same for rows and columns."""
+    """`nn.Conv2d`; `padding` is before and after, the same for rows and columns."""
     kernel_OIHW = weights.take(f"{name}.weight", channel, width, kernel, kernel)
     shift = weights.take(f"{name}.bias", channel) if bias else np.float32(0)
-    # The windows come row by row, each with its channels last, and so must what they meet.
+    # In the order of the windows: rows, columns, channels.
     matrix = np.ascontiguousarray(kernel_OIHW.transpose(2, 3, 1, 0).reshape(-1, channel))
 
     def step(x_HWC: Floats) -> Floats:
@@ -206,12 +201,12 @@ def _response_norm(x_HWC: Floats) -> Floats:
 
 
 def _attention(weights: _Weights, name: str) -> Step:
-    """timm's `EcaModule`: each channel times a sigmoid of its own and its neighbours' means."""
+    """timm's `EcaModule`: channels times a sigmoid of the means of neighbouring channels."""
     kernel = weights.take(f"{name}.conv.weight", 1, 1, -1).ravel()
 
     def step(x_HWC: Floats) -> Floats:
         mean = np.pad(x_HWC.mean((0, 1)), len(kernel) // 2)
-        # By tanh, which saturates where exp would overflow.
+        # The sigmoid by tanh: exp could overflow.
         gate: Floats = np.tanh(sliding_window_view(mean, len(kernel)) @ kernel / 2)
         return np.asarray(x_HWC * (gate / 2 + np.float32(0.5)), dtype=np.float32)
 
@@ -219,24 +214,24 @@ def _attention(weights: _Weights, name: str) -> Step:
 
 
 def _flat(x_HWC: Floats) -> Floats:
-    """In torch's order, channels first."""
+    """Flattened in torch's order, channels first."""
     return x_HWC.transpose(2, 0, 1).ravel()
 
 
-def _pooled(wanted: str, own: str, size: Size, channel: int) -> tuple[Step, int]:
-    """What ends a backbone, and the number of features F that it gives."""
-    if (own if wanted == "own" else wanted) == "average":
+def _pooled(pool: str, own: str, size: Size, channel: int) -> tuple[Step, int]:
+    """The last step of a backbone, and its number of features F."""
+    if (own if pool == "own" else pool) == "average":
         return lambda x: x.mean((0, 1)), channel
     return _flat, channel * size[0] * size[1]
 
 
-# --- networks, as in `backbones` and `heads` ----------------------------------------------------
+# --- networks, as in `own_backbones` and `layers` -----------------------------------------------
 
 
 def _conv(weights: _Weights, picture: PictureSettings, model: ModelSettings) -> tuple[Step, int]:
     width, (height, length) = picture.channels, picture.size
     padding = ((model.kernel - 1) // 2, model.kernel // 2)
-    first = 1 - model.kernel % 2  # An even kernel's padding is a layer of its own.
+    first = 1 - model.kernel % 2  # The padding of an even kernel is a layer before it.
     steps: list[Step] = []
     for index, channel in enumerate(model.channels):
         name = f"backbone.{index}"
@@ -252,7 +247,7 @@ def _conv(weights: _Weights, picture: PictureSettings, model: ModelSettings) -> 
         steps.append(_relu(model.leak))
         width = channel
     end, num = _pooled(model.pool, "flatten", (height, length), width)
-    return _in_turn([*steps, end]), num
+    return _sequence([*steps, end]), num
 
 
 def _mlp(weights: _Weights, picture: PictureSettings, model: ModelSettings) -> tuple[Step, int]:
@@ -262,7 +257,7 @@ def _mlp(weights: _Weights, picture: PictureSettings, model: ModelSettings) -> t
         linear = _linear(weights, f"backbone.{2 * index + 1}", width, channel)
         steps += [linear, _relu(model.leak)]
         width = channel
-    return _in_turn(steps), width
+    return _sequence(steps), width
 
 
 def _residual(
@@ -282,7 +277,7 @@ def _residual(
             steps.append(_attention(weights, f"{stage}.2"))
         width, size = channel, _strided(size, stride)
     end, num = _pooled(model.pool, "average", size, width)
-    return _in_turn([*steps, end]), num
+    return _sequence([*steps, end]), num
 
 
 def _strided(size: Size, stride: int) -> Size:
@@ -296,7 +291,7 @@ def _normed(
     convolution = _convolution(
         weights, name, width, channel, kernel, stride=stride, padding=padding, bias=False
     )
-    return _in_turn([convolution, _batch_norm(weights, norm, channel)])
+    return _sequence([convolution, _batch_norm(weights, norm, channel)])
 
 
 def _block(
@@ -304,12 +299,12 @@ def _block(
 ) -> Step:
     """torchvision's `BasicBlock`."""
     relu = _relu(leak)
-    body = _in_turn([
+    body = _sequence([
         _normed(weights, f"{name}.conv1", f"{name}.bn1", width, channel, 3, stride),
         relu,
         _normed(weights, f"{name}.conv2", f"{name}.bn2", channel, channel, 3, 1),
     ])  # fmt: skip
-    shortcut = _in_turn([])
+    shortcut = _sequence([])
     if stride != 1 or width != channel:
         side = f"{name}.downsample"
         shortcut = _normed(weights, f"{side}.0", f"{side}.1", width, channel, 1, stride)
@@ -331,23 +326,23 @@ def _signet(weights: _Weights, picture: PictureSettings, model: ModelSettings) -
         pool,
     ]  # fmt: skip
     end, num = _pooled(model.pool, "flatten", size, 256)
-    return _in_turn([*steps, end]), num
+    return _sequence([*steps, end]), num
 
 
 def _head(weights: _Weights, num_features: int, model: ModelSettings) -> Step:
     steps: list[Step] = []
-    width, place, dropout = num_features, 0, int(model.dropout > 0)
+    width, position, dropout = num_features, 0, int(model.dropout > 0)
     for index, hidden in enumerate(model.head):
-        steps += [_linear(weights, f"head.{place}", width, hidden), _relu()]
-        place += 2 + dropout
+        steps += [_linear(weights, f"head.{position}", width, hidden), _relu()]
+        position += 2 + dropout
         last = index == len(model.head) - 1
         if model.head_norm == "all" or (model.head_norm == "between" and not last):
-            steps.append(_batch_norm(weights, f"head.{place}", hidden))
-            place += 1
+            steps.append(_batch_norm(weights, f"head.{position}", hidden))
+            position += 1
         width = hidden
     if not model.head:
-        place += dropout
-    return _in_turn([*steps, _linear(weights, f"head.{place}", width, model.embedding)])
+        position += dropout
+    return _sequence([*steps, _linear(weights, f"head.{position}", width, model.embedding)])
 
 
 _BACKBONES = {"conv": _conv, "mlp": _mlp, "residual": _residual, "signet": _signet}

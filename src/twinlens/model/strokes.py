@@ -1,11 +1,9 @@
-"""What document examiners measure of handwriting: pressure, width, slant, texture, proportions.
+"""Measures of handwriting as document examiners use them: pressure, width, slant, texture.
 
-A backbone without weights, for ink on an even ground. Two pictures of one word by two hands differ
-little in shape, and much in how dark, wide, rough and slanted the strokes are; few writers teach a
-network less of that than these measures say at once. It reads pictures at full resolution: pressure
-shows in single pixels.
-
-It knows nothing of writers or labels; a head learns what the measures are worth.
+A backbone without weights, for ink on an even background. The same word by two writers differs
+little in shape, and much in how dark, wide, rough and slanted its strokes are. With few writers a
+network learns less than these measures contain. Pictures have full resolution, since pressure shows
+in single pixels. The head learns the weight of each measure.
 
 Shapes: B pictures, C channels, H x W pixels, K bins, F measures.
 """
@@ -23,14 +21,14 @@ from twinlens.config import ModelSettings, PictureSettings
 __all__ = ["Strokes"]
 
 INK = 0.16
-"""How far from the ground ink is at least, as a share of the range of grey."""
+"""Least difference of ink from the background, as a share of the range of grey."""
 
 DARKEST = 0.96
 LEVELS = 12
 ANGLES = {1: 8, 2: 12, 4: 12}
-"""How many directions are told apart in the picture, and at a half and a quarter of its size."""
+"""Bins of directions, by the factor by which the picture is reduced."""
 
-SPREAD = (
+MEASURE_STD = (
     0.38, 0.41, 0.063, 0.027, 0.053, 0.027, 0.33, 0.06, 0.037, 0.036, 0.042, 0.046, 0.051, 0.066,
     0.043, 0.048, 0.041, 0.03, 0.021, 0.015, 0.014, 0.088, 0.036, 0.17, 0.12, 0.052, 0.02, 0.31,
     0.075, 0.061, 0.087, 0.094, 0.12, 0.041, 0.032, 0.053, 0.062, 0.049, 0.053, 0.067, 0.067,
@@ -39,35 +37,35 @@ SPREAD = (
     0.053, 0.015, 0.0053, 0.0038, 0.0017, 0.034, 0.061, 0.062, 0.016, 0.03, 0.08, 0.016, 0.0047,
     0.004, 0.001, 0.065,
 )  # fmt: skip
-"""How much each measure varies over signatures (standard deviation, ICDAR 2011 SigComp, Dutch, the
-35 training writers), so that measures of any unit come to one range and one learning rate."""
+"""Standard deviation of each measure over signatures (ICDAR 2011 SigComp, Dutch, the 35 training
+writers). Divided by it, all measures have one range and one learning rate."""
 
 
 class Strokes(nn.Module):
     """Normalised pictures (B, 1 or 3, H, W) to measures of their strokes (B, F).
 
-    The ground is the grey level `fill` of the picture's settings; ink is what differs from it,
-    darker or lighter. A picture without ink has finite measures too.
+    The background is the grey level `fill` of the picture's settings. Ink differs from it, darker
+    or lighter. A picture without ink has finite measures too.
     """
 
     def __init__(self, picture: PictureSettings, model: ModelSettings) -> None:
         super().__init__()
         self.mean, self.std = torch.tensor(picture.mean), torch.tensor(picture.std)
-        self.ground = picture.fill / 255
-        self.spread = torch.tensor(SPREAD)
+        self.background = picture.fill / 255
+        self.measure_std = torch.tensor(MEASURE_STD)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """The measures, float32, each picture by itself."""
+        """The measures (B, F), float32; each picture is measured by itself."""
         mean_C11, std_C11 = self.mean.to(x_BCHW)[:, None, None], self.std.to(x_BCHW)[:, None, None]
         with torch.autocast(x_BCHW.device.type, enabled=False):
             grey_BHW = (x_BCHW * std_C11 + mean_C11).float().mean(1)
-            dark_BHW = (grey_BHW - self.ground).abs()
-            measured_BF = torch.stack([measures(_boxed(dark_HW)) for dark_HW in dark_BHW])
-        return measured_BF / self.spread.to(measured_BF)
+            dark_BHW = (grey_BHW - self.background).abs()
+            measures_BF = torch.stack([stroke_measures(_boxed(dark_HW)) for dark_HW in dark_BHW])
+        return measures_BF / self.measure_std.to(measures_BF)
 
 
-def measures(dark_HW: Tensor) -> Tensor:
-    """All measures (F,) of one picture's distances from its ground, in [0, 1]."""
+def stroke_measures(dark_HW: Tensor) -> Tensor:
+    """All measures (F,) of one picture, given its differences from the background in [0, 1]."""
     ink_HW = dark_HW > INK
     parts = [
         *_extent(ink_HW),
@@ -80,7 +78,7 @@ def measures(dark_HW: Tensor) -> Tensor:
 
 
 def _boxed(dark_HW: Tensor) -> Tensor:
-    """The smallest box around the ink, and a little of the ground; all of it without ink."""
+    """The bounding box of the ink with a margin of two pixels; the whole picture without ink."""
     ink_HW = dark_HW > INK
     rows, columns = ink_HW.any(1).nonzero()[:, 0], ink_HW.any(0).nonzero()[:, 0]
     if len(rows):
@@ -95,12 +93,12 @@ def _mean(value_HW: Tensor, ink_HW: Tensor) -> Tensor:
 def _moments(value_HW: Tensor, ink_HW: Tensor) -> Tensor:
     """Mean and standard deviation over the ink."""
     mean = _mean(value_HW, ink_HW)
-    spread = _mean((value_HW - mean).square(), ink_HW).clamp_min(1e-10).sqrt()
-    return torch.stack([mean, spread])
+    std = _mean((value_HW - mean).square(), ink_HW).clamp_min(1e-10).sqrt()
+    return torch.stack([mean, std])
 
 
 def _extent(ink_HW: Tensor) -> list[Tensor]:
-    """Proportions of the box, how full it is, and where in it the ink lies."""
+    """Proportions of the box, its share of ink, and position and slope of the ink in it."""
     height, width = ink_HW.shape
     y_H = torch.linspace(0, 1, height, device=ink_HW.device)[:, None].expand(height, width)
     x_W = torch.linspace(0, 1, width, device=ink_HW.device).expand(height, width)
@@ -111,7 +109,7 @@ def _extent(ink_HW: Tensor) -> list[Tensor]:
 
 
 def _pressure(dark_HW: Tensor, ink_HW: Tensor) -> list[Tensor]:
-    """How dark the ink is: moments, shares of grey levels, and the moments inside strokes."""
+    """Darkness of the ink: moments, shares of grey levels, and moments inside the strokes."""
     level = ((dark_HW[ink_HW] - INK) * (LEVELS / (DARKEST - INK))).long().clamp(0, LEVELS - 1)
     shares_K = torch.bincount(level, minlength=LEVELS) / max(1, len(level))
     return [_moments(dark_HW, ink_HW), shares_K, _moments(dark_HW, _eroded(ink_HW))]
@@ -123,7 +121,7 @@ def _eroded(ink_HW: Tensor) -> Tensor:
 
 
 def _width(ink_HW: Tensor) -> list[Tensor]:
-    """How much of the ink is left when one, two, three and four pixels are taken off its edge."""
+    """Shares of the ink that remain after one to four erosions by a pixel."""
     total, left, inner_HW = ink_HW.sum().clamp_min(1), [], ink_HW
     for _ in range(4):
         inner_HW = _eroded(inner_HW)
@@ -133,7 +131,7 @@ def _width(ink_HW: Tensor) -> list[Tensor]:
 
 
 def _gradient(dark_HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Sobel's slope of grey a pixel, and its direction in [0, 1) half turns."""
+    """Sobel's gradient of grey: magnitude per pixel, and direction in half turns, in [0, 1)."""
     across = dark_HW.new_tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
     kernel_K133 = torch.stack([across, across.T])[:, None]
     padded = F.pad(dark_HW[None, None], (1, 1, 1, 1), mode="replicate")
@@ -142,7 +140,7 @@ def _gradient(dark_HW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _slants(dark_HW: Tensor) -> list[Tensor]:
-    """The shares of the directions of edges, in steps shared by neighbours, at three sizes."""
+    """Histograms of edge directions at three sizes, linearly shared by neighbouring bins."""
     parts = []
     for size, bins in ANGLES.items():
         small_HW = F.avg_pool2d(dark_HW[None], size, ceil_mode=True)[0]
@@ -168,7 +166,7 @@ def _texture(dark_HW: Tensor, ink_HW: Tensor) -> list[Tensor]:
 
 
 def _patterns(dark_HW: Tensor, ink_HW: Tensor, step: int) -> Tensor:
-    """Shares of the ink's pixels by how many of 8 neighbours are darker; the tenth: in turns."""
+    """Shares of ink by the number of darker neighbours of 8; the tenth: non-uniform patterns."""
     height, width = dark_HW.shape
     padded = F.pad(dark_HW, (step,) * 4)
     around = ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0))
