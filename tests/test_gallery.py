@@ -67,13 +67,15 @@ def test_a_gallery_carries_its_model(gallery: Gallery, model: Matcher, pictures:
 
 
 def test_places_that_are_no_gallery(tmp_path: Path, gallery: Gallery, tiny_run: TinyRun) -> None:
-    with pytest.raises(GalleryError, match=r"no gallery at .*: make one with `twinlens gallery cr"):
+    with pytest.raises(
+        GalleryError, match=r"no gallery at .*: create one with `twinlens gallery cr"
+    ):
         Gallery.open(tmp_path / "nowhere")
     with pytest.raises(GalleryError):
         Gallery.open(tiny_run.run)
-    with pytest.raises(GalleryError, match="is there already"):
+    with pytest.raises(GalleryError, match="exists already"):
         Gallery.create(gallery.place, tiny_run.run)
-    with pytest.raises(GalleryError, match="is there already"):
+    with pytest.raises(GalleryError, match="exists already"):
         Gallery.create(tiny_run.run, tiny_run.run)
 
 
@@ -144,7 +146,7 @@ def test_a_long_enrolment_keeps_few_files(
     gallery: Gallery, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("twinlens.gallery.enrol.AT_ONCE", 4)
-    monkeypatch.setattr("twinlens.gallery.store.MOST_FRAGMENTS", 4)
+    monkeypatch.setattr("twinlens.gallery.store.MAX_FRAGMENTS", 4)
     found = gallery.enrol(pictures)
     assert found.num_new == len(gallery) == 40
     assert len(list(Path(gallery.place).glob("templates.lance/data/*"))) <= 4
@@ -375,7 +377,7 @@ def test_two_views_of_one_gallery_see_each_others_changes(gallery: Gallery, pict
 def test_rename_and_merge(gallery: Gallery, pictures: Path) -> None:
     enrol_known(gallery, pictures, 2)
     assert gallery.rename("new 0", "O'Brien \U0001f600") == 4
-    with pytest.raises(GalleryError, match=r"already, with 4 templates: give --merge"):
+    with pytest.raises(GalleryError, match=r"exists already, with 4 templates: give --merge"):
         gallery.rename("new 1", "O'Brien \U0001f600")
     assert gallery.rename("new 1", "O'Brien \U0001f600", merge=True) == 4
     assert gallery.identities() == {"O'Brien \U0001f600": 8}

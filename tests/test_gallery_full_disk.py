@@ -73,7 +73,9 @@ def test_enrolling_on_a_full_disk(disk: Path, tiny_run: TinyRun) -> None:
     before = content(gallery)
     for at, room in enumerate(ROOM):
         fill_up(disk, room)
-        with pytest.raises(GalleryError, match=r"as it was before: the disk is full; make room"):
+        with pytest.raises(
+            GalleryError, match=r"it is unchanged: the disk is full; free some space"
+        ):
             enrol(gallery, f"late-{at}", 6000, seed=1)
         for reader in (gallery, Gallery.open(disk / "gallery")):
             assert content(reader) == before
@@ -102,7 +104,7 @@ def test_erasing_on_a_full_disk(disk: Path, tiny_run: TinyRun, indexed: bool) ->
             gallery.erase(who)
         except GalleryError as error:
             told = str(error)
-        assert not told or "the disk is full; make room" in told
+        assert not told or "the disk is full; free some space" in told
         refused += bool(told)
         for reader in (gallery, Gallery.open(disk / "gallery")):
             left = content(reader)
@@ -129,7 +131,7 @@ def test_optimizing_and_renaming_on_a_full_disk(disk: Path, tiny_run: TinyRun) -
         fill_up(disk, room)
         with pytest.raises(GalleryError, match="the disk is full"):
             gallery.optimize(partitions=4)
-        with pytest.raises(GalleryError, match="as it was before: the disk is full"):
+        with pytest.raises(GalleryError, match="it is unchanged: the disk is full"):
             gallery.rename("person-1", "renamed")
         assert content(gallery) == content(Gallery.open(disk / "gallery")) == before
         make_room(disk)

@@ -326,7 +326,7 @@ def test_calibrating_knows_the_models_forgeries(
         asked.append(list(probe_identity_P))
         raise GalleryError("far enough")
 
-    monkeypatch.setattr("twinlens.gallery.maintain.calibrate_with_probes", calibrate)
+    monkeypatch.setattr("twinlens.gallery.maintain.calibrate_open_set_on_probes", calibrate)
     with pytest.raises(GalleryError, match="far enough"):
         gallery.calibrate(tmp_path / "data", progress=lambda done, num: steps.append((done, num)))
     assert asked == [["a", "b"]]
@@ -373,14 +373,18 @@ def test_keys_of_any_characters(gallery: Gallery, where: str, num: int) -> None:
 
 
 def test_imports_say_whom_they_skip(
-    gallery: Gallery, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    gallery: Gallery,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from twinlens.commands.gallery import import_file
+    from twinlens.cli.main import main
 
     enrol(gallery, vectors_for(gallery, 2), ["a", "b"], path=["/p/a.png", "/p/b.png"])
     gallery.export(tmp_path / "x.parquet")
     gallery.rename("a", "c")
     with caplog.at_level(logging.WARNING, logger="twinlens"):
-        found = import_file(gallery.place, tmp_path / "x.parquet", quiet=True)
-    assert json.loads(json.dumps(found.as_json()))["num_known"] == 1
+        words = ["gallery", "import", gallery.place, str(tmp_path / "x.parquet")]
+        assert main([*words, "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_known"] == 1
     assert caplog.messages == ["skipped /p/a.png: this very picture is enrolled already, as 'c'"]

@@ -13,7 +13,7 @@ from gallery_writer import DIM
 
 from twinlens.errors import GalleryError
 from twinlens.gallery.gallery import Gallery
-from twinlens.gallery.store import quoted
+from twinlens.gallery.schema import quoted
 
 ODD = {
     "quote": "d'Arc",

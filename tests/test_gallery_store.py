@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from twinlens.errors import GalleryError
-from twinlens.gallery import durable
-from twinlens.gallery import location as places
+from twinlens.gallery import durable, location
 from twinlens.gallery import store as stores
+from twinlens.gallery import table as tables
 from twinlens.gallery.location import is_remote
-from twinlens.gallery.store import COLUMNS, Store, quoted, schema
+from twinlens.gallery.schema import COLUMNS, quoted, schema, with_settings
+from twinlens.gallery.store import Store
 
 DIM = 8
 SETTINGS: dict[str, Any] = {"name": "Ünal", "deletions": 0}
@@ -131,7 +132,7 @@ def test_files_lie_beside_the_table(tmp_path: Path, place: Path) -> None:
 def test_a_taken_place_is_refused(place: Path, store: Store, tmp_path: Path) -> None:
     fill(store, anna=1)
     for taken in (place, place / ".lock"):
-        with pytest.raises(GalleryError, match="is there already"):
+        with pytest.raises(GalleryError, match="exists already"):
             Store.create(taken, DIM, {}, {})
     assert store.count() == 1
     (tmp_path / "empty").mkdir()
@@ -161,13 +162,13 @@ def test_a_damaged_table_is_an_error(place: Path, store: Store) -> None:
 
 def test_a_lance_table_of_others_is_no_gallery(place: Path) -> None:
     lance.write_dataset(pa.table({"x": [1]}), str(place / "templates.lance"))
-    with pytest.raises(GalleryError, match="no gallery of twinlens"):
+    with pytest.raises(GalleryError, match="not one of a twinlens gallery"):
         Store.open(place).settings()
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
-    with pytest.raises(GalleryError, match="cannot make the gallery"):
+    with pytest.raises(GalleryError, match="cannot create the gallery"):
         Store.create(tmp_path / "file" / "below", DIM, {}, {})
 
 
@@ -179,7 +180,7 @@ def test_what_a_killed_creation_left_is_no_gallery(tmp_path: Path, place: Path) 
         (place / left).parent.mkdir(parents=True, exist_ok=True)
         (place / left).write_bytes(b"12")
     (place / "notes").write_text("of somebody")
-    with pytest.raises(GalleryError, match="is there already"):
+    with pytest.raises(GalleryError, match="exists already"):
         Store.create(place, DIM, SETTINGS, files)
     (place / "notes").unlink()
     with pytest.raises(GalleryError, match="there is no gallery"):
@@ -187,10 +188,10 @@ def test_what_a_killed_creation_left_is_no_gallery(tmp_path: Path, place: Path) 
     store = Store.create(place, DIM, SETTINGS, files)
     fill(store, anna=2)
     assert Store.open(place).count() == 2
-    with pytest.raises(GalleryError, match="is there already"):
+    with pytest.raises(GalleryError, match="exists already"):
         Store.create(place, DIM, SETTINGS, files)
     (tmp_path / "mine/models").mkdir(parents=True)  # Not of a gallery's making.
-    with pytest.raises(GalleryError, match="is there already"):
+    with pytest.raises(GalleryError, match="exists already"):
         Store.create(tmp_path / "mine", DIM, SETTINGS, {})
 
 
@@ -252,10 +253,10 @@ def test_settings_change_and_survive(store: Store, place: Path) -> None:
 def test_overwrite_replaces_rows_dimension_and_settings(store: Store, place: Path) -> None:
     fill(store, anna=2)
     reader = Store.open(place)
-    columns = stores.with_settings(schema(3), {"new": True})
+    columns = with_settings(schema(3), {"new": True})
     row = make_rows(["bert"], vectors(1)).to_pydict()
     row["vector"] = [[1.0, 2.0, 3.0]]
-    store.replace_all(lambda table: pa.table(row, schema=columns).to_reader())
+    store.table.replace_all(lambda table: pa.table(row, schema=columns).to_reader())
     for each in (store, reader, Store.open(place)):
         assert each.find()["vector"].to_pylist() == [[1.0, 2.0, 3.0]]
         assert each.dim == 3
@@ -266,22 +267,24 @@ def test_a_change_after_the_rows_were_read_is_not_replaced(store: Store, place: 
     """As in an object store, where nobody waits: what was acknowledged meanwhile stays."""
     fill(store, anna=2)
     other = Store.open(place)
-    other._turn = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+    other.table._turn = contextlib.nullcontext  # type: ignore[method-assign,assignment]
 
     def batches(table: lance.LanceDataset) -> pa.RecordBatchReader:
         rows = table.to_table()
         fill(other, seed=1, bert=3)
         return rows.to_reader()
 
-    with pytest.raises(GalleryError, match="changed by another writer meanwhile, so nothing"):
-        store.replace_all(batches)
+    with pytest.raises(
+        GalleryError, match=r"another writer changed the gallery .* meanwhile, so nothing"
+    ):
+        store.table.replace_all(batches)
     assert store.count() == 5
 
 
 def test_many_small_commits_keep_few_files(
     store: Store, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "MOST_FRAGMENTS", 5)
+    monkeypatch.setattr(stores, "MAX_FRAGMENTS", 5)
     emb_ND = vectors(23)
     for number in range(len(emb_ND)):
         own = store if number % 2 else Store.open(place)  # As many short runs do.
@@ -293,7 +296,7 @@ def test_many_small_commits_keep_few_files(
 def test_rename_refuses_to_merge(store: Store) -> None:
     fill(store, anna=2, bert=3)
     before = store.version
-    with pytest.raises(GalleryError, match="'bert' already, with 3 templates: give --merge"):
+    with pytest.raises(GalleryError, match="'bert' exists already, with 3 templates: give --merge"):
         store.rename("anna", "bert", merge=False)
     assert store.rename("nobody", "bert", merge=False) == 0
     assert store.version == before
@@ -438,7 +441,7 @@ def test_settle_is_told_of_the_index(store: Store) -> None:
     fill(store, anna=20)
     for num in (0, 3):
         store.make_index(num)
-        found = store.settle(lambda old, partitions: old | {"found": partitions})
+        found = store.change_index_settings(lambda old, partitions: old | {"found": partitions})
         assert found == store.settings() == SETTINGS | {"found": num}
 
 
@@ -596,7 +599,7 @@ def test_a_read_that_never_succeeds_ends(store: Store) -> None:
 
     with pytest.raises(GalleryError, match="not found"):
         store.read(action)
-    assert len(calls) == stores.TRIES
+    assert len(calls) == tables.READ_ATTEMPTS
 
 
 def test_threads_share_a_store(store: Store) -> None:
@@ -651,7 +654,7 @@ def test_a_busy_writer_does_not_take_each_turn(place: Path, store: Store) -> Non
     def write(name: str) -> None:
         own = Store.open(place)
         while order.count("late") < 6:
-            with own.writing():
+            with own.table.writing():
                 order.append(name)
                 time.sleep(0.01)
 
@@ -670,7 +673,7 @@ def test_a_busy_writer_does_not_take_each_turn(place: Path, store: Store) -> Non
 
 
 def replace_fsync(patch: pytest.MonkeyPatch, function: Callable[[str | Path], None]) -> None:
-    for module in (durable, places, stores):
+    for module in (durable, location, stores):
         patch.setattr(module, "fsync", function)
 
 
@@ -786,7 +789,7 @@ def test_a_full_disk_is_told(store: Store, monkeypatch: pytest.MonkeyPatch, erro
         raise error
 
     replace_fsync(monkeypatch, fails)
-    with pytest.raises(GalleryError, match="as it was before: the disk is full; make room"):
+    with pytest.raises(GalleryError, match="it is unchanged: the disk is full; free some space"):
         store.insert(make_rows(["bert"], vectors(1, seed=6)))
     monkeypatch.undo()
     assert store.count() == 3

@@ -23,9 +23,10 @@ from twinlens.data.download import cache_folder, create_once
 from twinlens.errors import CalibrationError, GalleryError, unknown_name
 from twinlens.gallery.decide import Threshold
 from twinlens.gallery.location import is_remote
+from twinlens.gallery.schema import quoted
 from twinlens.gallery.search import Lookup, RankedIdentity
 from twinlens.gallery.settings import MODEL_FILES, GalleryState, read_settings, read_state
-from twinlens.gallery.store import Store, quoted
+from twinlens.gallery.store import Store
 from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison
 from twinlens.measure.pairs import Comparison
 

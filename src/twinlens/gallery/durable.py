@@ -1,4 +1,4 @@
-"""Commits that survive a loss of power: data reaches the disk before the manifest that names it."""
+"""Durable commits: data reaches the disk before the manifest that names it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Durable", "fsync"]
 
 
 class Durable:
-    """Lance enters this before it writes a manifest, and leaves it after.
+    """Commit lock for Lance, which enters it before it writes a manifest and leaves it after.
 
-    Before: the data that the manifest will name is told to reach the disk. After: the manifest.
-    So a manifest that survives a loss of power never names data that did not.
+    On entry the data that the manifest will name is flushed to the disk, on exit the manifest. So
+    after a loss of power no manifest names data that is lost.
     """
 
     def __init__(self, table: Path) -> None:
@@ -23,19 +23,19 @@ class Durable:
 
     @contextlib.contextmanager
     def __call__(self, version: int) -> Iterator[None]:
-        """Around the commit of a version."""
-        found: set[str] = set()
+        """Flush before and after the commit of a version."""
+        paths: set[str] = set()
         for folder in ("data", "_deletions", "_indices", "_transactions"):
-            self._sync(self._table / folder, found)
+            self._sync(self._table / folder, paths)
         yield
-        self._synced = found
-        # Manifests are named so that the newest is first; a hint at it is written again each time.
+        self._synced = paths
+        # The newest manifest sorts first; the hint at it (JSON) is rewritten each time.
         versions = self._table / "_versions"
         for path in [min(versions.glob("*.manifest")), *versions.glob("*.json"), versions]:
             fsync(path)
         fsync(self._table)
 
-    def _sync(self, folder: Path, found: set[str]) -> None:
+    def _sync(self, folder: Path, paths: set[str]) -> None:
         if not folder.is_dir():
             return
         names = set()
@@ -43,16 +43,16 @@ class Durable:
             for entry in entries:
                 names.add(entry.path)
                 if entry.is_dir():
-                    self._sync(Path(entry.path), found)
+                    self._sync(Path(entry.path), paths)
                 elif entry.path not in self._synced:
                     fsync(entry.path)
         if names - self._synced:
             fsync(folder)
-        found |= names
+        paths |= names
 
 
 def fsync(path: str | Path) -> None:
-    """Tell a file, or a folder's list of names, to reach the disk, and wait for it."""
+    """Flush a file, or a folder's list of names, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -30,7 +30,7 @@ from twinlens.data.folders import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import GalleryError, PictureError
 from twinlens.gallery.core import GalleryCore
-from twinlens.gallery.store import schema
+from twinlens.gallery.schema import schema
 
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher

@@ -34,10 +34,11 @@ from twinlens.gallery.enrol import (
     text,
 )
 from twinlens.gallery.results import TemplateList
+from twinlens.gallery.schema import quoted
 from twinlens.gallery.search import Lookup, RankedIdentity
 from twinlens.gallery.settings import GalleryState, model_files, new_settings
 from twinlens.gallery.snapshot import vectors
-from twinlens.gallery.store import Store, quoted
+from twinlens.gallery.store import Store
 from twinlens.match.answers import Hit, IdentifyAnswer
 from twinlens.measure.open_set_calibration import OpenSetCalibration
 

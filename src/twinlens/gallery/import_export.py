@@ -29,8 +29,8 @@ from twinlens.gallery.enrol import (
     make_rows,
     taken,
 )
+from twinlens.gallery.schema import COLUMNS, schema
 from twinlens.gallery.snapshot import vectors
-from twinlens.gallery.store import COLUMNS, schema
 
 __all__ = ["enrol_embeddings", "export", "import_file"]
 

@@ -114,7 +114,7 @@ def optimize(
     step()
     measured = _measure(core, partitions, target_recall) if partitions else None
     # Another process may have built its index meanwhile, which was not measured here.
-    settings = store.settle(
+    settings = store.change_index_settings(
         lambda old, num: old | {"index": _of_partitions(num, measured, old["index"])}
     )
     index = settings["index"]
@@ -155,7 +155,7 @@ def needs_index(core: GalleryCore) -> bool:
 def sweep(store: Store, deletions: int) -> CleanupResult:
     """Delete unreferenced files, and count so many deletions as purged; see `settings`."""
     cleared = store.clear()
-    store.settle(
+    store.change_index_settings(
         lambda old, num: (
             old
             | {"purged": max(old["purged"], deletions), "index": _of_partitions(num, old["index"])}

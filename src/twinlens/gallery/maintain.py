@@ -22,8 +22,9 @@ from twinlens.errors import CalibrationError, GalleryError
 from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.enrol import Enrolment, read_labelled, sources_of
 from twinlens.gallery.index import measured_index, sweep
+from twinlens.gallery.schema import quoted
 from twinlens.gallery.snapshot import vectors
-from twinlens.gallery.store import CleanupResult, quoted
+from twinlens.gallery.store import CleanupResult
 from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.fusion import check_rule
 from twinlens.measure.open_set_calibration import OpenSetCalibration, check_fpir

@@ -16,8 +16,8 @@ import pyarrow as pa
 from twinlens.errors import GalleryError, PictureError
 from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.enrol import SkippedPicture, Source, digest, read_source
+from twinlens.gallery.schema import COLUMNS, schema, with_settings
 from twinlens.gallery.settings import model_files, model_settings
-from twinlens.gallery.store import COLUMNS, schema, with_settings
 
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
@@ -83,7 +83,7 @@ def rebuild(
         rows = _embedded(table, matcher, gone, lambda done: progress and progress(done, total))
         return pa.RecordBatchReader.from_batches(columns, rows)
 
-    store.replace_all(batches)
+    store.table.replace_all(batches)
     store.clear()
     if old != matcher.fingerprint:
         store.delete_files(f"models/{old}")

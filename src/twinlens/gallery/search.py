@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from twinlens.gallery.schema import quoted
 from twinlens.gallery.snapshot import Snapshot, Snapshots, vectors
-from twinlens.gallery.store import Store, quoted
+from twinlens.gallery.store import Store
 from twinlens.measure.distances import EuclideanComparison
 from twinlens.measure.fusion import identity_means, rank_identities
 from twinlens.measure.pairs import Comparison

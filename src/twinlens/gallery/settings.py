@@ -1,8 +1,8 @@
 """Settings of a gallery, which are stored with its templates.
 
-`GallerySettings` is the schema of format 1. `open_set` is the gallery's calibration and `index` the
-measurement by `optimize`, both null at first; `pairs` is the model's calibration. `deletions` counts
-erasures begun, `purged` those of which no byte is left.
+`GallerySettings` is the schema of format 1. `open_set` is the gallery's calibration and `index`
+the measurement by `optimize`, both null at first; `pairs` is the model's calibration. `deletions`
+counts erasures begun, `purged` those of which no byte is left.
 """
 
 from __future__ import annotations

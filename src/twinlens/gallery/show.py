@@ -16,7 +16,7 @@ from twinlens.data.decode import open_picture
 from twinlens.errors import CalibrationError, DataError, PictureError, one_line
 from twinlens.files import check_output_file, writing_file
 from twinlens.gallery.gallery import Gallery
-from twinlens.gallery.store import quoted
+from twinlens.gallery.schema import quoted
 from twinlens.match.answers import Candidate, Hit, IdentifyAnswer
 from twinlens.measure.error_rates import matches
 from twinlens.report.answer_sheet import Strip, Tile, draw_sheet

@@ -1,0 +1,189 @@
+"""Reads and commits of a gallery's Lance table, on disk or in an object store.
+
+On disk, writers take turns (a lock file), and a commit returns once its files, and then its
+manifest, have reached the disk (see `durable`): neither kill -9 nor a loss of power undoes an
+acknowledged commit or leaves half of one. Readers never wait: each reads the newest version, and
+reads again if that version was deleted meanwhile. In an object store (`s3://...`) writers conflict
+by Lance's conditional writes instead, and a commit that conflicts is repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lance
+import pyarrow as pa
+from filelock import FileLock
+from lance.commit import CommitConflictError
+from lance.fragment import write_fragments
+
+from twinlens.errors import GalleryError
+from twinlens.gallery.durable import Durable
+from twinlens.gallery.location import (
+    LOCKS,
+    gallery_error,
+    gallery_errors,
+    is_remote,
+    missing_gallery,
+    table_of,
+)
+
+__all__ = ["Table"]
+
+INDEX_CACHE = 64 << 20
+METADATA_CACHE = 32 << 20
+"""Bytes of index parts, and of file descriptions, that a reader may keep in memory."""
+
+LOCK_POLL = 0.005
+"""Seconds between attempts to take the lock."""
+
+READ_ATTEMPTS = 5
+WRITE_ATTEMPTS = 20
+MAX_WAIT = 0.2
+"""Attempts of a read, and of a write in an object store; its wait grows by so many seconds."""
+
+CONFLICTS = ("commit conflict", "incompatible transaction", "contention", "not found")
+
+Result = TypeVar("Result")
+
+# Lance warns on standard error if this is not set; the centroids are not needed.
+os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")
+
+
+class Table:
+    """The table of a gallery; thread-safe.
+
+    Attributes:
+        place: folder, or address in an object store.
+        options: Lance's `storage_options` for the object store.
+    """
+
+    def __init__(self, place: str, options: Mapping[str, str] | None) -> None:
+        self.place = place
+        self.options = None if options is None else dict(options)
+        self._caches = lance.Session(
+            index_cache_size_bytes=INDEX_CACHE, metadata_cache_size_bytes=METADATA_CACHE
+        )
+        self._opened = threading.local()
+        self._reopen()
+
+    @property
+    def dataset(self) -> lance.LanceDataset:
+        """The table as this thread last read it."""
+        # Each thread has its own: Lance panics if one moves to a new version while another reads.
+        if not hasattr(self._opened, "dataset"):
+            self._reopen()
+        return self._opened.dataset
+
+    def read(self, action: Callable[[lance.LanceDataset], Result]) -> Result:
+        """Apply `action` to the newest version; again if that was deleted meanwhile."""
+        for attempt in range(READ_ATTEMPTS):
+            try:
+                self.dataset.checkout_latest()
+                return action(self.dataset)
+            except (OSError, ValueError) as error:
+                # Lance has no class for files of a deleted version.
+                if attempt == READ_ATTEMPTS - 1 or "not found" not in str(error).lower():
+                    raise gallery_error(error, f"cannot read the gallery {self.place}") from error
+                self._reopen()
+        raise AssertionError
+
+    def write(
+        self, action: Callable[[lance.LanceDataset], Result], *, single: bool = True
+    ) -> Result:
+        """Apply `action` to the newest version; again if it conflicts with another writer.
+
+        Args:
+            action: makes commits; may run several times.
+            single: whether it makes one commit only, so that a failure changes nothing.
+        """
+        for attempt in range(WRITE_ATTEMPTS):
+            with self.writing(single=single) as table:
+                try:
+                    return action(table)
+                except (OSError, ValueError, RuntimeError) as error:
+                    if attempt == WRITE_ATTEMPTS - 1 or not self._is_conflict(error):
+                        raise
+            time.sleep(random.uniform(0, MAX_WAIT) * (attempt + 1))
+            self._reopen()
+        raise AssertionError
+
+    @contextlib.contextmanager
+    def writing(self, *, single: bool = True) -> Iterator[lance.LanceDataset]:
+        """The newest version; on disk all other writers wait until the end."""
+        task = f"cannot write the gallery {self.place}" + "; it is unchanged" * single
+        with gallery_errors(task), self._turn():
+            self.dataset.checkout_latest()
+            yield self.dataset
+
+    def replace_all(self, batches: Callable[[lance.LanceDataset], pa.RecordBatchReader]) -> None:
+        """Replace all rows, the columns and the settings in one commit.
+
+        Args:
+            batches: makes the new rows from the present table.
+        Raises:
+            GalleryError: another writer changed the table meanwhile, which happens in an object
+                store only; the table is as that writer left it, and the new files remain until
+                `Store.clear` finds them a week old.
+        """
+        with self.writing() as table:
+            new = write_fragments(
+                batches(table), table, mode="overwrite", return_transaction=True,
+                storage_options=self.options,
+            )  # fmt: skip
+            try:
+                # Without retries Lance commits on the version that was read, and on no other.
+                lance.LanceDataset.commit(
+                    table, new, commit_lock=self._commit_lock(), storage_options=self.options,
+                    max_retries=0,
+                )  # fmt: skip
+            except CommitConflictError as error:
+                raise GalleryError(
+                    f"another writer changed the gallery {self.place} meanwhile, so nothing was "
+                    "replaced: run this again while nobody else writes"
+                ) from error
+
+    def _is_conflict(self, error: Exception) -> bool:
+        """Whether another writer committed, or deleted files, before this commit."""
+        text = str(error).lower()
+        return is_remote(self.place) and any(words in text for words in CONFLICTS)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        if is_remote(self.place):
+            yield
+            return
+        current, following = (FileLock(Path(self.place) / name) for name in LOCKS)
+        # One waiting writer holds the second lock, so that a busy writer cannot take every turn.
+        with following.acquire(poll_interval=LOCK_POLL):
+            current.acquire(poll_interval=LOCK_POLL)
+        try:
+            yield
+        finally:
+            current.release()
+
+    def _commit_lock(self) -> Durable | None:
+        return None if is_remote(self.place) else Durable(Path(table_of(self.place)))
+
+    def _reopen(self) -> None:
+        self._opened.dataset = self._open()
+
+    def _open(self) -> Any:
+        if not is_remote(self.place) and not Path(self.place).is_dir():
+            raise missing_gallery(self.place)  # At once: Lance retries for seconds on a file.
+        try:
+            return lance.dataset(
+                table_of(self.place), storage_options=self.options,
+                commit_lock=self._commit_lock(), session=self._caches,
+            )  # fmt: skip
+        except (OSError, ValueError) as error:
+            if "not found" in str(error).lower():
+                raise missing_gallery(self.place) from error
+            raise gallery_error(error, f"cannot open the gallery {self.place}") from error
