@@ -38,7 +38,7 @@ def test_it_says_what_a_run_would_do(tiny_run: TinyRun) -> None:
 def test_words_for_a_person(tiny_run: TinyRun) -> None:
     text = twinlens.inspect(tiny_run.data, settings=TINY, quiet=True).as_text()
     assert text.startswith(f"{tiny_run.data}: 60 pictures of 10 identities\n")
-    assert "What a run would do with it:\n  model.classes = False: " in text
+    assert "Settings of a training run:\n  model.classes = False: " in text
     assert "\n  picture.color = grey: no picture has colour\n" in text
 
 
@@ -49,7 +49,7 @@ def test_a_problem_is_no_error(picture_folder: PictureFolder, tmp_path: Path) ->
     assert found.problem is not None
     assert "each split needs 2" in found.problem
     assert found.as_json()["run"] == {"problem": found.problem}
-    assert f"A run would refuse this: {found.problem}" in found.as_text()
+    assert f"Training would fail: {found.problem}" in found.as_text()
     with pytest.raises(DataError, match="there are no pairs to draw"):
         twinlens.inspect(data, montage=tmp_path / "x.png", quiet=True)
     # With the pictures of each identity divided, it would do.
@@ -80,10 +80,10 @@ def test_broken_pictures_as_a_run_takes_them(
     if num == 7:
         assert found.settings is None
         assert found.problem is not None
-        assert "7 of 32 pictures cannot be read, which is 21.9% where at most 20.0%" in (
+        assert "7 of 32 pictures cannot be read (21.9%, at most 20.0% allowed)" in (
             found.problem
         )
-        with pytest.raises(DataError, match=r"21\.9% where at most 20\.0%"):
+        with pytest.raises(DataError, match=r"21\.9%, at most 20\.0% allowed"):
             twinlens.train(data, out=tmp_path / "run", settings=settings, quiet=True)
         return
     assert found.problem is None

@@ -65,8 +65,8 @@ def mixed(tmp_path: Path) -> ImageTable:
 
 
 def test_every_number(mixed: ImageTable) -> None:
-    found = inspect_table(mixed, max_pixels=LIMIT)
-    assert found.as_json() == {
+    result = inspect_table(mixed, max_pixels=LIMIT)
+    assert result.as_json() == {
         "source": "pictures",
         "pictures": 13,
         "identities": 7,
@@ -132,23 +132,23 @@ def test_every_number(mixed: ImageTable) -> None:
             },
         ],
     }  # fmt: skip
-    assert json.loads(json.dumps(found.as_json())) == found.as_json()
+    assert json.loads(json.dumps(result.as_json())) == result.as_json()
 
 
-def test_the_text_says_it_to_a_person(mixed: ImageTable) -> None:
+def test_text_of_a_mixed_table(mixed: ImageTable) -> None:
     text = inspect_table(mixed, max_pixels=LIMIT).as_text()
     for part in (
         "pictures: 13 pictures of 7 identities, 1 of them forged",
-        "train 10 (7 identities), test 3 (3 identities); identities are shared",
+        "train 10 (7 identities), test 3 (3 identities); some identities in several",
         "20 to 40 high (median 20), 30 to 60 wide (median 30)",
-        "some grey, some in colour",
+        "some grey, some colour",
         "PNG 9, BMP 1, JPEG 1",
         "1 to 2 genuine pictures, median 2",
         "! 2 files cannot be read",
         "g0.png: an empty file",
-        "! 2 pictures are said to be two things",
+        "! 2 pictures have copies with another label",
         "d1.png (d) = d2.png (d, forged)",
-        "! 2 pictures lie in more than one split (1 exactly, 1 nearly)",
+        "! 2 pictures are in more than one split (1 exact, 1 near copies)",
         "c0.png = c1.jpg",
         "! 3 pictures have copies within a split (3 exact, 0 near)",
         "! 2 identities have fewer than two genuine pictures",
@@ -157,19 +157,19 @@ def test_the_text_says_it_to_a_person(mixed: ImageTable) -> None:
         assert part in text
 
 
-def test_nothing_wrong(tmp_path: Path) -> None:
+def test_a_table_without_problems(tmp_path: Path) -> None:
     rows = []
     for i in range(4):
         noise(i).save(tmp_path / f"{i}.png")
         rows.append((f"{i}.png", "ab"[i // 2], False, ""))
-    found = inspect_table(table_of(tmp_path, rows), max_pixels=LIMIT)
-    assert found.as_json()["splits"] == {"unassigned": {"pictures": 4, "identities": 2}}
-    assert found.as_json()["identity_disjoint"] is True
-    assert found.as_json()["color"] == "rgb"
-    text = found.as_text()
-    assert "Nothing looks wrong." in text
+    result = inspect_table(table_of(tmp_path, rows), max_pixels=LIMIT)
+    assert result.as_json()["splits"] == {"unassigned": {"pictures": 4, "identities": 2}}
+    assert result.as_json()["identity_disjoint"] is True
+    assert result.as_json()["color"] == "rgb"
+    text = result.as_text()
+    assert "No problems." in text
     assert "none given" in text
-    assert "20 high, 30 wide, all of them" in text
+    assert "all 20 high, 30 wide" in text
     assert "2 genuine pictures each" in text
     assert "!" not in text
 
@@ -178,28 +178,28 @@ def test_copies_without_a_split_are_no_leak(tmp_path: Path) -> None:
     for name in ("a", "b"):
         noise(0).save(tmp_path / f"{name}.png")
     table = table_of(tmp_path, [("a.png", "a", False, ""), ("b.png", "a", False, "train")])
-    found = inspect_table(table, max_pixels=LIMIT)
-    assert (found.exact.within, found.exact.across) == (1, 0)
+    result = inspect_table(table, max_pixels=LIMIT)
+    assert (result.exact.within, result.exact.across) == (1, 0)
     split = inspect_table(table.with_split(["test", "train"]), max_pixels=LIMIT)
     assert (split.exact.within, split.exact.across) == (0, 1)
 
 
-def test_near_copies_that_contradict(tmp_path: Path) -> None:
+def test_near_copies_with_conflicting_labels(tmp_path: Path) -> None:
     noise(0, 64, 64).save(tmp_path / "a.png")
     noise(0, 64, 64).save(tmp_path / "b.jpg", quality=90)
     noise(0, 64, 64).save(tmp_path / "c.png")
     rows = [("a.png", "one", False, ""), ("b.jpg", "two", False, ""), ("c.png", "one", False, "")]
-    found = inspect_table(table_of(tmp_path, rows), max_pixels=LIMIT)
-    assert [(c.kind, c.paths) for c in found.contradictions] == [
+    result = inspect_table(table_of(tmp_path, rows), max_pixels=LIMIT)
+    assert [(c.kind, c.paths) for c in result.contradictions] == [
         ("near", ("a.png", "b.jpg", "c.png"))
     ]
-    assert found.near.groups == (("a.png", "b.jpg", "c.png"),)
-    assert found.exact.groups == (("a.png", "c.png"),)
-    assert "[nearly the same]" in found.as_text()
-    # The near copy adds nothing to what the exact ones contradict already.
+    assert result.near.groups == (("a.png", "b.jpg", "c.png"),)
+    assert result.exact.groups == (("a.png", "c.png"),)
+    assert "[near duplicates]" in result.as_text()
+    # The near copy only repeats the conflict of the exact ones.
     rows[2] = ("c.png", "two", False, "")
-    found = inspect_table(table_of(tmp_path, rows), max_pixels=LIMIT)
-    assert [c.kind for c in found.contradictions] == ["exact"]
+    result = inspect_table(table_of(tmp_path, rows), max_pixels=LIMIT)
+    assert [c.kind for c in result.contradictions] == ["exact"]
 
 
 def test_large_jpegs_are_the_same_only_with_the_same_bytes(tmp_path: Path) -> None:
@@ -208,41 +208,41 @@ def test_large_jpegs_are_the_same_only_with_the_same_bytes(tmp_path: Path) -> No
     (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes())
     big.save(tmp_path / "c.jpg", quality=94)
     rows = [(f"{name}.jpg", "x", False, "") for name in "abc"]
-    found = inspect_table(table_of(tmp_path, rows), max_pixels=LIMIT)
-    assert found.exact.groups == (("a.jpg", "b.jpg"),)
-    assert found.near.groups == (("a.jpg", "b.jpg", "c.jpg"),)
-    assert found.heights == MinMedianMax(1200, 1200.0, 1200)
+    result = inspect_table(table_of(tmp_path, rows), max_pixels=LIMIT)
+    assert result.exact.groups == (("a.jpg", "b.jpg"),)
+    assert result.near.groups == (("a.jpg", "b.jpg", "c.jpg"),)
+    assert result.heights == MinMedianMax(1200, 1200.0, 1200)
 
 
 def test_only_broken_files(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     noise(0, 100, 100).save(tmp_path / "b.png")
     table = table_of(tmp_path, [("a.png", "a", False, ""), ("b.png", "b", False, "")])
-    found = inspect_table(table, max_pixels=9_999)
-    assert [broken.path for broken in found.broken] == ["a.png", "b.png"]
-    assert "over the limit of 9,999" in found.broken[1].reason
-    assert found.as_json()["sizes"]["height"] is None
-    assert found.as_json()["color"] is None
-    assert "! 2 files cannot be read" in found.as_text()
+    result = inspect_table(table, max_pixels=9_999)
+    assert [broken.path for broken in result.broken] == ["a.png", "b.png"]
+    assert "over the limit of 9,999" in result.broken[1].reason
+    assert result.as_json()["sizes"]["height"] is None
+    assert result.as_json()["color"] is None
+    assert "! 2 files cannot be read" in result.as_text()
 
 
 def test_names_that_are_not_utf8_do_not_break_the_text(tmp_path: Path) -> None:
     table = table_of(tmp_path, [("\udcff.png", "\udcfe", False, ""), ("b.png", "b", False, "")])
-    found = inspect_table(table, max_pixels=LIMIT)
-    assert "\\udcff.png" in found.as_text()
-    found.as_text().encode("utf-8")
-    json.dumps(found.as_json()).encode("ascii")
+    result = inspect_table(table, max_pixels=LIMIT)
+    assert "\\udcff.png" in result.as_text()
+    result.as_text().encode("utf-8")
+    json.dumps(result.as_json()).encode("ascii")
 
 
 def test_progress_and_blocks(mixed: ImageTable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection, "BLOCK", 3)
     calls: list[tuple[int, int]] = []
-    found = inspect_table(
+    result = inspect_table(
         mixed, max_pixels=LIMIT, progress=lambda done, total: calls.append((done, total))
     )
     assert calls == [(i, 13) for i in range(1, 14)]
     monkeypatch.undo()
-    assert found.as_json() == inspect_table(mixed, max_pixels=LIMIT).as_json()
+    assert result.as_json() == inspect_table(mixed, max_pixels=LIMIT).as_json()
 
 
 def test_arrays(tmp_path: Path) -> None:
@@ -256,26 +256,26 @@ def test_arrays(tmp_path: Path) -> None:
         root=None,
         pixels=pixels,
     )
-    found = inspect_table(table, max_pixels=LIMIT)
-    assert found.formats == {"array": 3}
-    assert found.color == "grey"
-    assert found.exact.groups == (("d/1", "d/2"),)
-    assert len(found.contradictions) == 1
+    result = inspect_table(table, max_pixels=LIMIT)
+    assert result.formats == {"array": 3}
+    assert result.color == "grey"
+    assert result.exact.groups == (("d/1", "d/2"),)
+    assert len(result.contradictions) == 1
     assert sample_statistics(table).median_width == 30
 
 
 def test_an_empty_table(mixed: ImageTable) -> None:
     empty = mixed.select(np.zeros(len(mixed), bool))
-    for look in (sample_statistics, lambda table: inspect_table(table, max_pixels=LIMIT)):
+    for inspect in (sample_statistics, lambda table: inspect_table(table, max_pixels=LIMIT)):
         with pytest.raises(DataError, match="holds no pictures"):
-            look(empty)
+            inspect(empty)
 
 
 # --- sample_statistics -------------------------------------------------------------------------
 
 
-def test_survey_by_hand(tmp_path: Path) -> None:
-    """White paper of 20 x 30 with a black block of 10 x 12: 480 of 600 pixels are ground."""
+def test_sample_statistics_by_hand(tmp_path: Path) -> None:
+    """White paper of 20 x 30 with a black block of 10 x 12: 480 of 600 pixels are background."""
     array = np.full((20, 30), 250, np.uint8)
     array[5:15, 5:17] = 0
     array[1, 1] = 235  # within 16 levels
@@ -293,13 +293,13 @@ def test_survey_by_hand(tmp_path: Path) -> None:
     assert got.border_share == 480 / 600
 
 
-def test_survey_sees_one_coloured_picture_and_passes_over_broken_ones(mixed: ImageTable) -> None:
+def test_sample_statistics_with_one_coloured_and_some_broken_pictures(mixed: ImageTable) -> None:
     got = sample_statistics(mixed)
     assert got.grey is False
     assert (got.median_height, got.median_width) == (20, 30)
     assert got.num_identities == 7
     only_broken = mixed.select(np.asarray(mixed.identity == "g"))
-    with pytest.raises(DataError, match=r"none of the 2 pictures looked at.*an empty file"):
+    with pytest.raises(DataError, match=r"none of the 2 pictures sampled.*an empty file"):
         sample_statistics(only_broken)
 
 
@@ -334,6 +334,6 @@ def test_colour() -> None:
     assert not has_color(yellowed)
 
 
-def test_spread() -> None:
+def test_min_median_max() -> None:
     assert MinMedianMax.of([3, 1, 2, 2]) == MinMedianMax(1, 2.0, 3)
     assert Inspection.__dataclass_params__.frozen

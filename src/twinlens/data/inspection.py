@@ -37,11 +37,11 @@ __all__ = [
     "sample_statistics",
 ]
 
-SAME_LEVEL = 16  # Grey levels within which a pixel counts as ground.
-COLOR_SPREAD = 24  # Between channels; scanners and JPEG stay below it on grey paper.
+BACKGROUND_RANGE = 16  # Grey levels around the border level that count as background.
+COLOR_RANGE = 24  # Between channels; scanners and JPEG stay below it on grey paper.
 COLOR_SHARE = 1e-3
-LOOK_SIZE = (128, 128)
-SHOWN_SIZES = 10
+REDUCED_SIZE = (128, 128)
+MAX_SIZES = 10
 BLOCK = 256
 
 T = TypeVar("T")
@@ -49,21 +49,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TableStatistics:
-    """A quick look at a table. Sizes and colours are those of a sample of readable pictures.
+    """Statistics of a table; sizes and colours are those of a sample of readable pictures.
 
     Attributes:
         num_pictures: rows.
         num_identities: distinct identities.
         num_forged: forged rows.
         num_singletons: identities with fewer than two genuine pictures.
-        min_pictures: genuine pictures of the identity with the fewest.
-        median_pictures: of the median identity.
-        max_pictures: of the identity with the most.
-        median_height: pixels, from the headers.
-        median_width: pixels, from the headers.
-        grey: no picture of the sample has colour.
-        border_level: median grey level, 0..255, of the pictures' outermost pixels.
-        border_share: median share, 0..1, of a picture's pixels within 16 levels of its border's.
+        min_pictures: smallest number of genuine pictures of an identity.
+        median_pictures: median number of genuine pictures of an identity.
+        max_pictures: largest number of genuine pictures of an identity.
+        median_height: median height in pixels.
+        median_width: median width in pixels.
+        grey: whether no picture of the sample has colour.
+        border_level: median grey level, 0..255, of the outermost pixels.
+        border_share: median share, 0..1, of pixels within 16 levels of a picture's border level.
     """
 
     num_pictures: int
@@ -87,26 +87,26 @@ def sample_statistics(
     seed: int = 0,
     max_pixels: int = DataSettings().max_pixels,
 ) -> TableStatistics:
-    """Look quickly at a table: all labels, and a random sample of the pictures.
+    """Statistics of all labels and of a random sample of the pictures.
 
     Args:
-        table: any table.
-        sample: how many pictures to open.
-        seed: of the draw.
-        max_pixels: as in `open_picture`; larger ones are passed over.
+        table: table with or without splits.
+        sample: number of pictures to open.
+        seed: random seed of the sample.
+        max_pixels: as in `open_picture`; larger pictures are skipped.
     Raises:
-        DataError: an empty table, or none of the sampled pictures can be read.
+        DataError: an empty table, or no readable picture in the sample.
     """
     if len(table) == 0:
-        raise DataError(f"{table.source} holds no pictures to look at")
+        raise DataError(f"{table.source} holds no pictures")
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(len(table), min(sample, len(table)), replace=False))
-    looks = list(_each(rows, lambda row: _glance(table, row, max_pixels)))
-    seen = [look for look in looks if isinstance(look, _Glance)]
-    if not seen:
+    results = list(_map_rows(rows, lambda row: _read_sampled(table, row, max_pixels)))
+    pictures = [result for result in results if isinstance(result, _SampledPicture)]
+    if not pictures:
         raise DataError(
-            f"none of the {len(rows):,} pictures looked at in {table.source} can be read; the "
-            f"first is {table.path[rows[0]]}: {looks[0]}"
+            f"none of the {len(rows):,} pictures sampled from {table.source} can be read; the "
+            f"first is {table.path[rows[0]]}: {results[0]}"
         )
     counts = _genuine_counts(table)
     return TableStatistics(
@@ -117,11 +117,11 @@ def sample_statistics(
         min_pictures=int(counts.min()),
         median_pictures=float(np.median(counts)),
         max_pictures=int(counts.max()),
-        median_height=round(float(np.median([look.header.height for look in seen]))),
-        median_width=round(float(np.median([look.header.width for look in seen]))),
-        grey=not any(look.color for look in seen),
-        border_level=round(float(np.median([look.border_level for look in seen]))),
-        border_share=float(np.median([look.border_share for look in seen])),
+        median_height=round(float(np.median([one.header.height for one in pictures]))),
+        median_width=round(float(np.median([one.header.width for one in pictures]))),
+        grey=not any(one.color for one in pictures),
+        border_level=round(float(np.median([one.border_level for one in pictures]))),
+        border_share=float(np.median([one.border_share for one in pictures])),
     )
 
 
@@ -131,33 +131,33 @@ def inspect_table(
     max_pixels: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
-    """Open every picture of a table and report what is there.
+    """Open every picture of a table and report sizes, duplicates and problems.
 
-    Exact duplicates have the same pixels; for JPEGs so large that they are looked at in a reduced
-    size, the same bytes. Near duplicates are those of `duplicates.near_duplicates`. To see the
-    leaks of the split that training would make, assign it first.
+    Exact duplicates have equal pixels, or equal bytes if they are JPEGs so large that they are
+    decoded at a reduced size. Near duplicates are those of `duplicates.near_duplicates`. To see
+    the leaks of the splits that training would use, assign them first.
 
     Args:
-        table: with or without splits.
+        table: table with or without splits.
         max_pixels: as in `open_picture`.
-        progress: called with (pictures done, pictures in all).
+        progress: called with (pictures done, all pictures).
     Raises:
         DataError: an empty table.
     """
     if len(table) == 0:
         raise DataError(f"{table.source} holds no pictures to inspect")
-    looks: dict[int, _Look] = {}
+    pictures: dict[int, _InspectedPicture] = {}
     broken = []
-    results = _each(np.arange(len(table)), lambda row: _look(table, row, max_pixels))
+    results = _map_rows(np.arange(len(table)), lambda row: _read_whole(table, row, max_pixels))
     for row, result in enumerate(results):
-        if isinstance(result, _Look):
-            looks[row] = result
+        if isinstance(result, _InspectedPicture):
+            pictures[row] = result
         else:
             broken.append(BrokenPicture(table.relative(row), result))
         if progress is not None:
             progress(row + 1, len(table))
-    exact, near, capped = _duplicate_rows(looks)
-    headers = [look.header for look in looks.values()]
+    exact, near, capped = _duplicate_rows(pictures)
+    headers = [picture.header for picture in pictures.values()]
     sizes = Counter((header.height, header.width) for header in headers)
     formats = Counter(header.format for header in headers)
     counts = _genuine_counts(table)
@@ -170,8 +170,8 @@ def inspect_table(
         identity_disjoint=is_identity_disjoint(table),
         heights=MinMedianMax.of([header.height for header in headers]) if headers else None,
         widths=MinMedianMax.of([header.width for header in headers]) if headers else None,
-        common_sizes=tuple((*size, count) for size, count in _most_common(sizes)[:SHOWN_SIZES]),
-        color=_color([look.color for look in looks.values()]),
+        common_sizes=tuple((*size, count) for size, count in _most_common(sizes)[:MAX_SIZES]),
+        color=_color([picture.color for picture in pictures.values()]),
         formats=dict(_most_common(formats)),
         per_identity=MinMedianMax.of(counts),
         histogram={int(c): int((counts == c).sum()) for c in np.unique(counts)},
@@ -186,19 +186,19 @@ def inspect_table(
 
 
 def has_color(picture: Image.Image) -> bool:
-    """Whether more than one pixel in a thousand differs visibly between its channels."""
+    """Whether the channels of more than one pixel in a thousand differ visibly."""
     if picture.mode == "L":
         return False
     array_HWC = np.asarray(picture)
-    spread_HW = array_HWC.max(axis=2) - array_HWC.min(axis=2)
-    return bool((spread_HW > COLOR_SPREAD).mean() > COLOR_SHARE)
+    range_HW = np.ptp(array_HWC, axis=2)
+    return bool((range_HW > COLOR_RANGE).mean() > COLOR_SHARE)
 
 
 # --- one picture --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Glance:
+class _SampledPicture:
     header: Header
     color: bool
     border_level: float
@@ -206,7 +206,7 @@ class _Glance:
 
 
 @dataclass(frozen=True, eq=False)
-class _Look:
+class _InspectedPicture:
     header: Header
     color: bool
     digest: bytes
@@ -214,70 +214,66 @@ class _Look:
 
 
 def _open(table: ImageTable, row: int, max_pixels: int) -> tuple[Header, Image.Image]:
-    """A row's header and picture, large JPEGs reduced."""
+    """The header and picture of a row, large JPEGs at a reduced size."""
     if table.pixels is not None:
         picture = Image.fromarray(np.ascontiguousarray(table.pixels[row]))
         return Header("array", picture.height, picture.width), picture
     path = str(table.path[row])
     header = read_header(path, max_pixels=max_pixels)
-    return header, open_picture(path, max_pixels=max_pixels, target=LOOK_SIZE)
+    return header, open_picture(path, max_pixels=max_pixels, target=REDUCED_SIZE)
 
 
-def _glance(table: ImageTable, row: int, max_pixels: int) -> _Glance:
+def _read_sampled(table: ImageTable, row: int, max_pixels: int) -> _SampledPicture:
     header, picture = _open(table, row, max_pixels)
     grey_HW = np.asarray(picture.convert("L")).astype(np.int16)
     edges = (grey_HW[0], grey_HW[-1], grey_HW[1:-1, 0], grey_HW[1:-1, -1])
     level = float(np.median(np.concatenate(edges)))
-    share = float((np.abs(grey_HW - level) <= SAME_LEVEL).mean())
-    return _Glance(header, has_color(picture), level, share)
+    share = float((np.abs(grey_HW - level) <= BACKGROUND_RANGE).mean())
+    return _SampledPicture(header, has_color(picture), level, share)
 
 
-def _look(table: ImageTable, row: int, max_pixels: int) -> _Look:
+def _read_whole(table: ImageTable, row: int, max_pixels: int) -> _InspectedPicture:
     header, picture = _open(table, row, max_pixels)
     if picture.size == (header.width, header.height):
         digest = pixel_digest(picture)
     else:
         with Path(table.path[row]).open("rb") as stream:
             digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest()
-    return _Look(header, has_color(picture), digest, thumbnail(picture))
+    return _InspectedPicture(header, has_color(picture), digest, thumbnail(picture))
 
 
-def _each(rows: NDArray[np.int64], work: Callable[[int], T]) -> Iterator[T | str]:
-    """`work` of each row in order, by threads; the reason where a picture cannot be read."""
+def _map_rows(rows: NDArray[np.int64], read: Callable[[int], T]) -> Iterator[T | str]:
+    """`read` of each row in order, by threads; the reason if a picture cannot be read."""
 
-    def one(row: int) -> T | str:
+    def read_or_reason(row: int) -> T | str:
         try:
-            return work(row)
+            return read(row)
         except PictureError as error:
             return error.reason
-        except OSError as error:  # The file went away between two looks.
+        except OSError as error:  # The file was removed after its header was read.
             return error.strerror or "cannot be read"
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for start in range(0, len(rows), BLOCK):
-            yield from pool.map(one, rows[start : start + BLOCK].tolist())
+            yield from pool.map(read_or_reason, rows[start : start + BLOCK].tolist())
 
 
 # --- the whole table ----------------------------------------------------------------------------
 
 
 def _genuine_counts(table: ImageTable) -> NDArray[np.int64]:
-    """Genuine pictures of each identity, in the order of `table.identities()`."""
+    """Number of genuine pictures of each identity, in the order of `table.identities()`."""
     counts = np.bincount(table.labels()[~table.forged], minlength=len(table.identities()))
     return counts.astype(np.int64)
 
 
 def _splits(table: ImageTable) -> dict[str, tuple[int, int]]:
-    found = {}
-    for name in (*SPLITS, ""):
-        part = table.of_split(name)
-        if len(part):
-            found[name or "unassigned"] = (len(part), len(part.identities()))
-    return found
+    parts = {name or "unassigned": table.of_split(name) for name in (*SPLITS, "")}
+    return {name: (len(part), len(part.identities())) for name, part in parts.items() if len(part)}
 
 
 def _most_common(counts: Counter[T]) -> list[tuple[T, int]]:
-    """The most common first; equals by their text, so that files' order plays no part."""
+    """The most common first; ties by their text, independent of the order of files."""
     return sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))
 
 
@@ -292,54 +288,57 @@ def _color(colored: Sequence[bool]) -> Literal["grey", "rgb", "mixed"] | None:
 RowGroups = list[tuple[int, ...]]
 
 
-def _duplicate_rows(looks: dict[int, _Look]) -> tuple[RowGroups, RowGroups, bool]:
-    """Exact and near groups of rows. Near groups hold the exact copies of their members too."""
-    rows = list(looks)
+def _duplicate_rows(
+    pictures: dict[int, _InspectedPicture],
+) -> tuple[RowGroups, RowGroups, bool]:
+    """Exact and near groups of rows; near groups include the exact copies of their members."""
+    rows = list(pictures)
     exact = [
-        tuple(rows[place] for place in group)
-        for group in groups_of_equal([look.digest for look in looks.values()])
+        tuple(rows[index] for index in group)
+        for group in groups_of_equal([picture.digest for picture in pictures.values()])
     ]
     copies = {group[0]: group for group in exact}
-    spare = {row for group in exact for row in group[1:]}
-    distinct = [row for row in rows if row not in spare]
+    repeated = {row for group in exact for row in group[1:]}
+    distinct = [row for row in rows if row not in repeated]
     if not distinct:
         return exact, [], False
-    found = near_duplicates(np.stack([looks[row].thumb for row in distinct]))
+    duplicates = near_duplicates(np.stack([pictures[row].thumb for row in distinct]))
     near = [
-        tuple(sorted(r for place in group for r in copies.get(distinct[place], (distinct[place],))))
-        for group in found.groups
+        tuple(
+            sorted(
+                row for index in group for row in copies.get(distinct[index], (distinct[index],))
+            )
+        )
+        for group in duplicates.groups
     ]
-    return exact, near, found.capped
+    return exact, near, duplicates.capped
 
 
 def _leaks_first(table: ImageTable, groups: RowGroups, *, capped: bool) -> DuplicateGroups:
     leaks = [len({table.split[row] for row in group} - {""}) > 1 for group in groups]
-    ordered = sorted(range(len(groups)), key=lambda place: (not leaks[place], groups[place]))
-    paths = tuple(tuple(table.relative(row) for row in groups[place]) for place in ordered)
+    order = sorted(range(len(groups)), key=lambda index: (not leaks[index], groups[index]))
+    paths = tuple(tuple(table.relative(row) for row in groups[index]) for index in order)
     return DuplicateGroups(len(groups) - sum(leaks), sum(leaks), paths, capped)
 
 
 def _contradictions(
     table: ImageTable, exact: RowGroups, near: RowGroups
 ) -> Iterator[Contradiction]:
-    def said(rows: Sequence[int]) -> set[tuple[str, bool]]:
-        return {(str(table.identity[row]), bool(table.forged[row])) for row in rows}
-
-    told: dict[int, set[tuple[str, bool]]] = {}
+    """Groups with several labels; a label is an identity and a role."""
+    labels_of: dict[int, set[tuple[str, bool]]] = {}
     kinds: tuple[tuple[Literal["exact", "near"], RowGroups], ...] = (
         ("exact", exact),
         ("near", near),
     )
     for kind, groups in kinds:
         for rows in groups:
-            claims = said(rows)
-            # A near group that only repeats what its exact copies contradict is not news.
-            if len(claims) < 2 or any(told.get(row) == claims for row in rows):
+            identities = tuple(str(table.identity[row]) for row in rows)
+            forged = tuple(bool(table.forged[row]) for row in rows)
+            labels = set(zip(identities, forged, strict=True))
+            # A near group that only repeats the conflict of its exact copies is not reported.
+            if len(labels) < 2 or any(labels_of.get(row) == labels for row in rows):
                 continue
-            told.update(dict.fromkeys(rows, claims))
+            labels_of.update(dict.fromkeys(rows, labels))
             yield Contradiction(
-                kind,
-                tuple(table.relative(row) for row in rows),
-                tuple(str(table.identity[row]) for row in rows),
-                tuple(bool(table.forged[row]) for row in rows),
+                kind, tuple(table.relative(row) for row in rows), identities, forged
             )

@@ -1,12 +1,12 @@
-"""What an inspection of pictures found, as JSON for scripts and as lines for a person.
+"""The result of an inspection of pictures, as JSON and as text.
 
-This module knows counts, names and paths; it opens nothing and judges no pixels.
+This module handles counts, names and paths; it opens no files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -16,12 +16,12 @@ from twinlens.data.pixels import BrokenPicture
 
 __all__ = ["Contradiction", "DuplicateGroups", "Inspection", "MinMedianMax"]
 
-SHOWN_NAMES, SHOWN_GROUPS, SHOWN_LINES = 20, 50, 5
+MAX_NAMES, MAX_GROUPS, MAX_LINES = 20, 50, 5
 
 
 @dataclass(frozen=True)
 class MinMedianMax:
-    """The smallest, median and largest of some numbers."""
+    """Minimum, median and maximum of some numbers."""
 
     min: int
     median: float
@@ -29,23 +29,19 @@ class MinMedianMax:
 
     @classmethod
     def of(cls, values: Sequence[int] | NDArray[np.int64]) -> MinMedianMax:
-        """Of at least one number."""
+        """Compute from at least one number."""
         return cls(int(min(values)), float(np.median(values)), int(max(values)))
-
-    def as_json(self) -> dict[str, Any]:
-        """`{"min", "median", "max"}`."""
-        return {"min": self.min, "median": self.median, "max": self.max}
 
 
 @dataclass(frozen=True)
 class DuplicateGroups:
-    """Groups of pictures that are the same; those that reach over splits come first.
+    """Groups of pictures that are the same; groups across splits come first.
 
     Attributes:
-        within: groups that lie in one split (or in none).
-        across: groups with pictures in two splits or more: leaks.
-        groups: paths.
-        capped: some may be missing (see `NearDuplicates.capped`).
+        within: number of groups inside one split, or without a split.
+        across: number of groups with pictures in several splits: leaks.
+        groups: paths of each group.
+        capped: whether some groups may be missing (see `NearDuplicates.capped`).
     """
 
     within: int
@@ -54,8 +50,8 @@ class DuplicateGroups:
     capped: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """`{"within", "across", "groups", "capped"}`, at most 50 groups."""
-        groups = [list(group) for group in self.groups[:SHOWN_GROUPS]]
+        """Keys `within`, `across`, `groups` (at most 50) and `capped`."""
+        groups = [list(group) for group in self.groups[:MAX_GROUPS]]
         return {
             "within": self.within,
             "across": self.across,
@@ -66,7 +62,7 @@ class DuplicateGroups:
 
 @dataclass(frozen=True)
 class Contradiction:
-    """One picture that is said to be two things: two identities, or genuine and forged."""
+    """Copies of a picture with conflicting labels: other identities, or genuine and forged."""
 
     kind: Literal["exact", "near"]
     paths: tuple[str, ...]
@@ -74,7 +70,7 @@ class Contradiction:
     forged: tuple[bool, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """`{"kind", "paths", "identities", "forged"}`, identity and role of each path."""
+        """Keys `kind`, `paths`, `identities` and `forged`; identity and role of each path."""
         return {
             "kind": self.kind,
             "paths": list(self.paths),
@@ -85,11 +81,27 @@ class Contradiction:
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """All that `inspect_table` found; paths are relative to the table's root.
+    """The result of `inspect_table`; paths are relative to the root of the table.
 
-    `splits` maps a split's name ("unassigned" for none) to (pictures, identities). `heights`,
-    `widths` and `color` are None where no picture can be read. `per_identity` counts genuine
-    pictures, `histogram` maps such a count to the number of identities that have it.
+    Attributes:
+        source: data as the user named it.
+        num_pictures: rows.
+        num_identities: distinct identities.
+        num_forged: forged rows.
+        splits: split ("unassigned" if none) -> (pictures, identities).
+        identity_disjoint: whether no identity has pictures in two splits.
+        heights: in pixels; None if no picture can be read.
+        widths: in pixels; None if no picture can be read.
+        common_sizes: (height, width, pictures), the most frequent first.
+        color: None if no picture can be read.
+        formats: file format -> pictures.
+        per_identity: genuine pictures of an identity.
+        histogram: genuine pictures of an identity -> number of such identities.
+        singletons: identities with fewer than two genuine pictures.
+        broken: unreadable pictures.
+        exact: groups of pictures with equal pixels.
+        near: groups of near duplicates.
+        contradictions: copies with conflicting labels.
     """
 
     source: str
@@ -112,7 +124,7 @@ class Inspection:
     contradictions: tuple[Contradiction, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """A plain dictionary with the keys that `docs/json.md` promises."""
+        """A plain dictionary with the keys of `docs/json.md`."""
         return {
             "source": self.source,
             "pictures": self.num_pictures,
@@ -124,8 +136,8 @@ class Inspection:
             },
             "identity_disjoint": self.identity_disjoint,
             "sizes": {
-                "height": None if self.heights is None else self.heights.as_json(),
-                "width": None if self.widths is None else self.widths.as_json(),
+                "height": None if self.heights is None else asdict(self.heights),
+                "width": None if self.widths is None else asdict(self.widths),
                 "common": [
                     {"height": height, "width": width, "pictures": count}
                     for height, width, count in self.common_sizes
@@ -134,169 +146,171 @@ class Inspection:
             "color": self.color,
             "formats": dict(self.formats),
             "pictures_per_identity": {
-                **self.per_identity.as_json(),
+                **asdict(self.per_identity),
                 "histogram": {str(count): num for count, num in self.histogram.items()},
             },
             "singletons": {
                 "count": len(self.singletons),
-                "names": list(self.singletons[:SHOWN_NAMES]),
+                "names": list(self.singletons[:MAX_NAMES]),
             },
-            "broken": [{"path": b.path, "reason": b.reason} for b in self.broken],
+            "broken": [asdict(picture) for picture in self.broken],
             "duplicates": {"exact": self.exact.as_json(), "near": self.near.as_json()},
             "contradictions": [c.as_json() for c in self.contradictions],
         }
 
     def as_text(self) -> str:
-        """Plain lines for a person: the facts, then each thing to look into and what to do."""
+        """Lines of text: the facts, then each problem with its remedy."""
         lines = [*_fact_lines(self), "", *_warning_lines(self)]
         # A file name that is not UTF-8 must not break the terminal.
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-# --- for a person -------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------
 
 
-def _fact_lines(found: Inspection) -> list[str]:
-    forged = f", {found.num_forged:,} of them forged" if found.num_forged else ""
+def _fact_lines(result: Inspection) -> list[str]:
+    forged = f", {result.num_forged:,} of them forged" if result.num_forged else ""
     facts = {
-        "splits": _splits_text(found),
-        "size": _sizes_text(found),
-        "colour": {"grey": "grey", "rgb": "colour", "mixed": "some grey, some in colour"}.get(
-            found.color or "", "unknown"
+        "splits": _splits_text(result),
+        "size": _sizes_text(result),
+        "colour": {"grey": "grey", "rgb": "colour", "mixed": "some grey, some colour"}.get(
+            result.color or "", "unknown"
         ),
-        "files": ", ".join(f"{name} {count:,}" for name, count in found.formats.items()) or "none",
-        "per identity": _per_identity_text(found),
-        "duplicates": f"{_groups_text(found.exact)} exact, {_groups_text(found.near)} near",
+        "files": ", ".join(f"{name} {count:,}" for name, count in result.formats.items()) or "none",
+        "per identity": _per_identity_text(result),
+        "duplicates": f"{_groups_text(result.exact)} exact, {_groups_text(result.near)} near",
     }
     title = (
-        f"{found.source}: {_count(found.num_pictures, 'picture')} of "
-        f"{_count(found.num_identities, 'identity', 'identities')}{forged}"
+        f"{result.source}: {_count(result.num_pictures, 'picture')} of "
+        f"{_count(result.num_identities, 'identity', 'identities')}{forged}"
     )
     return [title, *(f"  {name:<13} {text}" for name, text in facts.items())]
 
 
-def _splits_text(found: Inspection) -> str:
-    if set(found.splits) == {"unassigned"}:
+def _splits_text(result: Inspection) -> str:
+    if set(result.splits) == {"unassigned"}:
         return "none given"
     parts = [
         f"{name} {pictures:,} ({_count(identities, 'identity', 'identities')})"
-        for name, (pictures, identities) in found.splits.items()
+        for name, (pictures, identities) in result.splits.items()
     ]
-    disjoint = "no identity in two of them" if found.identity_disjoint else "identities are shared"
+    disjoint = (
+        "no identity in two of them" if result.identity_disjoint else "some identities in several"
+    )
     return f"{', '.join(parts)}; {disjoint}"
 
 
-def _sizes_text(found: Inspection) -> str:
-    if found.heights is None or found.widths is None:
+def _sizes_text(result: Inspection) -> str:
+    if result.heights is None or result.widths is None:
         return "unknown"
-    if found.heights.min == found.heights.max and found.widths.min == found.widths.max:
-        return f"{found.heights.min} high, {found.widths.min} wide, all of them"
-    high, wide = found.heights, found.widths
+    if result.heights.min == result.heights.max and result.widths.min == result.widths.max:
+        return f"all {result.heights.min} high, {result.widths.min} wide"
+    high, wide = result.heights, result.widths
     return (
         f"{high.min:,} to {high.max:,} high (median {high.median:,g}), "
         f"{wide.min:,} to {wide.max:,} wide (median {wide.median:,g})"
     )
 
 
-def _per_identity_text(found: Inspection) -> str:
-    spread = found.per_identity
-    if spread.min == spread.max:
-        return f"{_count(spread.min, 'genuine picture')} each"
-    return f"{spread.min:,} to {spread.max:,} genuine pictures, median {spread.median:g}"
+def _per_identity_text(result: Inspection) -> str:
+    num = result.per_identity
+    if num.min == num.max:
+        return f"{_count(num.min, 'genuine picture')} each"
+    return f"{num.min:,} to {num.max:,} genuine pictures, median {num.median:g}"
 
 
-def _groups_text(found: DuplicateGroups) -> str:
-    return _count(found.within + found.across, "group")
+def _groups_text(copies: DuplicateGroups) -> str:
+    return _count(copies.within + copies.across, "group")
 
 
-def _warning_lines(found: Inspection) -> list[str]:
+def _warning_lines(result: Inspection) -> list[str]:
     lines = [
-        *_broken_lines(found),
-        *_contradiction_lines(found),
-        *_leak_lines(found),
-        *_copy_lines(found),
-        *_singleton_lines(found),
+        *_broken_lines(result),
+        *_contradiction_lines(result),
+        *_leak_lines(result),
+        *_copy_lines(result),
+        *_singleton_lines(result),
     ]
-    if found.exact.capped or found.near.capped:
-        lines += ["! Very many pictures look alike: some near duplicates may not be listed."]
-    return ["Worth looking into:", *lines] if lines else ["Nothing looks wrong."]
+    if result.exact.capped or result.near.capped:
+        lines += ["! Very many pictures are similar: some near duplicates may be missing."]
+    return ["Problems:", *lines] if lines else ["No problems."]
 
 
-def _broken_lines(found: Inspection) -> list[str]:
-    if not found.broken:
+def _broken_lines(result: Inspection) -> list[str]:
+    if not result.broken:
         return []
-    items = [f"{broken.path}: {broken.reason}" for broken in found.broken]
+    items = [f"{broken.path}: {broken.reason}" for broken in result.broken]
     return [
-        f"! {_count(len(items), 'file')} cannot be read. A run skips them and says so; repair or "
+        f"! {_count(len(items), 'file')} cannot be read. Training skips and lists them: repair or "
         "remove them.",
         *_some(items),
     ]
 
 
-def _contradiction_lines(found: Inspection) -> list[str]:
-    if not found.contradictions:
+def _contradiction_lines(result: Inspection) -> list[str]:
+    if not result.contradictions:
         return []
     items = [
         " = ".join(
             f"{path} ({identity}{', forged' if forged else ''})"
             for path, identity, forged in zip(c.paths, c.identities, c.forged, strict=True)
         )
-        + ("" if c.kind == "exact" else "  [nearly the same]")
-        for c in found.contradictions
+        + ("" if c.kind == "exact" else "  [near duplicates]")
+        for c in result.contradictions
     ]
     num = len(items)
     return [
-        f"! {_count(num, 'picture')} {'is' if num == 1 else 'are'} said to be two things. A model "
-        "cannot learn both: keep the right one.",
+        f"! {_count(num, 'picture')} {'has' if num == 1 else 'have'} copies with another label. "
+        "A model cannot learn both: keep the right one.",
         *_some(items),
     ]
 
 
-def _leak_lines(found: Inspection) -> list[str]:
-    num = found.exact.across + found.near.across
+def _leak_lines(result: Inspection) -> list[str]:
+    num = result.exact.across + result.near.across
     if not num:
         return []
-    leaks = [*found.exact.groups[: found.exact.across], *found.near.groups[: found.near.across]]
+    leaks = [*result.exact.groups[: result.exact.across], *result.near.groups[: result.near.across]]
     return [
-        f"! {_count(num, 'picture')} {'lies' if num == 1 else 'lie'} in more than one split "
-        f"({found.exact.across:,} exactly, {found.near.across:,} nearly), so figures of the test "
-        "are too good: keep each in one split.",
+        f"! {_count(num, 'picture')} {'is' if num == 1 else 'are'} in more than one split "
+        f"({result.exact.across:,} exact, {result.near.across:,} near copies), so test results are "
+        "too good: keep each in one split.",
         *_some([" = ".join(group) for group in leaks]),
     ]
 
 
-def _copy_lines(found: Inspection) -> list[str]:
-    num = found.exact.within + found.near.within
+def _copy_lines(result: Inspection) -> list[str]:
+    num = result.exact.within + result.near.within
     if not num:
         return []
     items = [
         " = ".join(group)
-        for kind in (found.exact, found.near)
+        for kind in (result.exact, result.near)
         for group in kind.groups[kind.across :]
     ]
     return [
         f"! {_count(num, 'picture')} {'has' if num == 1 else 'have'} copies within a split "
-        f"({found.exact.within:,} exact, {found.near.within:,} near). They make pairs that teach "
-        "little: keep one of each.",
+        f"({result.exact.within:,} exact, {result.near.within:,} near). Their pairs are trivial: "
+        "keep one of each.",
         *_some(items),
     ]
 
 
-def _singleton_lines(found: Inspection) -> list[str]:
-    if not found.singletons:
+def _singleton_lines(result: Inspection) -> list[str]:
+    if not result.singletons:
         return []
-    num = len(found.singletons)
-    names = ", ".join(found.singletons[:SHOWN_LINES]) + (", ..." if num > SHOWN_LINES else "")
+    num = len(result.singletons)
+    names = ", ".join(result.singletons[:MAX_LINES]) + (", ..." if num > MAX_LINES else "")
     return [
         f"! {_count(num, 'identity', 'identities')} {'has' if num == 1 else 'have'} fewer than two "
-        f"genuine pictures and {'serves' if num == 1 else 'serve'} only as something different: "
-        f"add pictures of {names}.",
+        f"genuine pictures and {'is' if num == 1 else 'are'} used only as negatives: add pictures "
+        f"of {names}.",
     ]
 
 
 def _some(items: Sequence[str]) -> list[str]:
-    more = [f"    and {len(items) - SHOWN_LINES:,} more"] if len(items) > SHOWN_LINES else []
-    return [*(f"    {item}" for item in items[:SHOWN_LINES]), *more]
+    more = [f"    and {len(items) - MAX_LINES:,} more"] if len(items) > MAX_LINES else []
+    return [*(f"    {item}" for item in items[:MAX_LINES]), *more]
 
 
 def _count(num: int, one: str, many: str | None = None) -> str:

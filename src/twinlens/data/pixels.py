@@ -169,8 +169,8 @@ class DecodeJob:
                 f"none of the {num:,} pictures of {self.table.source} can be read:{shown}"
             )
         raise DataError(
-            f"{len(broken):,} of {num:,} pictures of {self.table.source} cannot be read: "
-            f"{len(broken) / num:.1%}, and at most {self.max_broken:.1%} is allowed:{shown}\n"
+            f"{len(broken):,} of {num:,} pictures of {self.table.source} cannot be read "
+            f"({len(broken) / num:.1%}, at most {self.max_broken:.1%} allowed):{shown}\n"
             "Repair or remove them, or raise data.max_broken to skip them."
         )
 
