@@ -1,4 +1,4 @@
-"""inspection and findings: folders made so that every number is known beforehand."""
+"""Inspection: folders made so that every number is known."""
 
 from __future__ import annotations
 
@@ -303,15 +303,17 @@ def test_sample_statistics_with_one_coloured_and_some_broken_pictures(mixed: Ima
         sample_statistics(only_broken)
 
 
-def test_survey_opens_a_sample(mixed: ImageTable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_statistics_opens_a_sample(
+    mixed: ImageTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened: list[int] = []
-    glance = inspection._glance
+    read = inspection._read_sampled
 
     def counted(table: ImageTable, row: int, max_pixels: int) -> object:
         opened.append(row)
-        return glance(table, row, max_pixels)
+        return read(table, row, max_pixels)
 
-    monkeypatch.setattr(inspection, "_glance", counted)
+    monkeypatch.setattr(inspection, "_read_sampled", counted)
     first = sample_statistics(mixed, sample=4, seed=3)
     assert len(opened) == 4
     assert first == sample_statistics(mixed, sample=4, seed=3)
