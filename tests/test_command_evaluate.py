@@ -22,7 +22,7 @@ import twinlens
 from twinlens.commands.selection import select_pictures
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.data.folders import read_table
-from twinlens.data.pixel_cache import PixelRows
+from twinlens.data.pixels import PixelRows
 from twinlens.data.splits import assign_splits
 from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, ConfigError, DataError
@@ -30,7 +30,12 @@ from twinlens.match.matcher import Matcher
 from twinlens.measure import pairs as pairs_module
 from twinlens.measure.evaluation_result import NearestNeighbourEvaluation, OpenSetEvaluation
 from twinlens.measure.open_set import open_set
-from twinlens.measure.trials import OneShotTrials, PairTrials, one_shot_trials, pair_trials
+from twinlens.measure.trials import (
+    OneShotTrialsResult,
+    PairTrialsResult,
+    one_shot_trials,
+    pair_trials,
+)
 from twinlens.model.bundle import save_bundle
 from twinlens.model.comparators import COMPARATORS, TorchComparison, make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
@@ -605,7 +610,7 @@ def test_pairs(model: Matcher, tiny_run: TinyRun, tmp_path: Path) -> None:
     assert {key: part for key, part in both.as_json().items() if key != "trials"} == alone
     assert "trials accuracy" in both.as_text()
     found = both.trials
-    assert isinstance(found, PairTrials)
+    assert isinstance(found, PairTrialsResult)
     assert (found.num_genuine, found.num_impostor) == (2, 2)
 
     def place(name: str) -> Path:
@@ -639,7 +644,7 @@ def test_one_shot_trials(model: Matcher, tiny_run: TinyRun, tmp_path: Path) -> N
     lines += [f"t2,{probe},{other},{int(other == farthest)}" for other in others]
     (tmp_path / "shots.csv").write_text("\n".join(lines))
     found = twinlens.evaluate(tiny_run.run, trials=tmp_path / "shots.csv", quiet=True)
-    assert isinstance(found.trials, OneShotTrials)
+    assert isinstance(found.trials, OneShotTrialsResult)
     assert found.trials.num_trials == 2
     assert found.trials.accuracy.value == 0.5
     assert list(found.as_json()) == ["trials"]

@@ -13,7 +13,13 @@ from conftest import TinyRun
 from PIL import Image
 
 import twinlens
-from twinlens.commands.identify import Answered, Identified, Searched, identify, search
+from twinlens.commands.identify import (
+    Identification,
+    IdentificationResult,
+    SearchResult,
+    identify,
+    search,
+)
 from twinlens.errors import CalibrationError, DataError, GalleryError, PictureError
 from twinlens.gallery import show as answer_sheets
 from twinlens.gallery.gallery import Gallery
@@ -71,11 +77,11 @@ def test_one_that_cannot_be_read_stops_no_other(place: Path, tiny_run: TinyRun) 
     good = picture(tiny_run, "thing 0")
     found = identify(place, [good, "none.png", good])
     assert [one.error for one in found.answers] == [None, "no such file", None]
-    assert found.unread == (Answered("none.png", None, "no such file"),)
-    assert not found.is_everybody
+    assert found.unread == (Identification("none.png", None, "no such file"),)
+    assert not found.all_identified
     assert found.as_json()["answers"][1] == {"picture": "none.png", "error": "no such file"}
     assert "none.png" not in found.as_text()
-    assert identify(place, good).is_everybody
+    assert identify(place, good).all_identified
 
 
 def test_where_none_can_be_read(place: Path, tmp_path: Path) -> None:
@@ -89,7 +95,7 @@ def test_where_none_can_be_read(place: Path, tmp_path: Path) -> None:
 
 def test_what_is_wrong_is_said(place: Path, tiny_run: TinyRun, tmp_path: Path) -> None:
     good = picture(tiny_run, "thing 0")
-    with pytest.raises(GalleryError, match="k is 0"):
+    with pytest.raises(GalleryError, match="k must be at least 1, found 0"):
         identify(place, good, k=0)
     with pytest.raises(CalibrationError, match=r"0\.0001 needs at least 10000"):
         identify(place, good, far=0.0001)
@@ -165,7 +171,9 @@ def answer(**changes: object) -> IdentifyAnswer:
 
 
 def test_answers_in_words() -> None:
-    found = Identified((Answered("x\n.png", answer()), Answered("y.png", None, "gone")))
+    found = IdentificationResult(
+        (Identification("x\n.png", answer()), Identification("y.png", None, "gone"))
+    )
     assert found.as_text().splitlines() == [
         "x\\n.png: anna: it is near",
         "    1  anna   distance 0.2500  probability  90.0%  /in/a.png",
@@ -173,26 +181,26 @@ def test_answers_in_words() -> None:
     ]
     assert found.answers[1].as_text() == "y.png: not read: gone"
     stranger = answer(verdict="nobody", identity=None, candidates=())
-    assert Answered("z", stranger).as_text() == "z: nobody: it is near"
+    assert Identification("z", stranger).as_text() == "z: nobody: it is near"
 
 
 def test_long_and_odd_names_stay_on_a_line_and_are_whole_in_json() -> None:
     name = "\x1b[2J\u2028" + "n" * 4000
     odd = answer(identity=name, candidates=(Candidate(name, 0.1, None, "/in/a.png"),))
-    text = Answered("p", odd).as_text()
+    text = Identification("p", odd).as_text()
     assert len(text.splitlines()) == 2
     assert "\x1b" not in text
     assert len(text) < 250
-    assert Answered("p", odd).as_json()["identity"] == name
+    assert Identification("p", odd).as_json()["identity"] == name
     hit = Hit("/in/a.png", name, 0.5, datetime(2026, 1, 2, tzinfo=UTC), {"k": 1}, "00")
-    lines = Searched("p", (hit, hit)).as_text().splitlines()
+    lines = SearchResult("p", (hit, hit)).as_text().splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("    1  distance 0.5000  \\x1b[2J\\u2028nn")
     assert lines[0].endswith("  /in/a.png")
-    json = Searched("p", (hit,)).as_json()
+    json = SearchResult("p", (hit,)).as_json()
     assert json["hits"][0]["identity"] == name
     assert json["hits"][0]["time"] == "2026-01-02T00:00:00+00:00"
-    assert Searched("p\n", ()).as_text() == "p\\n: nothing found"
+    assert SearchResult("p\n", ()).as_text() == "p\\n: nothing found"
 
 
 # --- pictures -----------------------------------------------------------------------------------

@@ -544,7 +544,8 @@ def test_too_many_broken_pictures_stop_a_run(picture_folder: PictureFolder, tmp_
         (data / f"thing{number}" / "0.png").write_bytes(b"no picture")
         if number < 4:
             (data / f"thing{number}" / "1.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"12 of 40 pictures .* 30\.0% where at most 20\.0%"):
+    message = r"12 of 40 pictures .* cannot be read \(30\.0%, at most 20\.0% allowed\)"
+    with pytest.raises(DataError, match=message):
         twinlens.train(data, out=tmp_path / "run", settings=SHORT, quiet=True)
     assert not (tmp_path / "run").exists()
     allowed = SHORT | {"data.max_broken": 0.4}
@@ -635,9 +636,8 @@ def test_resuming_keeps_the_first_recipe(
     capsys.readouterr()
     twinlens.train(tiny_run.data, out=run, recipe=str(tmp_path / "other.toml"), resume=True)
     said = capsys.readouterr().err
-    assert f"warning: the recipe {tmp_path}/other.toml is not used: the run goes on with auto" in (
-        said
-    )
+    unused = f"warning: the recipe {tmp_path}/other.toml is not used"
+    assert f"{unused}: a resumed run keeps its recipe, here auto" in said
     assert "the settings given" not in said
     assert read(run / "settings.json")["loss"]["temperature"] == 0.1
 
@@ -672,7 +672,7 @@ def test_resuming_with_other_splits_is_refused(tiny_run: TinyRun, tmp_path: Path
     del facts["finished"]
     (run / "run.json").write_text(json.dumps(facts))
     moved = given.with_split(["train" if s == "test" else s for s in given.split])
-    with pytest.raises(TrainingError, match="the splits, or the pictures that can be read, are"):
+    with pytest.raises(TrainingError, match="the splits, or the readable pictures, are"):
         twinlens.train(moved, out=run, resume=True, quiet=True)
     twinlens.train(given, out=run, resume=True, quiet=True)
 

@@ -1,55 +1,59 @@
-"""Arguments that many commands share, and how a command prints what it found.
+"""Shared parts of the command line: the parser, shared arguments, and printing.
 
-This module knows no command. Nothing heavy is imported.
+An argument has the name of the function's parameter as its `dest`. A test compares both, with
+their defaults. This module knows no command, and imports nothing heavy.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from twinlens.errors import ConfigError
 
 __all__ = [
     "DATA_HELP",
-    "Found",
+    "MODEL_HELP",
+    "Command",
     "Parser",
     "data_argument",
     "json_argument",
     "model_argument",
-    "print_found",
     "print_json",
+    "print_result",
     "quiet_argument",
+    "root_argument",
+    "show_argument",
+    "values_of",
 ]
 
-DATA_HELP = "a folder, a manifest (.csv, .parquet), or a named set such as digits"
-MODEL_HELP = "a run folder or its model folder"
+DATA_HELP = "a folder, a manifest (.csv, .parquet), or the name of a set such as digits"
+MODEL_HELP = "folder of a model or of a run"
+NO_PARAMETERS = ("json", "run")  # of the namespace, used by the command line alone
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as every other error: one message, exit code 2.
-
-    Options may stand anywhere, before, among and after the other words.
-    """
+    """A parser that raises its errors, and takes options in any position."""
 
     _is_intermixing = False
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print.
+        """Raise the message that argparse would print.
 
         Raises:
             ConfigError: always.
         """
         raise ConfigError(f"{message} (see `{self.prog} --help`)")
 
-    # argparse takes an optional word (`[DATA]`) for left out as soon as an option comes first.
+    # argparse takes an optional positional (`[DATA]`) for missing if an option precedes it.
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse's, twice where there are no subcommands: options first, then the others."""
+        """Parse options first and positionals second, unless there are subcommands."""
         if self._is_intermixing or self._subparsers is not None:
             return super().parse_known_args(args, namespace)
         self._is_intermixing = True
@@ -59,25 +63,67 @@ class Parser(argparse.ArgumentParser):
             self._is_intermixing = False
 
 
-class Found(Protocol):
-    """What a command found."""
+def values_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments for the function of a command."""
+    return {name: value for name, value in vars(args).items() if name not in NO_PARAMETERS}
 
-    def as_json(self) -> dict[str, Any]:
-        """As plain data."""
 
-    def as_text(self) -> str:
-        """In words."""
+def print_json(values: Any) -> None:
+    """Print one JSON object on one line."""
+    print(json.dumps(values, ensure_ascii=False, allow_nan=False))
+
+
+def print_result(result: Any, args: argparse.Namespace) -> int:
+    """Print a result as JSON or as text; returns exit code 0."""
+    if args.json:
+        print_json(result.as_json())
+    else:
+        print(result.as_text())
+    return 0
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the command line.
+
+    Attributes:
+        summary: one line of help.
+        add_arguments: adds the arguments to the command's parser.
+        function: loads the public function.
+        show: prints its result; returns the exit code.
+        values: arguments of the function.
+    """
+
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    function: Callable[[], Callable[..., Any]]
+    show: Callable[[Any, argparse.Namespace], int] = print_result
+    values: Callable[[argparse.Namespace], dict[str, Any]] = values_of
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Call the function and print its result; returns the exit code."""
+        return self.show(self.function()(**self.values(args)), args)
 
 
 def data_argument(parser: argparse.ArgumentParser, **more: Any) -> None:
-    """DATA, and `--root` of a named set."""
+    """DATA and `--root`."""
     parser.add_argument("data", metavar="DATA", help=DATA_HELP, **more)
-    parser.add_argument("--root", type=Path, help="where the copy of a named set lies")
+    root_argument(parser)
+
+
+def root_argument(parser: argparse.ArgumentParser) -> None:
+    """`--root`."""
+    parser.add_argument("--root", type=Path, help="folder of a named set's local copy")
 
 
 def model_argument(parser: argparse.ArgumentParser) -> None:
     """MODEL."""
     parser.add_argument("model", metavar="MODEL", type=Path, help=MODEL_HELP)
+
+
+def show_argument(parser: argparse.ArgumentParser, text: str) -> None:
+    """`--show`."""
+    parser.add_argument("--show", type=Path, metavar="FILE.png", help=text)
 
 
 def json_argument(parser: argparse.ArgumentParser) -> None:
@@ -87,17 +133,4 @@ def json_argument(parser: argparse.ArgumentParser) -> None:
 
 def quiet_argument(parser: argparse.ArgumentParser) -> None:
     """`--quiet`."""
-    parser.add_argument("--quiet", action="store_true", help="say only warnings")
-
-
-def print_json(values: Any) -> None:
-    """Print one JSON object on one line."""
-    print(json.dumps(values, ensure_ascii=False, allow_nan=False))
-
-
-def print_found(found: Found, as_json: bool) -> None:
-    """Print what was found, as JSON or in words."""
-    if as_json:
-        print_json(found.as_json())
-    else:
-        print(found.as_text())
+    parser.add_argument("--quiet", action="store_true", help="log warnings only")

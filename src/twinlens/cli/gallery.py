@@ -1,138 +1,130 @@
 """The commands of galleries: `twinlens gallery ...`, `twinlens identify`, `twinlens search`.
 
-Words to functions of `commands.gallery` and `commands.identify`, answers to text and exit codes.
+A subcommand of `gallery` is a method of `gallery.gallery.Gallery`. What embeds nothing loads no
+torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import twinlens
 from twinlens.cli.arguments import (
     DATA_HELP,
+    MODEL_HELP,
     Parser,
+    data_argument,
     json_argument,
-    print_found,
+    print_result,
     quiet_argument,
+    root_argument,
+    show_argument,
+    values_of,
 )
-from twinlens.errors import ConfigError, unknown_name
+from twinlens.errors import ConfigError, DataError, one_line
+from twinlens.files import check_output_file
+
+if TYPE_CHECKING:
+    from twinlens.gallery.enrol import EnrolResult
+    from twinlens.gallery.gallery import Gallery
 
 __all__ = [
     "GALLERY_COMMANDS",
     "add_gallery",
     "add_identify",
     "add_search",
-    "check_gallery_word",
-    "run_gallery",
-    "run_identify",
-    "run_search",
+    "show_identifications",
 ]
 
+log = logging.getLogger("twinlens")
+
+GROWTH = 1.5  # Warn from so many times the identities that the gallery was calibrated for.
 WHERE_HELP = "such as \"identity = 'anna'\" or \"metadata.room = 'north'\""
 
 
 def add_gallery(parser: argparse.ArgumentParser) -> None:
-    """The subcommands of `twinlens gallery`."""
+    """Add the subcommands of `twinlens gallery`."""
     commands = parser.add_subparsers(metavar="SUBCOMMAND", required=True, parser_class=Parser)
-    for name, (summary, add_arguments, run) in GALLERY_COMMANDS.items():
+    for name, (summary, add_arguments, call) in GALLERY_COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
-        _gallery(command)
+        _add_place(command)
         add_arguments(command)
         json_argument(command)
-        command.set_defaults(run_gallery=run)
+        command.set_defaults(run=partial(_run, call))
 
 
-def run_gallery(args: argparse.Namespace) -> int:
-    """Run a subcommand; returns the exit code."""
-    code: int = args.run_gallery(args)
-    return code
+def _run(call: Callable[..., Any], args: argparse.Namespace) -> int:
+    from twinlens.progress import console_log
+
+    values = values_of(args)
+    place, quiet = values.pop("gallery"), values.pop("quiet", False)
+    with console_log(quiet):
+        return print_result(call(place, **values), args)
 
 
-def check_gallery_word(words: Sequence[str]) -> None:
-    """Refuse an unknown subcommand, and name the near ones.
-
-    Raises:
-        ConfigError: the first word is no option and no subcommand.
-    """
-    if words and not words[0].startswith("-") and words[0] not in GALLERY_COMMANDS:
-        raise ConfigError(unknown_name("subcommand of gallery", words[0], GALLERY_COMMANDS))
-
-
-def _gallery(parser: argparse.ArgumentParser) -> None:
+def _add_place(parser: argparse.ArgumentParser) -> None:
     # No Path, which would make `s3:/bucket` of `s3://bucket`.
-    parser.add_argument("gallery", metavar="GALLERY", help="a gallery's folder, or s3://...")
-
-
-def _data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", nargs="?", help=DATA_HELP)
-    parser.add_argument("--root", type=Path, help="where the copy of a named set lies")
+    parser.add_argument("gallery", metavar="GALLERY", help="folder of a gallery, or s3://...")
 
 
 # --- writing ------------------------------------------------------------------------------------
 
 
-def _run_create(args: argparse.Namespace) -> int:
-    from twinlens.commands.gallery import create
-
-    print_found(create(args.gallery, args.model).info(), args.json)
-    return 0
-
-
 def _add_create(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", required=True, type=Path, metavar="MODEL",
-        help="a run folder or its model folder; the gallery takes a copy along",
-    )  # fmt: skip
+    parser.add_argument("--model", required=True, type=Path, metavar="MODEL",
+                        help=f"{MODEL_HELP}; the gallery gets a copy")  # fmt: skip
+
+
+def _create(place: str, **values: Any) -> Any:
+    return twinlens.Gallery.create(place, **values).info()
 
 
 def _add_enrol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", nargs="*", help=f"{DATA_HELP}; or FILES")
-    parser.add_argument("--root", type=Path, help="where the copy of a named set lies")
-    parser.add_argument("--identity", metavar="NAME", help="whom all of FILES show")
-    parser.add_argument(
-        "--metadata", action="append", default=[], metavar="KEY=VALUE",
-        help="said of every picture, to be searched by; may be given again",
-    )  # fmt: skip
-    parser.add_argument(
-        "--keep-thumbnails", action="store_true", help="store small pictures in the gallery too"
-    )
+    root_argument(parser)
+    parser.add_argument("--identity", metavar="NAME", help="identity of all FILES")
+    parser.add_argument("--metadata", action="append", default=[], metavar="KEY=VALUE",
+                        help="metadata of every picture, to search by; may be repeated",
+                        )  # fmt: skip
+    parser.add_argument("--keep-thumbnails", action="store_true",
+                        help="store small pictures in the gallery too")  # fmt: skip
     quiet_argument(parser)
 
 
-def _run_enrol(args: argparse.Namespace) -> int:
-    from twinlens.commands.gallery import enrol, enrol_files
+def _enrol(
+    place: str,
+    data: Sequence[str],
+    identity: str | None,
+    root: Path | None,
+    metadata: Sequence[str],
+    **values: Any,
+) -> EnrolResult:
+    from twinlens.progress import Progress
 
-    metadata = dict(_pair(text) for text in args.metadata)
-    if args.identity is not None:
-        if args.root is not None:
-            raise ConfigError("--root belongs to DATA: leave it out beside --identity")
-        if not args.data:
-            raise ConfigError("--identity NAME needs the files that show it, one or more")
-        found = enrol_files(
-            args.gallery, args.identity, args.data, metadata=metadata,
-            keep_thumbnails=args.keep_thumbnails, quiet=args.quiet,
-        )  # fmt: skip
-    else:
-        found = enrol(
-            args.gallery, _one_source(args.data), root=args.root, metadata=metadata,
-            keep_thumbnails=args.keep_thumbnails, quiet=args.quiet,
-        )  # fmt: skip
-    print_found(found, args.json)
-    return 0
-
-
-def _one_source(words: Sequence[str]) -> str:
-    if len(words) != 1:
-        raise ConfigError(
-            f"enrol needs one DATA ({DATA_HELP}), or --identity NAME and the files that show it; "
-            f"found {len(words)} words after GALLERY"
-        )
-    return words[0]
+    values |= {"metadata": dict(map(_key_and_value, metadata)), "progress": Progress("enrolling")}
+    if identity is None:
+        if len(data) != 1:
+            raise ConfigError(
+                f"enrol needs one DATA ({DATA_HELP}), or --identity NAME and its files; found "
+                f"{len(data)} words after GALLERY"
+            )
+        gallery = twinlens.Gallery.open(place)
+        return _finish_enrolment(gallery, gallery.enrol(data[0], root=root, **values))
+    if root is not None:
+        raise ConfigError("--root belongs to DATA: leave it out with --identity")
+    if not data:
+        raise ConfigError("--identity NAME needs one file or more of that identity")
+    gallery = twinlens.Gallery.open(place)
+    return _finish_enrolment(gallery, gallery.enrol_files(identity, data, **values))
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _key_and_value(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--metadata needs KEY=VALUE, such as room=north; found '{text}'")
@@ -141,105 +133,143 @@ def _pair(text: str) -> tuple[str, str]:
     return key.strip(), value
 
 
+def _finish_enrolment(gallery: Gallery, result: EnrolResult) -> EnrolResult:
+    """Warn of skipped pictures and of an outdated threshold; build an index if needed.
+
+    Raises:
+        DataError: nothing was enrolled.
+    """
+    for skipped in result.skipped:
+        log.warning("skipped %s: %s", one_line(skipped.path, None), skipped.reason)
+    if result.skipped and not result.num_new + result.num_known:
+        first, *others = result.skipped
+        raise DataError(
+            f"nothing was enrolled: all {len(result.skipped)} pictures were skipped (see above)"
+            if others
+            else f"nothing was enrolled: {first.path}: {first.reason}"
+        )
+    calibration = gallery.state().open_set
+    if calibration is not None and result.num_new:
+        num = len(gallery.identities())
+        if num >= GROWTH * calibration.num_identities:
+            log.warning(
+                "calibrated for %d identities, the gallery has %d now: expect an FPIR of %.2g %% "
+                "instead of %.2g %%, and run `twinlens gallery calibrate %s`",
+                calibration.num_identities, num, 100 * calibration.fpir_at_size(num),
+                100 * calibration.target_fpir, gallery.place,
+            )  # fmt: skip
+    if result.num_new and gallery.needs_index():
+        log.info("the gallery has outgrown its index: building one")
+        log.info(_optimize(gallery.place).as_text())
+    return result
+
+
 def _add_erase(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("identity", metavar="IDENTITY", help="a name, as `gallery list` shows it")
+    parser.add_argument("identity", metavar="IDENTITY", help="a name from `gallery list`")
 
 
-def _run_erase(args: argparse.Namespace) -> int:
-    from twinlens.commands.gallery import erase
-
-    print_found(erase(args.gallery, args.identity), args.json)
-    return 0
+def _erase(place: str, **values: Any) -> Any:
+    return twinlens.Gallery.open(place).erase(**values)
 
 
 def _add_rename(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("old", metavar="OLD", help="the name now")
-    parser.add_argument("new", metavar="NEW", help="the name from now on")
-    parser.add_argument("--merge", action="store_true", help="NEW may be enrolled already")
+    parser.add_argument("old", metavar="OLD", help="present name")
+    parser.add_argument("new", metavar="NEW", help="new name")
+    parser.add_argument("--merge", action="store_true", help="allow NEW to be enrolled already")
 
 
-def _run_rename(args: argparse.Namespace) -> int:
-    from twinlens.commands.gallery import rename
+def _rename(place: str, **values: Any) -> Any:
+    from twinlens.gallery.results import RenameResult
 
-    print_found(rename(args.gallery, args.old, args.new, merge=args.merge), args.json)
-    return 0
+    return RenameResult(twinlens.Gallery.open(place).rename(**values))
 
 
 def _add_optimize(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--partitions", type=int, metavar="N", help="of the index; 0 for none (default: by size)"
-    )
-    parser.add_argument(
-        "--recall", type=float, default=0.95, metavar="SHARE",
-        help="of the true nearest 10 that the index must find (0.95)",
-    )  # fmt: skip
+    parser.add_argument("--partitions", type=int, metavar="N",
+                        help="partitions of the index; 0 for none (default: by size)")  # fmt: skip
+    parser.add_argument("--recall", dest="target_recall", type=float, default=0.95,
+                        metavar="SHARE", help="share of the true 10 nearest that the index must "
+                        "find (0.95)")  # fmt: skip
     quiet_argument(parser)
 
 
-def _run_optimize(args: argparse.Namespace) -> int:
-    from twinlens.commands.gallery import optimize
+def _optimize(place: str, **values: Any) -> Any:
+    from twinlens.progress import Progress
 
-    found = optimize(
-        args.gallery, partitions=args.partitions, target_recall=args.recall, quiet=args.quiet
-    )
-    print_found(found, args.json)
-    return 0
+    gallery = twinlens.Gallery.open(place)
+    return gallery.optimize(**values, progress=Progress("optimizing", "steps"))
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
-    _data(parser)
-    parser.add_argument(
-        "--fpir", type=float, default=0.01, metavar="SHARE",
-        help="of strangers that may be taken for somebody (0.01)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--rule", default="auto", metavar="NAME",
-        help="how an identity's templates are fused: nearest, mean, vote, or auto: the best",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="draws probes and replicates")
+    data_argument(parser, nargs="?")
+    parser.add_argument("--fpir", type=float, default=0.01, metavar="SHARE",
+                        help="false positive identification rate: share of strangers that are "
+                        "identified (0.01)")  # fmt: skip
+    parser.add_argument("--rule", default="auto", metavar="NAME",
+                        help="fusion of an identity's templates: nearest, mean, vote, or auto: "
+                        "the best")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0,
+                        help="random seed for probes and bootstrap (0)")  # fmt: skip
     quiet_argument(parser)
 
 
-def _run_calibrate(args: argparse.Namespace) -> int:
-    from twinlens.commands.gallery import calibrate
+def _calibrate(place: str, **values: Any) -> Any:
+    from twinlens.gallery.results import GalleryCalibrationResult
+    from twinlens.progress import Progress
 
-    found = calibrate(
-        args.gallery, args.data, fpir=args.fpir, rule=args.rule, root=args.root, seed=args.seed,
-        quiet=args.quiet,
-    )  # fmt: skip
-    print_found(found, args.json)
-    return 0
+    gallery = twinlens.Gallery.open(place)
+    _warn_of_trained_identities(gallery)
+    calibration = gallery.calibrate(**values, progress=Progress("calibrating", "probes"))
+    pairs = gallery.state().pairs
+    return GalleryCalibrationResult(calibration, None if pairs is None else pairs.threshold)
+
+
+def _warn_of_trained_identities(gallery: Gallery) -> None:
+    """Warn of enrolled identities that were trained on: their pictures lie closer than others'."""
+    from twinlens.model.stored import hash_identities
+
+    origin = gallery.matcher.bundle.origin
+    if origin is None:
+        return
+    trained, names = set(origin.identities), gallery.identities()
+    num = sum(not trained.isdisjoint(hash_identities([name])) for name in names)
+    if num:
+        log.warning(
+            "%d of %d identities have names that the model was trained on, so the true FPIR may be "
+            "higher than measured: calibrate on other pictures, `twinlens gallery calibrate %s "
+            "DATA`", num, len(names), gallery.place,
+        )  # fmt: skip
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "file", metavar="FILE.parquet", type=Path,
-        help="of `twinlens gallery export`, or of `twinlens embed` with the gallery's model",
-    )  # fmt: skip
+    parser.add_argument("path", metavar="FILE.parquet", type=Path,
+                        help="file of `twinlens gallery export`, or of `twinlens embed` with the "
+                        "gallery's model")  # fmt: skip
     quiet_argument(parser)
 
 
-def _run_import(args: argparse.Namespace) -> int:
-    from twinlens.commands.gallery import import_file
+def _import(place: str, **values: Any) -> EnrolResult:
+    from twinlens.progress import Progress
 
-    print_found(import_file(args.gallery, args.file, quiet=args.quiet), args.json)
-    return 0
+    gallery = twinlens.Gallery.open(place)
+    result = gallery.import_file(**values, progress=Progress("importing", "templates"))
+    return _finish_enrolment(gallery, result)
 
 
 def _add_rebuild(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, metavar="NEW", help="the new model")
-    parser.add_argument(
-        "--drop-missing", action="store_true", help="leave out templates whose picture is gone"
-    )
+    parser.add_argument("--drop-missing", action="store_true",
+                        help="drop templates whose picture is gone")  # fmt: skip
     quiet_argument(parser)
 
 
-def _run_rebuild(args: argparse.Namespace) -> int:
-    from twinlens.commands.gallery import rebuild
+def _rebuild(place: str, **values: Any) -> Any:
+    from twinlens.progress import Progress
 
-    found = rebuild(args.gallery, args.model, drop_missing=args.drop_missing, quiet=args.quiet)
-    print_found(found, args.json)
-    return 0
+    result = twinlens.Gallery.open(place).rebuild(**values, progress=Progress("embedding"))
+    for missing in result.missing:
+        log.warning("dropped %s: %s", one_line(missing.path, None), missing.reason)
+    return result
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -247,110 +277,80 @@ def _run_rebuild(args: argparse.Namespace) -> int:
 
 def _add_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("identity", metavar="IDENTITY", nargs="?", help="list its templates")
-    parser.add_argument("--templates", action="store_true", help="list everybody's templates")
+    parser.add_argument("--templates", action="store_true", help="list all templates")
 
 
-def _run_list(args: argparse.Namespace) -> int:
-    from twinlens.commands.gallery import list_identities, list_templates
+def _list(place: str, *, identity: str | None, templates: bool) -> Any:
+    from twinlens.gallery.results import IdentityList
 
-    if args.templates or args.identity is not None:
-        print_found(list_templates(args.gallery, args.identity), args.json)
-    else:
-        print_found(list_identities(args.gallery), args.json)
-    return 0
+    gallery = twinlens.Gallery.open(place)
+    if templates or identity is not None:
+        return gallery.templates(identity)
+    return IdentityList(gallery.identities())
 
 
-def _add_info(parser: argparse.ArgumentParser) -> None:
+def _add_nothing(parser: argparse.ArgumentParser) -> None:
     pass
 
 
-def _run_info(args: argparse.Namespace) -> int:
-    from twinlens.commands.gallery import info
-
-    print_found(info(args.gallery), args.json)
-    return 0
+def _info(place: str) -> Any:
+    return twinlens.Gallery.open(place).info()
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE.parquet", type=Path, help="it is replaced")
+    parser.add_argument("path", metavar="FILE.parquet", type=Path, help="file to write or replace")
 
 
-def _run_export(args: argparse.Namespace) -> int:
-    from twinlens.commands.gallery import export
+def _export(place: str, path: Path) -> Any:
+    from twinlens.gallery.results import ExportResult
 
-    print_found(export(args.gallery, args.file), args.json)
-    return 0
+    check_output_file(path)
+    return ExportResult(twinlens.Gallery.open(place).export(path), str(path))
 
 
 def add_identify(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `twinlens identify`."""
-    _gallery(parser)
+    """Add the arguments of `twinlens identify`."""
+    _add_place(parser)
     parser.add_argument("pictures", metavar="PICTURE", nargs="+", help="one or more files")
-    parser.add_argument("-k", type=int, default=5, help="so many candidates of each (5)")
-    parser.add_argument(
-        "--far", "--fpir", type=float, metavar="SHARE",
-        help="of strangers that may be taken for somebody (default: as calibrated)",
-    )  # fmt: skip
-    _show(parser)
+    parser.add_argument("-k", type=int, default=5, help="candidates of each picture (5)")
+    parser.add_argument("--far", "--fpir", dest="far", type=float, metavar="SHARE",
+                        help="false positive identification rate (default: the calibration's)",
+                        )  # fmt: skip
+    show_argument(parser, "draw the pictures beside their candidates")
     json_argument(parser)
     quiet_argument(parser)
 
 
-def run_identify(args: argparse.Namespace) -> int:
-    """0: all were identified. 1: somebody was not. 2: a picture could not be read."""
-    from twinlens.commands.identify import identify
-
-    found = identify(
-        args.gallery, args.pictures, k=args.k, far=args.far, show=args.show, quiet=args.quiet
-    )
-    print_found(found, args.json)
-    for one in found.unread:
-        print(f"twinlens: error: {one.picture}: {one.error}", file=sys.stderr)
-    if found.unread:
-        return 2
-    return 0 if found.is_everybody else 1
+def show_identifications(result: Any, args: argparse.Namespace) -> int:
+    """Print the answers; returns 0 if all are identified, 1 if not, 2 for unreadable pictures."""
+    print_result(result, args)
+    for unread in result.unread:
+        print(f"twinlens: error: {unread.picture}: {unread.error}", file=sys.stderr)
+    return 2 if result.unread else int(not result.all_identified)
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `twinlens search`."""
-    _gallery(parser)
+    """Add the arguments of `twinlens search`."""
+    _add_place(parser)
     parser.add_argument("picture", metavar="PICTURE", help="a file")
-    parser.add_argument("-k", type=int, default=20, help="the nearest so many (20)")
+    parser.add_argument("-k", type=int, default=20, help="number of hits (20)")
     parser.add_argument("--where", metavar="CONDITION", help=WHERE_HELP)
-    _show(parser)
+    show_argument(parser, "draw the hits")
     json_argument(parser)
 
 
-def run_search(args: argparse.Namespace) -> int:
-    """0, whatever was found."""
-    from twinlens.commands.identify import search
-
-    print_found(
-        search(args.gallery, args.picture, k=args.k, where=args.where, show=args.show), args.json
-    )
-    return 0
-
-
-def _show(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--show", type=Path, metavar="FILE.png", help="draw what was found")
-
-
-GalleryCommand = tuple[
-    str,
-    Callable[[argparse.ArgumentParser], None],
-    Callable[[argparse.Namespace], int],
-]
+GalleryCommand = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[..., Any]]
 
 GALLERY_COMMANDS: dict[str, GalleryCommand] = {
-    "create": ("make an empty gallery for a model", _add_create, _run_create),
-    "enrol": ("add pictures of identities", _add_enrol, _run_enrol),
-    "erase": ("erase an identity, for certain", _add_erase, _run_erase),
-    "rename": ("give an identity another name", _add_rename, _run_rename),
-    "list": ("list identities, or their templates", _add_list, _run_list),
-    "info": ("what is in a gallery, and of which model", _add_info, _run_info),
-    "optimize": ("clean up, and build an index if it is faster", _add_optimize, _run_optimize),
-    "calibrate": ("find the threshold for a gallery of this size", _add_calibrate, _run_calibrate),
-    "export": ("write all templates to a file", _add_export, _run_export),
-    "import": ("add the templates of a file", _add_import, _run_import),
-    "rebuild": ("embed all pictures anew with another model", _add_rebuild, _run_rebuild),
+    "create": ("create an empty gallery for a model", _add_create, _create),
+    "enrol": ("enrol pictures of identities", _add_enrol, _enrol),
+    "erase": ("erase an identity and every byte of it", _add_erase, _erase),
+    "rename": ("rename an identity", _add_rename, _rename),
+    "list": ("list identities, or their templates", _add_list, _list),
+    "info": ("show content, model, threshold and size", _add_nothing, _info),
+    "optimize": ("compact files, and build an index if it is faster", _add_optimize, _optimize),
+    "calibrate": ("set the threshold for the gallery's size", _add_calibrate, _calibrate),
+    "export": ("write all templates to a file", _add_export, _export),
+    "import": ("enrol the templates of a file", _add_import, _import),
+    "rebuild": ("embed all pictures again with another model", _add_rebuild, _rebuild),
 }

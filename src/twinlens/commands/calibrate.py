@@ -1,4 +1,4 @@
-"""`twinlens calibrate`: what a model's distances mean on a user's own pictures."""
+"""`twinlens calibrate`: the threshold and the probability of a model's distances."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from twinlens.commands.selection import select_pictures
-from twinlens.data.pixel_cache import Pixels
+from twinlens.data.pixels import Pixels
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError
 from twinlens.match.matcher import Matcher
 from twinlens.measure.bootstrap import check_seed
-from twinlens.measure.calibration import Calibration
-from twinlens.measure.calibration import calibrate as fit_calibration
+from twinlens.measure.calibration import Calibration, fit_calibration
 from twinlens.measure.pairs import draw_pairs, pair_distances
 from twinlens.model.bundle import Bundle, load_bundle, store_calibration
 from twinlens.model.comparators import TorchComparison
@@ -36,29 +35,34 @@ def calibrate(
     """Find the threshold for a target false accept rate, fit a probability, and store both.
 
     Args:
-        model: a model's folder or a run's; its `model.json` is rewritten.
-        data: labelled pictures of things that the model was not trained on.
-        far: the target false accept rate, a fraction in (0, 1).
-        split: which pictures of the data: "train", "val", "test", "all", or "auto": the
-            validation pictures where the model was trained on this data or the data says which
-            they are, else all but the identities that the model was trained on.
-        root: where the copy of a named set lies.
-        seed: draws pairs and replicates.
-        quiet: say only warnings.
+        model: folder of a model or of a run; its `model.json` is rewritten.
+        data: labelled pictures that the model was not trained on.
+        far: target false accept rate, in (0, 1).
+        split: "train", "val", "test", "all", or "auto": the validation pictures if the model was
+            trained on this data or the data names its splits, else all but the identities that the
+            model was trained on.
+        root: folder of a named set's local copy.
+        seed: random seed for pairs and bootstrap.
+        quiet: log warnings only.
     Returns:
         The calibrated model.
     Raises:
         CalibrationError: too few pairs for that rate.
-        ConfigError: a rate or a seed that is none, or an unknown split.
+        ConfigError: `far` outside (0, 1), a negative seed, or an unknown split.
+
+    Example:
+        >>> model = twinlens.calibrate("runs/photos", "photos/", far=0.001)  # doctest: +SKIP
+        >>> model.calibration.threshold  # doctest: +SKIP
+        0.3871
     """
     if not 0 < far < 1:
-        raise ConfigError(f"a target FAR lies between 0 and 1, such as 0.01; found {far}")
+        raise ConfigError(f"far must be in (0, 1), such as 0.01; found {far}")
     check_seed(seed)
     with console_log(quiet):
         bundle = load_bundle(model)
-        chosen = select_pictures(bundle, data, split=split, prefer="val", root=root)
-        found = calibrate_on(bundle, chosen.table, chosen.pixels, far, seed=seed)
-        return Matcher(store_calibration(bundle, found.as_json()))
+        selection = select_pictures(bundle, data, split=split, prefer="val", root=root)
+        calibration = calibrate_on(bundle, selection.table, selection.pixels, far, seed=seed)
+        return Matcher(store_calibration(bundle, calibration.as_json()))
 
 
 def calibrate_on(
@@ -75,14 +79,14 @@ def calibrate_on(
     )
 
 
-def explain(found: Calibration) -> str:
-    """A calibration in words."""
+def explain(calibration: Calibration) -> str:
+    """A calibration as text."""
     interval = ""
-    if found.low is not None and found.high is not None:
-        interval = f" (95 % interval {found.low:.4f} to {found.high:.4f})"
+    if calibration.low is not None and calibration.high is not None:
+        interval = f" (95 % interval {calibration.low:.4f} to {calibration.high:.4f})"
     return (
-        f"threshold {found.threshold:.4f}{interval}: two pictures match at this distance or "
-        f"closer, and {100 * found.target_far:.3g} % of the different pairs do so wrongly\n"
-        f"from {found.num_genuine} genuine and {found.num_impostor} impostor pairs of "
-        f"{found.num_identities} identities"
+        f"threshold {calibration.threshold:.4f}{interval}: pairs at or below it match; FAR "
+        f"{100 * calibration.target_far:.3g} %\n"
+        f"from {calibration.num_genuine} genuine and {calibration.num_impostor} impostor pairs of "
+        f"{calibration.num_identities} identities"
     )

@@ -1,4 +1,4 @@
-"""`twinlens doctor`: what this machine is, and how fast it learns."""
+"""`twinlens doctor`: facts about this machine, and the speed of its training steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from twinlens.model.encoder import Encoder
 
 __all__ = ["as_text", "doctor"]
 
-# What is timed: the small network of `auto`, and a network of timm's as users bring it.
+# Timed networks: the small one of `auto`, and a typical one of timm's.
 TRIALS: Mapping[str, tuple[ModelSettings, PictureSettings, int]] = {
     "conv 32x32": (
         ModelSettings(backbone="conv"),
@@ -37,7 +37,15 @@ TRIALS: Mapping[str, tuple[ModelSettings, PictureSettings, int]] = {
 
 
 def doctor() -> dict[str, Any]:
-    """Versions, machine, disk, and the time of a training step in each format; see docs/json.md."""
+    """Versions, machine, free disk space, and training speed in each number format.
+
+    Returns:
+        Plain data; see docs/json.md.
+
+    Example:
+        >>> twinlens.doctor()["machine"]["cores"]  # doctest: +SKIP
+        2
+    """
     cache = cache_folder()
     keep_freed_memory()  # As training does.
     formats = {name: _time(*trial) for name, trial in TRIALS.items()}
@@ -54,33 +62,33 @@ def doctor() -> dict[str, Any]:
     }
 
 
-def as_text(found: Mapping[str, Any]) -> str:
-    """What `doctor` found, in lines to read."""
-    here = found["machine"]
-    lines = ["versions    " + ", ".join(f"{k} {v}" for k, v in found["versions"].items())]
+def as_text(facts: Mapping[str, Any]) -> str:
+    """The facts of `doctor` as lines of text."""
+    here = facts["machine"]
+    lines = ["versions    " + ", ".join(f"{k} {v}" for k, v in facts["versions"].items())]
     lines.append(
         f"processor   {here['processor']}, {here['cores']} cores, {here['threads']} threads"
     )
     lines.append(f"            {here['instructions']}, AMX {'yes' if here['amx'] else 'no'}")
     lines.append(f"devices     {', '.join(here['devices'])}")
-    for place, free in found["disk_free_gb"].items():
+    for place, free in facts["disk_free_gb"].items():
         lines.append(
-            f"disk        {free} GB free ({found['cache'] if place == 'cache' else place})"
+            f"disk        {free} GB free ({facts['cache'] if place == 'cache' else place})"
         )
-    paying = [name for name, pays in found["bfloat16_pays"].items() if pays]
+    paying = [name for name, pays in facts["bfloat16_pays"].items() if pays]
     if not here["bfloat16"]:
-        lines.append("bfloat16    does not pay: this processor does not multiply it")
+        lines.append("bfloat16    no gain: the processor has no bfloat16 instructions")
     else:
-        lines.append(f"bfloat16    pays for: {', '.join(paying) or 'none of these'}")
-    lines.append("training steps, pictures a second:")
-    for name, formats in found["formats"].items():
+        lines.append(f"bfloat16    faster for: {', '.join(paying) or 'neither network'}")
+    lines.append("training speed, pictures per second:")
+    for name, formats in facts["formats"].items():
         for row in formats:
             lines.append(f"  {name:18} {row['format']:34} {row['pictures_per_second']:>9,.0f}")
     return "\n".join(lines)
 
 
 def _bfloat16_pays(formats: list[dict[str, Any]]) -> bool:
-    """Whether the best format in bfloat16 beats the best in float32 clearly enough to be taken."""
+    """Whether the best bfloat16 format is faster than the best float32 format by `MIN_GAIN`."""
     best = {False: 0.0, True: 0.0}
     for row in formats:
         half = "bfloat16" in row["format"]
@@ -100,7 +108,7 @@ def _time(model: ModelSettings, picture: PictureSettings, batch: int) -> list[di
 
 
 def _free_gb(path: Path) -> float:
-    """Free space where a folder is, or will be."""
+    """Free space at a folder that may not exist yet."""
     while not path.exists():
         path = path.parent
     return round(shutil.disk_usage(path).free / 1e9, 1)

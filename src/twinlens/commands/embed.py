@@ -1,4 +1,4 @@
-"""`twinlens embed`: a table of embeddings, for whatever comes next."""
+"""`twinlens embed`: a Parquet file of embeddings."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from twinlens.commands.selection import read_data
-from twinlens.config import DataSettings
+from twinlens.commands.selection import data_settings, read_data
 from twinlens.data.pixel_cache import PixelStream
 from twinlens.data.table import ImageTable
 from twinlens.files import check_output_file, writing_file
 from twinlens.match.matcher import Matcher
-from twinlens.model.encoder import Encoder, embed_pixels, pictures_at_once
+from twinlens.model.encoder import Encoder, default_batch_size, embed_pixels
 from twinlens.progress import Progress, console_log
 
 __all__ = ["embed", "embed_stream"]
@@ -36,21 +35,24 @@ def embed(
     """Write the embedding of every picture to a Parquet file: path, identity, forged, embedding.
 
     Args:
-        model: a model's folder or a run's.
+        model: folder of a model or of a run.
         data: a folder, a manifest, the name of a set, or a table; all splits.
-        out: the file; its metadata names the model's fingerprint.
-        root: where the copy of a named set lies.
-        quiet: say only warnings.
+        out: the file; its metadata holds the model's fingerprint.
+        root: folder of a named set's local copy.
+        quiet: log warnings only.
     Returns:
         The number of rows.
     Raises:
         DataError: pictures that cannot be read, or a file that cannot be written.
+
+    Example:
+        >>> twinlens.embed("runs/photos", "photos/", out="photos.parquet")  # doctest: +SKIP
+        4096
     """
     check_output_file(out)
     with console_log(quiet):
         matcher = Matcher.load(model)
-        origin = matcher.bundle.origin
-        settings = DataSettings() if origin is None else origin.data
+        settings = data_settings(matcher.bundle)
         stream = PixelStream(
             read_data(matcher.bundle, data, root),
             matcher.bundle.encoder.picture,
@@ -76,8 +78,8 @@ def embed(
 def embed_stream(encoder: Encoder, stream: PixelStream) -> NDArray[np.float32]:
     """The embeddings (N, D) of the readable pictures, in the batches of `embed_pixels`."""
     progress, total = Progress("embedding"), len(stream.table)
-    parts, meanwhile = [], encoder.device.type != "cpu"
-    for seen, pixels in stream.batches(pictures_at_once(encoder), meanwhile=meanwhile):
+    parts, prefetch = [], encoder.device.type != "cpu"
+    for seen, pixels in stream.batches(default_batch_size(encoder), prefetch=prefetch):
         parts.append(embed_pixels(encoder, pixels, batch_size=len(pixels)))
         progress(seen, total)
     progress.close()
@@ -85,6 +87,6 @@ def embed_stream(encoder: Encoder, stream: PixelStream) -> NDArray[np.float32]:
 
 
 def _strings(names: Iterable[str]) -> pa.Array:
-    """Arrow's strings are UTF-8, which file names need not be; those that are not are escaped."""
+    """Strings for Arrow, which needs UTF-8; file names that are not UTF-8 are escaped."""
     plain = [name.encode("utf-8", "backslashreplace").decode() for name in names]
     return pa.array(plain, pa.string())

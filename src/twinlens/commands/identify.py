@@ -1,7 +1,4 @@
-"""`twinlens identify`, `twinlens search`: who is in these pictures, and what is like this one?
-
-Reading a gallery only; what is written into one is in `gallery`.
-"""
+"""`twinlens identify` and `twinlens search`: queries to a gallery."""
 
 from __future__ import annotations
 
@@ -16,12 +13,18 @@ from twinlens.gallery.show import check_sheet, draw_answers, draw_hits
 from twinlens.match.answers import Hit, IdentifyAnswer
 from twinlens.progress import Progress, console_log
 
-__all__ = ["Answered", "Identified", "Searched", "identify", "search"]
+__all__ = ["Identification", "IdentificationResult", "SearchResult", "identify", "search"]
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One picture, and its answer; or why it could not be read."""
+class Identification:
+    """The answer for one picture.
+
+    Attributes:
+        picture: the file.
+        answer: the answer; None for an unreadable picture.
+        error: why it could not be read.
+    """
 
     picture: str
     answer: IdentifyAnswer | None
@@ -34,44 +37,44 @@ class Answered:
         return {"picture": self.picture, **self.answer.as_json()}
 
     def as_text(self) -> str:
-        """The answer in a line, and one for each candidate below it."""
+        """A line for the answer, and one for each candidate."""
         name = one_line(self.picture, None)
         if self.answer is None:
             return f"{name}: not read: {self.error}"
         lines = [one_line(f"{self.picture}: {self.answer.explain()}", None)]
         names = [one_line(one.identity, 40) for one in self.answer.candidates]
         width = max((len(one) for one in names), default=0)
-        for place, (one, shown) in enumerate(zip(self.answer.candidates, names, strict=True), 1):
-            sure = "" if one.probability is None else f"  probability {one.probability:6.1%}"
+        for rank, (one, shown) in enumerate(zip(self.answer.candidates, names, strict=True), 1):
+            odds = "" if one.probability is None else f"  probability {one.probability:6.1%}"
             path = one_line(one.path, None)
-            lines.append(f"{place:>5}  {shown:<{width}}  distance {one.distance:.4f}{sure}  {path}")
+            lines.append(f"{rank:>5}  {shown:<{width}}  distance {one.distance:.4f}{odds}  {path}")
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
-class Identified:
+class IdentificationResult:
     """The answers of `identify`, in the order of the pictures.
 
     Attributes:
         answers: one for each picture.
     """
 
-    answers: tuple[Answered, ...]
+    answers: tuple[Identification, ...]
 
     @property
-    def unread(self) -> tuple[Answered, ...]:
+    def unread(self) -> tuple[Identification, ...]:
         """The pictures that could not be read."""
         return tuple(one for one in self.answers if one.answer is None)
 
     @property
-    def is_everybody(self) -> bool:
-        """Whether each picture was read and shows an identity of the gallery."""
+    def all_identified(self) -> bool:
+        """Whether every picture was read and identified."""
         return all(
             one.answer is not None and one.answer.verdict == "identified" for one in self.answers
         )
 
     def as_json(self) -> dict[str, Any]:
-        """All answers."""
+        """The answers as plain data."""
         return {"answers": [one.as_json() for one in self.answers]}
 
     def as_text(self) -> str:
@@ -80,14 +83,14 @@ class Identified:
 
 
 @dataclass(frozen=True)
-class Searched:
-    """The answer of `search`: the nearest templates, nearest first."""
+class SearchResult:
+    """The templates nearest to a picture, nearest first."""
 
     picture: str
     hits: tuple[Hit, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """The picture and its hits."""
+        """The picture and its hits as plain data."""
         return {"picture": self.picture, "hits": [hit.as_json() for hit in self.hits]}
 
     def as_text(self) -> str:
@@ -97,8 +100,8 @@ class Searched:
         names = [one_line(hit.identity, 40) for hit in self.hits]
         width = max(len(name) for name in names)
         return "\n".join(
-            f"{place:>5}  distance {hit.distance:.4f}  {name:<{width}}  {one_line(hit.path, None)}"
-            for place, (hit, name) in enumerate(zip(self.hits, names, strict=True), 1)
+            f"{rank:>5}  distance {hit.distance:.4f}  {name:<{width}}  {one_line(hit.path, None)}"
+            for rank, (hit, name) in enumerate(zip(self.hits, names, strict=True), 1)
         )
 
 
@@ -110,22 +113,26 @@ def identify(
     far: float | None = None,
     show: str | Path | None = None,
     quiet: bool = False,
-) -> Identified:
-    """Who is in these picture files: somebody of a gallery, or nobody of it?
+) -> IdentificationResult:
+    """Identify picture files in a gallery, or answer "nobody".
 
     Args:
-        gallery: where it lies, or an open one.
-        pictures: a file, or several; one that cannot be read among others stops none of them.
-        k: at most so many candidates for each picture.
-        far: the share of strangers that may be taken for somebody, where it is to be another than
-            the gallery was calibrated for.
-        show: where to write a picture of them beside the best candidates.
-        quiet: say only warnings.
+        gallery: folder or address of a gallery, or an open one.
+        pictures: one file or several; an unreadable one does not stop the others.
+        k: number of candidates of each picture, at most.
+        far: false positive identification rate; the calibration's by default.
+        show: file for a picture of them beside their candidates.
+        quiet: log warnings only.
     Raises:
         GalleryError: no gallery, or a damaged one.
         PictureError: the only picture cannot be read.
-        DataError: no picture of several can be read, or `show` cannot be written.
-        CalibrationError: a `far` that the gallery's calibration cannot give.
+        DataError: none of several pictures can be read, or `show` cannot be written.
+        CalibrationError: no calibration, or none for `far`.
+
+    Example:
+        >>> result = twinlens.identify("people", "door.jpg")  # doctest: +SKIP
+        >>> result.answers[0].answer.identity  # doctest: +SKIP
+        'anna'
     """
     names = [str(one) for one in ([pictures] if isinstance(pictures, str | Path) else pictures)]
     if not names:
@@ -133,12 +140,12 @@ def identify(
     if show is not None:
         check_sheet(show)
     with console_log(quiet):
-        opened = _opened(gallery)
-        found = Identified(_answer_all(opened, names, k, far))
-        _raise_if_none_was_read(found)
+        opened = _open(gallery)
+        result = IdentificationResult(_identify_all(opened, names, k, far))
+        _check_any_read(result)
         if show is not None:
-            draw_answers(show, opened, [(one.picture, one.answer) for one in found.answers])
-    return found
+            draw_answers(show, opened, [(one.picture, one.answer) for one in result.answers])
+    return result
 
 
 def search(
@@ -148,56 +155,61 @@ def search(
     k: int = 20,
     where: str | None = None,
     show: str | Path | None = None,
-) -> Searched:
-    """The templates of a gallery that are most like a picture file.
+) -> SearchResult:
+    """Find the templates of a gallery that are nearest to a picture file.
 
     Args:
-        gallery: where it lies, or an open one.
+        gallery: folder or address of a gallery, or an open one.
         picture: a file.
-        k: at most so many.
-        where: only templates that satisfy this condition, such as "identity = 'anna'" or
-            "metadata.camera = 'north' AND time > date '2026-01-01'".
-        show: where to write a picture of them.
+        k: number of hits, at most.
+        where: condition on templates, such as "identity = 'anna'" or "metadata.camera = 'north'
+            AND time > date '2026-01-01'".
+        show: file for a picture of the hits.
     Raises:
-        GalleryError: no gallery, or a condition that it does not understand.
+        GalleryError: no gallery, or a condition that is not understood.
         PictureError: the picture cannot be read.
         DataError: `show` cannot be written.
+
+    Example:
+        >>> hits = twinlens.search("people", "door.jpg", k=3).hits  # doctest: +SKIP
+        >>> [hit.path for hit in hits]  # doctest: +SKIP
+        ['anna/2.jpg', 'anna/1.jpg', 'ben/4.jpg']
     """
     if show is not None:
         check_sheet(show)
     with console_log():
-        opened = _opened(gallery)
-        found = Searched(str(picture), opened.search(str(picture), k=k, where=where))
+        opened = _open(gallery)
+        result = SearchResult(str(picture), opened.search(str(picture), k=k, where=where))
         if show is not None:
-            draw_hits(show, opened, found.picture, found.hits)
-    return found
+            draw_hits(show, opened, result.picture, result.hits)
+    return result
 
 
-def _opened(gallery: str | Path | Gallery) -> Gallery:
+def _open(gallery: str | Path | Gallery) -> Gallery:
     return gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
 
 
-def _answer_all(
+def _identify_all(
     gallery: Gallery, names: Sequence[str], k: int, far: float | None
-) -> tuple[Answered, ...]:
+) -> tuple[Identification, ...]:
     progress = Progress("identifying")
     answers = []
     for name in names:
         try:
-            answers.append(Answered(name, gallery.identify(name, k=k, far=far)))
+            answers.append(Identification(name, gallery.identify(name, k=k, far=far)))
         except PictureError as error:
-            answers.append(Answered(name, None, error.reason))
+            answers.append(Identification(name, None, error.reason))
         progress(len(answers), len(names))
     return tuple(answers)
 
 
-def _raise_if_none_was_read(found: Identified) -> None:
-    if len(found.unread) < len(found.answers):
+def _check_any_read(result: IdentificationResult) -> None:
+    if len(result.unread) < len(result.answers):
         return
-    first, *others = found.unread
+    first, *others = result.unread
     if not others:
         raise PictureError(first.picture, str(first.error))
     raise DataError(
-        f"none of the {len(found.answers)} pictures can be read; the first: "
+        f"none of the {len(result.answers)} pictures can be read; the first: "
         f"{one_line(first.picture, None)}: {first.error}"
     )

@@ -1,8 +1,8 @@
-"""`twinlens inspect`: look at a data set before training on it."""
+"""`twinlens inspect`: a report on a data set before training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinlens.commands.prepare import batches_of, choose, divide, in_words, spread
+from twinlens.commands.prepare import (
+    choice_line,
+    choose_run_settings,
+    sample_rows,
+    split_table,
+    training_sampler,
+)
 from twinlens.config import Settings
 from twinlens.data.decode import open_picture
 from twinlens.data.folders import read_table
@@ -25,14 +31,18 @@ from twinlens.progress import Progress, console_log
 from twinlens.recipes import load_recipe
 from twinlens.report.montage import draw_montage
 
-__all__ = ["Inspected", "inspect"]
+__all__ = ["InspectResult", "inspect"]
 
 
 @dataclass(frozen=True)
-class Inspected:
-    """What is in the data, and what a run would do with it.
+class InspectResult:
+    """A report on the data, and the settings of a training run on it.
 
-    `problem` says why a run would refuse it, and then there are no settings.
+    Attributes:
+        inspection: the report.
+        settings: settings of a run; None if it would fail.
+        choices: settings chosen from the data, with reasons.
+        problem: why a run would fail, if it would.
     """
 
     inspection: Inspection
@@ -49,12 +59,12 @@ class Inspected:
         return self.inspection.as_json() | {"run": run}
 
     def as_text(self) -> str:
-        """Lines to read."""
+        """The report as lines of text."""
         lines = [self.inspection.as_text(), ""]
         if self.problem is not None:
-            return "\n".join([*lines, f"A run would refuse this: {self.problem}"])
-        lines.append("What a run would do with it:")
-        lines += [in_words(choice) for choice in self.choices]
+            return "\n".join([*lines, f"Training would fail: {self.problem}"])
+        lines.append("Settings of a training run:")
+        lines += [choice_line(choice) for choice in self.choices]
         return "\n".join(lines)
 
 
@@ -66,19 +76,22 @@ def inspect(
     root: str | Path | None = None,
     montage: str | Path | None = None,
     quiet: bool = False,
-) -> Inspected:
-    """Report what is in the data, with the splits and settings that a run would choose.
+) -> InspectResult:
+    """Report on a data set, with the splits and settings of a training run.
 
     Args:
         data: a folder, a manifest, the name of a set, or a table (see docs/data.md).
-        recipe: as for `train`.
-        settings: what overrides the recipe, "section.key" -> value.
-        root: where the copy of a named set lies.
-        montage: where to draw sample pairs and triplets as training would take them.
-        quiet: say only warnings.
+        recipe: name of a recipe, or path of a .toml file.
+        settings: overrides of the recipe, "section.key" -> value.
+        root: folder of a named set's local copy.
+        montage: file for a picture of sample pairs and triplets of a training batch.
+        quiet: log warnings only.
     Raises:
-        DataError: nothing there that can be looked at.
+        DataError: nothing to read, or no pairs for `montage`.
         ConfigError: wrong settings.
+
+    Example:
+        >>> print(twinlens.inspect("photos/").as_text())  # doctest: +SKIP
     """
     if montage is not None:
         check_output_file(montage)
@@ -90,14 +103,16 @@ def inspect(
         )
         chosen, choices, problem = None, list[Choice](), None
         try:
-            table = divide(table, plain)
-            chosen, choices = choose(loaded, table)
+            table = split_table(table, plain)
+            chosen, choices = choose_run_settings(loaded, table)
         except DataError as error:
             problem = str(error)
-        found = inspect_table(table, max_pixels=plain.data.max_pixels, progress=Progress("looking"))
+        inspection = inspect_table(
+            table, max_pixels=plain.data.max_pixels, progress=Progress("inspecting")
+        )
         if chosen is not None:
             try:
-                readable = _readable(table, found, chosen)
+                readable = _readable(table, inspection, chosen)
                 chosen, levels = choose_levels(loaded, chosen, _sample(readable, chosen))
                 choices += levels
             except DataError as error:
@@ -106,49 +121,48 @@ def inspect(
             if chosen is None:
                 raise DataError(f"there are no pairs to draw: {problem}")
             _draw(table, chosen, montage)
-        return Inspected(found, chosen, tuple(choices), problem)
+        return InspectResult(inspection, chosen, tuple(choices), problem)
 
 
-def _readable(table: ImageTable, found: Inspection, settings: Settings) -> ImageTable:
-    """The pictures that a run would use.
+def _readable(table: ImageTable, inspection: Inspection, settings: Settings) -> ImageTable:
+    """The readable pictures of a table.
 
     Raises:
-        DataError: too few can be read, as in `decode_table`.
+        DataError: too many broken ones, as in `decode_table`.
     """
-    num, allowed = len(found.broken), settings.data.max_broken
-    if num > allowed * len(table):
+    num, limit = len(inspection.broken), settings.data.max_broken
+    if num > limit * len(table):
         raise DataError(
-            f"{num:,} of {len(table):,} pictures cannot be read, which is "
-            f"{num / len(table):.1%} where at most {allowed:.1%} is allowed: repair or remove "
-            "them, or raise data.max_broken to skip them"
+            f"{num:,} of {len(table):,} pictures cannot be read ({num / len(table):.1%}, at most "
+            f"{limit:.1%} allowed): repair or remove them, or raise data.max_broken to skip them"
         )
-    broken = {picture.path for picture in found.broken}
+    broken = {picture.path for picture in inspection.broken}
     good = [row for row in range(len(table)) if table.relative(row) not in broken]
     readable = table.select(good)
-    batches_of(readable, settings)
+    training_sampler(readable, settings)
     return readable
 
 
 def _sample(table: ImageTable, settings: Settings) -> NDArray[np.uint8]:
-    """Pixels of the training pictures whose levels a run would measure."""
+    """Pixels of a sample of the training pictures, for `picture.mean` and `picture.std`."""
     training = table.of_split("train")
-    few = training.select(spread(np.arange(len(training))))
+    sample = training.select(sample_rows(np.arange(len(training))))
     decoded = decode_table(
-        few, settings.picture, max_pixels=settings.data.max_pixels, max_broken=1.0
+        sample, settings.picture, max_pixels=settings.data.max_pixels, max_broken=1.0
     )
     return decoded.pixels
 
 
-def _draw(table: ImageTable, settings: Settings, to: str | Path) -> None:
-    batch = batches_of(table, settings).batch(0)
+def _draw(table: ImageTable, settings: Settings, path: str | Path) -> None:
+    batch = training_sampler(table, settings).batch(0)
     training = table.of_split("train")
     picture = draw_montage(training, _opener(training, settings), batch)
-    with writing_file(to) as part:
+    with writing_file(path) as part:
         picture.save(part)
 
 
-def _opener(table: ImageTable, plain: Settings) -> Any:
-    if table.pixels is not None:
-        pixels = table.pixels
+def _opener(table: ImageTable, settings: Settings) -> Callable[[int], Image.Image]:
+    pixels = table.pixels
+    if pixels is not None:
         return lambda row: Image.fromarray(pixels[row])
-    return lambda row: open_picture(str(table.path[row]), max_pixels=plain.data.max_pixels)
+    return lambda row: open_picture(str(table.path[row]), max_pixels=settings.data.max_pixels)

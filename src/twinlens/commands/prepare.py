@@ -1,4 +1,4 @@
-"""A run before its first step: what is read, split, chosen and decoded, and written down.
+"""Preparation of a run: read, split, choose settings, decode, and record.
 
 A resumed run takes its settings from the run folder, and refuses other data.
 """
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from twinlens.config import Settings
 from twinlens.data.folders import read_table
 from twinlens.data.inspection import sample_statistics
-from twinlens.data.pixel_cache import DecodedTable, decode_table
+from twinlens.data.pixel_cache import decode_table
+from twinlens.data.pixels import DecodedTable
 from twinlens.data.samplers import Sampler, make_sampler
 from twinlens.data.splits import assign_splits, is_closed_set
 from twinlens.data.table import ImageTable, require_identities
@@ -33,17 +34,25 @@ from twinlens.model.encoder import Encoder
 from twinlens.progress import Progress
 from twinlens.recipes import Recipe, parse_overrides
 
-__all__ = ["PreparedRun", "batches_of", "choose", "divide", "in_words", "prepare", "spread"]
+__all__ = [
+    "PreparedRun",
+    "choice_line",
+    "choose_run_settings",
+    "prepare",
+    "sample_rows",
+    "split_table",
+    "training_sampler",
+]
 
 log = logging.getLogger("twinlens")
 
-MOST_BROKEN = 20  # that are named on the way
-LOOKED_AT = 1000  # pictures, for their mean and spread
+MOST_BROKEN = 20  # in the log
+SAMPLE_SIZE = 1000  # pictures, for mean and standard deviation
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedRun:
-    """A run before its first step; `recipe` is the name of the one that it began with."""
+    """A run before its first step; `recipe` is the name of its recipe."""
 
     recipe: str
     settings: Settings
@@ -59,41 +68,43 @@ def prepare(
     run: RunFolder,
     resume: bool,
 ) -> PreparedRun:
-    """Read, split, choose, decode; a run that is refused here leaves no empty folder.
+    """Read and split the data, choose the settings, and decode the pictures.
+
+    If that fails, no empty run folder remains.
 
     Args:
         data: a folder, a manifest, the name of a set, or a table.
-        root: where the copy of a named set lies.
-        recipe: with the user's overrides; a run that is gone on with has settings of its own.
-        run: the folder, made already.
-        resume: whether to go on with what is in it.
+        root: folder of a named set's local copy.
+        recipe: recipe with the user's overrides; a resumed run has settings of its own.
+        run: existing run folder.
+        resume: whether to resume the run in it.
     Raises:
         DataError: pictures that cannot be trained on.
-        ConfigError: settings that do not fit them.
-        TrainingError: other data than the run began with, or a damaged run folder.
+        ConfigError: settings that do not fit the data.
+        TrainingError: other data than at the start, or a damaged run folder.
     """
     try:
-        stored = _stored(run) if resume else None
-        settings = recipe.settings() if stored is None else stored.settings
+        record, stored = (run.read_record(), run.read_settings()) if resume else (None, None)
+        settings = recipe.settings() if stored is None else stored
         table = read_table(
             data,
             root=None if root is None else Path(root),
             forged_suffix=settings.data.forged_suffix,
         )
-        table = divide(table, settings)
-        if stored is None:
+        table = split_table(table, settings)
+        if record is None or stored is None:  # New, or killed before its first file.
             if resume:
                 log.info("nothing to resume in %s: starting", run.path)
-            return _begin(data, table, root, recipe, run)
-        _say_unused(recipe, stored)
-        return _go_on(table, stored, run)
+            return _start(data, table, root, recipe, run)
+        _warn_unused(recipe, record)
+        return _resume(table, record, settings, run)
     except TwinlensError:
-        with suppress(OSError):  # It holds something.
+        with suppress(OSError):  # It is not empty.
             run.path.rmdir()
         raise
 
 
-def divide(table: ImageTable, settings: Settings) -> ImageTable:
+def split_table(table: ImageTable, settings: Settings) -> ImageTable:
     """The table with its splits.
 
     Raises:
@@ -107,8 +118,8 @@ def divide(table: ImageTable, settings: Settings) -> ImageTable:
     return table
 
 
-def choose(recipe: Recipe, table: ImageTable) -> tuple[Settings, list[Choice]]:
-    """The settings for a divided table, but for `picture.mean` and `picture.std`.
+def choose_run_settings(recipe: Recipe, table: ImageTable) -> tuple[Settings, list[Choice]]:
+    """The settings for a table with splits, except `picture.mean` and `picture.std`.
 
     Raises:
         DataError: training pictures that give no pairs, or cannot be read.
@@ -117,110 +128,96 @@ def choose(recipe: Recipe, table: ImageTable) -> tuple[Settings, list[Choice]]:
     max_pixels = recipe.settings().data.max_pixels
     statistics = sample_statistics(table.of_split("train"), max_pixels=max_pixels)
     settings, choices = choose_settings(recipe, statistics, closed=is_closed_set(table))
-    batches_of(table, settings)
+    training_sampler(table, settings)
     return settings, choices
 
 
-def batches_of(table: ImageTable, settings: Settings) -> Sampler:
-    """The batches that a run draws from the training pictures.
+def training_sampler(table: ImageTable, settings: Settings) -> Sampler:
+    """The sampler of a run over the training pictures.
 
     Raises:
-        DataError: they give no genuine or no impostor pair.
-        ConfigError: settings that draw none.
+        DataError: no genuine or no impostor pair.
+        ConfigError: settings that give no batch.
     """
     training = table.of_split("train")
     return make_sampler(training.labels(), training.forged, settings.sampler, settings.seed)
 
 
-def spread(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """About a thousand of the rows of the training pictures, for their mean and spread."""
-    return rows[:: max(1, len(rows) // LOOKED_AT)]
+def sample_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """About a thousand evenly spaced rows, for mean and standard deviation."""
+    return rows[:: max(1, len(rows) // SAMPLE_SIZE)]
 
 
-def in_words(choice: Choice) -> str:
-    """A choice with its reason, in a line."""
+def choice_line(choice: Choice) -> str:
+    """A chosen setting with its reason, as a line of text."""
     value = choice.value
     text = " x ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
     return f"  {choice.key} = {text}: {choice.why}"
 
 
-def _begin(
+def _start(
     data: str | Path | ImageTable,
     table: ImageTable,
     root: str | Path | None,
     recipe: Recipe,
     run: RunFolder,
 ) -> PreparedRun:
-    """Choose the settings from the data, and write them down."""
-    settings, choices = choose(recipe, table)
-    _say_missing(recipe, settings, table)
-    # Built once for nothing, so that wrong weights or layers show before the long reading.
+    """Choose the settings from the data, and record the run."""
+    settings, choices = choose_run_settings(recipe, table)
+    _warn_without_effect(recipe, settings, table)
+    # Built and dropped, so that wrong weights or layers fail before the long decoding.
     Encoder(settings.model, settings.picture)
     decoded = _decode(table, settings)
-    batches_of(decoded.table, settings)  # Again, since broken pictures are missing now.
+    training_sampler(decoded.table, settings)  # Again, without the broken pictures.
     rows = np.flatnonzero(decoded.table.split == "train")
-    settings, levels = choose_levels(recipe, settings, decoded.pixels[spread(rows)])
-    begun = PreparedRun(recipe.name, settings, choices + levels, decoded, table.fingerprint())
-    _start_run(run, begun, _command(data, recipe, root), root)
-    for choice in begun.choices:
-        log.info("%s", in_words(choice))
-    return begun
+    settings, levels = choose_levels(recipe, settings, decoded.pixels[sample_rows(rows)])
+    prepared = PreparedRun(recipe.name, settings, choices + levels, decoded, table.fingerprint())
+    _record(run, prepared, _command(data, recipe, root), root)
+    for choice in prepared.choices:
+        log.info("%s", choice_line(choice))
+    return prepared
 
 
-def _say_missing(recipe: Recipe, settings: Settings, table: ImageTable) -> None:
-    """What the settings count on and is not there."""
+def _warn_without_effect(recipe: Recipe, settings: Settings, table: ImageTable) -> None:
+    """Warn of forgery settings without forgeries, and of a frozen backbone without weights."""
     share = recipe.values.get("sampler", {}).get("forged_share", 0)
     counts = recipe.values.get("loss", {}).get("forged_weight", 1)
     wanted = share or counts not in (1, "auto")
     if wanted and not table.of_split("train").forged.any():
-        log.warning("there are no forgeries to train on: all impostors are of other identities")
+        log.warning("no forgeries to train on: all impostors are of other identities")
     model = settings.model
     random = model.backbone != "strokes" and not (model.pretrained or model.weights)
     if model.freeze == "all" and random:
         log.warning("the backbone is frozen with random weights: only the head learns")
 
 
-@dataclass(frozen=True)
-class _StoredRun:
-    """Contents of the folder of a run that was started before."""
-
-    record: RunRecord
-    settings: Settings
-
-
-def _stored(run: RunFolder) -> _StoredRun | None:
-    """The run that was started in a folder; None if it was killed before its first file."""
-    settings, record = run.read_settings(), run.read_record()
-    return None if settings is None or record is None else _StoredRun(record, settings)
-
-
-def _say_unused(recipe: Recipe, stored: _StoredRun) -> None:
-    # "auto" is what stands where no recipe is named.
-    if recipe.name not in ("auto", stored.record.recipe):
+def _warn_unused(recipe: Recipe, record: RunRecord) -> None:
+    # "auto" is the default of a command that names no recipe.
+    if recipe.name not in ("auto", record.recipe):
         log.warning(
-            "the recipe %s is not used: the run goes on with %s, which it began with",
-            recipe.name, stored.record.recipe,
+            "the recipe %s is not used: a resumed run keeps its recipe, here %s",
+            recipe.name, record.recipe,
         )  # fmt: skip
     if recipe.overrides:
-        log.warning("the settings given are not used: a run goes on with those it began with")
+        log.warning("the settings given are not used: a resumed run keeps its settings")
 
 
-def _go_on(table: ImageTable, stored: _StoredRun, run: RunFolder) -> PreparedRun:
-    now, then = table.fingerprint(), stored.record.fingerprint
+def _resume(
+    table: ImageTable, record: RunRecord, settings: Settings, run: RunFolder
+) -> PreparedRun:
+    now, then = table.fingerprint(), record.fingerprint
     if now != then:
         raise TrainingError(
             f"the data is not what {run.path} was started on (fingerprint {now[:12]}, then "
-            f"{then[:12]}): resume with the same pictures, or start anew"
+            f"{then[:12]}): resume with the same pictures, or start a new run"
         )
-    decoded = _decode(table, stored.settings)
-    if stored.record.division not in (None, _division(decoded.table)):
+    decoded = _decode(table, settings)
+    if record.division not in (None, _division(decoded.table)):
         raise TrainingError(
-            f"the splits, or the pictures that can be read, are not those that {run.path} was "
-            "started with (they are in its split.csv): put them back, or start anew"
+            f"the splits, or the readable pictures, are not those that {run.path} was started "
+            "with (see its split.csv): restore them, or start a new run"
         )
-    return PreparedRun(
-        stored.record.recipe, stored.settings, stored.record.choices, decoded, now
-    )
+    return PreparedRun(record.recipe, settings, record.choices, decoded, now)
 
 
 def _decode(table: ImageTable, settings: Settings) -> DecodedTable:
@@ -243,9 +240,9 @@ def _decode(table: ImageTable, settings: Settings) -> DecodedTable:
     return decoded
 
 
-def _start_run(run: RunFolder, begun: PreparedRun, command: str, root: str | Path | None) -> None:
-    """Write down what the run is, before its first step."""
-    table = begun.decoded.table
+def _record(run: RunFolder, prepared: PreparedRun, command: str, root: str | Path | None) -> None:
+    """Write split.csv, run.json and settings.json, before the first step."""
+    table = prepared.decoded.table
     rows = [
         (table.relative(row), table.identity[row],
          "forged" if table.forged[row] else "genuine", table.split[row])
@@ -255,27 +252,27 @@ def _start_run(run: RunFolder, begun: PreparedRun, command: str, root: str | Pat
     record = RunRecord(
         source=table.source,
         root=None if root is None else str(root),
-        recipe=begun.recipe,
+        recipe=prepared.recipe,
         command=command,
-        fingerprint=begun.fingerprint,
+        fingerprint=prepared.fingerprint,
         division=_division(table),
-        seed=begun.settings.seed,
+        seed=prepared.settings.seed,
         versions=versions(),
         machine=machine(),
-        choices=begun.choices,
+        choices=prepared.choices,
     )
     run.write_record(record)
-    run.write_settings(begun.settings)
+    run.write_settings(prepared.settings)
 
 
 def _division(table: ImageTable) -> str:
-    """A digest of which pictures there are to train with, and of what each is for."""
+    """Hash of the pictures of a run and their splits."""
     rows = ((str(table.relative(row)), str(table.split[row])) for row in range(len(table)))
     return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
 
 
 def _command(data: str | Path | ImageTable, recipe: Recipe, root: str | Path | None) -> str:
-    """What to type to repeat the run on the same data; "" where a table was made in Python."""
+    """The command that repeats a run on the same data; "" for a table made in Python."""
     if isinstance(data, ImageTable):
         return ""
     words = ["twinlens", "train", str(data)]
@@ -290,7 +287,7 @@ def _command(data: str | Path | ImageTable, recipe: Recipe, root: str | Path | N
 
 
 def _as_typed(value: Any) -> str:
-    """A value as `--set` reads it: TOML, where a word that TOML would not understand is itself."""
+    """A value for `--set`: TOML, or the plain word if TOML does not understand it."""
     if isinstance(value, str) and parse_overrides([f"x={value}"])["x"] == value:
         return value
     return _toml(value)

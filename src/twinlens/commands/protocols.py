@@ -10,24 +10,22 @@ from numpy.typing import NDArray
 
 from twinlens.commands.selection import ProbeGallerySelection, Selection
 from twinlens.data.duplicates import groups_of_equal
-from twinlens.data.pixel_cache import PixelRows, Pixels
+from twinlens.data.pixels import PixelRows, Pixels
 from twinlens.errors import DataError
 from twinlens.measure.calibration import Calibration
-from twinlens.measure.distances import plain_of
+from twinlens.measure.distances import as_euclidean
 from twinlens.measure.evaluation_result import (
     EvaluationResult,
     NearestNeighbourEvaluation,
     OpenSetEvaluation,
 )
-from twinlens.measure.exact_eer import all_pairs_eer
-from twinlens.measure.nearest_neighbour import nearest
+from twinlens.measure.exact_eer import exact_eer
+from twinlens.measure.few_shot import one_shot
+from twinlens.measure.nearest_neighbour import nearest_neighbour
+from twinlens.measure.open_set import open_set
 from twinlens.measure.pairs import count_pairs
-from twinlens.measure.verification import (
-    one_shot,
-    open_set,
-    retrieval,
-    verification,
-)
+from twinlens.measure.retrieval import retrieval
+from twinlens.measure.verification import verification
 from twinlens.model.bundle import Bundle
 from twinlens.model.comparators import TorchComparison
 from twinlens.model.encoder import embed_pixels
@@ -63,9 +61,9 @@ def evaluate_standard(
     )
     all_pairs, drawn = None, (verified.num_genuine, verified.num_impostor)
     # A learned comparator would take hours for all pairs.
-    is_plain = plain_of(comparison) is not None
+    is_plain = as_euclidean(comparison) is not None
     if pairs is None and is_plain and drawn != count_pairs(label, forged):
-        all_pairs = all_pairs_eer(emb_ND, label, forged, comparison, progress=Progress("all pairs"))
+        all_pairs = exact_eer(emb_ND, label, forged, comparison, progress=Progress("all pairs"))
     episode_scores = one_shot(
         emb_ND, label, forged, comparison, way=way, shot=shot, episodes=episodes, seed=seed
     )
@@ -102,7 +100,7 @@ def evaluate_nearest(
     return NearestNeighbourEvaluation(
         split=selection.split,
         identity_disjoint=selection.identity_disjoint,
-        nearest=nearest(
+        nearest=nearest_neighbour(
             emb_ND[probe], label[probe], emb_ND[gallery], label[gallery],
             TorchComparison(bundle.comparator), seed=seed, progress=Progress("comparing"),
         ),

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from twinlens.config import DataSettings
 from twinlens.data.folders import read_table
-from twinlens.data.pixel_cache import BrokenPicture, DecodedTable, Pixels, decode_table
+from twinlens.data.pixel_cache import decode_table
+from twinlens.data.pixels import BrokenPicture, DecodedTable, Pixels
 from twinlens.data.splits import assign_splits
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import ConfigError, DataError, unknown_name

@@ -1,4 +1,4 @@
-"""Trials that are given as a list: pairs, or one-shot trials with several candidates."""
+"""Trials from a CSV file: pairs, or one-shot trials with several candidates."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from twinlens.config import DataSettings
+from twinlens.commands.selection import data_settings
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 from twinlens.match.matcher import Matcher
 from twinlens.measure.pairs import PairSet, pair_distances
-from twinlens.measure.verification import OneShotTrials, PairTrials, one_shot_trials, pair_trials
+from twinlens.measure.trials import (
+    OneShotTrialsResult,
+    PairTrialsResult,
+    one_shot_trials,
+    pair_trials,
+)
 from twinlens.model.encoder import embed_pixels
 from twinlens.progress import Progress
 
@@ -27,19 +32,18 @@ TRUE, FALSE = ("1", "true", "yes", "same"), ("0", "false", "no", "different")
 
 def run_trials(
     matcher: Matcher, file: Path, folder: Path | None, *, seed: int
-) -> PairTrials | OneShotTrials:
-    """Measure a model on the trials of a CSV file.
+) -> PairTrialsResult | OneShotTrialsResult:
+    """Evaluate a model on the trials of a CSV file.
 
     Args:
         matcher: the model.
-        file: columns `a,b,same`, or `trial,probe,candidate,same`; `same` is 1 or 0. Where there is
-            a column `cluster`, the bootstrap redraws the groups that it names instead of trials.
-            A relative path is looked for beside the file, then in `folder`, then right here.
-        folder: where else the pictures may lie.
-        seed: draws the replicates.
+        file: columns `a,b,same`, or `trial,probe,candidate,same`; `same` is 1 or 0. With a column
+            `cluster` the bootstrap draws these clusters instead of trials. A relative path starts
+            from the file's folder, then `folder`, then the working directory.
+        folder: further folder of the pictures.
+        seed: random seed for the bootstrap.
     Raises:
-        DataError: wrong columns, an unknown value of `same`, no trials, or pictures that cannot be
-            read: a list with holes would be another list.
+        DataError: wrong columns, an unknown value of `same`, no trials, or unreadable pictures.
     """
     rows, columns = _read(file)
     first, second = (columns[-3], columns[-2])
@@ -63,20 +67,20 @@ def _read(file: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
-            rows, found = list(reader), tuple(reader.fieldnames or ())
+            rows, header = list(reader), tuple(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read the trials {file}: {error}") from error
     for columns in (ONE_SHOT_COLUMNS, PAIR_COLUMNS):
-        if set(columns) <= set(found):
+        if set(columns) <= set(header):
             break
     else:
         raise DataError(
-            f"{file} has the columns {', '.join(found) or '(none)'}; trials need "
+            f"{file} has the columns {', '.join(header) or '(none)'}; trials need "
             f"{','.join(PAIR_COLUMNS)} or {','.join(ONE_SHOT_COLUMNS)}"
         )
     if not rows:
-        raise DataError(f"{file} names no trials: it needs a line for each pair")
-    needed = (*columns, CLUSTER) if CLUSTER in found else columns
+        raise DataError(f"{file} holds no trials: it needs a line for each pair")
+    needed = (*columns, CLUSTER) if CLUSTER in header else columns
     for number, row in enumerate(rows, start=2):
         if any(row[name] is None or not row[name].strip() for name in needed):
             raise DataError(f"{file} line {number}: {', '.join(needed)} are all needed")
@@ -93,20 +97,23 @@ def _find(name: str, file: Path, folder: Path | None) -> str:
 
 
 def _embed(matcher: Matcher, paths: list[str], file: Path) -> np.ndarray:
-    spec, origin = matcher.bundle.encoder.picture, matcher.bundle.origin
-    settings = DataSettings() if origin is None else origin.data
-    nobody = np.full(len(paths), "", dtype=object)
+    settings = data_settings(matcher.bundle)
+    unknown = np.full(len(paths), "", dtype=object)
     table = ImageTable(
-        np.array(paths, dtype=object), nobody, np.zeros(len(paths), dtype=bool), nobody,
+        np.array(paths, dtype=object), unknown, np.zeros(len(paths), dtype=bool), unknown,
         source=str(file), root=file.parent,
     )  # fmt: skip
     decoded = decode_table(
-        table, spec, max_pixels=settings.max_pixels, max_broken=1.0, progress=Progress("reading")
+        table,
+        matcher.bundle.encoder.picture,
+        max_pixels=settings.max_pixels,
+        max_broken=1.0,
+        progress=Progress("reading"),
     )
     if decoded.broken:
         named = "; ".join(f"{b.path}: {b.reason}" for b in decoded.broken[:5])
         raise DataError(
             f"{len(decoded.broken)} of the {len(paths)} pictures in {file} cannot be read "
-            f"({named}): trials are measured whole or not at all"
+            f"({named}): repair them, or remove their trials"
         )
     return embed_pixels(matcher.bundle.encoder, decoded.pixels, progress=Progress("embedding"))

@@ -1,4 +1,4 @@
-"""`twinlens verify`: are these two pictures of the same thing?"""
+"""`twinlens verify`: whether two pictures show the same thing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ __all__ = ["load", "verify"]
 
 
 def load(path: str | Path) -> Matcher:
-    """Load a trained model: its folder, or the run folder around it.
+    """Load a trained model.
 
+    Args:
+        path: folder of a model or of a run.
     Raises:
         ModelError: no model, a damaged one, or one of a newer format.
+
+    Example:
+        >>> model = twinlens.load("runs/photos")  # doctest: +SKIP
+        >>> model.distance("a.jpg", "b.jpg")  # doctest: +SKIP
+        0.4137
     """
     return Matcher.load(path)
 
@@ -24,20 +31,24 @@ def load(path: str | Path) -> Matcher:
 def verify(
     model: str | Path, a: str | Path, b: str | Path, *, show: str | Path | None = None
 ) -> VerifyAnswer:
-    """Whether two picture files show the same thing; `show` draws them with the verdict.
+    """Verify that two picture files show the same thing.
 
-    Torch is not loaded for `conv`, `mlp`, `residual` and `signet` with a comparator that is not
-    learned; whoever asks often does so quicker of `load(model)`.
+    Torch is not loaded for the backbones `conv`, `mlp`, `residual` and `signet` with a comparator
+    without weights. For many pairs, `load(model).verify(a, b)` is faster.
 
     Args:
-        model: a model's folder or a run's.
+        model: folder of a model or of a run.
         a: a picture file.
-        b: another.
-        show: where to write a picture of the two, a PNG or whatever the ending says.
+        b: another picture file.
+        show: file for a picture of both and the verdict; its ending sets the format.
     Raises:
         CalibrationError: the model is not calibrated.
         PictureError: a file that cannot be read.
         DataError: `show` cannot be written.
+
+    Example:
+        >>> twinlens.verify("runs/photos", "a.jpg", "b.jpg").match  # doctest: +SKIP
+        True
     """
     if show is not None:
         check_output_file(show)

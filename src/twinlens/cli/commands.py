@@ -1,0 +1,352 @@
+"""The commands of the command line: arguments, public function, and printing of each."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import twinlens
+from twinlens.cli.arguments import (
+    MODEL_HELP,
+    Command,
+    data_argument,
+    json_argument,
+    model_argument,
+    print_json,
+    quiet_argument,
+    show_argument,
+    values_of,
+)
+from twinlens.cli.gallery import add_gallery, add_identify, add_search, show_identifications
+from twinlens.errors import ConfigError
+
+__all__ = ["COMMANDS"]
+
+SETTINGS = (
+    "model.backbone", "model.weights", "loss.name", "train.epochs", "train.steps",
+    "train.time_budget", "data.split", "seed",
+)  # fmt: skip
+"""Settings with an option of their own; its `dest` is the key of the setting."""
+
+
+# --- train, inspect -----------------------------------------------------------------------------
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    data_argument(parser)
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
+    parser.add_argument("--resume", action="store_true", help="resume the run in --out")
+    _add_settings(parser)
+    quiet_argument(parser)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    data_argument(parser)
+    _add_settings(parser)
+    json_argument(parser)
+    quiet_argument(parser)
+    parser.add_argument(
+        "--montage", type=Path, metavar="FILE.png", help="draw sample pairs and triplets"
+    )
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", default="auto", help="a name (see `twinlens recipes`) or .toml")
+    parser.add_argument("--backbone", dest="model.backbone", metavar="BACKBONE",
+                        help="conv, mlp, residual, signet, strokes, or one of timm's")  # fmt: skip
+    parser.add_argument("--weights", dest="model.weights", metavar="WEIGHTS",
+                        help="a .safetensors or .pth file for the backbone")  # fmt: skip
+    parser.add_argument("--loss", dest="loss.name", metavar="LOSS",
+                        help="contrastive, triplet, bce, supcon, classes, or pml:ClassName",
+                        )  # fmt: skip
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", dest="train.epochs", metavar="EPOCHS", type=float,
+                        help="passes over the training pictures")  # fmt: skip
+    length.add_argument("--steps", dest="train.steps", metavar="STEPS", type=int,
+                        help="number of batches")  # fmt: skip
+    length.add_argument("--time-budget", dest="train.time_budget", metavar="TIME", type=_seconds,
+                        help="total time: 90s, 5m, 1h")  # fmt: skip
+    parser.add_argument("--split", dest="data.split", choices=("identities", "images"),
+                        help="unit of the splits: whole identities, or images of each",
+                        )  # fmt: skip
+    parser.add_argument("--seed", dest="seed", metavar="SEED", type=int, help="random seed (0)")
+    parser.add_argument("--set", dest="settings", metavar="KEY=VALUE", action="append", default=[],
+                        help="override any setting; may be repeated")  # fmt: skip
+
+
+def _with_settings(args: argparse.Namespace) -> dict[str, Any]:
+    from twinlens.recipes import parse_overrides
+
+    values = values_of(args)
+    options = {key: values.pop(key) for key in SETTINGS}
+    given = {key: value for key, value in options.items() if value is not None}
+    return values | {"settings": given | parse_overrides(args.settings)}
+
+
+def _seconds(text: str) -> float:
+    """ "90s", "5m", "1h", or plain seconds."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        seconds = float(number) * units[unit]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"a time is a number and s, m or h (such as 5m), found '{text}'"
+        ) from None
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"a time budget must be above 0 seconds, found '{text}'")
+    return seconds
+
+
+def _show_run(model: Any, args: argparse.Namespace) -> int:
+    print(model.path.parent)
+    return 0
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    model_argument(parser)
+    data_argument(parser, nargs="?")  # Optional here, so that a gallery's error comes first.
+    parser.add_argument("--far", type=float, default=0.01, help="target false accept rate (0.01)")
+    _add_split(parser)
+    json_argument(parser)
+    quiet_argument(parser)
+
+
+def _with_data(args: argparse.Namespace) -> dict[str, Any]:
+    from twinlens.model.stored import model_folder
+
+    if args.data is None:
+        model_folder(args.model)
+        raise ConfigError("calibrate needs DATA: labelled pictures that were not trained on")
+    return values_of(args)
+
+
+def _show_calibration(model: Any, args: argparse.Namespace) -> int:
+    from twinlens.commands.calibrate import explain
+
+    calibration = model.require_calibration()
+    if args.json:
+        print_json(calibration.as_json())
+    else:
+        print(explain(calibration))
+    return 0
+
+
+def _add_split(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--on", "--split", dest="split", default="auto", metavar="SPLIT",
+                        help="train, val, test, all, or auto: unseen pictures")  # fmt: skip
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    model_argument(parser)
+    data_argument(parser, nargs="?")
+    _add_split(parser)
+    parser.add_argument(
+        "--protocol", default="standard", metavar="NAME",
+        help="standard: verification, retrieval and one-shot accuracy; nearest: each test picture "
+             "(or --on) gets the identity of its nearest training picture, validation pictures "
+             "that training cut out of DATA included; open-set: half of the identities are "
+             "enrolled, and strangers must be rejected",
+    )  # fmt: skip
+    parser.add_argument("--answers", type=Path, metavar="FILE.csv",
+                        help="with nearest: write each picture's nearest identity")  # fmt: skip
+    parser.add_argument("--trials", type=Path, metavar="FILE.csv",
+                        help="evaluate given pairs or one-shot trials")  # fmt: skip
+    parser.add_argument("--pairs", type=int, metavar="N", help="N genuine and N impostor pairs")
+    parser.add_argument("--way", type=int, help="identities in an episode (20)")
+    parser.add_argument("--shot", type=int, help="pictures of each of these identities, or "
+                        "templates of each enrolled identity (1)")  # fmt: skip
+    parser.add_argument("--rule", metavar="NAME", help="with open-set: fusion of an identity's "
+                        "templates: nearest (default), mean or vote")  # fmt: skip
+    parser.add_argument("--episodes", type=int, help="number of episodes (1000)")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a report")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="random seed for pairs, episodes and bootstrap (0)")  # fmt: skip
+    json_argument(parser)
+    quiet_argument(parser)
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    model_argument(parser)
+    parser.add_argument("a", metavar="A", type=Path, help="a picture")
+    parser.add_argument("b", metavar="B", type=Path, help="another picture")
+    json_argument(parser)
+    show_argument(parser, "draw both pictures and the verdict")
+
+
+def _show_verdict(answer: Any, args: argparse.Namespace) -> int:
+    if args.json:
+        print_json(answer.as_json())
+    else:
+        print(answer.explain())
+    return 0 if answer.match else 1
+
+
+def _add_embed(parser: argparse.ArgumentParser) -> None:
+    model_argument(parser)
+    data_argument(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.parquet")
+    quiet_argument(parser)
+
+
+def _show_count(num_rows: int, args: argparse.Namespace) -> int:
+    print(f"{num_rows} embeddings in {args.out}")
+    return 0
+
+
+# --- pictures without a trained model, or without labels ----------------------------------------
+
+
+def _add_faces(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="IN", help="class folders of photographs, or a manifest")
+    parser.add_argument("out", metavar="OUT", type=Path, help="new folder for the faces")
+    parser.add_argument("--root", type=Path, help="folder that a manifest's paths start from")
+    parser.add_argument("--detector", default="auto", metavar="NAME",
+                        help="yunet, haar, or auto: YuNet if its model is available",
+                        )  # fmt: skip
+    parser.add_argument("--model", type=Path, metavar="FILE.onnx", help="YuNet's model file")
+    parser.add_argument("--score", type=float, default=0.5, help="least confidence (0.5)")
+    parser.add_argument("--keep", default="best", help="of several faces: best, or largest")
+    parser.add_argument("--size", type=int, metavar="N", help="write N x N (default: as they are)")
+    parser.add_argument("--margin", type=float, default=0.0, metavar="SHARE",
+                        help="margin on each side, as a share of the box")  # fmt: skip
+    parser.add_argument("--pad", type=float, default=0.0, metavar="SHARE",
+                        help="border around each picture before detection, as a share of its "
+                        "longer side")  # fmt: skip
+    parser.add_argument("--align", action="store_true", help="rotate so that the eyes are level")
+    parser.add_argument("--workers", type=int, metavar="N", help="number of processes")
+    json_argument(parser)
+    quiet_argument(parser)
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    # No Path, which would make `s3:/bucket` of `s3://bucket`.
+    parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}; or a gallery, without DATA")
+    data_argument(parser, nargs="?")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder")
+    cut = parser.add_mutually_exclusive_group()
+    cut.add_argument("--far", type=float, help="merge at the threshold of this FAR, for which "
+                     "the model is calibrated")  # fmt: skip
+    cut.add_argument("--threshold", type=float, metavar="D", help="merge up to this mean distance")
+    parser.add_argument("--constraints", type=Path, metavar="FILE.csv",
+                        help="must_link and cannot_link pairs: a,b,link")  # fmt: skip
+    parser.add_argument("--min-size", type=int, default=2, metavar="N",
+                        help="least size of a cluster (2)")  # fmt: skip
+    parser.add_argument("--neighbours", type=int, metavar="K",
+                        help="neighbours of each picture in the k-NN graph (32)")  # fmt: skip
+    parser.add_argument("--copy", action="store_true", help="copy the pictures, do not link")
+    parser.add_argument("--labelled", action=argparse.BooleanOptionalAction,
+                        help="DATA has labels, so score the clusters by them "
+                        "(default: a folder has none, a manifest or a named set has)",
+                        )  # fmt: skip
+    json_argument(parser)
+    quiet_argument(parser)
+
+
+# --- recipes, doctor, demo ----------------------------------------------------------------------
+
+
+def _add_recipes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="print this recipe")
+    json_argument(parser)
+
+
+def _recipes(name: str | None = None) -> dict[str, Any]:
+    """The values of a recipe, or what all of them are about."""
+    from twinlens.recipes import recipe_names, recipe_values
+
+    if name is not None:
+        return {"name": name, "recipe": recipe_values(name)}
+    return {"recipes": {one: recipe_values(one)["about"].strip() for one in recipe_names()}}
+
+
+def _show_recipes(result: Mapping[str, Any], args: argparse.Namespace) -> int:
+    from twinlens.recipes import recipe_text
+
+    if args.json:
+        print_json(result)
+    elif args.name is not None:
+        print(recipe_text(args.name), end="")
+    else:
+        for name, about in result["recipes"].items():
+            print(f"{name:20} {about.splitlines()[0]}")
+    return 0
+
+
+def _show_machine(facts: Mapping[str, Any], args: argparse.Namespace) -> int:
+    from twinlens.commands.doctor import as_text
+
+    if args.json:
+        print_json(facts)
+    else:
+        print(as_text(facts))
+    return 0
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/demo)")
+    quiet_argument(parser)
+
+
+def _show_lines(lines: Iterator[str], args: argparse.Namespace) -> int:
+    for line in lines:
+        print(line)
+    return 0
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command(
+        "train, calibrate and evaluate a model on pictures", _add_train, lambda: twinlens.train,
+        show=_show_run, values=_with_settings,
+    ),
+    "inspect": Command(
+        "report on a data set before training", _add_inspect, lambda: twinlens.inspect,
+        values=_with_settings,
+    ),
+    "calibrate": Command(
+        "set a model's threshold on labelled pictures", _add_calibrate, lambda: twinlens.calibrate,
+        show=_show_calibration, values=_with_data,
+    ),
+    "evaluate": Command(
+        "evaluate a model on unseen pictures", _add_evaluate, lambda: twinlens.evaluate
+    ),
+    "verify": Command(
+        "verify that two pictures show the same thing", _add_verify, lambda: twinlens.verify,
+        show=_show_verdict,
+    ),
+    "gallery": Command(
+        "create and maintain a gallery of enrolled identities", add_gallery,
+        lambda: twinlens.Gallery,
+    ),
+    "identify": Command(
+        "identify pictures in a gallery, or answer nobody", add_identify,
+        lambda: twinlens.identify, show=show_identifications,
+    ),
+    "search": Command(
+        "find the pictures of a gallery nearest to a picture", add_search, lambda: twinlens.search
+    ),
+    "embed": Command(
+        "write the embeddings of pictures to a file", _add_embed, lambda: twinlens.embed,
+        show=_show_count,
+    ),
+    "faces": Command("crop the faces out of photographs", _add_faces, lambda: twinlens.faces),
+    "cluster": Command(
+        "group pictures of the same thing, without labels", _add_cluster, lambda: twinlens.cluster
+    ),
+    "recipes": Command(
+        "list the recipes, or print one", _add_recipes, lambda: _recipes, show=_show_recipes
+    ),
+    "doctor": Command(
+        "describe this machine and time its training steps", json_argument,
+        lambda: twinlens.doctor, show=_show_machine,
+    ),
+    "demo": Command(
+        "learn the digits 0-6, then verify pairs of 7, 8 and 9", _add_demo, lambda: twinlens.demo,
+        show=_show_lines,
+    ),
+}  # fmt: skip
