@@ -128,9 +128,9 @@ def test_mined_triplets_are_the_whole(
 ) -> None:
     """Row by row, as products of blocks, and some of both; bundles of several blocks."""
     monkeypatch.setattr(blocks, "MINED_BLOCK", anchors * B)
-    monkeypatch.setattr(blocks, "BUNDLE", 7)
+    monkeypatch.setattr(blocks, "TRIPLETS_AT_ONCE", 7)
     # Triplets are at most a row's 23 distances: 0 never takes the products, 1e9 always does.
-    monkeypatch.setattr(blocks, "MANY", many)
+    monkeypatch.setattr(blocks, "DISTANCES_PER_TRIPLET", many)
     made = make_comparator(comparator, 5)
     for number in range(3):
         emb, genuine, impostor = batch(number)
@@ -157,7 +157,7 @@ def test_mined_triplets_of_a_network_of_distances() -> None:
 def test_mined_triplets_of_embeddings_that_coincide(
     monkeypatch: pytest.MonkeyPatch, mining: str, soft: bool, many: int
 ) -> None:
-    monkeypatch.setattr(blocks, "MANY", many)
+    monkeypatch.setattr(blocks, "DISTANCES_PER_TRIPLET", many)
     # Of whole numbers, so that a distance of 0 is 0 by a product too.
     emb = torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 2], [1, 2], [3, 0]], requires_grad=True)
     label = torch.tensor([0, 0, 1, 1, 2, 2])

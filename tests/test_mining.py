@@ -89,7 +89,7 @@ def test_active_by_hand():
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("number", range(20))
 def test_active_triplets_are_the_loops(monkeypatch, number, ties, few):
-    monkeypatch.setattr(mining, "_FEW", few)
+    monkeypatch.setattr(mining, "_FEW_POSITIVES", few)
     dist, genuine, impostor = pool(number, ties=ties)
     weight, count = active_triplets(dist, genuine, impostor, MARGIN)
     expected, active = torch.zeros_like(dist), 0
@@ -106,7 +106,7 @@ def test_active_triplets_are_the_loops(monkeypatch, number, ties, few):
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("number", range(20))
 def test_semi_hard_are_the_loops(monkeypatch, number, ties, few):
-    monkeypatch.setattr(mining, "_FEW", few)
+    monkeypatch.setattr(mining, "_FEW_POSITIVES", few)
     dist, genuine, impostor = pool(number, ties=ties)
     found = semi_hard_negatives(Candidates.of(dist, genuine, impostor), MARGIN)
     expected = reference.semi_hard_loop(dist.tolist(), genuine.tolist(), impostor.tolist(), MARGIN)

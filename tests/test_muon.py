@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.optim import Muon as TorchMuon
 
-from twinlens.learn.muon import MOMENTUM, SIZE, Muon, orthogonal
+from twinlens.learn.muon import MOMENTUM, STEP_RMS, Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (5, 40), (40, 5), (1, 6)])
@@ -53,7 +53,7 @@ def test_a_convolution_is_a_matrix_of_its_output_channels() -> None:
     kernel = torch.nn.Parameter(torch.zeros(4, 2, 3, 3))
     kernel.grad = gradient.clone()
     Muon([{"params": [kernel], "weight_decay": 0.0, "matrices": True}], lr=1.0).step()
-    wanted = -SIZE * 18**0.5 * orthogonal(gradient.flatten(1)).view_as(gradient)
+    wanted = -STEP_RMS * 18**0.5 * orthogonal(gradient.flatten(1)).view_as(gradient)
     assert torch.allclose(kernel.detach(), wanted, atol=1e-5)
 
 

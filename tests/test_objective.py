@@ -252,5 +252,5 @@ def test_classes_are_those_of_the_genuine_pictures() -> None:
 
 
 def test_classes_need_a_dimension_each() -> None:
-    with pytest.raises(ConfigError, match=r"found 3 identities .* set model.embedding=3"):
+    with pytest.raises(ConfigError, match=r"found 3 training identities .* set model.embedding=3"):
         Objective(LossSettings(name="classes"), make_comparator("cosine", 2), 3, 2)

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from twinlens.learn import whitening
-from twinlens.learn.whitening import SHRINKAGE, whiten, whitened
+from twinlens.learn.whitening import SHRINKAGE, whiten_head, whitening_transform
 
 LABEL = torch.arange(12).repeat_interleave(6)
 
@@ -30,7 +30,7 @@ def within(z: np.ndarray) -> np.ndarray:
 
 def test_the_shrunken_covariance_within_identities_becomes_even() -> None:
     x = features()
-    weight, mean = whitened(x, LABEL, 10)
+    weight, mean = whitening_transform(x, LABEL, 10)
     std = x.double().std(0, correction=0)
     # Undo the map step by step in numpy: standardised, turned, and the covariance as written.
     standard = ((x.double() - mean) / std).numpy()
@@ -48,7 +48,7 @@ def test_the_shrunken_covariance_within_identities_becomes_even() -> None:
 def test_a_loud_nuisance_counts_for_less() -> None:
     x = features()
     head = nn.Linear(10, 10)
-    whiten(head, x, LABEL)
+    whiten_head(head, x, LABEL)
     other = features(seed=1)
 
     def right(z: torch.Tensor) -> float:
@@ -63,7 +63,7 @@ def test_a_loud_nuisance_counts_for_less() -> None:
 def test_any_widths(dims: int, out: int) -> None:
     x = features(dims)
     head = nn.Linear(dims, out)
-    whiten(head, x, LABEL)
+    whiten_head(head, x, LABEL)
     z = head(x)
     assert torch.isfinite(z).all()
     torch.testing.assert_close(z.mean(0), torch.zeros(out), atol=1e-3, rtol=0)
@@ -74,8 +74,8 @@ def test_any_widths(dims: int, out: int) -> None:
 
 def test_renaming_labels_changes_nothing_and_constants_are_nothing() -> None:
     x = torch.cat([features(), torch.full((72, 1), 7.0)], 1)
-    weight, mean = whitened(x, LABEL, 8)
-    renamed, _ = whitened(x, 100 - 3 * LABEL, 8)
+    weight, mean = whitening_transform(x, LABEL, 8)
+    renamed, _ = whitening_transform(x, 100 - 3 * LABEL, 8)
     torch.testing.assert_close(weight, renamed)
     assert bool((weight[:, -1] == 0).all())
     assert bool(torch.isfinite(mean).all())
@@ -83,7 +83,7 @@ def test_renaming_labels_changes_nothing_and_constants_are_nothing() -> None:
 
 def test_one_picture_an_identity_leaves_the_directions_as_they_are() -> None:
     x = features()[::6]
-    weight, mean = whitened(x, torch.arange(12), 5)
+    weight, mean = whitening_transform(x, torch.arange(12), 5)
     z = (x.double() - mean) @ weight.T
     assert bool(torch.isfinite(z).all())
     assert float(z.std()) > 0
@@ -93,10 +93,10 @@ def test_of_many_directions_the_first_are_found_without_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x = features(dims=60)
-    exact, _ = whitened(x, LABEL, 5)
+    exact, _ = whitening_transform(x, LABEL, 5)
     monkeypatch.setattr(whitening, "EXACT", 10)
     before = torch.random.get_rng_state()
-    quick, _ = whitened(x, LABEL, 5)
+    quick, _ = whitening_transform(x, LABEL, 5)
     assert torch.equal(torch.random.get_rng_state(), before)
     # The same map but for a rotation: distances are equal.
     near, far = (torch.cdist(x.double() @ one.T, x.double() @ one.T) for one in (quick, exact))

@@ -1,8 +1,7 @@
-"""From a batch's rows to its embeddings: pictures, turned and seen in random views.
+"""From the rows of a batch to its embeddings: pixels, rotation, augmentation, forward pass.
 
-It does not know what the embeddings are for.
-
-Shapes: N pictures of the pool, B of the batch, C channels, H x W pixels, D dimensions.
+Shapes: N pictures, B of a batch, V views of each, C channels, H x W pixels, F features,
+D dimensions of the embedding.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ log = logging.getLogger("twinlens")
 
 @dataclass(frozen=True, eq=False)
 class LabelledPixels:
-    """N pictures with their labels, among more that may lie in a memory-mapped file.
+    """N pictures with their labels, among M in memory or in a memory-mapped file.
 
     Attributes:
-        pixels: uint8, shape (M, C, H, W), in memory or memory-mapped; never copied whole.
-        row: which of the M each picture is, shape (N,).
+        pixels: uint8, shape (M, C, H, W); never copied as a whole.
+        row: row of each picture in `pixels`, shape (N,).
         label: identities, shape (N,).
-        forged: shape (N,).
+        forged: whether a picture is forged, shape (N,).
     """
 
     pixels: NDArray[np.uint8]
@@ -50,52 +49,53 @@ class LabelledPixels:
     def of(
         cls, pixels: NDArray[np.uint8], label: NDArray[np.int64], forged: NDArray[np.bool_]
     ) -> LabelledPixels:
-        """A pool of all the pictures."""
+        """All the pictures, M = N."""
         return cls(pixels, np.arange(len(label)), label, forged)
 
-    def take(self, place: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The pixels (B, C, H, W) of pictures by their place in the pool, copied."""
-        return PixelRows(self.pixels, self.row)[place]
+    def take(self, position: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """A copy of the pixels (B, C, H, W) of pictures by their position among the N."""
+        return PixelRows(self.pixels, self.row)[position]
 
 
 class BatchEmbedder:
-    """`feed(batch, seed)` embeds a batch with its graph.
+    """`embed(batch, seed)` gives the embeddings of a batch, with their graph.
 
-    Where the backbone is frozen and a picture is at most mirrored, its features (V, N, F) of each
-    of the V views are computed once instead.
-    With `train.chunk` the graph of no more than so many pictures is in memory at once.
+    If the backbone is frozen and pictures are at most mirrored, `features` (V, N, F) are computed
+    once. With `train.chunk` the graph of that many pictures is in memory at once.
     """
 
     def __init__(
         self,
         encoder: Encoder,
-        pool: LabelledPixels,
+        images: LabelledPixels,
         settings: Settings,
         compute: Compute,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.encoder, self.pool, self.compute = encoder, pool, compute
+        self.encoder, self.images, self.compute = encoder, images, compute
         self.chunk = settings.train.chunk
-        self.views = settings.augment
-        self.turning = settings.sampler.rotations
+        self.augmentation = settings.augment
+        self.rotations = settings.sampler.rotations
         self.fill = settings.picture.fill / 255
         self.features: Tensor | None = None
         if can_precompute(settings):
             views = [
-                backbone_features(encoder, pool.pixels, compute, pool.row, progress, mirrored=view)
-                for view in ((False, True) if self.views.flip else (False,))
+                backbone_features(
+                    encoder, images.pixels, compute, images.row, progress, mirrored=mirrored
+                )
+                for mirrored in ((False, True) if self.augmentation.flip else (False,))
             ]
-            # One view is not copied: it may fill half of the memory.
+            # A single view is not copied: it may fill half of the memory.
             self.features = torch.stack(views) if len(views) > 1 else views[0][None]
         elif self.chunk is not None and moving_norms(encoder.train()):
             log.warning(
-                "train.chunk: batch norm takes the statistics of %d pictures, not of the whole "
-                "batch; model.freeze leaves them alone, and 'conv' does without by "
-                "model.batch_norm=false", self.chunk,
+                "train.chunk: batch norm uses the statistics of %d pictures, not of the whole "
+                "batch. Frozen layers (model.freeze) keep theirs, and model.batch_norm=false "
+                "builds 'conv' without batch norm", self.chunk,
             )  # fmt: skip
 
     def __call__(self, batch: Batch, seed: int) -> Tensor:
-        """The embeddings (B, D) of a batch, float32; `seed` alone decides the views."""
+        """The embeddings (B, D) of a batch, float32; the views depend on `seed` alone."""
         self.encoder.train()
         if self.features is not None:
             generator = torch.Generator().manual_seed(seed)
@@ -103,14 +103,14 @@ class BatchEmbedder:
             rows = torch.from_numpy(batch.row).to(self.features.device)
             return self.encoder.project(self.features[view_B.to(rows.device), rows])
         if self.chunk is None or self.chunk >= len(batch.row):
-            return self._embedded(self.pictures(batch, seed))
+            return self._forward(self.pictures(batch, seed))
         generator = torch.Generator().manual_seed(seed)
-        begun: dict[int, Tensor] = {}
+        states: dict[int, Tensor] = {}
 
         def embed(part: slice) -> Tensor:
-            # The second time the views are drawn as the first time.
-            generator.set_state(begun.setdefault(part.start, generator.get_state()))
-            return self._embedded(self._views(_part_of(batch, part), generator))
+            # The second pass of gradient caching draws the same views as the first.
+            generator.set_state(states.setdefault(part.start, generator.get_state()))
+            return self._forward(self._views(_part_of(batch, part), generator))
 
         return embed_in_chunks(embed, chunks_of(len(batch.row), self.chunk), self.encoder)
 
@@ -118,22 +118,22 @@ class BatchEmbedder:
         """The views (B, C, H, W) of a batch's pictures, float in [0, 1], on the device."""
         return self._views(batch, torch.Generator().manual_seed(seed))
 
-    def _embedded(self, x_BCHW: Tensor) -> Tensor:
+    def _forward(self, x_BCHW: Tensor) -> Tensor:
         with self.compute.autocast():
             emb_BD: Tensor = self.encoder(x_BCHW)
         return emb_BD.float()
 
     def _views(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        pixels = torch.from_numpy(self.pool.take(batch.row)).to(self.encoder.device)
-        if self.turning:
+        pixels = torch.from_numpy(self.images.take(batch.row)).to(self.encoder.device)
+        if self.rotations:
             pixels = quarter_turns(pixels, torch.from_numpy(batch.turns))
         if batch.mirrored is not None:
             pixels = mirror(pixels, torch.from_numpy(batch.mirrored))
-        return augment(pixels.float() / 255, self.views, generator, self.fill)
+        return augment(pixels.float() / 255, self.augmentation, generator, self.fill)
 
 
 def _part_of(batch: Batch, part: slice) -> Batch:
-    """Some of a batch's pictures, without its pairs and triplets."""
+    """A part of a batch's pictures, without its pairs and triplets."""
     mirrored = None if batch.mirrored is None else batch.mirrored[part]
     return Batch(
         batch.row[part], batch.label[part], batch.forged[part], batch.turns[part], mirrored=mirrored

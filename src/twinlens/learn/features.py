@@ -1,4 +1,4 @@
-"""The outputs of a frozen backbone, computed once a picture instead of once an epoch."""
+"""Features of a frozen backbone, computed once for each picture instead of once an epoch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ BATCH = 32
 
 
 def can_precompute(settings: Settings) -> bool:
-    """Whether features can be kept: the backbone is frozen, and views are at most mirrored."""
+    """Whether features can be stored: the backbone is frozen, and views are at most mirrored."""
     turned = settings.sampler.rotations or settings.sampler.mirror
-    views = settings.augment.model_copy(update={"flip": False})
-    still = views == AugmentSettings() and not turned
-    return settings.model.freeze == "all" and still
+    augmented = settings.augment.model_copy(update={"flip": False}) != AugmentSettings()
+    return settings.model.freeze == "all" and not augmented and not turned
 
 
 @torch.no_grad()
@@ -36,7 +35,7 @@ def backbone_features(
     *,
     mirrored: bool = False,
 ) -> Tensor:
-    """The features (N, F) of the pictures in `row_N` (all by default), on the encoder's device."""
+    """The features (N, F) of the pictures `row_N` (all by default), on the encoder's device."""
     rows = np.arange(len(pixels_MCHW)) if row_N is None else row_N
     encoder.eval()
     features_NF = torch.empty(0)
@@ -45,10 +44,10 @@ def backbone_features(
         if mirrored:
             batch = batch.flip(3)
         with compute.autocast():
-            some_BF = encoder.features(batch.to(encoder.device)).float()
+            batch_BF = encoder.features(batch.to(encoder.device)).float()
         if start == 0:
-            features_NF = some_BF.new_empty((len(rows), some_BF.shape[1]))
-        features_NF[start : start + BATCH] = some_BF
+            features_NF = batch_BF.new_empty((len(rows), batch_BF.shape[1]))
+        features_NF[start : start + BATCH] = batch_BF
         if progress is not None:
             progress(min(start + BATCH, len(rows)), len(rows))
     return features_NF

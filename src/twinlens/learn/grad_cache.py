@@ -1,17 +1,13 @@
-"""A batch embedded a chunk at a time: the gradient of the whole, the memory of a chunk.
+"""Gradient caching: a batch in chunks, with the gradient of the whole and the memory of a chunk.
 
-Gradient caching (Gao 2021, arXiv 2101.06983): all chunks are embedded without keeping their
-graphs; a loss on all embeddings gives the gradient of each; then each chunk is embedded again and
-passes its gradient on to the weights. torch's checkpoints do just this, chunk by chunk, and give
-dropout the same random numbers both times. The price is a second forward pass.
+Gao 2021 (arXiv 2101.06983): all chunks are embedded without their graphs; a loss on all embeddings
+gives the gradient of each; then each chunk is embedded again and passes its gradient to the
+weights. torch's checkpoints do this, and give dropout the same random numbers in both passes. The
+price is a second forward pass.
 
-Batch norm: a chunk is normalised by its own statistics, both times ("ghost" batch norm, Hoffer
-2017, arXiv 1705.08741), since those of the whole batch are known only when all of it has passed
-the layer before. So the gradient is that of the whole batch for networks without batch norm, or
-with frozen ones, and elsewhere that of smaller batches' norms. The running statistics see each
-chunk once.
-
-It knows nothing of pictures, losses or optimisers.
+A chunk is normalised by its own statistics in both passes ("ghost" batch norm, Hoffer 2017, arXiv
+1705.08741). The gradient therefore equals that of the whole batch only without batch norm, or with
+frozen batch norm. The running statistics count each chunk once.
 """
 
 from __future__ import annotations
@@ -29,46 +25,49 @@ __all__ = ["chunks_of", "embed_in_chunks", "moving_norms"]
 
 
 def embed_in_chunks(embed: Callable[[slice], Tensor], parts: list[slice], net: nn.Module) -> Tensor:
-    """The embeddings (B, D) of a batch, with a graph that is made again chunk by chunk.
+    """The embeddings (B, D) of a batch, with a graph that is recomputed chunk by chunk.
 
     Args:
-        embed: gives the embeddings of a part of the batch; is called again for each part when the
-            gradient comes, and must then do the same.
-        parts: the chunks, in order.
-        net: what `embed` calls; its batch norms are to see each chunk once.
+        embed: function from a slice of the batch to its embeddings; it is called again for each
+            slice in the backward pass and must then return the same.
+        parts: chunks, in order.
+        net: network that `embed` calls.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _still_norms(net)
 
-    # torch keeps the random numbers' state of the CPU and of its tensor arguments' devices alone.
-    here = next(net.parameters()).new_empty(0)
+    # torch saves the generators of the CPU and of the devices of tensor arguments only.
+    on_device = next(net.parameters()).new_empty(0)
     return torch.cat([
         checkpoint(
-            lambda _, part: embed(part), here, part, use_reentrant=False, context_fn=contexts
+            lambda _, part: embed(part), on_device, part, use_reentrant=False, context_fn=contexts
         )
         for part in parts
     ])  # fmt: skip
 
 
-def chunks_of(num: int, most: int) -> list[slice]:
-    """`num` pictures in as few chunks of at most `most` as there can be, of almost equal sizes.
+def chunks_of(num: int, max_size: int) -> list[slice]:
+    """The fewest chunks of at most `max_size` of `num` pictures, of almost equal sizes.
 
-    Equal, since batch norm cannot take the statistics of a last chunk of one picture.
+    Batch norm needs more than one picture, which a remainder might be.
+
+    >>> chunks_of(7, 3)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None)]
     """
-    count = -(-num // most)
+    count = -(-num // max_size)
     bounds = [num * index // count for index in range(count + 1)] if count else []
     return [slice(low, high) for low, high in pairwise(bounds)]
 
 
 def moving_norms(net: nn.Module) -> list[_BatchNorm]:
-    """The batch norms that normalise by the statistics of what passes them just now."""
+    """The batch norms that normalise by the statistics of their present input."""
     return [m for m in net.modules() if isinstance(m, _BatchNorm) and m.training]
 
 
 @contextmanager
 def _still_norms(net: nn.Module) -> Iterator[None]:
-    """For the second pass: batch norms have their running statistics back at the end."""
+    """Restore the running statistics of batch norms after the second pass."""
     buffers = [buffer for norm in moving_norms(net) for buffer in norm.buffers()]
     before = [buffer.clone() for buffer in buffers]
     try:

@@ -34,7 +34,7 @@ from twinlens.learn.objective import Objective
 from twinlens.learn.run_folder import HistoryRow, RunFolder
 from twinlens.learn.schedule import RunLength, run_length, schedule_factor
 from twinlens.learn.validation import Validator
-from twinlens.learn.whitening import whiten
+from twinlens.learn.whitening import whiten_head
 from twinlens.model.comparators import Comparator
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder
@@ -197,7 +197,7 @@ def _whiten(encoder: Encoder, features_VNF: Tensor | None, train: LabelledPixels
     head = encoder.head[-1]
     assert isinstance(head, nn.Linear)
     label_N = torch.from_numpy(np.where(train.forged, -1 - train.label, train.label))
-    whiten(
+    whiten_head(
         head, features_VNF.flatten(0, 1), label_N.to(features_VNF.device).repeat(len(features_VNF))
     )
 
@@ -218,9 +218,7 @@ def _make_validator(
         return None
     validator = Validator.make(val, settings, compute, encoder)
     if validator is None:
-        log.warning(
-            "the validation pictures lack pairs of both kinds: the last weights are kept"
-        )
+        log.warning("the validation pictures lack pairs of both kinds: the last weights are kept")
     return validator
 
 

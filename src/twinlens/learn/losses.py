@@ -1,17 +1,12 @@
-"""From the distances of a batch to a scalar to make small.
+"""Losses: from the distances of a batch to a scalar.
 
-A batch is a pool of pairs: one pass of B pictures gives all their distances, `genuine_BB` marks
-the pairs of one thing and `impostor_BB` the pairs of two (both symmetric, without the diagonal; a
-pair of two forged pictures is in neither). The losses differ in what they make of the pool. Lower
-distance is closer. Half precision is widened to float32 first. An empty pool gives 0 with a
-gradient of zeros, never NaN.
+A batch is a pool of pairs. `genuine_BB` and `impostor_BB` are masks of its pairs, both symmetric
+and without the diagonal; a pair of two forged pictures is in neither. Half precision is widened to
+float32. Without pairs a loss is 0 with a gradient of zeros, never NaN. Other losses come by name
+from pytorch-metric-learning (`pml`).
 
-Everything else comes by name from pytorch-metric-learning (`pml`).
-This module knows nothing of networks, batches' origin or optimisers, and how a distance stays
-differentiable at 0 is the comparators' matter.
-
-Shapes: B pictures, D dimensions, Q literal pairs, T literal triplets, P most positives of an
-anchor.
+Shapes: B pictures, A of them as anchors, D dimensions, Q pairs and T triplets drawn literally,
+P most positives of an anchor.
 """
 
 from __future__ import annotations
@@ -51,9 +46,9 @@ __all__ = [
     "triplet_terms",
 ]
 
-# Triplets held at once where each must be looked at (the soft margin over all of them).
+# Triplets in memory at once for the soft margin over all triplets.
 _BLOCK = 1 << 22
-# Taken from a logit, it leaves nothing of its share.
+# Subtracted from a logit, it makes its share 0.
 _NEVER = 1e30
 
 
@@ -61,15 +56,19 @@ def contrastive(dist: Tensor, genuine: Tensor, impostor: Tensor, margin: float) 
     """Half the mean of d^2 over genuine, plus half the mean of max(margin - d, 0)^2 over impostor.
 
     Hadsell, Chopra, LeCun 2006, "Dimensionality Reduction by Learning an Invariant Mapping".
-    Both kinds of pair weigh the same however many there are of each. For as many genuine as
-    impostor pairs this is the mean over all pairs of y d^2 + (1 - y) max(margin - d, 0)^2, and
-    twice the mean of the paper's terms, which carry a factor of 1/2 of their own.
+    Genuine and impostor pairs have the same total weight, whatever their numbers. With equal
+    numbers this is the mean over all pairs of y d^2 + (1 - y) max(margin - d, 0)^2: twice the mean
+    of the paper's terms, which have a factor of 1/2.
 
     Args:
-        dist: distances of any shape: (B, B), or (Q,) of literal pairs.
-        genuine: boolean, as `dist`.
-        impostor: boolean, as `dist`.
-        margin: the distance beyond which an impostor pair is left alone.
+        dist: distances of any shape, (B, B) or (Q,).
+        genuine: mask, shape of `dist`.
+        impostor: mask, shape of `dist`.
+        margin: distance from which on an impostor pair has no gradient.
+
+    >>> dist, genuine = torch.tensor([0.5, 0.2]), torch.tensor([True, False])
+    >>> round(contrastive(dist, genuine, ~genuine, margin=1.0).item(), 3)
+    0.445
     """
     dist = at_least_float32(dist)
     gap = (margin - dist).clamp_min(0)
@@ -79,13 +78,13 @@ def contrastive(dist: Tensor, genuine: Tensor, impostor: Tensor, margin: float) 
 def contrastive_terms(
     dist: Tensor, genuine: Tensor, impostor: Tensor, margin: float, num: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """For some of the pairs, the sum of their terms and how many they are.
+    """The sum of the terms of some pairs, and their number.
 
-    `num` are the genuine and the impostor pairs of the whole; the mean of all terms is the loss.
+    `num` are the numbers of all genuine and impostor pairs; the mean of all terms is the loss.
     """
     dist = at_least_float32(dist)
     pull, push = (sum(num) / (2 * max(one, 1)) for one in num)
-    # Masks as numbers, and ReLU for a clamp: torch is several times as slow with the others.
+    # Masks as numbers, and ReLU as a clamp: several times as fast in torch as the others.
     genuine, impostor = genuine.to(dist.dtype), impostor.to(dist.dtype)
     weighted = genuine * (pull * dist.square()) + impostor * (push * F.relu(margin - dist).square())
     return weighted.sum(), (genuine.sum() + impostor.sum()).long()
@@ -99,28 +98,27 @@ def triplet(
     mining: str = "all",
     soft: bool = False,
 ) -> Tensor:
-    """The mean of max(d_ap - d_an + margin, 0) over the triplets that `mining` takes.
+    """The mean of max(d_ap - d_an + margin, 0) over the triplets of a mining.
 
-    "all": every triplet of the pool. The mean is over the active (non-zero) ones; the mean over
-        all of them is the other usage, under which a loss with few active triplets fades away
-        (Hermans, Beyer, Leibe 2017 compare both). Exact, without B^3 memory.
+    "all": every triplet of the pool. The mean is over the active (non-zero) ones; a mean over all
+        of them vanishes when few are active (Hermans, Beyer, Leibe 2017 compare both). Exact,
+        without B^3 memory.
     "semi-hard": for each (anchor, positive) the nearest negative with d_ap < d_an < d_ap + margin
         (Schroff, Kalenichenko, Philbin 2015); all of these are active.
     "hardest": for each anchor the farthest positive and the nearest negative (Hermans 2017, batch
         hard); the mean is over all anchors, active or not, as in the paper.
 
-    `soft` takes softplus(d_ap - d_an) = log(1 + exp(d_ap - d_an)) in place of the hinge (Hermans
-    2017). It is never 0, so "all" is then the mean over all triplets; this looks at each of them,
-    in blocks of anchors so that memory stays near B^2. The margin then serves only to choose the
-    semi-hard ones.
+    With `soft` the term is softplus(d_ap - d_an) = log(1 + exp(d_ap - d_an)) (Hermans 2017). It is
+    never 0, so "all" is then the mean over all triplets, computed in blocks of anchors so that
+    memory stays near B^2. The margin then only chooses semi-hard triplets.
 
     Args:
         dist_BB: distances, (B, B).
-        genuine_BB: boolean, (B, B).
-        impostor_BB: boolean, (B, B).
-        margin: in units of distance.
+        genuine_BB: mask, (B, B).
+        impostor_BB: mask, (B, B).
+        margin: margin in units of distance.
         mining: "all", "semi-hard" or "hardest".
-        soft: soft margin in place of the hinge.
+        soft: soft margin instead of the hinge.
 
     Raises:
         ConfigError: an unknown `mining`.
@@ -128,20 +126,20 @@ def triplet(
     if mining == "all":
         total, count = triplet_terms(dist_BB, genuine_BB, impostor_BB, margin, soft)
         return total / count.clamp_min(1)
-    found = Candidates.of(at_least_float32(dist_BB.detach()), genuine_BB, impostor_BB)
-    return triplet_given(dist_BB, miner(mining, margin)(found), margin, soft)
+    candidates = Candidates.of(at_least_float32(dist_BB.detach()), genuine_BB, impostor_BB)
+    return triplet_given(dist_BB, miner(mining, margin)(candidates), margin, soft)
 
 
 def triplet_terms(
     dist_AB: Tensor, genuine_AB: Tensor, impostor_AB: Tensor, margin: float, soft: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """For some of the anchors, (A, B), the sum of all their triplets' terms, and their number."""
+    """The sum of the terms of all triplets of some anchors, (A, B), and their number."""
     over_all = _soft_over_all if soft else partial(_hinge_over_all, margin=margin)
     return over_all(at_least_float32(dist_AB), genuine_AB, impostor_AB)
 
 
 def miner(mining: str, margin: float) -> Callable[[Candidates], Tensor]:
-    """What finds "semi-hard" or "hardest" triplets among candidates: positions, (T, 3).
+    """The function from candidates to "semi-hard" or "hardest" triplets: positions, (T, 3).
 
     Raises:
         ConfigError: an unknown `mining`.
@@ -161,8 +159,8 @@ def triplet_given(
     Args:
         dist_BB: distances, (B, B).
         triplets_T3: positions of anchor, positive and negative, int64, (T, 3).
-        margin: in units of distance; unused with `soft`.
-        soft: softplus(d_ap - d_an) in place of the hinge.
+        margin: margin in units of distance; unused with `soft`.
+        soft: softplus(d_ap - d_an) instead of the hinge.
     """
     anchor_T, positive_T, negative_T = triplets_T3.unbind(dim=1)
     dist_BB = at_least_float32(dist_BB)
@@ -170,33 +168,32 @@ def triplet_given(
     return value_T.sum() / max(len(triplets_T3), 1)
 
 
-def hinge(near_T: Tensor, far_T: Tensor, margin: float, soft: bool = False) -> Tensor:
-    """The terms of `triplet`, from the distances of the positives and of the negatives, (T,)."""
-    behind_T = near_T - far_T
-    return F.softplus(behind_T) if soft else (behind_T + margin).clamp_min(0)
+def hinge(positive_T: Tensor, negative_T: Tensor, margin: float, soft: bool = False) -> Tensor:
+    """The terms of `triplet`, from the distances of positives and of negatives, (T,)."""
+    difference_T = positive_T - negative_T
+    return F.softplus(difference_T) if soft else (difference_T + margin).clamp_min(0)
 
 
 def bce(logit: Tensor, same: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Binary cross-entropy of "the same?", both kinds of pair weighing the same.
+    """Binary cross-entropy of pairs; genuine and impostor pairs have the same total weight.
 
-    Half the mean of -log(sigmoid(logit)) over the same pairs plus half the mean of
-    -log(1 - sigmoid(logit)) over the different ones; for equal numbers the plain mean over pairs.
+    Half the mean of -log(sigmoid(logit)) over genuine pairs plus half the mean of
+    -log(1 - sigmoid(logit)) over impostor pairs; with equal numbers the mean over all pairs.
 
     Args:
-        logit: of the probability that a pair is the same, any shape, say (Q,).
-        same: boolean, as `logit`.
-        smoothing: of the labels (Szegedy 2016, arXiv 1512.00567): a pair that is the same has the
-            target 1 - smoothing / 2, a different one smoothing / 2.
+        logit: log-odds that a pair is genuine, any shape, such as (Q,).
+        same: mask of genuine pairs, shape of `logit`.
+        smoothing: label smoothing (Szegedy 2016, arXiv 1512.00567): the target of a genuine pair is
+            1 - smoothing / 2, that of an impostor pair smoothing / 2.
     """
     logit = at_least_float32(logit)
-    wrong = smoothing / 2
-    as_same, as_other = F.softplus(-logit), F.softplus(logit)
-    if wrong:
-        as_same, as_other = (
-            torch.lerp(as_same, as_other, wrong),
-            torch.lerp(as_other, as_same, wrong),
+    as_genuine, as_impostor = F.softplus(-logit), F.softplus(logit)
+    if smoothing:
+        as_genuine, as_impostor = (
+            torch.lerp(as_genuine, as_impostor, smoothing / 2),
+            torch.lerp(as_impostor, as_genuine, smoothing / 2),
         )
-    return 0.5 * (_mean_of(as_same, same) + _mean_of(as_other, ~same))
+    return 0.5 * (_mean_of(as_genuine, same) + _mean_of(as_impostor, ~same))
 
 
 def supcon(dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor, temperature: float) -> Tensor:
@@ -204,18 +201,16 @@ def supcon(dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor, temperature
 
     The mean over anchors of -1/|P(a)| sum over p in P(a) of log(exp(l_ap) / sum over n in A(a) of
     exp(l_an)), l = -dist / temperature. For the cosine distance 1 - s this is the paper's loss,
-    since a shift of all logits cancels. P(a) are the genuine partners of an anchor and A(a) its
-    genuine and impostor partners, so a pair of two forged pictures is left out. Anchors are the
-    pictures with at least one genuine partner.
+    since a shift of all logits cancels. P(a) are the positives of an anchor, and A(a) its positives
+    and impostors; a pair of two forged pictures is in neither. Anchors have a positive.
 
-    An impostor may count more than once in the sum over A(a), as if it were there so many times;
-    the paper knows no such weights, they are ours.
+    Impostors may have weights in the sum over A(a), which the paper does not have.
 
     Args:
         dist_BB: distances, (B, B).
-        genuine_BB: boolean, (B, B).
-        impostor_BB: boolean, or floats from 0 on: how many times each counts, (B, B).
-        temperature: in units of distance; the smaller, the more the nearest impostors count.
+        genuine_BB: mask, (B, B).
+        impostor_BB: mask, or weights of at least 0, (B, B).
+        temperature: temperature in units of distance; at a low one the nearest impostors dominate.
     """
     total, count = supcon_terms(dist_BB, genuine_BB, impostor_BB, temperature)
     return total / count.clamp_min(1)
@@ -224,13 +219,13 @@ def supcon(dist_BB: Tensor, genuine_BB: Tensor, impostor_BB: Tensor, temperature
 def supcon_terms(
     dist_AB: Tensor, genuine_AB: Tensor, impostor_AB: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """For some of the pictures, (A, B), the sum and the number of the terms of `supcon`."""
+    """The sum of the terms of `supcon` for some anchors, (A, B), and their number."""
     logit_AB = at_least_float32(dist_AB) / -temperature
     weighted = impostor_AB.is_floating_point()
     genuine_AB, impostor_AB = genuine_AB.to(logit_AB.dtype), impostor_AB.to(logit_AB.dtype)
     num_genuine_A = genuine_AB.sum(dim=1)
     anchor_A = (num_genuine_A > 0).to(logit_AB.dtype)
-    # A number, so that rows of nothing else stay finite, which infinity's gradient does not.
+    # Finite, so that rows without a pair have no NaN in their gradient.
     if weighted:
         counted_AB = logit_AB + (genuine_AB + impostor_AB).log().clamp_min(-_NEVER)
     else:
@@ -241,33 +236,34 @@ def supcon_terms(
 
 
 def classes(emb_BD: Tensor, label_B: Tensor) -> Tensor:
-    """Cross-entropy where embeddings are square roots of the identities' probabilities.
+    """Cross-entropy, for embeddings that are square roots of the identities' probabilities.
 
     The cosine similarity of two such embeddings is the sum of sqrt(p q) over the identities, the
-    affinity of Bhattacharyya 1943: near 1 where both are thought to be the same one, and in
-    between where the network wavers between the same few. That is for closed sets.
+    affinity of Bhattacharyya 1943: near 1 if both pictures have the same probable identities. For
+    closed sets.
 
     Args:
-        emb_BD: of length 1 and not negative, (B, D).
-        label_B: int64 below D, (B,).
+        emb_BD: embeddings of length 1 without negative numbers, (B, D).
+        label_B: identities, int64 below D, (B,).
     Returns:
-        The mean of -log p of the right identity, (); 0 with a gradient for no picture.
+        The mean of -log p of the true identity, (); 0 with a gradient without pictures.
     """
-    share_B = at_least_float32(emb_BD).gather(1, label_B[:, None])[:, 0]
-    return -2 * share_B.clamp_min(1e-30).log().sum() / max(len(label_B), 1)
+    root_B = at_least_float32(emb_BD).gather(1, label_B[:, None])[:, 0]
+    return -2 * root_B.clamp_min(1e-30).log().sum() / max(len(label_B), 1)
 
 
 LOSSES = ("classes", "contrastive", "triplet", "bce", "supcon")
 
 
 def check_loss(settings: LossSettings) -> None:
-    """Refuse an unknown loss, or arguments that it does not take, before any work is done.
+    """Refuse an unknown loss or unknown arguments before any work is done.
 
     Raises:
-        ConfigError: with the near names.
+        ConfigError: the message lists similar names.
+        MissingExtraError: the loss needs an optional dependency.
     """
     if settings.name.startswith(PML):
-        with torch.random.fork_rng(devices=[]):  # A loss may draw its weights; nothing may move.
+        with torch.random.fork_rng(devices=[]):  # A loss may draw its weights.
             pml_loss(settings.name, settings.args, num_classes=2, embedding_size=2)
     elif settings.name not in LOSSES:
         raise ConfigError(unknown_name("loss", settings.name, [*LOSSES, "pml:ClassName"]))
@@ -279,7 +275,7 @@ def check_loss(settings: LossSettings) -> None:
 
 
 def _mean_of(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean over the mask; 0 (with a gradient) where it is empty."""
+    """The mean over a mask; 0 with a gradient if it is empty."""
     return values.masked_fill(~mask, 0).sum() / mask.sum().clamp_min(1)
 
 
@@ -287,7 +283,7 @@ def _hinge_over_all(
     dist_AB: Tensor, genuine_AB: Tensor, impostor_AB: Tensor, margin: float
 ) -> tuple[Tensor, Tensor]:
     weight_AB, count = active_triplets(dist_AB.detach(), genuine_AB, impostor_AB, margin)
-    # Summed by rows first, whose weights cancel: it keeps the digits that one sum would lose.
+    # Rows first: their weights cancel, which keeps digits that one sum would lose.
     total = (weight_AB * dist_AB).sum(dim=1).sum()
     return total + margin * count, count
 
@@ -303,14 +299,14 @@ def _soft_over_all(
         rows = max(1, _BLOCK // max(1, column_BP.shape[1] * dist_BB.shape[1]))
         for low in range(0, len(dist_BB), rows):
             part = slice(low, low + rows)
-            near_AP = dist_BB[part].gather(1, column_BP[part])
-            behind_APB = near_AP[:, :, None] - dist_BB[part, None, :]
+            positive_AP = dist_BB[part].gather(1, column_BP[part])
+            difference_APB = positive_AP[:, :, None] - dist_BB[part, None, :]
             valid_APB = real_BP[part, :, None] & impostor_BB[part, None, :]
-            total += F.softplus(behind_APB).masked_fill_(~valid_APB, 0).sum(dtype=torch.float64)
-            slope_APB = behind_APB.sigmoid_().masked_fill_(~valid_APB, 0)
+            total += F.softplus(difference_APB).masked_fill_(~valid_APB, 0).sum(dtype=torch.float64)
+            slope_APB = difference_APB.sigmoid_().masked_fill_(~valid_APB, 0)
             weight_BB[part] -= slope_APB.sum(dim=1)
             weight_BB[part].scatter_add_(1, column_BP[part], slope_APB.sum(dim=2))
         count = (genuine_BB.sum(dim=1) * impostor_BB.sum(dim=1)).sum()
-    # Zero in value; its gradient is the weights.
+    # Its value is 0, its gradient the weights.
     slope = (weight_BB * (dist_BB - dist_BB.detach())).sum()
     return total.to(dist_BB.dtype) + slope, count

@@ -1,7 +1,7 @@
-"""How long a run is, and the learning rate along it.
+"""The length of a run, and the learning rate along it.
 
-A run's progress goes from 0 to 1, by steps or, under a time budget, by the clock. Everything that
-happens on the way (rate, validations, rows of the history) hangs on progress alone.
+A run's progress goes from 0 to 1, by steps or, under a time budget, by the clock. Learning rate,
+validations and rows of the history depend on progress alone.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ DEFAULT_EPOCHS = 10.0
 
 @dataclass(frozen=True)
 class RunLength:
-    """Either `steps` or `seconds` is given; seconds make the run depend on the machine's speed."""
+    """The length of a run: `steps`, or `seconds`, with which the run depends on the machine."""
 
     steps: int | None
     seconds: float | None
     steps_per_epoch: int
 
     def progress(self, step: int, seconds: float) -> float:
-        """How much of the run is done after so many steps and seconds, in [0, 1]."""
+        """The share of the run that is done, in [0, 1].
+
+        >>> RunLength(steps=200, seconds=None, steps_per_epoch=10).progress(50, 0.0)
+        0.25
+        """
         if self.steps is not None:
             return min(1.0, step / self.steps)
         assert self.seconds is not None
@@ -35,12 +39,12 @@ class RunLength:
 
 
 def run_length(train: TrainSettings, steps_per_epoch: int, reserved: float) -> RunLength:
-    """The course that the settings ask for; without any length, 10 epochs.
+    """The length that the settings set; 10 epochs by default.
 
     Args:
-        train: `steps`, `epochs` or `time_budget`.
-        steps_per_epoch: of the sampler.
-        reserved: seconds of the budget that are needed for other work than learning.
+        train: settings with `steps`, `epochs` or `time_budget`.
+        steps_per_epoch: steps of an epoch of the sampler.
+        reserved: seconds of the time budget for other work than training.
     """
     if train.time_budget is not None:
         return RunLength(None, max(0.0, train.time_budget - reserved), steps_per_epoch)
@@ -51,10 +55,13 @@ def run_length(train: TrainSettings, steps_per_epoch: int, reserved: float) -> R
 
 
 def schedule_factor(schedule: str, progress: float) -> float:
-    """The learning rate at a progress in [0, 1], as a share of the highest.
+    """The learning rate at a progress in [0, 1], relative to the highest.
 
-    "one-cycle" (Smith 2018) rises over the first fifth and falls by a cosine; "cosine" (Loshchilov
-    2017) only falls; "constant" stays.
+    "one-cycle" (Smith 2018) rises during the first fifth and falls along a cosine; "cosine"
+    (Loshchilov 2017) only falls; "constant" stays.
+
+    >>> [round(schedule_factor("one-cycle", progress), 3) for progress in (0.0, 0.2, 0.6, 1.0)]
+    [0.04, 1.0, 0.501, 0.001]
     """
     if schedule == "constant":
         return 1.0

@@ -1,4 +1,4 @@
-"""How well the weights do on the validation pictures, as one number to choose them by."""
+"""The validation metric, which chooses the weights of a run."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from twinlens.model.encoder import Encoder, embed_features, embed_pixels
 
 __all__ = ["MAX_PICTURES", "Validator"]
 
-PAIRS = 20_000
+MAX_PAIRS = 20_000
 MAX_PICTURES = 5_000
-EACH = 4  # pictures of an identity, at least, where it has them and not all can be looked at
+MIN_PER_IDENTITY = 4  # pictures of an identity that are kept if there are too many pictures
 
 
 class Validator:
-    """Gives 1 - EER, or recall at 1, of the same pairs and pictures each time: higher is better.
+    """1 - EER, or recall at 1, on the same pairs and pictures each time: higher is better.
 
-    With the metric "eer_forged" the EER is the mean of two: of all pairs, and of the genuine ones
-    against forgeries of the claimed identity only (where there are any). At most 5,000 pictures
-    and 20,000 pairs of each kind are looked at, since it happens often.
+    With the metric "eer_forged" the EER is the mean of two: of all pairs, and of genuine pairs
+    against forgeries of the claimed identity, if there are any. At most 5,000 pictures and 20,000
+    pairs of each kind are compared, since a run validates often.
 
     Attributes:
-        num_mated: of these pictures, those of identities with a genuine pair.
+        num_mated: pictures of identities with a genuine pair.
     """
 
     def __init__(
         self, val: LabelledPixels, settings: Settings, compute: Compute, encoder: Encoder
     ) -> None:
         rng = np.random.default_rng([settings.seed, 1])
-        rows = _some(val.label, rng)
+        rows = _sample(val.label, rng)
         self.label, self.forged = val.label[rows], val.forged[rows]
         self.metric, self.compute, self.seed = settings.train.metric, compute, settings.seed
-        self.pairs: PairSet = draw_pairs(self.label, self.forged, num_pairs=PAIRS, rng=rng)
+        self.pairs: PairSet = draw_pairs(self.label, self.forged, num_pairs=MAX_PAIRS, rng=rng)
         a, b = self.pairs.a, self.pairs.b
         self.own_forgery = self.forged[b] & (self.label[a] == self.label[b])
         identity, num_genuine = np.unique(self.label[~self.forged], return_counts=True)
@@ -60,15 +60,16 @@ class Validator:
     def make(
         cls, val: LabelledPixels, settings: Settings, compute: Compute, encoder: Encoder
     ) -> Validator | None:
-        """A validator; None where the pictures give no genuine or no impostor pair."""
+        """A validator; None if the pictures give no genuine or no impostor pair."""
         try:
-            made = cls(val, settings, compute, encoder)
+            validator = cls(val, settings, compute, encoder)
         except DataError:
             return None
-        return made if made.pairs.same.any() and not made.pairs.same.all() else None
+        same = validator.pairs.same
+        return validator if same.any() and not same.all() else None
 
     def __call__(self, encoder: Encoder, comparator: Comparator) -> float:
-        """The metric for the weights as they are now; NaN where embeddings are not numbers."""
+        """The metric of the present weights; NaN if embeddings are not finite."""
         if self.features is not None:
             emb_ND = embed_features(encoder, self.features)
         else:
@@ -78,9 +79,9 @@ class Validator:
             return math.nan
         comparison = TorchComparison(comparator)
         if self.metric == "recall_at_1":
-            found = retrieval(emb_ND, self.label, self.forged, comparison, replicates=0)
-            assert found is not None  # There are genuine pairs.
-            return found.recall_at[1].value or 0.0
+            result = retrieval(emb_ND, self.label, self.forged, comparison, replicates=0)
+            assert result is not None  # There are genuine pairs.
+            return result.recall_at[1].value or 0.0
         distance, same = pair_distances(emb_ND, self.pairs, comparison), self.pairs.same
         errors = [eer(det_curve(distance[same], distance[~same]))]
         if self.metric == "eer_forged" and self.own_forgery.any():
@@ -88,8 +89,8 @@ class Validator:
         return 1 - sum(errors) / len(errors)
 
 
-def _some(label_N: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Rows of at most `MAX_PICTURES` pictures: some of each identity, so that they make pairs."""
+def _sample(label_N: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Rows of at most `MAX_PICTURES` pictures; several of an identity, so that they make pairs."""
     order_N = rng.permutation(len(label_N))
     if len(label_N) <= MAX_PICTURES:
         return np.sort(order_N)
@@ -98,5 +99,5 @@ def _some(label_N: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.in
     by_identity = np.argsort(turn_C[code_N], kind="stable")
     sorted_N = turn_C[code_N][by_identity]
     place_N = np.arange(len(sorted_N)) - np.searchsorted(sorted_N, sorted_N)
-    kept = by_identity[place_N < max(EACH, MAX_PICTURES // len(turn_C))][:MAX_PICTURES]
+    kept = by_identity[place_N < max(MIN_PER_IDENTITY, MAX_PICTURES // len(turn_C))][:MAX_PICTURES]
     return np.sort(order_N[kept])
