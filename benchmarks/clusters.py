@@ -25,7 +25,6 @@ from benchmarks.table import Line
 from benchmarks.timing import compare
 from twinlens.clusters.knn_graph import nearest_neighbours
 from twinlens.clusters.linkage import cluster_embeddings
-from twinlens.commands.cluster import comparison_of
 from twinlens.commands.selection import select_pictures
 from twinlens.match.matcher import Matcher
 from twinlens.measure.clustering import b_cubed
@@ -194,7 +193,7 @@ def scale(matcher: Matcher, emb: np.ndarray, label: np.ndarray, num: int) -> Non
     start, begun = time.perf_counter(), time.process_time()
     marks: list[float] = []
     result = cluster_embeddings(
-        many, comparison_of(matcher), threshold=matcher.require_calibration().threshold,
+        many, matcher.comparison if matcher.plain is None else matcher.plain, threshold=matcher.require_calibration().threshold,
         angular=isinstance(matcher.bundle.comparator, Cosine),
         progress=lambda done, total: marks.append(time.perf_counter()),
     )  # fmt: skip

@@ -20,7 +20,8 @@ from twinlens.cli.main import main
 from twinlens.clusters import layout as cluster_places
 from twinlens.clusters import page as cluster_page
 from twinlens.clusters.constraints import Constraints
-from twinlens.commands.cluster import Cut, Pictures, write_clusters
+from twinlens.clusters.result import Cut
+from twinlens.clusters.write import EmbeddedPictures, write_clusters
 from twinlens.data.folders import read_table
 from twinlens.errors import CalibrationError, ConfigError, DataError, GalleryError
 from twinlens.model.comparators import TorchComparison, make_comparator
@@ -62,7 +63,7 @@ def below(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
 
 
-def moons(num: int = 6, **more: Any) -> Pictures:
+def moons(num: int = 6, **more: Any) -> EmbeddedPictures:
     """Pictures in memory, in two groups by their embeddings."""
     rng = np.random.default_rng(0)
     emb = np.array([[row % 2 * 5.0, row * 0.01] for row in range(num)], dtype=np.float32)
@@ -71,7 +72,7 @@ def moons(num: int = 6, **more: Any) -> Pictures:
         "source": "made", "names": [f"made/{row}" for row in range(num)], "files": None,
         "embeddings": emb, "pixels": pixels,
     }  # fmt: skip
-    return Pictures(**values | more)
+    return EmbeddedPictures(**values | more)
 
 
 # --- what comes out -----------------------------------------------------------------------------
@@ -136,7 +137,7 @@ def test_folders_mean_nothing_unless_asked(
     assert scored.disjoint is True
     assert (scored.scores.num_identities, scored.scores.num_pictures) == (3, 7)
     assert scored.scores.precision.value == 1
-    assert "groups for 3 identities" in scored.as_text()
+    assert "clusters for 3 identities" in scored.as_text()
     page = (tmp_path / "scored" / "clusters.html").read_text(encoding="utf-8")
     assert 'id="scores"' in page
 
@@ -168,8 +169,8 @@ def test_scores_of_identities_that_were_trained_on_say_so(
         tiny_run.run, tiny_run.data, out=tmp_path / "out", labelled=True, quiet=True
     )
     assert found.disjoint is False
-    assert "flatters the model" in found.as_text()
-    assert "the scores flatter it" in (tmp_path / "out" / "clusters.html").read_text()
+    assert "optimistic: some of these identities were trained on" in found.as_text()
+    assert "the scores are optimistic" in (tmp_path / "out" / "clusters.html").read_text()
     model = twinlens.load(tiny_run.run).require_calibration()
     assert (found.cut.distance, found.cut.target_far) == (model.threshold, model.target_far)
 
@@ -251,7 +252,7 @@ def test_where_no_links_can_be_made_pictures_are_copied(
     monkeypatch.setattr(Path, "symlink_to", refuse)
     found = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "out", threshold=cut)
     assert found.files == "copies"
-    assert "no links can be made" in capsys.readouterr().err
+    assert "links cannot be made" in capsys.readouterr().err
     assert not any(file.is_symlink() for file in (tmp_path / "out").rglob("*"))
 
 
@@ -268,7 +269,7 @@ def test_pictures_that_are_gone_are_named(tmp_path: Path, copy: bool, capsys: Ca
     assert (rows["made/0"]["cluster"], rows["made/0"]["file"]) == ("cluster-001", "")
     page = (tmp_path / "out" / "clusters.html").read_text()
     assert "1 file of pictures are gone" not in page
-    assert "The files of 1 picture are gone" in page
+    assert "The files of 1 picture are missing" in page
     assert "unreadable" in page
 
 
@@ -307,13 +308,13 @@ def test_the_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     main_part, near = page.split('id="near"')
     assert main_part.count("<img ") == 3 * 12
     assert "The 3 largest are shown; 2 more are in the folders." in main_part
-    assert main_part.count("The nine most doubtful and the three surest.") == 3
+    assert main_part.count("The nine most doubtful pictures and the three surest.") == 3
     assert "7 in all; the first 2 are shown." in near
 
 
 def test_pairs_that_are_kept_apart_are_not_offered(tmp_path: Path) -> None:
     given = Constraints(cannot=((0, 1),))
-    write_clusters(moons(), EUCLID, Cut(1.0, None, False), tmp_path / "out", given=given)
+    write_clusters(moons(), EUCLID, Cut(1.0, None, False), tmp_path / "out", constraints=given)
     page = (tmp_path / "out" / "clusters.html").read_text()
     assert 'id="clusters"' in page
     assert 'id="near"' not in page
@@ -360,8 +361,8 @@ def test_what_is_refused_before_any_work(
         twinlens.cluster(tiny_run.run, flat, **{"out": tmp_path / "out"} | settings)
 
     for settings, message in (
-        ({"min_size": 0}, "min_size is at least 1, found 0"),
-        ({"neighbours": 0}, "neighbours is at least 1"),
+        ({"min_size": 0}, "min_size must be at least 1, found 0"),
+        ({"neighbours": 0}, "neighbours must be at least 1"),
         ({"threshold": -1.0}, "a threshold is a distance of 0 or more"),
         ({"threshold": float("nan")}, "a threshold is a distance of 0 or more"),
         ({"threshold": 1.0, "far": 0.1}, "both say where to cut"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import PictureFolder
 
-from twinlens.clusters.constraints import Constraints, places_of, read_constraints
+from twinlens.clusters.constraints import Constraints, read_constraints, rows_by_name
 from twinlens.data.folders import read_table, read_unlabelled
 from twinlens.errors import DataError
 
@@ -61,21 +61,21 @@ def test_pictures_are_named_as_in_the_data_or_by_a_path(
     ]
     file = tmp_path / "pairs.csv"
     file.write_text("\n".join(["a,b,link", *lines]), encoding="utf-8")
-    found = read_constraints(file, places_of(table))
+    found = read_constraints(file, rows_by_name(table))
     assert found == Constraints(must=((0, 2), (2, 1)), cannot=((3, 2),))
 
 
 def test_pictures_in_memory_are_named_as_they_are() -> None:
-    places = places_of(read_table("digits"))
+    places = rows_by_name(read_table("digits"))
     assert places["digits/00017"] == 17
     assert len(places) == 1797
 
 
 def test_wrong_lines_are_named_together(tmp_path: Path) -> None:
     said = refused(tmp_path, "a,b,link\na,x y,must\na,b,maybe\n,b,must\nc,d,must\n")
-    assert "pairs.csv has wrong lines" in said
+    assert "pairs.csv has invalid lines" in said
     assert "line 2: 'x y' is not among the pictures that were read" in said
-    assert "line 3: link is must or cannot, found 'maybe'" in said
+    assert "line 3: link must be 'must' or 'cannot', found 'maybe'" in said
     assert "line 4: a and b are both needed" in said
     assert "line 5" not in said
     said = refused(tmp_path, "a,b,link\n" + "\n".join(f"a,no{n},must" for n in range(30)))
@@ -89,7 +89,7 @@ def test_contradictions_name_their_lines(tmp_path: Path) -> None:
     said = refused(tmp_path, "a,b,link\na,b,cannot\nb,c,must\ne,f,must\nd,c,must\na,d,must\n")
     assert "line 2 keeps 'a' and 'b' apart, and lines 6, 5, 3 bring them together" in said
     said = refused(tmp_path, "a,b,link\nc,c,cannot\n")
-    assert "line 2: 'c' and 'c' are one picture" in said
+    assert "line 2: 'c' and 'c' are the same picture" in said
 
 
 def test_a_long_chain_is_shortened(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_long_chain_is_shortened(tmp_path: Path) -> None:
     [
         ("a,b\na,b\n", "has the columns a, b: pairs that must or cannot be together need a,b,link"),
         ("", r"has the columns \(none\)"),
-        ("a,b,link\n", "names no pairs"),
+        ("a,b,link\n", "has no pairs"),
         ('a,b,link\n"a,b,must\n', "cannot read .*pairs.csv"),
     ],
 )

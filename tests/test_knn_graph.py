@@ -79,5 +79,5 @@ def test_no_more_neighbours_than_there_are(num: int, depth: int) -> None:
 def test_what_is_not_a_number_is_refused() -> None:
     emb = embeddings(6, 3)
     emb[4, 1] = np.nan
-    with pytest.raises(DataError, match="not numbers: the embeddings are broken"):
+    with pytest.raises(DataError, match="NaN: the embeddings are broken"):
         nearest_neighbours(emb, comparison_of("euclidean", 3), neighbours=2)

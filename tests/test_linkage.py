@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from twinlens.clusters.linkage import (
-    MEASURED,
-    Clusters,
+    MAX_MEASURED,
+    Clustering,
     between_clusters,
     cluster_embeddings,
     contradiction,
@@ -59,7 +59,7 @@ def matrix(comparison: TorchComparison, emb: NDArray[np.float32]) -> NDArray[np.
     return (dist + dist.T) / 2
 
 
-def check(found: Clusters) -> None:
+def check(found: Clustering) -> None:
     """What holds of all clusters: the largest first, and of equal ones the first picture's."""
     assert found.size.tolist() == np.bincount(found.label).tolist()
     assert found.size.tolist() == sorted(found.size, reverse=True)
@@ -142,7 +142,7 @@ def test_as_scipy(share: float) -> None:
         found = cluster_embeddings(
             emb, comparison, threshold=cut, neighbours=neighbours, angular=True
         )
-        if np.bincount(expected).max() <= MEASURED:
+        if np.bincount(expected).max() <= MAX_MEASURED:
             assert partition(found.label) == partition(expected)
         together = [(label[:, None] == label)[pairs] for label in (found.label, expected)]
         assert (together[0] == together[1]).mean() > 0.95
@@ -220,14 +220,14 @@ def test_constraints_hold_exactly(
 ) -> None:
     emb = embeddings(18, groups=4, seed=seed)
 
-    def run() -> Clusters:
+    def run() -> Clustering:
         return cluster_embeddings(
             emb, EUCLID, threshold=cut, neighbours=neighbours, must_link=must, cannot_link=cannot
         )
 
     clash = contradiction(must, cannot)
     if clash is not None:
-        with pytest.raises(DataError, match="must not be together"):
+        with pytest.raises(DataError, match="must_link joins them"):
             run()
         a, b = cannot[clash[0]]
         for place in clash[1]:  # The way leads from the one to the other.
@@ -285,9 +285,9 @@ def test_what_is_refused() -> None:
     for threshold in (-1.0, float("nan")):
         with pytest.raises(ConfigError, match="a distance of 0 or more"):
             cluster_embeddings(line(0, 1), EUCLID, threshold=threshold)
-    with pytest.raises(ConfigError, match="neighbours is at least 1, found 0"):
+    with pytest.raises(ConfigError, match="neighbours must be at least 1, found 0"):
         cluster_embeddings(line(0, 1), EUCLID, threshold=1, neighbours=0)
-    with pytest.raises(DataError, match="not numbers"):
+    with pytest.raises(DataError, match="NaN"):
         cluster_embeddings(line(0, 1, np.nan), EUCLID, threshold=1)
 
 

@@ -1,7 +1,4 @@
-"""`a,b,link`: what a user knows of pairs of pictures, from a CSV file.
-
-This module clusters nothing; what it gives is free of contradictions.
-"""
+"""Must-link and cannot-link pairs from a CSV file `a,b,link`, free of contradictions."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, one_line
 from twinlens.files import expand_user
 
-__all__ = ["Constraints", "places_of", "read_constraints"]
+__all__ = ["Constraints", "read_constraints", "rows_by_name"]
 
 COLUMNS = ("a", "b", "link")
 LINKS = ("must", "cannot")
@@ -25,7 +22,7 @@ MOST_SHOWN = 10
 
 @dataclass(frozen=True)
 class Constraints:
-    """Pairs of rows that must be in one cluster, and pairs that must not."""
+    """Pairs of rows: must-link and cannot-link."""
 
     must: tuple[tuple[int, int], ...] = ()
     cannot: tuple[tuple[int, int], ...] = ()
@@ -36,7 +33,7 @@ class Constraints:
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of the file: where it is, and what it says."""
+    """A line of the file."""
 
     number: int
     a: str
@@ -44,39 +41,40 @@ class _Line:
     link: str
 
 
-def places_of(table: ImageTable) -> dict[str, int]:
-    """What a picture may be called -> its row: its path in DATA, and its whole path."""
-    places: dict[str, int] = {}
+def rows_by_name(table: ImageTable) -> dict[str, int]:
+    """The row of each picture, by its path in DATA and by its absolute path."""
+    rows: dict[str, int] = {}
     for row in range(len(table)):
         path = str(table.path[row])
-        places[path if table.pixels is not None else os.path.abspath(path)] = row  # noqa: PTH100
-        places[table.relative(row)] = row
-    return places
+        rows[path if table.pixels is not None else os.path.abspath(path)] = row  # noqa: PTH100
+        rows[table.relative(row)] = row
+    return rows
 
 
-def read_constraints(file: Path, places: Mapping[str, int]) -> Constraints:
-    """Read what must and what must not be together.
+def read_constraints(file: Path, rows: Mapping[str, int]) -> Constraints:
+    """Read must-link and cannot-link pairs.
 
     Args:
-        file: CSV, UTF-8, with the columns `a`, `b` (pictures) and `link` (must | cannot), divided
-            by commas, semicolons or tabs. Pictures are named as in DATA, or by a path from here.
-        places: what the pictures are called; see `places_of`.
+        file: CSV, UTF-8, with the columns `a`, `b` (pictures) and `link` (must | cannot), separated
+            by commas, semicolons or tabs. Pictures are named as in DATA, or by a path from the
+            working directory.
+        rows: row of each picture, by name; see `rows_by_name`.
     Raises:
-        DataError: unreadable, missing columns, no lines, wrong lines or pictures that are not
-            there, of which the first ten are named together, or lines that contradict each
-            other, also by way of others.
+        DataError: unreadable, missing columns, no lines, invalid lines or unknown pictures (the
+            first ten are listed together), or lines that contradict each other, also through
+            others.
     """
     lines = list(_lines(file))
     if not lines:
-        raise DataError(f"{file} names no pairs: it needs a line for each, or leave it out")
+        raise DataError(f"{file} has no pairs: write one line for each, or leave out --constraints")
     problems: list[str] = []
     pairs: dict[str, list[tuple[int, int]]] = {link: [] for link in LINKS}
     origin: dict[str, list[_Line]] = {link: [] for link in LINKS}
     for line in lines:
-        found = list(_problems(line, places))
-        problems += found
-        if not found:
-            first, second = (_place(name, places) for name in (line.a, line.b))
+        wrong = list(_problems(line, rows))
+        problems += wrong
+        if not wrong:
+            first, second = (_row_of(name, rows) for name in (line.a, line.b))
             assert first is not None
             assert second is not None
             pairs[line.link].append((first, second))
@@ -85,24 +83,24 @@ def read_constraints(file: Path, places: Mapping[str, int]) -> Constraints:
     clash = contradiction(pairs["must"], pairs["cannot"])
     if clash is not None:
         chain = [origin["must"][at] for at in clash[1]]
-        raise DataError(_in_words(file, origin["cannot"][clash[0]], chain))
+        raise DataError(_contradiction_message(file, origin["cannot"][clash[0]], chain))
     return Constraints(tuple(pairs["must"]), tuple(pairs["cannot"]))
 
 
-def _place(name: str, places: Mapping[str, int]) -> int | None:
+def _row_of(name: str, rows: Mapping[str, int]) -> int | None:
     for known in (name, os.path.normpath(name), os.path.abspath(expand_user(name))):  # noqa: PTH100
-        if known in places:
-            return places[known]
+        if known in rows:
+            return rows[known]
     return None
 
 
-def _problems(line: _Line, places: Mapping[str, int]) -> Iterator[str]:
+def _problems(line: _Line, rows: Mapping[str, int]) -> Iterator[str]:
     if line.link not in LINKS:
-        yield f"line {line.number}: link is must or cannot, found '{one_line(line.link)}'"
+        yield f"line {line.number}: link must be 'must' or 'cannot', found '{one_line(line.link)}'"
     for name in dict.fromkeys((line.a, line.b)):
         if not name:
-            yield f"line {line.number}: a and b are both needed"
-        elif _place(name, places) is None:
+            yield f"line {line.number}: a and b are both required"
+        elif _row_of(name, rows) is None:
             yield f"line {line.number}: '{one_line(name)}' is not among the pictures that were read"
 
 
@@ -111,15 +109,17 @@ def _refuse(file: Path, problems: Sequence[str]) -> None:
         more = len(problems) - MOST_SHOWN
         shown = [*problems[:MOST_SHOWN], *([f"and {more} more"] if more > 0 else [])]
         raise DataError(
-            f"{file} has wrong lines (pictures are named by their paths below DATA, or from "
-            "here):\n  " + "\n  ".join(shown)
+            f"{file} has invalid lines (pictures are named by their paths below DATA, or from "
+            "the working directory):\n  " + "\n  ".join(shown)
         )
 
 
-def _in_words(file: Path, cannot: _Line, chain: Sequence[_Line]) -> str:
+def _contradiction_message(file: Path, cannot: _Line, chain: Sequence[_Line]) -> str:
     pair = f"'{one_line(cannot.a)}' and '{one_line(cannot.b)}'"
     if not chain:
-        return f"{file} line {cannot.number}: {pair} are one picture, which cannot be kept apart"
+        return (
+            f"{file} line {cannot.number}: {pair} are the same picture, which cannot be kept apart"
+        )
     if len(chain) > MOST_SHOWN:
         named = [*(str(line.number) for line in chain[: MOST_SHOWN - 1]), "...", chain[-1].number]
     else:

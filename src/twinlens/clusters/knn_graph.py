@@ -1,9 +1,9 @@
-"""The graph of nearest neighbours: the nearest others of every picture, by brute force in blocks.
+"""k-NN graph by brute force, in blocks.
 
-Memory grows with N x K: the distances of a block to all others are all there is of N x N at a time.
-This module knows no thresholds and no clusters.
+Memory grows with N x K: of the N x N distances only those of one block exist at a time. This
+module knows no thresholds and no clusters.
 
-Shapes: N pictures, D numbers in an embedding, K neighbours, B pictures of a block.
+Shapes: N pictures, D dimensions, K neighbours, B pictures of a block.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from twinlens.measure.pairs import Comparison, blocks, listed_distances
 __all__ = ["NEIGHBOURS", "Neighbours", "nearest_neighbours"]
 
 NEIGHBOURS = 32
-"""Of each picture. A few do for a few hundred pictures; the crowd of 100,000 needs more."""
+"""Default K. Fewer suffice for a few hundred pictures; 100,000 need as many."""
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """The nearest other pictures of each: `row` (N, K) in no order, and `distance` (N, K)."""
+    """Nearest other pictures of each picture: `row` (N, K), unordered, and `distance` (N, K)."""
 
     row: Ints
     distance: Floats
@@ -46,18 +46,18 @@ def nearest_neighbours(
 ) -> Neighbours:
     """The K = min(neighbours, N - 1) nearest other pictures of each, by brute force in blocks.
 
-    They are chosen by the Euclidean distance, whose order the comparators euclidean,
-    squared-euclidean and sigmoid share, and cosine on embeddings of length 1. Their distances are
-    the comparator's own, pair by pair; for a learned network it is a Euclidean shortlist.
+    Neighbours are chosen by the Euclidean distance, whose order the comparators euclidean,
+    squared-euclidean and sigmoid share, and cosine on embeddings of length 1. Distances are the
+    comparator's, pair by pair; for a learned network the neighbours are a Euclidean shortlist.
 
     Args:
         emb_ND: embeddings, shape (N, D).
-        comparison: gives the distances.
+        comparison: comparator.
         neighbours: K.
-        angular: bring the embeddings to length 1 before neighbours are chosen.
-        progress: called with the pictures done and all pictures.
+        angular: whether to normalise the embeddings before choosing neighbours.
+        progress: callback with the pictures done and in all.
     Raises:
-        DataError: a distance is not a number.
+        DataError: a distance is NaN.
     """
     space_ND = np.ascontiguousarray(emb_ND, dtype=np.float32)
     if angular:
@@ -76,7 +76,7 @@ def nearest_neighbours(
         dist_NK[part] = listed_distances(emb_ND[part], emb_ND, row_NK[part], comparison)
     if not np.isfinite(dist_NK).all():
         raise DataError(
-            "some distances between pictures are not numbers: the embeddings are broken, so train "
-            "the model again, at a lower rate"
+            "some distances are NaN: the embeddings are broken, train the model again with a lower "
+            "optimizer.rate"
         )
     return Neighbours(row_NK, dist_NK)

@@ -1,7 +1,6 @@
-"""A folder for each cluster, with links to its pictures or copies of them, and the list of all.
+"""Folders of clusters, with links to the pictures or copies of them, and the list of all.
 
-No two pictures meet, whatever they are called. This module does not know why pictures belong
-together.
+File names are unique within a folder, whatever the pictures are called.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinlens.clusters.linkage import Clusters
+from twinlens.clusters.linkage import Clustering
 from twinlens.errors import PictureError, one_line
 from twinlens.progress import Progress
 
-__all__ = ["SINGLE", "Placed", "place_clusters", "write_list"]
+__all__ = ["SINGLE", "Placement", "place_clusters", "write_list"]
 
 log = logging.getLogger("twinlens")
 
 SINGLE = "single"
-"""The folder for pictures that are in no cluster."""
+"""Folder of pictures in no cluster."""
 
 COLUMNS = ("path", "cluster", "distance", "file")
 LONGEST = 200  # bytes of a name's stem that leave room for a number and an ending
@@ -37,14 +36,14 @@ Put = Callable[[int, Path], None]
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Where the pictures went.
+class Placement:
+    """Paths of the written pictures.
 
     Attributes:
-        folders: the names of the clusters' folders, by label, and then of the one for the rest.
-        files: N places below the new folder, "" for a picture whose file is gone.
-        kind: "links", "copies", or "pictures".
-        missing: how many files are gone.
+        folders: folder names of the clusters, by label, then of the rest.
+        files: N paths below the new folder, "" for a picture whose file is missing.
+        kind: "links", "copies", or "pictures" (written from memory).
+        missing: number of missing files.
     """
 
     folders: tuple[str, ...]
@@ -62,26 +61,26 @@ def place_clusters(
     num: int,
     *,
     copy: bool = False,
-) -> Placed:
+) -> Placement:
     """Put every picture into the folder of its cluster.
 
-    Links name whole paths, so that the folder may be moved. Where none can be made, pictures are
-    copied, and it is said so. Pictures without a file are written as PNG.
+    Links are absolute, so the folder may be moved. If links cannot be made, pictures are copied,
+    and the log says so. Pictures without a file are written as PNG.
 
     Args:
-        folder: there, and empty.
-        names: N pictures as the user knows them; the last parts become their files' names.
-        files: where they lie; None where they have no files.
-        opened: gives a picture that has no file.
-        label_N: the cluster of each, shape (N,).
-        num: clusters below this label get a folder each, and the others one together.
-        copy: copy, instead of linking.
+        folder: existing empty folder.
+        names: N names of pictures; the last parts become the file names.
+        files: N paths; None if the pictures have no files.
+        opened: callable from a row to its picture, for pictures without a file.
+        label_N: cluster of each picture, shape (N,).
+        num: number of clusters with a folder of their own, by label; the rest share one.
+        copy: whether to copy instead of linking.
     Raises:
-        OSError: no room, or no permission.
+        OSError: no space, or no permission.
     """
     digits = max(3, len(str(num)))
     folders = (*(f"cluster-{place:0{digits}}" for place in range(1, num + 1)), SINGLE)
-    kind, put = _manner(folder, files, opened, copy)
+    kind, put = _placer(folder, files, opened, copy)
     progress = Progress({"links": "linking", "copies": "copying"}.get(kind, "writing"))
     taken: list[set[str]] = [set() for _ in folders]
     places, missing = [], []
@@ -99,19 +98,19 @@ def place_clusters(
         progress(row + 1, len(names))
     if missing:
         named = ", ".join(one_line(name) for name in missing[:MOST_NAMED])
-        log.warning("%d pictures are gone and could not be put there: %s", len(missing), named)
-    return Placed(folders, tuple(places), kind, len(missing))
+        log.warning("%d pictures are missing and were left out: %s", len(missing), named)
+    return Placement(folders, tuple(places), kind, len(missing))
 
 
-def _manner(
+def _placer(
     folder: Path, files: Sequence[str] | None, opened: Callable[[int], Image.Image], copy: bool
 ) -> tuple[str, Put]:
-    """How a picture is put into its place."""
+    """The kind of placement, and the function that places a picture."""
     if files is None:
         return "pictures", lambda row, place: opened(row).save(place, "PNG")
 
     def link(row: int, place: Path) -> None:
-        os.stat(files[row])  # noqa: PTH116 (a link to nothing can be made)
+        os.stat(files[row])  # noqa: PTH116 (a dangling link can be made)
         place.symlink_to(os.path.abspath(files[row]))  # noqa: PTH100
 
     def copied(row: int, place: Path) -> None:
@@ -128,35 +127,38 @@ def _can_link(folder: Path) -> bool:
         trial.symlink_to(folder)
         trial.unlink()
     except (OSError, NotImplementedError) as error:
-        log.warning("no links can be made in %s (%s): the pictures are copied", folder, error)
+        log.warning("links cannot be made in %s (%s): the pictures are copied", folder, error)
         return False
     return True
 
 
 def _free_name(name: str, taken: set[str]) -> str:
-    """The last part of a name, or with a number where that is taken (also in another case)."""
+    """The last part of a name, with a number if it is taken, case ignored."""
     plain = PurePosixPath(name.replace("\0", "_")).name or "_"
     plain = f"_{plain[1:]}" if plain.startswith(".") else plain
     stem, ending = os.path.splitext(plain)  # noqa: PTH122 (pathlib's keeps less)
-    found, number = plain, 2
-    while found.casefold() in taken:
+    free, number = plain, 2
+    while free.casefold() in taken:
         short = os.fsdecode(os.fsencode(stem)[:LONGEST])
-        found = f"{short}-{number}{ending}"
+        free = f"{short}-{number}{ending}"
         number += 1
-    taken.add(found.casefold())
-    return found
+    taken.add(free.casefold())
+    return free
 
 
-def write_list(file: Path, names: Sequence[str], placed: Placed, found: Clusters, num: int) -> None:
-    """A row for each picture, in their order: its cluster's folder, and how well it fits in.
+def write_list(
+    file: Path, names: Sequence[str], placement: Placement, clustering: Clustering, num: int
+) -> None:
+    """Write a CSV row for each picture: its cluster's folder and how well it fits.
 
-    `distance` is its mean distance to the others of its cluster, empty where there are none.
+    `distance` is the mean distance to the other pictures of the cluster, empty for a singleton.
     """
     # File names need not be UTF-8; those that are not are written escaped.
     with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as text:
         rows = csv.writer(text)
         rows.writerow(COLUMNS)
         for row, name in enumerate(names):
-            label = int(found.label[row])
-            distance = f"{found.doubt[row]:.6g}" if found.size[label] > 1 else ""
-            rows.writerow([name, placed.folders[min(label, num)], distance, placed.files[row]])
+            label = int(clustering.label[row])
+            distance = f"{clustering.doubt[row]:.6g}" if clustering.size[label] > 1 else ""
+            folder = placement.folders[min(label, num)]
+            rows.writerow([name, folder, distance, placement.files[row]])

@@ -1,10 +1,9 @@
-"""`clusters.html`: the clusters to look at, largest first and in each the doubtful pictures first.
+"""`clusters.html`: clusters, largest first, the most doubtful pictures of each first.
 
-Below them are the clusters that could be one, each pair with the line that says so in a file of
-constraints. The page has the look of the report, of which it takes the style sheet; it is one file
-that loads nothing. This module groups nothing.
+Below them are pairs of clusters that could be one, each with the line that joins them in a file of
+constraints. The page uses the report's style sheet, and is one file that loads nothing.
 
-Shapes: N pictures, D numbers in an embedding, C clusters, S that are shown.
+Shapes: N pictures, D dimensions, C clusters, S shown clusters.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinlens.clusters.linkage import Clusters, between_clusters
+from twinlens.clusters.linkage import Clustering, between_clusters
 from twinlens.errors import PictureError
 from twinlens.measure.clustering import ClusteringScores
 from twinlens.measure.pairs import Comparison
@@ -44,23 +43,23 @@ NONE = "\N{EN DASH}"
 
 @dataclass(frozen=True, eq=False)
 class ClusterPage:
-    """Everything that the page says.
+    """Contents of the page.
 
     Attributes:
-        title: the new folder's name.
-        source: how the user named the pictures.
-        counts: `ClusterSet.as_json()`.
-        scores: where it is known what the pictures show.
-        names: N pictures as the user knows them.
-        identities: N; None where nobody says.
-        opened: row -> its picture.
-        found: the clusters.
-        num: clusters below this label have a folder.
-        folders: their names, and that of the folder for the rest.
-        embeddings: (N, D).
-        comparison: of the embeddings.
-        apart: pairs of labels that the user keeps apart.
-        command: what to type to repeat it.
+        title: name of the new folder.
+        source: name of the data as the user gave it.
+        counts: `ClusterResult.as_json()`.
+        scores: scores against known identities; None if unlabelled.
+        names: N names as the user knows the pictures.
+        identities: N known identities; None if unlabelled.
+        opened: callable from a row to its picture.
+        clustering: the clusters.
+        num: number of clusters with a folder, by label.
+        folders: folder names of the clusters, then of the rest.
+        embeddings: embeddings, (N, D).
+        comparison: comparator of the embeddings.
+        cannot_link: pairs of labels that constraints keep apart.
+        command: command line that repeats it.
     """
 
     title: str
@@ -70,12 +69,12 @@ class ClusterPage:
     names: Sequence[str]
     identities: Sequence[str] | None
     opened: Callable[[int], Image.Image]
-    found: Clusters
+    clustering: Clustering
     num: int
     folders: Sequence[str]
     embeddings: NDArray[np.float32]
     comparison: Comparison
-    apart: frozenset[tuple[int, int]]
+    cannot_link: frozenset[tuple[int, int]]
     command: str
 
 
@@ -85,9 +84,9 @@ def write_page(file: Path, page: ClusterPage) -> None:
 
 
 def render_page(page: ClusterPage) -> str:
-    """The page as HTML. Everything that comes from the user is escaped."""
+    """Render the page as HTML; user text is escaped."""
     shown = list(_clusters(page))
-    single = np.flatnonzero(page.found.label >= page.num)
+    single = np.flatnonzero(page.clustering.label >= page.num)
     return page_template("clusters.html.j2").render(
         page=page,
         style=style_sheet(),
@@ -100,7 +99,7 @@ def render_page(page: ClusterPage) -> str:
         near=list(_near_pairs(page, len(shown))),
         single=[_shown(page, int(row), "") for row in single[:MOST_SINGLE]],
         num_single=len(single),
-        cut=number(page.found.cut),
+        cut=number(page.clustering.cut),
     )
 
 
@@ -113,7 +112,7 @@ def _lead(page: ClusterPage) -> str:
         f"{count_of(counts['pictures'], 'picture')} in {count_of(counts['clusters'], 'cluster')}"
         + (f", and {counts['single']:,} in none" if counts["single"] else "")
         + f". Groups were merged while the mean distance of their "
-        f"pictures was at most {number(page.found.cut)}"
+        f"pictures was at most {number(page.clustering.cut)}"
         + (
             "."
             if counts["target_far"] is None
@@ -149,18 +148,19 @@ def _key_numbers(counts: Mapping[str, Any]) -> list[dict[str, str]]:
 def _cautions(page: ClusterPage) -> Iterator[str]:
     counts = page.counts
     if counts["broken"]:
-        yield f"{count_of(counts['broken'], 'picture')} could not be read and had to be left out."
+        yield f"{count_of(counts['broken'], 'picture')} could not be read and were left out."
     if counts["missing"]:
-        yield f"The files of {count_of(counts['missing'], 'picture')} are gone: see clusters.csv."
+        missing = count_of(counts["missing"], "picture")
+        yield f"The files of {missing} are missing: see clusters.csv."
     if counts["largest"] > 20 and counts["largest"] > counts["pictures"] / 2:
         yield (
-            "More than half of all pictures are in one cluster: unless they do show one thing, the "
-            "cut is too high for so many pictures. Try --threshold with a smaller distance."
+            "More than half of all pictures are in one cluster. Unless they do show one thing, the "
+            "cut is too high for so many pictures: set a smaller distance with --threshold."
         )
     if page.scores is not None and counts["scores"]["identity_disjoint"] is False:
         yield (
-            "The model was trained on some of these identities, so that the scores flatter it: on "
-            "others it will do worse."
+            "The model was trained on some of these identities, so the scores are optimistic for "
+            "unseen ones."
         )
 
 
@@ -169,11 +169,19 @@ def _score_rows(scores: ClusteringScores | None) -> Iterator[tuple[str, str, str
     if scores is None:
         return
     for name, figure, meaning in (
-        ("Purity", scores.purity, "pictures that show what most of their cluster shows"),
-        ("B-cubed precision", scores.precision, "how much of a picture's cluster shows the same"),
-        ("B-cubed recall", scores.recall, "how much of what it shows is in its cluster"),
-        ("B-cubed F", scores.f, "the harmonic mean of both"),
-        ("NMI", scores.nmi, "normalised mutual information; no interval, as it is no mean"),
+        (
+            "Purity",
+            scores.purity,
+            "pictures of their cluster's majority identity",
+        ),
+        (
+            "B-cubed precision",
+            scores.precision,
+            "share of its cluster with a picture's identity",
+        ),
+        ("B-cubed recall", scores.recall, "share of its identity in a picture's cluster"),
+        ("B-cubed F", scores.f, "harmonic mean of precision and recall"),
+        ("NMI", scores.nmi, "normalised mutual information; no interval, since it is not a mean"),
     ):
         value = NONE if figure.value is None else percent(figure.value)
         yield name, value, span(figure.low, figure.high) or NONE, meaning
@@ -185,50 +193,50 @@ def _score_rows(scores: ClusteringScores | None) -> Iterator[tuple[str, str, str
 def _clusters(page: ClusterPage) -> Iterator[dict[str, Any]]:
     left = MOST_PICTURES
     for label in range(min(page.num, MOST_CLUSTERS)):
-        rows = _doubtful_first(page.found, label)
+        rows = _doubtful_first(page.clustering, label)
         if len(rows) > MOST_EACH:
             rows = [*rows[:MOST_DOUBTFUL], *rows[MOST_DOUBTFUL - MOST_EACH :]]
         if left < len(rows):
             return
         left -= len(rows)
-        alone = page.found.size[label] == 1
-        notes = ["" if alone else number(float(page.found.doubt[row])) for row in rows]
+        alone = page.clustering.size[label] == 1
+        notes = ["" if alone else number(float(page.clustering.doubt[row])) for row in rows]
         yield {
             "name": page.folders[label],
-            "size": int(page.found.size[label]),
-            "some": int(page.found.size[label]) > len(rows),
+            "size": int(page.clustering.size[label]),
+            "some": int(page.clustering.size[label]) > len(rows),
             "shows": _identities(page, label),
             "pictures": [_shown(page, row, note) for row, note in zip(rows, notes, strict=True)],
         }
 
 
-def _doubtful_first(found: Clusters, label: int) -> list[int]:
-    rows = np.flatnonzero(found.label == label)
-    order = np.argsort(-found.doubt[rows], kind="stable")
+def _doubtful_first(clustering: Clustering, label: int) -> list[int]:
+    rows = np.flatnonzero(clustering.label == label)
+    order = np.argsort(-clustering.doubt[rows], kind="stable")
     return [int(row) for row in rows[order]]
 
 
 def _identities(page: ClusterPage, label: int) -> str:
-    """What the pictures of a cluster show, most of them first; "" where nobody says."""
+    """Identities of a cluster, most frequent first; "" if unlabelled."""
     if page.identities is None:
         return ""
-    rows = np.flatnonzero(page.found.label == label).tolist()
+    rows = np.flatnonzero(page.clustering.label == label).tolist()
     common = Counter(page.identities[row] for row in rows).most_common()
     parts = [f"{name} ({count:,})" for name, count in common[:5]]
     return ", ".join(parts) + (f" and {len(common) - 5} more" if len(common) > 5 else "")
 
 
 def _near_pairs(page: ClusterPage, num: int) -> Iterator[dict[str, Any]]:
-    """The pairs of shown clusters that are the nearest to being one."""
-    dist_SS = between_clusters(page.embeddings, page.comparison, page.found.label, num)
-    for a, b in page.apart:
+    """The shown clusters with the smallest mean distances to each other."""
+    dist_SS = between_clusters(page.embeddings, page.comparison, page.clustering.label, num)
+    for a, b in page.cannot_link:
         if max(a, b) < num:
             dist_SS[a, b] = dist_SS[b, a] = np.inf
     first, second = np.triu_indices(num, k=1)
     order = np.argsort(dist_SS[first, second], kind="stable")[:MOST_PAIRS]
     order = order[np.isfinite(dist_SS[first[order], second[order]])]
     for a, b in zip(first[order].tolist(), second[order].tolist(), strict=True):
-        sides = [_doubtful_first(page.found, label)[::-1] for label in (a, b)]
+        sides = [_doubtful_first(page.clustering, label)[::-1] for label in (a, b)]
         yield {
             "names": (page.folders[a], page.folders[b]),
             "distance": number(float(dist_SS[a, b])),
@@ -244,7 +252,7 @@ def _csv_line(*cells: str) -> str:
 
 
 def _shown(page: ClusterPage, row: int, note: str) -> dict[str, str]:
-    """A picture with its words; without `uri` where it can no longer be read."""
+    """A picture with its captions; `uri` is "" if it can no longer be read."""
     try:
         picture = page.opened(row).convert("RGB")
         picture.thumbnail((SIDE, SIDE), reducing_gap=3.0)

@@ -1,4 +1,4 @@
-"""What `twinlens cluster` has found, as data and in words."""
+"""Result of `twinlens cluster`, as JSON and as lines."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from twinlens.clusters.knn_graph import NEIGHBOURS
 from twinlens.measure.clustering import ClusteringScores
 from twinlens.report.wording import count_of
 
-__all__ = ["ClusterSet", "Cut"]
+__all__ = ["ClusterResult", "Cut"]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Up to which mean distance groups are merged, and why.
+    """Cut of the linkage.
 
     Attributes:
-        distance: of the model's comparator.
-        target_far: of the calibrated threshold that it is; None where the user named it.
-        angular: the comparator looks at angles (cosine).
-        neighbours: how many of its nearest pictures each can be merged by.
+        distance: largest mean distance of a merge, by the model's comparator.
+        target_far: FAR of the calibrated threshold that it is; None if the user set it.
+        angular: whether the comparator compares angles (cosine).
+        neighbours: nearest pictures by which each picture can be merged.
     """
 
     distance: float
@@ -31,22 +31,22 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class ClusterSet:
-    """What has been found and written.
+class ClusterResult:
+    """Counts and scores of a written clustering.
 
     Attributes:
         out: the folder.
-        pictures: how many were grouped.
-        clusters: groups of `min_size` pictures or more, with a folder each.
-        single: pictures in smaller groups, most of them alone.
-        largest: pictures in the largest group.
-        broken: pictures that cannot be read, and are nowhere.
-        missing: pictures whose file is gone, and which could not be linked or copied.
-        cut: what they were merged by.
-        constraints: pairs that were given.
-        files: "links", "copies", or "pictures" that were held in memory and were written.
-        scores: where it is known what the pictures show.
-        disjoint: none of the identities was trained on; None where that is not known.
+        pictures: number of clustered pictures.
+        clusters: number of clusters of `min_size` pictures or more, with a folder each.
+        single: number of pictures in smaller clusters, most of them singletons.
+        largest: number of pictures in the largest cluster.
+        broken: number of unreadable pictures, which are left out.
+        missing: number of pictures whose file is missing, which are not linked or copied.
+        cut: cut of the linkage.
+        constraints: number of must-link and cannot-link pairs.
+        files: "links", "copies", or "pictures" (written from memory).
+        scores: scores against known identities; None if unlabelled.
+        disjoint: whether no identity was trained on; None if unknown.
     """
 
     out: Path
@@ -64,10 +64,10 @@ class ClusterSet:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; see docs/json.md."""
-        found: dict[str, Any] = {"out": str(self.out)}
+        values: dict[str, Any] = {"out": str(self.out)}
         for name in ("pictures", "clusters", "single", "largest", "broken", "missing"):
-            found[name] = getattr(self, name)
-        found |= {
+            values[name] = getattr(self, name)
+        values |= {
             "threshold": self.cut.distance,
             "target_far": self.cut.target_far,
             "constraints": self.constraints,
@@ -76,25 +76,25 @@ class ClusterSet:
             "list": str(self.out / "clusters.csv"),
         }
         if self.scores is not None:
-            found["scores"] = self.scores.as_json() | {"identity_disjoint": self.disjoint}
-        return found
+            values["scores"] = self.scores.as_json() | {"identity_disjoint": self.disjoint}
+        return values
 
     def as_text(self) -> str:
         """Lines to read."""
         far = self.cut.target_far
-        why = "as given" if far is None else f"the model's threshold at a FAR of {far:g}"
+        why = "set by --threshold" if far is None else f"the model's threshold at a FAR of {far:g}"
         lines = [
             f"{count_of(self.clusters, 'cluster')} of {count_of(self.pictures, 'picture')} in "
             f"{self.out}",
-            f"  the largest group has {self.largest:,}; {self.single:,} are in no cluster",
+            f"  the largest cluster has {self.largest:,}; {self.single:,} are in no cluster",
             f"  merged up to a mean distance of {self.cut.distance:.4f}, {why}",
         ]
         if self.scores is not None:
-            lines += _in_words(self.scores, self.disjoint)
-        return "\n".join([*lines, f"  look at them: {self.out / 'clusters.html'}"])
+            lines += _score_lines(self.scores, self.disjoint)
+        return "\n".join([*lines, f"  page: {self.out / 'clusters.html'}"])
 
 
-def _in_words(scores: ClusteringScores, disjoint: bool | None) -> list[str]:
+def _score_lines(scores: ClusteringScores, disjoint: bool | None) -> list[str]:
     rows = {
         "purity": scores.purity,
         "NMI": scores.nmi,
@@ -103,12 +103,12 @@ def _in_words(scores: ClusteringScores, disjoint: bool | None) -> list[str]:
         "B-cubed F": scores.f,
     }
     lines = [
-        f"  against what {scores.num_pictures:,} pictures show: {scores.num_clusters:,} groups for "
-        f"{scores.num_identities:,} identities, those of one picture included"
+        f"  scores on {scores.num_pictures:,} labelled pictures: {scores.num_clusters:,} clusters "
+        f"for {scores.num_identities:,} identities, singletons included"
     ]
     if disjoint is False:
-        lines.append("  (some of these identities were trained on, so this flatters the model)")
+        lines.append("  (optimistic: some of these identities were trained on)")
     for name, figure in rows.items():
-        spread = "" if figure.low is None else f"  ({figure.low:.4f} to {figure.high:.4f})"
-        lines.append(f"    {name:18} {figure.value:.4f}{spread}")
+        interval = "" if figure.low is None else f"  ({figure.low:.4f} to {figure.high:.4f})"
+        lines.append(f"    {name:18} {figure.value:.4f}{interval}")
     return lines

@@ -1,89 +1,38 @@
-"""`twinlens cluster`: who is in these pictures, with no labels.
-
-`cluster` reads pictures and embeds them; `write_clusters` takes embeddings from wherever they come
-and does the rest: it groups them, scores the groups where it is known what the pictures show, and
-writes the folder.
-"""
+"""`twinlens cluster`: cluster unlabelled pictures, or the templates of a gallery."""
 
 from __future__ import annotations
 
 import logging
 import math
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from twinlens.clusters.constraints import Constraints, places_of, read_constraints
+from twinlens.clusters.constraints import Constraints, read_constraints, rows_by_name
 from twinlens.clusters.knn_graph import NEIGHBOURS
-from twinlens.clusters.layout import Placed, place_clusters, write_list
-from twinlens.clusters.linkage import Clusters, cluster_embeddings
-from twinlens.clusters.page import ClusterPage, write_page
-from twinlens.clusters.result import ClusterSet, Cut
+from twinlens.clusters.result import ClusterResult, Cut
+from twinlens.clusters.write import EmbeddedPictures, write_clusters
 from twinlens.commands.selection import is_identity_disjoint, read_data
 from twinlens.config import DataSettings
-from twinlens.data.decode import open_picture
 from twinlens.data.folders import read_unlabelled
-from twinlens.data.pixel_cache import DecodedTable, decode_table
+from twinlens.data.pixel_cache import decode_table
+from twinlens.data.pixels import DecodedTable
 from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, ConfigError, GalleryError
 from twinlens.face.layout import is_folder
-from twinlens.files import check_output_folder, creating_folder, expand_user
+from twinlens.files import check_output_folder, expand_user
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.snapshot import vectors
 from twinlens.match.matcher import Matcher
-from twinlens.measure.clustering import PartitionScores, score_partition
 from twinlens.measure.pairs import Comparison
 from twinlens.model.bundle import Bundle
 from twinlens.model.encoder import embed_pixels
 from twinlens.progress import Progress, console_log
 
-__all__ = ["ClusterSet", "Cut", "Pictures", "cluster", "comparison_of", "write_clusters"]
+__all__ = ["cluster"]
 
 log = logging.getLogger("twinlens")
-
-
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """N pictures to group, with their embeddings.
-
-    Attributes:
-        source: how the user named them.
-        names: as the user knows each.
-        files: where each lies; None where they are held in memory (`pixels`).
-        embeddings: (N, D), all of one model.
-        identities: what each shows; None where nobody says.
-        forged: (N,) pictures that only imitate their identity: they are grouped, not scored.
-        pixels: (N, H, W[, 3]) uint8, where there are no files.
-        max_pixels: larger files are not opened.
-        disjoint: none of the identities was trained on; None where that is not known.
-    """
-
-    source: str
-    names: Sequence[str]
-    files: Sequence[str] | None
-    embeddings: NDArray[np.float32]
-    identities: Sequence[str] | None = None
-    forged: NDArray[np.bool_] | None = None
-    pixels: NDArray[np.uint8] | None = None
-    max_pixels: int = DataSettings().max_pixels
-    disjoint: bool | None = None
-
-    def open(self, row: int) -> Image.Image:
-        """One of the pictures.
-
-        Raises:
-            PictureError: its file cannot be read (any more).
-        """
-        if self.files is not None:
-            return open_picture(self.files[row], max_pixels=self.max_pixels)
-        assert self.pixels is not None
-        return Image.fromarray(self.pixels[row])
 
 
 def cluster(
@@ -100,31 +49,36 @@ def cluster(
     neighbours: int | None = None,
     root: str | Path | None = None,
     quiet: bool = False,
-) -> ClusterSet:
-    """Put pictures that show the same thing together, without being told what there is.
+) -> ClusterResult:
+    """Cluster pictures so that each cluster shows one thing.
 
     Args:
-        model: a model's folder or a run's; or a gallery, without `data`.
-        data: a folder of pictures, whose own folders mean nothing; a manifest, the name of a set,
-            or a table (see docs/data.md); all splits.
-        out: a folder that is new or empty: a folder for each cluster, `single` for the rest,
-            `clusters.csv`, and `clusters.html`, a page to look at.
-        far: merge by the threshold of this false accept rate, for which the model must be
-            calibrated; by default by the one that it has.
-        threshold: merge up to this mean distance instead.
-        constraints: a CSV file of pairs that must or cannot be together (see docs/clusters.md).
-        min_size: smaller groups get no folder.
-        copy: copy the pictures, instead of linking to them.
-        labelled: whether DATA says what the pictures show, to score the clusters by; None: a
-            folder does not, everything else does (of a gallery, the identities).
-        neighbours: how many of its nearest pictures each can be merged by; 32 by default.
-        root: where the copy of a named set lies, or what a manifest's paths start from.
-        quiet: say only warnings.
+        model: model folder or run folder; or a gallery, without `data`.
+        data: folder of pictures, whose subfolders mean nothing; manifest, named set or table (see
+            docs/data.md); all splits.
+        out: new or empty folder. It receives a folder for each cluster, `single` for the rest,
+            `clusters.csv`, and the page `clusters.html`.
+        far: false accept rate of the threshold to merge by, for which the model must be
+            calibrated; the calibrated one by default.
+        threshold: mean distance up to which to merge, in place of a calibrated threshold.
+        constraints: CSV file of must-link and cannot-link pairs (see docs/clusters.md).
+        min_size: least number of pictures of a cluster with a folder.
+        copy: whether to copy the pictures instead of linking them.
+        labelled: whether DATA carries labels, by which the clusters are scored. By default a folder
+            does not, and everything else does, a gallery included.
+        neighbours: nearest pictures by which each picture can be merged; 32 by default.
+        root: folder of a named set's copy, or of a manifest's relative paths.
+        quiet: whether to log only warnings.
     Raises:
         CalibrationError: the model is not calibrated, or not for `far`, and no `threshold`.
         ConfigError: a setting out of its range.
-        DataError: nothing to read, `out` in use, or constraints that cannot be met.
+        DataError: nothing to read, `out` in use, or contradictory constraints.
         GalleryError: neither a model with `data` nor a gallery.
+
+    Example:
+        >>> import twinlens
+        >>> twinlens.cluster("runs/faces", "photos", out="people").clusters  # doctest: +SKIP
+        12
     """
     neighbours = NEIGHBOURS if neighbours is None else neighbours
     _check(far, threshold, min_size, neighbours)
@@ -138,10 +92,10 @@ def cluster(
         folder = table.root if is_folder(data) else None
         out = check_output_folder(expand_user(out), "the clusters", folder)
         file = None if constraints is None else expand_user(constraints)
-        given = _constraints(file, table)
+        pairs = _constraints(file, table)
         decoded = _decoded(matcher.bundle, table)
         if decoded.broken:
-            given = _constraints(file, decoded.table)
+            pairs = _constraints(file, decoded.table)
         pictures = _embedded(matcher, decoded, is_labelled)
         options = {
             "--out": out, "--threshold": threshold, "--min-size": min_size, "--root": root,
@@ -149,73 +103,20 @@ def cluster(
             "--labelled": bool(labelled), "--no-labelled": labelled is False,
         }  # fmt: skip
         return write_clusters(
-            pictures, comparison_of(matcher), cut, out, given=given, min_size=min_size, copy=copy,
-            broken=len(decoded.broken),
+            pictures, _comparison_of(matcher), cut, out, constraints=pairs, min_size=min_size,
+            copy=copy, broken=len(decoded.broken),
             command="" if isinstance(data, ImageTable) else _command(model, data, options),
         )  # fmt: skip
 
 
-def write_clusters(
-    pictures: Pictures,
-    comparison: Comparison,
-    cut: Cut,
-    out: Path,
-    *,
-    given: Constraints | None = None,
-    min_size: int = 2,
-    copy: bool = False,
-    broken: int = 0,
-    command: str = "",
-) -> ClusterSet:
-    """Group pictures that are embedded already, and write the folder.
-
-    Args:
-        pictures: from a gallery, for example.
-        comparison: the model's comparator.
-        cut: by what they are merged.
-        out: new or empty; see `files.check_output_folder`.
-        given: what must and cannot be together.
-        min_size: smaller groups get no folder.
-        copy: copy the pictures, instead of linking to them.
-        broken: how many could not be read, to be said on the page.
-        command: what to type to repeat it, for the page.
-    Raises:
-        DataError: embeddings that are not numbers, or a place that cannot be written.
-    """
-    given = Constraints() if given is None else given
-    found = cluster_embeddings(
-        pictures.embeddings, comparison, threshold=cut.distance, neighbours=cut.neighbours,
-        must_link=given.must, cannot_link=given.cannot, angular=cut.angular,
-        progress=Progress("comparing"), merging=Progress("merging", "merges at most"),
-    )  # fmt: skip
-    scores = _scores(pictures, found)
-    num = int(np.count_nonzero(found.size >= min_size))
-    with creating_folder(out, str(out.parent), "name another place") as folder:
-        placed = place_clusters(
-            folder, pictures.names, pictures.files, pictures.open, found.label, num, copy=copy
-        )
-        result = _result(pictures, found, out, cut, num, broken, len(given), placed, scores)
-        write_list(folder / "clusters.csv", pictures.names, placed, found, num)
-        page = ClusterPage(
-            out.resolve().name, pictures.source, result.as_json(), scores, pictures.names,
-            pictures.identities, pictures.open, found, num, placed.folders, pictures.embeddings,
-            comparison, _apart(found, given), command,
-        )  # fmt: skip
-        write_page(folder / "clusters.html", page)
-    return result
-
-
-# --- before the pictures ------------------------------------------------------------------------
-
-
 def _check(far: float | None, threshold: float | None, min_size: int, neighbours: int) -> None:
     if far is not None and threshold is not None:
-        raise ConfigError("a FAR and a threshold both say where to cut: give one of them")
+        raise ConfigError("far and threshold both set the cut: give one of them")
     if threshold is not None and not 0 <= threshold < math.inf:
-        raise ConfigError(f"a threshold is a distance of 0 or more, found {threshold:g}")
+        raise ConfigError(f"threshold must be a distance of 0 or more, found {threshold:g}")
     for name, value in (("min_size", min_size), ("neighbours", neighbours)):
         if value < 1:
-            raise ConfigError(f"{name} is at least 1, found {value}")
+            raise ConfigError(f"{name} must be at least 1, found {value}")
 
 
 def _cut(matcher: Matcher, far: float | None, threshold: float | None, neighbours: int) -> Cut:
@@ -227,15 +128,15 @@ def _cut(matcher: Matcher, far: float | None, threshold: float | None, neighbour
         raise CalibrationError(
             f"the model {matcher.path} is calibrated for a FAR of {known.target_far:g}, not "
             f"{far:g}: run `twinlens calibrate {matcher.path} DATA --far {far:g}` on labelled "
-            "pictures of things that it was not trained on, or give the distance with --threshold"
+            "pictures of identities that it was not trained on, or set a distance with --threshold"
         )
     return Cut(known.threshold, known.target_far, angular, neighbours)
 
 
-def comparison_of(matcher: Matcher) -> Comparison:
-    """The model's comparator, without torch where it can be.
+def _comparison_of(matcher: Matcher) -> Comparison:
+    """The model's comparator, without torch if possible.
 
-    Hundreds of thousands of small matrices are compared, and torch takes twice as long for that.
+    Hundreds of thousands of small matrices are computed, for which torch takes twice as long.
     """
     plain = matcher.plain
     return matcher.comparison if plain is None else plain
@@ -244,7 +145,7 @@ def comparison_of(matcher: Matcher) -> Comparison:
 def _read(
     bundle: Bundle, data: str | Path | ImageTable, root: str | Path | None, labelled: bool | None
 ) -> tuple[ImageTable, bool]:
-    """The pictures, and whether they say what they show."""
+    """The pictures, and whether they are labelled."""
     if not isinstance(data, ImageTable) and is_folder(data) and not labelled and root is None:
         return read_unlabelled(expand_user(data), source=str(data)), False
     table = read_data(bundle, data, root)
@@ -252,17 +153,19 @@ def _read(
 
 
 def _constraints(file: Path | None, table: ImageTable) -> Constraints:
-    return Constraints() if file is None else read_constraints(file, places_of(table))
+    return Constraints() if file is None else read_constraints(file, rows_by_name(table))
 
 
 def _of_gallery(
     place: str | Path, out: Path, far: float | None, threshold: float | None,
     constraints: str | Path | None, min_size: int, copy: bool, labelled: bool, neighbours: int,
     root: str | Path | None,
-) -> ClusterSet:  # fmt: skip
-    """The same with the pictures of a gallery, which are embedded already."""
+) -> ClusterResult:  # fmt: skip
+    """Cluster the templates of a gallery."""
     if root is not None:
-        raise ConfigError("--root belongs to DATA, and a gallery knows where its pictures are")
+        raise ConfigError(
+            "--root belongs to DATA: leave it out with a gallery, which stores its paths"
+        )
     try:
         gallery = Gallery.open(place)
     except GalleryError as error:
@@ -273,7 +176,7 @@ def _of_gallery(
     if not len(rows):
         raise GalleryError(f"the gallery {gallery.place} is empty: enrol pictures first")
     paths = rows["path"].to_pylist()
-    pictures = Pictures(
+    pictures = EmbeddedPictures(
         source=gallery.place,
         names=paths,
         files=paths,
@@ -281,12 +184,12 @@ def _of_gallery(
         identities=rows["identity"].to_pylist() if labelled else None,
         max_pixels=gallery.matcher.max_pixels,
     )
-    given = None
+    pairs = None
     if constraints is not None:
-        places = {path: row for row, path in enumerate(paths)}
-        given = read_constraints(expand_user(constraints), places)
+        rows = {path: row for row, path in enumerate(paths)}
+        pairs = read_constraints(expand_user(constraints), rows)
     return write_clusters(
-        pictures, comparison_of(gallery.matcher), cut, out, given=given, min_size=min_size,
+        pictures, _comparison_of(gallery.matcher), cut, out, constraints=pairs, min_size=min_size,
         copy=copy,
     )  # fmt: skip
 
@@ -302,10 +205,10 @@ def _decoded(bundle: Bundle, table: ImageTable) -> DecodedTable:
     return decoded
 
 
-def _embedded(matcher: Matcher, decoded: DecodedTable, labelled: bool) -> Pictures:
+def _embedded(matcher: Matcher, decoded: DecodedTable, labelled: bool) -> EmbeddedPictures:
     bundle, kept = matcher.bundle, decoded.table
     emb_ND = embed_pixels(bundle.encoder, decoded.pixels, progress=Progress("embedding"))
-    return Pictures(
+    return EmbeddedPictures(
         source=kept.source,
         names=[kept.relative(row) for row in range(len(kept))],
         files=None if kept.pixels is not None else [str(path) for path in kept.path],
@@ -319,7 +222,7 @@ def _embedded(matcher: Matcher, decoded: DecodedTable, labelled: bool) -> Pictur
 
 
 def _command(model: str | Path, data: str | Path, options: Mapping[str, Any]) -> str:
-    """What to type to repeat it."""
+    """The command line that repeats it."""
     words = ["twinlens", "cluster", str(model), str(data)]
     for name, value in options.items():
         if value is True:
@@ -327,41 +230,3 @@ def _command(model: str | Path, data: str | Path, options: Mapping[str, Any]) ->
         elif value is not None and value is not False:
             words += [name, str(value)]
     return shlex.join(words)
-
-
-# --- after the clusters -------------------------------------------------------------------------
-
-
-def _scores(pictures: Pictures, found: Clusters) -> PartitionScores | None:
-    if pictures.identities is None:
-        return None
-    rows = np.arange(len(found.label))
-    if pictures.forged is not None:
-        rows = rows[~pictures.forged]
-    if not len(rows):
-        return None
-    return score_partition(found.label[rows], np.array(pictures.identities, dtype=object)[rows])
-
-
-def _apart(found: Clusters, given: Constraints) -> frozenset[tuple[int, int]]:
-    return frozenset((int(found.label[a]), int(found.label[b])) for a, b in given.cannot)
-
-
-def _result(
-    pictures: Pictures, found: Clusters, out: Path, cut: Cut, num: int, broken: int,
-    constraints: int, placed: Placed, scores: PartitionScores | None,
-) -> ClusterSet:  # fmt: skip
-    return ClusterSet(
-        out=out,
-        pictures=len(found.label),
-        clusters=num,
-        single=int(found.size[num:].sum()),
-        largest=int(found.size.max(initial=0)),
-        broken=broken,
-        missing=placed.missing,
-        cut=cut,
-        constraints=constraints,
-        files=placed.kind,
-        scores=scores,
-        disjoint=pictures.disjoint,
-    )
