@@ -27,7 +27,8 @@ from PIL import Image
 from benchmarks.table import Line
 from benchmarks.timing import Row, compare
 from twinlens.config import ModelSettings, PictureSettings
-from twinlens.measure.calibration import Calibration, Platt
+from twinlens.measure.calibration import Calibration
+from twinlens.measure.probability import Platt
 from twinlens.model.bundle import save_bundle
 from twinlens.model.comparators import make_comparator
 from twinlens.model.encoder import Encoder

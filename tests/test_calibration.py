@@ -12,9 +12,15 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from twinlens.errors import CalibrationError, DataError, ModelError
-from twinlens.measure.calibration import Calibration, Isotonic, Platt, fit_calibration
+from twinlens.measure.calibration import Calibration, fit_calibration
 from twinlens.measure.error_rates import far_at
-from twinlens.measure.probability import fit_isotonic, fit_platt, held_out_losses
+from twinlens.measure.probability import (
+    Isotonic,
+    Platt,
+    fit_isotonic,
+    fit_platt,
+    held_out_losses,
+)
 
 
 def people(num: int = 12, each: int = 5, spread: float = 0.4, seed: int = 0):
@@ -231,26 +237,46 @@ def test_fitted_calibrations_return_from_json(calibration):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"threshold": "0.5"}, "threshold is '0.5'"),
-        ({"threshold": float("nan")}, "threshold is nan"),
-        ({"target_far": 2.0}, "target_far is 2.0"),
-        ({"num_impostor": 1.5}, "num_impostor is 1.5"),
-        ({"num_genuine": True}, "num_genuine is True"),
-        ({"curve": {"kind": "spline"}}, "unknown kind 'spline'"),
-        ({"curve": {"kind": "platt", "a": -1, "b": 0}}, "rises"),
-        ({"curve": {"kind": "platt", "a": 1}}, "there is no 'b'"),
-        ({"curve": {"kind": "isotonic", "x": [1, 0], "y": [1, 0]}}, "ascend"),
-        ({"curve": {"kind": "isotonic", "x": [0, 1], "y": [0, 1]}}, "rise"),
+        ({"threshold": "0.5"}, "threshold: input should be a valid number, found '0.5'"),
+        ({"threshold": float("nan")}, "threshold: input should be a finite number, found nan"),
+        ({"target_far": 2.0}, "target_far: input should be less than 1, found 2.0"),
+        ({"num_impostor": 1.5}, "num_impostor: input should be a valid integer, found 1.5"),
+        ({"num_genuine": True}, "num_genuine: input should be a valid integer, found True"),
+        ({"curve": {"kind": "spline"}}, "curve: input tag 'spline' found using 'kind'"),
+        ({"curve": {"kind": "platt", "a": -1, "b": 0}}, "curve.platt.a: input should be greater"),
+        ({"curve": {"kind": "platt", "a": 1}}, "curve.platt.b is missing"),
+        ({"curve": {"kind": "isotonic", "x": [1, 0], "y": [1, 0]}}, "x must ascend"),
+        ({"curve": {"kind": "isotonic", "x": [0, 1], "y": [0, 1]}}, "never rise"),
+        ({"curve": {"kind": "isotonic", "x": [0, 1], "y": [2, 0]}}, "lie in [0, 1]"),
         ({"curve": {"kind": "isotonic", "x": [], "y": []}}, "knots"),
-        ({"curve": None}, "damaged"),
-        ({"low": []}, "low is"),
+        ({"curve": None}, "curve: "),
+        ({"low": []}, "low: input should be a valid number, found []"),
     ],
 )
 def test_damaged_json_is_named(calibration, change, said):
     with pytest.raises(ModelError, match="damaged") as caught:
         Calibration.from_json({**calibration.as_json(), **change})
     assert said in str(caught.value)
-    assert "twinlens calibrate" in str(caught.value)
+    assert "twinlens calibrate MODEL DATA" in str(caught.value)
+
+
+def test_all_damage_is_named_at_once(calibration):
+    values = {**calibration.as_json(), "threshold": None, "num_genuine": 0}
+    del values["high"]
+    with pytest.raises(ModelError, match="high is missing") as caught:
+        Calibration.from_json(values)
+    for key in ("threshold", "num_genuine"):
+        assert f"{key}: input should be" in str(caught.value)
+
+
+def test_the_keys_of_a_stored_calibration_keep_their_order():
+    curve = Isotonic((0.25, 0.5), (1.0, 0.0))
+    stored = Calibration(0.5, None, 0.75, 0.01, 3, 200, 4, curve, 0.125, 0.25)
+    assert json.dumps(stored.as_json()) == (
+        '{"threshold": 0.5, "low": null, "high": 0.75, "target_far": 0.01, "num_genuine": 3, '
+        '"num_impostor": 200, "num_identities": 4, "curve": {"kind": "isotonic", "x": [0.25, 0.5], '
+        '"y": [1.0, 0.0]}, "log_loss_platt": 0.125, "log_loss_isotonic": 0.25}'
+    )
 
 
 @pytest.mark.parametrize("values", [None, [], "text", 3, {}])

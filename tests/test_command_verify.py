@@ -21,7 +21,8 @@ import twinlens
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import CalibrationError, ModelError, PictureError
 from twinlens.match.matcher import FEW, Matcher
-from twinlens.measure.calibration import Calibration, Platt
+from twinlens.measure.calibration import Calibration
+from twinlens.measure.probability import Platt
 from twinlens.model.bundle import save_bundle
 from twinlens.model.comparators import COMPARATORS, Network, Sigmoid, make_comparator
 from twinlens.model.encoder import Encoder

@@ -14,7 +14,7 @@ from twinlens.measure.probability import Platt
 
 CALIBRATION = OpenSetCalibration(
     rule="nearest", target_fpir=0.1, threshold=0.5, low=None, high=None, margin=0.2,
-    num_identities=10, num_templates=20, num_mated=20, num_strangers=20, tpir=Estimate(0.9),
+    num_identities=10, num_templates=20, num_mated=20, num_strangers=2, tpir=Estimate(0.9),
     rank_1=Estimate(1.0), by_rule={"nearest": 0.9}, strangers=(0.5, 0.6), curve=Platt(10.0, -5.0),
 )  # fmt: skip
 OWN = Threshold(0.5, "gallery", 0.1)

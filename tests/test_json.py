@@ -21,7 +21,7 @@ from twinlens.commands import doctor as doctor_job
 from twinlens.config import ModelSettings, Settings
 from twinlens.data.table import ImageTable
 from twinlens.match.matcher import Matcher
-from twinlens.measure.calibration import Isotonic, Platt
+from twinlens.measure.probability import Isotonic, Platt
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "json.md"
 

@@ -21,7 +21,8 @@ from twinlens.data.pixel_cache import decode_table
 from twinlens.errors import CalibrationError, DataError, ModelError, PictureError
 from twinlens.match.answers import VerifyAnswer
 from twinlens.match.matcher import Matcher
-from twinlens.measure.calibration import Calibration, Platt
+from twinlens.measure.calibration import Calibration
+from twinlens.measure.probability import Platt
 from twinlens.model.bundle import save_bundle
 from twinlens.model.comparators import COMPARATORS, make_comparator
 from twinlens.model.encoder import Encoder

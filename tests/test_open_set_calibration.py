@@ -1,4 +1,4 @@
-"""What is read from a gallery's calibration, and how it lies on disk."""
+"""Reading a gallery's calibration: other targets, probabilities, and its file."""
 
 from __future__ import annotations
 
@@ -110,6 +110,13 @@ def test_nearer_is_never_less_likely(calibration):
 # --- on disk --------------------------------------------------------------------------------
 
 
+def test_the_keys_of_a_stored_calibration_keep_their_order(calibration):
+    keys = "rule target_fpir threshold low high margin num_identities num_templates num_mated"
+    keys += " num_strangers tpir rank_1 by_rule strangers curve"
+    assert list(calibration.as_json()) == keys.split()
+    assert list(calibration.as_json()["tpir"]) == ["value", "low", "high"]
+
+
 def test_json_gives_back_the_same(calibration):
     knots = Isotonic((0.5, 1.0), (0.9, 0.1))
     bare = OpenSetCalibration(**{**calibration.__dict__, "curve": None, "low": None, "high": None})
@@ -126,21 +133,24 @@ def test_json_gives_back_the_same(calibration):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("threshold", "near", "threshold is 'near', not a finite number"),
-        ("threshold", math.nan, "not a finite number"),
-        ("margin", -1.0, "margin is below 0"),
-        ("target_fpir", 0.0, "not between 0 and 1"),
-        ("rule", "best", "its rule is 'best'"),
-        ("by_rule", {"nearest": 2.0}, "nearest is 2.0, not between 0 and 1"),
-        ("num_strangers", 0, "num_strangers is 0, not a count"),
-        ("num_mated", True, "num_mated is True, not a count"),
-        ("num_strangers", 47, "it has 160 distances of 47 strangers"),
-        ("tpir", {"value": 1.0}, "there is no 'low'"),
-        ("curve", {"kind": "line"}, "unknown kind 'line'"),
-        ("curve", {"kind": "platt", "a": -1.0, "b": 0.0}, "rises with distance"),
-        ("curve", {"kind": "isotonic", "x": [1, 0], "y": [1, 0]}, "do not ascend"),
-        ("strangers", [3.0] + [1.0] * 159, "distances do not ascend"),
-        ("strangers", None, "damaged"),
+        ("threshold", "near", "threshold: input should be a valid number, found 'near'"),
+        ("threshold", math.nan, "threshold: input should be a finite number"),
+        ("margin", -1.0, "margin: input should be greater than or equal to 0"),
+        ("target_fpir", 0.0, "target_fpir: input should be greater than 0"),
+        ("target_fpir", 1.0, "target_fpir: input should be less than 1"),
+        ("rule", "best", "'best'"),
+        ("by_rule", {"nearest": 2.0}, "by_rule.nearest: input should be less than or equal to 1"),
+        ("by_rule", {"best": 0.5}, "'best'"),
+        ("num_strangers", 0, "num_strangers: input should be greater than 0"),
+        ("num_mated", True, "num_mated: input should be a valid integer, found True"),
+        ("num_strangers", 47, "found 160 distances; 47 strangers need 47"),
+        ("tpir", {"low": 1.0}, "tpir.value is missing"),
+        ("tpir", {"value": "1"}, "tpir.value: input should be a valid number, found '1'"),
+        ("curve", {"kind": "line"}, "curve: input tag 'line' found using 'kind'"),
+        ("curve", {"kind": "platt", "a": -1.0, "b": 0.0}, "curve.platt.a: input should be greater"),
+        ("curve", {"kind": "isotonic", "x": [1, 0], "y": [1, 0]}, "x must ascend"),
+        ("strangers", [3.0] + [1.0] * 159, "the distances must ascend"),
+        ("strangers", None, "strangers: "),
     ],
 )
 def test_what_is_damaged_is_named(calibration, key, value, said):
@@ -148,14 +158,14 @@ def test_what_is_damaged_is_named(calibration, key, value, said):
     with pytest.raises(ModelError, match="gallery's calibration is damaged") as caught:
         OpenSetCalibration.from_json(values)
     assert said in str(caught.value)
-    assert "run `twinlens gallery calibrate GALLERY` again" in str(caught.value)
+    assert "twinlens gallery calibrate GALLERY" in str(caught.value)
 
 
 def test_what_is_missing_is_named(calibration):
     for key in calibration.as_json():
         values = calibration.as_json()
         del values[key]
-        with pytest.raises(ModelError, match=f"there is no '{key}'"):
+        with pytest.raises(ModelError, match=f"{key} is missing"):
             OpenSetCalibration.from_json(values)
     with pytest.raises(ModelError):
         OpenSetCalibration.from_json(["threshold"])

@@ -16,10 +16,11 @@ from twinlens.data.table import pair_masks
 from twinlens.errors import DataError
 from twinlens.measure import pairs as pairs_module
 from twinlens.measure.bootstrap import Estimate, estimates, interval, pair_weights, replicate
-from twinlens.measure.calibration import Calibration, Platt
+from twinlens.measure.calibration import Calibration
 from twinlens.measure.error_rates import auc, best_accuracy, det_curve, eer, tar_at_far
 from twinlens.measure.few_shot import one_shot, tied_credit
 from twinlens.measure.pairs import PairSet, count_pairs, draw_pairs, pair_distances
+from twinlens.measure.probability import Platt
 from twinlens.measure.retrieval import retrieval
 from twinlens.measure.trials import one_shot_trials, pair_trials
 from twinlens.measure.verification import verification

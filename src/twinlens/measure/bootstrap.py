@@ -1,14 +1,12 @@
-"""Intervals: how far a figure might have fallen elsewhere with other identities.
+"""Confidence intervals, from a bootstrap over identities.
 
-Pairs are not independent: one odd person spoils all the pairs they take part in. So identities
-are drawn again, with replacement, and not pairs: the vertex bootstrap of Snijders & Borgatti
-(1999), "Non-parametric standard errors and tests for network statistics". An identity drawn c
-times counts c times in everything that happens within it, and a pair across identities i and j
-counts c_i * c_j times; pairs between copies of one identity are left out. The interval runs from
-the 2.5th to the 97.5th percentile. With few identities (say, fewer than 10) it is rough, and too
-narrow rather than too wide; with one there is none.
-
-This module knows nothing of distances: it draws counts, and turns replicates into figures.
+Pairs are not independent: one odd person spoils every pair they take part in. So the bootstrap
+draws identities with replacement, not pairs: the vertex bootstrap of Snijders & Borgatti (1999),
+"Non-parametric standard errors and tests for network statistics". An identity drawn c times
+counts c times within itself, and a pair across identities i and j counts c_i * c_j times; pairs
+between copies of one identity are left out. The interval runs from the 2.5th to the 97.5th
+percentile. With few identities (say, fewer than 10) it is rough, and too narrow rather than too
+wide; with one identity there is no interval.
 
 Shapes: I identities (or other clusters), N pairs, R replicates, S statistics.
 """
@@ -18,11 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import ConfigDict
 
 from twinlens.errors import ConfigError
+from twinlens.measure.stored import STRICT
 
 __all__ = [
     "LEVEL",
@@ -44,14 +45,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured number with its 95 % interval; None where it, or a bound, cannot be had."""
+    """An estimate with its 95 % interval; None for what the data do not support."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     value: float | None
     low: float | None = None
     high: float | None = None
 
     def as_json(self) -> dict[str, float | None]:
-        """`{"value", "low", "high"}`; what JSON has no number for (infinity) is null."""
+        """`{"value", "low", "high"}`; infinity, which JSON lacks, is null."""
         return {
             "value": _finite(self.value),
             "low": _finite(self.low),
@@ -60,17 +63,21 @@ class Estimate:
 
 
 def check_seed(seed: int) -> None:
-    """Refuse, before any work is done, a seed that random numbers cannot be drawn from.
+    """Check a random seed.
 
     Raises:
-        ConfigError: it is below 0.
+        ConfigError: below 0.
     """
     if seed < 0:
         raise ConfigError(f"seed must be at least 0, found {seed}")
 
 
 def pair_weights(count_I: Counts, a_N: NDArray[np.int64], b_N: NDArray[np.int64]) -> Counts:
-    """How often each pair of identities `a_N`, `b_N` occurs: c_i within one, c_i * c_j across."""
+    """Number of copies of each pair of identities: c_i within one, c_i * c_j across two.
+
+    >>> pair_weights(np.array([2, 0, 3]), np.array([0, 0, 1]), np.array([0, 2, 2])).tolist()
+    [2, 6, 0]
+    """
     weight_N = count_I[a_N]
     across_N = a_N != b_N
     return np.where(across_N, weight_N * count_I[b_N], weight_N)
@@ -83,16 +90,15 @@ def replicate(
     seed: int,
     replicates: int = REPLICATES,
 ) -> Floats:
-    """`statistic` of the counts of `replicates` redrawn sets of clusters.
+    """Bootstrap replicates of a statistic, each from clusters drawn with replacement.
 
     Args:
-        statistic: counts of the clusters (I,), which sum to I -> numbers (S,), NaN for those
-            that such a draw leaves undefined.
-        num_clusters: I, how many identities (or other independent clusters) there are.
-        seed: the same seed draws the same counts.
+        statistic: counts of the clusters (I,), which sum to I -> numbers (S,), NaN if undefined.
+        num_clusters: I, the number of identities (or other independent clusters).
+        seed: random seed of the draws.
         replicates: R.
     Returns:
-        Shape (R, S); no rows where there are fewer than 2 clusters.
+        Shape (R, S); no rows for fewer than 2 clusters.
     """
     rng = np.random.default_rng(seed)
     rows = [
@@ -105,10 +111,10 @@ def replicate(
 
 
 def interval(values_R: ArrayLike) -> tuple[float, float] | tuple[None, None]:
-    """The percentile interval of replicates, rounded outwards to two of them.
+    """Percentile interval of replicates, rounded outwards to two of them.
 
-    Replicates that are NaN are left out; where that leaves less than half of them, or fewer than
-    2, there is no interval.
+    Replicates that are NaN are left out. If that leaves less than half of them, or fewer than 2,
+    there is no interval.
     """
     values = np.asarray(values_R, dtype=np.float64)
     valid = np.sort(values[~np.isnan(values)])
@@ -120,15 +126,15 @@ def interval(values_R: ArrayLike) -> tuple[float, float] | tuple[None, None]:
 
 
 def estimates(values: Sequence[float], replicate_RS: Floats) -> list[Estimate]:
-    """A `Estimate` of each of S values; one that is NaN has neither a value nor bounds."""
-    found = []
+    """Estimates of S values; one that is NaN has neither a value nor bounds."""
+    result = []
     for index, value in enumerate(values):
         if math.isnan(value):
-            found.append(Estimate(None))
+            result.append(Estimate(None))
             continue
         low, high = interval(replicate_RS[:, index] if len(replicate_RS) else [])
-        found.append(Estimate(float(value), low, high))
-    return found
+        result.append(Estimate(float(value), low, high))
+    return result
 
 
 def _finite(number: float | None) -> float | None:

@@ -1,9 +1,9 @@
-"""From a distance to an answer: the threshold at a target FAR, and a probability.
+"""Calibration of a model for pairs: the threshold at a target FAR, and a probability.
 
-Both are fitted on pairs of identities that the model was not trained on, and belong to that
-model. The probability is that of a match **at even odds**: genuine and impostor pairs weigh the
-same whatever their numbers, since nobody knows how often a user meets an impostor. Whoever knows
-their prior odds multiplies p / (1 - p) by them. This module knows nothing of pictures or models.
+Both are fitted on pairs of identities that the model was not trained on, and belong to that model.
+The probability holds **at even odds**: genuine and impostor pairs weigh the same whatever their
+numbers, since the share of impostors among future pairs is unknown. To apply known prior odds,
+multiply p / (1 - p) by them.
 
 Shapes: N pairs, I identities.
 """
@@ -11,72 +11,81 @@ Shapes: N pairs, I identities.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, PositiveInt
+from pydantic.dataclasses import dataclass
 
 from twinlens.errors import CalibrationError, DataError
 from twinlens.measure.bootstrap import REPLICATES, Estimate, interval, pair_weights, replicate
 from twinlens.measure.error_rates import SortedPairs, point_at_far, threshold_at_far
 from twinlens.measure.probability import (
-    Isotonic,
-    Platt,
+    Curve,
     fit_isotonic,
     fit_platt,
     held_out_losses,
     probability_limits,
 )
-from twinlens.measure.stored import (
-    curve_as_json,
-    read_count,
-    read_curve,
-    read_number,
-    read_optional,
-    reading,
-)
+from twinlens.measure.stored import STRICT, as_plain, read_calibration
 
-__all__ = ["Calibration", "Isotonic", "Platt", "fit_calibration"]
+__all__ = ["Calibration", "fit_calibration"]
 
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Calibration:
-    """What a model's distances mean, measured on a user's own pairs.
+    """The threshold of a model for pairs, and the probability of a match at each distance.
 
-    `threshold` keeps the FAR at `target_far` on the pairs it was measured on; `low` and `high`
-    are its 95 % interval, None where none can be had. `log_loss_platt` and `log_loss_isotonic`
-    are the held-out losses between which `curve` was chosen; None where there were too few
-    identities to hold any out, and Platt's curve was taken.
+    Attributes:
+        threshold: largest distance that keeps the FAR at `target_far` on the calibration pairs.
+        low: lower end of the threshold's 95 % interval; None if too few identities.
+        high: upper end.
+        target_far: target false accept rate.
+        num_genuine: genuine pairs.
+        num_impostor: impostor pairs.
+        num_identities: identities in these pairs.
+        curve: probability of a match at each distance.
+        log_loss_platt: log-loss of Platt's curve on held-out identities; None if too few
+            identities, and then `curve` is Platt's.
+        log_loss_isotonic: the same of the isotonic curve.
     """
 
     threshold: float
     low: float | None
     high: float | None
-    target_far: float
-    num_genuine: int
-    num_impostor: int
-    num_identities: int
-    curve: Platt | Isotonic
+    target_far: Annotated[float, Field(gt=0, lt=1)]
+    num_genuine: PositiveInt
+    num_impostor: PositiveInt
+    num_identities: PositiveInt
+    curve: Curve
     log_loss_platt: float | None
     log_loss_isotonic: float | None
 
     def probability(self, distance: ArrayLike) -> Floats:
-        """How likely a pair at each distance is genuine, at even odds; never rises with distance.
+        """Probability that a pair at each distance is genuine, at even odds.
 
-        It stays between 1 / (num_genuine + 2) and 1 - 1 / (num_impostor + 2), Laplace's rule of
-        succession: having seen n impostors and none so close says no more than that.
+        It never rises with distance, and stays between 1 / (num_genuine + 2) and
+        1 - 1 / (num_impostor + 2) (`probability_limits`).
+
+        >>> from twinlens.measure.probability import Platt
+        >>> pairs = {"num_genuine": 98, "num_impostor": 998, "num_identities": 20}
+        >>> curve = Platt(a=10.0, b=-8.0)
+        >>> known = Calibration(threshold=0.5, low=0.4, high=0.6, target_far=0.01, **pairs,
+        ...                     curve=curve, log_loss_platt=None, log_loss_isotonic=None)
+        >>> known.probability([0.2, 0.8, 5.0]).round(3).tolist()
+        [0.998, 0.5, 0.01]
 
         Args:
-            distance: of any shape and float type; infinity is allowed.
+            distance: any shape and float type; may be infinite.
         Raises:
             DataError: a distance is NaN.
         """
         dist = np.asarray(distance, dtype=np.float64)
         if np.isnan(dist).any():
-            raise DataError("a distance is NaN, so no probability can be given: check the picture")
+            raise DataError("found a distance that is NaN; a probability needs numbers")
         limits = probability_limits(self.num_genuine, self.num_impostor)
         return np.clip(self.curve(dist), *limits)
 
@@ -86,20 +95,17 @@ class Calibration:
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers, strings and lists; `from_json` gives back an equal calibration."""
-        found = asdict(self)
-        found["curve"] = curve_as_json(self.curve)
-        return found
+        return as_plain(self)
 
     @classmethod
     def from_json(cls, values: Any) -> Calibration:
-        """Read what `as_json` gave, once json has parsed it.
+        """Read what `as_json` gave, after json has parsed it.
 
         Raises:
-            ModelError: something is missing, of the wrong type, or cannot be.
+            ModelError: damaged; names every problem.
         """
-        remedy = "calibrate it again: twinlens calibrate MODEL DATA"
-        with reading("the model's calibration", remedy):
-            return _read(values)
+        remedy = "Calibrate it again: twinlens calibrate MODEL DATA"
+        return read_calibration(cls, values, "the model's calibration", remedy)
 
 
 def fit_calibration(
@@ -112,24 +118,23 @@ def fit_calibration(
     seed: int = 0,
     replicates: int = REPLICATES,
 ) -> Calibration:
-    """The threshold at `target_far` with its interval, and the probability of a match.
+    """Fit the threshold at `target_far` with its interval, and the probability of a match.
 
     The interval is a bootstrap over identities. The curve is Platt's or the isotonic one, by the
-    lower log-loss on held-out identities (up to 5 folds: fitted on the pairs with no identity in
-    the fold, judged on those with both in it); Platt's where both are equal or none can be held
-    out.
+    lower log-loss on held-out identities (`held_out_losses`); Platt's if both are equal or no
+    identities can be held out.
 
     Args:
-        distance: shape (N,).
+        distance: distances of pairs, shape (N,).
         same: whether each pair is genuine, shape (N,).
-        identity_a: the identities of the pairs' first pictures, shape (N,), numbers or strings.
-        identity_b: those of the second; for a forgery, the identity that it claims to be.
-        target_far: a fraction in (0, 1).
-        seed: draws the replicates and the folds.
-        replicates: how many times the identities are redrawn.
+        identity_a: identities of the pairs' first pictures, shape (N,), numbers or strings.
+        identity_b: identities of the second pictures; the claimed identity of a forgery.
+        target_far: target false accept rate, a fraction in (0, 1).
+        seed: random seed for bootstrap and folds.
+        replicates: number of bootstrap replicates.
     Raises:
         CalibrationError: no genuine pairs, fewer impostor pairs than 1 / target_far, or so many
-            of them equally close that no threshold keeps to it.
+            of them equally close that no threshold keeps to the target.
         DataError: a distance that is not a finite number.
     """
     dist_N, same_N = np.asarray(distance, dtype=np.float64), np.asarray(same, dtype=bool)
@@ -137,20 +142,20 @@ def fit_calibration(
     code_a, code_b = code_2N[: len(dist_N)], code_2N[len(dist_N) :]
     if not same_N.any():
         raise CalibrationError(
-            "found no genuine pairs; calibration needs identities with two pictures or more"
+            "found no genuine pairs; calibration needs identities with at least two pictures"
         )
     threshold = threshold_at_far(dist_N[~same_N], target_far)
     if not math.isfinite(threshold):
         raise CalibrationError(
-            f"more than {target_far:.3g} of the impostor pairs share the smallest distance, so no "
-            "threshold keeps to that FAR: the embeddings may have collapsed (train again), or "
-            "pictures may be filed under two identities (twinlens inspect DATA)"
+            f"found that more than {target_far:.3g} of the impostor pairs share the smallest "
+            "distance, so no threshold keeps to that FAR. Either the embeddings have collapsed "
+            "(train again), or pictures are filed under two identities (twinlens inspect DATA)"
         )
     low, high = _threshold_interval(
         dist_N, same_N, code_a, code_b, len(names), target_far, seed, replicates
     )
     loss_platt, loss_isotonic = held_out_losses(dist_N, same_N, code_a, code_b, seed)
-    better = loss_platt is not None and loss_isotonic is not None and loss_isotonic < loss_platt
+    isotonic = loss_platt is not None and loss_isotonic is not None and loss_isotonic < loss_platt
     return Calibration(
         threshold=threshold,
         low=low,
@@ -159,7 +164,7 @@ def fit_calibration(
         num_genuine=int(np.count_nonzero(same_N)),
         num_impostor=int(np.count_nonzero(~same_N)),
         num_identities=len(names),
-        curve=(fit_isotonic if better else fit_platt)(dist_N, same_N),
+        curve=(fit_isotonic if isotonic else fit_platt)(dist_N, same_N),
         log_loss_platt=loss_platt,
         log_loss_isotonic=loss_isotonic,
     )
@@ -175,38 +180,20 @@ def _threshold_interval(
     seed: int,
     replicates: int,
 ) -> tuple[float | None, float | None]:
-    ranked = SortedPairs.of(dist_N[same_N], dist_N[~same_N])
+    pairs = SortedPairs.of(dist_N[same_N], dist_N[~same_N])
     first, second = code_a[~same_N], code_b[~same_N]
 
-    def redrawn(count_I: NDArray[np.int64]) -> Floats:
+    def threshold_of(count_I: NDArray[np.int64]) -> Floats:
         weight = pair_weights(count_I, first, second)
         if not weight.any():
             return np.array([np.nan])
-        curve = ranked.curve(None, weight)
+        curve = pairs.curve(None, weight)
         return curve.threshold[[point_at_far(curve, target_far)]]
 
-    values = replicate(redrawn, num_identities, seed=seed, replicates=replicates)
+    values = replicate(threshold_of, num_identities, seed=seed, replicates=replicates)
     low, high = interval(values[:, 0] if len(values) else [])
     return _bound(low), _bound(high)
 
 
 def _bound(number: float | None) -> float | None:
     return number if number is not None and math.isfinite(number) else None
-
-
-def _read(values: Any) -> Calibration:
-    found = Calibration(
-        threshold=read_number(values, "threshold"),
-        low=read_optional(values, "low"),
-        high=read_optional(values, "high"),
-        target_far=read_number(values, "target_far"),
-        num_genuine=read_count(values, "num_genuine"),
-        num_impostor=read_count(values, "num_impostor"),
-        num_identities=read_count(values, "num_identities"),
-        curve=read_curve(values["curve"]),
-        log_loss_platt=read_optional(values, "log_loss_platt"),
-        log_loss_isotonic=read_optional(values, "log_loss_isotonic"),
-    )
-    if not 0 < found.target_far < 1:
-        raise ValueError(f"target_far is {found.target_far}, not between 0 and 1")
-    return found

@@ -340,7 +340,7 @@ def _last_within(far_T: Floats, target_far: float) -> int:
 
 def _resolvable(num_impostor: int, target_far: float) -> None:
     if not 0 < target_far < 1:
-        raise CalibrationError(f"the target FAR is {target_far}; it must lie between 0 and 1")
+        raise CalibrationError(f"the target FAR must be in (0, 1), found {target_far}")
     if num_impostor == 0 or 1 / num_impostor > target_far:
         needed = int(np.ceil(1 / target_far))
         raise CalibrationError(

@@ -1,7 +1,7 @@
-"""Curves from a distance to the probability of a match at even odds, and which fits better.
+"""Probability of a match from a distance, by Platt's curve or an isotonic one.
 
-*At even odds*: genuine and impostor pairs weigh the same, whatever their numbers. A curve never
-rises with distance. This module knows nothing of thresholds.
+The probability holds **at even odds**: genuine and impostor pairs weigh the same, whatever their
+numbers. No curve rises with distance.
 
 Shapes: N pairs, K knots of a curve, I identities.
 """
@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import field
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from twinlens.measure.stored import STRICT
 
 __all__ = [
     "MAX_FOLDS",
+    "Curve",
     "Isotonic",
     "Platt",
     "fit_isotonic",
@@ -32,11 +38,16 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Platt:
-    """p = 1 / (1 + exp(a * distance + b)), a >= 0 (Platt 1999)."""
+    """p = 1 / (1 + exp(a * distance + b)), a >= 0 (Platt 1999).
 
-    a: float
+    >>> Platt(a=2.0, b=-3.0)(np.array([1.5, np.inf])).tolist()
+    [0.5, 0.0]
+    """
+
+    kind: Literal["platt"] = field(default="platt", kw_only=True)
+    a: Annotated[float, Field(ge=0)]
     b: float
 
     def __call__(self, dist: Floats) -> Floats:
@@ -45,75 +56,82 @@ class Platt:
         return np.asarray(0.5 - 0.5 * np.tanh((self.a * dist + self.b) / 2), dtype=np.float64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Isotonic:
     """Straight lines between knots: `x` (K,) distances ascending, `y` (K,) never rising.
 
-    The best of all curves that never rise (Zadrozny & Elkan 2002); level beyond its ends.
+    The curve is level beyond its ends (Zadrozny & Elkan 2002).
     """
 
+    kind: Literal["isotonic"] = field(default="isotonic", kw_only=True)
     x: tuple[float, ...]
     y: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _is_a_falling_curve(self) -> Self:
+        if not len(self.x) == len(self.y) > 0:
+            raise ValueError(f"found {len(self.x)} x and {len(self.y)} y; knots need both")
+        if not np.all(np.diff(self.x) > 0):
+            raise ValueError("x must ascend")
+        if not (np.all(np.diff(self.y) <= 0) and self.y[0] <= 1 and self.y[-1] >= 0):
+            raise ValueError("y must lie in [0, 1] and never rise")
+        return self
 
     def __call__(self, dist: Floats) -> Floats:
         """Probabilities of the shape of `dist`."""
         return np.asarray(np.interp(dist, self.x, self.y), dtype=np.float64)
 
 
-def probability_limits(num_genuine: int, num_impostor: int) -> tuple[float, float]:
-    """The lowest and highest probability that so many pairs can speak for.
+Curve = Annotated[Platt | Isotonic, Field(discriminator="kind")]
 
-    Laplace's rule of succession: having met n impostors, none of them so close, leaves 1 / (n + 2)
-    for the next one; likewise for genuine pairs far away.
+
+def probability_limits(num_genuine: int, num_impostor: int) -> tuple[float, float]:
+    """The lowest and highest probability that so many pairs support.
+
+    Laplace's rule of succession: n impostors, none of them so close, leave 1 / (n + 2) for the next
+    one; likewise for genuine pairs far away.
+
+    >>> probability_limits(8, 98)
+    (0.1, 0.99)
     """
     return 1 / (num_genuine + 2), 1 - 1 / (num_impostor + 2)
 
 
-def fit_platt(dist_N: Floats, same_N: NDArray[np.bool_]) -> Platt:
-    """Newton's method with halved steps (Lin, Lin & Weng 2007) on weighted pairs.
+def fit_platt(dist_N: Floats, same_N: Bools) -> Platt:
+    """Platt's curve, as a logistic regression on weighted pairs.
 
-    The targets are Platt's, (n + 1) / (n + 2) for genuine pairs and 1 / (n + 2) for impostors, n
-    the number of their kind: without them the slope has no end on pairs that separate. Where
-    larger distances look more alike, the best curve that never rises is level, and is returned.
+    The targets are Platt's: (n + 1) / (n + 2) for genuine pairs and 1 / (n + 2) for impostors, n
+    the number of their kind. Without them the slope has no end on pairs that separate. If larger
+    distances look more alike, the result is level: the best curve that does not rise.
     """
-    weight_N = _even_odds(same_N)
+    from sklearn.linear_model import LogisticRegression
+
     num_genuine = np.count_nonzero(same_N)
     num_impostor = len(same_N) - num_genuine
+    weight_N = _even_odds(same_N)
     target_N = np.where(same_N, (num_genuine + 1) / (num_genuine + 2), 1 / (num_impostor + 2))
-    center, spread = float(np.mean(dist_N)), float(np.std(dist_N)) or 1.0
-    x_2N = np.stack([(dist_N - center) / spread, np.ones_like(dist_N)])
-    theta = np.zeros(2)
-
-    def loss(at: Floats) -> float:
-        score_N = at @ x_2N
-        return float(np.sum(weight_N * (np.logaddexp(0, score_N) - target_N * score_N)))
-
-    for _ in range(100):
-        p_N = 0.5 + 0.5 * np.tanh(theta @ x_2N / 2)
-        gradient = x_2N @ (weight_N * (p_N - target_N))
-        hessian = (x_2N * (weight_N * p_N * (1 - p_N))) @ x_2N.T
-        step = np.linalg.solve(hessian + 1e-12 * np.eye(2), gradient)
-        size, now = 1.0, loss(theta)
-        while size > 1e-10 and loss(theta - size * step) > now - 1e-4 * size * (gradient @ step):
-            size /= 2
-        if size <= 1e-10 or np.abs(size * step).max() < 1e-12:
-            break
-        theta = theta - size * step
-    slope, level = float(theta[0]), float(theta[1])
+    center, scale = float(np.mean(dist_N)), float(np.std(dist_N)) or 1.0
+    # A soft target is the same as both hard ones, weighted.
+    fitted = LogisticRegression(C=math.inf, solver="newton-cg", tol=1e-10).fit(
+        np.tile((dist_N - center) / scale, 2)[:, None],
+        np.repeat([True, False], len(dist_N)),
+        sample_weight=np.concatenate([weight_N * target_N, weight_N * (1 - target_N)]),
+    )
+    slope, level = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
     if slope > 0:
         mean = float(np.sum(weight_N * target_N))
         slope, level = 0.0, math.log(mean / (1 - mean))
-    return Platt(-slope / spread + 0.0, slope * center / spread - level)
+    return Platt(-slope / scale + 0.0, slope * center / scale - level)
 
 
-def fit_isotonic(dist_N: Floats, same_N: NDArray[np.bool_]) -> Isotonic:
-    """The weighted least-squares curve that never rises, by pooling adjacent violators."""
+def fit_isotonic(dist_N: Floats, same_N: Bools) -> Isotonic:
+    """The best curve that never rises, by weighted least squares (pool adjacent violators)."""
     from sklearn.isotonic import IsotonicRegression
 
     fitted = IsotonicRegression(y_min=0.0, y_max=1.0, increasing=False).fit(
         dist_N, same_N.astype(np.float64), sample_weight=_even_odds(same_N)
     )
-    # Sums of weights leave steps of a last bit upwards.
+    # Rounded sums of weights leave upward steps of one last bit.
     falling = np.minimum.accumulate(fitted.y_thresholds_)
     return Isotonic(tuple(fitted.X_thresholds_.tolist()), tuple(falling.tolist()))
 
@@ -121,21 +139,22 @@ def fit_isotonic(dist_N: Floats, same_N: NDArray[np.bool_]) -> Isotonic:
 def held_out_losses(
     dist_N: Floats, same_N: Bools, code_a: Ints, code_b: Ints, seed: int
 ) -> tuple[float, float] | tuple[None, None]:
-    """Log-losses of Platt's and the isotonic curve on identities that took no part in the fit.
+    """Log-losses of Platt's and the isotonic curve on held-out identities.
 
     Identities are dealt into up to 5 folds of two or more. A curve is fitted on the pairs with no
-    identity in a fold and judged on those with both in it; pairs across would leak. The losses of
-    genuine and of impostor pairs, over all folds, weigh one half each; among impostors, forgeries
-    (within one identity) and strangers weigh as in all pairs, though most strangers are unjudged.
+    identity in a fold, and tested on those with both identities in it; pairs across would leak. The
+    losses of genuine and of impostor pairs, over all folds, weigh one half each. Among impostors,
+    forgeries (within one identity) and others weigh as in all pairs, though most of the others lie
+    across folds and are not tested.
 
     Args:
         dist_N: distances, shape (N,).
         same_N: whether each pair is genuine, shape (N,).
         code_a: identities of the first pictures as numbers from 0, shape (N,).
         code_b: identities of the second pictures, shape (N,).
-        seed: deals the folds.
+        seed: random seed of the folds.
     Returns:
-        Both losses, or (None, None) where the folds leave no genuine or no impostor pair.
+        Both losses; (None, None) if the folds leave no genuine or no impostor pair.
     """
     num_identities = int(max(code_a.max(), code_b.max())) + 1
     num_folds = min(MAX_FOLDS, num_identities // 2)
@@ -144,9 +163,9 @@ def held_out_losses(
     loss_2N = np.full((2, len(dist_N)), np.nan)
     for fold in range(num_folds if num_folds >= 2 else 0):
         fit = (fold_a != fold) & (fold_b != fold)
-        judged = (fold_a == fold) & (fold_b == fold)
+        test = (fold_a == fold) & (fold_b == fold)
         if 0 < np.count_nonzero(same_N[fit]) < np.count_nonzero(fit):
-            loss_2N[:, judged] = _losses(dist_N, same_N, fit, judged)
+            loss_2N[:, test] = _losses(dist_N, same_N, fit, test)
     across = code_a != code_b
     genuine = _mean_by_kind(loss_2N, [same_N])
     impostor = _mean_by_kind(loss_2N, [~same_N & across, ~same_N & ~across])
@@ -157,25 +176,25 @@ def held_out_losses(
 
 
 def _mean_by_kind(loss_2N: Floats, kinds: Sequence[Bools]) -> Floats | None:
-    """The mean over judged pairs, the kinds weighted by the number of all their pairs."""
+    """The mean over tested pairs, the kinds weighted by the number of all their pairs."""
     total, weight = np.zeros(2), 0.0
     for kind in kinds:
-        judged_2N = loss_2N[:, kind & ~np.isnan(loss_2N[0])]
-        if judged_2N.size:
-            total += np.count_nonzero(kind) * judged_2N.mean(axis=1)
+        tested_2N = loss_2N[:, kind & ~np.isnan(loss_2N[0])]
+        if tested_2N.size:
+            total += np.count_nonzero(kind) * tested_2N.mean(axis=1)
             weight += float(np.count_nonzero(kind))
     return total / weight if weight else None
 
 
-def _losses(dist_N: Floats, same_N: Bools, fit: Bools, judged: Bools) -> Floats:
+def _losses(dist_N: Floats, same_N: Bools, fit: Bools, test: Bools) -> Floats:
     num_genuine = int(np.count_nonzero(same_N[fit]))
     limits = probability_limits(num_genuine, int(np.count_nonzero(fit)) - num_genuine)
     curves = (fit_platt(dist_N[fit], same_N[fit]), fit_isotonic(dist_N[fit], same_N[fit]))
-    p_2N = np.clip(np.stack([curve(dist_N[judged]) for curve in curves]), *limits)
-    return np.asarray(-np.log(np.where(same_N[judged], p_2N, 1 - p_2N)), dtype=np.float64)
+    p_2N = np.clip(np.stack([curve(dist_N[test]) for curve in curves]), *limits)
+    return np.asarray(-np.log(np.where(same_N[test], p_2N, 1 - p_2N)), dtype=np.float64)
 
 
-def _even_odds(same_N: NDArray[np.bool_]) -> Floats:
+def _even_odds(same_N: Bools) -> Floats:
     """Weights that give genuine and impostor pairs half of the total, 1, each."""
     num_genuine = np.count_nonzero(same_N)
     return np.where(same_N, 0.5 / num_genuine, 0.5 / (len(same_N) - num_genuine))

@@ -12,7 +12,7 @@ import numpy as np
 from twinlens.config import Settings
 from twinlens.learn.auto import Choice
 from twinlens.learn.run_folder import HistoryRow
-from twinlens.measure.calibration import Calibration, Isotonic
+from twinlens.measure.calibration import Calibration
 from twinlens.measure.evaluation_result import (
     EvaluationResult,
     NearestNeighbourEvaluation,
@@ -169,7 +169,7 @@ def _operating(stored: Mapping[str, Any] | None) -> report.OperatingPoint | None
         calibration.low,
         calibration.high,
         calibration.num_impostor,
-        "isotonic" if isinstance(calibration.curve, Isotonic) else "Platt",
+        "isotonic" if calibration.curve.kind == "isotonic" else "Platt",
     )
 
 
