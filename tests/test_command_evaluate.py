@@ -655,7 +655,7 @@ def test_one_shot_trials(model: Matcher, tiny_run: TinyRun, tmp_path: Path) -> N
     [
         ("", r"has the columns \(none\); trials need a,b,same or trial,probe,candidate,same"),
         ("left,right,same\nx,y,1\n", "has the columns left, right, same; trials need"),
-        ("a,b,same\n", "names no trials"),
+        ("a,b,same\n", "holds no trials"),
         ("a,b,same\nx.png,y.png,maybe\n", "line 2: same is 1 or 0, found 'maybe'"),
         ("a,b,same\nx.png,x.png,1\nx.png,,0\n", "line 3: a, b, same are all needed"),
         ("a,b,same\nx.png,x.png\n", "line 2: a, b, same are all needed"),

@@ -106,7 +106,7 @@ def test_what_is_wrong_is_said(place: Path, tiny_run: TinyRun, tmp_path: Path) -
     with pytest.raises(GalleryError, match="is not understood: it is SQL on identity, path"):
         search(place, good, where="identity ==== 'x'")
     with pytest.raises(
-        GalleryError, match=r"compares a number with metadata that is none \(Cannot"
+        GalleryError, match=r"metadata that is not a number \(Cannot"
     ):
         search(place, good, where="metadata.name > 3")
     with pytest.raises(DataError, match="there is no folder"):

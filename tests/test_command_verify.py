@@ -20,7 +20,7 @@ from PIL import Image
 import twinlens
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import CalibrationError, ModelError, PictureError
-from twinlens.match.matcher import FEW, Matcher
+from twinlens.match.matcher import MAX_NUMPY_PICTURES, Matcher
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.probability import Platt
 from twinlens.model.bundle import save_bundle
@@ -117,12 +117,14 @@ def test_many_pictures_at_once_are_left_to_torch(tmp_path: Path) -> None:
     """And those are to the last bit what a model gives that was loaded whole."""
     model = model_at(tmp_path / "m", {"channels": (4, 6)}, {"color": "grey"})
     lazy, whole = Matcher.lazy(model), Matcher.load(model)
-    pictures = list(np.random.default_rng(0).integers(0, 256, (FEW + 1, 20, 20), dtype=np.uint8))
-    few = lazy.embed(pictures[:FEW])
+    pictures = list(
+        np.random.default_rng(0).integers(0, 256, (MAX_NUMPY_PICTURES + 1, 20, 20), dtype=np.uint8)
+    )
+    few = lazy.embed(pictures[:MAX_NUMPY_PICTURES])
     assert "bundle" not in vars(lazy)
     np.testing.assert_array_equal(lazy.embed(pictures), whole.embed(pictures))
     assert "bundle" in vars(lazy)
-    np.testing.assert_allclose(few, whole.embed(pictures)[:FEW], atol=1e-5)
+    np.testing.assert_allclose(few, whole.embed(pictures)[:MAX_NUMPY_PICTURES], atol=1e-5)
     assert (lazy.fingerprint, lazy.path, repr(lazy)) == (whole.fingerprint, model, repr(whole))
     assert lazy.comparison == lazy.plain == whole.plain
 

@@ -113,7 +113,9 @@ def data_argument(parser: argparse.ArgumentParser, **more: Any) -> None:
 
 def root_argument(parser: argparse.ArgumentParser) -> None:
     """`--root`."""
-    parser.add_argument("--root", type=Path, help="folder of a named set's local copy")
+    parser.add_argument(
+        "--root", type=Path, help="folder of a named set's copy, or of a manifest's paths"
+    )
 
 
 def model_argument(parser: argparse.ArgumentParser) -> None:

@@ -190,7 +190,8 @@ def _show_verdict(answer: Any, args: argparse.Namespace) -> int:
 def _add_embed(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
     data_argument(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.parquet")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.parquet",
+                        help="file to write or replace")  # fmt: skip
     quiet_argument(parser)
 
 
@@ -241,8 +242,8 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
                         help="neighbours of each picture in the k-NN graph (32)")  # fmt: skip
     parser.add_argument("--copy", action="store_true", help="copy the pictures, do not link")
     parser.add_argument("--labelled", action=argparse.BooleanOptionalAction,
-                        help="DATA has labels, so score the clusters by them "
-                        "(default: a folder has none, a manifest or a named set has)",
+                        help="score the clusters by the labels of DATA "
+                        "(default: not for a folder, which is taken as unlabelled)",
                         )  # fmt: skip
     json_argument(parser)
     quiet_argument(parser)
@@ -316,7 +317,7 @@ COMMANDS: dict[str, Command] = {
         "evaluate a model on unseen pictures", _add_evaluate, lambda: twinlens.evaluate
     ),
     "verify": Command(
-        "verify that two pictures show the same thing", _add_verify, lambda: twinlens.verify,
+        "verify whether two pictures show the same thing", _add_verify, lambda: twinlens.verify,
         show=_show_verdict,
     ),
     "gallery": Command(

@@ -31,8 +31,8 @@ from twinlens.errors import ConfigError, DataError, one_line
 from twinlens.files import check_output_file
 
 if TYPE_CHECKING:
-    from twinlens.gallery.enrol import EnrolResult
     from twinlens.gallery.gallery import Gallery
+    from twinlens.gallery.results import EnrolResult
 
 __all__ = [
     "GALLERY_COMMANDS",
@@ -45,7 +45,7 @@ __all__ = [
 log = logging.getLogger("twinlens")
 
 GROWTH = 1.5  # Warn from so many times the identities that the gallery was calibrated for.
-WHERE_HELP = "such as \"identity = 'anna'\" or \"metadata.room = 'north'\""
+WHERE_HELP = "condition on templates, such as \"identity = 'anna'\" or \"metadata.room = 'north'\""
 
 
 def add_gallery(parser: argparse.ArgumentParser) -> None:

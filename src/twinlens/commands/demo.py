@@ -44,8 +44,9 @@ def demo(*, out: str | Path | None = None, quiet: bool = False) -> Iterator[str]
     Yields:
         Lines of text.
 
-    >>> for line in twinlens.demo():  # doctest: +SKIP
-    ...     print(line)
+    Example:
+        >>> for line in twinlens.demo():  # doctest: +SKIP
+        ...     print(line)
     """
     table = demo_table()
     folder = new_run_folder("demo") if out is None else out

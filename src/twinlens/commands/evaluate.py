@@ -109,9 +109,10 @@ def evaluate(
         DataError: no pictures, or none that can be compared.
         ConfigError: neither data nor trials, an unknown protocol, or an option of another one.
 
-    >>> result = twinlens.evaluate("runs/photos", "photos/")  # doctest: +SKIP
-    >>> result.verification.eer.value  # doctest: +SKIP
-    0.021
+    Example:
+        >>> result = twinlens.evaluate("runs/photos", "photos/")  # doctest: +SKIP
+        >>> result.verification.eer.value  # doctest: +SKIP
+        0.021
     """
     _check_numbers(pairs=(pairs, 1), way=(way, 2), shot=(shot, 1), episodes=(episodes, 1),
                    seed=(seed, 0))  # fmt: skip

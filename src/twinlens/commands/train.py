@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from twinlens.commands.prepare import PreparedRun, prepare
 from twinlens.commands.protocols import evaluate_standard
 from twinlens.commands.selection import Selection, is_identity_disjoint
 from twinlens.config import without_effect
-from twinlens.data.pixel_cache import DecodedTable
+from twinlens.data.pixels import DecodedTable
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import CalibrationError, ConfigError, DataError, TrainingError
 from twinlens.learn.loop import FitResult, LabelledPixels, StepReport, fit
@@ -75,9 +76,10 @@ def train(
         DataError: pictures that cannot be trained on.
         TrainingError: a run that cannot start or be resumed.
 
-    >>> model = twinlens.train("photos/", settings={"train.epochs": 20})  # doctest: +SKIP
-    >>> model.verify("a.jpg", "b.jpg").match  # doctest: +SKIP
-    True
+    Example:
+        >>> model = twinlens.train("photos/", settings={"train.epochs": 20})  # doctest: +SKIP
+        >>> model.verify("a.jpg", "b.jpg").match  # doctest: +SKIP
+        True
     """
     started = time.monotonic()
     with console_log(quiet):
@@ -147,23 +149,12 @@ def _fit(prepared: PreparedRun, run: RunFolder, started: float) -> tuple[Bundle,
         len(training.label), int(training.label.max()) + 1, compute,
     )  # fmt: skip
     progress = Progress("training", "steps")
-
-    def show(moment: StepReport) -> None:
-        progress.note = f"loss {moment.loss:.3f}"
-        total = max(moment.step, round(moment.step / max(moment.progress, 1e-9)))
-        progress(moment.step, total)
-        if moment.metric is not None:
-            log.info(
-                "step %d (%s): loss %.4f, validation %s %.4f", moment.step,
-                format_duration(moment.seconds), moment.loss, settings.train.metric,
-                moment.metric if settings.train.metric == "recall_at_1" else 1 - moment.metric,
-            )  # fmt: skip
-
     with _memory_explained():
         fitted = fit(
             encoder, comparator, training, validation if len(validation.label) else None, settings,
-            compute=compute, run=run, spent=time.monotonic() - started, on_step=show,
-            on_features=Progress("looking once at"),
+            compute=compute, run=run, spent=time.monotonic() - started,
+            on_step=partial(_show_step, progress, settings.train.metric),
+            on_features=Progress("computing features"),
             reserve=_reserve(decoded, len(validation.label)),
         )  # fmt: skip
     progress.close()
@@ -178,6 +169,17 @@ def _fit(prepared: PreparedRun, run: RunFolder, started: float) -> tuple[Bundle,
     )  # fmt: skip
     encoder.to(memory_format=torch.contiguous_format)
     return save_bundle(run.model, encoder, comparator, origin=origin), fitted
+
+
+def _show_step(progress: Progress, metric: str, report: StepReport) -> None:
+    progress.note = f"loss {report.loss:.3f}"
+    progress(report.step, max(report.step, round(report.step / max(report.progress, 1e-9))))
+    if report.metric is not None:
+        log.info(
+            "step %d (%s): loss %.4f, validation %s %.4f", report.step,
+            format_duration(report.seconds), report.loss, metric,
+            report.metric if metric == "recall_at_1" else 1 - report.metric,
+        )  # fmt: skip
 
 
 @contextmanager
