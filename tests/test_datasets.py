@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -118,12 +119,12 @@ def test_idx_agrees_with_torchvision(tmp_path):
         (b"\x89PNG....", "not an IDX file"),
         (b"\0\0\x0d\x01\0\0\0\x01....", "not an IDX file of unsigned bytes"),
         (b"\0\0\x08\x02\0\0\0\x02\0", "damaged"),
-        (b"\0\0\x08\x01\0\0\0\x03ab", "damaged: it says that it holds .3. bytes and holds 2"),
+        (b"\0\0\x08\x01\0\0\0\x03ab", "damaged: its header says .3. bytes, and it holds 2"),
         (gzip.compress(b"\0\0\x08\x01\0\0\0\x01a")[:-3], "cannot read"),
         (b"\x1f\x8bnonsense that is no gzip", "cannot read"),
     ],
 )
-def test_damaged_idx_files_are_named(tmp_path, content, message):
+def test_damaged_idx_files(tmp_path, content, message):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_idx(tmp_path / "file")
@@ -222,7 +223,7 @@ def test_cifar10(cifar_root, below):
 
 def test_cifar10_with_changed_pickles_is_never_opened(cifar_root):
     (cifar_root / "cifar-10-batches-py/test_batch").write_bytes(b"cos\nabort\n(tR.")
-    with pytest.raises(DataError, match="holds no whole cifar-10-batches-py"):
+    with pytest.raises(DataError, match="holds no complete cifar-10-batches-py"):
         read_table("cifar10", root=cifar_root)
 
 
@@ -269,7 +270,7 @@ def test_omniglot_with_evaluation_has_given_splits(tmp_path, below):
 
 def test_omniglot_without_its_files_is_refused(tmp_path):
     (tmp_path / "root").mkdir()
-    with pytest.raises(DataError, match=r"needed is images_background\.zip"):
+    with pytest.raises(DataError, match=r"needs images_background\.zip"):
         read_table("omniglot", root=tmp_path / "root")
     write_omniglot(tmp_path / "root", "images_background", [], zipped=True)
     with pytest.raises(DataError, match=r"no Alphabet/character/drawing\.png"):
@@ -337,13 +338,15 @@ def test_mnist_is_downloaded_by_torchvision(server, tmp_path, monkeypatch):
 def test_a_failed_download_ends_in_one_line(server, own_cache, monkeypatch, name, refused):
     from torchvision import datasets
 
-    # Port 9 (discard) has no listener: the connection is refused.
-    address = "http://127.0.0.1:9" if refused else server[0]
+    # A bound socket that does not listen refuses connections.
+    silent = socket.socket()
+    silent.bind(("127.0.0.1", 0))
+    address = f"http://127.0.0.1:{silent.getsockname()[1]}" if refused else server[0]
     monkeypatch.setattr(datasets.MNIST, "mirrors", [f"{address}/"])
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [f"{address}/"])
     monkeypatch.setattr(datasets.CIFAR10, "url", f"{address}/cifar-10-python.tar.gz")
     monkeypatch.setattr(datasets.Omniglot, "download_url_prefix", address)
-    with pytest.raises(DataError) as caught:
+    with silent, pytest.raises(DataError) as caught:
         read_table(name)
     message = str(caught.value)
     assert message.startswith(f"cannot download {name} from {address}")
@@ -364,7 +367,7 @@ def test_a_download_with_wrong_content_is_refused(server, own_cache, monkeypatch
     assert list((own_cache / "downloads").iterdir()) == []
 
 
-def test_every_named_set_of_the_readme_is_there():
+def test_every_named_set_of_the_readme_exists():
     assert sorted(NAMED_SETS) == ["cifar10", "digits", "fashion-mnist", "lfw", "mnist", "omniglot"]
 
 

@@ -52,7 +52,7 @@ def test_a_folder_that_fails_leaves_nothing(tmp_path):
     assert below(tmp_path / "new") == []
 
 
-def test_a_killed_process_leaves_no_half_folder(tmp_path):
+def test_a_killed_process_leaves_no_incomplete_folder(tmp_path):
     code = (
         "import os, sys; from pathlib import Path\n"
         "from twinlens.data.download import create_once\n"
@@ -66,7 +66,7 @@ def test_a_killed_process_leaves_no_half_folder(tmp_path):
     assert below(tmp_path / "target") == ["file"]
 
 
-def test_another_process_may_be_faster(tmp_path):
+def test_another_process_may_create_the_folder_first(tmp_path):
     target = tmp_path / "target"
 
     def fill(folder):
@@ -122,7 +122,7 @@ def test_zips_cannot_write_outside_of_the_cache(tmp_path):
 def test_damaged_and_missing_zips_are_named(tmp_path, own_cache):
     damaged = zip_of(tmp_path / "bad.zip", {"a.txt": "text" * 1000})
     damaged.write_bytes(damaged.read_bytes()[:-30])
-    with pytest.raises(DataError, match=r"bad\.zip is not a whole zip file"):
+    with pytest.raises(DataError, match=r"bad\.zip is not a complete zip file"):
         unpack_once([damaged], "name")
     assert below(own_cache / "unpacked") == []
     with pytest.raises(DataError, match=r"cannot read .*gone\.zip"):

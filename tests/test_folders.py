@@ -39,21 +39,21 @@ def test_a_folder_with_pictures_and_class_folders_below_is_an_identity_too(pictu
     assert table.identity.tolist() == ["a", "a/b"]
 
 
-def test_what_is_hidden_or_no_picture_is_ignored(picture_folder):
+def test_hidden_files_and_other_extensions_are_ignored(picture_folder):
     folder = picture_folder({"a": 1, "b": 1, ".hidden": 1, "a/.git": 1})
     for name in ("a/.cover.png", "a/README.txt", "b/Thumbs.db", "labels.csv", "b/x.h5", "b/png"):
         (folder / name).write_bytes(b"x")
     assert list(meaning(read_table(folder))) == ["a/0.png", "b/0.png"]
 
 
-def test_a_broken_file_with_a_pictures_ending_stays_for_the_decoder_to_name(picture_folder):
+def test_a_broken_file_with_a_pictures_extension_stays_in_the_table(picture_folder):
     folder = picture_folder({"a": 1, "b": 1})
     (folder / "a/broken.JPG").write_bytes(b"no picture")
     (folder / "b/gone.pgm").symlink_to(folder / "nowhere.pgm")
     assert list(meaning(read_table(folder))) == ["a/0.png", "a/broken.JPG", "b/0.png", "b/gone.pgm"]
 
 
-def test_picture_endings_are_those_that_pillow_opens():
+def test_picture_suffixes_are_those_that_pillow_opens():
     assert {".png", ".jpg", ".jpeg", ".pgm", ".tif", ".gif", ".webp", ".bmp"} <= picture_suffixes()
     assert not {".pdf", ".h5", ".mpg", ".txt"} & picture_suffixes()
 
@@ -200,7 +200,7 @@ def test_one_identity_can_be_read(picture_folder):
     assert read_table(picture_folder({"a": 2})).identities() == ["a"]
 
 
-def test_a_table_is_given_back(picture_folder):
+def test_a_table_is_returned_unchanged(picture_folder):
     table = read_table(picture_folder({"a": 2}))
     assert read_table(table) is table
 
@@ -224,7 +224,7 @@ def test_no_such_data(data, message, tmp_path, monkeypatch):
 
 def test_an_empty_folder_is_refused_with_the_layouts(tmp_path):
     (tmp_path / "empty/deeper").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"empty holds no pictures: understood are class folders"):
+    with pytest.raises(DataError, match=r"empty holds no pictures: accepted are class folders"):
         read_table(tmp_path / "empty")
 
 

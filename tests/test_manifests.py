@@ -71,7 +71,7 @@ def test_two_columns_are_enough_and_quotes_hold_commas(tmp_path):
     assert rows(table) == [("a, b.png", "Doe, Jane", False, ""), ("c.png", "d", False, "")]
 
 
-def test_blanks_around_an_identity_make_no_other_one(tmp_path):
+def test_blanks_around_an_identity_are_stripped(tmp_path):
     table = read_manifest(write(tmp_path, "path,identity\na.png,anna \nb.png, anna\nc.png,anna\n"))
     assert table.identity.tolist() == ["anna"] * 3
 
@@ -90,7 +90,7 @@ def test_a_row_that_is_repeated_counts_once(tmp_path):
     assert table.path.tolist() == [str(tmp_path / name) for name in ("a.png", "b.png")]
 
 
-def test_wrong_rows_are_named_all_at_once(tmp_path):
+def test_invalid_rows_are_reported_together(tmp_path):
     text = "path,identity,role,split\na,x,,\n,x,,\nb,,fake,dev\na,y,,\nb,x,genuine,train\n"
     with pytest.raises(DataError) as caught:
         read_manifest(write(tmp_path, text))
@@ -99,11 +99,11 @@ def test_wrong_rows_are_named_all_at_once(tmp_path):
         "  line 4: no identity",
         "  line 4: role is genuine, forged or empty, found 'fake'",
         "  line 4: split is train, val, test or empty, found 'dev'",
-        "  line 5: says otherwise than line 2 of 'a'",
+        "  line 5: contradicts line 2 about 'a'",
     ]
 
 
-def test_the_first_ten_wrong_rows_are_named(tmp_path):
+def test_the_first_ten_problems_are_reported(tmp_path):
     with pytest.raises(DataError) as caught:
         read_manifest(write(tmp_path, "path,identity\n" + ",x\n" * 25))
     lines = str(caught.value).splitlines()
@@ -121,12 +121,12 @@ def test_the_first_ten_wrong_rows_are_named(tmp_path):
         ('path,identity\n"a,b\n', "cannot read the manifest"),
     ],
 )
-def test_what_is_no_manifest_is_refused(tmp_path, text, message):
+def test_invalid_manifests(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         read_manifest(write(tmp_path, text))
 
 
-def test_other_encodings_and_damaged_files_are_refused(tmp_path):
+def test_other_encodings_and_damaged_files(tmp_path):
     file = write(tmp_path, "path,identity\na.png,Zoë\n", encoding="latin-1")
     with pytest.raises(DataError, match="is not UTF-8"):
         read_manifest(file)
@@ -136,7 +136,7 @@ def test_other_encodings_and_damaged_files_are_refused(tmp_path):
         read_manifest(tmp_path / "gone.csv")
 
 
-def test_a_parquet_without_its_columns_is_refused(tmp_path):
+def test_a_parquet_file_without_required_columns(tmp_path):
     pq.write_table(pa.table({"path": ["a"]}), tmp_path / "list.parquet")
     with pytest.raises(DataError, match="no column identity, found path"):
         read_manifest(tmp_path / "list.parquet")

@@ -160,7 +160,7 @@ def test_all_three_given_splits_are_kept():
 
 
 @pytest.mark.parametrize("given_test", [True, False])
-def test_val_is_cut_out_of_train_by_identity(given_test):
+def test_val_is_taken_from_train_by_identity(given_test):
     identities = [f"id{row // 5:02d}" for row in range(100)]
     split = ["test" if given_test and row >= 80 else "train" for row in range(100)]
     before = table_of(identities, split=split)
@@ -170,7 +170,7 @@ def test_val_is_cut_out_of_train_by_identity(given_test):
     assert np.array_equal(after.split == "test", before.split == "test")
 
 
-def test_val_is_cut_out_of_train_by_picture_in_a_closed_set():
+def test_val_is_taken_from_train_by_picture_in_a_closed_set():
     identities = [f"id{row % 4}" for row in range(400)]
     split = ["train" if row < 320 else "test" for row in range(400)]
     before = table_of(identities, split=split)
@@ -184,7 +184,7 @@ def test_val_is_cut_out_of_train_by_picture_in_a_closed_set():
 
 
 @pytest.mark.parametrize("names", [("val",), ("test",), ("val", "test"), ("train", "val")])
-def test_no_training_or_test_split_is_made_up(names):
+def test_a_missing_training_or_test_split_stays_missing(names):
     table = table_of("aabbccdd", split=[names[row // 2 % len(names)] for row in range(8)])
     split = assign_splits(table, mode="identities", fractions=USUAL, seed=0)
     assert split.split.tolist() == table.split.tolist()

@@ -82,13 +82,13 @@ def test_splits_select_and_replace():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: table_of("aba", "xyz"), "names each picture once.*'a'"),
-        (lambda: table_of("ab", "x", forged=[False, False]), "one length"),
+        (lambda: table_of("aba", "xyz"), "paths of a table must be unique.*'a'"),
+        (lambda: table_of("ab", "x", forged=[False, False]), "equal lengths"),
         (lambda: table_of("ab", "xy", split=["train", "dev"]), "train, val, test or empty.*dev"),
-        (lambda: table_of("ab", "xy", pixels=np.zeros((3, 1, 1), np.uint8)), "one length"),
+        (lambda: table_of("ab", "xy", pixels=np.zeros((3, 1, 1), np.uint8)), "equal lengths"),
     ],
 )
-def test_what_is_no_table_is_refused(make, message):
+def test_invalid_tables(make, message):
     with pytest.raises(DataError, match=message):
         make()
 

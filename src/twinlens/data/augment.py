@@ -1,8 +1,7 @@
-"""Random views of a whole batch, drawn from a generator that is passed in.
+"""Random views of a whole batch, drawn from a given generator.
 
-All geometry (turn, shift, size, shear, flip) is one resampling of the batch, so a picture is
-blurred once and not once for each. This module knows pixels only: no labels, no files; what kind
-of view suits which pictures is for recipes to say.
+All geometric changes (crop, rotation, shift, scale, shear, flip) are one resampling of the batch,
+so a picture is blurred once. Recipes choose the views that suit the pictures.
 
 Shapes: B pictures, C channels, H rows, W columns.
 """
@@ -19,8 +18,8 @@ from twinlens.config import AugmentSettings
 
 __all__ = ["augment", "mirror", "quarter_turns"]
 
-# One column of random numbers a picture for each of these, whether it is in use or not: so
-# turning one view on leaves what the others draw as it was.
+# One random number per picture for each of these, used or not: enabling one change leaves the
+# random numbers of the others unchanged.
 _DRAWN = ("rotate", "right", "down", "scale", "shear", "flip", "brightness", "contrast")
 
 
@@ -28,32 +27,31 @@ _DRAWN = ("rotate", "right", "down", "scale", "shear", "flip", "brightness", "co
 def augment(
     x_BCHW: Tensor, settings: AugmentSettings, generator: torch.Generator, fill: float
 ) -> Tensor:
-    """Another view of each picture, each drawn by itself.
+    """A random view of each picture, drawn independently.
 
-    A picture is cropped first: `crop` of its height and of its width is left out, the window that
-    remains lies anywhere and is enlarged to the full size (as when a picture of 130 pixels is cut
-    to 105 at random: 1 - 105 / 130). Then it is sheared, scaled, turned and shifted about its
-    centre, in this order:
-      - `shear`: columns slant by an angle up to +-`shear` degrees;
+    A picture is cropped first: `crop` of its height and width is removed, and a window at a random
+    position is enlarged to the full size (a random window of 105 of 130 pixels is a `crop` of
+    1 - 105 / 130). Then it is sheared, scaled, rotated and shifted about its centre, in this order:
+      - `shear`: columns slant by an angle of up to +-`shear` degrees;
       - `scale`: by a factor in [1 / (1 + scale), 1 + scale], log-uniform;
-      - `rotate`: by up to +-`rotate` degrees; proportions are kept where H differs from W;
-      - `translate`: by up to +-`translate` of the height and of the width;
-      - `flip`: mirrored left to right for half of the pictures;
-    then its grey levels change: `contrast` stretches them about the picture's mean by a factor in
-    1 +- `contrast`, `brightness` adds up to +-`brightness`, and the result is clamped to [0, 1].
-    All are uniform but the scale.
+      - `rotate`: by up to +-`rotate` degrees; proportions are kept if H differs from W;
+      - `translate`: by up to +-`translate` of the height and width;
+      - `flip`: mirrored left to right with probability 1/2.
+    Then its grey levels change: `contrast` scales them about the mean of the picture by a factor
+    in 1 +- `contrast`, `brightness` adds up to +-`brightness`, and the result is clamped to [0, 1].
+    All distributions but that of the scale are uniform.
 
     Args:
-        x_BCHW: pictures, floating, in [0, 1].
-        settings: how far each goes; with all at zero `x_BCHW` itself is returned.
-        generator: on the CPU, so that a seed gives the same views on any device.
-        fill: the grey level of what comes in from outside, in [0, 1].
+        x_BCHW: pictures, floating point, in [0, 1].
+        settings: ranges of the changes.
+        generator: generator on the CPU, so that a seed gives the same views on any device.
+        fill: grey level outside of the picture, in [0, 1].
 
     Returns:
-        New pictures of the same shape, or `x_BCHW` itself where there is nothing to do.
+        New pictures of the same shape, or `x_BCHW` itself if all ranges are zero.
     """
-    turns = max(settings.rotate, settings.translate, settings.scale, settings.shear) > 0
-    warps = turns or settings.crop > 0
+    moves = max(settings.rotate, settings.translate, settings.scale, settings.shear) > 0
+    warps = moves or settings.crop > 0
     shades = max(settings.brightness, settings.contrast) > 0
     if not (warps or shades or settings.flip) or len(x_BCHW) == 0:
         return x_BCHW
@@ -61,9 +59,9 @@ def augment(
     unit = dict(zip(_DRAWN, drawn.to(x_BCHW.device, x_BCHW.dtype).unbind(1), strict=True))
     if warps:
         view_B23 = _views(x_BCHW, settings, unit)
-        if settings.crop:  # Drawn after the others, so that those stay as they were.
-            place_B2 = torch.rand((len(x_BCHW), 2), generator=generator) * 2 - 1
-            view_B23 = _cropped(view_B23, settings.crop, place_B2.to(view_B23))
+        if settings.crop:  # Drawn last, so that the other numbers stay unchanged.
+            position_B2 = torch.rand((len(x_BCHW), 2), generator=generator) * 2 - 1
+            view_B23 = _cropped(view_B23, settings.crop, position_B2.to(view_B23))
         x_BCHW = _warp(x_BCHW, view_B23, fill)
     elif settings.flip:
         x_BCHW = mirror(x_BCHW, unit["flip"] < 0)
@@ -74,14 +72,14 @@ def augment(
 
 @torch.no_grad()
 def quarter_turns(x_BCHW: Tensor, turns_B: Tensor) -> Tensor:
-    """Each picture turned anticlockwise by its number of quarter turns, without resampling.
+    """Rotate each picture anticlockwise by its number of quarter turns, without resampling.
 
     Args:
-        x_BCHW: pictures of any type; square ones where any number of turns is odd.
+        x_BCHW: pictures of any dtype; square if any number of turns is odd.
         turns_B: 0, 1, 2 or 3 for each picture.
 
     Returns:
-        New pictures, or `x_BCHW` itself where none turns.
+        New pictures, or `x_BCHW` itself if all turns are 0.
     """
     if not bool(turns_B.any()):
         return x_BCHW
@@ -96,30 +94,30 @@ def quarter_turns(x_BCHW: Tensor, turns_B: Tensor) -> Tensor:
 
 @torch.no_grad()
 def mirror(x_BCHW: Tensor, mirrored_B: Tensor) -> Tensor:
-    """The pictures, of any type, those of `mirrored_B` (B,) mirrored left to right."""
+    """Mirror the pictures selected by the mask `mirrored_B` left to right; any dtype."""
     which_B111 = mirrored_B.to(x_BCHW.device)[:, None, None, None]
     return torch.where(which_B111, x_BCHW.flip(3), x_BCHW)
 
 
-def _cropped(view_B23: Tensor, crop: float, place_B2: Tensor) -> Tensor:
-    """The view of a window in place of the whole; `place_B2` in [-1, 1] is where it lies."""
+def _cropped(view_B23: Tensor, crop: float, position_B2: Tensor) -> Tensor:
+    """The view of a window instead of the whole picture; `position_B2` is in [-1, 1]."""
     window_B23 = view_B23 * (1 - crop)
-    window_B23[:, :, 2] += crop * place_B2
+    window_B23[:, :, 2] += crop * position_B2
     return window_B23
 
 
 def _views(x_BCHW: Tensor, settings: AugmentSettings, unit: dict[str, Tensor]) -> Tensor:
-    """Where a view's points lie in the picture, (B, 2, 3), in units of half the picture.
+    """Affine maps from a view to its picture, (B, 2, 3), in units of half the picture.
 
-    The view is made by out = shift + turn(scale * shear(in)) in pixels with y down; sampling
-    needs its inverse, in = unshear(unturn(out - shift)) / scale.
+    The view is out = shift + rotate(scale * shear(in)) in pixels with y down. Sampling needs the
+    inverse, in = unshear(unrotate(out - shift)) / scale.
     """
     height, width = x_BCHW.shape[2:]
     angle_B = unit["rotate"] * math.radians(settings.rotate)
     slant_B = torch.tan(unit["shear"] * math.radians(settings.shear))
     scale_B = torch.exp(unit["scale"] * math.log1p(settings.scale))
     cos_B, sin_B = angle_B.cos() / scale_B, angle_B.sin() / scale_B
-    # Unturned: (cos x - sin y, sin x + cos y); unsheared: x less slant times y.
+    # Unrotate: (cos x - sin y, sin x + cos y); unshear: x - slant * y.
     xx_B, xy_B = cos_B - slant_B * sin_B, -sin_B - slant_B * cos_B
     yx_B, yy_B = sin_B, cos_B
     if settings.flip:
@@ -133,14 +131,14 @@ def _views(x_BCHW: Tensor, settings: AugmentSettings, unit: dict[str, Tensor]) -
 
 
 def _warp(x_BCHW: Tensor, view_B23: Tensor, fill: float) -> Tensor:
-    # Sampled less the fill, what lies outside (zero) comes in as the fill, soft edges included.
+    # With the fill subtracted, the zeros outside become the fill, at blended edges too.
     inside_BCHW = x_BCHW - fill if fill else x_BCHW
     view_BCHW = F.grid_sample(inside_BCHW, _grid(x_BCHW, view_B23), align_corners=False)
     return view_BCHW.add_(fill) if fill else view_BCHW
 
 
 def _grid(x_BCHW: Tensor, view_B23: Tensor) -> Tensor:
-    # affine_grid is a matrix product, slower and in bfloat16 under autocast: off by pixels.
+    # affine_grid is a matrix product: slower, and wrong by pixels in bfloat16 under autocast.
     height, width = x_BCHW.shape[2:]
     x_W = (2 * torch.arange(width, device=x_BCHW.device, dtype=x_BCHW.dtype) + 1) / width - 1
     y_H = (2 * torch.arange(height, device=x_BCHW.device, dtype=x_BCHW.dtype) + 1) / height - 1

@@ -1,9 +1,9 @@
-"""Named data sets: copies that the user has, or downloads through torchvision's own classes.
+"""Named data sets: read from the user's copy, or downloaded by torchvision's classes.
 
 `digits` comes with scikit-learn. The others are read from the folder that the user gives, or are
-downloaded once into the cache. torchvision, which brings torch and so seconds of waiting, is
-imported only to download, and to read CIFAR-10, whose files are pickles: torchvision checks their
-MD5 before it opens them. IDX files are plain enough for numpy.
+downloaded once into the cache. torchvision imports torch, which takes seconds. So it is imported
+only for downloads and for CIFAR-10, whose files are pickles: torchvision checks their MD5 before
+it opens them. numpy reads IDX files.
 
 Shapes: N pictures, H x W pixels.
 """
@@ -30,13 +30,13 @@ FASHION_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-"""Label -> garment, as torchvision's FashionMNIST has them."""
+"""Label -> garment, as in torchvision's FashionMNIST."""
 
 OMNIGLOT_SET = re.compile(r"images_(background|evaluation)")
 
 LFW_FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")
 
-ReadSet = Callable[[Path | None], ImageTable]
+ReadDataset = Callable[[Path | None], ImageTable]
 
 
 def read_idx(file: Path) -> NDArray[np.uint8]:
@@ -61,15 +61,15 @@ def read_idx(file: Path) -> NDArray[np.uint8]:
     size = int(np.prod(shape, dtype=np.int64))
     if len(shape) != content[3] or len(content) - start != size:
         raise DataError(
-            f"{file} is damaged: it says that it holds {shape} bytes and holds"
-            f" {max(len(content) - start, 0)}: get it again"
+            f"{file} is damaged: its header says {shape} bytes, and it holds"
+            f" {max(len(content) - start, 0)}: download it again"
         )
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 
 def _digits(root: Path | None) -> ImageTable:
     if root is not None:
-        raise DataError("digits comes with scikit-learn and takes no root")
+        raise DataError("digits comes with scikit-learn and takes no root: leave --root out")
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -87,9 +87,11 @@ def _fashion_mnist(root: Path | None) -> ImageTable:
 
 def _from_idx(name: str, folder: str, names: Sequence[str], root: Path | None) -> ImageTable:
     if root is None:
-        hint = "give a copy of its four IDX files with --root"
+        hint = "name a folder with its four IDX files with --root"
         if name == "fashion-mnist":
-            hint += " (Debian's dataset-fashion-mnist puts them into /usr/share/datasets)"
+            hint += (
+                " (the Debian package dataset-fashion-mnist installs them in /usr/share/datasets)"
+            )
         root = _download(name, folder, ({"train": True},), hint)
     parts = []
     for split, word in (("train", "train"), ("test", "t10k")):
@@ -97,23 +99,23 @@ def _from_idx(name: str, folder: str, names: Sequence[str], root: Path | None) -
         label = read_idx(_idx_file(root, folder, f"{word}-labels", "idx1-ubyte"))
         if pixels.ndim != 3 or label.shape != pixels.shape[:1] or label.max(initial=0) > 9:
             raise DataError(
-                f"the {word} files in {root} do not belong together: pictures of shape"
-                f" {pixels.shape}, labels of shape {label.shape} up to {label.max(initial=0)}"
+                f"the {word} files in {root} do not belong together: pictures have shape"
+                f" {pixels.shape}, labels {label.shape} with a maximum of {label.max(initial=0)}"
             )
         parts.append((split, pixels, label))
     return _in_memory(name, parts, names)
 
 
 def _idx_file(root: Path, folder: str, stem: str, ending: str) -> Path:
-    places = (root, root / "raw", root / folder / "raw")
+    folders = (root, root / "raw", root / folder / "raw")
     names = [f"{stem}{dot}{ending}{gz}" for dot in "-." for gz in ("", ".gz")]
-    for place in places:
+    for home in folders:
         for name in names:
-            if (place / name).is_file():
-                return place / name
+            if (home / name).is_file():
+                return home / name
     raise DataError(
-        f"{root} holds no {names[0]}, gzipped or not: needed are the IDX files train-images,"
-        f" train-labels, t10k-images and t10k-labels, in it or in {folder}/raw"
+        f"{root} holds no {names[0]}, gzipped or not: it needs the IDX files train-images,"
+        f" train-labels, t10k-images and t10k-labels, or a folder {folder}/raw with them"
     )
 
 
@@ -121,39 +123,39 @@ def _cifar10(root: Path | None) -> ImageTable:
     from torchvision.datasets import CIFAR10
 
     if root is None:
-        hint = "give a folder that holds cifar-10-batches-py with --root"
+        hint = "name a folder that contains cifar-10-batches-py with --root"
         root = _download("cifar10", "CIFAR10", ({"train": True},), hint)
     if root.name == CIFAR10.base_folder and not (root / CIFAR10.base_folder).is_dir():
         root = root.resolve().parent
     parts = []
     for split in ("train", "test"):
         try:
-            found = CIFAR10(str(root), train=split == "train")
+            dataset = CIFAR10(str(root), train=split == "train")
         except (RuntimeError, OSError) as error:
             raise DataError(
-                f"{root} holds no whole {CIFAR10.base_folder} (the files of {CIFAR10.filename},"
-                " extracted, are needed, with their known MD5)"
+                f"{root} holds no complete {CIFAR10.base_folder}: extract {CIFAR10.filename} there,"
+                " unchanged, since the MD5 of its files is checked"
             ) from error
-        parts.append((split, found.data, np.asarray(found.targets)))
-    return _in_memory("cifar10", parts, found.classes)
+        parts.append((split, dataset.data, np.asarray(dataset.targets)))
+    return _in_memory("cifar10", parts, dataset.classes)
 
 
 def _omniglot(root: Path | None) -> ImageTable:
     if root is None:
-        hint = "give a folder with images_background.zip and images_evaluation.zip with --root"
+        hint = "name a folder with images_background.zip and images_evaluation.zip with --root"
         calls = ({"background": True}, {"background": False})
         root = _download("omniglot", "Omniglot", calls, hint)
     home, sets = _omniglot_sets(root)
     background = [folder for folder in sets if folder.name.startswith("images_background")]
     both = 0 < len(background) < len(sets)
     rows: list[Row] = []
-    known: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, str, str]] = set()
     for folder in sets:
         # The small sets repeat drawings of the full one, and of each other.
         for file in sorted(folder.glob("**/character*/*.png")):
             drawing = (file.parts[-3], file.parts[-2], file.name)
-            if drawing not in known and not file.name.startswith("."):
-                known.add(drawing)
+            if drawing not in seen and not file.name.startswith("."):
+                seen.add(drawing)
                 split = ("train" if folder in background else "test") if both else ""
                 rows.append((str(file), "/".join(drawing[:2]), False, split))
     if not rows:
@@ -162,7 +164,7 @@ def _omniglot(root: Path | None) -> ImageTable:
 
 
 def _omniglot_sets(root: Path) -> tuple[Path, list[Path]]:
-    """The folder that the sets lie in, and the sets' folders; zips are unpacked in the cache."""
+    """The folder that contains the sets, and the folders of the sets; zips are unpacked."""
     for home in (root, root / "omniglot-py"):
         folders = _sets_in(home)
         names = {folder.name for folder in folders}
@@ -174,22 +176,23 @@ def _omniglot_sets(root: Path) -> tuple[Path, list[Path]]:
         if folders:
             return home, folders
     raise DataError(
-        f"{root} holds no Omniglot set: needed is images_background.zip (or the small1 and small2"
+        f"{root} holds no Omniglot set: it needs images_background.zip (or the small1 and small2"
         " sets), with or without images_evaluation.zip, or their extracted folders"
     )
 
 
 def _sets_in(home: Path) -> list[Path]:
-    found = home.glob("images_*")
-    return sorted(item for item in found if OMNIGLOT_SET.match(item.name) and item.is_dir())
+    return sorted(
+        path for path in home.glob("images_*") if OMNIGLOT_SET.match(path.name) and path.is_dir()
+    )
 
 
 def _lfw(root: Path | None) -> ImageTable:
     if root is None:
         raise DataError(
             "lfw can no longer be downloaded from its authors: get lfw-deepfunneled from a mirror"
-            " (https://www.kaggle.com/datasets/jessicali9530/lfw-dataset) and give the folder"
-            " that it lies in with --root"
+            " (https://www.kaggle.com/datasets/jessicali9530/lfw-dataset) and name the folder"
+            " that contains it with --root"
         )
     home, faces = _lfw_folder(root)
     split_of = {}
@@ -203,23 +206,27 @@ def _lfw(root: Path | None) -> ImageTable:
         if not file.name.startswith(".")
     ]
     if not rows:
-        raise DataError(f"{faces} holds no Name/picture.jpg, as Labeled Faces in the Wild does")
+        raise DataError(
+            f"{faces} holds no Name/picture.jpg: extract the archive of Labeled Faces in the Wild"
+        )
     return ImageTable.of_rows(rows, "lfw", faces)
 
 
 def _lfw_folder(root: Path) -> tuple[Path, Path]:
-    """The folder with the lists of people, and the folder with a folder for each person."""
+    """The folder with the lists of people, and the folder with one folder for each person."""
     if root.name in LFW_FOLDERS and not any((root / name).is_dir() for name in LFW_FOLDERS):
         return root.parent, root
     for home in (root, root / "lfw-py"):
         for name in LFW_FOLDERS:
             if (home / name).is_dir():
-                inner = home / name / name  # Some mirrors' archives hold the folder twice.
+                inner = home / name / name  # Archives of some mirrors nest the folder twice.
                 return home, inner if inner.is_dir() else home / name
-    raise DataError(f"{root} holds none of {', '.join(LFW_FOLDERS)}: extract lfw's archive there")
+    raise DataError(
+        f"{root} holds none of {', '.join(LFW_FOLDERS)}: extract the archive of lfw there"
+    )
 
 
-NAMED_SETS: dict[str, ReadSet] = {
+NAMED_SETS: dict[str, ReadDataset] = {
     "cifar10": _cifar10,
     "digits": _digits,
     "fashion-mnist": _fashion_mnist,
@@ -227,7 +234,7 @@ NAMED_SETS: dict[str, ReadSet] = {
     "mnist": _mnist,
     "omniglot": _omniglot,
 }
-"""Name -> how it is read: from a root that the user gives, or (None) from the cache."""
+"""Name -> reader, from a folder of the user or (None) from the cache."""
 
 
 def _in_memory(
@@ -235,7 +242,7 @@ def _in_memory(
     parts: Sequence[tuple[str, NDArray[np.uint8], NDArray[Any]]],
     names: Sequence[str],
 ) -> ImageTable:
-    """A table of (split, pixels (N, H, W[, 3]), labels (N,)) parts."""
+    """The table of parts (split, pixels (N, H, W[, 3]), labels (N,))."""
     path = [
         f"{name}/{split}/{row:05d}" if split else f"{name}/{row:05d}"
         for split, pixels, _ in parts
@@ -254,17 +261,17 @@ def _in_memory(
 
 
 def _download(name: str, class_name: str, calls: Sequence[dict[str, Any]], hint: str) -> Path:
-    """Have a torchvision class download its files into the cache, once for each of `calls`."""
+    """Download the files of a torchvision class into the cache, once for each of `calls`."""
     from torchvision import datasets
 
-    torch_set = getattr(datasets, class_name)
-    if hasattr(torch_set, "mirrors"):
-        urls = list(torch_set.mirrors)
+    dataset = getattr(datasets, class_name)
+    if hasattr(dataset, "mirrors"):
+        urls = list(dataset.mirrors)
     else:
-        urls = [getattr(torch_set, "url", None) or torch_set.download_url_prefix]
+        urls = [getattr(dataset, "url", None) or dataset.download_url_prefix]
 
     def fill(folder: Path) -> None:
         for arguments in calls:
-            torch_set(str(folder), download=True, **arguments)
+            dataset(str(folder), download=True, **arguments)
 
     return download_once(name, urls, fill, hint)

@@ -1,8 +1,7 @@
-"""Bytes on disk -> one plain 8-bit picture -> the array that a network takes.
+"""Bytes on disk -> one plain 8-bit picture -> the input array of a network.
 
-Whatever Pillow reads comes out as "L" or "RGB"; whatever it stumbles over comes out as a
-`PictureError` with a short reason. This module knows one picture at a time: no tables, no labels,
-no threads of its own (several threads may call it).
+Every picture that Pillow reads becomes "L" or "RGB"; every failure becomes a `PictureError` with a
+short reason. This module decodes one picture at a time and may be called from several threads.
 
 Shapes: C channels (1 grey, 3 colour), H height, W width.
 """
@@ -30,13 +29,13 @@ __all__ = ["Header", "open_picture", "read_array", "read_header", "to_array"]
 
 WHITE = 255
 SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
-# Floats that a resize has pushed a hair out of [0, 1] are still meant as [0, 1].
-FLOAT_SLACK = 1e-3
+# Resizing may push floats slightly out of [0, 1].
+FLOAT_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself before anything is decoded; sizes as a viewer shows them."""
+    """Format and size from the header of a file; the size as a viewer shows it."""
 
     format: str
     height: int
@@ -48,22 +47,22 @@ def open_picture(
 ) -> Image.Image:
     """Decode one picture into plain "L" or "RGB", upright and without transparency.
 
-    EXIF turns are applied; transparency is laid on white; of an animation the first frame is
-    taken; colour profiles are ignored. 16-bit grey is shifted right by 8 bits. 32-bit whole
-    numbers are taken for 16-bit ones (Pillow's mode for many 16-bit files), or stretched from
-    their smallest to their largest value where they do not fit. Floats in [0, 1] are multiplied
-    by 255, others stretched likewise. EPS given as bytes is refused: reading it runs Ghostscript.
+    EXIF orientation is applied; transparency is blended with white; animations give their first
+    frame; colour profiles are ignored. 16-bit grey is shifted right by 8 bits. 32-bit integers
+    that fit into 16 bits are treated alike (Pillow's mode for many 16-bit files); others are
+    scaled from their minimum to their maximum. Floats in [0, 1] are multiplied by 255; others are
+    scaled likewise. EPS as bytes is an error: reading it runs Ghostscript.
 
     Args:
-        source: a path, or the bytes of a file.
-        max_pixels: height x width above which nothing is decoded. Judged from the header.
-            Pillow's own limit (`PIL.Image.MAX_IMAGE_PIXELS`, twice that number) holds too.
-        target: (height, width) that the picture will be shrunk to. A JPEG is then decoded at a
-            reduced size of at least twice that, which is faster and all but the same.
+        source: path, or bytes of a file.
+        max_pixels: largest height x width that is decoded, checked in the header. Pillow's limit
+            (twice `PIL.Image.MAX_IMAGE_PIXELS`) applies too.
+        target: (height, width) to which the picture will be shrunk. A JPEG is then decoded at a
+            reduced size of at least twice that, which is faster and nearly equal.
     Returns:
-        A picture of mode "L" or "RGB" that holds no file open.
+        A picture of mode "L" or "RGB" that keeps no file open.
     Raises:
-        PictureError: missing, no permission, a folder, empty, too many pixels, broken, cut off,
+        PictureError: missing, no permission, a folder, empty, too many pixels, broken, truncated,
             or not a picture.
     """
     with _opened(source, max_pixels) as picture:
@@ -71,10 +70,10 @@ def open_picture(
 
 
 def read_header(source: str | Path | bytes, *, max_pixels: int) -> Header:
-    """Format and upright size of a picture from its header alone.
+    """Format and upright size of a picture, read from its header only.
 
     Raises:
-        PictureError: as `open_picture`, where the header already shows it.
+        PictureError: as in `open_picture`, as far as the header shows it.
     """
     with _opened(source, max_pixels) as picture:
         width, height = picture.size
@@ -86,35 +85,35 @@ def read_header(source: str | Path | bytes, *, max_pixels: int) -> Header:
 def read_array(
     source: str | Path | bytes, spec: PictureSettings, *, max_pixels: int
 ) -> NDArray[np.uint8]:
-    """`to_array(open_picture(...))` by the one path that training and answers share.
+    """`to_array(open_picture(...))`, for both training and answers.
 
     Returns:
         uint8, shape (C, H, W).
     Raises:
-        PictureError: as `open_picture`.
+        PictureError: as in `open_picture`.
     """
     with _opened(source, max_pixels) as picture:
         return _fitted(_plain(_loaded(picture, spec.size)), spec)
 
 
 def to_array(picture: Image.Image | NDArray[Any], spec: PictureSettings) -> NDArray[np.uint8]:
-    """Bring a picture to the size, proportions and colour of `spec`.
+    """Convert a picture to the size, proportions and colour of `spec`.
 
-    Resizing is Pillow's bilinear filter, whose support grows when shrinking (antialiased).
-    "stretch" ignores proportions; "pad" keeps them and centres the picture on grey level
-    `spec.fill`; "crop" keeps them and takes the middle. Colour becomes grey by ITU-R 601.
+    Resizing uses Pillow's bilinear filter, which is antialiased when shrinking. "stretch" ignores
+    proportions; "pad" keeps them and centres the picture on grey level `spec.fill`; "crop" keeps
+    them and takes the centre. Colour is converted to grey by ITU-R 601.
 
     Args:
         picture: any Pillow picture, or an array (H, W) or (H, W, 1 | 3 | 4) of uint8, bool, or
-            floats in [0, 1]. Pillow pictures are treated as `open_picture` treats files.
-        spec: the picture settings of a model.
+            floats in [0, 1]. Pillow pictures are converted as in `open_picture`.
+        spec: picture settings of a model.
     Returns:
         uint8, shape (C, spec.size[0], spec.size[1]), contiguous.
     Raises:
         DataError: an array of another shape, type or range.
-        PictureError: a Pillow picture whose file breaks while it loads.
+        PictureError: a Pillow picture whose file is broken.
     """
-    plain = _plain_of_user(picture) if isinstance(picture, Image.Image) else _of_array(picture)
+    plain = _from_picture(picture) if isinstance(picture, Image.Image) else _from_array(picture)
     return _fitted(plain, spec)
 
 
@@ -122,10 +121,10 @@ def to_array(picture: Image.Image | NDArray[Any], spec: PictureSettings) -> NDAr
 
 
 class _Quiet:
-    """Silence warnings while anyone is inside.
+    """Suppress warnings while at least one thread is inside.
 
-    `warnings.catch_warnings` alone is not safe when threads enter and leave out of order: the
-    last to leave may restore a filter list that another had already changed.
+    `warnings.catch_warnings` alone is not safe if threads enter and leave out of order: the last
+    one may restore a filter list that another thread has changed.
     """
 
     def __init__(self) -> None:
@@ -153,13 +152,13 @@ _quiet = _Quiet()
 
 @contextmanager
 def _opened(source: str | Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """A lazily opened picture whose header is within bounds; all that fails is a PictureError."""
+    """A lazily opened picture with a valid header; every failure is a PictureError."""
     name = f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
     with _quiet:
         try:
             with _stream(source, name) as stream:
-                # All of them and at once: the lazy loading in Image.open loses formats when
-                # several threads meet in it. The common ones are asked first.
+                # All formats in advance: the lazy loading in Image.open loses formats when several
+                # threads call it. preinit registers the common ones first.
                 Image.preinit()
                 Image.init()
                 with Image.open(stream) as picture:
@@ -184,7 +183,7 @@ def _stream(source: str | Path | bytes, name: str) -> IO[bytes]:
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         raise PictureError(name, "a folder, not a picture")
-    if not stat.S_ISREG(status.st_mode):  # Opening a pipe would wait for ever.
+    if not stat.S_ISREG(status.st_mode):  # Opening a pipe would wait forever.
         raise PictureError(name, "not a regular file")
     if status.st_size == 0:
         raise PictureError(name, "an empty file")
@@ -219,23 +218,23 @@ def _reason(error: Exception) -> str:
     text = " ".join((errno_text or str(error)).split())
     text = f"{text[:80]}..." if len(text) > 80 else text
     if "truncated" in text or isinstance(error, EOFError):
-        return f"cut off ({text or 'end of file'})"
+        return f"truncated ({text or 'end of file'})"
     return f"broken ({text or type(error).__name__})"
 
 
 def _loaded(picture: Image.Image, target: tuple[int, int] | None) -> Image.Image:
     """Decoded and turned upright in place."""
     if target is not None:
-        side = 2 * max(target)  # Square, since EXIF may yet turn the picture.
+        side = 2 * max(target)  # Square, since EXIF may turn the picture.
         picture.draft(None, (side, side))
     picture.load()
-    with suppress(Exception):  # The pixels are sound where only the EXIF block is not.
+    with suppress(Exception):  # The pixels may be intact if the EXIF block is broken.
         ImageOps.exif_transpose(picture, in_place=True)
     return picture
 
 
 def _orientation(picture: Image.Image) -> int:
-    # Asking PNG for EXIF that its header lacks decodes it whole; TIFF's sizes are turned already.
+    # getexif() decodes a whole PNG without EXIF in its header; TIFF sizes are already turned.
     if "exif" not in picture.info or picture.format == "TIFF":
         return 1
     try:
@@ -247,10 +246,10 @@ def _orientation(picture: Image.Image) -> int:
 # --- to plain 8-bit -----------------------------------------------------------------------------
 
 
-def _plain_of_user(picture: Image.Image) -> Image.Image:
-    """As `open_picture`, for a picture that the caller holds; it is not changed."""
+def _from_picture(picture: Image.Image) -> Image.Image:
+    """As `open_picture`, for a picture of the caller, which is not changed."""
     if min(picture.size) < 1:
-        raise DataError(f"a picture needs pixels, found size {picture.size}")
+        raise DataError(f"a picture needs at least one pixel, found size {picture.size}")
     name = str(getattr(picture, "filename", "") or "<picture>")
     with _quiet:
         try:
@@ -265,7 +264,7 @@ def _plain_of_user(picture: Image.Image) -> Image.Image:
 
 
 def _plain(picture: Image.Image) -> Image.Image:
-    """Any loaded picture as "L" or "RGB"; one that is so already is not copied."""
+    """Any loaded picture as "L" or "RGB"; a picture of these modes is not copied."""
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):
@@ -278,14 +277,14 @@ def _plain(picture: Image.Image) -> Image.Image:
 
 
 def _bare(picture: Image.Image) -> Image.Image:
-    """A copy that leaves EXIF, profiles and the file behind."""
+    """A copy without EXIF, profiles and open file."""
     bare = Image.new(picture.mode, picture.size, None)
     bare.paste(picture)
     return bare
 
 
 def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """32-bit whole numbers and floats as 8 bits; see `open_picture`."""
+    """32-bit integers and floats as 8 bits; see `open_picture`."""
     if values.dtype.kind in "iu":
         if values.min() >= 0 and values.max() <= 0xFFFF:
             shifted: NDArray[np.uint8] = (values >> 8).astype(np.uint8)
@@ -311,20 +310,20 @@ def _on_white(picture: Image.Image) -> Image.Image:
     return flat.convert("RGB").getchannel(0) if grey else flat.convert("RGB")
 
 
-def _of_array(array: NDArray[Any]) -> Image.Image:
+def _from_array(array: NDArray[Any]) -> Image.Image:
     array = np.asarray(array)
     shape_ok = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if not shape_ok or array.size == 0:
         raise DataError(
-            f"a picture as an array needs shape (H, W) or (H, W, 1 | 3 | 4), found {array.shape}"
+            f"a picture array needs shape (H, W) or (H, W, 1 | 3 | 4), found {array.shape}"
         )
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     elif array.dtype.kind == "f":
-        array = _of_floats(array)
+        array = _from_floats(array)
     elif array.dtype != np.uint8:
         raise DataError(
-            f"a picture as an array needs uint8, bool, or floats in [0, 1], found {array.dtype}"
+            f"a picture array needs uint8, bool, or floats in [0, 1], found {array.dtype}"
         )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -332,11 +331,11 @@ def _of_array(array: NDArray[Any]) -> Image.Image:
     return _on_white(picture) if picture.mode == "RGBA" else picture
 
 
-def _of_floats(array: NDArray[Any]) -> NDArray[np.uint8]:
+def _from_floats(array: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = float(array.min()), float(array.max())
-    if not (low >= -FLOAT_SLACK and high <= 1 + FLOAT_SLACK):  # also true of NaN
+    if not (low >= -FLOAT_TOLERANCE and high <= 1 + FLOAT_TOLERANCE):  # also true of NaN
         raise DataError(
-            f"a picture of floats needs values in [0, 1], found {low:g} to {high:g}; "
+            f"a picture array of floats needs values in [0, 1], found {low:g} to {high:g}: "
             "divide by the largest value, or pass uint8"
         )
     return _unit_to_bytes(array)

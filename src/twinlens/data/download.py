@@ -1,7 +1,7 @@
-"""Folders that appear whole or not at all: downloads and unpacked archives in twinlens's cache.
+"""The cache of twinlens: downloads and unpacked archives, complete or not there at all.
 
-A folder is filled beside its place and then renamed, so that a killed download or extraction
-leaves nothing half. This module does not know what the folders hold.
+A folder is filled under a temporary name and then renamed, so that an interrupted download or
+extraction leaves no incomplete folder.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from twinlens.files import creating_folder, expand_user
 
 __all__ = ["cache_folder", "create_once", "download_once", "unpack_once"]
 
-PATIENCE = 30.0
-"""Seconds that a silent host is waited for."""
+TIMEOUT = 30.0
+"""Seconds without an answer of the host."""
 
 
 def cache_folder() -> Path:
-    """Where downloads and unpacked archives are kept: $TWINLENS_CACHE, or ~/.cache/twinlens."""
-    named = os.environ.get("TWINLENS_CACHE")
-    return expand_user(named) if named else Path.home() / ".cache" / "twinlens"
+    """The folder of downloads and unpacked archives: $TWINLENS_CACHE, or ~/.cache/twinlens."""
+    folder = os.environ.get("TWINLENS_CACHE")
+    return expand_user(folder) if folder else Path.home() / ".cache" / "twinlens"
 
 
 def create_once(target: Path, fill: Callable[[Path], None]) -> Path:
-    """`target`, after `fill` has made it if it was not there.
+    """`target`, created by `fill` if missing.
 
-    `fill` is given an empty folder on the same disk, which is renamed to `target` at the end.
+    `fill` receives an empty folder on the same disk, which is then renamed to `target`.
 
     Raises:
-        DataError: the folder cannot be made; whatever `fill` raises is passed on.
+        DataError: the folder cannot be created. Errors of `fill` are passed on.
     """
     if target.is_dir():
         return target
@@ -45,26 +45,26 @@ def create_once(target: Path, fill: Callable[[Path], None]) -> Path:
         with creating_folder(target, f"the cache {target.parent}", advice) as part:
             fill(part)
     except OSError:
-        if not target.is_dir():  # Else another process was faster, with the same content.
+        if not target.is_dir():  # Otherwise another process has created the same content.
             raise
     return target
 
 
 def download_once(name: str, urls: Sequence[str], fill: Callable[[Path], None], hint: str) -> Path:
-    """The cached download `name`, which `fill` fetches if it is not there yet.
+    """The cached download `name`, fetched by `fill` if missing.
 
     Args:
-        name: a folder below the cache.
-        urls: what `fill` will ask for, to be named if it fails.
-        fill: downloads into the folder that it is given.
-        hint: how to give a copy instead.
+        name: name of the cached folder.
+        urls: addresses that `fill` downloads, for the error message.
+        fill: function that downloads into the given folder.
+        hint: alternative to the download, for the error message.
     Raises:
-        DataError: a host cannot be reached, or what it sends is not the data; one line.
+        DataError: a host cannot be reached, or the data are invalid; one line.
     """
 
-    def patiently(folder: Path) -> None:
+    def fill_with_timeout(folder: Path) -> None:
         try:
-            with _patience(PATIENCE):
+            with _socket_timeout(TIMEOUT):
                 fill(folder)
         except (OSError, RuntimeError, http.client.HTTPException, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -72,15 +72,15 @@ def download_once(name: str, urls: Sequence[str], fill: Callable[[Path], None], 
                 f"cannot download {name} from {' or '.join(urls)} ({reason}): {hint}"
             ) from error
 
-    return create_once(cache_folder() / "downloads" / name, patiently)
+    return create_once(cache_folder() / "downloads" / name, fill_with_timeout)
 
 
 def unpack_once(archives: Sequence[Path], name: str) -> Path:
-    """A cached folder with the content of some zips, unpacked once for each content.
+    """The cached folder with the content of some zip files, unpacked once for each content.
 
     Args:
-        archives: zip files; they are read only.
-        name: what the cached folder is called, before a part of the archives' SHA-256.
+        archives: zip files.
+        name: prefix of the name of the cached folder; part of their SHA-256 follows.
     Raises:
         DataError: a file cannot be read, or is not a zip.
     """
@@ -98,7 +98,9 @@ def unpack_once(archives: Sequence[Path], name: str) -> Path:
                 with zipfile.ZipFile(archive) as opened:
                     opened.extractall(folder)
             except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-                raise DataError(f"{archive} is not a whole zip file ({error})") from error
+                raise DataError(
+                    f"{archive} is not a complete zip file ({error}): download it again"
+                ) from error
             except OSError as error:
                 raise DataError(f"cannot unpack {archive} to {folder.parent}: {error}") from error
 
@@ -106,8 +108,8 @@ def unpack_once(archives: Sequence[Path], name: str) -> Path:
 
 
 @contextmanager
-def _patience(seconds: float) -> Iterator[None]:
-    # torchvision opens its URLs without a timeout: a silent host would hang for minutes.
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    # torchvision opens URLs without a timeout: a silent host would block for minutes.
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

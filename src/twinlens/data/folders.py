@@ -1,8 +1,8 @@
-"""What the user names -> ImageTable: folders of pictures, manifests, and named sets.
+"""Folders of pictures, manifests and named sets -> ImageTable.
 
-Folders are understood by their names alone; no picture is opened here, so a broken file with a
-picture's ending stays in the table until the decoder names it. Named sets are in `named`,
-manifests in `manifests`.
+Only names of folders and files are read. No picture is opened here: a broken file with a picture's
+extension stays in the table, and the decoder reports it. Named sets are read by `datasets`,
+manifests by `manifests`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from twinlens.files import expand_user
 __all__ = ["NAMED_SETS", "picture_suffixes", "read_folder", "read_table", "read_unlabelled"]
 
 FORGED_NAMES = ("forged", "forgeries", "forg")
-"""Folders beside `genuine/` that hold an identity's forgeries."""
+"""Names of folders beside `genuine/` with the forgeries of an identity."""
 
-IDENTIFIED_ONLY = {"BUFR", "GRIB", "HDF5", "MPEG"}
-"""Formats that Pillow recognises and cannot decode by itself: not pictures in a folder."""
+NOT_DECODED = {"BUFR", "GRIB", "HDF5", "MPEG"}
+"""Formats that Pillow identifies but cannot decode: not pictures in a folder."""
 
 LAYOUTS = (
-    "understood are class folders (DATA/thing/picture.png, any depth), class folders below train/,"
+    "accepted are class folders (DATA/thing/picture.png, any depth), class folders below train/,"
     " val/ and test/, left/ and right/ with equal file names, and a CSV or Parquet manifest"
     " (path, identity)"
 )
@@ -36,19 +36,22 @@ LAYOUTS = (
 def read_table(
     data: str | Path | ImageTable, *, root: Path | None = None, forged_suffix: str = "_forg"
 ) -> ImageTable:
-    """The pictures that `data` names.
+    """Read a table from a folder, a manifest or a named set.
 
-    A string that names a set, such as "digits", means that set, even beside a folder of the same
-    name; with a path separator ("./digits") it means the folder. A `Path` always means a path.
+    A string such as "digits" means the named set, even if there is a folder of the same name; with
+    a path separator ("./digits") it means the folder. A `Path` always means a path.
 
     Args:
         data: a folder, a manifest (.csv, .parquet), one of `NAMED_SETS`, or a table, which is
-            given back as it is.
-        root: where a copy of a named set lies, or what a manifest's paths start from.
+            returned unchanged.
+        root: folder with a copy of a named set, or base folder of the paths of a manifest.
         forged_suffix: a folder `ID` + this suffix, beside a folder `ID`, holds forgeries of ID;
             "" for no such folders. Only for folders.
     Raises:
-        DataError: nothing there, or nothing that is understood.
+        DataError: missing data, or an unknown layout.
+
+    >>> read_table("digits")
+    ImageTable(1797 pictures of 10 identities from 'digits')
     """
     if isinstance(data, ImageTable):
         return data
@@ -57,12 +60,12 @@ def read_table(
     path = _existing(data)
     if path.is_file():
         if path.suffix.lower() not in MANIFEST_SUFFIXES:
-            raise DataError(f"{path} is a file, and not a manifest (.csv, .parquet): {LAYOUTS}")
+            raise DataError(f"{path} is a file, but not a manifest (.csv, .parquet): {LAYOUTS}")
         return read_manifest(path, root=root, source=str(data))
     if root is not None:
         raise DataError(
             f"a root belongs to a named set ({', '.join(NAMED_SETS)}) or a manifest; {path} is a"
-            " folder of pictures, which needs none"
+            " folder of pictures: leave --root out"
         )
     return read_folder(path, forged_suffix=forged_suffix, source=str(data))
 
@@ -70,14 +73,14 @@ def read_table(
 def read_folder(
     folder: Path, *, forged_suffix: str = "_forg", source: str | None = None
 ) -> ImageTable:
-    """The pictures of a folder; hidden files, and files without a picture's ending, are ignored.
+    """The pictures of a folder; hidden files, and files without a picture's extension, are ignored.
 
-    - Class folders: the folder that a picture lies in is its identity, named by its path below
-      the top with forward slashes.
-    - Given splits: `train/`, `val/` (or `valid/`, `validation/`) and `test/` on top, where they
-      hold class folders; identities are named by the path below these.
-    - Counterparts: `left/` and `right/`, and nothing else, on top, with at least one file name
-      (without ending) in both: equal names are one identity.
+    - Class folders: the identity of a picture is the path of its folder below the top, with
+      forward slashes.
+    - Given splits: `train/`, `val/` (or `valid/`, `validation/`) and `test/` on top, if they
+      contain class folders; identities are paths below these.
+    - Counterparts: only `left/` and `right/` on top, with at least one file name (without its
+      extension) in both: equal names are one identity.
     - Forgeries: `ID` + `forged_suffix` beside a folder `ID`; or `genuine/` and `forged/` (or
       `forgeries/`, `forg/`) inside an identity.
 
@@ -101,34 +104,31 @@ def read_folder(
 
 
 def read_unlabelled(folder: Path, *, source: str | None = None) -> ImageTable:
-    """The pictures of a folder, at any depth, whatever its folders are called.
+    """The pictures of a folder, at any depth, without identities and splits ("").
 
-    Hidden files, and files without a picture's ending, are ignored. No picture has an identity
-    ("") or a split.
+    Hidden files, and files without a picture's extension, are ignored.
 
     Raises:
         DataError: no pictures, or a folder that cannot be read.
     """
     rows: list[Row] = [(str(folder / name), "", False, "") for name in _pictures_below(folder)]
     if not rows:
-        endings = " ".join(sorted(picture_suffixes()))
         raise DataError(
-            f"{folder} holds no pictures: needed are files, at any depth, with one of the endings "
-            f"{endings}"
+            f"{folder} holds no pictures: needed are files, at any depth, with an extension of "
+            f"{' '.join(sorted(picture_suffixes()))}"
         )
     return ImageTable.of_rows(rows, str(folder) if source is None else source, folder)
 
 
 @cache
 def picture_suffixes() -> frozenset[str]:
-    """The endings, such as ".png", of all files that the installed Pillow can open."""
+    """Extensions, such as ".png", of all files that the installed Pillow can open."""
     from PIL import Image
 
-    endings = Image.registered_extensions()
     return frozenset(
-        ending
-        for ending, format_name in endings.items()
-        if format_name in Image.OPEN and format_name not in IDENTIFIED_ONLY
+        suffix
+        for suffix, format_name in Image.registered_extensions().items()
+        if format_name in Image.OPEN and format_name not in NOT_DECODED
     )
 
 
@@ -137,16 +137,16 @@ def _existing(data: str | Path) -> Path:
     try:
         if str(data).strip() and path.exists():
             return path
-    except OSError as error:  # A name that is too long, or a folder that is closed to us.
+    except OSError as error:  # A name that is too long, or a folder without permission.
         raise DataError(f"cannot read {data}: {error.strerror}") from error
-    lone = isinstance(data, str) and os.sep not in data and "/" not in data
-    hint = f"; {unknown_name('named set', str(data), NAMED_SETS)}" if lone else ""
+    is_name = isinstance(data, str) and os.sep not in data and "/" not in data
+    hint = f"; {unknown_name('named set', str(data), NAMED_SETS)}" if is_name else ""
     raise DataError(f"no such file or folder: '{data}'{hint}")
 
 
 def _pictures_below(folder: Path) -> Iterator[str]:
     """Paths of pictures below a folder, with forward slashes; linked folders are followed."""
-    endings = picture_suffixes()
+    suffixes = picture_suffixes()
     seen: dict[str, set[tuple[int, int]]] = {"": {_device_and_inode(folder)}}
     pending = [""]
     while pending:
@@ -158,10 +158,10 @@ def _pictures_below(folder: Path) -> Iterator[str]:
                 continue
             if entry.is_dir():
                 key = _device_and_inode(Path(entry.path))
-                if key not in above:  # A link to a folder above would never end.
+                if key not in above:  # A link to a folder above would recurse forever.
                     seen[name] = above | {key}
                     pending.append(name)
-            elif os.path.splitext(entry.name)[1].lower() in endings:  # noqa: PTH122
+            elif os.path.splitext(entry.name)[1].lower() in suffixes:  # noqa: PTH122
                 yield name
 
 
@@ -175,39 +175,39 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def _device_and_inode(folder: Path) -> tuple[int, int]:
     try:
-        found = folder.stat()
+        status = folder.stat()
     except OSError as error:
         raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _given_splits(folder: Path, files: list[PurePosixPath]) -> dict[str, str]:
-    """Folder on top -> split; {"": ""} where the top holds class folders."""
+    """Folder on top -> split; {"": ""} if the top contains class folders."""
     shallow = {file.parts[0] for file in files if len(file.parts) == 2}
     tops = {file.parts[0] for file in files if len(file.parts) > 1}
     named = {top: SPLIT_NAMES[top.lower()] for top in sorted(tops) if top.lower() in SPLIT_NAMES}
     nested = [top for top in named if top not in shallow]
-    _refuse_loose(folder, [file for file in files if len(file.parts) == 1])
+    _check_class_folders(folder, [file for file in files if len(file.parts) == 1])
     if named and len(named) == len(tops):
         for top in named:
             loose = [file for file in files if len(file.parts) == 2 and file.parts[0] == top]
-            _refuse_loose(folder / top, loose)
+            _check_class_folders(folder / top, loose)
         return named
     if nested:
         others = sorted(tops - set(nested))
         raise DataError(
             f"{folder} holds {_some(nested)} (splits) beside {_some(others)}: leave only train/,"
-            " val/ and test/ on top, or give these folders other names"
+            " val/ and test/ on top, or rename these folders"
         )
     return {"": ""}
 
 
-def _refuse_loose(folder: Path, files: list[PurePosixPath]) -> None:
+def _check_class_folders(folder: Path, files: list[PurePosixPath]) -> None:
     if files:
         names = _some(sorted(file.name for file in files))
         raise DataError(
-            f"{folder} holds pictures without a class folder ({names}), so nobody knows what they"
-            f" show: {LAYOUTS}"
+            f"{folder} holds pictures without a class folder ({names}), so their identities are"
+            f" unknown: {LAYOUTS}"
         )
 
 
@@ -218,12 +218,12 @@ def _some(names: list[str]) -> str:
 def _identify(
     top: Path, files: list[PurePosixPath], forged_suffix: str
 ) -> Iterable[tuple[PurePosixPath, str, bool]]:
-    """Each file with its identity and whether it is forged; files are paths below `top`."""
+    """Each file with its identity and role (forged or not); files are paths below `top`."""
     if _are_counterparts(files):
         return [(file, _stem_below(file), False) for file in files]
     parents = sorted({file.parent for file in files})
-    meaning = _meanings(top, parents, forged_suffix)
-    return [(file, *meaning[file.parent]) for file in files]
+    labels = _folder_labels(top, parents, forged_suffix)
+    return [(file, *labels[file.parent]) for file in files]
 
 
 def _stem_below(file: PurePosixPath) -> str:
@@ -237,33 +237,33 @@ def _are_counterparts(files: list[PurePosixPath]) -> bool:
     return any(_stem_below(file) in left for file in files if file.parts[0] == "right")
 
 
-def _meanings(
+def _folder_labels(
     top: Path, parents: list[PurePosixPath], forged_suffix: str
 ) -> dict[PurePosixPath, tuple[str, bool]]:
     """Class folder -> (identity, forged)."""
     folders = {folder for parent in parents for folder in (parent, *parent.parents)}
-    # Once one identity has both folders, `genuine/` means the same inside all of them.
+    # If one identity has both folders, `genuine/` is a role inside of every identity.
     roles = any(
         folder.name == "genuine" and any(folder.with_name(name) in folders for name in FORGED_NAMES)
         for folder in folders
         if len(folder.parts) > 1
     )
 
-    def beside(folder: PurePosixPath) -> bool:
+    def exists(folder: PurePosixPath) -> bool:
         return folder in folders or (top / folder).is_dir()
 
-    def meaning(parent: PurePosixPath) -> tuple[str, bool]:
+    def label(parent: PurePosixPath) -> tuple[str, bool]:
         parts: list[str] = []
         forged = False
-        for place, name in enumerate(parent.parts):
+        for depth, name in enumerate(parent.parts):
             base = name.removesuffix(forged_suffix) if forged_suffix else name
-            if roles and place > 0 and name in ("genuine", *FORGED_NAMES):
+            if roles and depth > 0 and name in ("genuine", *FORGED_NAMES):
                 forged |= name != "genuine"
-            elif base not in (name, "") and beside(PurePosixPath(*parent.parts[:place], base)):
+            elif base not in (name, "") and exists(PurePosixPath(*parent.parts[:depth], base)):
                 parts.append(base)
                 forged = True
             else:
                 parts.append(name)
         return "/".join(parts), forged
 
-    return {parent: meaning(parent) for parent in parents}
+    return {parent: label(parent) for parent in parents}

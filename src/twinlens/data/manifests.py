@@ -1,9 +1,9 @@
 """Manifests, CSV or Parquet: one row for each picture.
 
-Columns `path`, `identity`, and where wanted `role` (genuine | forged; empty is genuine) and
-`split` (train | val | test; empty is not assigned). What other columns say of a picture, numbers,
-text and truth, is its metadata, which a gallery keeps and training ignores. Whether the pictures
-exist and can be read is for the decoder to say.
+Columns `path`, `identity`, and optionally `role` (genuine | forged; empty is genuine) and `split`
+(train | val | test; empty is not assigned). Numbers, text and booleans of other columns are
+metadata, which a gallery keeps and training ignores. The files are not opened here: the decoder
+reports missing and broken ones.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ SPLIT_NAMES = {
     "validation": "val",
     "test": "test",
 }
-"""Accepted names of splits -> the name that twinlens uses."""
+"""Accepted name of a split -> its name in twinlens."""
 
 COLUMNS = ("path", "identity", "role", "split")
 REQUIRED = ("path", "identity")
 ROLES = {"": False, "genuine": False, "forged": True}
-MAX_SHOWN = 10
+MAX_PROBLEMS = 10
 
 Entry = tuple[str, dict[str, str], dict[str, Any]]
-"""Where the row is ("line 7"), its known columns, and the others that hold something."""
+"""Location of the row ("line 7"), its known columns, and its other columns unless empty."""
 
 
 def read_manifest(file: Path, *, root: Path | None = None, source: str | None = None) -> ImageTable:
-    """The pictures that a CSV or Parquet file names.
+    """The pictures listed in a CSV or Parquet file.
 
-    CSV is UTF-8, with or without a byte order mark, divided by commas, semicolons or tabs.
-    A row that repeats another one counts once. Identities are text whatever the column's type.
+    CSV is UTF-8, with or without a byte order mark, separated by commas, semicolons or tabs.
+    Equal rows count once. Identities are text, whatever the type of the column.
 
     Args:
         file: the manifest.
-        root: what relative paths start from; the manifest's own folder if None.
-        source: how the user named the data.
+        root: base folder of relative paths; the folder of the manifest if None.
+        source: data as the user named it.
     Raises:
-        DataError: unreadable, no rows, missing columns, or wrong rows, of which the first ten
-            are named together.
+        DataError: unreadable, no rows, missing columns, or invalid rows; the first ten problems
+            are reported together.
     """
     base = Path(os.path.normpath(file.parent if root is None else root))
     entries = _parquet_entries(file) if file.suffix.lower() == ".parquet" else _csv_entries(file)
@@ -61,19 +61,19 @@ def read_manifest(file: Path, *, root: Path | None = None, source: str | None = 
     problems: list[str] = []
     num_entries = 0
     for num_entries, (where, cells, others) in enumerate(entries, 1):  # noqa: B007
-        found = _problems(cells)
-        if not found:
+        wrong = _problems(cells)
+        if not wrong:
             row = _row(cells, base)
-            first, known = rows.setdefault(row[0], (where, row))
+            first, same_path = rows.setdefault(row[0], (where, row))
             metadata.setdefault(row[0], others)
-            found = [] if known == row else [f"says otherwise than {first} of '{cells['path']}'"]
-        problems += [f"{where}: {problem}" for problem in found]
+            wrong = [] if same_path == row else [f"contradicts {first} about '{cells['path']}'"]
+        problems += [f"{where}: {problem}" for problem in wrong]
     if problems:
-        more = len(problems) - MAX_SHOWN
-        shown = problems[:MAX_SHOWN] + ([f"and {more} more"] if more > 0 else [])
-        raise DataError(f"the manifest {file} has wrong rows:\n  " + "\n  ".join(shown))
+        more = len(problems) - MAX_PROBLEMS
+        shown = problems[:MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        raise DataError(f"the manifest {file} has invalid rows:\n  " + "\n  ".join(shown))
     if num_entries == 0:
-        raise DataError(f"the manifest {file} has no rows: it needs one for each picture")
+        raise DataError(f"the manifest {file} has no rows: add one for each picture")
     table = ImageTable.of_rows((row for _, row in rows.values()), source or str(file), base)
     if not any(metadata.values()):
         return table
@@ -102,8 +102,8 @@ def _require_columns(names: list[str], file: Path) -> None:
     if missing:
         raise DataError(
             f"the manifest {file} has no column {' and no column '.join(missing)}, found"
-            f" {', '.join(names) if names else 'nothing'}: it needs path and identity,"
-            " and may have role and split"
+            f" {', '.join(names) if names else 'nothing'}: it needs path and identity; role and"
+            " split are optional"
         )
 
 
@@ -129,7 +129,7 @@ def _csv_entry(names: list[str], values: list[str], where: str, file: Path) -> E
     if len(values) > len(names):
         raise DataError(
             f"the manifest {file} has {len(values)} cells in {where} and {len(names)} columns:"
-            ' put names that hold a comma into "quotes"'
+            ' enclose names that contain a comma in "quotes"'
         )
     cells = dict(zip(names, values, strict=False))
     others = {name: value for name, value in cells.items() if name not in COLUMNS and value}
@@ -144,7 +144,7 @@ def _parquet_entries(file: Path) -> Iterator[Entry]:
         with pyarrow.parquet.ParquetFile(file) as parquet:
             names = parquet.schema_arrow.names
             _require_columns(names, file)
-            # Embeddings and the like say nothing that a filter could ask for.
+            # Nested columns such as embeddings are no metadata to filter by.
             flat = [f.name for f in parquet.schema_arrow if not pyarrow.types.is_nested(f.type)]
             number = 0
             for batch in parquet.iter_batches(columns=flat):
@@ -158,11 +158,11 @@ def _parquet_entries(file: Path) -> Iterator[Entry]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can say: numbers and truth as they are, all else as text."""
+    """A value that JSON can express: finite numbers and booleans unchanged, the rest as text."""
     finite = isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
     return value if finite else _text(value)
 
 
 def _text(value: Any) -> str:
-    # A missing number in a data frame arrives as NaN, which differs from itself.
+    # A missing number of a data frame is NaN, which differs from itself.
     return "" if value is None or value != value else str(value)

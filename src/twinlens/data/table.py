@@ -1,9 +1,9 @@
-"""ImageTable: which pictures there are, what each shows, and which split it belongs to.
+"""ImageTable: the path, identity, role and split of each picture.
+
+Folder layouts are read by `folders`, pictures by `decode`, and splits assigned by `splits`. This
+module reads nothing but file sizes, for the fingerprint.
 
 Shapes: N pictures, H x W pixels.
-
-This module knows no folder layouts (`sources`), decodes nothing (`decode`), and chooses no splits
-(`splits`); it reads file sizes, for the fingerprint, and nothing else.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ Row = tuple[str, str, bool, str]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageTable:
-    """N pictures in the order of their paths, whatever order they are given in.
+    """N pictures, always sorted by their paths.
 
     Attributes:
-        path: (N,) str. A file's path, or a name such as "digits/00017" where `pixels` is given.
-        identity: (N,) str. What the picture shows; a forgery carries the identity it imitates.
+        path: (N,) str. The path of a file, or a name such as "digits/00017" if `pixels` is given.
+        identity: (N,) str. What the picture shows; a forgery has the identity that it imitates.
         forged: (N,) bool.
-        split: (N,) "train", "val", "test", or "" where none is assigned.
-        source: how the user named the data.
-        root: the folder that the paths lie in; None for named sets held in memory.
-        pixels: None, or the pictures themselves: (N, H, W) or (N, H, W, 3).
-        metadata: None, or (N,) dicts: what a manifest says besides.
+        split: (N,) "train", "val", "test", or "" if none is assigned.
+        source: data as the user named it.
+        root: folder that contains the paths; None for named sets held in memory.
+        pixels: None, or the pictures: (N, H, W) or (N, H, W, 3).
+        metadata: None, or (N,) dicts of the other columns of a manifest.
 
     All arrays are read-only.
 
     Raises:
-        DataError: columns of unequal length, an unknown split, or a path named twice.
+        DataError: columns of unequal length, an unknown split, or a repeated path.
     """
 
     path: NDArray[np.object_]
@@ -70,10 +70,10 @@ class ImageTable:
             columns["metadata"] = np.asarray(self.metadata, dtype=object)
         _check(columns)
         order = np.argsort(columns["path"], kind="stable")
-        moved = bool((order != np.arange(len(order))).any())
+        unsorted = bool((order != np.arange(len(order))).any())
         for name, column in columns.items():
-            # A view, so that the caller's own array stays writeable.
-            ordered = column[order] if moved else column.view()
+            # A view, so that the caller's array stays writeable.
+            ordered = column[order] if unsorted else column.view()
             ordered.flags.writeable = False
             object.__setattr__(self, name, ordered)
         _check_distinct(self.path)
@@ -95,10 +95,10 @@ class ImageTable:
         )
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.int_] | Sequence[int]) -> ImageTable:
-        """The table of some rows, each once and in the order of this table.
+        """The table of some rows, each once, in the order of this table.
 
         Args:
-            rows: a mask of shape (N,), or row numbers.
+            rows: mask of shape (N,), or row numbers.
         """
         rows = np.asarray(rows)
         index = np.arange(len(self))
@@ -114,7 +114,7 @@ class ImageTable:
         )
 
     def of_split(self, name: str) -> ImageTable:
-        """The rows of one split; "" gives the rows that have none."""
+        """The rows of one split; "" selects the rows without a split."""
         return self.select(np.asarray(self.split == name, dtype=np.bool_))
 
     def with_split(self, split: NDArray[np.object_] | Sequence[str]) -> ImageTable:
@@ -123,7 +123,7 @@ class ImageTable:
 
     def with_metadata(self, metadata: Sequence[Mapping[str, Any]]) -> ImageTable:
         """The same pictures with other metadata, a mapping each, in the order of this table."""
-        column = np.empty(len(metadata), dtype=object)  # numpy would look into the mappings.
+        column = np.empty(len(metadata), dtype=object)  # np.array would convert the mappings.
         column[:] = metadata
         return replace(self, metadata=column)
 
@@ -132,11 +132,11 @@ class ImageTable:
         return list(self._names)
 
     def labels(self) -> NDArray[np.int64]:
-        """(N,) the place of each row's identity in `identities()`; read-only."""
+        """(N,) index of each row's identity in `identities()`; read-only."""
         return self._labels
 
     def relative(self, row: int) -> str:
-        """A row's path below `root`, with forward slashes; the whole path if it lies elsewhere."""
+        """The path of a row below `root`, with forward slashes; the whole path if not below it."""
         path = str(self.path[row])
         if self.root is None or self.pixels is not None:
             return path
@@ -148,14 +148,14 @@ class ImageTable:
     def fingerprint(self) -> str:
         """SHA-256 over relative paths, identities, roles, and file sizes or pixels, in hex.
 
-        Splits and the place of `root` have no part in it, so that a copy of the data, or another
-        split of it, has the same fingerprint. A file that is not there counts as size -1.
+        Splits and the location of `root` are left out. So a copy of the data, or other splits of
+        it, have the same fingerprint. A missing file counts as size -1.
         """
         digest = hashlib.sha256()
         for row in range(len(self)):
             size = _size(str(self.path[row])) if self.pixels is None else 0
             line = (self.relative(row), str(self.identity[row]), bool(self.forged[row]), size)
-            # File names that are not UTF-8 reach Python as lone surrogates.
+            # Python reads file names that are not UTF-8 as lone surrogates.
             digest.update(repr(line).encode("utf-8", "surrogatepass"))
         if self.pixels is not None:
             digest.update(repr(self.pixels.shape).encode())
@@ -168,20 +168,20 @@ class ImageTable:
 
     @cached_property
     def _labels(self) -> NDArray[np.int64]:
-        place = {name: label for label, name in enumerate(self._names)}
-        labels = np.array([place[name] for name in self.identity], dtype=np.int64)
+        label_of = {name: label for label, name in enumerate(self._names)}
+        labels = np.array([label_of[name] for name in self.identity], dtype=np.int64)
         labels.flags.writeable = False
         return labels
 
 
 def pair_masks(label_a: Any, forged_a: Any, label_b: Any, forged_b: Any) -> tuple[Any, Any]:
-    """Which pairs are genuine and which are impostors.
+    """Masks of genuine and impostor pairs.
 
     A genuine pair has one label and two genuine pictures. An impostor pair is any other pair with
-    at least one genuine picture. Two forged pictures are neither: nobody knows who made them.
+    at least one genuine picture. Two forged pictures are neither, since their author is unknown.
 
     Args:
-        label_a: integers of any shape; numpy arrays, or torch tensors.
+        label_a: integers of any shape; numpy arrays or torch tensors.
         forged_a: booleans of the same shape.
         label_b: integers of a shape that `label_a` broadcasts with.
         forged_b: booleans of the same shape as `label_b`.
@@ -196,35 +196,39 @@ def pair_masks(label_a: Any, forged_a: Any, label_b: Any, forged_b: Any) -> tupl
 def require_identities(
     table: ImageTable, minimum: int = 2, purpose: str = "comparing pictures"
 ) -> None:
-    """Refuse a table with too few identities to compare.
+    """Check that a table has enough identities.
 
+    Args:
+        table: table with or without splits.
+        minimum: required number of identities.
+        purpose: use of the table, for the error message.
     Raises:
         DataError: fewer than `minimum` identities.
     """
     names = table.identities()
     if len(names) >= minimum:
         return
+    num = f"{len(names)} {'identity' if len(names) == 1 else 'identities'}"
     some = f" ({', '.join(names[:5])})" if names else ""
-    found = f"{len(names)} {'identity' if len(names) == 1 else 'identities'}{some}"
     raise DataError(
-        f"{table.source} holds {found}, and {purpose} needs at least {minimum}: "
-        "give each thing that is shown a folder of its own (DATA/thing-1/*, DATA/thing-2/*, ...)"
+        f"{table.source} holds {num}{some}, and {purpose} needs at least {minimum}: give each"
+        " identity a folder of its own (DATA/thing-1/*, DATA/thing-2/*, ...)"
     )
 
 
 def _check(columns: dict[str, NDArray[Any]]) -> None:
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise DataError(f"the columns of a table need one length, found {lengths}")
+        raise DataError(f"the columns of a table need equal lengths, found {lengths}")
     unknown = sorted(set(columns["split"].tolist()) - {*SPLITS, ""})
     if unknown:
         raise DataError(f"a split is one of {', '.join(SPLITS)} or empty, found {unknown[:5]}")
 
 
 def _check_distinct(path: NDArray[np.object_]) -> None:
-    twice = path[1:][path[1:] == path[:-1]]
-    if len(twice):
-        raise DataError(f"a table names each picture once, found twice: {sorted(set(twice))[:5]}")
+    repeated = path[1:][path[1:] == path[:-1]]
+    if len(repeated):
+        raise DataError(f"paths of a table must be unique, found {sorted(set(repeated))[:5]} twice")
 
 
 def _size(path: str) -> int:
