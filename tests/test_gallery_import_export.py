@@ -21,8 +21,8 @@ from test_matcher import make_matcher
 from twinlens.commands.embed import embed
 from twinlens.data.folders import read_table
 from twinlens.errors import DataError, GalleryError
-from twinlens.gallery.enrol import SkippedPicture
 from twinlens.gallery.gallery import Gallery
+from twinlens.gallery.results import SkippedPicture
 from twinlens.match.matcher import Matcher
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -50,14 +50,14 @@ def test_one_vector_under_two_names_is_the_firsts(gallery: Gallery) -> None:
     found = enrol(gallery, emb[[0, 0, 1, 0]], ["anna", "ben", "ben", "anna"])
     assert (found.num_new, found.num_known, found.num_identities) == (2, 1, 2)
     assert found.skipped == (
-        SkippedPicture("row 2", "this very picture is enrolled already, as 'anna'"),
+        SkippedPicture("row 2", "the same picture is enrolled already, as 'anna'"),
     )
     assert gallery.identities() == {"anna": 1, "ben": 1}
 
 
 def test_counts_are_those_of_one_by_one(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever comes again, in one batch or several: as if each row had come alone."""
-    monkeypatch.setattr("twinlens.gallery.gallery.AT_ONCE", 7)
+    monkeypatch.setattr("twinlens.gallery.enrol_embeddings.AT_ONCE", 7)
     rng = np.random.default_rng(1)
     emb, names = vectors_for(gallery, 12)[rng.integers(0, 12, 40)], rng.choice(["a", "b"], 40)
     owners: dict[bytes, str] = {}
@@ -89,7 +89,7 @@ def test_an_import_skips_what_is_somebody_elses(gallery: Gallery, tmp_path: Path
     assert (found.num_new, found.num_known, found.num_identities) == (2, 0, 1)
     assert {one.path for one in found.skipped} == set(paths[:2])
     assert {one.reason for one in found.skipped} == {
-        "this very picture is enrolled already, as 'carla'"
+        "the same picture is enrolled already, as 'carla'"
     }
     assert gallery.identities() == {"ben": 2, "carla": 2}
 
@@ -158,10 +158,10 @@ def test_forgeries_are_nobodys_templates(gallery: Gallery, tmp_path: Path) -> No
     table = with_column(table, "hash", ["0", "1", "2", "3", "4", "0"])
     table = table.append_column("forged", pa.array([False, True, True, False, None, False]))
     found = gallery.import_file(written(table, tmp_path))
-    reason = "a forgery, which is nobody's template"
+    reason = "a forgery, which is never enrolled"
     assert found.skipped == (
         SkippedPicture("/p/1.png", reason), SkippedPicture("row 3", reason),
-        SkippedPicture("row 6", "this very picture is enrolled already, as 'p0'"),
+        SkippedPicture("row 6", "the same picture is enrolled already, as 'p0'"),
     )  # fmt: skip
     assert (found.num_new, found.num_known, found.num_identities) == (3, 0, 3)
     assert gallery.identities() == {"p0": 1, "p3": 1, "p4": 1}
@@ -211,7 +211,7 @@ WRONG: dict[str, tuple[str, Callable[[pa.Table], Any], str]] = {
     "no zone": ("time", lambda t: ["2026-01-02 03:04:05"] * 3, "column time holds string"),
     "no JSON": ("metadata", lambda t: ["{}", "room=north", "{}"], "metadata holds 'room=north'"),
     "no object": ("metadata", lambda t: ["{}", "[1]", "{}"], r"metadata holds '\[1\]'"),
-    "NaN": ("metadata", lambda t: ["{}", '{"a": NaN}', "{}"], "metadata is text, numbers"),
+    "NaN": ("metadata", lambda t: ["{}", '{"a": NaN}', "{}"], "metadata must be text, numbers"),
     "struct": ("metadata", lambda t: [{"room": "north"}] * 3, "column metadata holds struct"),
     "path": ("path", lambda t: [{"a": 1}] * 3, "column path holds struct"),
     "thumbnail": ("thumbnail", lambda t: [1.5] * 3, "column thumbnail holds double"),
@@ -238,7 +238,7 @@ def test_a_column_that_is_there_twice(gallery: Gallery, tmp_path: Path) -> None:
 def test_another_model_is_said_before_another_length(gallery: Gallery, tmp_path: Path) -> None:
     table = with_column(file_of(gallery), "embedding", [[1.0]] * 3)
     table = table.replace_schema_metadata({"twinlens.fingerprint": b"\xff123"})
-    with pytest.raises(GalleryError, match=r"are of the model .123"):
+    with pytest.raises(GalleryError, match=r"belong to the model .123"):
         gallery.import_file(written(table, tmp_path))
 
 
@@ -299,7 +299,7 @@ def test_what_has_no_file_is_said_to_have_none(gallery: Gallery, tmp_path: Path)
     with pytest.raises(GalleryError, match=r"5 of 5 pictures .* only be enrolled into a") as told:
         gallery.rebuild(other)
     assert "No such file" not in str(told.value)
-    assert str(told.value).count("no file is known of it") == 5
+    assert str(told.value).count("no file is known") == 5
     assert len(gallery) == 5
 
 
@@ -318,7 +318,7 @@ def test_calibrating_knows_the_models_forgeries(
     assert bundle.origin is not None
     data = bundle.origin.data.model_copy(update={"forged_suffix": "_fake"})
     origin = replace(bundle.origin, data=data)
-    monkeypatch.setattr(gallery, "matcher", Matcher(replace(bundle, origin=origin)))
+    monkeypatch.setattr(gallery.core, "matcher", Matcher(replace(bundle, origin=origin)))
     asked: list[list[str]] = []
     steps: list[tuple[int, int]] = []
 
@@ -343,14 +343,14 @@ def test_a_lone_path_is_one_file(gallery: Gallery, tiny_run: TinyRun) -> None:
 def test_numbers_for_names_and_fractions_of_answers(gallery: Gallery, tiny_run: TinyRun) -> None:
     file = tiny_run.data / "thing 0" / "0.png"
     number: Any = 5
-    with pytest.raises(GalleryError, match=r"a name is text, found 5 \(int\): write '5'"):
+    with pytest.raises(GalleryError, match=r"a name must be a string, found 5 \(int\): write '5'"):
         gallery.enrol_files(number, file)
-    with pytest.raises(GalleryError, match="a name is text"):
+    with pytest.raises(GalleryError, match="a name must be a string"):
         gallery.erase(number)
-    with pytest.raises(GalleryError, match="a name is text"):
+    with pytest.raises(GalleryError, match="a name must be a string"):
         enrol(gallery, vectors_for(gallery, 1), [number])
     half: Any = 2.5
-    with pytest.raises(GalleryError, match=r"k is 2\.5: a whole number"):
+    with pytest.raises(GalleryError, match=r"k must be a whole number of answers, found 2\.5"):
         gallery.search(file, k=half)
     two: Any = np.int64(2)
     assert gallery.search(file, k=two) == ()
@@ -387,4 +387,4 @@ def test_imports_say_whom_they_skip(
         words = ["gallery", "import", gallery.place, str(tmp_path / "x.parquet")]
         assert main([*words, "--quiet", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_known"] == 1
-    assert caplog.messages == ["skipped /p/a.png: this very picture is enrolled already, as 'c'"]
+    assert caplog.messages == ["skipped /p/a.png: the same picture is enrolled already, as 'c'"]

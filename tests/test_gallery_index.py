@@ -1,4 +1,4 @@
-"""The index of a large gallery, and what was measured of it: they may not tell different tales."""
+"""The index of a large gallery agrees with its stored measurement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from gallery_writer import batch, enrol
 
 from twinlens.gallery import index as indexing
 from twinlens.gallery.gallery import Gallery
-from twinlens.gallery.index import fitting
 
 
 @pytest.fixture
@@ -22,11 +21,11 @@ def gallery(tiny_run: TinyRun, tmp_path: Path) -> Gallery:
     return made
 
 
-def test_fitting() -> None:
-    four, also_four, eight = ({"partitions": 4, "recall": r} for r in (0.9, 0.8, 0.7))
-    assert fitting(4, None, eight | {"partitions": 8}, four, also_four) is four
-    assert fitting(0, None, four) is None
-    assert fitting(8, four, None) is None
+def test_only_a_measurement_of_this_index_counts() -> None:
+    four, also_four, eight = ({"partitions": n} for n in (4, 4, 8))
+    assert indexing._of_partitions(4, None, eight, four, also_four) is four
+    assert indexing._of_partitions(0, None, four) is None
+    assert indexing._of_partitions(8, four, None) is None
 
 
 @pytest.mark.parametrize("others", [0, 3])
@@ -47,7 +46,8 @@ def test_a_measurement_of_an_index_that_is_gone_is_not_written(
     assert found.partitions == gallery.store.num_partitions() == others
     assert found.search == gallery.info().search == ("index" if others else "exact")
     assert gallery.info().partitions == others
-    assert set(gallery.state().index or {}) in (set(), {"partitions", "nprobes", "recall"})
+    index = gallery.store.settings()["index"]
+    assert index is None or set(index) == {"partitions", "nprobes", "recall"}
 
 
 def test_a_measurement_without_its_index_is_told(gallery: Gallery) -> None:

@@ -165,10 +165,13 @@ def test_a_file_name_that_is_no_utf8(gallery: Gallery, tiny_run: TinyRun, tmp_pa
 @pytest.mark.parametrize(
     ("vectors", "match"),
     [
-        (np.zeros((2, DIM + 1), np.float32), "is needed"),
-        (np.zeros((DIM,), np.float32), "is needed"),
-        (np.full((2, DIM), np.nan, np.float32), "not finite"),
-        (np.full((2, DIM), np.inf, np.float32), "not finite"),
+        (
+            np.zeros((2, DIM + 1), np.float32),
+            rf"must have shape \(N, {DIM}\), found \(2, {DIM + 1}\)",
+        ),
+        (np.zeros((DIM,), np.float32), rf"must have shape \(N, {DIM}\), found \({DIM},\)"),
+        (np.full((2, DIM), np.nan, np.float32), "must be finite"),
+        (np.full((2, DIM), np.inf, np.float32), "must be finite"),
     ],
 )
 def test_vectors_that_are_none(gallery: Gallery, vectors: np.ndarray, match: str) -> None:

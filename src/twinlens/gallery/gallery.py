@@ -23,21 +23,21 @@ from twinlens.gallery import import_export, index, maintain, migrate
 from twinlens.gallery.conditions import condition_of, explain_cast
 from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.decide import Threshold, decide
-from twinlens.gallery.enrol import (
-    Enrolment,
+from twinlens.gallery.enrol import enrol_pictures
+from twinlens.gallery.enrol_embeddings import enrol_embeddings
+from twinlens.gallery.info import GalleryInfo, describe
+from twinlens.gallery.results import (
     EnrolResult,
+    EraseReceipt,
+    OptimizeResult,
+    RebuildResult,
     SkippedPicture,
-    Source,
-    check_identity,
-    read_labelled,
-    sources_of,
-    text,
+    TemplateList,
 )
-from twinlens.gallery.results import TemplateList
 from twinlens.gallery.schema import quoted
 from twinlens.gallery.search import Lookup, RankedIdentity
 from twinlens.gallery.settings import GalleryState, model_files, new_settings
-from twinlens.gallery.snapshot import vectors
+from twinlens.gallery.sources import Source, check_identity, read_labelled, sources_of, text
 from twinlens.gallery.store import Store
 from twinlens.match.answers import Hit, IdentifyAnswer
 from twinlens.measure.open_set_calibration import OpenSetCalibration
@@ -155,9 +155,13 @@ class Gallery:
             where = f"identity = {quoted(identity)}"
         return TemplateList.of(self.store.find(where, columns=TEMPLATE_COLUMNS))
 
-    def info(self) -> maintain.GalleryInfo:
+    def info(self) -> GalleryInfo:
         """The gallery in numbers."""
-        return maintain.describe(self.core)
+        return describe(self.core)
+
+    def prepared(self, emb_ND: Floats) -> Floats:
+        """Embeddings as they are stored: of length 1 if the comparator compares directions."""
+        return self.core.prepared(emb_ND)
 
     # --- enrolling ---
 
@@ -235,7 +239,7 @@ class Gallery:
         Raises:
             GalleryError: another model, unequal lengths, non-finite values, empty names.
         """
-        return import_export.enrol_embeddings(
+        return enrol_embeddings(
             self.core, emb_ND, identity, fingerprint, path, hash, metadata, progress
         )
 
@@ -247,15 +251,7 @@ class Gallery:
         progress: Progress | None,
     ) -> EnrolResult:
         maintain.finish(self.core)
-        run = Enrolment(self.core, keep_thumbnails=keep_thumbnails)
-        num_new = num_rows = 0
-        for rows in run.rows(sources, progress):
-            self.core.check_vectors(vectors(rows["vector"]), self.fingerprint)
-            num_rows += len(rows)
-            num_new += self.core.insert(rows)
-        # What another writer enrolled meanwhile is known as well.
-        num_known = run.num_known + num_rows - num_new
-        return EnrolResult(num_new, num_known, (*skipped, *run.skipped), len(run.identities))
+        return enrol_pictures(self.core, sources, skipped, keep_thumbnails, progress)
 
     # --- answering ---
 
@@ -336,7 +332,7 @@ class Gallery:
 
     # --- maintaining ---
 
-    def erase(self, identity: str) -> maintain.EraseReceipt:
+    def erase(self, identity: str) -> EraseReceipt:
         """Erase an identity, so that no file of the gallery holds anything of it.
 
         Raises:
@@ -356,14 +352,7 @@ class Gallery:
         Raises:
             GalleryError: no `old`, or `new` exists and `merge` is not set.
         """
-        old, new = text(old), check_identity(new)
-        if old == new:
-            num = self.store.count(f"identity = {quoted(old)}")
-        else:
-            num = self.store.rename(old, new, merge=merge)
-        if not num:
-            self.core.require(old)
-        return num
+        return maintain.rename(self.core, text(old), check_identity(new), merge)
 
     def optimize(
         self,
@@ -371,7 +360,7 @@ class Gallery:
         partitions: int | None = None,
         target_recall: float = 0.95,
         progress: Progress | None = None,
-    ) -> index.OptimizeResult:
+    ) -> OptimizeResult:
         """Compact small files, build the index that a large gallery needs, and measure it.
 
         Args:
@@ -386,6 +375,8 @@ class Gallery:
     def needs_index(self) -> bool:
         """Whether searching has become slow: too many templates outside memory and index."""
         return index.needs_index(self.core)
+
+    wants_index = needs_index  # Its former name.
 
     def calibrate(
         self,
@@ -415,6 +406,14 @@ class Gallery:
         """
         return maintain.calibrate(self.core, data, fpir, rule, root, seed, progress)
 
+    def calibration_outgrown(self) -> str | None:
+        """A warning if the gallery has far more identities than at its calibration, else None."""
+        return maintain.calibration_outgrown(self.core)
+
+    def training_overlap(self) -> str | None:
+        """A warning if identities were trained on, so that their pictures lie closer, else None."""
+        return maintain.training_overlap(self.core)
+
     def export(self, path: str | Path) -> int:
         """Write all templates to a Parquet file; returns how many.
 
@@ -439,7 +438,7 @@ class Gallery:
         *,
         drop_missing: bool = False,
         progress: Progress | None = None,
-    ) -> migrate.RebuildResult:
+    ) -> RebuildResult:
         """Embed all pictures again, with another model, from their stored paths.
 
         Everyone who has the gallery open must open it again, this object included.

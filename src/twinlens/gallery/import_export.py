@@ -1,4 +1,4 @@
-"""A gallery's templates to a file and back, and vectors on their way in.
+"""Export of a gallery's templates to a Parquet file, and import from one.
 
 Shapes: N templates, D dimensions.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,15 @@ from numpy.typing import NDArray
 from twinlens.errors import DataError, GalleryError
 from twinlens.files import replacing_file
 from twinlens.gallery.core import GalleryCore
-from twinlens.gallery.enrol import (
-    EnrolResult,
-    SkippedPicture,
-    check_identity,
-    digest,
-    forgery,
-    make_rows,
-    taken,
-)
+from twinlens.gallery.enrol_embeddings import AT_ONCE, RowEnrolment, rows_of_embeddings
+from twinlens.gallery.results import EnrolResult
 from twinlens.gallery.schema import COLUMNS, schema
 from twinlens.gallery.snapshot import vectors
+from twinlens.gallery.sources import digest
 
-__all__ = ["enrol_embeddings", "export", "import_file"]
+__all__ = ["export", "import_file"]
 
 FINGERPRINT = b"twinlens.fingerprint"
-AT_ONCE = 50_000
 
 KINDS = {
     "hash": pa.string(),
@@ -46,8 +39,7 @@ KINDS = {
     "thumbnail": pa.large_binary(),
     "forged": pa.bool_(),
 }
-"""Columns of a file besides the embedding, of which only identity and path have to be there."""
-
+"""Columns of a file besides the embedding; only identity and path are required."""
 
 Progress = Callable[[int, int], None]
 
@@ -68,22 +60,22 @@ def export(core: GalleryCore, path: Path) -> int:
 
     def write(table: Any) -> int | DataError:
         try:
-            return _write(path, columns, _passed(table.to_batches(columns=list(COLUMNS))))
+            return _write(path, columns, _marked(table.to_batches(columns=list(COLUMNS))))
         except _UnreadError as error:
             raise error.reason from None
         except DataError as error:
-            return error  # Raised here the store would take it for its own.
+            return error  # If raised, the store would report it as its own.
 
-    found = core.store.read(write)
-    if isinstance(found, DataError):
-        raise found
-    return found
+    num = core.store.read(write)
+    if isinstance(num, DataError):
+        raise num
+    return num
 
 
 def _write(path: Path, columns: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
     num = 0
     try:
-        path = path.resolve()  # What a link points to is written, and the link stays.
+        path = path.resolve()  # A link remains, and its target is replaced.
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         with replacing_file(path, part), pq.ParquetWriter(part, columns) as writer:
             for batch in batches:
@@ -101,117 +93,18 @@ def _write(path: Path, columns: pa.Schema, batches: Iterator[pa.RecordBatch]) ->
 
 
 class _UnreadError(Exception):
-    """The gallery's own error, which is not to be taken for one of the file that is written."""
+    """An error of the gallery, apart from those of the file being written."""
 
     def __init__(self, reason: Exception) -> None:
         super().__init__(str(reason))
         self.reason = reason
 
 
-def _passed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _marked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     try:
         yield from batches
     except (OSError, ValueError) as error:
         raise _UnreadError(error) from error
-
-
-class EmbeddingImport:
-    """Rows with vectors on their way into a gallery; counts as it goes."""
-
-    def __init__(self, core: GalleryCore) -> None:
-        self._core = core
-        self._num_rows = self._num_new = self._num_known = 0
-        self._skipped: list[SkippedPicture] = []
-        self._identities: set[str] = set()
-
-    def add(self, rows: pa.Table, forged_N: NDArray[np.bool_] | None = None) -> None:
-        """Store the genuine ones whose hash is new; the others are known, or somebody else's."""
-        number_N = self._num_rows + 1 + np.arange(len(rows))
-        self._num_rows += len(rows)
-        if forged_N is not None and forged_N.any():
-            for row in np.flatnonzero(forged_N).tolist():
-                self._skipped.append(forgery(_named(rows, row, number_N)))
-            rows, number_N = rows.filter(pa.array(~forged_N)), number_N[~forged_N]
-        num_new = self._core.insert(rows)
-        names = rows["identity"].to_pylist()
-        # Asked only where some were not taken: it takes longer than to store them.
-        owners: dict[str, str] = {}
-        if num_new < len(rows):
-            hashes = rows["hash"].to_pylist()
-            owners = self._core.owners(list(dict.fromkeys(hashes)))
-            owner_of = [owners.get(one, name) for one, name in zip(hashes, names, strict=True)]
-            others = [row for row, name in enumerate(names) if owner_of[row] != name]
-            for row in others:
-                self._skipped.append(taken(_named(rows, row, number_N), owner_of[row]))
-            names = [name for name, owner in zip(names, owner_of, strict=True) if name == owner]
-        self._identities.update(names)
-        self._num_new += num_new
-        self._num_known += len(names) - num_new
-
-    def enrolled(self) -> EnrolResult:
-        """What became of all rows."""
-        return EnrolResult(
-            self._num_new, self._num_known, tuple(self._skipped), len(self._identities)
-        )
-
-
-def _named(rows: pa.Table, row: int, number_N: NDArray[np.int64]) -> str:
-    path: str = rows["path"][int(row)].as_py()
-    return path or f"row {number_N[row]}"
-
-
-def enrol_embeddings(
-    core: GalleryCore,
-    emb_ND: NDArray[Any],
-    identity: Sequence[str],
-    fingerprint: str,
-    path: Sequence[str] | None,
-    hash: Sequence[str] | None,
-    metadata: Sequence[Mapping[str, Any]] | None,
-    progress: Progress | None,
-) -> EnrolResult:
-    """Enrol existing embeddings; see `Gallery.enrol_embeddings`."""
-    num, arrivals = len(emb_ND), EmbeddingImport(core)
-    for start in range(0, num, AT_ONCE):
-        part = slice(start, start + AT_ONCE)
-        rows = _rows_of_embeddings(
-            core,
-            emb_ND[part],
-            identity[part],
-            fingerprint,
-            None if path is None else path[part],
-            None if hash is None else hash[part],
-            None if metadata is None else metadata[part],
-        )
-        arrivals.add(rows)
-        if progress is not None:
-            progress(min(start + AT_ONCE, num), num)
-    return arrivals.enrolled()
-
-
-def _rows_of_embeddings(
-    core: GalleryCore,
-    emb_ND: NDArray[Any],
-    identity: Sequence[str],
-    fingerprint: str,
-    path: Sequence[str] | None = None,
-    hash: Sequence[str] | None = None,
-    metadata: Sequence[Mapping[str, Any]] | None = None,
-) -> pa.Table:
-    """Rows of the store for existing embeddings."""
-    emb = np.ascontiguousarray(emb_ND, dtype=np.float32)
-    num = len(emb)
-    core.check_vectors(emb, fingerprint)
-    names = [check_identity(name) for name in identity]
-    path = [""] * num if path is None else path
-    hash = [digest(row.tobytes()) for row in emb] if hash is None else hash
-    metadata = [{}] * num if metadata is None else metadata
-    if not num == len(names) == len(path) == len(hash) == len(metadata):
-        raise GalleryError(
-            f"found {num} embeddings, {len(names)} identities, {len(path)} paths, {len(hash)} "
-            f"hashes and {len(metadata)} metadata: as many of each are needed"
-        )
-    return make_rows(core.prepared(emb), names, path, hash, metadata)
 
 
 def import_file(core: GalleryCore, path: Path, progress: Progress | None) -> EnrolResult:
@@ -237,15 +130,15 @@ def _import(
     core: GalleryCore, file: pq.ParquetFile, path: Path, fingerprint: str, progress: Progress | None
 ) -> EnrolResult:
     total, done = file.metadata.num_rows, 0
-    arrivals = EmbeddingImport(core)
-    # Another model's vectors may have another length as well, which would say less.
-    _rows_of_embeddings(core, np.empty((0, core.dim)), [], fingerprint)
+    enrolment = RowEnrolment(core)
+    # First, since vectors of another model may have another length, a less helpful error.
+    rows_of_embeddings(core, np.empty((0, core.dim)), [], fingerprint)
     for rows in _read(file, path):
         columns = _columns(rows, path, core.dim)
         paths = [_full(one) for one in columns["path"].to_pylist()]
         try:
             emb_ND = _embeddings(columns["embedding"])
-            found = _rows_of_embeddings(
+            stored = rows_of_embeddings(
                 core, emb_ND, columns["identity"].to_pylist(), fingerprint, paths,
                 _hashes(columns, emb_ND), metadata=_metadata(columns),
             )  # fmt: skip
@@ -253,14 +146,14 @@ def _import(
             raise GalleryError(f"cannot import {path}: {error}") from error
         for name in ("time", "thumbnail"):
             if name in columns:
-                place = found.column_names.index(name)
-                column = pc.coalesce(columns[name], found[name])
-                found = found.set_column(place, found.schema.field(name), column)
-        arrivals.add(found, _forged(columns))
+                place = stored.column_names.index(name)
+                column = pc.coalesce(columns[name], stored[name])
+                stored = stored.set_column(place, stored.schema.field(name), column)
+        enrolment.add(stored, _forged(columns))
         done += len(rows)
         if progress is not None:
             progress(done, total)
-    return arrivals.enrolled()
+    return enrolment.result()
 
 
 def _read(file: pq.ParquetFile, path: Path) -> Iterator[pa.Table]:
@@ -277,27 +170,27 @@ def _read(file: pq.ParquetFile, path: Path) -> Iterator[pa.Table]:
 
 
 def _columns(rows: pa.Table, path: Path, dim: int) -> dict[str, pa.Array]:
-    """The columns of a file in the types that are needed, since others than we write such files."""
+    """The columns of a file, cast to a gallery's types; other programs write such files too."""
     kinds = {**KINDS, "embedding": pa.list_(pa.float32(), dim)}
-    found = {}
+    cast = {}
     for name in rows.column_names:
         column = rows[name].combine_chunks()
         try:
-            # Times of more than microseconds lose what is beyond.
-            found[name] = column.cast(kinds[name], safe=name != "time")
+            # Times are cut to microseconds.
+            cast[name] = column.cast(kinds[name], safe=name != "time")
         except pa.ArrowException as error:
             raise GalleryError(
-                f"cannot import {path}: its column {name} holds {column.type}, and {kinds[name]} "
+                f"cannot import {path}: its column {name} holds {column.type}, but {kinds[name]} "
                 f"is needed ({str(error).splitlines()[0]})"
             ) from error
     for name in ("identity", "embedding"):
-        if found[name].null_count:
+        if cast[name].null_count:
             raise GalleryError(
-                f"cannot import {path}: its column {name} is empty in {found[name].null_count} "
+                f"cannot import {path}: its column {name} is empty in {cast[name].null_count} "
                 "rows: each row needs one"
             )
-    found["path"] = found["path"].fill_null("")
-    return found
+    cast["path"] = cast["path"].fill_null("")
+    return cast
 
 
 def _embeddings(column: pa.Array) -> NDArray[np.float32]:
@@ -312,23 +205,23 @@ def _embeddings(column: pa.Array) -> NDArray[np.float32]:
 def _metadata(columns: Mapping[str, pa.Array]) -> list[dict[str, Any]] | None:
     if "metadata" not in columns:
         return None
-    found = []
+    metadata = []
     for text in columns["metadata"].to_pylist():
         try:
-            said = json.loads(text or "{}")
+            value = json.loads(text or "{}")
         except ValueError:
-            said = text
-        if not isinstance(said, dict):
+            value = text
+        if not isinstance(value, dict):
             raise GalleryError(
-                f"its column metadata holds {text[:80]!r}, and a JSON object is needed, such as "
+                f"its column metadata holds {text[:80]!r}, but a JSON object is needed, such as "
                 '{"room": "north"}'
             )
-        found.append(said)
-    return found
+        metadata.append(value)
+    return metadata
 
 
 def _forged(columns: Mapping[str, pa.Array]) -> NDArray[np.bool_] | None:
-    """Which rows are forgeries, as `twinlens embed` says."""
+    """Whether each row is a forgery, from the column that `twinlens embed` writes."""
     if "forged" not in columns:
         return None
     forged_N: NDArray[np.bool_] = columns["forged"].fill_null(False).to_numpy(zero_copy_only=False)
@@ -336,14 +229,14 @@ def _forged(columns: Mapping[str, pa.Array]) -> NDArray[np.bool_] | None:
 
 
 def _full(path: str) -> str:
-    """A relative path, such as `twinlens embed` may write, so that it leads there from anywhere."""
+    """The full path of a file; `twinlens embed` may write relative paths."""
     if not path or Path(path).is_absolute() or not Path(path).is_file():
         return path
-    return os.path.abspath(path)  # noqa: PTH100  A link is to stay one.
+    return os.path.abspath(path)  # noqa: PTH100  Keeps links.
 
 
 def _hashes(columns: Mapping[str, pa.Array], emb_ND: NDArray[np.float32]) -> list[str]:
-    """Those of the file; else those of the pictures, which `twinlens embed` does not write."""
+    """The hashes of a file; if missing, as from `twinlens embed`, the hashes of the pictures."""
     num = len(columns["path"])
     hashes = columns["hash"].to_pylist() if "hash" in columns else [None] * num
     paths = columns["path"].to_pylist()

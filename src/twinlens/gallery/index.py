@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,12 @@ from numpy.typing import NDArray
 
 from twinlens.errors import GalleryError
 from twinlens.gallery.core import GalleryCore
+from twinlens.gallery.results import OptimizeResult
 from twinlens.gallery.settings import IndexMeasurement
 from twinlens.gallery.snapshot import vectors
 from twinlens.gallery.store import CleanupResult, Store
 
-__all__ = ["OptimizeResult", "measured_index", "needs_index", "optimize", "sweep"]
+__all__ = ["measured_index", "needs_index", "optimize", "sweep"]
 
 MOST_PARTITIONS = 256
 """More of them lose the near ones: each then holds too few of its neighbours' templates."""
@@ -36,53 +36,6 @@ MAX_UNINDEXED = 0.2
 
 Progress = Callable[[int, int], None]
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class OptimizeResult:
-    """Result of `optimize`.
-
-    Attributes:
-        num_templates: M.
-        search: "exact" in memory, "index", or "scan" from disk: too many for memory and no index.
-        partitions: partitions of the index.
-        nprobes: partitions that a search reads: the fewest that reach the target recall.
-        recall: share of the true 10 nearest templates that a search finds; 1 without index.
-        milliseconds: median time of an identification, without embedding the picture.
-        num_versions: removed older versions of the gallery.
-        num_bytes: bytes of the removed files.
-        seconds: duration.
-    """
-
-    num_templates: int
-    search: str
-    partitions: int
-    nprobes: int | None
-    recall: float
-    milliseconds: float | None
-    num_versions: int
-    num_bytes: int
-    seconds: float
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
-    def as_text(self) -> str:
-        """The result in one line."""
-        how = "exact search in memory"
-        if self.search == "scan":
-            how = "no index, and too many for memory: each search reads all templates from disk, slowly"
-        elif self.search == "index":
-            how = (
-                f"an index of {self.partitions} partitions, of which {self.nprobes} are searched; "
-                f"it finds {self.recall:.1%} of the true {NEAREST} nearest"
-            )
-        speed = "" if self.milliseconds is None else f", {self.milliseconds:.1f} ms a search"
-        return (
-            f"{self.num_templates} templates: {how}{speed}; removed {self.num_versions} older "
-            f"versions ({self.num_bytes / 1e6:.1f} MB) in {self.seconds:.1f} s"
-        )
 
 
 def optimize(

@@ -1,4 +1,4 @@
-"""Maintenance of a gallery: erase, calibrate, describe.
+"""Maintenance of a gallery: erase, calibrate, and warn of an outdated calibration.
 
 Shapes: M templates, D dimensions, P probes.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,197 +17,37 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from twinlens.data.table import ImageTable
-from twinlens.errors import CalibrationError, GalleryError
+from twinlens.errors import GalleryError
 from twinlens.gallery.core import GalleryCore
-from twinlens.gallery.enrol import Enrolment, read_labelled, sources_of
-from twinlens.gallery.index import measured_index, sweep
+from twinlens.gallery.enrol import Enrolment
+from twinlens.gallery.index import sweep
+from twinlens.gallery.results import EraseReceipt
 from twinlens.gallery.schema import quoted
 from twinlens.gallery.snapshot import vectors
+from twinlens.gallery.sources import read_labelled, sources_of
 from twinlens.gallery.store import CleanupResult
 from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.fusion import check_rule
 from twinlens.measure.open_set_calibration import OpenSetCalibration, check_fpir
 from twinlens.measure.open_set_threshold import calibrate_open_set, calibrate_open_set_on_probes
+from twinlens.model.stored import hash_identities
 
-__all__ = ["EraseReceipt", "GalleryInfo", "calibrate", "describe", "erase", "finish"]
+__all__ = ["calibrate", "calibration_outgrown", "erase", "finish", "rename", "training_overlap"]
 
 log = logging.getLogger("twinlens")
 
+GROWTH = 1.5
+"""Ratio of identities, now to at calibration, from which the threshold counts as outdated."""
+
 Progress = Callable[[int, int], None]
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class GalleryInfo:
-    """A gallery in numbers.
-
-    Attributes:
-        place: folder or address.
-        created: time of creation, ISO 8601.
-        fingerprint: fingerprint of the model.
-        comparator: comparator of the model.
-        dim: D.
-        num_templates: M.
-        num_identities: identities with templates.
-        num_thumbnails: templates with a thumbnail.
-        num_bytes: bytes on disk, without the model.
-        rule: fusion rule for the templates of an identity.
-        threshold: largest distance that identifies; None without calibration.
-        threshold_of: "gallery", "pairs" (the model's), or None.
-        expected_fpir: expected FPIR of the threshold at the gallery's present size; for a threshold
-            for pairs, about its upper bound.
-        calibrated_for: number of identities at calibration, or None.
-        search: "exact" in memory, "index", or "scan", which is slow until `optimize`.
-        partitions: partitions of the index, 0 without one.
-        nprobes: partitions that a search reads.
-        recall: share of the true 10 nearest that a search finds, measured by `optimize`.
-        num_unindexed: templates younger than the index, compared one by one.
-        num_deletions: interrupted erasures; `optimize` completes them.
-    """
-
-    place: str
-    created: str
-    fingerprint: str
-    comparator: str
-    dim: int
-    num_templates: int
-    num_identities: int
-    num_thumbnails: int
-    num_bytes: int
-    rule: str
-    threshold: float | None
-    threshold_of: str | None
-    expected_fpir: float | None
-    calibrated_for: int | None
-    search: str
-    partitions: int
-    nprobes: int | None
-    recall: float | None
-    num_unindexed: int
-    num_deletions: int
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
-    def as_text(self) -> str:
-        """A line for each fact."""
-        lines = {
-            "gallery": self.place,
-            "holds": f"{self.num_templates} templates of {self.num_identities} identities, "
-            f"{self.num_thumbnails} with a thumbnail, {self.num_bytes / 1e6:.1f} MB",
-            "model": f"{self.fingerprint}, {self.dim} dimensions, {self.comparator}",
-            "created": self.created,
-            "threshold": self._threshold_words(),
-            "templates of an identity": self.rule,
-            "search": self._search_words(),
-        }
-        if self.num_deletions:
-            lines["interrupted"] = "an erasure: `twinlens gallery optimize` completes it"
-        return "\n".join(f"{name:26} {words}" for name, words in lines.items())
-
-    def _threshold_words(self) -> str:
-        if self.threshold is None or self.expected_fpir is None:
-            return "none: run `twinlens gallery calibrate`"
-        fpir = f"{self.expected_fpir:.1%} of strangers (FPIR)"
-        if self.threshold_of == "pairs":
-            return (
-                f"{self.threshold:.4f}, falsely identifies up to {fpir}; it is the model's threshold "
-                "for pairs: run `twinlens gallery calibrate`"
-            )
-        return (
-            f"{self.threshold:.4f}, falsely identifies about {fpir}; calibrated for "
-            f"{self.calibrated_for} identities"
-        )
-
-    def _search_words(self) -> str:
-        if self.search == "exact":
-            return "exact, in memory"
-        if self.search == "scan":
-            return "all templates from disk, slow: run `twinlens gallery optimize`"
-        return (
-            f"index of {self.partitions} partitions, {self.nprobes} searched, recall "
-            f"{self.recall:.3f}; {self.num_unindexed} templates are younger than it"
-        )
-
-
-@dataclass(frozen=True)
-class EraseReceipt:
-    """Receipt of an erasure; it names no identity.
-
-    Attributes:
-        num_templates: erased templates.
-        num_thumbnails: erased thumbnails.
-        num_versions: removed older versions of the gallery.
-        num_bytes: bytes of the removed files.
-        num_left: templates of other identities.
-        time: time of the erasure, ISO 8601.
-        seconds: duration.
-    """
-
-    num_templates: int
-    num_thumbnails: int
-    num_versions: int
-    num_bytes: int
-    num_left: int
-    time: str
-    seconds: float
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
-    def as_text(self) -> str:
-        """The receipt in one line."""
-        return (
-            f"erased 1 identity: {self.num_templates} templates, {self.num_thumbnails} thumbnails; "
-            f"removed {self.num_versions} older versions ({self.num_bytes / 1e6:.1f} MB); "
-            f"{self.num_left} templates of others remain ({self.time}, {self.seconds:.1f} s)"
-        )
-
-
-def describe(core: GalleryCore) -> GalleryInfo:
-    """A gallery in numbers."""
-    state, store = core.state(), core.store
-    settings, index = state.settings, measured_index(core)
-    names = len(core.identities())
-    try:
-        threshold = core.threshold()
-    except CalibrationError:
-        threshold = None
-    expected = None if threshold is None else threshold.fpir
-    if state.open_set is not None:
-        expected = state.open_set.fpir_at_size(names)
-    search = "index" if index else "exact" if core.is_in_memory(state) else "scan"
-    return GalleryInfo(
-        place=core.place,
-        created=settings.created,
-        fingerprint=core.fingerprint,
-        comparator=settings.comparator,
-        dim=core.dim,
-        num_templates=state.num_templates,
-        num_identities=names,
-        num_thumbnails=store.count("thumbnail IS NOT NULL"),
-        num_bytes=store.num_bytes(),
-        rule=state.rule,
-        threshold=None if threshold is None else threshold.value,
-        threshold_of=None if threshold is None else threshold.of,
-        expected_fpir=expected,
-        calibrated_for=None if state.open_set is None else state.open_set.num_identities,
-        search=search,
-        partitions=0 if index is None else index.partitions,
-        nprobes=None if index is None else index.nprobes,
-        recall=None if index is None else index.recall,
-        num_unindexed=store.num_unindexed() or 0,
-        num_deletions=settings.deletions - settings.purged,
-    )
 
 
 def erase(core: GalleryCore, identity: str) -> EraseReceipt:
     """Remove an identity and every byte of it.
 
     Raises:
-        GalleryError: there is no such identity, or the gallery cannot be written.
+        GalleryError: no such identity, or the gallery cannot be written.
     """
     start, store = time.monotonic(), core.store
     num_templates, num_thumbnails = store.delete_where(f"identity = {quoted(identity)}")
@@ -227,6 +66,17 @@ def erase(core: GalleryCore, identity: str) -> EraseReceipt:
         num_templates, num_thumbnails, cleared.num_versions, cleared.num_bytes, store.count(),
         datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic() - start,
     )  # fmt: skip
+
+
+def rename(core: GalleryCore, old: str, new: str, merge: bool) -> int:
+    """Rename an identity; see `Gallery.rename`."""
+    if old == new:
+        num = core.store.count(f"identity = {quoted(old)}")
+    else:
+        num = core.store.rename(old, new, merge=merge)
+    if not num:
+        core.require(old)
+    return num
 
 
 def finish(core: GalleryCore) -> None:
@@ -326,3 +176,34 @@ def _probes(
         )
     probes = pa.concat_tables(rows)
     return vectors(probes["vector"]), probes["identity"].to_numpy(zero_copy_only=False)
+
+
+def calibration_outgrown(core: GalleryCore) -> str | None:
+    """A warning if the gallery has far more identities than at its calibration, else None."""
+    calibration = core.state().open_set
+    if calibration is None:
+        return None
+    num = len(core.identities())
+    if num < GROWTH * calibration.num_identities:
+        return None
+    return (
+        f"calibrated for {calibration.num_identities} identities, the gallery has {num} now: "
+        f"expect an FPIR of {100 * calibration.fpir_at_size(num):.2g} % instead of "
+        f"{100 * calibration.target_fpir:.2g} %, and run `twinlens gallery calibrate {core.place}`"
+    )
+
+
+def training_overlap(core: GalleryCore) -> str | None:
+    """A warning if identities were trained on, so that their pictures lie closer, else None."""
+    origin = core.matcher.bundle.origin
+    if origin is None:
+        return None
+    trained, names = set(origin.identities), core.identities()
+    num = sum(not trained.isdisjoint(hash_identities([name])) for name in names)
+    if not num:
+        return None
+    return (
+        f"{num} of {len(names)} identities have names that the model was trained on, so the true "
+        "FPIR may be higher than measured: calibrate on other pictures, "
+        f"`twinlens gallery calibrate {core.place} DATA`"
+    )

@@ -6,7 +6,6 @@ Shapes: N templates, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,50 +14,21 @@ import pyarrow as pa
 
 from twinlens.errors import GalleryError, PictureError
 from twinlens.gallery.core import GalleryCore
-from twinlens.gallery.enrol import SkippedPicture, Source, digest, read_source
+from twinlens.gallery.results import RebuildResult, SkippedPicture
 from twinlens.gallery.schema import COLUMNS, schema, with_settings
 from twinlens.gallery.settings import model_files, model_settings
+from twinlens.gallery.sources import Source, digest, read_source
 
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
 
-__all__ = ["RebuildResult", "rebuild"]
+__all__ = ["rebuild"]
 
 AT_ONCE = 256
 MOST_SHOWN = 10
 NO_FILE = "no file is known, as for pictures of a named set or from memory"
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class RebuildResult:
-    """Result of a rebuild with another model.
-
-    Attributes:
-        num_templates: templates that were embedded again.
-        missing: templates that could not be, and were dropped.
-        fingerprint: fingerprint of the new model.
-    """
-
-    num_templates: int
-    missing: tuple[SkippedPicture, ...]
-    fingerprint: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "num_templates": self.num_templates,
-            "missing": [{"path": s.path, "reason": s.reason} for s in self.missing],
-            "fingerprint": self.fingerprint,
-        }
-
-    def as_text(self) -> str:
-        """The result in one line."""
-        return (
-            f"{self.num_templates} templates embedded by the model {self.fingerprint}, "
-            f"{len(self.missing)} dropped; calibrate the gallery again: the threshold belongs to the old model"
-        )
 
 
 def rebuild(
@@ -126,7 +96,7 @@ def _embedded(
     """The rows of a table with vectors of another model, batch by batch."""
     from twinlens.model.encoder import embed_pixels
 
-    encoder, plain = matcher.bundle.encoder, matcher.plain
+    encoder, plain = matcher.bundle.encoder, matcher.euclidean_comparison
     kept = [name for name in COLUMNS if name != "vector"]
     num = 0
     for batch in table.to_batches(columns=kept, batch_size=AT_ONCE):

@@ -1,4 +1,4 @@
-"""What the commands of galleries found, as words and as plain data."""
+"""Results of gallery operations, as text and as plain data."""
 
 from __future__ import annotations
 
@@ -10,24 +10,113 @@ from typing import Any
 
 import pyarrow as pa
 
-from twinlens.errors import one_line
+from twinlens.errors import DataError, one_line
 from twinlens.measure.open_set_calibration import OpenSetCalibration
 
-__all__ = [
-    "ExportResult",
-    "GalleryCalibrationResult",
-    "IdentityList",
-    "RenameResult",
-    "Template",
-    "TemplateList",
-]
+__all__ = ["EnrolResult", "EraseReceipt", "ExportResult", "GalleryCalibrationResult",
+           "IdentityList", "OptimizeResult", "RebuildResult", "RenameResult", "SkippedPicture",
+           "Template", "TemplateList"]  # fmt: skip
 
-WIDEST = 60  # of a name on a line
+MAX_WIDTH = 60  # of a name on a line
+
+
+@dataclass(frozen=True)
+class SkippedPicture:
+    """A picture that was left out."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{one_line(self.path, None)}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class EnrolResult:
+    """Counts of an enrolment or an import.
+
+    Attributes:
+        num_new: templates added.
+        num_known: pictures that were enrolled before, under the same identity.
+        skipped: pictures that were left out.
+        num_identities: distinct identities of the new and the known pictures.
+    """
+
+    num_new: int
+    num_known: int
+    skipped: tuple[SkippedPicture, ...]
+    num_identities: int
+
+    def warnings(self) -> list[str]:
+        """A line for each skipped picture."""
+        return [f"skipped {one}" for one in self.skipped]
+
+    def require_some(self) -> None:
+        """Refuse a result in which every picture was skipped.
+
+        Raises:
+            DataError: nothing was enrolled.
+        """
+        if self.skipped and not self.num_new + self.num_known:
+            reason = f"all {len(self.skipped)} pictures were skipped, see the warnings above"
+            reason = reason if len(self.skipped) > 1 else str(self.skipped[0])
+            raise DataError(f"nothing was enrolled: {reason}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Counts and skipped pictures."""
+        return {
+            "num_new": self.num_new,
+            "num_known": self.num_known,
+            "num_identities": self.num_identities,
+            "skipped": [asdict(one) for one in self.skipped],
+        }
+
+    def as_text(self) -> str:
+        """The counts in one line."""
+        return (
+            f"{self.num_new} new, {self.num_known} known, {len(self.skipped)} skipped; "
+            f"{self.num_identities} {'identity' if self.num_identities == 1 else 'identities'}"
+        )
+
+
+@dataclass(frozen=True)
+class EraseReceipt:
+    """Counts of an erasure, without names.
+
+    Attributes:
+        num_templates: erased templates.
+        num_thumbnails: erased thumbnails.
+        num_versions: removed older versions of the gallery.
+        num_bytes: size of the removed files.
+        num_left: templates of other identities, which remain.
+        time: end of the erasure, ISO 8601.
+        seconds: duration.
+    """
+
+    num_templates: int
+    num_thumbnails: int
+    num_versions: int
+    num_bytes: int
+    num_left: int
+    time: str
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """The counts in one line."""
+        return (
+            f"erased 1 identity: {self.num_templates} templates, {self.num_thumbnails} thumbnails; "
+            f"removed {self.num_versions} older versions ({self.num_bytes / 1e6:.1f} MB); "
+            f"{self.num_left} templates of others remain ({self.time}, {self.seconds:.1f} s)"
+        )
 
 
 @dataclass(frozen=True)
 class RenameResult:
-    """How many templates have another name now."""
+    """The number of renamed templates."""
 
     num_templates: int
 
@@ -42,7 +131,7 @@ class RenameResult:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """How many templates were written, and where."""
+    """The number of exported templates, and the file."""
 
     num_templates: int
     path: str
@@ -54,6 +143,87 @@ class ExportResult:
     def as_text(self) -> str:
         """The count and the file."""
         return f"{self.num_templates} templates in {one_line(self.path, None)}"
+
+
+@dataclass(frozen=True)
+class OptimizeResult:
+    """Search speed and recall after an optimization.
+
+    Attributes:
+        num_templates: M.
+        search: "exact" (in memory), "index", or "scan" (from disk: too many for memory, no index).
+        partitions: of the index.
+        nprobes: partitions searched, the fewest that reach the target recall.
+        recall: fraction of the true 10 nearest templates that a search finds; 1 without index.
+        milliseconds: median time of an identification, without embedding the picture.
+        num_versions: removed older versions of the gallery.
+        num_bytes: size of the removed files.
+        seconds: duration.
+    """
+
+    num_templates: int
+    search: str
+    partitions: int
+    nprobes: int | None
+    recall: float
+    milliseconds: float | None
+    num_versions: int
+    num_bytes: int
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """Kind of search, time, and what was removed."""
+        search = "exact search in memory"
+        if self.search == "scan":
+            search = "no index, and too many for memory: each search reads all from disk, slowly"
+        elif self.search == "index":
+            search = (
+                f"an index of {self.partitions} partitions, of which {self.nprobes} are searched; "
+                f"it finds {self.recall:.1%} of the true 10 nearest"
+            )
+        time = "" if self.milliseconds is None else f", {self.milliseconds:.1f} ms a search"
+        return (
+            f"{self.num_templates} templates: {search}{time}; removed {self.num_versions} older "
+            f"versions ({self.num_bytes / 1e6:.1f} MB) in {self.seconds:.1f} s"
+        )
+
+
+@dataclass(frozen=True)
+class RebuildResult:
+    """Counts of a rebuild with another model.
+
+    Attributes:
+        num_templates: templates embedded again.
+        missing: dropped templates.
+        fingerprint: fingerprint of the new model.
+    """
+
+    num_templates: int
+    missing: tuple[SkippedPicture, ...]
+    fingerprint: str
+
+    def warnings(self) -> list[str]:
+        """A line for each dropped template."""
+        return [f"dropped {one}" for one in self.missing]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "num_templates": self.num_templates,
+            "missing": [asdict(one) for one in self.missing],
+            "fingerprint": self.fingerprint,
+        }
+
+    def as_text(self) -> str:
+        """The counts, and the next step."""
+        return (
+            f"{self.num_templates} templates embedded by the model {self.fingerprint}, "
+            f"{len(self.missing)} dropped; calibrate again with `twinlens gallery calibrate`"
+        )
 
 
 @dataclass(frozen=True)
@@ -73,22 +243,22 @@ class IdentityList:
     def as_text(self) -> str:
         """A line for each identity."""
         if not self.counts:
-            return "nobody is enrolled yet: `twinlens gallery enrol GALLERY DATA`"
+            return "no identities yet: enrol some with `twinlens gallery enrol GALLERY DATA`"
         return "\n".join(
-            f"{count:>8}  {one_line(name, WIDEST)}" for name, count in self.counts.items()
+            f"{count:>8}  {one_line(name, MAX_WIDTH)}" for name, count in self.counts.items()
         )
 
 
 @dataclass(frozen=True)
 class Template:
-    """A picture as a gallery knows it.
+    """An enrolled picture.
 
     Attributes:
-        identity: whose it is.
-        path: where the picture was when it was enrolled.
-        time: when that was.
-        metadata: what was said of it then.
-        hash: of its content.
+        identity: its name.
+        path: file of the picture at enrolment.
+        time: time of enrolment.
+        metadata: metadata given at enrolment.
+        hash: hash of the picture's content.
     """
 
     identity: str
@@ -98,24 +268,24 @@ class Template:
     hash: str
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data; the time in ISO 8601."""
+        """Plain data; the time in ISO 8601."""
         return asdict(self) | {"time": self.time.isoformat()}
 
 
 @dataclass(frozen=True)
 class TemplateList:
-    """Templates by identity and path."""
+    """Templates, sorted by identity and path."""
 
     templates: tuple[Template, ...]
 
     @classmethod
     def of(cls, rows: pa.Table) -> TemplateList:
-        """The rows of a gallery's table."""
-        found = [
+        """From rows of a gallery's table."""
+        templates = [
             Template(**(row | {"metadata": json.loads(row["metadata"])}))
             for row in rows.to_pylist()
         ]
-        return cls(tuple(sorted(found, key=lambda one: (one.identity, one.path, one.hash))))
+        return cls(tuple(sorted(templates, key=lambda one: (one.identity, one.path, one.hash))))
 
     def as_json(self) -> dict[str, Any]:
         """An object for each template."""
@@ -123,83 +293,77 @@ class TemplateList:
 
     def as_text(self) -> str:
         """A line for each template."""
-        names = [one_line(one.identity, WIDEST) for one in self.templates]
+        names = [one_line(one.identity, MAX_WIDTH) for one in self.templates]
         width = max((len(name) for name in names), default=0)
         lines = []
         for one, name in zip(self.templates, names, strict=True):
-            said = json.dumps(one.metadata, ensure_ascii=False) if one.metadata else ""
-            when = f"{one.time:%Y-%m-%d %H:%M}"
-            line = f"{name:<{width}}  {when}  {one_line(one.path, None)}  {one_line(said, 200)}"
-            lines.append(line.rstrip())
+            metadata = json.dumps(one.metadata, ensure_ascii=False) if one.metadata else ""
+            time, path = f"{one.time:%Y-%m-%d %H:%M}", one_line(one.path, None)
+            lines.append(f"{name:<{width}}  {time}  {path}  {one_line(metadata, 200)}".rstrip())
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class GalleryCalibrationResult:
-    """A gallery's threshold, and what the model's for pairs would do in its place.
+    """A gallery's calibration beside the model's threshold for pairs.
 
     Attributes:
-        found: the gallery's calibration.
-        pair_threshold: the model's; None where it is not calibrated.
+        calibration: the gallery's calibration.
+        pair_threshold: the model's threshold; None if the model is not calibrated.
     """
 
-    found: OpenSetCalibration
+    calibration: OpenSetCalibration
     pair_threshold: float | None
 
     def as_json(self) -> dict[str, Any]:
-        """The calibration; `pairs` with the model's threshold and the FPIR that it comes to."""
+        """The calibration; `pairs` holds the model's threshold and its FPIR in this gallery."""
         pairs = None
         if self.pair_threshold is not None:
-            fpir = self.found.fpir_of(self.pair_threshold)
+            fpir = self.calibration.fpir_of(self.pair_threshold)
             pairs = {"threshold": self.pair_threshold, "fpir": fpir}
-        return {**self.found.as_json(), "pairs": pairs}
+        return {**self.calibration.as_json(), "pairs": pairs}
 
     def as_text(self) -> str:
-        """What was found and what it means."""
-        found = self.found
+        """Threshold, probes, TPIR, and the FPIR of a larger gallery."""
+        own = self.calibration
+        interval = _interval(own.low, own.high, "{:.4f}".format)
         lines = [
-            f"threshold {found.threshold:.4f}{_span(found.low, found.high, '{:.4f}'.format)}:"
-            " a picture is somebody at this distance or closer, and at most"
-            f" {100 * found.target_fpir:.3g} % of strangers are taken for somebody",
-            f"for {found.num_identities} identities with {found.num_templates} templates; from"
-            f" {found.num_mated} probes of enrolled people and {found.num_strangers} of strangers",
-            *self._recognised(),
+            f"threshold {own.threshold:.4f}{interval}: pictures are identified at or below this"
+            f" distance, and at most {100 * own.target_fpir:.3g} % of strangers are falsely"
+            " identified (FPIR)",
+            f"for {own.num_identities} identities with {own.num_templates} templates; from"
+            f" {own.num_mated} mated probes (of enrolled identities) and {own.num_strangers}"
+            " non-mated ones (of strangers)",
+            self._tpir(),
         ]
-        if found.margin > 0:
+        if own.margin > 0:
             lines.append(
-                "ambiguous where the second identity within the threshold is less than"
-                f" {found.margin:.4f} farther than the first"
+                "ambiguous if the second identity within the threshold is less than"
+                f" {own.margin:.4f} farther than the first"
             )
-        return "\n".join([*lines, *self._pairs(), self._growth()])
+        if self.pair_threshold is not None:
+            lines.append(
+                f"the model's threshold for pairs, {self.pair_threshold:.4f}, would falsely"
+                f" identify {100 * own.fpir_of(self.pair_threshold):.3g} % of strangers: each"
+                " identity is one more chance of a false match"
+            )
+        fpir = 100 * own.fpir_at_size(2 * own.num_identities)
+        lines.append(
+            f"with twice as many identities expect an FPIR of {fpir:.3g} %: calibrate again when"
+            " the gallery has grown"
+        )
+        return "\n".join(lines)
 
-    def _recognised(self) -> list[str]:
-        found = self.found
-        if found.tpir.value is None:
-            return [
-                "how many enrolled people are recognised is not known: there is one picture of each"
-            ]
-        others = [f"{name} {_percent(share)}" for name, share in found.by_rule.items()]
-        compared = f" (by rule: {', '.join(others)})" if len(others) > 1 else ""
-        return [
-            f"recognised at it: {_percent(found.tpir.value)} of the pictures of enrolled people"
-            f"{_span(found.tpir.low, found.tpir.high, _percent)},"
-            f" by the rule {found.rule}{compared}"
-        ]
-
-    def _pairs(self) -> list[str]:
-        if self.pair_threshold is None:
-            return []
-        share = 100 * self.found.fpir_of(self.pair_threshold)
-        return [
-            f"the model's threshold for pairs, {self.pair_threshold:.4f}, would take"
-            f" {share:.3g} % of strangers for somebody: each identity is one more chance"
-        ]
-
-    def _growth(self) -> str:
-        twice = 100 * self.found.fpir_at_size(2 * self.found.num_identities)
+    def _tpir(self) -> str:
+        own = self.calibration
+        if own.tpir.value is None:
+            return "TPIR unknown: each identity has one picture only, enrol more of each"
+        rules = [f"{name} {_percent(share)}" for name, share in own.by_rule.items()]
+        compared = f" (by rule: {', '.join(rules)})" if len(rules) > 1 else ""
+        interval = _interval(own.tpir.low, own.tpir.high, _percent)
         return (
-            f"with twice as many identities expect {twice:.3g} % instead: calibrate again when the"
-            " gallery has grown"
+            f"{_percent(own.tpir.value)} of mated probes are identified correctly (TPIR){interval},"
+            f" by the rule {own.rule}{compared}"
         )
 
 
@@ -207,7 +371,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _span(low: float | None, high: float | None, shown: Callable[[float], str]) -> str:
+def _interval(low: float | None, high: float | None, shown: Callable[[float], str]) -> str:
     if low is None or high is None:
         return ""
     return f" (95 % interval {shown(low)} to {shown(high)})"

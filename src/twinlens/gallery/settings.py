@@ -161,7 +161,7 @@ def new_settings(matcher: Matcher) -> dict[str, Any]:
 
 def model_settings(matcher: Matcher) -> dict[str, Any]:
     """The settings that change with the model, as stored."""
-    plain = matcher.plain
+    plain = matcher.euclidean_comparison
     return {
         "twinlens": __version__,
         "fingerprint": matcher.fingerprint,

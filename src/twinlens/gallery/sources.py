@@ -1,0 +1,146 @@
+"""Pictures to enrol: their files or pixels, names and hashes.
+
+A picture is identified by the hash of its file's bytes, or of its pixels if it has no file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinlens.data.decode import open_picture, to_array
+from twinlens.data.folders import read_table
+from twinlens.data.table import ImageTable
+from twinlens.errors import GalleryError, PictureError
+from twinlens.gallery.results import SkippedPicture
+
+if TYPE_CHECKING:
+    from twinlens.match.matcher import Matcher
+
+__all__ = ["Source", "check_identity", "conflict", "digest", "forgery", "read_labelled",
+           "read_source", "sources_of", "text"]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A picture to enrol: a file, or pixels (H, W[, 3]) with a name instead of a path."""
+
+    path: str
+    identity: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    pixels: NDArray[np.uint8] | None = None
+
+    @classmethod
+    def of_file(cls, path: str | Path, identity: str, metadata: Mapping[str, Any]) -> Source:
+        """A file, by its full path."""
+        # abspath keeps links, which resolve would replace.
+        return cls(os.path.abspath(os.path.expanduser(path)), identity, metadata)  # noqa: PTH100, PTH111
+
+    def content(self) -> bytes:
+        """The bytes that are hashed.
+
+        Raises:
+            PictureError: the file cannot be read.
+        """
+        if self.pixels is not None:
+            return repr(self.pixels.shape).encode() + self.pixels.tobytes()
+        try:
+            return Path(self.path).read_bytes()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise PictureError(self.path, reason) from error
+
+
+def read_labelled(
+    matcher: Matcher, data: str | Path | ImageTable, root: str | Path | None
+) -> ImageTable:
+    """Read DATA with the suffix of forged folders that the model was trained with.
+
+    Raises:
+        DataError: nothing to read, or an unknown layout.
+    """
+    origin = matcher.bundle.origin
+    suffix = {} if origin is None else {"forged_suffix": origin.data.forged_suffix}
+    return read_table(data, root=None if root is None else Path(root), **suffix)
+
+
+def sources_of(
+    table: ImageTable, metadata: Mapping[str, Any]
+) -> tuple[list[Source], list[SkippedPicture]]:
+    """The genuine pictures of a table, and its forgeries, which are skipped."""
+    sources, skipped = [], []
+    for row in range(len(table)):
+        path, identity = str(table.path[row]), check_identity(str(table.identity[row]))
+        own = metadata if table.metadata is None else {**table.metadata[row], **metadata}
+        if table.forged[row]:
+            skipped.append(forgery(path))
+        elif table.pixels is not None:
+            sources.append(Source(path, identity, own, table.pixels[row]))
+        else:
+            sources.append(Source.of_file(path, identity, own))
+    return sources, skipped
+
+
+def check_identity(identity: str) -> str:
+    """A name as stored.
+
+    Raises:
+        GalleryError: an empty name, or not a string.
+    """
+    name = text(identity)
+    if not name.strip():
+        raise GalleryError(
+            f"an identity needs a name, found {identity!r}: give one that is not empty"
+        )
+    return name
+
+
+def text(name: str) -> str:
+    """A string with surrogates escaped: file names may hold some, which UTF-8 cannot encode.
+
+    Raises:
+        GalleryError: not a string.
+    """
+    if not isinstance(name, str):
+        kind = type(name).__name__
+        raise GalleryError(f"a name must be a string, found {name!r} ({kind}): write {str(name)!r}")
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def forgery(path: str) -> SkippedPicture:
+    """The record of a forgery."""
+    return SkippedPicture(path, "a forgery, which is never enrolled")
+
+
+def conflict(path: str, owner: str) -> SkippedPicture:
+    """The record of a picture that is enrolled under another identity."""
+    return SkippedPicture(path, f"the same picture is enrolled already, as {owner[:80]!r}")
+
+
+def digest(content: bytes) -> str:
+    """A hash of a picture's content: 32 hex digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def read_source(matcher: Matcher, source: Source, content: bytes) -> NDArray[np.uint8]:
+    """A picture as input of the network, shape (C, H, W).
+
+    Raises:
+        PictureError: a file that cannot be read.
+    """
+    spec = matcher.bundle.encoder.picture
+    if source.pixels is not None:
+        return to_array(source.pixels, spec)
+    try:
+        return to_array(
+            open_picture(content, max_pixels=matcher.max_pixels, target=spec.size), spec
+        )
+    except PictureError as error:
+        raise PictureError(source.path, error.reason) from error
