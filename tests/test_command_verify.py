@@ -126,7 +126,7 @@ def test_many_pictures_at_once_are_left_to_torch(tmp_path: Path) -> None:
     assert "bundle" in vars(lazy)
     np.testing.assert_allclose(few, whole.embed(pictures)[:MAX_NUMPY_PICTURES], atol=1e-5)
     assert (lazy.fingerprint, lazy.path, repr(lazy)) == (whole.fingerprint, model, repr(whole))
-    assert lazy.comparison == lazy.plain == whole.plain
+    assert lazy.comparison == lazy.euclidean_comparison == whole.euclidean_comparison
 
 
 def test_networks_of_timm(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_an_embedding_by_hand() -> None:
 def test_uint8_and_float_pictures_agree() -> None:
     encoder, pixels = made(), torch.from_numpy(pictures(4))
     with torch.no_grad():
-        assert torch.equal(encoder(pixels), encoder(pixels.float() / 255))
+        torch.testing.assert_close(encoder(pixels), encoder(pixels.float() / 255))
 
 
 @pytest.mark.parametrize("backbone", ["conv", "residual", "mlp"])
@@ -97,12 +97,12 @@ def test_normalised_embeddings_have_length_one() -> None:
 def test_classes_are_square_roots_of_probabilities() -> None:
     pixels = pictures(5)
     logits = torch.from_numpy(embed_pixels(made(normalize=False), pixels))
-    found = embed_pixels(made(classes=True), pixels)
-    np.testing.assert_allclose(found**2, logits.softmax(1).numpy(), atol=1e-6)
+    emb_ND = embed_pixels(made(classes=True), pixels)
+    np.testing.assert_allclose(emb_ND**2, logits.softmax(1).numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_shifts_are_averaged_when_asked_and_not_when_learning(normalize: bool) -> None:
+def test_shifts_are_averaged_in_inference_and_not_in_training(normalize: bool) -> None:
     """By rolling pictures with an even border of two pixels, of which none comes in."""
     pixels = np.pad(pictures(4)[:, :, 2:-2, 2:-2], ((0, 0), (0, 0), (2, 2), (2, 2)))
     plain, shifted = made(normalize=normalize), made(normalize=normalize, shifts=True)
@@ -114,7 +114,7 @@ def test_shifts_are_averaged_when_asked_and_not_when_learning(normalize: bool) -
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(embed_pixels(shifted, pixels), expected, atol=1e-6)
     assert np.abs(expected - views[0]).max() > 1e-3
-    assert torch.equal(
+    torch.testing.assert_close(
         shifted.train()(torch.from_numpy(pixels)), plain.train()(torch.from_numpy(pixels))
     )
 
@@ -123,14 +123,16 @@ def test_features_then_projection_is_the_whole() -> None:
     encoder, pixels = made(), pictures(6)
     with torch.no_grad():
         features = encoder.features(torch.from_numpy(pixels))
-    np.testing.assert_array_equal(embed_features(encoder, features), embed_pixels(encoder, pixels))
+    np.testing.assert_allclose(
+        embed_features(encoder, features), embed_pixels(encoder, pixels), atol=1e-6
+    )
 
 
 def test_embedding_leaves_the_encoder_as_it_was() -> None:
     encoder = made(dropout=0.5).train()
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     first = embed_pixels(encoder, pictures(4))
-    np.testing.assert_array_equal(embed_pixels(encoder, pictures(4)), first)
+    np.testing.assert_allclose(embed_pixels(encoder, pictures(4)), first, atol=1e-6)
     assert encoder.training
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
 

@@ -66,8 +66,8 @@ def resumed(settings: Settings, run: RunFolder, stops: tuple[int, ...], **more: 
     """Train while being stopped after some steps; each time the run is gone on with."""
     for stop in stops:
 
-        def stopper(encoder: Encoder, moment: StepReport, stop: int = stop) -> None:
-            if moment.step == stop:
+        def stopper(encoder: Encoder, report: StepReport, stop: int = stop) -> None:
+            if report.step == stop:
                 raise StoppedError
 
         with pytest.raises(StoppedError):
@@ -90,10 +90,12 @@ def test_it_learns_to_tell_digits_apart() -> None:
 def test_the_weights_that_are_left_are_the_best() -> None:
     encoder, comparator, fitted = start(digit_settings(optimizer__rate=0.1, train__steps=30))
     metrics = {r.step: r.metric for r in fitted.history if r.metric is not None and r.step}
-    assert fitted.best_metric == max(metrics.values()) == metrics[fitted.best_step]
+    assert fitted.best_metric == metrics[fitted.best_step]
+    # Within a standard error of the highest, which is largest for a share of a half.
+    assert fitted.best_metric > max(metrics.values()) - 0.5 / len(VAL.label) ** 0.5
     validator = Validator.make(VAL, digit_settings(), CPU, encoder)
     assert validator is not None
-    assert validator(encoder, comparator) == fitted.best_metric
+    assert validator(encoder, comparator) == pytest.approx(fitted.best_metric, abs=1e-3)
     assert not encoder.training
 
 
@@ -107,13 +109,13 @@ def test_a_seed_gives_the_same_weights_and_another_seed_others() -> None:
 
 def test_the_views_of_a_step_hang_on_its_seed_alone() -> None:
     settings = digit_settings()
-    feed = BatchEmbedder(Encoder(settings.model, settings.picture), TRAIN, settings, CPU)
+    embed = BatchEmbedder(Encoder(settings.model, settings.picture), TRAIN, settings, CPU)
     batch = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(3)
     torch.manual_seed(1)
-    views = feed.pictures(batch, 5)
+    views = embed.pictures(batch, 5)
     torch.manual_seed(2)
-    assert torch.equal(feed.pictures(batch, 5), views)
-    assert not torch.equal(feed.pictures(batch, 6), views)
+    assert torch.equal(embed.pictures(batch, 5), views)
+    assert not torch.equal(embed.pictures(batch, 6), views)
     assert views.min() >= 0
     assert views.max() <= 1
 
@@ -162,8 +164,8 @@ def test_a_frozen_backbone_is_the_checkpoints_when_a_run_is_resumed(
     whole = start(settings, run=RunFolder(tmp_path / "whole"))
     run = RunFolder(tmp_path / "broken")
 
-    def stopper(encoder: Encoder, moment: StepReport) -> None:
-        if moment.step == 5:
+    def stopper(encoder: Encoder, report: StepReport) -> None:
+        if report.step == 5:
             raise StoppedError
 
     with pytest.raises(StoppedError):
@@ -281,8 +283,8 @@ def poison(at: int, how_often: int = 1) -> Any:
     """Make the weights NaN after a step, as a gradient that overflows does."""
     left = [how_often]
 
-    def spoil(encoder: Encoder, moment: StepReport) -> None:
-        if moment.step >= at and left[0]:
+    def spoil(encoder: Encoder, report: StepReport) -> None:
+        if report.step >= at and left[0]:
             left[0] -= 1
             with torch.no_grad():
                 next(encoder.parameters()).fill_(math.nan)
@@ -292,7 +294,7 @@ def poison(at: int, how_often: int = 1) -> Any:
 
 @pytest.mark.parametrize("at", [21, 19, 20])  # Validations are at 10, 20, 30 ...
 @pytest.mark.parametrize("validated", [True, False])
-def test_a_loss_that_is_no_number_costs_little(at: int, validated: bool, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_costs_little(at: int, validated: bool, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     encoder, _, fitted = start(
         digit_settings(), run=run, val=VAL if validated else None, on_step=poison(at)
@@ -301,7 +303,8 @@ def test_a_loss_that_is_no_number_costs_little(at: int, validated: bool, tmp_pat
     assert [row.step for row in events] == [at + 1]
     good = 10 if at == 19 else 20
     assert (
-        events[0].event == f"the loss is NaN or infinite; back to the weights of step {good}, rate x 0.3"
+        events[0].event
+        == f"the loss is NaN or infinite; back to the weights of step {good}, rate x 0.3"
     )
     validator = Validator.make(VAL, digit_settings(), CPU, encoder)
     assert validator is not None
@@ -309,7 +312,7 @@ def test_a_loss_that_is_no_number_costs_little(at: int, validated: bool, tmp_pat
     assert not any(math.isnan(row.loss) for row in fitted.history[1:] if not row.event)
 
 
-def test_weights_that_are_no_numbers_are_neither_best_nor_good(
+def test_weights_that_are_not_finite_are_neither_best_nor_good(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A gradient that overflows right before a validation."""
@@ -397,11 +400,12 @@ def test_collapse_and_resume_give_the_same_as_collapse_alone(
         optimizer={"name": "sgd", "rate": 0.3, "schedule": "constant"},
     )  # fmt: skip
     whole = start(settings, val=None)
-    answered = [row.step for row in whole[2].history if row.event]
-    assert answered
+    interventions = [row.step for row in whole[2].history if row.event]
+    assert interventions
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    # Stopped while the guard was counting, and right after it spoke.
-    stops = (answered[0] - 3, answered[0] - 1, answered[0], answered[0] + 2)
+    # Stopped while the guard was counting, and right after it intervened.
+    first = interventions[0]
+    stops = (first - 3, first - 1, first, first + 2)
     broken = resumed(settings, RunFolder(tmp_path / "broken"), stops, val=None)
     assert timeless(broken[2].history) == timeless(whole[2].history)
     assert digest(*broken[:2]) == digest(*whole[:2])
@@ -410,17 +414,17 @@ def test_collapse_and_resume_give_the_same_as_collapse_alone(
 def test_a_time_budget_is_kept() -> None:
     """Of an hour, all but five seconds are reserved for what comes after."""
     settings = digit_settings(train={"time_budget": 3600.0, "validations": 3})
-    asked = []
+    calls = []
 
     def reserve(seconds: float) -> float:
-        asked.append(seconds)
+        calls.append(seconds)
         return 3595.0
 
     *_, fitted = start(settings, reserve=reserve)
     assert fitted.steps >= 1
     assert fitted.seconds < 600
-    assert len(asked) == 1
-    assert asked[0] > 0
+    assert len(calls) == 1
+    assert calls[0] > 0
     assert fitted.best_metric is not None
     assert fitted.history[-1].step == fitted.steps
 
@@ -432,23 +436,24 @@ def test_a_time_budget_is_kept() -> None:
 def test_validations_take_a_tenth_of_a_budget(
     budget: float | None, seconds: float, planned: int
 ) -> None:
-    course = RunLength(100 if budget is None else None, budget, 10)
-    assert training._affordable_validations(10, course, seconds) == planned
+    length = RunLength(100 if budget is None else None, budget, 10)
+    assert training._affordable_validations(10, length, seconds) == planned
 
 
 def test_ctrl_c_keeps_the_best_so_far() -> None:
-    def interrupt(encoder: Encoder, moment: StepReport) -> None:
-        if moment.step == 25:
+    def interrupt(encoder: Encoder, report: StepReport) -> None:
+        if report.step == 25:
             raise KeyboardInterrupt
 
     encoder, comparator, fitted = start(digit_settings(), on_step=interrupt)
     assert fitted.interrupted
     assert fitted.steps == 25
-    assert fitted.best_step in (10, 20)
-    assert fitted.best_metric == max(r.metric for r in fitted.history[1:] if r.metric is not None)
+    metrics = {row.step: row.metric for row in fitted.history if row.metric is not None}
+    assert metrics.keys() == {0, 10, 20}
+    assert fitted.best_metric == metrics[fitted.best_step] > metrics[0]
     validator = Validator.make(VAL, digit_settings(), CPU, encoder)
     assert validator is not None
-    assert validator(encoder, comparator) == fitted.best_metric
+    assert validator(encoder, comparator) == pytest.approx(fitted.best_metric, abs=1e-3)
 
 
 def test_without_validation_the_last_weights_stay(
@@ -487,14 +492,14 @@ def frozen_settings(**more: Any) -> Settings:
 
 def test_a_batch_is_seen_mirrored_where_it_says_so() -> None:
     settings = digit_settings(augment={})
-    feed = BatchEmbedder(Encoder(settings.model, settings.picture), TRAIN, settings, CPU)
+    embed = BatchEmbedder(Encoder(settings.model, settings.picture), TRAIN, settings, CPU)
     plain = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(0)
     mirrored = np.arange(len(plain.row)) % 3 == 0
-    seen = feed.pictures(replace(plain, mirrored=mirrored), 1)
-    expected = feed.pictures(plain, 1)
+    seen = embed.pictures(replace(plain, mirrored=mirrored), 1)
+    expected = embed.pictures(plain, 1)
     expected[mirrored] = expected[mirrored].flip(3)
     assert torch.equal(seen, expected)
-    assert not torch.equal(seen, feed.pictures(plain, 1))
+    assert not torch.equal(seen, embed.pictures(plain, 1))
 
 
 def test_the_optimisers_constants_are_the_settings() -> None:
@@ -521,13 +526,13 @@ def test_features_of_a_frozen_backbone_are_its_forward_pass() -> None:
     features = backbone_features(encoder.train(), TRAIN.pixels[:70], CPU)
     plain = encoder.eval().features(torch.from_numpy(TRAIN.pixels[:70]))
     torch.testing.assert_close(features, plain)
-    feed = BatchEmbedder(encoder, TRAIN, settings.model_copy(update={"seed": 1}), CPU)
+    embed = BatchEmbedder(encoder, TRAIN, settings.model_copy(update={"seed": 1}), CPU)
     batch = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(0)
     torch.manual_seed(0)
-    quick = feed(batch, 1)
-    feed.features = None
+    quick = embed(batch, 1)
+    embed.features = None
     torch.manual_seed(0)
-    torch.testing.assert_close(feed(batch, 1), quick)
+    torch.testing.assert_close(embed(batch, 1), quick)
     assert quick.requires_grad
 
 
@@ -535,14 +540,14 @@ def test_mirrored_features_are_those_of_the_mirrored_pictures() -> None:
     settings = frozen_settings(augment__flip=True, model__dropout=0.0, model__head_norm="none")
     assert can_precompute(settings)
     encoder = Encoder(settings.model, settings.picture).eval()
-    feed = BatchEmbedder(encoder, TRAIN, settings, CPU)
-    assert feed.features is not None
+    embed = BatchEmbedder(encoder, TRAIN, settings, CPU)
+    assert embed.features is not None
     flipped = torch.from_numpy(TRAIN.pixels[TRAIN.row[:20]][..., ::-1].copy())
-    torch.testing.assert_close(feed.features[1, :20], encoder.features(flipped))
+    torch.testing.assert_close(embed.features[1, :20], encoder.features(flipped))
     batch = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(0)
-    seen = feed(batch, 3)
-    assert torch.equal(feed(batch, 3), seen)  # The seed alone decides which are mirrored.
-    plain, mirrored = (encoder.project(view[batch.row]) for view in feed.features)
+    seen = embed(batch, 3)
+    assert torch.equal(embed(batch, 3), seen)  # The seed alone decides which are mirrored.
+    plain, mirrored = (encoder.project(view[batch.row]) for view in embed.features)
     is_plain = (seen == plain).all(1)
     assert 0 < int(is_plain.sum()) < len(batch.row)
     assert torch.equal(seen[~is_plain], mirrored[~is_plain])
@@ -587,12 +592,12 @@ def test_batches_with_forgeries_train(tmp_path: Path) -> None:
         start(digit_settings(), train=replace(TRAIN, forged=np.ones(len(forged), dtype=bool)))
 
 
-def test_progress_is_told_step_by_step() -> None:
-    told: list[StepReport] = []
-    start(digit_settings(train__steps=12), on_step=lambda encoder, moment: told.append(moment))
-    assert [m.step for m in told] == list(range(1, 13))
-    assert [m.progress for m in told] == pytest.approx([s / 12 for s in range(1, 13)])
-    assert [m.step for m in told if m.metric is not None] == [2, 4, 6, 8, 10, 12]
+def test_progress_is_reported_after_each_step() -> None:
+    reports: list[StepReport] = []
+    start(digit_settings(train__steps=12), on_step=lambda encoder, report: reports.append(report))
+    assert [r.step for r in reports] == list(range(1, 13))
+    assert [r.progress for r in reports] == pytest.approx([s / 12 for s in range(1, 13)])
+    assert [r.step for r in reports if r.metric is not None] == [2, 4, 6, 8, 10, 12]
 
 
 def golden_settings() -> Settings:

@@ -83,7 +83,8 @@ def test_a_grey_picture_in_every_form(form: str, color: str, tmp_path: Path) -> 
     assert expected.shape == (1, 8)
     assert expected.dtype == np.float32
     # Cast, since the type checker knows only the forms that are allowed.
-    np.testing.assert_array_equal(model.embed(given), expected)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(model.pixels(given), model.pixels(file))  # type: ignore[arg-type]
+    np.testing.assert_allclose(model.embed(given), expected, atol=1e-6)  # type: ignore[arg-type]
     assert model.distance(file, given) == 0  # type: ignore[arg-type]
 
 
@@ -94,7 +95,7 @@ def test_a_colour_picture_in_every_form(tmp_path: Path) -> None:
     tensor = torch.from_numpy(array).permute(2, 0, 1)
     forms = [file, Image.fromarray(array), array, array / 255, tensor, tensor / 255]
     for form in forms:
-        np.testing.assert_array_equal(model.embed(form), model.embed(file))
+        np.testing.assert_array_equal(model.pixels(form), model.pixels(file))
     # The channels are in their order: another order is another picture.
     assert model.distance(file, array[:, :, ::-1]) > 0
     half = (tensor / 255).to(torch.bfloat16)
@@ -120,13 +121,13 @@ def test_a_photograph_is_embedded_as_training_saw_it(tmp_path: Path) -> None:
 def test_lists(model: Matcher, tiny_run: TinyRun) -> None:
     files = sorted(tiny_run.data.rglob("*.png"))[:5]
     arrays = [np.asarray(Image.open(file)) for file in files]
-    together = model.embed(files)
+    together, pixels = model.embed(files), model.pixels(files)
     assert together.shape == (5, 16)
-    np.testing.assert_array_equal(model.embed([str(file) for file in files]), together)
-    np.testing.assert_array_equal(model.embed(arrays), together)
-    np.testing.assert_array_equal(model.embed(tuple(arrays)), together)
-    np.testing.assert_array_equal(model.embed(np.array([str(f) for f in files])), together)
-    np.testing.assert_array_equal(model.embed(np.array(files, dtype=object)), together)
+    np.testing.assert_array_equal(model.pixels([str(file) for file in files]), pixels)
+    np.testing.assert_array_equal(model.pixels(arrays), pixels)
+    np.testing.assert_array_equal(model.pixels(tuple(arrays)), pixels)
+    np.testing.assert_array_equal(model.pixels(np.array([str(f) for f in files])), pixels)
+    np.testing.assert_array_equal(model.pixels(np.array(files, dtype=object)), pixels)
     mixed = [
         files[0],
         arrays[1],
@@ -134,7 +135,7 @@ def test_lists(model: Matcher, tiny_run: TinyRun) -> None:
         torch.from_numpy(arrays[3].copy()),
         files[4],
     ]
-    np.testing.assert_array_equal(model.embed(mixed), together)
+    np.testing.assert_array_equal(model.pixels(mixed), pixels)
     assert len(np.unique(together, axis=0)) == 5
     for batch_size in (1, 2, 5):
         np.testing.assert_allclose(model.embed(files, batch_size=batch_size), together, atol=1e-6)
@@ -223,8 +224,8 @@ def test_an_answer(model: Matcher, tiny_run: TinyRun) -> None:
 def test_an_answer_explains_itself() -> None:
     near = VerifyAnswer("same", True, 0.25, 0.5, 0.01, 0.875, 0.9312)
     assert near.explain() == (
-        "same: distance 0.2500 is within the threshold 0.5000, set to accept 1 % of different "
-        "pairs; probability of the same 87.5% (at even odds); cosine similarity 0.93"
+        "same: distance 0.2500 is within the threshold 0.5000, set to accept 1 % of impostor "
+        "pairs; probability of a genuine pair 87.5% (at even odds); cosine similarity 0.93"
     )
     far = VerifyAnswer("different", False, 0.75, 0.5, 0.01, 0.125, -0.5)
     assert far.explain().startswith("different: distance 0.7500 is beyond the threshold 0.5000,")

@@ -81,4 +81,4 @@ def test_the_other_groups_take_the_steps_of_adamw() -> None:
         bias.grad = other.grad = torch.tensor([1.0, -2.0, step])
         mine.step()
         adamw.step()
-    assert torch.equal(bias, other)
+    torch.testing.assert_close(bias, other)

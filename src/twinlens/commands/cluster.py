@@ -138,7 +138,7 @@ def _comparison_of(matcher: Matcher) -> Comparison:
 
     Hundreds of thousands of small matrices are computed, for which torch takes twice as long.
     """
-    plain = matcher.plain
+    plain = matcher.euclidean_comparison
     return matcher.comparison if plain is None else plain
 
 

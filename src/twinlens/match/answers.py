@@ -1,4 +1,4 @@
-"""Frozen answers that explain themselves."""
+"""Answers of verification, identification and search."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["Candidate", "Hit", "IdentifyAnswer", "VerifyAnswer"]
 
 @dataclass(frozen=True)
 class VerifyAnswer:
-    """Whether two pictures show the same thing.
+    """The answer to whether two pictures show the same thing.
 
     Attributes:
-        verdict: "same" where `match`, else "different".
+        verdict: "same" if `match`, else "different".
         match: `distance <= threshold`.
-        distance: of the two embeddings; lower is closer.
-        threshold: of the model's calibration.
-        target_far: the share of impostor pairs that the threshold was chosen to accept.
-        probability: that they are the same, at even odds, fitted on the calibration pairs.
-        similarity: the cosine of the embeddings, in [-1, 1], to read; it decides nothing.
+        distance: distance of the two embeddings; lower is closer.
+        threshold: threshold of the model's calibration.
+        target_far: false accept rate that the threshold was set for.
+        probability: probability of a genuine pair at even odds, fitted on the calibration pairs.
+        similarity: cosine similarity of the embeddings, in [-1, 1]; for information only.
     """
 
     verdict: Literal["same", "different"]
@@ -44,22 +44,22 @@ class VerifyAnswer:
         far = f"{100 * self.target_far:.3g} %"
         return (
             f"{self.verdict}: distance {self.distance:.4f} is {side} the threshold "
-            f"{self.threshold:.4f}, set to accept {far} of different pairs; "
-            f"probability of the same {self.probability:.1%} (at even odds); "
+            f"{self.threshold:.4f}, set to accept {far} of impostor pairs; "
+            f"probability of a genuine pair {self.probability:.1%} (at even odds); "
             f"cosine similarity {self.similarity:.2f}"
         )
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An identity of a gallery that a picture may show.
+    """A candidate identity of a gallery.
 
     Attributes:
-        identity: its name.
-        distance: by the gallery's rule for the templates of an identity; lower is closer.
-        probability: of the best one, that it is right, where half of those who ask are enrolled;
-            None of the others, and where the gallery is not calibrated.
-        path: of its nearest template.
+        identity: name of the identity.
+        distance: distance by the gallery's rule for the templates of an identity; lower is closer.
+        probability: probability that the best candidate is right if half of all probes are mated;
+            None for the others, and in a gallery without calibration.
+        path: picture of its nearest template.
     """
 
     identity: str
@@ -70,23 +70,23 @@ class Candidate:
 
 @dataclass(frozen=True)
 class IdentifyAnswer:
-    """Who a picture shows: one of a gallery's identities, nobody of them, or it cannot be said.
+    """The answer of an open-set identification.
 
     Attributes:
-        verdict: "identified"; "nobody", where no identity lies within the threshold; "ambiguous",
-            where two do and are about equally near.
+        verdict: "identified"; "nobody" if no identity is within the threshold; "ambiguous" if two
+            are, at about the same distance.
         identity: None unless the verdict is "identified".
-        reason: why, in one sentence.
-        distance: of the best candidate; None in an empty gallery.
-        margin: how much farther the second one is, less than 0 where votes put a farther one
-            first; None where there is none.
-        threshold: the largest distance that is somebody.
-        threshold_of: "gallery", found by calibrating this gallery; or "pairs", that of the model,
-            which accepts more strangers the more identities there are.
-        target_fpir: the share of strangers that are to be taken for somebody; with a threshold of
-            pairs, about the most that it may come to with so many templates.
-        probability: of the best candidate.
-        candidates: the best identities, best first, whatever the verdict.
+        reason: reason of the verdict, one sentence.
+        distance: distance of the best candidate; None in an empty gallery.
+        margin: distance of the second candidate minus that of the best; negative if votes rank a
+            farther one first; None without a second one.
+        threshold: largest distance that is identified.
+        threshold_of: "gallery" if this gallery is calibrated; "pairs" for the model's threshold,
+            with which FPIR grows with the number of identities.
+        target_fpir: false positive identification rate of the threshold; with a threshold of pairs
+            about its upper bound for this number of templates.
+        probability: probability of the best candidate.
+        candidates: best identities, best first, with every verdict.
     """
 
     verdict: Literal["identified", "nobody", "ambiguous"]
@@ -112,15 +112,15 @@ class IdentifyAnswer:
 
 @dataclass(frozen=True)
 class Hit:
-    """A template that a search found.
+    """A template in the result of a search.
 
     Attributes:
-        path: where the picture was when it was enrolled.
-        identity: whose it is.
-        distance: lower is closer.
-        time: when it was enrolled.
-        metadata: what was said of it then.
-        hash: of its content.
+        path: path of the picture when it was enrolled.
+        identity: identity of the template.
+        distance: distance from the probe; lower is closer.
+        time: time of enrolment.
+        metadata: metadata given at enrolment.
+        hash: hash of the picture's content.
     """
 
     path: str

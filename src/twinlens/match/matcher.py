@@ -1,6 +1,6 @@
-"""Matcher: a trained model that embeds pictures and answers "are these two the same?".
+"""Matcher: a trained model that embeds pictures and verifies pairs of them.
 
-Torch comes with a model's networks: at once by `load`, and by `lazy` when they are needed.
+`load` builds the networks with torch at once, `lazy` when they are needed.
 
 Shapes: N pictures, C channels, H x W pixels, D dimensions.
 """
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Matcher", "Picture"]
 
-FEW = 16
-"""Pictures at once up to which the networks of `model.numpy_encoder` spare a lazy matcher torch."""
+MAX_NUMPY_PICTURES = 16
+"""Pictures at once up to which a lazy matcher uses `model.numpy_encoder` instead of torch."""
 
 Picture: TypeAlias = "str | Path | Image.Image | NDArray[Any] | torch.Tensor"
 """A path, a Pillow picture, an array (H, W[, C]), or a tensor (C, H, W) or (H, W).
@@ -46,12 +46,18 @@ Arrays and tensors are uint8, bool, or floats in [0, 1].
 
 
 class Matcher:
-    """A model that has been loaded.
+    """A loaded model.
 
     Attributes:
         path: the model's folder.
-        fingerprint: 16 hex digits; embeddings of models with different ones never meet.
-        calibration: None where the model has none, and then it refuses to say yes or no.
+        fingerprint: 16 hex digits; embeddings of different fingerprints cannot be compared.
+        calibration: threshold and probabilities of pairs; None in an uncalibrated model, which
+            cannot verify.
+
+    >>> import twinlens
+    >>> matcher = twinlens.load("runs/digits")  # doctest: +SKIP
+    >>> matcher.verify("a.png", "b.png").verdict  # doctest: +SKIP
+    'same'
     """
 
     def __init__(self, model: Bundle | StoredModel) -> None:
@@ -71,7 +77,7 @@ class Matcher:
 
     @classmethod
     def load(cls, path: str | Path) -> Matcher:
-        """Load a model folder, or the run folder around one.
+        """Load a model folder, or the one inside a run folder.
 
         Raises:
             ModelError: no model, a damaged one, or one of a newer format.
@@ -82,15 +88,14 @@ class Matcher:
 
     @classmethod
     def lazy(cls, path: str | Path) -> Matcher:
-        """As `load`, but the networks are built when they are needed.
+        """As `load`, but build the networks when they are needed.
 
-        A few pictures need none of torch where the network is one of ours and the comparator in
-        `EUCLIDEAN_COMPARATORS`; their distances differ from those of `load` in the last bits (up
-        to 1e-5).
+        Up to 16 pictures are embedded without torch if the network is not timm's and the comparator
+        not "network". Their distances differ from those of `load` in the last bits (up to 1e-5).
 
         Raises:
-            ModelError: no model, a damaged one, or one of a newer format. That the weights are
-                another network's is seen when it is built.
+            ModelError: no model, a damaged one, or one of a newer format. Weights of another
+                network are noticed when it is built.
         """
         return cls(read_stored_model(path))
 
@@ -103,7 +108,7 @@ class Matcher:
         """The networks, with torch.
 
         Raises:
-            ModelError: the weights are another network's.
+            ModelError: the weights belong to another network.
         """
         if not isinstance(self._source, StoredModel):
             return self._source
@@ -112,8 +117,8 @@ class Matcher:
         return build_bundle(self._source)
 
     @cached_property
-    def plain(self) -> EuclideanComparison | None:
-        """The comparator without torch; None for a learned one that has to have it."""
+    def euclidean_comparison(self) -> EuclideanComparison | None:
+        """The comparator without torch; None for the comparator "network"."""
         name = self._network.comparator
         if name not in EUCLIDEAN_COMPARATORS:
             return None
@@ -127,26 +132,26 @@ class Matcher:
 
     @cached_property
     def comparison(self) -> Comparison:
-        """The comparator, for arrays of embeddings; a lazy matcher's without torch, if it can be.
+        """The comparator for arrays of embeddings; without torch in a lazy matcher, if possible.
 
         Raises:
-            ModelError: the weights are another network's.
+            ModelError: the weights belong to another network.
         """
-        if isinstance(self._source, StoredModel) and self.plain is not None:
-            return self.plain
+        if isinstance(self._source, StoredModel) and self.euclidean_comparison is not None:
+            return self.euclidean_comparison
         from twinlens.model.comparators import TorchComparison
 
         return TorchComparison(self.bundle.comparator)
 
     def pixels(self, pictures: Picture | Sequence[Picture]) -> NDArray[np.uint8]:
-        """Pictures as the network takes them, uint8, shape (N, C, H, W).
+        """Pictures decoded for the network, uint8, shape (N, C, H, W).
 
         Raises:
             PictureError: a file that cannot be read.
-            DataError: none, or something that is no picture.
+            DataError: no pictures, or an object that is none.
         """
         if isinstance(pictures, np.ndarray) and pictures.dtype.kind in "OU":
-            pictures = list(pictures.ravel())  # Paths, such as a table's.
+            pictures = list(pictures.ravel())  # Paths of a table.
         if not isinstance(pictures, Sequence) or isinstance(pictures, str | bytes):
             pictures = [pictures]
         if not pictures:
@@ -156,15 +161,15 @@ class Matcher:
     def embed(
         self, pictures: Picture | Sequence[Picture], *, batch_size: int | None = None
     ) -> NDArray[np.float32]:
-        """Embeddings, shape (N, D), of pictures given in any of the ways of `Picture`."""
+        """Embeddings, shape (N, D), of pictures in any form of `Picture`."""
         return self._embed(self.pixels(pictures), batch_size)
 
     def distance(self, a: Picture, b: Picture) -> float:
-        """The distance of two pictures, lower is closer; exactly 0 for a picture and itself."""
+        """The distance of two pictures; lower is closer, exactly 0 for equal pictures."""
         return float(self.comparison.pairwise(*self._embed_both(a, b))[0])
 
     def verify(self, a: Picture, b: Picture) -> VerifyAnswer:
-        """Whether two pictures show the same thing, by the model's calibrated threshold.
+        """Verify whether two pictures show the same thing, by the model's calibrated threshold.
 
         Raises:
             CalibrationError: the model is not calibrated.
@@ -188,13 +193,13 @@ class Matcher:
         """The calibration.
 
         Raises:
-            CalibrationError: there is none; the message says how to make one.
+            CalibrationError: the model is not calibrated; the message says how to calibrate it.
         """
         if self.calibration is None:
             raise CalibrationError(
-                f"the model {self.path} is not calibrated, so no distance means yes or no yet: "
-                f"run `twinlens calibrate {self.path} DATA` on labelled pictures of things that "
-                "it was not trained on"
+                f"the model {self.path} is not calibrated, so it has no threshold: run `twinlens "
+                f"calibrate {self.path} DATA` on labelled pictures of identities that it was not "
+                "trained on"
             )
         return self.calibration
 
@@ -202,8 +207,8 @@ class Matcher:
         self, a: Picture, b: Picture
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The embeddings of two pictures, shape (1, D) each."""
-        # Each distinct picture is embedded once and alone: a network's last bits may depend on a
-        # picture's place in its batch, and a picture is no distance from itself.
+        # Each distinct picture is embedded once and alone: the last bits of an embedding may depend
+        # on the batch, and equal pictures must have distance 0.
         first, second = self.pixels([a])[0], self.pixels([b])[0]
         emb_a = self._embed(first[None])
         same = np.array_equal(first, second)
@@ -212,15 +217,15 @@ class Matcher:
     def _embed(
         self, pixels_NCHW: NDArray[np.uint8], batch_size: int | None = None
     ) -> NDArray[np.float32]:
-        if len(pixels_NCHW) <= FEW and self._plain_encoder is not None:
-            return self._plain_encoder.embed(pixels_NCHW)
+        if len(pixels_NCHW) <= MAX_NUMPY_PICTURES and self._numpy_encoder is not None:
+            return self._numpy_encoder.embed(pixels_NCHW)
         from twinlens.model.encoder import embed_pixels
 
         return embed_pixels(self.bundle.encoder, pixels_NCHW, batch_size=batch_size)
 
     @cached_property
-    def _plain_encoder(self) -> NumpyEncoder | None:
-        """A lazy matcher's, where the network is one that needs no torch."""
+    def _numpy_encoder(self) -> NumpyEncoder | None:
+        """The encoder without torch of a lazy matcher, if its network has one."""
         return load_numpy_encoder(self._source) if isinstance(self._source, StoredModel) else None
 
     def _decode(self, picture: Picture) -> NDArray[np.uint8]:
@@ -229,7 +234,7 @@ class Matcher:
             return read_array(picture, spec, max_pixels=self.max_pixels)
         if _is_tensor(picture):
             picture = picture.detach().cpu()
-            # numpy has no bfloat16.
+            # NumPy has no bfloat16.
             array = (picture.float() if picture.is_floating_point() else picture).numpy()
             return to_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array, spec)
         if isinstance(picture, Image.Image | np.ndarray):
@@ -241,14 +246,14 @@ class Matcher:
 
 
 def _is_tensor(picture: Any) -> TypeGuard[torch.Tensor]:
-    """A tensor can only have come from where torch is loaded already."""
+    """Whether a picture is a tensor; without loading torch, since then it cannot be one."""
     kind = getattr(sys.modules.get("torch"), "Tensor", None)
     return kind is not None and isinstance(picture, kind)
 
 
 def _cosine(a_D: NDArray[np.float32], b_D: NDArray[np.float32]) -> float:
-    """The cosine of the angle between two embeddings, in [-1, 1]; 0 where one is all zeros."""
+    """The cosine similarity of two embeddings, in [-1, 1]; 0 if one is all zeros."""
     a, b = a_D.astype(np.float64), b_D.astype(np.float64)
     length = float(np.linalg.norm(a) * np.linalg.norm(b))
-    # Rounded to what the embeddings hold, so that equal ones have 1 exactly.
+    # Rounded to float32, so that equal embeddings have exactly 1.
     return float(np.float32(a @ b / length)) if length > 0 else 0.0
