@@ -27,7 +27,7 @@ from twinlens.cli.arguments import (
     show_argument,
     values_of,
 )
-from twinlens.errors import ConfigError, DataError, one_line
+from twinlens.errors import ConfigError
 from twinlens.files import check_output_file
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ __all__ = [
 
 log = logging.getLogger("twinlens")
 
-GROWTH = 1.5  # Warn from so many times the identities that the gallery was calibrated for.
 WHERE_HELP = "condition on templates, such as \"identity = 'anna'\" or \"metadata.room = 'north'\""
 
 
@@ -139,25 +138,11 @@ def _finish_enrolment(gallery: Gallery, result: EnrolResult) -> EnrolResult:
     Raises:
         DataError: nothing was enrolled.
     """
-    for skipped in result.skipped:
-        log.warning("skipped %s: %s", one_line(skipped.path, None), skipped.reason)
-    if result.skipped and not result.num_new + result.num_known:
-        first, *others = result.skipped
-        raise DataError(
-            f"nothing was enrolled: all {len(result.skipped)} pictures were skipped (see above)"
-            if others
-            else f"nothing was enrolled: {first.path}: {first.reason}"
-        )
-    calibration = gallery.state().open_set
-    if calibration is not None and result.num_new:
-        num = len(gallery.identities())
-        if num >= GROWTH * calibration.num_identities:
-            log.warning(
-                "calibrated for %d identities, the gallery has %d now: expect an FPIR of %.2g %% "
-                "instead of %.2g %%, and run `twinlens gallery calibrate %s`",
-                calibration.num_identities, num, 100 * calibration.fpir_at_size(num),
-                100 * calibration.target_fpir, gallery.place,
-            )  # fmt: skip
+    for warning in result.warnings():
+        log.warning(warning)
+    result.require_some()
+    if result.num_new and (outgrown := gallery.calibration_outgrown()):
+        log.warning(outgrown)
     if result.num_new and gallery.needs_index():
         log.info("the gallery has outgrown its index: building one")
         log.info(_optimize(gallery.place).as_text())
@@ -218,27 +203,11 @@ def _calibrate(place: str, **values: Any) -> Any:
     from twinlens.progress import Progress
 
     gallery = twinlens.Gallery.open(place)
-    _warn_of_trained_identities(gallery)
+    if overlap := gallery.training_overlap():
+        log.warning(overlap)
     calibration = gallery.calibrate(**values, progress=Progress("calibrating", "probes"))
     pairs = gallery.state().pairs
     return GalleryCalibrationResult(calibration, None if pairs is None else pairs.threshold)
-
-
-def _warn_of_trained_identities(gallery: Gallery) -> None:
-    """Warn of enrolled identities that were trained on: their pictures lie closer than others'."""
-    from twinlens.model.stored import hash_identities
-
-    origin = gallery.matcher.bundle.origin
-    if origin is None:
-        return
-    trained, names = set(origin.identities), gallery.identities()
-    num = sum(not trained.isdisjoint(hash_identities([name])) for name in names)
-    if num:
-        log.warning(
-            "%d of %d identities have names that the model was trained on, so the true FPIR may be "
-            "higher than measured: calibrate on other pictures, `twinlens gallery calibrate %s "
-            "DATA`", num, len(names), gallery.place,
-        )  # fmt: skip
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
@@ -267,8 +236,8 @@ def _rebuild(place: str, **values: Any) -> Any:
     from twinlens.progress import Progress
 
     result = twinlens.Gallery.open(place).rebuild(**values, progress=Progress("embedding"))
-    for missing in result.missing:
-        log.warning("dropped %s: %s", one_line(missing.path, None), missing.reason)
+    for warning in result.warnings():
+        log.warning(warning)
     return result
 
 
