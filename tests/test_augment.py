@@ -1,4 +1,4 @@
-"""Random views: each kind does what it says by hand, and the seed decides."""
+"""Random views: each change by hand, and reproducible by the seed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_nothing_to_do_returns_the_same_tensor_and_draws_nothing():
     assert augment(empty, EVERYTHING, generator, 1.0) is empty
 
 
-def test_the_seed_decides_and_pictures_differ():
+def test_views_depend_on_the_seed_and_differ_between_pictures():
     x = smooth()
     first = augment(x, EVERYTHING, seeded(3), 1.0)
     assert torch.equal(first, augment(x, EVERYTHING, seeded(3), 1.0))
@@ -68,7 +68,7 @@ def test_global_randomness_is_left_alone_and_the_input_too():
     assert torch.equal(x, kept)
 
 
-def test_turning_one_view_on_leaves_the_others_draws():
+def test_enabling_one_change_leaves_the_numbers_of_the_others():
     x = smooth()
     alone = augment(x, AugmentSettings(brightness=0.2), seeded(), 0.0)
     turned = augment(x, AugmentSettings(brightness=0.2, rotate=1e-6), seeded(), 0.0)
@@ -135,9 +135,9 @@ def test_a_crop_is_a_window_enlarged(monkeypatch, place, corner):
     torch.testing.assert_close(seen[:, :, 2:-2, 2:-2], window[:, :, 2:-2, 2:-2], atol=1e-4, rtol=0)
 
 
-def test_crops_lie_anywhere_and_leave_the_other_views_as_they_were():
+def test_crops_are_uniform_and_leave_the_other_changes_unchanged():
     x = torch.zeros(400, 1, 20, 20)
-    x[:, :, :, 10:] = 1.0  # The share of white says where the window lies.
+    x[:, :, :, 10:] = 1.0  # The share of white gives the position of the window.
     share = augment(x, AugmentSettings(crop=0.4), seeded(), 0.0).mean(dim=(1, 2, 3))
     # A window of 0.6 of the width sees between 1/6 and 5/6 of white, evenly.
     assert float(share.min()) == pytest.approx(1 / 6, abs=0.03)
@@ -150,7 +150,7 @@ def test_crops_lie_anywhere_and_leave_the_other_views_as_they_were():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_mirror_turns_left_to_right_where_it_is_asked_to(dtype):
+def test_mirror_mirrors_the_selected_pictures(dtype):
     x = torch.arange(12).view(2, 1, 2, 3).to(dtype)
     seen = mirror(x, torch.tensor([False, True]))
     assert seen[0].tolist() == [[[0, 1, 2], [3, 4, 5]]]

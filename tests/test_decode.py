@@ -1,4 +1,4 @@
-"""decode: every kind of file, by values worked out by hand, and every way a file can be wrong."""
+"""Decoding: every kind of file against values worked by hand, and every kind of failure."""
 
 from __future__ import annotations
 
@@ -413,7 +413,7 @@ def test_kinds_of_arrays_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("array", "found"),
+    ("array", "message"),
     [
         (np.zeros(4, np.uint8), r"found \(4,\)"),
         (np.zeros((2, 2, 2), np.uint8), r"found \(2, 2, 2\)"),
@@ -424,8 +424,8 @@ def test_kinds_of_arrays_agree() -> None:
         (np.full((2, 2), np.nan), "nan"),
     ],
 )
-def test_arrays_that_are_not_pictures(array: np.ndarray, found: str) -> None:
-    with pytest.raises(DataError, match=found):
+def test_arrays_that_are_not_pictures(array: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         to_array(array, spec((2, 2)))
 
 

@@ -102,21 +102,21 @@ def test_a_failed_download_is_one_line_and_is_tried_again(error, own_cache):
 def test_zips_are_unpacked_together_into_the_cache_once_for_each_content(tmp_path, own_cache):
     one = zip_of(tmp_path / "one.zip", {"one/a.txt": "1"})
     two = zip_of(tmp_path / "two.zip", {"two/b.txt": "2"})
-    found = unpack_once([two, one], "name")
-    assert below(found) == ["one", "one/a.txt", "two", "two/b.txt"]
-    assert found.parent == own_cache / "unpacked"
-    assert unpack_once([one, two], "name") == found
-    assert below(tmp_path / "own-cache/unpacked") == [found.name, *(
-        f"{found.name}/{name}" for name in below(found)
+    folder = unpack_once([two, one], "name")
+    assert below(folder) == ["one", "one/a.txt", "two", "two/b.txt"]
+    assert folder.parent == own_cache / "unpacked"
+    assert unpack_once([one, two], "name") == folder
+    assert below(tmp_path / "own-cache/unpacked") == [folder.name, *(
+        f"{folder.name}/{name}" for name in below(folder)
     )]  # fmt: skip
     zip_of(one, {"one/a.txt": "changed"})
-    assert unpack_once([one, two], "name") != found
+    assert unpack_once([one, two], "name") != folder
 
 
 def test_zips_cannot_write_outside_of_the_cache(tmp_path):
     archive = zip_of(tmp_path / "bad.zip", {"../../escaped.txt": "x"})
-    found = unpack_once([archive], "name")
-    assert below(found) == ["escaped.txt"]
+    folder = unpack_once([archive], "name")
+    assert below(folder) == ["escaped.txt"]
 
 
 def test_damaged_and_missing_zips_are_named(tmp_path, own_cache):

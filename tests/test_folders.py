@@ -70,8 +70,8 @@ def test_linked_folders_are_followed_and_end(picture_folder, tmp_path):
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
 def test_given_splits_on_top(picture_folder, val):
     folder = picture_folder({"train/a": 1, "train/deep/b": 1, f"{val}/c": 1, "test/a": 1})
-    found = meaning(read_table(folder))
-    assert found == {
+    labels = meaning(read_table(folder))
+    assert labels == {
         "train/a/0.png": ("a", False, "train"),
         "train/deep/b/0.png": ("deep/b", False, "train"),
         f"{val}/c/0.png": ("c", False, "val"),
@@ -150,21 +150,21 @@ def test_forgeries_beside_their_identity(picture_folder):
 
 def test_forgeries_belong_to_their_own_split(picture_folder):
     folder = picture_folder({"train/1": 1, "test/1_forg": 1, "test/2": 1, "test/2_forg": 1})
-    found = meaning(read_table(folder))
-    assert found["test/1_forg/0.png"] == ("1_forg", False, "test")
-    assert found["test/2_forg/0.png"] == ("2", True, "test")
+    labels = meaning(read_table(folder))
+    assert labels["test/1_forg/0.png"] == ("1_forg", False, "test")
+    assert labels["test/2_forg/0.png"] == ("2", True, "test")
 
 
 def test_the_suffix_of_forgeries_is_a_setting(picture_folder):
     folder = picture_folder({"a": 1, "a-fake": 1, "a_forg": 1})
-    found = meaning(read_table(folder, forged_suffix="-fake"))
-    assert found["a-fake/0.png"] == ("a", True, "")
-    assert found["a_forg/0.png"] == ("a_forg", False, "")
+    labels = meaning(read_table(folder, forged_suffix="-fake"))
+    assert labels["a-fake/0.png"] == ("a", True, "")
+    assert labels["a_forg/0.png"] == ("a_forg", False, "")
 
 
 def test_forgeries_of_an_identity_whose_pictures_lie_deeper(picture_folder):
-    found = meaning(read_table(picture_folder({"a/day1": 1, "a_forg/day1": 1, "b": 1})))
-    assert found["a_forg/day1/0.png"] == ("a/day1", True, "")
+    labels = meaning(read_table(picture_folder({"a/day1": 1, "a_forg/day1": 1, "b": 1})))
+    assert labels["a_forg/day1/0.png"] == ("a/day1", True, "")
 
 
 @pytest.mark.parametrize("forged", ["forged", "forgeries", "forg"])
