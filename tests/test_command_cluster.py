@@ -363,8 +363,8 @@ def test_what_is_refused_before_any_work(
     for settings, message in (
         ({"min_size": 0}, "min_size must be at least 1, found 0"),
         ({"neighbours": 0}, "neighbours must be at least 1"),
-        ({"threshold": -1.0}, "a threshold is a distance of 0 or more"),
-        ({"threshold": float("nan")}, "a threshold is a distance of 0 or more"),
+        ({"threshold": -1.0}, "threshold must be a distance of 0 or more"),
+        ({"threshold": float("nan")}, "threshold must be a distance of 0 or more"),
         ({"threshold": 1.0, "far": 0.1}, "both say where to cut"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -22,13 +22,15 @@ from PIL import Image
 
 import twinlens
 from twinlens.cli.main import main
-from twinlens.commands import faces as job
+from twinlens.commands import faces as command
 from twinlens.data.folders import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, DataError
+from twinlens.face import extract
 from twinlens.face import page as face_page
 from twinlens.face.crop import Face
-from twinlens.face.layout import place_all
+from twinlens.face.layout import target_paths
+from twinlens.face.result import PhotographResult
 
 pytest.importorskip("cv2", reason="the extra `faces` is not installed")
 
@@ -104,7 +106,7 @@ def test_folders_names_counts_and_the_list(
     assert (found.identities, found.identities_with_a_face, found.identities_with_two) == (3, 2, 1)
     said = capsys.readouterr().err
     assert "warning:   nobody/broken.jpg: not a picture that Pillow can read" in said
-    assert "1 of 3 identities have no face left" in said
+    assert "1 of 3 identities have no face" in said
 
     names = {"Грейс <b>/one.jpg", "Грейс <b>/zwei.png", "both/two.png"}
     assert set(below(tmp_path / "out")) == names | {"faces.csv", "faces.html"}
@@ -145,13 +147,13 @@ def test_the_face_is_the_part_of_the_photograph_that_the_list_says(
 
 def test_best_or_largest(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The left one of the two is the larger; here the right one has the higher score."""
-    real = job.find_faces
+    real = extract.find_faces
 
     def scored(*args: Any, **kwargs: Any) -> list[Face]:
         found = real(*args, **kwargs)
         return [replace(face, score=1 + face.box.left) for face in found]
 
-    monkeypatch.setattr(job, "find_faces", scored)
+    monkeypatch.setattr(extract, "find_faces", scored)
     sides = {}
     for keep in ("best", "largest"):
         out = tmp_path / keep
@@ -240,7 +242,7 @@ def test_the_page_shows_the_doubtful_and_escapes_names(
     assert "<b>" not in page
     assert "Грейс &lt;b&gt;" not in re.sub(r'id="few".*', "", page, flags=re.S)  # Nothing doubtful.
     assert page.count('<img src="data:image/') == 4  # 3 of 8 walls, and the two faces.
-    assert "8 in all; 3 of them, spread over the list, are shown." in page
+    assert "8 in all; 3 of them, evenly spaced, are shown." in page
     assert "2 faces" in page
     assert "nobody/broken.jpg" in page
     assert "The Haar cascade was used" in page
@@ -251,9 +253,9 @@ def test_the_page_shows_the_doubtful_and_escapes_names(
 
 
 def test_boxes_are_drawn_green_and_red() -> None:
-    kept = face_page.Face(face_page.Box(10, 10, 50, 50), 0.9)
-    other = face_page.Face(face_page.Box(60, 60, 90, 90), 0.8)
-    result = face_page.Settled("several", (kept, other), kept, 2)
+    kept = Face(face_page.Box(10, 10, 50, 50), 0.9)
+    other = Face(face_page.Box(60, 60, 90, 90), 0.8)
+    result = PhotographResult("several", (kept, other), kept, 2)
     drawn = face_page._drawn(Image.new("RGB", (100, 100)), result)
     assert drawn.shape == (3, 240, 240)
     assert tuple(drawn[:, 24, 24]) == face_page.GREEN
@@ -270,7 +272,7 @@ def test_names_that_would_meet_are_kept_apart(tmp_path: Path) -> None:
     table = table_of(tmp_path, *rows)
     found = {
         table.relative(row): place.as_posix()
-        for row, place in enumerate(place_all(table, tmp_path))
+        for row, place in enumerate(target_paths(table, tmp_path))
     }
     assert found == {
         "x/a.PNG": "x/a.PNG",
@@ -305,14 +307,14 @@ def test_without_folders_the_identity_is_the_folder(tmp_path: Path) -> None:
         ("t/2.png", "a/b", False, "test"),
         ("t/.h.png", "a/b", False, "test"),
     )
-    places = [place.as_posix() for place in place_all(table, table)]
+    places = [place.as_posix() for place in target_paths(table, table)]
     assert places == ["train/_./_./Anna/1.png", "test/a/b_forg/2.png", "test/a/b/_h.png",
                       "test/a/b/2.png"]  # fmt: skip
     loose = table.with_split(["train", "", "", ""])
-    assert place_all(loose, loose)[1].as_posix() == "a/b_forg/2.png"
+    assert target_paths(loose, loose)[1].as_posix() == "a/b_forg/2.png"
     clash = table_of(tmp_path, ("1.png", "a:b", False, ""), ("2.png", "a_b", False, ""))
     with pytest.raises(DataError, match=r"'a:b' and 'a_b' would share the folder a_b"):
-        place_all(clash, clash)
+        target_paths(clash, clash)
 
 
 def test_a_manifest_gives_class_folders(photos: Path, tmp_path: Path) -> None:
@@ -349,7 +351,7 @@ def test_a_place_that_is_taken_is_refused_and_nothing_is_lost(photos: Path, tmp_
         twinlens.faces(photos, photos / "both" / "two.webp", detector="haar")
     with pytest.raises(DataError, match=r"lies in .*photos"):
         twinlens.faces(photos, photos / "faces", detector="haar")
-    with pytest.raises(DataError, match="held in memory"):
+    with pytest.raises(DataError, match="is in memory"):
         twinlens.faces("digits", tmp_path / "x", detector="haar")
     assert {path.name for path in tmp_path.iterdir()} <= {"photos", "out", "own-cache"}
 
@@ -357,15 +359,15 @@ def test_a_place_that_is_taken_is_refused_and_nothing_is_lost(photos: Path, tmp_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"score": 1.5}, "score is between 0 and 1, found 1.5"),
-        ({"score": float("nan")}, "score is between 0 and 1"),
-        ({"margin": -0.1}, "margin is between 0 and 4"),
-        ({"pad": 9}, "pad is between 0 and 4"),
-        ({"size": 0}, "size is at least 8, found 0"),
-        ({"workers": 0}, "workers is at least 1"),
+        ({"score": 1.5}, r"score must be in \[0, 1\], found 1.5"),
+        ({"score": float("nan")}, r"score must be in \[0, 1\]"),
+        ({"margin": -0.1}, r"margin must be in \[0, 4\]"),
+        ({"pad": 9}, r"pad must be in \[0, 4\]"),
+        ({"size": 0}, "size must be at least 8, found 0"),
+        ({"workers": 0}, "workers must be at least 1"),
         ({"keep": "bets"}, "unknown face to keep 'bets': did you mean best"),
         ({"detector": "yunett"}, "unknown detector"),
-        ({"detector": "haar", "align": True}, "the Haar cascade knows no eyes to align by"),
+        ({"detector": "haar", "align": True}, "the Haar cascade finds no eyes to align by"),
     ],
 )
 def test_wrong_settings(photos: Path, tmp_path: Path, settings: Any, message: str) -> None:
@@ -385,7 +387,7 @@ def test_the_cascade_says_that_it_takes_no_score(
 def test_what_is_stopped_leaves_nothing(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, error: Any
 ) -> None:
-    settle: Callable[..., Any] = job._settle
+    settle: Callable[..., Any] = extract._crop
     calls = []
 
     def stop(*args: Any) -> Any:
@@ -394,7 +396,7 @@ def test_what_is_stopped_leaves_nothing(
             raise error
         return settle(*args)
 
-    monkeypatch.setattr(job, "_settle", stop)
+    monkeypatch.setattr(extract, "_crop", stop)
     code = main(["faces", str(photos), str(tmp_path / "out"), "--detector", "haar"])
     assert code == (130 if isinstance(error, KeyboardInterrupt) else 2)
     assert "Traceback" not in capsys.readouterr().err
@@ -471,10 +473,10 @@ def test_a_folder_whose_place_cannot_be_taken_is_refused_before_any_work(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty", target_is_directory=True)
-    monkeypatch.setattr(job, "_settle_all", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.setattr(command, "crop_all", lambda *_: pytest.fail("work has begun"))
     monkeypatch.chdir(tmp_path / "empty")
     for out in (tmp_path / "link", Path()):
-        with pytest.raises(DataError, match="cannot take: name a folder in it"):
+        with pytest.raises(DataError, match="cannot replace: name a folder inside it"):
             twinlens.faces(photos, out, quiet=True)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

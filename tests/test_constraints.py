@@ -76,7 +76,7 @@ def test_wrong_lines_are_named_together(tmp_path: Path) -> None:
     assert "pairs.csv has invalid lines" in said
     assert "line 2: 'x y' is not among the pictures that were read" in said
     assert "line 3: link must be 'must' or 'cannot', found 'maybe'" in said
-    assert "line 4: a and b are both needed" in said
+    assert "line 4: a and b are both required" in said
     assert "line 5" not in said
     said = refused(tmp_path, "a,b,link\n" + "\n".join(f"a,no{n},must" for n in range(30)))
     assert said.count("is not among") == 10

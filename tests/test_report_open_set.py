@@ -36,9 +36,9 @@ def test_rows_of_the_table_are_the_figures(results):
         ("Rank-1 identification", found["rank_1"]),
         ("DIR at 1 % FPIR", found["dir_at_fpir"]["0.01"]),
         ("DIR at 10 % FPIR, held out", found["held_out"]["0.1"]["dir"]),
-        ("Turned away at 10 % FPIR, held out", found["held_out"]["0.1"]["turned_away"]),
+        ("Rejected at 10 % FPIR, held out", found["held_out"]["0.1"]["turned_away"]),
         ("DIR, threshold for pairs", found["pair_threshold"]["dir"]),
-        ("Strangers turned away, threshold for pairs", found["pair_threshold"]["turned_away"]),
+        ("Strangers rejected, threshold for pairs", found["pair_threshold"]["turned_away"]),
     ):
         assert float(plain(rows[name].value).removesuffix(" %")) == pytest.approx(
             100 * figure["value"], abs=0.06
@@ -46,7 +46,7 @@ def test_rows_of_the_table_are_the_figures(results):
         low = plain(rows[name].interval).split("-")[0]
         assert float(low) == pytest.approx(100 * figure["low"], abs=0.06)
     assert [plain(row.name) for row in rows.values() if row.key] == [
-        "Rank-1 identification", "DIR at 1 % FPIR", "Strangers turned away, threshold for pairs",
+        "Rank-1 identification", "DIR at 1 % FPIR", "Strangers rejected, threshold for pairs",
     ]  # fmt: skip
 
 
@@ -68,13 +68,13 @@ def test_figures_that_cannot_be_had_are_left_out(results):
     assert [plain(row.name) for row in result_rows(results) if row.key] == [
         "Rank-1 identification", "DIR at 10 % FPIR",
     ]  # fmt: skip
-    assert "takes 10 % of strangers" in plain(list(open_set_sentences(results))[-1])
+    assert "At an FPIR of 10 %" in plain(list(open_set_sentences(results))[-1])
     assert list(pair_threshold_caution(results)) == []
     ((size, cells),) = open_set_sizes(results)
     assert (size, [plain(value) for value, _ in cells[1:]]) == ("13", ["-", "50.0 %", "-"])
     curve, sizes = open_set_figures(results)
     assert "threshold for pairs" not in curve + sizes
-    assert "named rightly at 1 %" not in sizes
+    assert "DIR at 1 %" not in sizes
 
 
 def test_nothing_is_said_without_the_protocol():
@@ -99,7 +99,7 @@ def test_the_figures_draw_what_was_measured(results):
         assert svg.startswith("<svg")
         assert "NaN" not in svg
     assert "threshold for pairs" in curve
-    assert "strangers turned away" in sizes
+    assert "strangers rejected" in sizes
     labels = re.findall(r">(\d+)</text>", sizes)
     assert labels[:2] == ["5", "13"], "10 is too near to 13"
 

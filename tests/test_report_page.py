@@ -128,16 +128,16 @@ def test_the_outline_of_a_full_page(page: str) -> None:
         ("h2", "Distances"),
         ("h2", "Errors at every threshold"),
         ("h2", "Learning"),
-        ("h3", "What the guard did"),
+        ("h3", "Interventions of the guard"),
         ("h2", "A map of the pictures"),
         ("h2", "Worst pairs"),
         ("h3", "Nearest impostors"),
         ("h3", "Farthest genuine pairs"),
         ("h2", "Skipped"),
-        ("h2", "Settings, and how to repeat it"),
+        ("h2", "Settings and command"),
         ("h3", "Data"),
         ("h3", "Settings"),
-        ("h3", "Where and when"),
+        ("h3", "Environment"),
     ]
 
 
@@ -145,7 +145,7 @@ def test_what_is_not_given_is_left_out() -> None:
     page = Outline(render_report(ReportContent(title="m", data="d", results={})))
     assert [text for tag, text in page.headings if tag == "h2"] == [
         "How to read this page",
-        "Settings, and how to repeat it",
+        "Settings and command",
     ]
     assert page.tags["svg"] == 0
 
@@ -212,12 +212,11 @@ def test_text_can_be_read_in_light_dark_and_print(page: str) -> None:
 
 def test_the_summary_says_it_in_words() -> None:
     assert " ".join(summary(full())).replace(NBSP, " ") == (
-        "This model was trained on 300 pictures of 30 identities. It was measured on 100 pictures "
-        "of 25 identities, none of which it had seen in training. It tells pairs apart with an "
-        "equal error rate of 5.0 % (95 % interval 4.0\N{EN DASH}6.0 %). Two pictures are called "
-        "the same when their distance is at most 0.500, which is set to accept 1 in 100 impostor "
-        "pairs. Here it accepted 1.2 % of the impostor pairs and rejected 20.0 % of the genuine "
-        "ones."
+        "This model was trained on 300 pictures of 30 identities. It was evaluated on 100 pictures "
+        "of 25 identities, none of them seen in training. Its equal error rate is 5.0 % (95 % "
+        "interval 4.0\N{EN DASH}6.0 %). Two pictures match if their distance is at most 0.500, a "
+        "threshold that is set to accept 1 in 100 impostor pairs. Here it accepted 1.2 % of the "
+        "impostor pairs and rejected 20.0 % of the genuine ones."
     )
 
 
@@ -227,7 +226,7 @@ def test_a_split_named_train_of_other_data_is_not_what_was_learned_from() -> Non
     splits = [SplitCount("train", 100, 25)]
     said = " ".join(summary(ReportContent("m", "d", results, splits)))
     assert said.startswith(
-        "It was measured on 100 pictures of 25 identities, none of which it had seen in training."
+        "It was evaluated on 100 pictures of 25 identities, none of them seen in training."
     )
     assert "was trained on" not in said
 
@@ -246,9 +245,9 @@ def test_cautions() -> None:
         full(), results=results, broken=(), findings=(), splits=[SplitCount("test", 9, 3)]
     )
     found = cautions(content)
-    assert "saw these identities in training" in found[0]
+    assert "was trained on these identities" in found[0]
     assert "holds 3 identities" in found[1]
-    assert "more impostor pairs than it aims at" in found[2]
+    assert "more impostor pairs than its target FAR" in found[2]
     assert "not calibrated" in cautions(dataclasses.replace(content, operating=None))[-1]
     assert "none of which" not in " ".join(summary(content))
 
@@ -279,17 +278,17 @@ def test_a_page_of_nearest_neighbours() -> None:
     Outline(page)
     assert page.count("accepted, wrongly") == 2
     for words in ("Most confident mistakes", "Nearest neighbours, top 5", "By chance",
-                  "12.5 %", "It was measured on 40 pictures of 30 identities. For 90.0 % (95 % "
+                  "12.5 %", "It was evaluated on 40 pictures of 30 identities. For 90.0 % (95 % "
                   "interval 89.0\N{EN DASH}91.0 %) of them the nearest training picture shows",
                   "3 of 40 pictures show identities without training pictures"):  # fmt: skip
         assert words in page, words
     assert "Nearest impostors" not in page
-    assert "was trained on" not in page
-    assert "found itself" not in page
+    assert "This model was trained on" not in page
+    assert "itself included" not in page
     on_train = {**content.results, "split": "train", "nearest": {**found, "num_unknown": 0}}
     said = cautions(dataclasses.replace(content, results=on_train))
-    assert any("found itself" in words for words in said)
-    assert not any("count as wrong" in words for words in said)
+    assert any("itself included" in words for words in said)
+    assert not any("count as errors" in words for words in said)
     assert "Most confident mistakes" not in render_report(full())
 
 

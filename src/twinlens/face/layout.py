@@ -1,7 +1,4 @@
-"""Where the faces go: a folder of their own, and in it a place for each picture.
-
-No two faces meet, and what was read stays readable. This module opens no pictures.
-"""
+"""Target paths of cropped faces: unique, and readable by `read_table` again."""
 
 from __future__ import annotations
 
@@ -13,23 +10,23 @@ from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 from twinlens.files import check_output_folder, expand_user
 
-__all__ = ["KEPT_ENDINGS", "free_place", "is_folder", "place_all"]
+__all__ = ["KEPT_ENDINGS", "check_faces_folder", "is_folder", "target_paths"]
 
 KEPT_ENDINGS = (".png", ".jpg", ".jpeg")
-"""What keeps its format; everything else becomes PNG, which loses nothing."""
+"""Formats that are kept; every other becomes PNG, which is lossless."""
 
 
-def place_all(table: ImageTable, source: str | Path | ImageTable) -> list[Path]:
-    """A place below the new folder for every row of a table, no two alike.
+def target_paths(table: ImageTable, source: str | Path | ImageTable) -> list[Path]:
+    """A unique path below the new folder for every row of a table.
 
-    Of a folder, the folders and names stay as they are, and so what `read_table` makes of them.
-    Otherwise (a manifest, a named set, a table) faces go to a folder for each identity, in one
-    for each split if every picture has one, and forged ones to `IDENTITY_forg`. The ending stays
-    if it is .png, .jpg or .jpeg and becomes .png if not; a name that is taken then (also where
-    case plays no part) keeps its old ending in the middle: `a.pgm.png`.
+    For a folder, subfolders and names are kept, and with them the labels. Otherwise (a manifest, a
+    named set, a table) faces go to one folder per identity, below one per split if every picture
+    has a split, and forgeries to `IDENTITY_forg`. The endings .png, .jpg and .jpeg are kept; others
+    become .png. A name that is taken then (case ignored) keeps its old ending in the middle:
+    `a.pgm.png`.
 
     Raises:
-        DataError: two identities whose folders would have one name.
+        DataError: two identities whose folders would have the same name.
     """
     if is_folder(source) and table.root is not None:
         wanted = [PurePosixPath(table.relative(row)) for row in range(len(table))]
@@ -39,20 +36,22 @@ def place_all(table: ImageTable, source: str | Path | ImageTable) -> list[Path]:
     return [Path(place) for place in places]
 
 
-def free_place(out: Path, table: ImageTable, of_folder: bool) -> Path:
+def check_faces_folder(out: Path, table: ImageTable, of_folder: bool) -> Path:
     """`out`, if it is new or empty, and not among the pictures.
 
     Raises:
         DataError: it is something else.
     """
     if table.pixels is not None:
-        raise DataError(f"{table.source} is held in memory: faces are cut from picture files")
+        raise DataError(
+            f"{table.source} is in memory, but faces are cropped from files: give a folder"
+        )
     source = table.root if of_folder else None
     return check_output_folder(out, "the faces", source, "photographs")
 
 
 def is_folder(source: str | Path | ImageTable) -> bool:
-    """Whether `read_table` takes it for a folder of pictures."""
+    """Whether `read_table` reads it as a folder of pictures."""
     if isinstance(source, ImageTable) or (isinstance(source, str) and source in NAMED_SETS):
         return False
     return expand_user(source).is_dir()
@@ -92,7 +91,7 @@ def _part(part: str) -> str:
 def _without_clashes(wanted: Sequence[PurePosixPath]) -> list[PurePosixPath]:
     places: list[PurePosixPath | None] = [None] * len(wanted)
     taken: set[str] = set()
-    # Files that keep their names come first, so that none of them has to give way.
+    # Files that keep their names come first, so that none of them is renamed.
     order = sorted(range(len(wanted)), key=lambda row: _changes(wanted[row]))
     for row in order:
         for place in _candidates(wanted[row]):
@@ -109,7 +108,7 @@ def _changes(file: PurePosixPath) -> bool:
 
 
 def _candidates(file: PurePosixPath) -> Iterator[PurePosixPath]:
-    """The name that a file should have, and what to take where it is gone."""
+    """The preferred name of a file, then alternatives."""
     if not _changes(file):
         yield file
         whole, ending = file.stem, file.suffix

@@ -1,7 +1,6 @@
-"""`faces.csv` and `faces.html`: what became of each photograph, with pictures of the doubtful.
+"""`faces.csv` and `faces.html`: the result of each photograph, with pictures of the doubtful ones.
 
-The page has the look of the report, of which it takes the style sheet; it is one file that loads
-nothing. This module detects nothing and cuts nothing.
+The page uses the report's style sheet, and is one file that loads nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -19,15 +18,14 @@ from PIL import Image, ImageDraw
 from twinlens.config import DataSettings
 from twinlens.data.decode import open_picture
 from twinlens.errors import PictureError
-from twinlens.face.crop import Box, Face
+from twinlens.face.crop import Box
+from twinlens.face.result import PhotographResult
 from twinlens.report.canvas import GREEN, RED, Color
 from twinlens.report.embedding_map import data_uri
 from twinlens.report.templates import page_template, style_sheet
 from twinlens.report.wording import count_of, percent
 
-__all__ = ["FacePage", "Outcome", "Settled", "render_page", "write_list", "write_page"]
-
-Outcome = Literal["single", "several", "low_score", "without", "broken"]
+__all__ = ["FacePage", "render_page", "write_list", "write_page"]
 
 COLUMNS = (
     "path", "output", "outcome", "faces", "score", "left", "top", "right", "bottom", "reason",
@@ -37,41 +35,21 @@ MOST_NAMED = 100  # broken files, identities
 SIDE = 240  # pixels of a picture on the page
 
 
-@dataclass(frozen=True)
-class Settled:
-    """What became of one photograph.
-
-    Attributes:
-        outcome: one face, several of which one was kept, only faces below the score, none, or
-            a file that cannot be read.
-        found: all faces, doubtful ones too, best first.
-        kept: the face that was cut out.
-        num_sure: how many faces have the score.
-        reason: why the file cannot be read.
-    """
-
-    outcome: Outcome
-    found: tuple[Face, ...] = ()
-    kept: Face | None = None
-    num_sure: int = 0
-    reason: str = ""
-
-
 @dataclass(frozen=True, eq=False)
 class FacePage:
-    """Everything that the page says.
+    """Contents of the page.
 
     Attributes:
-        title: the new folder's name.
-        source: how the user named the photographs.
-        counts: `FaceSet.as_json()`.
-        names: N photographs as the user knows them.
+        title: name of the new folder.
+        source: name of the data as the user gave it.
+        counts: `FacesResult.as_json()`.
+        names: N names as the user knows the photographs.
         files: N paths to open.
-        identities: N.
-        settled: N.
-        settings: name -> value.
-        command: what to type to repeat it.
-        confident: scores are confidences between 0 and 1.
+        identities: N identities.
+        results: N results.
+        settings: settings by name.
+        command: command line that repeats it.
+        confident: whether scores are confidences in [0, 1].
     """
 
     title: str
@@ -80,30 +58,30 @@ class FacePage:
     names: Sequence[str]
     files: Sequence[str]
     identities: Sequence[str]
-    settled: Sequence[Settled]
+    results: Sequence[PhotographResult]
     settings: Mapping[str, Any]
     command: str
     confident: bool
 
 
 def write_list(
-    file: Path, names: Sequence[str], places: Sequence[Path], settled: Sequence[Settled]
+    file: Path, names: Sequence[str], places: Sequence[Path], results: Sequence[PhotographResult]
 ) -> None:
-    """A row for each photograph, in their order.
+    """Write a CSV row for each photograph, in their order.
 
-    `faces` counts those with the score. The box, in pixels of the upright photograph, and the
-    score are of the face that was kept, or of the best one where none was.
+    `faces` counts those with a sufficient score. The box (pixels of the upright photograph) and the
+    score belong to the kept face, or else to the best one.
     """
-    # File names need not be UTF-8; those that are not are written escaped.
+    # File names need not be UTF-8; others are written escaped.
     with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as text:
         rows = csv.writer(text)
         rows.writerow(COLUMNS)
-        for name, place, result in zip(names, places, settled, strict=True):
+        for name, place, result in zip(names, places, results, strict=True):
             rows.writerow(_list_row(name, place, result))
 
 
-def _list_row(name: str, place: Path, result: Settled) -> list[Any]:
-    face = result.kept or next(iter(result.found), None)
+def _list_row(name: str, place: Path, result: PhotographResult) -> list[Any]:
+    face = result.kept or next(iter(result.faces), None)
     output = place.as_posix() if result.kept else ""
     shown: list[Any] = [""] * 5
     if face is not None:
@@ -119,8 +97,8 @@ def write_page(file: Path, page: FacePage) -> None:
 
 
 def render_page(page: FacePage) -> str:
-    """The page as HTML. Everything that comes from the user is escaped."""
-    broken = [row for row, result in enumerate(page.settled) if result.outcome == "broken"]
+    """Render the page as HTML; user text is escaped."""
+    broken = [row for row, result in enumerate(page.results) if result.outcome == "broken"]
     few = _few_faces(page)
     return page_template("faces.html.j2").render(
         page=page,
@@ -131,7 +109,7 @@ def render_page(page: FacePage) -> str:
         galleries=[gallery for gallery in _galleries(page) if gallery["shown"]],
         few=few[:MOST_NAMED],
         few_more=max(0, len(few) - MOST_NAMED),
-        broken=[(page.names[row], page.settled[row].reason) for row in broken[:MOST_NAMED]],
+        broken=[(page.names[row], page.results[row].reason) for row in broken[:MOST_NAMED]],
         broken_more=max(0, len(broken) - MOST_NAMED),
     )
 
@@ -146,17 +124,17 @@ def _lead(page: FacePage) -> str:
         f"From {count_of(counts['pictures'], 'photograph')} of "
         f"{count_of(counts['identities'], 'identity')}, {count_of(counts['faces'], 'face')} of "
         f"{count_of(counts['identities_with_a_face'], 'identity')} "
-        f"{'was' if counts['faces'] == 1 else 'were'} cut out: of each photograph the face {kept}."
+        f"{'was' if counts['faces'] == 1 else 'were'} cropped: of each photograph the face {kept}."
     )
 
 
 def _key_numbers(counts: Mapping[str, Any]) -> list[dict[str, str]]:
     names = {
-        "faces": "Faces cut out",
+        "faces": "Faces cropped",
         "several": "Several, one kept",
         "low_score": "Below the score",
         "without": "No face",
-        "broken": "Cannot be read",
+        "broken": "Unreadable",
     }
     whole = max(1, counts["pictures"])
     return [
@@ -173,20 +151,20 @@ def _cautions(page: FacePage) -> Iterator[str]:
     counts = page.counts
     if not page.confident:
         yield (
-            "The Haar cascade was used: its scores are no confidences, so no face was refused for "
-            "a low one, and it misses more faces than YuNet."
+            "The Haar cascade was used. Its scores are not confidences, so no face was rejected "
+            "for a low score, and it misses more faces than YuNet."
         )
     if lost := counts["identities"] - counts["identities_with_a_face"]:
-        yield f"{count_of(lost, 'identity')} of {counts['identities']:,} without any face."
+        yield f"{count_of(lost, 'identity')} of {counts['identities']:,} without a face."
     if few := counts["identities_with_a_face"] - counts["identities_with_two"]:
-        yield f"{count_of(few, 'identity')} with one face only, which gives no genuine pair."
+        yield f"{count_of(few, 'identity')} with only one face, which gives no genuine pair."
 
 
 def _few_faces(page: FacePage) -> list[tuple[str, int, int]]:
     """Identities with fewer than two faces: name, faces, photographs."""
     before = Counter(page.identities)
     after = Counter(
-        name for name, result in zip(page.identities, page.settled, strict=True) if result.kept
+        name for name, result in zip(page.identities, page.results, strict=True) if result.kept
     )
     return sorted((name, after[name], count) for name, count in before.items() if after[name] < 2)
 
@@ -196,31 +174,35 @@ def _few_faces(page: FacePage) -> list[tuple[str, int, int]]:
 
 def _galleries(page: FacePage) -> Iterator[dict[str, Any]]:
     for outcome, title, words in (
-        ("without", "No face", "Nothing here was taken for a face, and nothing was written."),
+        (
+            "without",
+            "No face",
+            "No face was detected here, and nothing was written.",
+        ),
         (
             "low_score",
             "Below the score",
-            "What was taken for a face has too low a score, and nothing was written.",
+            "The detected faces have too low a score, and nothing was written.",
         ),
         (
             "several",
             "Several faces",
-            "The green one was kept. Is it the right one? If not, cut the photograph by hand.",
+            "The face in the green frame was kept. If it is the wrong one, crop by hand.",
         ),
     ):
-        rows = [row for row, result in enumerate(page.settled) if result.outcome == outcome]
-        yield _gallery(page, outcome, title, words, _spread(rows), len(rows))
+        rows = [row for row, result in enumerate(page.results) if result.outcome == outcome]
+        yield _gallery(page, outcome, title, words, _sample_evenly(rows), len(rows))
     if page.confident:
-        kept = [row for row, result in enumerate(page.settled) if result.outcome == "single"]
+        kept = [row for row, result in enumerate(page.results) if result.outcome == "single"]
         surest = _by_score(page)
         rows = sorted(kept, key=surest)[: MOST_SHOWN // 2]
-        words = "Kept, and yet the lowest scores of those with one face: are they faces?"
+        words = "The kept faces with the lowest scores, of photographs with one face: check them."
         yield _gallery(page, "least", "The least certain", words, rows, len(rows))
 
 
 def _by_score(page: FacePage) -> Callable[[int], float]:
     def score(row: int) -> float:
-        kept = page.settled[row].kept
+        kept = page.results[row].kept
         return 0.0 if kept is None else kept.score
 
     return score
@@ -230,7 +212,7 @@ def _gallery(
     page: FacePage, key: str, title: str, words: str, rows: Sequence[int], total: int
 ) -> dict[str, Any]:
     shown = [picture for picture in (_shown(page, row) for row in rows) if picture]
-    more = f"{total:,} in all; {len(shown)} of them, spread over the list, are shown."
+    more = f"{total:,} in all; {len(shown)} of them, evenly spaced, are shown."
     return {
         "key": key,
         "title": title,
@@ -239,18 +221,18 @@ def _gallery(
     }
 
 
-def _spread(rows: Sequence[int]) -> list[int]:
-    """At most so many that they can be looked at, from everywhere in the list."""
+def _sample_evenly(rows: Sequence[int]) -> list[int]:
+    """At most `MOST_SHOWN` rows, evenly spaced."""
     if len(rows) <= MOST_SHOWN:
         return list(rows)
     return [rows[place] for place in np.linspace(0, len(rows) - 1, MOST_SHOWN).astype(int)]
 
 
 def _shown(page: FacePage, row: int) -> dict[str, Any] | None:
-    result = page.settled[row]
+    result = page.results[row]
     try:
         picture = open_picture(page.files[row], max_pixels=DataSettings().max_pixels)
-    except PictureError:  # It could be read a moment ago.
+    except PictureError:  # It was readable when the face was cropped.
         return None
     return {
         "uri": data_uri(_drawn(picture, result)),
@@ -260,13 +242,13 @@ def _shown(page: FacePage, row: int) -> dict[str, Any] | None:
     }
 
 
-def _drawn(picture: Image.Image, result: Settled) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _drawn(picture: Image.Image, result: PhotographResult) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """A small copy with the boxes of all faces; (3, H, W)."""
     scale = SIDE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     small = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
     draw = ImageDraw.Draw(small)
-    for face in sorted(result.found, key=lambda face: face == result.kept):
+    for face in sorted(result.faces, key=lambda face: face == result.kept):
         _draw_box(draw, face.box, scale, GREEN if face == result.kept else RED)
     return np.moveaxis(np.asarray(small), -1, 0)
 
@@ -278,8 +260,8 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: Box, scale: float, color: Color) -
     draw.rectangle((left, top, right, bottom), outline=color, width=2)
 
 
-def _note(result: Settled, confident: bool) -> str:
-    face = result.kept or next(iter(result.found), None)
+def _note(result: PhotographResult, confident: bool) -> str:
+    face = result.kept or next(iter(result.faces), None)
     score = "" if face is None else f"score {face.score:.2f}" if confident else ""
     faces = count_of(result.num_sure, "face") if result.outcome == "several" else ""
     return ", ".join(part for part in (faces, score) if part)

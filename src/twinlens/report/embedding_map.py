@@ -1,7 +1,7 @@
-"""A picture of the space of embeddings: thumbnails where they lie, as SVG text.
+"""Map of embeddings: thumbnails laid out by t-SNE, as SVG text.
 
-Near embeddings lie near (t-SNE, van der Maaten and Hinton 2008, after PCA); what lies far apart on
-the map says little. This module knows embeddings, names and pixels; no models, files or pages.
+Near embeddings lie near (t-SNE, van der Maaten and Hinton 2008, after PCA); large distances on the
+map are not meaningful. This module knows no models, files or pages.
 
 Shapes: N pictures, D embedding dimension, K principal components, C channels, H height, W width.
 """
@@ -36,17 +36,17 @@ TWELVE = (
 def map_rows(
     identity: Sequence[str], rng: np.random.Generator, most: int = 600
 ) -> NDArray[np.intp]:
-    """Which pictures a map shows, sorted: all, or whole identities drawn at random up to `most`.
+    """Rows of the pictures to show, sorted: all, or identities drawn at random up to `most`.
 
-    Of one identity at most 20 pictures are taken where not all can be shown.
+    If not all fit, at most 20 pictures of an identity are taken.
     """
     names = np.asarray(identity, dtype=object)
     if len(names) <= most:
         return np.arange(len(names))
     rows: list[NDArray[np.intp]] = []
     for name in rng.permutation(np.unique(names)):
-        found = np.flatnonzero(names == name)
-        rows.append(rng.permutation(found)[:20])
+        own = np.flatnonzero(names == name)
+        rows.append(rng.permutation(own)[:20])
         if sum(map(len, rows)) >= most:
             break
     return np.sort(np.concatenate(rows)[:most])
@@ -68,13 +68,13 @@ def embedding_map(
 
     Args:
         emb_ND: embeddings; rows that are not finite are left out.
-        identity: N names: the colour of the frame and the tooltip.
+        identity: N names, for frame colours and tooltips.
         pixels_NCHW: the pictures.
-        forged: (N,) these get a dashed frame.
-        seed: of the layout.
-        most_thumbnails: bounds the size of the SVG.
+        forged: (N,) pictures with a dashed frame.
+        seed: random seed of the layout.
+        most_thumbnails: largest number of thumbnails, which bounds the size of the SVG.
     Returns:
-        One SVG element, empty where no embedding is finite.
+        One SVG element; empty if no embedding is finite.
     """
     rows = [int(row) for row in np.flatnonzero(np.isfinite(emb_ND).all(axis=1))]
     if not rows:
@@ -99,23 +99,23 @@ def embedding_map(
 
 
 def data_uri(pixels_CHW: Pixels, most: float | None = None) -> str:
-    """A picture as a `data:` address: PNG or JPEG, whichever is smaller, at most `most` a side."""
+    """A picture as a `data:` URI: PNG or JPEG, whichever is smaller, at most `most` a side."""
     array = pixels_CHW[0] if len(pixels_CHW) == 1 else np.moveaxis(pixels_CHW, 0, -1)
     picture = Image.fromarray(np.ascontiguousarray(array))
     if most is not None:
         picture.thumbnail((round(most), round(most)))
-    found = []
+    encoded = []
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 85})):
         out = io.BytesIO()
         picture.save(out, kind, **options)
-        found.append((out.tell(), kind, out.getvalue()))
-    _, kind, content = min(found)
+        encoded.append((out.tell(), kind, out.getvalue()))
+    _, kind, content = min(encoded)
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 @dataclass(frozen=True)
 class _Look:
-    """What a picture's frame or dot says of it."""
+    """Tooltip, colour and dash of a picture."""
 
     identity: str
     color: str
@@ -149,13 +149,13 @@ def _layout(emb_ND: Floats, seed: int) -> Floats:
     pca_NK = (u_NK * scale_K)[:, :50]
     if pca_NK.shape[1] < 2:
         pca_NK = np.pad(pca_NK, ((0, 0), (0, 2 - pca_NK.shape[1])))
-    spread = float(pca_NK[:, 0].std())
-    if len(pca_NK) < 30 or spread < 1e-9:
+    scale = float(pca_NK[:, 0].std())
+    if len(pca_NK) < 30 or scale < 1e-9:
         flat_N2: Floats = pca_NK[:, :2]
         return flat_N2
     from sklearn.manifold import TSNE
 
-    start_N2 = pca_NK[:, :2] / spread * 1e-4
+    start_N2 = pca_NK[:, :2] / scale * 1e-4
     near = min(30.0, (len(pca_NK) - 1) / 3)
     tsne = TSNE(init=start_N2, perplexity=near, max_iter=500, random_state=seed)
     at_N2: Floats = tsne.fit_transform(pca_NK).astype(np.float64)

@@ -1,6 +1,6 @@
-"""Open-set identification on the report's page: sentences, a table by size, and two figures.
+"""Open-set identification in the report: sentences, a table by gallery size, and two plots.
 
-Takes the JSON of `evaluate`. This module measures nothing and knows no page: `report` lays it out.
+Takes the JSON of `evaluate`; measures nothing.
 
 Shapes: K points of a line.
 """
@@ -27,55 +27,55 @@ __all__ = [
 ]
 
 SERIES = (
-    ("genuine", "o", "named rightly at 1 % FPIR", ("dir_at_fpir", "0.01")),
-    ("skilled", "s", "named rightly at 10 % FPIR", ("dir_at_fpir", "0.1")),
+    ("genuine", "o", "DIR at 1 % FPIR", ("dir_at_fpir", "0.01")),
+    ("skilled", "s", "DIR at 10 % FPIR", ("dir_at_fpir", "0.1")),
     (
         "impostor",
         "^",
-        "strangers turned away,\nthreshold for pairs",
+        "strangers rejected,\nthreshold for pairs",
         ("pair_threshold", "turned_away"),
     ),
 )
 
 TICKS_APART = 1.35
-"""Labels of sizes nearer than this factor would run into each other."""
+"""Labels of sizes nearer than this factor would overlap."""
 
 
 def open_set_sentences(results: Mapping[str, Any]) -> Iterator[str]:
-    """What the top of the page says."""
-    found = dig(results, "open_set")
-    if found is None:
+    """Sentences for the top of the page."""
+    entry = dig(results, "open_set")
+    if entry is None:
         return
-    shown = count_of(found["shot"], "picture")
+    shown = count_of(entry["shot"], "picture")
     yield (
-        f"Half of the identities were enrolled, {shown} of each, and everyone was asked about: "
-        f"{count_of(found['num_enrolled'], 'enrolled identity')} against "
-        f"{count_of(found['num_strangers'], 'stranger')}, drawn {found['draws']} times."
+        f"Half of the identities were enrolled, {shown} of each, and all were probed: "
+        f"{count_of(entry['num_enrolled'], 'enrolled identity')} against "
+        f"{count_of(entry['num_strangers'], 'stranger')}, drawn {entry['draws']} times."
     )
     for target in ("0.01", "0.1"):
-        value, low, high = bounds(dig(found, "dir_at_fpir", target))
+        value, low, high = bounds(dig(entry, "dir_at_fpir", target))
         if value is not None:
-            likely = span(low, high)
-            words = f" (95\N{NO-BREAK SPACE}% interval {likely})" if likely else ""
+            interval = span(low, high)
+            words = f" (95\N{NO-BREAK SPACE}% interval {interval})" if interval else ""
             yield (
-                f"At a threshold that takes {rate(target)} of strangers for somebody, "
-                f"{percent(value)}{words} of the pictures of enrolled ones were named rightly."
+                f"At an FPIR of {rate(target)}, {percent(value)}{words} of the pictures of "
+                "enrolled identities were identified correctly."
             )
             return
 
 
 def pair_threshold_caution(results: Mapping[str, Any]) -> Iterator[str]:
-    """That a threshold for pairs is none for a gallery, where it shows."""
-    found = dig(results, "open_set") or {}
-    value, low, high = bounds(dig(found, "pair_threshold", "turned_away"))
+    """A warning that a threshold for pairs is too high for a gallery, if measured."""
+    entry = dig(results, "open_set") or {}
+    value, low, high = bounds(dig(entry, "pair_threshold", "turned_away"))
     if value is None:
         return
-    likely = span(1 - high, 1 - low) if low is not None and high is not None else ""
-    words = f" (interval {likely})" if likely else ""
+    interval = span(1 - high, 1 - low) if low is not None and high is not None else ""
+    words = f" (interval {interval})" if interval else ""
     yield (
-        f"The model's threshold is one for pairs: with {found['num_enrolled']:,} identities "
-        f"enrolled it took {percent(1 - value)}{words} of the strangers' pictures for somebody, "
-        "and takes more with a larger gallery. A gallery has a threshold of its own: "
+        f"The model's threshold is for pairs. With {entry['num_enrolled']:,} enrolled identities "
+        f"it falsely identified {percent(1 - value)}{words} of the strangers' pictures, and more "
+        "with a larger gallery. Set the gallery's own threshold: "
         "twinlens gallery calibrate GALLERY."
     )
 
@@ -91,14 +91,14 @@ def open_set_sizes(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str
 
 def open_set_figures(results: Mapping[str, Any]) -> tuple[str, str]:
     """DIR over FPIR, and figures by gallery size, as two SVGs; empty without the protocol."""
-    found = dig(results, "open_set")
-    if found is None:
+    entry = dig(results, "open_set")
+    if entry is None:
         return "", ""
-    return _dir_over_fpir(found), _by_size(found["by_size"])
+    return _dir_over_fpir(entry), _by_size(entry["by_size"])
 
 
-def _dir_over_fpir(found: Mapping[str, Any]) -> str:
-    fpir, named = np.array([[point["fpir"], point["dir"]] for point in found["curve"]]).T
+def _dir_over_fpir(entry: Mapping[str, Any]) -> str:
+    fpir, named = np.array([[point["fpir"], point["dir"]] for point in entry["curve"]]).T
     with style("dir"):
         figure, axes = new_figure(432, 400)
         axes.plot(fpir, named, color=COLORS["genuine"], label="all thresholds")
@@ -106,8 +106,8 @@ def _dir_over_fpir(found: Mapping[str, Any]) -> str:
         axes.set(xlim=(fpir[0], 1), ylim=(0, 1), xlabel="strangers taken for somebody, FPIR")
         axes.set_ylabel("enrolled and named rightly, DIR")
         _percents(axes)
-        at, _, _ = bounds(dig(found, "pair_threshold", "dir"))
-        away, _, _ = bounds(dig(found, "pair_threshold", "turned_away"))
+        at, _, _ = bounds(dig(entry, "pair_threshold", "dir"))
+        away, _, _ = bounds(dig(entry, "pair_threshold", "turned_away"))
         if at is not None and away is not None:
             axes.plot(
                 max(1 - away, fpir[0]), at, "o", markersize=8.5, color=COLORS["paper"],
@@ -139,7 +139,7 @@ def _by_size(sizes: Sequence[Mapping[str, Any]]) -> str:
         axes.set(xlabel="enrolled identities", ylabel="share")
         axes.yaxis.set_major_formatter(percent_axis)
         axes.legend(loc="best")
-        return as_svg(figure, "sizes", "DIR and strangers turned away by the gallery's size.")
+        return as_svg(figure, "sizes", "DIR and rejected strangers by gallery size.")
 
 
 def _points(sizes: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> NDArray[np.float64]:
@@ -159,7 +159,7 @@ def _percents(axes: Axes) -> None:
 
 
 def _cell(entry: Any) -> tuple[str, str]:
-    """A figure and its interval, which is empty where there is none."""
+    """A figure and its interval, "" without one."""
     value, low, high = bounds(entry)
     if value is None:
         return "\N{EN DASH}", ""

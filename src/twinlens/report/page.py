@@ -1,10 +1,9 @@
-"""`report.html`: what a model was taught, how well it does, and where it is wrong, on one page.
+"""`report.html`: training, error rates and worst pairs of a model, on one page.
 
-`ReportContent` is everything the page says, as plain arrays and values; `render_report` turns it
-into HTML and `write_report` into a file. One file, no script, nothing loaded from anywhere: it
-opens from a disk, on a phone and on paper, in light and dark. This module words and lays out what
-it is given: it measures nothing, and knows no model and no data set. Parts that are not given are
-left out of the page.
+`ReportContent` holds the contents as plain arrays and values; `render_report` renders them as HTML
+and `write_report` writes the file. The page is one file without scripts that loads nothing, for
+screens, phones and paper, light and dark. This module measures nothing, and knows no model and no
+data set. Missing parts are left out of the page.
 
 Shapes: N pictures or pairs, D embedding dimension, C channels, H height, W width.
 """
@@ -70,7 +69,7 @@ MOST_BROKEN = 100
 
 @dataclass(frozen=True, eq=False)
 class PicturePair:
-    """Two pictures (C, H, W) with their distance; `note` is shown below them."""
+    """Two pictures (C, H, W), their distance, and a note below them."""
 
     left: Pixels
     right: Pixels
@@ -86,7 +85,7 @@ class PicturePair:
 class MapPictures:
     """Pictures for the map: (N, D) embeddings, N identities, (N, C, H, W) pixels (or a memmap).
 
-    Of more than 600, 600 are drawn at random from `seed`, whole identities first.
+    Above 600 pictures, 600 are drawn at random from `seed`, whole identities first.
     """
 
     embedding: NDArray[np.floating[Any]]
@@ -98,7 +97,7 @@ class MapPictures:
 
 @dataclass(frozen=True)
 class SplitCount:
-    """How many pictures and identities a split holds: name "train", "val" or "test"."""
+    """Numbers of pictures and identities of a split: "train", "val" or "test"."""
 
     name: str
     pictures: int
@@ -107,19 +106,19 @@ class SplitCount:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The calibrated threshold, its interval, its aim, and how many impostor pairs set it."""
+    """The calibrated threshold, its interval, target FAR, and number of impostor pairs."""
 
     threshold: float
     target_far: float
     low: float | None = None
     high: float | None = None
     impostor_pairs: int | None = None
-    probability: str = ""  # "Platt", "isotonic"; empty where there is none
+    probability: str = ""  # "Platt", "isotonic", or empty
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting, its value in words, and why it has it."""
+    """A setting, its value in words, and the reason for it."""
 
     key: str
     value: str
@@ -128,27 +127,27 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class ReportContent:
-    """Everything that the page says.
+    """Contents of the page.
 
     Attributes:
-        title: the run's or model's name.
-        data: how the user named the data.
-        results: the JSON of `evaluate`; parts that are missing or null are not shown.
-        splits: sizes; in a run's own report (it has `settings`), "train" is what it learned from.
-        pairs: the scored pairs behind the figures.
-        operating: the calibration; None for a model without one.
-        history: rows of the run (see `figures.learning_curves`), empty for a loaded model.
-        metric: what a row's `val` is.
+        title: name of the run or model.
+        data: name of the data as the user gave it.
+        results: JSON of `evaluate`; missing or null parts are not shown.
+        splits: sizes of the splits; with `settings`, "train" is the training data.
+        pairs: scored pairs behind the plots.
+        operating: the calibration; None if the model is not calibrated.
+        history: rows of the run (see `plots.learning_curves`), empty for a loaded model.
+        metric: name of a row's `val`.
         map: pictures for the map.
         nearest_impostors: closest first.
         farthest_genuine: farthest first.
         nearest_wrong: pictures beside their nearest training picture, where that shows another
             identity; closest first.
         broken: (path, reason) of each picture that was skipped.
-        findings: sentences about duplicates and leaks.
-        settings: the settings in words.
+        findings: sentences about duplicates and leaks between splits.
+        settings: settings, with values in words.
         facts: (name, value): fingerprint, versions, seed, machine, times.
-        command: what to type to repeat it.
+        command: command line that repeats the run.
     """
 
     title: str
@@ -171,14 +170,14 @@ class ReportContent:
 
 
 def write_report(path: Path, content: ReportContent) -> None:
-    """Write the page; a reader sees the old file or the new one, never half of one."""
+    """Write the page atomically."""
     with replacing_file(path, path.with_name(f".{path.name}.{os.getpid()}.part")) as beside:
-        # File names need not be UTF-8; those that are not are shown escaped.
+        # File names need not be UTF-8; others are shown escaped.
         beside.write_text(render_report(content), encoding="utf-8", errors="backslashreplace")
 
 
 def render_report(content: ReportContent) -> str:
-    """The page as HTML. Everything that comes from the user is escaped."""
+    """Render the page as HTML; user text is escaped."""
     filters: dict[str, Callable[..., Any]] = {
         "picture": data_uri,
         "number": number,
@@ -197,7 +196,7 @@ def render_report(content: ReportContent) -> str:
         galleries=[gallery for gallery in _galleries(content) if gallery["pairs"]],
         events=[row for row in content.history if row.get("event")],
         broken=content.broken[:MOST_BROKEN],
-        few=_few(content.operating),
+        threshold_caption=_threshold_caption(content.operating),
     )
 
 
@@ -210,83 +209,87 @@ def worst_rows(
     most: int = 12,
     each: int = 2,
 ) -> list[int]:
-    """Which pairs to show: the farthest genuine ones, or the nearest impostors, worst first.
+    """Rows of the farthest genuine or the nearest impostor pairs, worst first.
 
-    Of two identities (or of one and its forger) at most `each` pairs are taken, so that one odd
-    identity does not fill the page.
+    Of the same two identities (or an identity and its forger) at most `each` pairs are taken, so
+    that one odd identity does not fill the page.
 
     Args:
         pairs: N scored pairs.
-        identity_a: N identities, of the left picture.
-        identity_b: N identities, of the right picture.
-        genuine: which kind.
-        most: how many.
-        each: how many of the same two identities.
+        identity_a: N identities of the left pictures.
+        identity_b: N identities of the right pictures.
+        genuine: whether to take genuine pairs.
+        most: largest number of pairs.
+        each: largest number of pairs of the same two identities.
     """
     kind = np.flatnonzero((pairs.same == genuine) & np.isfinite(pairs.distance))
     sign = -1.0 if genuine else 1.0
     taken: Counter[tuple[str, ...]] = Counter()
-    found: list[int] = []
+    rows: list[int] = []
     for row in kind[np.argsort(sign * pairs.distance[kind], kind="stable")]:
-        who = tuple(sorted((identity_a[int(row)], identity_b[int(row)])))
-        taken[who] += 1
-        if taken[who] <= each:
-            found.append(int(row))
-        if len(found) == most:
+        names = tuple(sorted((identity_a[int(row)], identity_b[int(row)])))
+        taken[names] += 1
+        if taken[names] <= each:
+            rows.append(int(row))
+        if len(rows) == most:
             break
-    return found
+    return rows
 
 
 def summary(content: ReportContent) -> list[str]:
-    """What the page says in a few sentences, most important first."""
-    sentences = [*_what_was_done(content), *_how_well(content.results)]
+    """The opening sentences of the page, most important first."""
+    sentences = [*_data_sentences(content), *_error_sentences(content.results)]
     sentences += open_set_sentences(content.results)
-    return [*sentences, *_threshold_in_words(content)]
+    return [*sentences, *_threshold_sentences(content)]
 
 
 def cautions(content: ReportContent) -> list[str]:
-    """What a reader must know before trusting the numbers."""
-    found = []
+    """Reasons to doubt the figures."""
+    sentences = []
     split = content.results.get("split", "test")
     if content.results.get("identity_disjoint") is False:
-        found.append(
-            "The model saw these identities in training: the figures say how it does on them, "
-            "not on identities that are new to it."
+        sentences.append(
+            "The model was trained on these identities: the figures hold for them, not for unseen "
+            "identities."
         )
     count = _split(content, split)
     if count is not None and count.identities < 20:
-        found.append(
+        sentences.append(
             f"The {split} split holds {count_of(count.identities, 'identity')}: with so few, the "
-            "intervals are wide and rough."
+            "intervals are wide and approximate."
         )
-    lost, asked = (dig(content.results, "nearest", key) for key in ("num_unknown", "num_probes"))
+    lost, probes = (dig(content.results, "nearest", key) for key in ("num_unknown", "num_probes"))
     if lost:
-        found.append(
-            f"{lost:,} of {count_of(asked, 'picture')} show identities without training pictures: "
-            "no answer to them can be right, and they count as wrong."
+        sentences.append(
+            f"{lost:,} of {count_of(probes, 'picture')} show identities without training pictures: "
+            "no answer for them can be correct, and they count as errors."
         )
     if dig(content.results, "nearest") is not None and split == "train":
-        found.append("Each training picture was looked up among all of them, and so found itself.")
+        sentences.append(
+            "Each training picture was searched among all of them, so its nearest is itself."
+        )
     if content.operating is None:
-        found.append("The model is not calibrated: it has no threshold and answers no question.")
+        sentences.append("The model is not calibrated: it has no threshold and gives no verdicts.")
     else:
         low = bounds(dig(content.results, "verification", "calibrated", "far"))[1]
         if low is not None and low > content.operating.target_far:
-            found.append(
-                "On these pictures the threshold accepts more impostor pairs than it aims at: "
-                "calibrate on pictures that are like the ones in use."
+            sentences.append(
+                "On these pictures the threshold accepts more impostor pairs than its target FAR: "
+                "calibrate on pictures like those in use."
             )
-    found += pair_threshold_caution(content.results)
+    sentences += pair_threshold_caution(content.results)
     if content.broken:
-        found.append(f"{count_of(len(content.broken), 'picture')} could not be read: see Skipped.")
-    return [*found, *content.findings]
+        sentences.append(
+            f"{count_of(len(content.broken), 'picture')} could not be read: see Skipped."
+        )
+    return [*sentences, *content.findings]
 
 
-def _what_was_done(content: ReportContent) -> Iterator[str]:
+def _data_sentences(content: ReportContent) -> Iterator[str]:
     split = content.results.get("split", "test")
     train, count = _split(content, "train"), _split(content, split)
-    known = content.results.get("identity_disjoint")
-    stranger = {True: ", none of which it had seen in training", False: "", None: ""}[known]
+    disjoint = content.results.get("identity_disjoint")
+    unseen = {True: ", none of them seen in training", False: "", None: ""}[disjoint]
     if train is not None and content.settings:
         yield (
             f"This model was trained on {count_of(train.pictures, 'picture')} of "
@@ -294,36 +297,35 @@ def _what_was_done(content: ReportContent) -> Iterator[str]:
         )
     if count is not None:
         yield (
-            f"It was measured on {count_of(count.pictures, 'picture')} of "
-            f"{count_of(count.identities, 'identity')}{stranger}."
+            f"It was evaluated on {count_of(count.pictures, 'picture')} of "
+            f"{count_of(count.identities, 'identity')}{unseen}."
         )
 
 
-def _how_well(results: Mapping[str, Any]) -> Iterator[str]:
+def _error_sentences(results: Mapping[str, Any]) -> Iterator[str]:
     for keys, words in (
-        (("verification", "eer"), "It tells pairs apart with an equal error rate of {}{}."),
+        (("verification", "eer"), "Its equal error rate is {}{}."),
         (
             ("nearest", "accuracy"),
             "For {}{} of them the nearest training picture shows the same identity.",
         ),
     ):
         value, low, high = bounds(dig(results, *keys))
-        likely = f" (95\N{NO-BREAK SPACE}% interval {span(low, high)})" if span(low, high) else ""
+        interval = f" (95\N{NO-BREAK SPACE}% interval {span(low, high)})" if span(low, high) else ""
         if value is not None:
-            yield words.format(percent(value), likely)
+            yield words.format(percent(value), interval)
 
 
-def _threshold_in_words(content: ReportContent) -> Iterator[str]:
+def _threshold_sentences(content: ReportContent) -> Iterator[str]:
     point = content.operating
     if point is None:
         return
     if not math.isfinite(point.threshold):
-        yield "No threshold keeps its target: it accepts nothing."
+        yield "No threshold meets the target FAR: it accepts nothing."
         return
     yield (
-        f"Two pictures are called the same when their distance is at most "
-        f"{number(point.threshold)}, which is set to accept {one_in(point.target_far)} impostor "
-        "pairs."
+        f"Two pictures match if their distance is at most {number(point.threshold)}, a threshold "
+        f"that is set to accept {one_in(point.target_far)} impostor pairs."
     )
     far, frr = (
         bounds(dig(content.results, "verification", "calibrated", key))[0] for key in ("far", "frr")
@@ -335,7 +337,7 @@ def _threshold_in_words(content: ReportContent) -> Iterator[str]:
         )
 
 
-def _few(point: OperatingPoint | None) -> str:
+def _threshold_caption(point: OperatingPoint | None) -> str:
     if point is None or not math.isfinite(point.threshold):
         return ""
     words = f"Threshold {number(point.threshold)}"
@@ -348,19 +350,19 @@ def _few(point: OperatingPoint | None) -> str:
 
 
 def _figures(content: ReportContent) -> dict[str, str]:
-    found = dict.fromkeys(("histogram", "histogram_phone", "roc", "det", "map"), "")
+    plots = dict.fromkeys(("histogram", "histogram_phone", "roc", "det", "map"), "")
     point, pairs = content.operating, content.pairs
     threshold = point.threshold if point and math.isfinite(point.threshold) else None
     band = {"low": point.low, "high": point.high} if point else {}
     if pairs is not None and np.isfinite(pairs.distance).any():
         for name, width in (("histogram", 860.0), ("histogram_phone", 400.0)):
-            found[name] = distance_histogram(pairs, threshold=threshold, width=width, **band)
-        found["roc"], found["det"] = roc_and_det(pairs, threshold=threshold)
-    found["dir"], found["sizes"] = open_set_figures(content.results)
-    found["loss"], found["validation"] = learning_curves(content.history, metric=content.metric)
+            plots[name] = distance_histogram(pairs, threshold=threshold, width=width, **band)
+        plots["roc"], plots["det"] = roc_and_det(pairs, threshold=threshold)
+    plots["dir"], plots["sizes"] = open_set_figures(content.results)
+    plots["loss"], plots["validation"] = learning_curves(content.history, metric=content.metric)
     if content.map is not None:
-        found["map"] = _map(content.map)
-    return found
+        plots["map"] = _map(content.map)
+    return plots
 
 
 def _map(pictures: MapPictures) -> str:
@@ -377,20 +379,20 @@ def _map(pictures: MapPictures) -> str:
 def _galleries(content: ReportContent) -> Iterator[dict[str, Any]]:
     yield {
         "title": "Nearest impostors",
-        "words": "Said to be different, and yet the closest. If a pair shows the same thing, its "
+        "words": "Pairs labelled as different that are closest. If a pair shows the same thing, a "
         "label is wrong.",
         "pairs": [_shown(pair, content, genuine=False) for pair in content.nearest_impostors],
     }
     yield {
         "title": "Farthest genuine pairs",
-        "words": "Said to be the same, and yet the farthest apart. If a pair shows two things, a "
-        "label is wrong.",
+        "words": "Pairs labelled as the same that are farthest apart. If a pair shows two things, "
+        "a label is wrong.",
         "pairs": [_shown(pair, content, genuine=True) for pair in content.farthest_genuine],
     }
     yield {
         "title": "Most confident mistakes",
-        "words": "A picture, and the nearest training picture, which is said to show something "
-        "else; closest first. If both show the same thing, a label is wrong.",
+        "words": "Pictures beside their nearest training picture, which is labelled differently; "
+        "closest first. If both show the same thing, a label is wrong.",
         "pairs": [_shown(pair, content, genuine=False) for pair in content.nearest_wrong],
     }
 

@@ -62,7 +62,7 @@ class ScoredPairs:
     skilled: Bools | None = None
 
     def part(self, name: str) -> Floats:
-        """Finite distances of the `genuine`, `impostor` (all), `skilled`, `others`."""
+        """Finite distances of a part: `genuine`, `impostor` (all), `skilled` or `others`."""
         skilled = np.zeros_like(self.same) if self.skilled is None else self.skilled & ~self.same
         rows = {
             "genuine": self.same,
@@ -73,7 +73,7 @@ class ScoredPairs:
         return self.distance[rows].astype(np.float64)
 
     def accepted(self, name: str, threshold: float) -> float:
-        """The share of a part that `threshold` accepts; NaN where the part is empty."""
+        """The share of a part that `threshold` accepts; NaN for an empty part."""
         distance = self.part(name)
         return float(matches(distance, threshold).mean()) if len(distance) else math.nan
 
@@ -126,7 +126,7 @@ def roc_and_det(pairs: ScoredPairs, *, threshold: float | None = None) -> tuple[
     """The ROC curve, and the DET curve on normal deviate axes (Martin et al. 1997), as two SVGs.
 
     With skilled forgeries each has a second line, of genuine pairs against the forgeries only.
-    Both are empty strings where there is no genuine or no impostor pair.
+    Both are empty strings without genuine or without impostor pairs.
 
     Args:
         pairs: the scored pairs.
@@ -155,7 +155,7 @@ def _roc(pairs: ScoredPairs, lines: list[ErrorCurve], threshold: float | None) -
 
 
 def _det(pairs: ScoredPairs, lines: list[ErrorCurve], threshold: float | None) -> str:
-    # Below half a pair there is nothing to see.
+    # Rates below half a pair cannot be resolved.
     lows = [0.5 / len(pairs.part(name)) for name in ("impostor", "genuine")]
     low_far, low_frr = np.clip(lows, DET_TICKS[0], 0.005)
     with style("det"):
@@ -171,7 +171,7 @@ def _det(pairs: ScoredPairs, lines: list[ErrorCurve], threshold: float | None) -
             x, y = (1 / (1 + np.exp(-rate)) for rate in thin(far, frr))
             axes.plot(_deviate(x), _deviate(y), color=COLORS[line.color], label=line.label)
         if not np.any((lines[0].far > low_far) & (lines[0].frr > low_frr)):
-            words = "no threshold makes both errors:\nthe curve lies outside these axes"
+            words = "no threshold has both errors:\nthe curve lies outside these axes"
             axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center")
         if threshold is not None:
             far, frr = _operating_point(pairs, threshold)
@@ -189,10 +189,10 @@ def learning_curves(
 
     Args:
         history: rows with `step` and, where known, `loss`, `rate`, `val` (higher is better) and
-            `event`, what the guard did. Missing values, None and NaN are left out.
-        metric: what `val` is.
+            `event`, an intervention of the guard. Missing values, None and NaN are left out.
+        metric: name of `val`.
     Returns:
-        Two SVGs; an empty string for what the history does not hold.
+        Two SVGs; an empty string for a column that the history lacks.
     """
     events = [float(row["step"]) for row in history if row.get("event")]
     loss = _loss(_column(history, "loss"), _column(history, "rate"), events)
@@ -325,8 +325,8 @@ def _smooth(value: Floats) -> Floats:
 
 
 def _column(history: Sequence[Mapping[str, Any]], key: str) -> Series:
-    found = [(row["step"], row.get(key)) for row in history]
-    kept = [(float(s), float(v)) for s, v in found if v is not None and math.isfinite(float(v))]
+    column = [(row["step"], row.get(key)) for row in history]
+    kept = [(float(s), float(v)) for s, v in column if v is not None and math.isfinite(float(v))]
     table = np.array(kept, dtype=np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
 

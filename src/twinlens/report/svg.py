@@ -1,9 +1,8 @@
-"""From matplotlib to inline SVG: one look for all figures.
+"""Matplotlib figures as inline SVG in one style.
 
-A figure stands alone as a file, and inside an HTML page it follows the page: each colour is a CSS
-variable with a default, text is text in the page's font, and ids do not meet those of another
-figure. Drawn through matplotlib's object interface: no window, no global settings. This module
-does not know what is drawn.
+A figure works as a file of its own, and inside an HTML page it follows the page: each colour is a
+CSS variable with a default, text stays text in the page's font, and ids are unique to the figure.
+Only matplotlib's object interface is used: no window, no global settings.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ POINT = 72.0  # An SVG unit of matplotlib is a point; figures are sized in inche
 
 
 def style(name: str) -> AbstractContextManager[None]:
-    """Our look, within a `with`; `name` keeps the ids of the figure apart from another's."""
+    """Context of the common style; `name` makes the figure's ids unique."""
     import matplotlib
 
     style: dict[Any, Any] = {**STYLE, "svg.hashsalt": name}
@@ -108,7 +107,7 @@ def as_svg(figure: Figure, name: str, alt: str) -> str:
     """The figure as one element: no prologue or metadata, colours as variables, own ids."""
     out = io.StringIO()
     with warnings.catch_warnings():
-        # The fonts here only measure: the reader's own draw the text, whatever its script.
+        # These fonts only measure text: the reader's fonts draw it, whatever the script.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         without = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(out, format="svg", metadata=without)

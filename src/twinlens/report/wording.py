@@ -1,7 +1,6 @@
-"""Numbers as a person reads them, and the results of `evaluate` as lines of a table.
+"""Formatting of numbers, and the results of `evaluate` as rows of a table.
 
-Takes the JSON of `evaluate` in which a measured figure is `{"value", "low", "high"}`, with null
-for what cannot be had. This module knows no page and no plot.
+In the JSON of `evaluate` a figure is `{"value", "low", "high"}`, null where undefined.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table of results; `key` marks those that stand on top of the page too."""
+    """A row of the results table; `key` rows also stand at the top of the page."""
 
     name: str
     value: str
@@ -39,21 +38,25 @@ class Row:
 
 
 def result_rows(results: Mapping[str, Any]) -> Iterator[Row]:
-    """The measured figures as lines of a table; absent and null ones are left out."""
+    """The figures as rows of a table; missing and null ones are left out."""
     verification = dig(results, "verification") or {}
     for key, name, meaning in (
-        ("eer", "Equal error rate", "false accepts as frequent as false rejects"),
-        ("auc", "Area under the ROC curve", "a genuine pair closer than an impostor pair"),
-        ("accuracy", "Accuracy, best threshold", "the mean of both kinds of right answers"),
+        ("eer", "Equal error rate", "error rate where FAR and FRR are equal"),
+        (
+            "auc",
+            "Area under the ROC curve",
+            "share of genuine pairs closer than an impostor pair",
+        ),
+        ("accuracy", "Accuracy, best threshold", "1 - (FAR + FRR) / 2 at the best threshold"),
     ):
         yield from _row(verification.get(key), name, meaning, key == "eer")
-    every = "over every pair there is; the other figures of pairs are of a sample"
+    every = "over all pairs; the other figures of pairs are of a sample"
     yield from _row(dig(results, "all_pairs", "eer"), "Equal error rate, all pairs", every)
-    yield from _tar_rows(verification, "genuine pairs that such a threshold accepts")
+    yield from _tar_rows(verification, "genuine pairs accepted at that FAR")
     for key, name, meaning in (
         ("far", "False accepts, calibrated", "impostor pairs accepted at the model's threshold"),
         ("frr", "False rejects, calibrated", "genuine pairs rejected at the model's threshold"),
-        ("accuracy", "Accuracy, calibrated", "the mean of both kinds of right answers there"),
+        ("accuracy", "Accuracy, calibrated", "1 - (FAR + FRR) / 2 at the model's threshold"),
     ):
         yield from _row(dig(verification, "calibrated", key), name, meaning)
     yield from _skilled_rows(verification.get("skilled"))
@@ -61,43 +64,51 @@ def result_rows(results: Mapping[str, Any]) -> Iterator[Row]:
     for place, (name, entry) in enumerate((dig(results, "one_shot") or {}).items()):
         yield from _row(entry, *_episode(name), place == 0)
     for key, name, meaning in (
-        ("accuracy", "Given trials, accuracy", "right answers on the trials that were given"),
-        ("eer", "Given trials, equal error rate", "false accepts as frequent as false rejects"),
-        ("auc", "Given trials, area under ROC", "a genuine pair closer than an impostor pair"),
+        ("accuracy", "Given trials, accuracy", "correct answers on the given trials"),
+        ("eer", "Given trials, equal error rate", "error rate where FAR and FRR are equal"),
+        (
+            "auc",
+            "Given trials, area under ROC",
+            "share of genuine pairs closer than an impostor pair",
+        ),
     ):
         yield from _row(dig(results, "trials", key), name, meaning, key == "accuracy")
     yield from _nearest_rows(dig(results, "nearest") or {})
     yield from _open_set_rows(dig(results, "open_set") or {})
 
 
-def _nearest_rows(found: Mapping[str, Any]) -> Iterator[Row]:
+def _nearest_rows(part: Mapping[str, Any]) -> Iterator[Row]:
     for key, name, meaning in (
-        ("accuracy", "Nearest neighbour", "the nearest training picture shows the right identity"),
+        (
+            "accuracy",
+            "Nearest neighbour",
+            "the nearest training picture has the correct identity",
+        ),
         ("top_5", "Nearest neighbours, top 5", "one of the 5 nearest training pictures does"),
         ("chance", "By chance", "a training picture drawn at random does"),
     ):
-        yield from _row(found.get(key), name, meaning, key != "chance")
+        yield from _row(part.get(key), name, meaning, key != "chance")
 
 
-def _open_set_rows(found: Mapping[str, Any]) -> Iterator[Row]:
-    meaning = "the best enrolled identity is the right one"
-    yield from _row(found.get("rank_1"), "Rank-1 identification", meaning, True)
-    dirs = found.get("dir_at_fpir") or {}
+def _open_set_rows(part: Mapping[str, Any]) -> Iterator[Row]:
+    meaning = "the nearest enrolled identity is the correct one"
+    yield from _row(part.get("rank_1"), "Rank-1 identification", meaning, True)
+    dirs = part.get("dir_at_fpir") or {}
     key = next((target for target, entry in dirs.items() if bounds(entry)[0] is not None), None)
     for target, entry in dirs.items():
         at = f"at {rate(target)} FPIR"
-        meaning = "enrolled ones named rightly, where so many strangers are taken for somebody"
+        meaning = "enrolled identities identified correctly at that FPIR"
         yield from _row(entry, f"DIR {at}", meaning, target == key)
-        meaning = "the same, the threshold chosen by other strangers"
-        yield from _row(dig(found, "held_out", target, "dir"), f"DIR {at}, held out", meaning)
-        meaning = "strangers for whom nobody is within that threshold"
-        away = dig(found, "held_out", target, "turned_away")
-        yield from _row(away, f"Turned away {at}, held out", meaning)
-    pair = found.get("pair_threshold") or {}
-    meaning = "enrolled ones named rightly at the model's threshold, which is one for pairs"
+        meaning = "the same, with the threshold set on other strangers"
+        yield from _row(dig(part, "held_out", target, "dir"), f"DIR {at}, held out", meaning)
+        meaning = "strangers with no identity within that threshold"
+        rejected = dig(part, "held_out", target, "turned_away")
+        yield from _row(rejected, f"Rejected {at}, held out", meaning)
+    pair = part.get("pair_threshold") or {}
+    meaning = "enrolled identities identified correctly at the model's threshold for pairs"
     yield from _row(pair.get("dir"), "DIR, threshold for pairs", meaning)
-    meaning = "strangers for whom nobody is within the threshold for pairs"
-    yield from _row(pair.get("turned_away"), "Strangers turned away, threshold for pairs", meaning,
+    meaning = "strangers with no identity within the threshold for pairs"
+    yield from _row(pair.get("turned_away"), "Strangers rejected, threshold for pairs", meaning,
                     True)  # fmt: skip
 
 
@@ -119,12 +130,12 @@ def _tar_rows(part: Mapping[str, Any], meaning: str, suffix: str = "") -> Iterat
 
 
 def _episode(name: str) -> tuple[str, str]:
-    found = re.fullmatch(r"(\d+)-way-(\d+)-shot", name)
-    if found is None:
+    match = re.fullmatch(r"(\d+)-way-(\d+)-shot", name)
+    if match is None:
         return name, "accuracy on small tasks"
-    ways, shots = found.groups()
+    ways, shots = match.groups()
     examples = "one example" if shots == "1" else f"{shots} examples"
-    meaning = f"the right one of {ways} found, from {examples} each"
+    meaning = f"the correct one of {ways} identities, from {examples} each"
     return f"{ways}-way {'one' if shots == '1' else shots}-shot accuracy", meaning
 
 
@@ -156,7 +167,7 @@ def number(value: float) -> str:
 
 
 def percent(value: float, sign: str = "\N{NO-BREAK SPACE}%") -> str:
-    """A share as per cent: 3.2 %, 0.31 %, 100 %; never rounded to 0 or 100 when it is not."""
+    """A share in percent: 3.2 %, 0.31 %, 100 %; never rounded to 0 or 100 when it is not."""
     share = 100 * value
     near = round(min(abs(share), abs(100 - share)), 9)
     places = 0 if near == 0 else 1 if near >= 0.95 else min(4, 1 - math.floor(math.log10(near)))
@@ -164,12 +175,12 @@ def percent(value: float, sign: str = "\N{NO-BREAK SPACE}%") -> str:
 
 
 def rate(target: str) -> str:
-    """A target rate, by its name in JSON, as per cent: "0.01" is 1 %."""
+    """A target rate, by its JSON key, in percent: "0.01" is 1 %."""
     return f"{100 * float(target):g}\N{NO-BREAK SPACE}%"
 
 
 def span(low: float | None, high: float | None) -> str:
-    """An interval of shares, empty where a bound is missing."""
+    """An interval of shares; "" if a bound is missing."""
     if low is None or high is None:
         return ""
     return f"{percent(low, '')}\N{EN DASH}{percent(high)}"
@@ -185,20 +196,20 @@ def one_in(far: float) -> str:
 
 
 def count_of(count: int, noun: str) -> str:
-    """A count with its noun in the right number: "1 picture", "3,000 identities"."""
+    """A count with its noun, singular or plural: "1 picture", "3,000 identities"."""
     many = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
     return f"{count:,} {noun if count == 1 else many}"
 
 
 def dig(values: Any, *keys: str) -> Any:
-    """What lies at `keys` in nested mappings; None where something on the way is missing."""
+    """The value at `keys` in nested mappings; None if any is missing."""
     for key in keys:
         values = values.get(key) if isinstance(values, Mapping) else None
     return values
 
 
 def bounds(entry: Any) -> tuple[float | None, float | None, float | None]:
-    """Value, low and high of a measured figure, or of a plain number or None."""
+    """Value, low and high of a figure, of a plain number, or of None."""
     if isinstance(entry, Mapping):
         return entry.get("value"), entry.get("low"), entry.get("high")
     return (None if entry is None else float(entry)), None, None

@@ -1,0 +1,153 @@
+"""Crop the faces of many photographs, in this process or in several.
+
+Targets are fixed before any photograph is opened, so the result does not depend on the number of
+processes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from multiprocessing import get_context, resource_tracker
+from pathlib import Path
+from typing import Any
+
+from twinlens.config import DataSettings
+from twinlens.data.decode import open_picture
+from twinlens.errors import PictureError, TwinlensError
+from twinlens.face.crop import Detector, Keep, choose_face, cut_face, find_faces, look_closer
+from twinlens.face.detectors import DetectorChoice, one_thread, opencv
+from twinlens.face.result import Outcome, PhotographResult
+from twinlens.progress import Progress
+
+__all__ = ["CropOptions", "crop_all"]
+
+MAX_PIXELS = DataSettings().max_pixels
+FLOOR = 0.3  # Below this confidence a detection is not even doubtful.
+PICTURES_A_WORKER = 32  # Starting a process takes as long as so many photographs.
+JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}
+
+
+@dataclass(frozen=True)
+class CropOptions:
+    """Options of cropping; see `commands.faces.faces`."""
+
+    choice: DetectorChoice
+    score: float
+    keep: Keep
+    size: int | None
+    margin: float
+    align: bool
+    pad: float
+
+
+def crop_all(
+    options: CropOptions, tasks: Sequence[tuple[str, str]], workers: int | None
+) -> list[PhotographResult]:
+    """Crop the face of each photograph into its target.
+
+    Args:
+        options: detector and crop.
+        tasks: (photograph, target) paths.
+        workers: number of processes; by cores and photographs by default.
+    Raises:
+        TwinlensError: a worker process died.
+    """
+    progress, done_results = Progress("cropping faces"), []
+    _detector(options.choice, min(FLOOR, options.score))  # Fails early, and once.
+    if workers is None:
+        workers = max(1, min(_cores(), len(tasks) // PICTURES_A_WORKER))
+    results = (
+        _in_this_process(options, tasks) if workers == 1 else _in_workers(options, tasks, workers)
+    )
+    with closing(progress), closing(results):
+        for done, result in enumerate(results, 1):
+            done_results.append(result)
+            progress(done, len(tasks))
+    return done_results
+
+
+def _in_this_process(
+    options: CropOptions, tasks: Sequence[tuple[str, str]]
+) -> Generator[PhotographResult, None, None]:
+    with one_thread():
+        yield from (_crop(options, task) for task in tasks)
+
+
+def _in_workers(
+    options: CropOptions, tasks: Sequence[tuple[str, str]], workers: int
+) -> Generator[PhotographResult, None, None]:
+    """Crop in worker processes; results are in the order of the tasks."""
+    # Not forked: a child would lack the threads of torch and OpenCV.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (options,))
+    try:
+        with _interrupts_blocked():
+            results = pool.map(partial(_crop, options), tasks)  # Starts them all.
+        yield from results
+    except BrokenProcessPool as error:
+        raise TwinlensError(
+            "a worker process died: too little memory, or a script without "
+            '`if __name__ == "__main__":`; add the line, or set workers to 1'
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT: processes started meanwhile inherit the mask; this one gets it later."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # Its start would lift the mask.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker(options: CropOptions) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # For systems without masks.
+    opencv().setNumThreads(1)
+    _detector(options.choice, min(FLOOR, options.score))
+
+
+@lru_cache(maxsize=1)
+def _detector(choice: DetectorChoice, floor: float) -> Detector:
+    """The detector, made once in each process."""
+    return choice.make(floor)
+
+
+def _crop(options: CropOptions, task: tuple[str, str]) -> PhotographResult:
+    """Detect, crop and write the face of one photograph."""
+    path, target = task
+    try:
+        picture = open_picture(path, max_pixels=MAX_PIXELS)
+    except PictureError as error:
+        return PhotographResult("broken", reason=error.reason)
+    detector = _detector(options.choice, min(FLOOR, options.score))
+    detections = find_faces(picture, detector, pad=options.pad)
+    sure = [f for f in detections if f.score >= options.score or not options.choice.has_confidence]
+    if not sure:
+        return PhotographResult("low_score" if detections else "without", tuple(detections))
+    face = choose_face(sure, options.keep)
+    near = look_closer(picture, face, detector) if options.align else face
+    cut = cut_face(picture, near, margin=options.margin, size=options.size, align=options.align)
+    place = Path(target)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    cut.save(place, **(JPEG if place.suffix.lower() in (".jpg", ".jpeg") else {}))
+    outcome: Outcome = "single" if len(sure) == 1 else "several"
+    return PhotographResult(outcome, tuple(detections), kept=face, num_sure=len(sure))
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
