@@ -220,9 +220,9 @@ def test_real_weights_are_all_used_and_embed() -> None:
 def test_what_pretrained_weights_expect() -> None:
     assert pretrained_picture(ModelSettings(backbone="conv")) is None
     assert pretrained_picture(ModelSettings(backbone="test_resnet")) is None  # Random weights.
-    found = pretrained_picture(ModelSettings(backbone="test_resnet", pretrained=True))
-    assert found is not None
-    assert found["size"] == 160
+    actual = pretrained_picture(ModelSettings(backbone="test_resnet", pretrained=True))
+    assert actual is not None
+    assert actual["size"] == 160
     assert has_pretrained("resnet50")
     assert not has_pretrained("resnet50.never_was")
 
@@ -481,5 +481,7 @@ def test_networks_without_such_a_stage() -> None:
 
 
 def test_strokes_have_no_weights_to_load(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="are for a backbone without weights: leave --weights out"):
+    with pytest.raises(
+        ConfigError, match="are for a backbone without weights: leave --weights out"
+    ):
         load_weights(Strokes(PictureSettings(), ModelSettings()), tmp_path / "w.safetensors")

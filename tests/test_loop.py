@@ -1,4 +1,4 @@
-"""fit() on real digits: it learns, repeats itself, resumes, survives, and stops in time."""
+"""fit() on real digits: it learns, is repeatable, resumes, recovers, and keeps a time budget."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def timeless(history: list[HistoryRow]) -> list[tuple[Any, ...]]:
 
 
 def resumed(settings: Settings, run: RunFolder, stops: tuple[int, ...], **more: Any) -> Any:
-    """Train while being stopped after some steps; each time the run is gone on with."""
+    """Train, stop after some steps, and resume each time."""
     for stop in stops:
 
         def stopper(encoder: Encoder, report: StepReport, stop: int = stop) -> None:

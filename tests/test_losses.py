@@ -258,8 +258,8 @@ def test_semi_hard_triplets_of_nearly_equal_distances_are_the_librarys():
     miner = miners.BatchEasyHardMiner("hard", "semihard", distance=EUCLID)
     anchor, positive, _, negative = miner(emb, label)
     dist = torch.cdist(emb, emb, compute_mode="donot_use_mm_for_euclid_dist")
-    found = semi_hard_negatives(Candidates.of(dist, *masks(label)), 1e9)
-    assert found.tolist() == torch.stack([anchor, positive, negative], dim=1).tolist()
+    actual = semi_hard_negatives(Candidates.of(dist, *masks(label)), 1e9)
+    assert actual.tolist() == torch.stack([anchor, positive, negative], dim=1).tolist()
 
 
 @pytest.mark.parametrize("number", range(3))

@@ -63,8 +63,8 @@ def test_semi_hard_by_hand():
     # 0: past 1 (.2) comes 3 (.3); past 2 (.5) comes 4 (.7). 1: past 0 (.2) comes 3 (.4); past 2
     # (.4) comes none, since 3 is as near as 2. 2: past 0 (.5) 4 (.8) is not within .3 of it; past
     # 1 (.4) comes 4 (.8), too far.
-    found = semi_hard_negatives(Candidates.of(*by_hand()), margin=0.3 - 1e-9)
-    assert sorted(found.tolist()) == [[0, 1, 3], [0, 2, 4], [1, 0, 3]]
+    actual = semi_hard_negatives(Candidates.of(*by_hand()), margin=0.3 - 1e-9)
+    assert sorted(actual.tolist()) == [[0, 1, 3], [0, 2, 4], [1, 0, 3]]
 
 
 def test_hardest_by_hand():
@@ -108,18 +108,18 @@ def test_active_triplets_are_the_loops(monkeypatch, number, ties, few):
 def test_semi_hard_are_the_loops(monkeypatch, number, ties, few):
     monkeypatch.setattr(mining, "_FEW_POSITIVES", few)
     dist, genuine, impostor = pool(number, ties=ties)
-    found = semi_hard_negatives(Candidates.of(dist, genuine, impostor), MARGIN)
+    actual = semi_hard_negatives(Candidates.of(dist, genuine, impostor), MARGIN)
     expected = reference.semi_hard_loop(dist.tolist(), genuine.tolist(), impostor.tolist(), MARGIN)
-    assert sorted(map(tuple, found.tolist())) == expected
+    assert sorted(map(tuple, actual.tolist())) == expected
 
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("number", range(20))
 def test_hardest_are_the_loops(number, ties):
     dist, genuine, impostor = pool(number, ties=ties)
-    found = hardest(Candidates.of(dist, genuine, impostor))
+    actual = hardest(Candidates.of(dist, genuine, impostor))
     expected = reference.hardest_loop(dist.tolist(), genuine.tolist(), impostor.tolist())
-    assert list(map(tuple, found.tolist())) == expected
+    assert list(map(tuple, actual.tolist())) == expected
 
 
 def test_of_equally_far_and_near_ones_the_first_is_taken():
@@ -152,9 +152,9 @@ def test_permuting_the_batch_permutes_the_answers(number, size, ties):
     assert torch.equal(weight[order][:, order], moved_weight)
     assert count == moved_count
     if not ties:  # Among equally near negatives the column decides.
-        found = semi_hard_negatives(Candidates.of(dist, genuine, impostor), MARGIN).tolist()
+        actual = semi_hard_negatives(Candidates.of(dist, genuine, impostor), MARGIN).tolist()
         back = order[semi_hard_negatives(Candidates.of(*moved), MARGIN)].tolist()
-        assert sorted(found) == sorted(back)
+        assert sorted(actual) == sorted(back)
         assert sorted(hardest(Candidates.of(*moved)).tolist()) == sorted(
             order.argsort()[hardest(Candidates.of(dist, genuine, impostor))].tolist()
         )
@@ -171,9 +171,9 @@ def test_semi_hard_are_the_nearest_of_the_librarys():
     for a, p, n in torch.stack(miner(emb, label), dim=1).tolist():
         nearest[a, p] = min(nearest.get((a, p), torch.inf), float(dist[a, n]))
     genuine = same & ~torch.eye(40, dtype=torch.bool)
-    found = semi_hard_negatives(Candidates.of(dist, genuine, ~same), 1.0).tolist()
-    assert len(found) > 50
-    assert {(a, p): float(dist[a, n]) for a, p, n in found} == nearest
+    actual = semi_hard_negatives(Candidates.of(dist, genuine, ~same), 1.0).tolist()
+    assert len(actual) > 50
+    assert {(a, p): float(dist[a, n]) for a, p, n in actual} == nearest
 
 
 @pytest.mark.parametrize("size", [0, 1, 4])

@@ -12,9 +12,9 @@ from twinlens.learn.muon import MOMENTUM, STEP_RMS, Muon, orthogonal
 @pytest.mark.parametrize("shape", [(8, 8), (5, 40), (40, 5), (1, 6)])
 def test_the_singular_values_come_near_one_and_the_directions_stay(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    u, found, vh = torch.linalg.svd(matrix, full_matrices=False)
+    u, actual, vh = torch.linalg.svd(matrix, full_matrices=False)
     turned = u.T @ orthogonal(matrix) @ vh.T
-    keep = found > 0.05 * found.norm()
+    keep = actual > 0.05 * actual.norm()
     assert keep.any()
     assert ((turned.diag()[keep] > 0.6) & (turned.diag()[keep] < 1.3)).all()
     assert torch.allclose(turned - turned.diag().diag(), torch.zeros(()), atol=1e-4)
@@ -53,8 +53,8 @@ def test_a_convolution_is_a_matrix_of_its_output_channels() -> None:
     kernel = torch.nn.Parameter(torch.zeros(4, 2, 3, 3))
     kernel.grad = gradient.clone()
     Muon([{"params": [kernel], "weight_decay": 0.0, "matrices": True}], lr=1.0).step()
-    wanted = -STEP_RMS * 18**0.5 * orthogonal(gradient.flatten(1)).view_as(gradient)
-    assert torch.allclose(kernel.detach(), wanted, atol=1e-5)
+    expected = -STEP_RMS * 18**0.5 * orthogonal(gradient.flatten(1)).view_as(gradient)
+    assert torch.allclose(kernel.detach(), expected, atol=1e-5)
 
 
 def test_the_memory_format_changes_nothing() -> None:

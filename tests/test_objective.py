@@ -244,11 +244,11 @@ def test_what_does_not_exist_is_refused_when_it_is_made() -> None:
 
 def test_classes_are_those_of_the_genuine_pictures() -> None:
     share = torch.softmax(torch.randn(B, 3, generator=torch.Generator().manual_seed(0)), dim=1)
-    found = Objective(LossSettings(name="classes"), make_comparator("cosine", 3), 3, 3)(
+    actual = Objective(LossSettings(name="classes"), make_comparator("cosine", 3), 3, 3)(
         share.sqrt(), batch(forged=True)
     )
     right = share[torch.arange(6), torch.from_numpy(LABEL[:6])]
-    assert torch.allclose(found, -right.log().mean())
+    assert torch.allclose(actual, -right.log().mean())
 
 
 def test_classes_need_a_dimension_each() -> None:

@@ -71,10 +71,10 @@ def test_of_many_pictures_those_are_looked_at_that_make_pairs(
 ) -> None:
     monkeypatch.setattr(validation, "MAX_PICTURES", 40)
     mixed = np.random.default_rng(0).permutation(label)
-    found = of_labels(mixed)
-    _, num = np.unique(found.label, return_counts=True)
+    actual = of_labels(mixed)
+    _, num = np.unique(actual.label, return_counts=True)
     assert num.tolist() == [each] * identities
-    assert found.num_mated == 40
+    assert actual.num_mated == 40
 
 
 def test_pictures_that_make_no_genuine_pair_are_not_counted() -> None:

@@ -1,7 +1,7 @@
 """The learner: network, objective and optimiser, and their checkpoint.
 
 A checkpoint holds all that changes from step to step, so that a resumed run reaches the same
-weights as an unbroken one. This module knows neither the loss nor when to stop.
+weights as an unbroken one.
 """
 
 from __future__ import annotations

@@ -297,8 +297,8 @@ def new_run_folder(name: str) -> Path:
 def lock_run_folder(folder: Path) -> Iterator[None]:
     """Lock a run's folder, which need not exist yet, against other trainings.
 
-    The lock is the file `.NAME.lock` beside it. Without a lock the run goes on if that file cannot
-    be made or the file system has no locks.
+    The lock is the file `.NAME.lock` beside it. If that file cannot be made, or the file system has
+    no locks, the training runs without a lock.
 
     Raises:
         TrainingError: another process holds the lock.

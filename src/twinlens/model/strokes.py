@@ -146,8 +146,8 @@ def _slants(dark_HW: Tensor) -> list[Tensor]:
         small_HW = F.avg_pool2d(dark_HW[None], size, ceil_mode=True)[0]
         slope_HW, turn_HW = _gradient(small_HW)
         ink_HW = small_HW > INK / size**0.5
-        weight, place = slope_HW[ink_HW], turn_HW[ink_HW] * bins
-        low, part = place.floor().long(), place.frac()
+        weight, position = slope_HW[ink_HW], turn_HW[ink_HW] * bins
+        low, part = position.floor().long(), position.frac()
         count_K = weight.new_zeros(bins).index_add_(0, low % bins, weight * (1 - part))
         count_K.index_add_(0, (low + 1) % bins, weight * part)
         parts.append(count_K / count_K.sum().clamp_min(1e-6))
