@@ -315,7 +315,7 @@ def test_a_calibration_in_words() -> None:
         " this distance, and at most 10 % of strangers are falsely identified (FPIR)",
         "for 20 identities with 60 templates; from 60 mated probes (of enrolled identities) and 10"
         " non-mated ones (of strangers)",
-        "87.5 % of mated probes are identified correctly (TPIR) (95 % interval 80.0 % to 95.0 %),"
+        "TPIR 87.5 % (95 % interval 80.0 % to 95.0 %): mated probes that are identified correctly,"
         " by the rule vote (by rule: nearest 85.0 %, mean 80.0 %, vote 87.5 %)",
         # Five of the ten strangers are at 0.9 or nearer.
         "the model's threshold for pairs, 0.9500, would falsely identify 50 % of strangers: each"

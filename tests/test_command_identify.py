@@ -105,16 +105,14 @@ def test_what_is_wrong_is_said(place: Path, tiny_run: TinyRun, tmp_path: Path) -
         search(place, good, where="colour = 'red'")
     with pytest.raises(GalleryError, match="is not understood: it is SQL on identity, path"):
         search(place, good, where="identity ==== 'x'")
-    with pytest.raises(
-        GalleryError, match=r"metadata that is not a number \(Cannot"
-    ):
+    with pytest.raises(GalleryError, match=r"metadata that is not a number \(Cannot"):
         search(place, good, where="metadata.name > 3")
     with pytest.raises(DataError, match="there is no folder"):
         identify(place, good, show=tmp_path / "no" / "x.png")
     # Before the work: the gallery is not even opened.
-    with pytest.raises(DataError, match=r"cannot write .*s\.txt: its ending is no picture's"):
+    with pytest.raises(DataError, match=r"cannot write .*s\.txt: its ending is not a picture's"):
         identify(tmp_path / "none", good, show=tmp_path / "s.txt")
-    with pytest.raises(DataError, match="its ending is no picture's"):
+    with pytest.raises(DataError, match="its ending is not a picture's"):
         search(tmp_path / "none", good, show=tmp_path / "s")
 
 
@@ -233,8 +231,8 @@ def test_show_draws_the_candidates_of_every_answer(
         drawn.extend(strips)
         return Image.new("L", (2, 2))
 
-    monkeypatch.setattr(answer_sheets, "MOST_STRIPS", 2)
-    monkeypatch.setattr(answer_sheets, "MOST_FOUND", 1)
+    monkeypatch.setattr(answer_sheets, "MAX_STRIPS", 2)
+    monkeypatch.setattr(answer_sheets, "MAX_TILES", 1)
     monkeypatch.setattr(answer_sheets, "draw_sheet", note)
     given = [
         (str(picture(tiny_run, "thing 0")), answer(candidates=tuple(

@@ -60,7 +60,7 @@ def test_by_votes_the_best_need_not_be_the_nearest() -> None:
 def test_a_threshold_for_pairs_says_what_it_lets_through() -> None:
     pairs = Threshold(0.5, "pairs", 0.634)
     answer = decide(near(0.1, 0.9), 5, pairs, None)
-    assert "may take up to 63% of strangers for somebody" in answer.explain()
+    assert "may falsely identify up to 63% of strangers" in answer.explain()
     assert "twinlens gallery calibrate" in answer.explain()
     assert answer.probability is None
     assert "strangers" not in decide(near(0.1, 0.9), 5, OWN, CALIBRATION).explain()

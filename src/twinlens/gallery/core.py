@@ -1,4 +1,4 @@
-"""What every operation of a gallery shares: its store, settings, model, search and threshold.
+"""An open gallery: its store, settings, model, search and threshold.
 
 Operations (`enrol`, `index`, `maintain`, `migrate`, `import_export`) take a `GalleryCore`; the
 public `Gallery` holds one.
@@ -208,8 +208,8 @@ class GalleryCore:
         if far is not None or state.pairs is None:
             which = "" if far is None else f" for an FPIR of {far:g}"
             raise CalibrationError(
-                f"the gallery {self.place} has no threshold{which} yet, so no distance identifies "
-                f"anyone: run `twinlens gallery calibrate {self.place}`"
+                f"the gallery {self.place} has no threshold{which} yet, so no distance identifies: "
+                f"run `twinlens gallery calibrate {self.place}`"
             )
         # Each template is one more chance of a false match. Those of one identity are not
         # independent, so this is about the upper bound.

@@ -1,4 +1,4 @@
-"""Somebody, nobody, or two who are about equally near: from ranked identities to an answer."""
+"""The verdict of `identify`, from ranked identities: identified, nobody or ambiguous."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twinlens.measure.open_set_calibration import OpenSetCalibration, margins
 
 __all__ = ["Threshold", "decide"]
 
-SHOWN = 80
+NAME_LENGTH = 80
 """Characters of an identity's name that a sentence shows."""
 
 Verdict = Literal["identified", "nobody", "ambiguous"]
@@ -23,12 +23,12 @@ Verdict = Literal["identified", "nobody", "ambiguous"]
 
 @dataclass(frozen=True)
 class Threshold:
-    """The largest distance that is somebody.
+    """The largest distance that identifies.
 
     Attributes:
         value: the distance.
-        of: "gallery" where it was found for this gallery, "pairs" where it is the model's.
-        fpir: the share of strangers that it is expected to take for somebody.
+        of: "gallery" if calibrated for this gallery, "pairs" if it is the model's for pairs.
+        fpir: expected false positive identification rate.
     """
 
     value: float
@@ -37,39 +37,39 @@ class Threshold:
 
 
 def decide(
-    near: Sequence[RankedIdentity],
+    ranked: Sequence[RankedIdentity],
     k: int,
     threshold: Threshold,
     open_set: OpenSetCalibration | None,
 ) -> IdentifyAnswer:
-    """The answer for ranked identities, best first: at least two of them where there are two.
+    """The answer for ranked identities.
 
     Args:
-        near: the best identities.
-        k: how many the answer lists.
-        threshold: beyond it is nobody.
+        ranked: the best identities, best first; at least two, if the gallery has two.
+        k: number of candidates in the answer.
+        threshold: the largest distance that identifies.
         open_set: the gallery's calibration, for the margin and the probability.
     """
-    verdict, reason = _verdict(near, threshold.value, open_set)
+    verdict, reason = _verdict(ranked, threshold.value, open_set)
     if threshold.of == "pairs":
         reason += (
-            "; the threshold is the model's for pairs, by which a gallery of this size may take up "
-            f"to {threshold.fpir:.0%} of strangers for somebody: run `twinlens gallery calibrate`"
+            "; the threshold is the model's for pairs, which in a gallery of this size may falsely "
+            f"identify up to {threshold.fpir:.0%} of strangers: run `twinlens gallery calibrate`"
         )
     candidates = tuple(
         Candidate(
             one.identity, one.distance,
-            # Of the best only: that is what was measured.
+            # Calibrated for the best identity only.
             _probability(one.distance, open_set) if place == 0 else None, one.path,
         )
-        for place, one in enumerate(near[:k])
+        for place, one in enumerate(ranked[:k])
     )  # fmt: skip
     return IdentifyAnswer(
         verdict=verdict,
-        identity=near[0].identity if verdict == "identified" else None,
+        identity=ranked[0].identity if verdict == "identified" else None,
         reason=reason,
-        distance=near[0].distance if near else None,
-        margin=near[1].distance - near[0].distance if len(near) > 1 else None,
+        distance=ranked[0].distance if ranked else None,
+        margin=ranked[1].distance - ranked[0].distance if len(ranked) > 1 else None,
         threshold=threshold.value,
         threshold_of=threshold.of,
         target_fpir=threshold.fpir,
@@ -79,22 +79,22 @@ def decide(
 
 
 def _verdict(
-    near: Sequence[RankedIdentity], threshold: float, open_set: OpenSetCalibration | None
+    ranked: Sequence[RankedIdentity], threshold: float, open_set: OpenSetCalibration | None
 ) -> tuple[Verdict, str]:
-    if not near:
+    if not ranked:
         return "nobody", "the gallery is empty"
-    best, distance = repr(near[0].identity[:SHOWN]), near[0].distance
-    # Where votes decide, the best need not be the nearest.
+    best, distance = repr(ranked[0].identity[:NAME_LENGTH]), ranked[0].distance
+    # By votes the best need not be the nearest.
     votes = open_set is not None and open_set.rule == "vote"
     if not matches(distance, threshold):
-        which = "best by votes" if votes else "nearest"
+        best_by = "best by votes" if votes else "nearest"
         return "nobody", (
-            f"the {which}, {best}, is at distance {distance:.4f}, beyond the threshold "
+            f"the {best_by}, {best}, is at distance {distance:.4f}, beyond the threshold "
             f"{threshold:.4f}"
         )
-    if len(near) == 1:
+    if len(ranked) == 1:
         return "identified", f"distance {distance:.4f} is within the threshold {threshold:.4f}"
-    second, next_distance = repr(near[1].identity[:SHOWN]), near[1].distance
+    second, next_distance = repr(ranked[1].identity[:NAME_LENGTH]), ranked[1].distance
     gap = float(margins([distance], [next_distance], threshold)[0])
     least = 0.0 if open_set is None else open_set.margin
     if gap < least or (gap == 0 and not votes):

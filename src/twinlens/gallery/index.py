@@ -23,8 +23,8 @@ from twinlens.gallery.store import CleanupResult, Store
 
 __all__ = ["measured_index", "needs_index", "optimize", "sweep"]
 
-MOST_PARTITIONS = 256
-"""More of them lose the near ones: each then holds too few of its neighbours' templates."""
+MAX_PARTITIONS = 256
+"""With more partitions recall falls: each holds too few of the nearest templates."""
 ROWS_IN_PARTITION = 4000
 NEAREST = 10
 NUM_PROBES = 100
@@ -42,9 +42,9 @@ def optimize(
     core: GalleryCore, partitions: int | None, target_recall: float, progress: Progress | None
 ) -> OptimizeResult:
     """Compact, index, measure and clear; see `Gallery.optimize`."""
-    if partitions is not None and not 0 <= partitions <= MOST_PARTITIONS:
+    if partitions is not None and not 0 <= partitions <= MAX_PARTITIONS:
         raise GalleryError(
-            f"partitions must be 0 (no index) to {MOST_PARTITIONS}, found {partitions}"
+            f"partitions must be 0 (no index) to {MAX_PARTITIONS}, found {partitions}"
         )
     if not 0 < target_recall <= 1:
         raise GalleryError(f"the target recall must be in (0, 1], found {target_recall}")
@@ -61,7 +61,7 @@ def optimize(
     num = store.count()
     if partitions is None:
         fits = core.lookup.fits_memory(num)
-        partitions = 0 if fits else min(MOST_PARTITIONS, max(1, num // ROWS_IN_PARTITION))
+        partitions = 0 if fits else min(MAX_PARTITIONS, max(1, num // ROWS_IN_PARTITION))
     partitions = partitions if num >= partitions else 0
     store.make_index(partitions)
     step()
@@ -101,8 +101,8 @@ def needs_index(core: GalleryCore) -> bool:
         return False
     if measured_index(core) is None:
         return True
-    late = core.store.num_unindexed()
-    return late is None or late > MAX_UNINDEXED * state.num_templates
+    num_unindexed = core.store.num_unindexed()
+    return num_unindexed is None or num_unindexed > MAX_UNINDEXED * state.num_templates
 
 
 def sweep(store: Store, deletions: int) -> CleanupResult:
@@ -118,7 +118,7 @@ def sweep(store: Store, deletions: int) -> CleanupResult:
 
 
 def _measure(core: GalleryCore, partitions: int, target: float) -> dict[str, Any]:
-    """The settings of the index: the fewest partitions to search that reach the target."""
+    """The fewest partitions to search that reach the target recall, as stored in the settings."""
     store = core.store
     probe_PD, own_P = _probes(core, NUM_PROBES)
     truth = _exact(core, probe_PD, own_P)
@@ -143,7 +143,7 @@ def _of_partitions(
 
 
 def _probes(core: GalleryCore, num: int) -> tuple[Floats, list[str]]:
-    """Some templates, spread over the table, and their hashes."""
+    """A sample of templates, spread over the table, and their hashes."""
     total = core.store.count()
     rows = np.linspace(0, total - 1, min(num, total)).astype(np.int64).tolist()
     sample = core.store.read(lambda table: table.take(rows, columns=["vector", "hash"]))
@@ -151,7 +151,7 @@ def _probes(core: GalleryCore, num: int) -> tuple[Floats, list[str]]:
 
 
 def _exact(core: GalleryCore, probe_PD: Floats, own_P: list[str]) -> list[set[str]]:
-    """The hashes of the true nearest of each probe but itself, batch by batch of the table."""
+    """Hashes of the true nearest templates of each probe, except itself."""
 
     def scan(table: Any) -> tuple[Floats, NDArray[np.object_]]:
         best = np.full((len(probe_PD), 0), np.inf, dtype=np.float32)
@@ -175,7 +175,7 @@ def _exact(core: GalleryCore, probe_PD: Floats, own_P: list[str]) -> list[set[st
 
 
 def _median_time(core: GalleryCore) -> float | None:
-    """Milliseconds of finding the best identities of a vector, once everything is loaded."""
+    """Median milliseconds of a search for identities, once everything is loaded."""
     if not len(core):
         return None
     probe_PD, _ = _probes(core, NUM_PROBES)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["rebuild"]
 
 AT_ONCE = 256
-MOST_SHOWN = 10
+MAX_SHOWN = 10
 NO_FILE = "no file is known, as for pictures of a named set or from memory"
 
 Progress = Callable[[int, int], None]
@@ -41,7 +41,7 @@ def rebuild(
     missing = _missing(core)
     if missing and not drop_missing:
         raise GalleryError(_missing_message(list(missing.values()), len(core)))
-    store, old, gone = core.store, core.fingerprint, set(missing)
+    store, old, dropped = core.store, core.fingerprint, set(missing)
     store.copy_files(model_files(matcher))
     columns = with_settings(
         schema(matcher.bundle.encoder.model_settings.embedding),
@@ -50,7 +50,7 @@ def rebuild(
     total = len(core) - len(missing)
 
     def batches(table: Any) -> pa.RecordBatchReader:
-        rows = _embedded(table, matcher, gone, lambda done: progress and progress(done, total))
+        rows = _embedded(table, matcher, dropped, lambda done: progress and progress(done, total))
         return pa.RecordBatchReader.from_batches(columns, rows)
 
     store.table.replace_all(batches)
@@ -77,8 +77,8 @@ def _missing(core: GalleryCore) -> dict[str, SkippedPicture]:
 
 
 def _missing_message(missing: list[SkippedPicture], total: int) -> str:
-    shown = "\n".join(f"  {one.path}: {one.reason}" for one in missing[:MOST_SHOWN])
-    more = f"\n  and {len(missing) - MOST_SHOWN} more" if len(missing) > MOST_SHOWN else ""
+    shown = "\n".join(f"  {one.path}: {one.reason}" for one in missing[:MAX_SHOWN])
+    more = f"\n  and {len(missing) - MAX_SHOWN} more" if len(missing) > MAX_SHOWN else ""
     back = (
         "Put them back (those without a file can only be enrolled into a new gallery)"
         if any(one.reason == NO_FILE for one in missing)
@@ -91,7 +91,7 @@ def _missing_message(missing: list[SkippedPicture], total: int) -> str:
 
 
 def _embedded(
-    table: Any, matcher: Matcher, gone: set[str], done: Callable[[int], object]
+    table: Any, matcher: Matcher, dropped: set[str], done: Callable[[int], object]
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a table with vectors of another model, batch by batch."""
     from twinlens.model.encoder import embed_pixels
@@ -101,8 +101,8 @@ def _embedded(
     num = 0
     for batch in table.to_batches(columns=kept, batch_size=AT_ONCE):
         rows = pa.Table.from_batches([batch])
-        there = [name not in gone for name in rows["hash"].to_pylist()]
-        rows = rows.filter(pa.array(there, pa.bool_()))
+        is_kept = [name not in dropped for name in rows["hash"].to_pylist()]
+        rows = rows.filter(pa.array(is_kept, pa.bool_()))
         sources = [Source(path, "") for path in rows["path"].to_pylist()]
         if not sources:
             continue

@@ -362,8 +362,8 @@ class GalleryCalibrationResult:
         compared = f" (by rule: {', '.join(rules)})" if len(rules) > 1 else ""
         interval = _interval(own.tpir.low, own.tpir.high, _percent)
         return (
-            f"{_percent(own.tpir.value)} of mated probes are identified correctly (TPIR){interval},"
-            f" by the rule {own.rule}{compared}"
+            f"TPIR {_percent(own.tpir.value)}{interval}: mated probes that are identified"
+            f" correctly, by the rule {own.rule}{compared}"
         )
 
 

@@ -1,8 +1,8 @@
-"""The nearest identities and templates of a gallery, for one embedding.
+"""Search of the nearest identities and templates for an embedding; no thresholds.
 
-Few templates are compared exactly, in memory (`snapshot`); many by Lance's index, which gives a
-shortlist. A comparator that is no function of the Euclidean distance chooses among the templates
-that are near by it. This module knows no thresholds: it ranks.
+Few templates are compared exactly, in memory (`snapshot`); for many, Lance's index gives a
+shortlist. A learned comparator, which is not a function of the Euclidean distance, ranks the
+nearest templates by that distance again.
 
 Shapes: M templates, I identities, S of a shortlist, D dimensions.
 """
@@ -27,21 +27,21 @@ from twinlens.measure.pairs import Comparison
 __all__ = ["EXACT_BYTES", "Lookup", "RankedIdentity"]
 
 EXACT_BYTES = 128 << 20
-"""Vectors that are kept in memory and compared exactly: 262,144 of 128 dimensions."""
+"""Size of the vectors up to which they are kept in memory: 262,144 of 128 dimensions."""
 
-SHORTLIST, MOST_SHORTLISTED = 32, 8192
-"""Templates that an index is asked for at first, and at most, where they are of few identities;
-more where many identities are asked for."""
+SHORTLIST, MAX_SHORTLIST = 32, 8192
+"""Initial and largest size of an index's shortlist, which grows until it has enough identities.
+Queries for many identities have longer ones."""
 
 RERANKED = 256
-"""Templates near by Euclid, among which a learned comparator chooses."""
+"""Nearest templates by Euclidean distance that a learned comparator ranks again."""
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class RankedIdentity:
-    """An identity near a probe, with its distance by the rule, and its nearest template's path."""
+    """An identity with its distance by the fusion rule, and the path of its nearest template."""
 
     identity: str
     distance: float
@@ -49,12 +49,12 @@ class RankedIdentity:
 
 
 class Lookup:
-    """Finds what is near.
+    """Nearest-neighbour search in a store.
 
     Args:
-        store: the templates.
-        plain: the comparator, where it follows the Euclidean distance, else None.
-        learned: gives the comparator where `plain` is None.
+        store: table of templates.
+        plain: comparator that is a function of the Euclidean distance, else None.
+        learned: loads the comparator if `plain` is None.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Lookup:
 
     @property
     def comparison(self) -> Comparison:
-        """What gives distances between vectors as they are stored."""
+        """The comparator of stored vectors."""
         return self._learned() if self._plain is None else self._plain
 
     def fits_memory(self, num_templates: int) -> bool:
-        """Whether so many templates are compared exactly, in memory."""
+        """Whether so many templates fit in memory."""
         return num_templates * self._store.dim * 4 <= EXACT_BYTES
 
     def snapshot(self) -> Snapshot:
@@ -80,14 +80,14 @@ class Lookup:
     def identities(
         self, probe_D: Floats, rule: str, depth: int, nprobes: int | None, *, in_memory: bool
     ) -> list[RankedIdentity]:
-        """The `depth` best identities, best first; fewer where there are no more.
+        """The `depth` best identities, best first; fewer if the gallery has fewer.
 
         Args:
-            probe_D: as vectors are stored, shape (D,).
-            rule: how the templates of an identity are fused, see `measure.fusion`.
-            depth: how many.
-            nprobes: partitions of the index to search; None compares all.
-            in_memory: compare all in memory.
+            probe_D: prepared embedding, shape (D,).
+            rule: fusion of an identity's templates, see `measure.fusion`.
+            depth: number of identities.
+            nprobes: partitions of the index to search; None compares all templates.
+            in_memory: whether to compare all templates in memory.
         """
         if in_memory:
             return self._of_snapshot(self.snapshot(), probe_D, rule, depth)
@@ -105,36 +105,36 @@ class Lookup:
     ) -> pa.Table:
         """The k nearest templates, nearest first, with their `distance`."""
         if in_memory and where is None:
-            found = self._in_snapshot(probe_D, k, columns)
-            if found is not None:
-                return found
+            table = self._in_snapshot(probe_D, k, columns)
+            if table is not None:
+                return table
         num = k if self._plain is not None else max(k, RERANKED)
-        wanted = [*columns, *([] if self._plain is not None else ["vector"])]
-        found = self._store.nearest(probe_D, num, columns=wanted, where=where, nprobes=nprobes)
-        dist_S = self._shortlisted(found, probe_D)
+        needed = [*columns, *([] if self._plain is not None else ["vector"])]
+        rows = self._store.nearest(probe_D, num, columns=needed, where=where, nprobes=nprobes)
+        dist_S = self._shortlisted(rows, probe_D)
         order = np.argsort(dist_S, kind="stable")[:k]
-        table = found.take(pa.array(order)).select(list(columns))
+        table = rows.take(pa.array(order)).select(list(columns))
         return table.append_column("distance", pa.array(dist_S[order]))
 
     def _in_snapshot(self, probe_D: Floats, k: int, columns: Sequence[str]) -> pa.Table | None:
-        """As `templates`; None where one of them was erased while the others were looked up."""
+        """As `templates`; None if one of them was erased during the search."""
         snap = self.snapshot()
         num = k if self._plain is not None else max(k, RERANKED)
         row_S, dist_S = self._near(snap, probe_D, num)
         order = np.argsort(dist_S, kind="stable")[:k]
-        found = self._details(snap.hash.take(pa.array(row_S[order])), columns)
-        if len(found) < len(order):
+        table = self._details(snap.hash.take(pa.array(row_S[order])), columns)
+        if len(table) < len(order):
             return None
-        return found.append_column("distance", pa.array(dist_S[order]))
+        return table.append_column("distance", pa.array(dist_S[order]))
 
     def _details(self, hashes: pa.StringArray, columns: Sequence[str]) -> pa.Table:
-        """Rows by their hashes, in that order; those that are there no more are left out."""
+        """Rows by their hashes, in that order; erased ones are left out."""
         names = hashes.to_pylist()
         where = f"hash IN ({', '.join(map(quoted, names))})" if names else "false"
-        found = self._store.find(where, columns=list({"hash": 0, **dict.fromkeys(columns)}))
-        place = {name: row for row, name in enumerate(found["hash"].to_pylist())}
+        rows = self._store.find(where, columns=list({"hash": 0, **dict.fromkeys(columns)}))
+        place = {name: row for row, name in enumerate(rows["hash"].to_pylist())}
         order = [place[name] for name in names if name in place]
-        return found.take(pa.array(order, pa.int64())).select(list(columns))
+        return rows.take(pa.array(order, pa.int64())).select(list(columns))
 
     def _of_snapshot(
         self, snap: Snapshot, probe_D: Floats, rule: str, depth: int
@@ -143,12 +143,12 @@ class Lookup:
             return []
         if rule == "mean":
             return self._by_means_of(snap, probe_D, depth)
-        wanted = min(depth, len(snap.identities))
+        num_identities = min(depth, len(snap.identities))
         num = SHORTLIST if self._plain is not None else RERANKED
         while True:
             row_S, dist_S = self._near(snap, probe_D, num)
             codes, code_S = np.unique(snap.code[row_S], return_inverse=True)
-            if len(codes) >= wanted:
+            if len(codes) >= num_identities:
                 break
             num *= 8
         ranked = rank_identities(dist_S[None], code_S, rule, depth)
@@ -160,23 +160,23 @@ class Lookup:
         mean_ID = self._means_of(snap)
         dist_I = self._to(mean_ID, probe_D)
         ranked = rank_identities(dist_I[None], np.arange(len(mean_ID)), "mean", depth)
-        found = []
+        identities = []
         for code, distance in zip(ranked.code[0], ranked.distance[0], strict=True):
             rows = snap.of_identity(code)
             row = rows[np.argmin(self._to(snap.vector[rows], probe_D))]
             name, path = snap.identities[code].as_py(), snap.path[row].as_py()
-            found.append(RankedIdentity(name, float(distance), path))
-        return found
+            identities.append(RankedIdentity(name, float(distance), path))
+        return identities
 
     def _means_of(self, snap: Snapshot) -> Floats:
         known = self._means
         if known is None or known[0] != snap.version:
-            # Another thread may put its own there meanwhile, so that it is not read again.
+            # Not read again, since another thread may have replaced it meanwhile.
             known = self._means = snap.version, identity_means(snap.vector, snap.code)[0]
         return known[1]
 
     def _near(self, snap: Snapshot, probe_D: Floats, num: int) -> tuple[NDArray[np.int64], Floats]:
-        """Rows (S,) of the `num` nearest by Euclid, and their distances by the comparator."""
+        """Rows (S,) of the `num` nearest by Euclidean distance; distances by the comparator."""
         row_S, square_S = snap.nearest(probe_D, num)
         if self._plain is not None:
             return row_S, self._plain.from_squared(square_S)
@@ -192,43 +192,43 @@ class Lookup:
     ) -> list[RankedIdentity]:
         columns = ["identity", "path", *([] if self._plain is not None else ["vector"])]
         num = max(SHORTLIST if self._plain is not None else RERANKED, 2 * depth)
-        most = max(MOST_SHORTLISTED, 16 * depth)
+        most = max(MAX_SHORTLIST, 16 * depth)
         while True:
-            found = self._store.nearest(probe_D, num, columns=columns, nprobes=nprobes)
+            rows = self._store.nearest(probe_D, num, columns=columns, nprobes=nprobes)
             names, code_S = np.unique(
-                found["identity"].to_numpy(zero_copy_only=False), return_inverse=True
+                rows["identity"].to_numpy(zero_copy_only=False), return_inverse=True
             )
-            if len(names) >= depth or len(found) < num or num >= most:
+            if len(names) >= depth or len(rows) < num or num >= most:
                 break
             num *= 4
-        dist_S = self._shortlisted(found, probe_D)
+        dist_S = self._shortlisted(rows, probe_D)
         if rule == "mean":
-            return self._by_mean(found, dist_S, code_S, names, probe_D, depth)
+            return self._by_mean(rows["path"], dist_S, code_S, names, probe_D, depth)
         ranked = rank_identities(dist_S[None], code_S, rule, depth)
-        return _named(ranked.code[0], ranked.distance[0], found["path"], dist_S, code_S, names)
+        return _named(ranked.code[0], ranked.distance[0], rows["path"], dist_S, code_S, names)
 
     def _by_mean(
         self,
-        found: pa.Table,
+        path_S: pa.Array,
         dist_S: Floats,
         code_S: NDArray[np.int64],
         names: NDArray[Any],
         probe_D: Floats,
         depth: int,
     ) -> list[RankedIdentity]:
-        """By the means of all templates of the identities that a shortlist holds."""
+        """Rank the identities of a shortlist by the means of all their templates."""
         where = f"identity IN ({', '.join(map(quoted, names))})"
         rows = self._store.find(where, columns=["identity", "vector"])
         code_M = np.searchsorted(names, rows["identity"].to_numpy(zero_copy_only=False))
         mean_ID, code_I = identity_means(vectors(rows["vector"]), code_M)
         dist_I = self._to(mean_ID, probe_D)
         ranked = rank_identities(dist_I[None], code_I, "mean", depth)
-        return _named(ranked.code[0], ranked.distance[0], found["path"], dist_S, code_S, names)
+        return _named(ranked.code[0], ranked.distance[0], path_S, dist_S, code_S, names)
 
-    def _shortlisted(self, found: pa.Table, probe_D: Floats) -> Floats:
+    def _shortlisted(self, rows: pa.Table, probe_D: Floats) -> Floats:
         if self._plain is not None:
-            return self._plain.from_squared(found["_distance"].to_numpy())
-        return self._to(vectors(found["vector"]), probe_D)
+            return self._plain.from_squared(rows["_distance"].to_numpy())
+        return self._to(vectors(rows["vector"]), probe_D)
 
 
 def _named(
@@ -239,10 +239,10 @@ def _named(
     code_S: NDArray[np.int64],
     names: NDArray[Any],
 ) -> list[RankedIdentity]:
-    near = []
+    identities = []
     for code, distance in zip(code_K, dist_K, strict=True):
         if code < 0:
             break
         row = int(np.argmin(np.where(code_S == code, dist_S, np.inf)))
-        near.append(RankedIdentity(str(names[code]), float(distance), path_S[row].as_py()))
-    return near
+        identities.append(RankedIdentity(str(names[code]), float(distance), path_S[row].as_py()))
+    return identities

@@ -1,7 +1,7 @@
-"""The pictures that `--show` asks for: answers of a gallery, drawn.
+"""Drawings of a gallery's answers, for `--show`.
 
-A template is shown as the file that it was made of; where that is gone, as the thumbnail that the
-gallery keeps; where it keeps none, as an empty place.
+A template is drawn from its file; if that is gone, from its thumbnail; without one, as an empty
+tile.
 """
 
 from __future__ import annotations
@@ -26,68 +26,68 @@ __all__ = ["check_sheet", "draw_answers", "draw_hits"]
 
 log = logging.getLogger("twinlens")
 
-MOST_STRIPS, MOST_FOUND = 50, 120
+MAX_STRIPS, MAX_TILES = 50, 120
 MAX_THUMBNAIL = 1 << 20
-SHOWN = (480, 480)  # Larger pictures are shrunk, since many are held at once.
+SIZE = (480, 480)  # Larger pictures are shrunk, since many are in memory at once.
 
 
 def check_sheet(path: str | Path) -> None:
-    """Refuse, before any work is done, a picture that could not be written after it.
+    """Refuse a path that cannot be written as a picture, before any work is done.
 
     Raises:
-        DataError: there cannot be such a file, or its ending is no picture's.
+        DataError: no such folder, or an ending that is not a picture's.
     """
     check_output_file(path)
     ending = Path(path).suffix.lower()
     # This loads all formats of Pillow.
     if Image.registered_extensions().get(ending) not in Image.SAVE:
         raise DataError(
-            f"cannot write {path}: its ending is no picture's, give it one such as .png"
+            f"cannot write {path}: its ending is not a picture's, give it one such as .png"
         )
 
 
 def draw_answers(
     path: str | Path, gallery: Gallery, answers: Sequence[tuple[str, IdentifyAnswer | None]]
 ) -> None:
-    """Write a picture of answers: each probe beside its candidates' nearest templates.
+    """Draw answers: each probe beside its candidates' nearest templates.
 
-    A candidate within the threshold has a green frame, another a red one; the probe a green one
-    where it was identified.
+    Candidates within the threshold have a green frame, the others a red one. An identified probe
+    has a green frame.
 
     Args:
-        path: a PNG, or whatever the ending says.
-        gallery: whose answers they are.
-        answers: the pictures, with None where one could not be read.
+        path: file to write, in the format of its ending.
+        gallery: gallery that gave the answers.
+        answers: files of the probes with their answers; None for an unreadable file.
     Raises:
         DataError: the file cannot be written.
     """
-    if len(answers) > MOST_STRIPS:
-        log.info("%s shows the first %d of %d pictures", path, MOST_STRIPS, len(answers))
-    shown = answers[:MOST_STRIPS]
-    found = [answer.candidates[:MOST_FOUND] for _, answer in shown if answer is not None]
-    pictures = _templates(gallery, [one.path for candidates in found for one in candidates])
+    if len(answers) > MAX_STRIPS:
+        log.info("%s shows the first %d of %d pictures", path, MAX_STRIPS, len(answers))
+    shown = answers[:MAX_STRIPS]
+    candidates = [answer.candidates[:MAX_TILES] for _, answer in shown if answer is not None]
+    pictures = _templates(gallery, [one.path for some in candidates for one in some])
     strips = [_strip(gallery, name, answer, pictures) for name, answer in shown]
     with writing_file(path) as part:
         draw_sheet(strips).save(part)
 
 
 def draw_hits(path: str | Path, gallery: Gallery, picture: str, hits: Sequence[Hit]) -> None:
-    """Write a picture of what a search found, nearest first.
+    """Draw the hits of a search, nearest first.
 
-    What is within the gallery's threshold has a green frame, the rest a red one. There are none
-    where that threshold is one for means of templates, which says nothing of a single one.
+    Hits within the gallery's threshold have a green frame, the others a red one. Without a
+    threshold for single templates, as with the rule "mean", there are no frames.
 
     Args:
-        path: a PNG, or whatever the ending says.
-        gallery: where they were found.
-        picture: the file that was searched for.
-        hits: what was found; the first 120 are drawn.
+        path: file to write, in the format of its ending.
+        gallery: gallery that was searched.
+        picture: file of the query.
+        hits: hits of the search; the first 120 are drawn.
     Raises:
         DataError: the file cannot be written.
     """
-    if len(hits) > MOST_FOUND:
-        log.info("%s shows the nearest %d of %d", path, MOST_FOUND, len(hits))
-    pictures = _templates(gallery, [hit.path for hit in hits[:MOST_FOUND]])
+    if len(hits) > MAX_TILES:
+        log.info("%s shows the nearest %d of %d", path, MAX_TILES, len(hits))
+    pictures = _templates(gallery, [hit.path for hit in hits[:MAX_TILES]])
     threshold = _threshold(gallery)
     tiles = tuple(
         Tile(
@@ -96,9 +96,9 @@ def draw_hits(path: str | Path, gallery: Gallery, picture: str, hits: Sequence[H
             (f"distance {hit.distance:.4f}",),
             None if threshold is None else GREEN if matches(hit.distance, threshold) else RED,
         )
-        for hit in hits[:MOST_FOUND]
+        for hit in hits[:MAX_TILES]
     )
-    probe = Tile(_file(gallery, picture), "searched for", missing="unreadable")
+    probe = Tile(_file(gallery, picture), "query", missing="unreadable")
     count = f"the {len(hits)} nearest" if hits else "nothing found"
     green = "" if threshold is None else f"; green: within the threshold {threshold:.4f}"
     strip = Strip(one_line(picture, None), count + green, INK, probe, tiles)
@@ -125,13 +125,13 @@ def _strip(
             _notes(one),
             GREEN if matches(one.distance, answer.threshold) else RED,
         )
-        for one in answer.candidates[:MOST_FOUND]
+        for one in answer.candidates[:MAX_TILES]
     )
     return Strip(f"{verdict}: {name}", one_line(answer.reason, None), color, probe, tiles)
 
 
 def _threshold(gallery: Gallery) -> float | None:
-    """How near a single template has to be; None where nothing says so."""
+    """The threshold for single templates; None if the gallery has none."""
     if gallery.state().rule == "mean":
         return None
     try:
@@ -147,20 +147,20 @@ def _notes(one: Candidate) -> tuple[str, ...]:
 
 def _templates(gallery: Gallery, paths: Iterable[str]) -> dict[str, Image.Image | None]:
     """The picture at each path, or its thumbnail, or None."""
-    found = {path: _file(gallery, path) for path in dict.fromkeys(paths)}
-    gone = [quoted(path) for path, picture in found.items() if picture is None]
+    pictures = {path: _file(gallery, path) for path in dict.fromkeys(paths)}
+    gone = [quoted(path) for path, picture in pictures.items() if picture is None]
     if gone:
         where = f"thumbnail IS NOT NULL AND path IN ({', '.join(gone)})"
-        kept = gallery.store.find(where, columns=["path", "thumbnail"])
-        for one in kept.to_pylist():
-            found[one["path"]] = open_picture(one["thumbnail"], max_pixels=MAX_THUMBNAIL)
-    return found
+        rows = gallery.store.find(where, columns=["path", "thumbnail"])
+        for row in rows.to_pylist():
+            pictures[row["path"]] = open_picture(row["thumbnail"], max_pixels=MAX_THUMBNAIL)
+    return pictures
 
 
 def _file(gallery: Gallery, path: str) -> Image.Image | None:
     try:
-        picture = open_picture(path, max_pixels=gallery.matcher.max_pixels, target=SHOWN)
+        picture = open_picture(path, max_pixels=gallery.matcher.max_pixels, target=SIZE)
     except PictureError:
         return None
-    picture.thumbnail(SHOWN)
+    picture.thumbnail(SIZE)
     return picture

@@ -1,16 +1,16 @@
 """A gallery's templates in memory: exact search in one array, loaded once.
 
-They lie there twice, as they were read, part by part, and ordered by identity.
+Memory holds them twice: by fragment, as read, and in one array ordered by identity.
 
-Reading all of a large array takes longer than all else, so that a narrow one is read first: the
+Most of the time of a search is the reading of a large array, so a narrow one is read first: the
 vectors' coordinates along the directions in which they vary most, and the length of the rest. By
-Cauchy and Schwarz these bound each distance from below, and only the few templates that may be near
-are compared in full. Nothing is approximate.
+the Cauchy-Schwarz inequality these bound each distance from below, and only the few templates that
+may be near are compared in full. The result is exact.
 
-Fragments of the table never change, but for the rows that are deleted from them, so a new version
-loads only what is new. This module knows no models and no rules.
+Fragments of the table never change, except for deleted rows, so a new version loads only its new
+fragments. Models and fusion rules play no part here.
 
-Shapes: M templates, I identities, D dimensions, L of the narrow array, S of a shortlist.
+Shapes: M templates, I identities, D dimensions, L columns of the narrow array, S of a shortlist.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ __all__ = ["Snapshot", "Snapshots"]
 
 NARROW = 16
 WORTH_NARROWING = 20_000
-"""Templates from which the narrow array saves time; below, all fits the processor's caches."""
+"""Templates from which the narrow array saves time; fewer fit the processor's caches."""
 SAMPLE = 20_000
 BLOCK = 32
 ROUNDING = 1e-5
-"""By how much, of the two squared lengths, a squared distance by a product may be off, at most."""
+"""Largest error of a squared distance by a product, relative to the two squared lengths."""
 
 HELD = ("identity", "path", "hash", "vector")
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The templates of one version, those of an identity side by side.
+    """The templates of one version, ordered by identity.
 
     Attributes:
-        version: of the store.
+        version: version of the store.
         vector: (M, D) float32.
-        bounds: of distances to them.
-        code: (M,) the identity of each, a place in `identities`, ascending.
+        bounds: lower bounds of distances to the vectors.
+        code: (M,) index of each template's identity in `identities`, ascending.
         identities: (I,) names, sorted.
-        path: (M,) where each picture was.
-        hash: (M,) of its content.
+        path: (M,) file of each picture.
+        hash: (M,) hash of each picture.
     """
 
     version: int
@@ -88,11 +88,11 @@ class Snapshot:
     def nearest(
         self, probe_D: NDArray[np.float32], num: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The `num` nearest templates and those that are as near as the last of them, exactly.
+        """The `num` nearest templates, and all that tie with the last of them.
 
         Returns:
-            Rows (S,), nearest first and of equally near ones in their order, and squared Euclidean
-            distances (S,), of which a template has exactly 0 to itself.
+            Rows (S,), nearest first, ties in row order, and squared Euclidean distances (S,),
+            exactly 0 between equal vectors.
         """
         if num >= len(self):
             return self._ordered(np.arange(len(self)), probe_D)
@@ -120,7 +120,7 @@ class Snapshot:
     def _squares(
         self, rows: NDArray[np.int64], probe_D: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        # By differences, since a product rounds.
+        # By differences: the product form is inexact near 0.
         difference_SD = self.vector[rows] - probe_D
         return np.asarray(np.einsum("sd,sd->s", difference_SD, difference_SD))
 
@@ -130,9 +130,9 @@ class Bounds:
     """Lower bounds of squared distances to M vectors, by one product with a narrow array.
 
     Attributes:
-        turn: (D, L - 1) directions, orthonormal; None where the array is that of the vectors.
+        turn: (D, L - 1) orthonormal directions; None if `narrow` holds the vectors.
         narrow: (M, L) coordinates along them, and the length of the rest; or the vectors, (M, D).
-        square: (M,) squared lengths, less what a product may be off.
+        square: (M,) squared lengths, less the largest error of a product.
     """
 
     turn: NDArray[np.float32] | None
@@ -141,7 +141,7 @@ class Bounds:
 
     @classmethod
     def of(cls, vector_MD: NDArray[np.float32]) -> Bounds:
-        """With a narrow array where that saves time."""
+        """With a narrow array if it saves time."""
         num, dim = vector_MD.shape
         if num < WORTH_NARROWING or dim < 2 * NARROW:
             return cls.plain(vector_MD)
@@ -151,12 +151,12 @@ class Bounds:
 
     @classmethod
     def plain(cls, vector_MD: NDArray[np.float32]) -> Bounds:
-        """With the vectors themselves: no looser than rounding."""
+        """With the vectors themselves: tight up to rounding."""
         square_M = np.einsum("md,md->m", vector_MD, vector_MD)
         return cls(None, vector_MD, square_M * np.float32(1 - ROUNDING))
 
     def below(self, probe_D: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Squared distances that are not greater than the true ones, shape (M,)."""
+        """Lower bounds of the squared distances, shape (M,)."""
         probe_L = probe_D if self.turn is None else _along(self.turn, probe_D[None])[0]
         low_M = self.narrow @ (-2 * probe_L)
         low_M += self.square
@@ -165,11 +165,11 @@ class Bounds:
 
 
 def _along(turn_DL: NDArray[np.float32], vector_MD: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Coordinates along some directions, and the length of what they leave, shape (M, L)."""
+    """Coordinates along some directions, and the length of the rest, shape (M, L)."""
     shape = len(vector_MD), turn_DL.shape[1] + 1
-    narrow_ML = np.empty(shape, dtype=np.float32, order="F")  # Column by column is read faster.
+    narrow_ML = np.empty(shape, dtype=np.float32, order="F")  # Columns in sequence are read faster.
     np.matmul(vector_MD, turn_DL, out=narrow_ML[:, :-1])
-    # Rounded up: too short a rest would give bounds that are none.
+    # Rounded up: with too short a rest the bounds would be wrong.
     rest_M = np.float32(1 + ROUNDING) * np.einsum("md,md->m", vector_MD, vector_MD)
     rest_M -= np.einsum("ml,ml->m", narrow_ML[:, :-1], narrow_ML[:, :-1])
     narrow_ML[:, -1] = np.sqrt(np.maximum(rest_M, 0))
@@ -181,13 +181,13 @@ def _lowest(low_M: NDArray[np.float32], num: int) -> NDArray[np.int64]:
     blocks = len(low_M) // BLOCK
     if blocks < 4 * num:
         return np.argpartition(low_M, num - 1)[:num]
-    # Quicker: as many blocks, of rows far apart, hold a value as low as the `num`th of theirs.
+    # Faster: `num` blocks, of rows far apart, hold a value as low as the `num`th lowest minimum.
     of_block = low_M[: blocks * BLOCK].reshape(BLOCK, blocks).min(axis=0)
     return np.flatnonzero(low_M <= np.partition(of_block, num - 1)[num - 1])
 
 
 class Snapshots:
-    """The snapshot of the newest version, kept until there is a newer one."""
+    """The snapshot of the newest version, kept until a newer one exists."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -196,7 +196,7 @@ class Snapshots:
         self._lock = threading.Lock()
 
     def latest(self) -> Snapshot:
-        """The templates as they are now."""
+        """The templates of the newest version."""
         with self._lock:
             version = self._store.version
             if self._latest is None or self._latest.version != version:

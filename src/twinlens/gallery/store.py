@@ -1,7 +1,7 @@
 """Store of templates: insert, rename, delete, search, index, clean up.
 
-This module knows no models, pictures or thresholds: rows go in, rows and distances come out.
-`table` says what a commit guarantees.
+Rows go in, rows and squared distances come out: models, pictures and thresholds play no part here.
+See `table` for the guarantees of a commit.
 
 Shapes: M templates of D dimensions.
 """
