@@ -9,19 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.data.pixel_cache import Pixels
+from twinlens.data.pixels import Pixels
 from twinlens.data.table import ImageTable
-from twinlens.measure.exact_eer import AllPairs
-from twinlens.measure.nearest_neighbour import Nearest
-from twinlens.measure.verification import (
-    Figure,
-    OneShot,
-    OneShotTrials,
-    OpenSet,
-    PairTrials,
-    Retrieval,
-    Verification,
-)
+from twinlens.measure.bootstrap import Estimate
+from twinlens.measure.exact_eer import ExactEer
+from twinlens.measure.few_shot import OneShotResult
+from twinlens.measure.nearest_neighbour import NearestNeighbourResult
+from twinlens.measure.open_set import OpenSetResult
+from twinlens.measure.retrieval import RetrievalResult
+from twinlens.measure.trials import OneShotTrialsResult, PairTrialsResult
+from twinlens.measure.verification import VerificationResult
 
 __all__ = [
     "EvaluationResult",
@@ -35,7 +32,7 @@ __all__ = [
 class TrialEvaluation:
     """Results on a list of given trials, without other pictures."""
 
-    trials: PairTrials | OneShotTrials
+    trials: PairTrialsResult | OneShotTrialsResult
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; see docs/json.md."""
@@ -65,14 +62,14 @@ class EvaluationResult:
 
     split: str
     identity_disjoint: bool
-    verification: Verification
-    all_pairs: AllPairs | None
-    retrieval: Retrieval | None
-    one_shot: Mapping[str, OneShot]
+    verification: VerificationResult
+    all_pairs: ExactEer | None
+    retrieval: RetrievalResult | None
+    one_shot: Mapping[str, OneShotResult]
     table: ImageTable
     pixels: Pixels
     embeddings: NDArray[np.float32]
-    trials: PairTrials | OneShotTrials | None = None
+    trials: PairTrialsResult | OneShotTrialsResult | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; see docs/json.md."""
@@ -103,7 +100,7 @@ class NearestNeighbourEvaluation:
 
     split: str
     identity_disjoint: bool
-    nearest: Nearest
+    nearest: NearestNeighbourResult
     table: ImageTable
     pixels: Pixels
     embeddings: NDArray[np.float32]
@@ -152,7 +149,7 @@ class OpenSetEvaluation:
 
     split: str
     identity_disjoint: bool
-    open_set: OpenSet | None
+    open_set: OpenSetResult | None
     table: ImageTable
     pixels: Pixels
     embeddings: NDArray[np.float32]
@@ -203,7 +200,7 @@ def _figures(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]
     return rows
 
 
-def _galleries(result: OpenSet) -> Iterator[tuple[str, str]]:
+def _galleries(result: OpenSetResult) -> Iterator[tuple[str, str]]:
     pictures = "picture" if result.shot == 1 else "pictures"
     yield (
         "galleries",
@@ -227,11 +224,11 @@ def _galleries(result: OpenSet) -> Iterator[tuple[str, str]]:
         yield f"of {size.num_enrolled} enrolled", ", ".join(parts)
 
 
-def _of_strangers(figure: Figure) -> str:
+def _of_strangers(figure: Estimate) -> str:
     return _interval(figure.as_json(), "strangers")
 
 
-def _short(figure: Figure) -> str:
+def _short(figure: Estimate) -> str:
     return "-" if figure.value is None else f"{figure.value:.3f}"
 
 
