@@ -28,6 +28,7 @@ from twinlens.cli.gallery import GALLERY_COMMANDS
 from twinlens.cli.main import main, make_parser
 from twinlens.config import Settings
 from twinlens.gallery.gallery import Gallery
+from twinlens.report.canvas import GREEN, RED
 
 Capture = pytest.CaptureFixture[str]
 
@@ -162,14 +163,30 @@ def test_verify_in_a_process_of_its_own(tiny_run: TinyRun) -> None:
     assert wrong.stderr == f"twinlens: error: {b}x: no such file\n"
 
 
+def level_in_the_middle(array: np.ndarray) -> float:
+    """The mean of the middle half of a picture."""
+    top, left = array.shape[0] // 4, array.shape[1] // 4
+    return float(array[top:-top, left:-left].mean())
+
+
 def test_show_draws_the_verdict(tiny_run: TinyRun, tmp_path: Path, capsys: Capture) -> None:
-    a, b = two_pictures(tiny_run)
-    code, *_ = run(capsys, "verify", tiny_run.run, a, b, "--show", tmp_path / "shown.png")
-    assert code in (0, 1)
-    with Image.open(tmp_path / "shown.png") as picture:
-        picture.load()
-        assert picture.mode == "RGB"
-        assert len(set(np.asarray(picture).reshape(-1, 3)[::7].flatten())) > 20
+    first, other = two_pictures(tiny_run)
+    shown = tmp_path / "shown.png"
+    for second in (first, other):
+        code, *_ = run(capsys, "verify", tiny_run.run, first, second, "--show", shown)
+        color, absent = (GREEN, RED) if code == 0 else (RED, GREEN)
+        array = np.asarray(Image.open(shown))
+        assert array.shape[2:] == (3,)
+        assert not (array == absent).all(axis=2).any()
+        is_frame = (array == color).all(axis=2)
+        rows = np.flatnonzero(is_frame.sum(axis=1) > 200)
+        columns = np.flatnonzero(is_frame.sum(axis=0) > 200)
+        inside = array[rows.min() : rows.max(), columns.min() : columns.max()]
+        halves = np.array_split(inside, 2, axis=1)  # Both pictures, enlarged; the text is below.
+        for path, half in zip((first, second), halves, strict=True):
+            original = np.asarray(Image.open(path).convert("L"))
+            assert abs(level_in_the_middle(half) - level_in_the_middle(original)) < 12
+        assert (array[rows.max() + 5 :] != array[0, 0]).any()
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["shown.png"]
 
 

@@ -365,7 +365,7 @@ def test_what_is_refused_before_any_work(
         ({"neighbours": 0}, "neighbours must be at least 1"),
         ({"threshold": -1.0}, "threshold must be a distance of 0 or more"),
         ({"threshold": float("nan")}, "threshold must be a distance of 0 or more"),
-        ({"threshold": 1.0, "far": 0.1}, "both say where to cut"),
+        ({"threshold": 1.0, "far": 0.1}, "both set the cut"),
     ):
         with pytest.raises(ConfigError, match=message):
             run(**settings)

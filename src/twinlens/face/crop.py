@@ -88,14 +88,14 @@ class Box:
 
 @dataclass(frozen=True)
 class Face:
-    """What a detector found.
+    """A detected face.
 
     Attributes:
-        box: around the face.
-        score: higher is surer. Of YuNet a confidence between 0 and 1; of the Haar cascade the
-            weight of its last stage, which has no upper end and is no probability.
-        eyes: that of the person's right (left in an upright picture), and the other one; None
-            where the detector knows no eyes.
+        box: bounding box.
+        score: higher is surer. For YuNet a confidence in [0, 1]; for the Haar cascade the weight of
+            its last stage, which is unbounded and no probability.
+        eyes: the person's right eye (left in an upright picture) and left eye; None if the detector
+            finds no eyes.
     """
 
     box: Box
@@ -104,10 +104,10 @@ class Face:
 
 
 class Detector(Protocol):
-    """What finds faces in an array."""
+    """A face detector."""
 
     sides: tuple[int, ...]
-    """Lengths of the longer side at which it looks at a large picture."""
+    """Lengths of the longer side at which a large picture is searched."""
 
     def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
         """The faces in a picture (H, W, 3), RGB, in any order."""
@@ -117,37 +117,36 @@ class Detector(Protocol):
 def find_faces(picture: Image.Image, detector: Detector, *, pad: float = 0.0) -> list[Face]:
     """The faces in a picture, best score first.
 
-    A picture whose longer side is above the last of the detector's `sides` is looked at in a
-    copy of each of those sizes, since a network finds neither a face of a few pixels nor one of
-    a thousand; a smaller one at its own size and the sizes below it; one below 160 pixels is
-    enlarged to that. Where two findings share more than half of the smaller box, the one with
-    the higher score stays.
+    A picture whose longer side exceeds the last of the detector's `sides` is searched at each of
+    those sizes, since a network misses faces of a few pixels and of a thousand. A smaller picture
+    is searched at its own size and the sizes below it; below 160 pixels it is enlarged to that. Of
+    two detections that share more than half of the smaller box, the higher score stays.
 
     Args:
-        picture: "L" or "RGB", upright.
-        detector: finds faces in arrays.
-        pad: how much of the median colour of its border is put around the picture first, as a
-            share of its longer side. Helps with pictures that are cut off at the face.
+        picture: upright "L" or "RGB" picture.
+        detector: face detector.
+        pad: border in the median colour of the picture's edge, as a share of its longer side. Helps
+            with pictures that are cropped to the face.
     Returns:
         Faces with boxes clipped to the picture; the eyes may lie outside of it.
     """
     band = round(pad * max(picture.size))
     ground = _padded(picture, band) if band else picture
-    found = [
+    detections = [
         face
         for scale in _scales(max(ground.size), detector.sides)
         for face in _look(ground, detector, scale, band)
     ]
-    inside = [face for face in (_clipped(face, picture.size) for face in found) if face]
+    inside = [face for face in (_clipped(face, picture.size) for face in detections) if face]
     return _without_repeats(inside)
 
 
 def look_closer(picture: Image.Image, face: Face, detector: Detector) -> Face:
-    """The face with eyes that are worth turning it by.
+    """Refine the eyes of a face for alignment.
 
-    YuNet takes a tilted face of less than some 200 pixels for a level one, by 20 degrees and
-    more. So it is shown the face alone at 240 pixels, turned by what it said before, until that
-    changes by less than 2 degrees, four times at most.
+    YuNet reports a tilted face below some 200 pixels as level, with errors of 20 degrees and more.
+    The face alone is therefore searched at 240 pixels, rotated by the previous angle, until that
+    changes by less than 2 degrees, at most four times.
     """
     longest = max(face.box.width, face.box.height)
     scale = CLOSE_SIDE / longest

@@ -71,9 +71,9 @@ class DetectorChoice:
         """The detector itself.
 
         Args:
-            floor: faces with less confidence are not told; without effect on Haar.
+            floor: least confidence of a reported face; without effect on Haar.
         Raises:
-            DataError: a model file that cannot be read, or is no YuNet.
+            DataError: a model file that is unreadable or not YuNet.
             MissingExtraError: no OpenCV, or version 5.
         """
         if self.model is None:
@@ -82,14 +82,14 @@ class DetectorChoice:
 
 
 def choose_detector(name: str, model: Path | None = None) -> DetectorChoice:
-    """The detector that a user means.
+    """The detector for a name.
 
-    "auto" is YuNet where its model file is given, cached or can be downloaded, and else the Haar
-    cascade that comes with OpenCV, with a warning that says why.
+    "auto" is YuNet if its model file is given, cached or downloadable; else the Haar cascade of
+    OpenCV, with a warning that gives the reason.
 
     Raises:
         ConfigError: an unknown name, or a model for the cascade.
-        DataError: "yunet", and no model file to be had.
+        DataError: "yunet" without a model file.
         MissingExtraError: no OpenCV, or version 5.
     """
     if name not in DETECTORS:
@@ -98,7 +98,8 @@ def choose_detector(name: str, model: Path | None = None) -> DetectorChoice:
     if name == "haar":
         if model is not None:
             raise ConfigError(
-                f"the Haar cascade takes no model file, found {model}: leave one of the two out"
+                f"the Haar cascade takes no model file, found {model}: leave out --model or take "
+                "--detector yunet"
             )
         return DetectorChoice("haar")
     if model is not None:
@@ -113,10 +114,10 @@ def choose_detector(name: str, model: Path | None = None) -> DetectorChoice:
 
 
 def yunet_file(url: str = YUNET_URL, sha256: str = YUNET_SHA256) -> Path:
-    """The model file of YuNet in the cache, downloaded at first and only with its checksum.
+    """The model file of YuNet in the cache, downloaded once and checked by its SHA-256.
 
     Raises:
-        DataError: it cannot be downloaded, or is another file; nothing is kept then.
+        DataError: the download failed, or its checksum differs; nothing is kept.
     """
 
     def fill(folder: Path) -> None:
@@ -126,10 +127,10 @@ def yunet_file(url: str = YUNET_URL, sha256: str = YUNET_SHA256) -> Path:
         except urllib.error.HTTPError as error:
             error.close()  # It is an open connection too.
             raise
-        found = hashlib.sha256(content).hexdigest()
-        if found != sha256:
+        actual = hashlib.sha256(content).hexdigest()
+        if actual != sha256:
             raise RuntimeError(
-                f"what came has {len(content):,} bytes and the SHA-256 {found}, not {sha256}"
+                f"the download has {len(content):,} bytes and SHA-256 {actual}, expected {sha256}"
             )
         (folder / YUNET_NAME).write_bytes(content)
 

@@ -1,7 +1,6 @@
-"""A sheet of answers: each picture that was asked about, beside what was found for it.
+"""Sheet of answers: each probe beside its results.
 
-This module lays out pictures and words that it is given. It knows no galleries, distances or
-thresholds.
+This module lays out pictures and text. It knows no galleries, distances or thresholds.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from twinlens.report.canvas import (
 __all__ = ["Strip", "Tile", "draw_sheet"]
 
 WIDTH, MARGIN, GAP, PADDING, FRAME = 1600, 36, 22, 20, 2
-FEWEST, MOST = 4, 6  # columns of what was found, beside the picture that was asked about
+FEWEST, MOST = 4, 6  # columns of results, beside the probe
 TITLE, REASON, NAME, NOTE = 23, 17, 17, 15
 TITLE_HEIGHT, REASON_HEIGHT, NAME_HEIGHT, NOTE_HEIGHT = 36, 34, 25, 23
 PROBE_GAP = 56  # around the line between the two
@@ -34,14 +33,14 @@ PROBE_GAP = 56  # around the line between the two
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """A picture with a name and notes below it.
+    """A picture with a caption and notes.
 
     Attributes:
-        picture: None where there is none to show.
-        name: below the picture.
-        notes: below the name, a line each.
-        frame: of the picture; None for a hairline.
-        missing: what an empty place says.
+        picture: the picture; None if missing.
+        name: caption.
+        notes: lines below the caption.
+        frame: colour of the frame; None for a hairline.
+        missing: text in place of a missing picture.
     """
 
     picture: Image.Image | None
@@ -53,21 +52,21 @@ class Tile:
 
 @dataclass(frozen=True, eq=False)
 class Strip:
-    """One picture that was asked about, and what was found for it, best first.
+    """A probe and its results, best first.
 
     Attributes:
-        title: the answer, in `color`.
-        reason: in one line.
-        color: of the title.
-        probe: what was asked about.
-        found: in the order that they are drawn in.
+        title: the answer.
+        reason: reason of the answer, one line.
+        color: colour of the title.
+        probe: the probe.
+        results: tiles of the results, in drawing order.
     """
 
     title: str
     reason: str
     color: Color
     probe: Tile
-    found: tuple[Tile, ...]
+    results: tuple[Tile, ...]
 
 
 def draw_sheet(strips: Sequence[Strip]) -> Image.Image:
@@ -76,8 +75,8 @@ def draw_sheet(strips: Sequence[Strip]) -> Image.Image:
     Returns:
         An RGB picture, 1600 pixels wide.
     """
-    tiles = [tile for strip in strips for tile in (strip.probe, *strip.found)]
-    columns = min(max([FEWEST, *(len(strip.found) for strip in strips)]), MOST)
+    tiles = [tile for strip in strips for tile in (strip.probe, *strip.results)]
+    columns = min(max([FEWEST, *(len(strip.results) for strip in strips)]), MOST)
     box = _box([tile.picture for tile in tiles if tile.picture is not None], columns)
     text = NAME_HEIGHT + NOTE_HEIGHT * max((len(tile.notes) for tile in tiles), default=0)
     cell = box[1] + 8 + text + PADDING
@@ -100,7 +99,7 @@ def _box(pictures: Sequence[Image.Image], columns: int) -> tuple[int, int]:
 
 
 def _rows(strip: Strip, columns: int) -> int:
-    return max(1, -(-len(strip.found) // columns))
+    return max(1, -(-len(strip.results) // columns))
 
 
 def _height(strip: Strip, columns: int, cell: int) -> int:
@@ -120,7 +119,7 @@ def _draw_strip(
     start = left + box[0] + PROBE_GAP
     line = left + box[0] + PROBE_GAP // 2
     canvas.paste(LINE, (line, top, line + 2, top + _rows(strip, columns) * cell - PADDING))
-    for place, tile in enumerate(strip.found):
+    for place, tile in enumerate(strip.results):
         row, column = divmod(place, columns)
         _draw_tile(canvas, tile, (start + column * (box[0] + GAP), top + row * cell), box)
 

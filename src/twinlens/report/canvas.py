@@ -1,7 +1,6 @@
-"""Cards, pictures and lines of text on a canvas: the handwork of `montage`.
+"""Drawing on a canvas: cards, pictures and lines of text.
 
-Text falls back to other fonts, and at last to squares, where a font lacks a glyph. This module
-knows no tables, batches or labels.
+Text falls back to other fonts, and finally to squares, for missing glyphs.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ SMOOTH = 4  # Rounded corners are drawn this much larger and shrunk.
 TINY = 64  # Smaller pictures keep their pixels when enlarged.
 RADIUS = 14
 
-# Asked in this order for what the first lacks; found by name where a system has them.
+# Fallbacks in this order for glyphs that the first font lacks, if installed.
 FALLBACK_FONTS = (
     "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "DroidSansFallbackFull.ttf",
     "wqy-zenhei.ttc", "wqy-microhei.ttc", "PingFang.ttc", "Hiragino Sans GB.ttc", "msyh.ttc",
@@ -55,7 +54,7 @@ FALLBACK_FONTS = (
 
 
 def proportions(pictures: Sequence[Image.Image]) -> float:
-    """Width by height of the median picture, within 1:2 and 5:2; 1 where there is none."""
+    """Width by height of the median picture, within 1:2 and 5:2; 1 without pictures."""
     ratios = [picture.width / picture.height for picture in pictures]
     return float(np.clip(np.median(ratios), 0.5, 2.5)) if ratios else 1.0
 
@@ -179,10 +178,10 @@ def _drawable(text: str, size: int, bold: bool) -> tuple[str, Font]:
 @lru_cache(maxsize=32)
 def _our_font(size: int, bold: bool) -> Font:
     """DejaVu Sans, which comes with matplotlib and has Latin, Greek, Cyrillic and more."""
-    found = importlib.util.find_spec("matplotlib")
-    if found is not None and found.origin is not None:
+    spec = importlib.util.find_spec("matplotlib")
+    if spec is not None and spec.origin is not None:
         name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-        path = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / name
+        path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / name
         if path.is_file():
             return ImageFont.truetype(str(path), size)
     return ImageFont.load_default(size)

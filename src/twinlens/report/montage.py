@@ -1,7 +1,7 @@
-"""Pictures of pictures: what a training batch pulls together and pushes apart, and a verdict.
+"""Montages: genuine and impostor pairs and triplets of a training batch, and a verdict.
 
-Green frames are the same thing, red frames are different things, and a forgery is called one.
-This module draws what it is given; it reads no files and computes no distances.
+Genuine pairs have green frames, impostor pairs red ones, and forgeries a note. This module reads
+no files and computes no distances.
 
 Shapes: N pictures, C channels, H height, W width; B pictures in a batch, Q pairs, T triplets.
 """
@@ -83,27 +83,27 @@ def draw_montage(
 ) -> Image.Image:
     """Draw sample genuine pairs (green), impostor pairs (red) and triplets of a batch.
 
-    Literal pairs or triplets of the batch are shown as they were drawn; of other batches, pairs
-    are those of `pair_masks`. As many identities as possible are shown once before one comes
-    twice; where there are forgeries, every second impostor is one.
+    Literal pairs or triplets of the batch are shown as they were drawn; for other batches, pairs
+    are those of `pair_masks`. Identities are varied as far as possible. With forgeries, every
+    second impostor is one.
 
     Args:
-        table: the table whose rows the batch names.
-        pictures: for each row of the table, either pixels, uint8 (N, C, H, W), or a function
-            from a row to a picture; one that raises PictureError leaves an empty place.
-        batch: what a sampler of `batches.make_sampler` gives.
-        num_pairs: at most so many of each kind.
-        num_triplets: at most so many.
-        seed: of the choice among the batch's pairs.
+        table: table of the batch's rows.
+        pictures: pixels of each row, uint8 (N, C, H, W), or a function from a row to a picture; one
+            that raises PictureError leaves an empty place.
+        batch: batch of a sampler of `batches.make_sampler` gives.
+        num_pairs: largest number of each kind.
+        num_triplets: largest number of triplets.
+        seed: random seed of the choice.
     Returns:
         An RGB picture, 1600 pixels wide.
     """
     rng = np.random.default_rng(seed)
-    pairs = [_choose(batch, found, num_pairs, rng) for found in _pairs(batch)]
+    pairs = [_choose(batch, kind, num_pairs, rng) for kind in _pairs(batch)]
     triplets = _triplets(batch, num_triplets, rng)
     sections = [
-        _Section("The same: pulled together", GREEN, _plain_cards(pairs[0]), framed=True),
-        _Section("Different: pushed apart", RED, _plain_cards(pairs[1]), framed=True),
+        _Section("Genuine pairs: pulled together", GREEN, _plain_cards(pairs[0]), framed=True),
+        _Section("Impostor pairs: pushed apart", RED, _plain_cards(pairs[1]), framed=True),
         _Section("Anchor, positive, negative", INK, _triplet_cards(triplets), framed=False),
     ]
     sections = [section for section in sections if section.cards]
@@ -122,13 +122,13 @@ def draw_montage(
 def draw_verdict(
     left: Image.Image, right: Image.Image, lines: Sequence[str], match: bool
 ) -> Image.Image:
-    """Two pictures side by side in a green or red frame, with lines of text below.
+    """Draw two pictures side by side in a green or red frame, with lines of text below.
 
     Args:
-        left: any picture.
-        right: another.
-        lines: the first is the verdict, large and in the frame's colour.
-        match: green if true, else red.
+        left: first picture.
+        right: second picture.
+        lines: text; the first line is the verdict, large and in the frame's colour.
+        match: whether the frame is green instead of red.
     Returns:
         An RGB picture.
     """
@@ -177,7 +177,7 @@ def _masks(batch: Batch) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 
 
 def _is_forgery(batch: Batch, pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether a pair is a forgery with what it imitates, (Q,)."""
+    """Whether a pair is a forgery and a picture of the imitated identity, (Q,)."""
     a, b = pairs.T
     forgery: NDArray[np.bool_] = batch.forged[pairs].any(axis=1) & (
         batch.label[a] == batch.label[b]
@@ -203,7 +203,7 @@ def _choose(
 
 
 def _varied(batch: Batch, pairs: NDArray[np.int64]) -> list[tuple[int, ...]]:
-    """The same pairs, those with identities that came less often first."""
+    """The pairs, ordered so that rarely drawn identities come first."""
     seen: dict[int, int] = {}
     ranked = []
     for place, pair in enumerate(pairs.tolist()):
@@ -220,12 +220,12 @@ def _triplets(batch: Batch, num: int, rng: np.random.Generator) -> list[tuple[in
     genuine_BB, impostor_BB = _masks(batch)
     if batch.pairs is not None:
         genuine_BB, impostor_BB = _drawn_masks(batch)
-    found = [
+    candidates = [
         (anchor, rng.choice(np.flatnonzero(genuine_BB[anchor])), negative)
         for anchor in np.flatnonzero(genuine_BB.any(axis=1)).tolist()
         for negative in _two_negatives(batch, anchor, np.flatnonzero(impostor_BB[anchor]), rng)
     ]
-    return _choose(batch, np.array(found, dtype=np.int64).reshape(-1, 3), num, rng)
+    return _choose(batch, np.array(candidates, dtype=np.int64).reshape(-1, 3), num, rng)
 
 
 def _drawn_masks(batch: Batch) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -244,7 +244,7 @@ def _drawn_masks(batch: Batch) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 def _two_negatives(
     batch: Batch, anchor: int, negatives: NDArray[np.int64], rng: np.random.Generator
 ) -> list[int]:
-    """A random forgery of the anchor and a random other negative, as far as there are any."""
+    """A random forgery of the anchor and a random other negative, if any."""
     forgery = batch.forged[negatives] & (batch.label[negatives] == batch.label[anchor])
     genuine = ~batch.forged[negatives]
     kinds = (negatives[forgery], negatives[genuine])
@@ -314,7 +314,7 @@ class _Page:
 
     def _layout(self, section: _Section) -> _Layout:
         num = len(section.cards[0])
-        # Wide pictures want fewer columns. Pairs, then triplets.
+        # Wide pictures get fewer columns. Keys: pictures of a card.
         wanted = {2: 5, 3: 4} if self._ratio < 0.7 else {2: 4, 3: 3}
         columns = {2: 3, 3: 2}[num] if self._ratio > 1.4 else wanted[num]
         cards = section.cards
@@ -364,7 +364,7 @@ class _Page:
         captions = [self._captions[tile.position] for tile in card]
         lefts = layout.lefts(corner[0], len(card))
         width, y = layout.box[0], corner[1] + layout.role_height + layout.box[1] + 7
-        if len(set(captions)) == 1:  # One name for all, where a long one has room.
+        if len(set(captions)) == 1:  # One caption for all, which leaves room for a long one.
             captions, lefts, width = captions[:1], lefts[:1], layout.inner(len(card))
         for caption, x in zip(captions, lefts, strict=True):
             middle = x + width // 2
@@ -375,7 +375,7 @@ class _Page:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where things lie in a section; all in pixels."""
+    """Layout of a section, in pixels."""
 
     cards: list[Card]
     columns: int
