@@ -1,12 +1,12 @@
 """twinlens teaches a computer which pictures show the same thing.
 
-    import twinlens
+Example:
+    >>> import twinlens
+    >>> model = twinlens.train("photos/")  # doctest: +SKIP
+    >>> model.verify("a.jpg", "b.jpg").match  # doctest: +SKIP
+    True
 
-    model = twinlens.train("photos/")
-    answer = model.verify("a.jpg", "b.jpg")
-    print(answer.explain())
-
-The public names are loaded when they are first used, so `import twinlens` takes milliseconds.
+Public names are loaded at their first use, so `import twinlens` takes milliseconds.
 """
 
 from __future__ import annotations
