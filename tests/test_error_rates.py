@@ -1,4 +1,4 @@
-"""Error rates, thresholds and ranks: by hand, by loops, by scikit-learn, and by their laws."""
+"""Error rates and thresholds: by hand, by loops, by scikit-learn, and by their laws."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics import det_curve as sklearn_det_curve
+from sklearn.metrics import roc_auc_score
 
 from twinlens.errors import CalibrationError, DataError
 from twinlens.measure.error_rates import (
@@ -19,10 +19,8 @@ from twinlens.measure.error_rates import (
     eer,
     far_at,
     frr_at,
-    map_at_r,
     matches,
     point_at_far,
-    recall_at_k,
     tar_at_far,
     threshold_at_far,
 )
@@ -248,32 +246,3 @@ def test_ranking_once_serves_many_weightings():
         a, b = ranked.curve(*weights), det_curve(genuine, impostor, *weights)
         assert a.far.tolist() == b.far.tolist()
         assert a.frr.tolist() == b.frr.tolist()
-
-
-def test_ranks_by_hand():
-    correct = [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
-    assert recall_at_k(correct, 1).tolist() == [1, 0, 0]
-    assert recall_at_k(correct, 2).tolist() == [1, 1, 0]
-    assert recall_at_k(correct, 9).tolist() == [1, 1, 1]
-    # R = 3: hits at ranks 1 and 3; R = 1: the hit comes too late; R = 4: at the last rank.
-    found = map_at_r(correct, [3, 1, 4])
-    assert found == pytest.approx([(1 + 2 / 3) / 3, 0, (1 / 4) / 4])
-
-
-def test_ranks_refuse_what_they_cannot_count():
-    with pytest.raises(ValueError, match="k is 0"):
-        recall_at_k([[True]], 0)
-    for relevant in ([0], [3]):
-        with pytest.raises(ValueError, match="each R"):
-            map_at_r([[True, False]], relevant)
-
-
-def test_map_at_r_is_average_precision_where_all_are_found_in_time():
-    # Where every right picture lies within the first R ranks, both are 1; where R reaches the
-    # gallery's end, MAP@R is the usual average precision.
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        order = rng.permutation(6)
-        truth = np.ones(6, dtype=bool)
-        assert map_at_r([truth], [6])[0] == average_precision_score(truth, -order)
-        assert map_at_r([truth[:3]], [3])[0] == 1

@@ -179,9 +179,9 @@ def test_what_cannot_be_is_refused():
         rank_identities(dist, [0, 1], "nearset", 1)
     with pytest.raises(DataError, match="NaN"):
         rank_identities(np.array([[0, np.nan]]), [0, 1], "nearest", 1)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="needed are distances"):
         rank_identities(dist, [0, 1, 2], "nearest", 1)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="needed are distances"):
         rank_identities(dist, [0, 1], "nearest", 0)
-    with pytest.raises(ValueError, match="start at 0"):
+    with pytest.raises(ValueError, match="must start at 0, found -1"):
         TemplateGroups.of([0, -1])

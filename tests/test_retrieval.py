@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import reference
 import torch
+from sklearn.metrics import average_precision_score
 
 from twinlens.errors import DataError
 from twinlens.measure import half_matrix_knn as ranks
 from twinlens.measure import pairs as pairs_module
 from twinlens.measure import retrieval as module
 from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison, as_euclidean
-from twinlens.measure.retrieval import retrieval
+from twinlens.measure.retrieval import map_at_r, recall_at_k, retrieval
 from twinlens.model.comparators import TorchComparison, make_comparator
 
 
@@ -108,3 +109,32 @@ def test_one_product_gives_the_squared_distances():
     square = product_form.left @ product_form.right.T + product_form.square[:, None]
     expected = EuclideanComparison("squared-euclidean").matrix(emb, emb)
     np.testing.assert_allclose(square, expected, atol=1e-4)
+
+
+def test_ranks_by_hand():
+    correct = [[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
+    assert recall_at_k(correct, 1).tolist() == [1, 0, 0]
+    assert recall_at_k(correct, 2).tolist() == [1, 1, 0]
+    assert recall_at_k(correct, 9).tolist() == [1, 1, 1]
+    # R = 3: hits at ranks 1 and 3; R = 1: the hit comes too late; R = 4: at the last rank.
+    found = map_at_r(correct, [3, 1, 4])
+    assert found == pytest.approx([(1 + 2 / 3) / 3, 0, (1 / 4) / 4])
+
+
+def test_ranks_refuse_what_they_cannot_count():
+    with pytest.raises(ValueError, match="k must be at least 1, found 0"):
+        recall_at_k([[True]], 0)
+    for relevant in ([0], [3]):
+        with pytest.raises(ValueError, match="each R must be in 1 to 2"):
+            map_at_r([[True, False]], relevant)
+
+
+def test_map_at_r_is_average_precision_where_all_are_found_in_time():
+    # Where every right picture lies within the first R ranks, both are 1; where R reaches the
+    # gallery's end, MAP@R is the usual average precision.
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        order = rng.permutation(6)
+        truth = np.ones(6, dtype=bool)
+        assert map_at_r([truth], [6])[0] == pytest.approx(average_precision_score(truth, -order))
+        assert map_at_r([truth[:3]], [3])[0] == pytest.approx(1)

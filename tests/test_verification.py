@@ -154,7 +154,7 @@ def test_the_same_seed_draws_the_same_pairs():
     assert first.a.tolist() == again.a.tolist()
     assert first.b.tolist() == again.b.tolist()
     assert as_sets(first) != as_sets(other)
-    with pytest.raises(DataError, match="num_pairs is 0"):
+    with pytest.raises(DataError, match="num_pairs must be at least 1, found 0"):
         draw_pairs(label, forged, num_pairs=0, rng=np.random.default_rng(0))
 
 

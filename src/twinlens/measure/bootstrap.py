@@ -32,6 +32,7 @@ __all__ = [
     "check_seed",
     "estimates",
     "interval",
+    "mean_estimates",
     "pair_weights",
     "replicate",
 ]
@@ -135,6 +136,36 @@ def estimates(values: Sequence[float], replicate_RS: Floats) -> list[Estimate]:
         low, high = interval(replicate_RS[:, index] if len(replicate_RS) else [])
         result.append(Estimate(float(value), low, high))
     return result
+
+
+def mean_estimates(
+    score_SN: Floats,
+    cluster_N: NDArray[np.int64],
+    num_clusters: int,
+    *,
+    seed: int,
+    replicates: int = REPLICATES,
+) -> list[Estimate]:
+    """Estimates of the mean of each score over N items, from a bootstrap over their clusters.
+
+    >>> mean_estimates(np.array([[1.0, 0.0, 0.0, 0.0]]), np.array([0, 0, 1, 1]), 2, seed=0)
+    [Estimate(value=0.25, low=0.0, high=0.5)]
+
+    Args:
+        score_SN: S scores of each item, shape (S, N).
+        cluster_N: clusters of the items, from 0 to `num_clusters` - 1, shape (N,).
+        num_clusters: number of clusters.
+        seed: random seed of the draws.
+        replicates: number of bootstrap replicates.
+    """
+
+    def means(count_I: Counts) -> Floats:
+        weight_N = count_I[cluster_N]
+        total = weight_N.sum()
+        return score_SN @ weight_N / total if total else np.full(len(score_SN), np.nan)
+
+    drawn = replicate(means, num_clusters, seed=seed, replicates=replicates)
+    return estimates(score_SN.mean(axis=1).tolist(), drawn)
 
 
 def _finite(number: float | None) -> float | None:

@@ -1,16 +1,15 @@
-"""How well a division into clusters fits the identities that the pictures are known to show.
+"""Scores of a clustering against known identities.
 
-- **Purity**: the share of pictures that show what most of their cluster shows. 1 where every
-  picture is alone, so it is read beside the recall.
-- **B-cubed** (Bagga & Baldwin 1998; which constraints it meets: Amigo et al. 2009). Precision: how
-  much of a picture's cluster shows what it shows. Recall: how much of what it shows is in its
-  cluster. Each picture counts itself; the mean is over pictures; F is their harmonic mean.
-- **NMI**: normalised mutual information, by the arithmetic mean of both entropies, as in
-  scikit-learn. Not corrected for chance: it is high for many small clusters.
+- **Purity**: the share of pictures that show the majority identity of their cluster. It is 1 for
+  clusters of one picture, so read it beside the recall.
+- **B-cubed** (Bagga & Baldwin 1998; properties: Amigo et al. 2009). Precision: the share of a
+  picture's cluster that shows its identity. Recall: the share of its identity that is in its
+  cluster. Each picture counts itself; both are means over pictures, and F is their harmonic mean.
+- **NMI**: mutual information, normalised by the arithmetic mean of both entropies, as in
+  scikit-learn. It is not corrected for chance: many small clusters score high.
 
-The intervals redraw identities and leave the clusters as they are (they were made of all pictures
-at once): they are for other identities among these. NMI is no mean over pictures, so it has none.
-This module knows no pictures and no distances.
+The bootstrap redraws identities and keeps the clusters, which were made of all pictures at once.
+NMI is no mean over pictures, so it has no interval.
 
 Shapes: N pictures, C clusters, I identities.
 """
@@ -35,7 +34,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ClusteringScores:
-    """How well clusters fit known identities; `num_*` count the pictures that were scored."""
+    """Scores against known identities; `num_*` count the pictures that were scored."""
 
     purity: Estimate
     nmi: Estimate
@@ -65,13 +64,13 @@ class ClusteringScores:
 def score_clustering(
     cluster: ArrayLike, identity: ArrayLike, *, seed: int = 0, replicates: int = REPLICATES
 ) -> ClusteringScores:
-    """All scores, with 95 % intervals over identities where there can be one.
+    """All scores of a clustering, with 95 % intervals over identities.
 
     Args:
-        cluster: which cluster each picture is in, shape (N,), numbers or strings.
-        identity: what each picture shows, shape (N,), numbers or strings.
-        seed: draws the replicates.
-        replicates: how many times the identities are redrawn.
+        cluster: cluster of each picture, shape (N,), numbers or strings.
+        identity: identity of each picture, shape (N,), numbers or strings.
+        seed: random seed of the bootstrap.
+        replicates: number of bootstrap replicates.
     Raises:
         DataError: no pictures, or two lists of unequal length.
     """
@@ -79,11 +78,11 @@ def score_clustering(
     score_3N = np.stack([_of_majority(cluster_N, identity_N), *_b_cubed(cluster_N, identity_N)])
     num = int(identity_N.max()) + 1
 
-    def redrawn(count_I: Ints) -> Floats:
+    def means(count_I: Ints) -> Floats:
         weight_N = count_I[identity_N]
         return _with_f(score_3N @ weight_N / weight_N.sum())
 
-    drawn = replicate(redrawn, num, seed=seed, replicates=replicates)
+    drawn = replicate(means, num, seed=seed, replicates=replicates)
     values = _with_f(score_3N.mean(axis=1)).tolist()
     pure, precision, recall, f = estimates(values, drawn)
     nmi = Estimate(normalised_mutual_information(cluster_N, identity_N))
@@ -94,7 +93,10 @@ def score_clustering(
 
 
 def purity(cluster: ArrayLike, identity: ArrayLike) -> float:
-    """The share of pictures that show what most of their cluster shows.
+    """Share of pictures that show the majority identity of their cluster.
+
+    >>> purity(cluster=[0, 0, 0, 1], identity=["a", "a", "b", "b"])
+    0.75
 
     Raises:
         DataError: no pictures, or two lists of unequal length.
@@ -105,9 +107,12 @@ def purity(cluster: ArrayLike, identity: ArrayLike) -> float:
 def b_cubed(cluster: ArrayLike, identity: ArrayLike) -> tuple[float, float, float]:
     """B-cubed precision, recall and F.
 
+    >>> b_cubed(cluster=[0, 1], identity=["a", "a"])
+    (1.0, 0.5, 0.6666666666666666)
+
     Args:
-        cluster: shape (N,), numbers or strings.
-        identity: shape (N,), numbers or strings.
+        cluster: cluster of each picture, shape (N,), numbers or strings.
+        identity: identity of each picture, shape (N,), numbers or strings.
     Raises:
         DataError: no pictures, or two lists of unequal length.
     """
@@ -119,7 +124,7 @@ def b_cubed(cluster: ArrayLike, identity: ArrayLike) -> tuple[float, float, floa
 def normalised_mutual_information(cluster: ArrayLike, identity: ArrayLike) -> float:
     """Mutual information by the mean of both entropies, in [0, 1].
 
-    1 where both are one single group, as scikit-learn has it.
+    It is 1 if both are one single group, as in scikit-learn.
 
     Raises:
         DataError: no pictures, or two lists of unequal length.
@@ -133,15 +138,15 @@ def _codes(cluster: ArrayLike, identity: ArrayLike) -> tuple[Ints, Ints]:
     cluster_N, identity_N = np.asarray(cluster), np.asarray(identity)
     if cluster_N.shape != identity_N.shape or cluster_N.ndim != 1 or not len(cluster_N):
         raise DataError(
-            "scores need a cluster and an identity for each picture, at least one, found "
-            f"{cluster_N.shape} clusters and {identity_N.shape} identities"
+            "scores need a cluster and an identity for each picture, and at least one picture; "
+            f"found {cluster_N.shape} clusters and {identity_N.shape} identities"
         )
     first, second = (np.unique(x, return_inverse=True)[1] for x in (cluster_N, identity_N))
     return first.astype(np.int64), second.astype(np.int64)
 
 
 def _cells(cluster_N: Ints, identity_N: Ints) -> tuple[Ints, Ints]:
-    """Each picture's cell of the table of clusters by identities, and how many each cell holds."""
+    """Cell of each picture in the table of clusters by identities, and the size of each cell."""
     # A full table of 100,000 clusters by 10,000 identities would be 8 GB.
     place_N = cluster_N * (identity_N.max() + 1) + identity_N
     _, cell_N, count = np.unique(place_N, return_inverse=True, return_counts=True)
@@ -159,17 +164,17 @@ def _b_cubed(cluster_N: Ints, identity_N: Ints) -> tuple[Floats, Floats]:
 
 
 def _of_majority(cluster_N: Ints, identity_N: Ints) -> Floats:
-    """1 for each picture of the identity that its cluster has most of (of equal ones the first)."""
+    """1 for each picture of its cluster's majority identity (of equal ones the first), else 0."""
     cell_N, count = _cells(cluster_N, identity_N)
     cluster_of = np.empty(len(count), dtype=np.int64)
     cluster_of[cell_N] = cluster_N
-    # Cells ascend by cluster and then identity; the last of a cluster in this order wins.
+    # In this order the last cell of each cluster is its majority; of equal ones the first.
     order = np.lexsort((-np.arange(len(count)), count, cluster_of))
     last = np.flatnonzero(np.diff(cluster_of[order], append=-1))
     return np.isin(cell_N, order[last]).astype(np.float64)
 
 
 def _with_f(mean_3: Floats) -> Floats:
-    """Purity, precision and recall, and then F."""
+    """Purity, precision, recall, and F."""
     precision, recall = mean_3[1], mean_3[2]
     return np.append(mean_3, 2 * precision * recall / (precision + recall))

@@ -1,8 +1,8 @@
-"""The comparators that are a function of the Euclidean distance, on numpy arrays and without torch.
+"""Comparators that are functions of the Euclidean distance, in numpy.
 
-A gallery compares vectors that are there already, and importing torch takes longer and needs more
-memory than a hundred thousand of them. `twinlens.model.comparators` is the definition; a test
-compares the two. The learned network is none of these: it is no function of a distance.
+A gallery compares stored vectors, and importing torch takes longer and more memory than comparing a
+hundred thousand of them. `twinlens.model.comparators` defines all comparators; a test compares both
+forms. The learned network is missing here, since it is no function of a distance.
 
 Shapes: N, M embeddings of D dimensions, B of them in a block.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 __all__ = ["EUCLIDEAN_COMPARATORS", "EuclideanComparison", "ProductForm", "as_euclidean", "unit"]
 
 EUCLIDEAN_COMPARATORS = ("euclidean", "squared-euclidean", "cosine", "sigmoid")
-"""Comparators whose order is that of the Euclidean distance (of unit vectors, for the cosine)."""
+"""Comparators that order pairs as the Euclidean distance does (for the cosine, of unit vectors)."""
 
 Floats = NDArray[np.float32]
 
@@ -31,11 +31,14 @@ def unit(emb_ND: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class EuclideanComparison:
-    """A `measure.pairs.Comparison` by the name of a comparator in `EUCLIDEAN_COMPARATORS`.
+    """A `measure.pairs.Comparison` for a comparator in `EUCLIDEAN_COMPARATORS`.
+
+    >>> EuclideanComparison("euclidean").matrix(np.zeros((1, 2)), np.array([[3.0, 4.0]])).tolist()
+    [[5.0]]
 
     Attributes:
-        name: of the comparator.
-        scale: what "sigmoid" multiplies the Euclidean distance by; 1 for the others.
+        name: name of the comparator.
+        scale: factor of the Euclidean distance for "sigmoid"; 1 for the others.
     """
 
     name: str
@@ -45,12 +48,12 @@ class EuclideanComparison:
         assert self.name in EUCLIDEAN_COMPARATORS, self.name
 
     def prepared(self, emb_ND: NDArray[Any]) -> Floats:
-        """Vectors whose squared Euclidean distance `from_squared` takes: of length 1 for cosine."""
+        """Vectors whose squared distances `from_squared` takes: for the cosine, of length 1."""
         emb_ND = np.asarray(emb_ND, dtype=np.float32)
         return unit(emb_ND) if self.name == "cosine" else emb_ND
 
     def from_squared(self, square: NDArray[np.float32]) -> Floats:
-        """Distances from squared Euclidean distances of prepared vectors, any shape."""
+        """Distances from squared Euclidean distances of `prepared` vectors, any shape."""
         if self.name == "squared-euclidean":
             return square
         if self.name == "cosine":
@@ -58,19 +61,19 @@ class EuclideanComparison:
         return np.sqrt(square) * np.float32(self.scale)
 
     def matrix(self, a_ND: NDArray[Any], b_MD: NDArray[Any]) -> Floats:
-        """`res[i, j]` = the distance of a[i] and b[j], shape (N, M)."""
+        """`res[i, j]` = distance of a[i] and b[j], shape (N, M)."""
         a_ND, b_MD = self.prepared(a_ND), self.prepared(b_MD)
         square_NM = np.square(a_ND).sum(1)[:, None] + np.square(b_MD).sum(1)
         square_NM -= 2 * (a_ND @ b_MD.T)
         return self.from_squared(np.maximum(square_NM, 0, out=square_NM))
 
     def pairwise(self, a_ND: NDArray[Any], b_ND: NDArray[Any]) -> Floats:
-        """`res[i]` = the distance of a[i] and b[i], shape (N,); 0 exactly where they are equal."""
+        """`res[i]` = distance of a[i] and b[i], shape (N,); exactly 0 for equal vectors."""
         difference_ND = self.prepared(a_ND) - self.prepared(b_ND)
         return self.from_squared(np.asarray(np.square(difference_ND).sum(1), dtype=np.float32))
 
     def product_form(self, emb_ND: NDArray[Any]) -> ProductForm:
-        """Embeddings made ready for squared distances of all pairs by one product each."""
+        """Embeddings prepared for squared distances by matrix products."""
         emb_ND = self.prepared(emb_ND)
         square_N = np.square(emb_ND).sum(1)
         left_NE = np.column_stack([-2 * emb_ND, np.ones_like(square_N)])
@@ -79,15 +82,15 @@ class EuclideanComparison:
 
 @dataclass(frozen=True, eq=False)
 class ProductForm:
-    """Embeddings of which one product gives squared distances, without a pass over the result.
+    """Embeddings whose matrix product gives squared distances, without a pass over the result.
 
-    `left[i] @ right[j]` = |a[j]|^2 - 2 a[i] a[j]: the squared distance less |a[i]|^2, which is in
+    `left[i] @ right[j]` = |a[j]|^2 - 2 a[i] a[j]: the squared distance less |a[i]|^2, which keeps
     the order of the distances within a row.
 
     Attributes:
         left: (N, D + 1).
         right: (N, D + 1).
-        square: (N,) squared lengths.
+        square: squared lengths (N,).
     """
 
     left: Floats

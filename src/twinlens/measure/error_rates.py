@@ -1,15 +1,14 @@
-"""Numbers from distances: error rates, curves, thresholds and ranks.
+"""Error rates of distances: curves and thresholds.
 
-A distance is lower for closer; a pair matches when `distance <= threshold` (`matches`). A
-*genuine* pair shows the same thing twice, an *impostor* pair does not. Everything takes weights,
-which is how the bootstrap repeats a measurement; everything is computed in float64. This module
-does not know where the distances come from, and draws nothing at random.
+A *genuine* pair shows the same thing twice, an *impostor* pair does not. A pair matches at or below
+a threshold (`matches`). Everything takes weights, through which the bootstrap repeats a
+measurement, and is computed in float64.
 
-Accuracy is *balanced* here, 1 - (FAR + FRR) / 2: it does not depend on how many impostor pairs
-were drawn, and equals the share of right answers where there are as many of one kind as of the
-other, as in LFW's protocol (Huang et al. 2007).
+Accuracy is *balanced* here, 1 - (FAR + FRR) / 2. It does not depend on how many impostor pairs
+were drawn, and equals the share of right answers for equal numbers of both kinds, as in LFW's
+protocol (Huang et al. 2007).
 
-Shapes: G genuine pairs, I impostor pairs, N pairs of any kind, T thresholds, P probes, K ranks.
+Shapes: G genuine pairs, I impostor pairs, N pairs of any kind, T thresholds.
 """
 
 from __future__ import annotations
@@ -30,10 +29,8 @@ __all__ = [
     "eer",
     "far_at",
     "frr_at",
-    "map_at_r",
     "matches",
     "point_at_far",
-    "recall_at_k",
     "tar_at_far",
     "threshold_at_far",
 ]
@@ -42,24 +39,27 @@ Floats = NDArray[np.float64]
 
 
 def matches(distance: ArrayLike, threshold: float) -> NDArray[np.bool_]:
-    """Whether pairs match: `distance <= threshold`, the one place that decides.
+    """Decide whether pairs match: `distance <= threshold`. No other place decides.
 
-    Compared in float64: numpy would otherwise round the threshold to the distances' own type,
-    and accept a float32 distance that lies just above it.
+    >>> matches([0.3, 0.5, 0.7], threshold=0.5).tolist()
+    [True, True, False]
+
+    The comparison is in float64: numpy would otherwise round the threshold to the distances' type,
+    and accept a float32 distance just above it.
 
     Args:
-        distance: distances of any shape and float type.
-        threshold: the largest distance that matches; -inf matches nothing.
+        distance: distances, any shape and float type.
+        threshold: largest distance that matches; -inf matches nothing.
     """
     return np.asarray(np.asarray(distance, dtype=np.float64) <= np.float64(threshold))
 
 
 @dataclass(frozen=True, eq=False)
 class DetCurve:
-    """What every threshold costs (ISO/IEC 19795-1: FMR and FNMR at a threshold).
+    """FAR and FRR at every threshold (ISO/IEC 19795-1: FMR and FNMR).
 
-    `threshold` (T,) ascends: -inf, where nothing is accepted (far 0, frr 1), then each distinct
-    distance once, ties accepted together; at the last everything is accepted (far 1, frr 0).
+    `threshold` (T,) ascends: -inf, which accepts nothing (far 0, frr 1), then each distinct
+    distance once, ties accepted together; the last one accepts everything (far 1, frr 0).
     `far` (T,) never falls and `frr` (T,) never rises.
     """
 
@@ -68,16 +68,16 @@ class DetCurve:
     frr: Floats
 
     def at(self, threshold: float) -> tuple[float, float]:
-        """FAR and FRR when pairs match up to `threshold`, any number."""
+        """FAR and FRR at any threshold."""
         index = int(np.searchsorted(self.threshold, threshold, side="right")) - 1
         return float(self.far[index]), float(self.frr[index])
 
 
 @dataclass(frozen=True, eq=False)
 class SortedPairs:
-    """Genuine and impostor distances sorted once, so that each weighting costs O(N).
+    """Genuine and impostor distances, sorted once, so that each weighting costs O(N).
 
-    `genuine_order` and `impostor_order` sort the distances as given; `num_genuine` (T,) and
+    `genuine_order` and `impostor_order` sort the given distances; `num_genuine` (T,) and
     `num_impostor` (T,) count those that each threshold accepts.
     """
 
@@ -98,7 +98,7 @@ class SortedPairs:
         if not genuine_G.size or not impostor_I.size:
             raise DataError(
                 f"found {genuine_G.size} genuine and {impostor_I.size} impostor pairs; error "
-                "rates need at least one of each: add pictures, or identities"
+                "rates need at least one of each: add pictures or identities"
             )
         order_G, order_I = np.argsort(genuine_G), np.argsort(impostor_I)
         values = np.unique(np.concatenate([genuine_G, impostor_I]))
@@ -114,7 +114,7 @@ class SortedPairs:
     def curve(
         self, w_genuine: ArrayLike | None = None, w_impostor: ArrayLike | None = None
     ) -> DetCurve:
-        """The curve under weights (G,) and (I,) in the order the distances were given.
+        """The curve under weights (G,) and (I,), in the order of the given distances.
 
         Raises:
             ValueError: weights of another length, negative, not finite, or all zero.
@@ -130,15 +130,21 @@ def det_curve(
     w_genuine: ArrayLike | None = None,
     w_impostor: ArrayLike | None = None,
 ) -> DetCurve:
-    """FAR and FRR at every threshold that tells them apart (ISO/IEC 19795-1).
+    """FAR and FRR at every distinct distance (ISO/IEC 19795-1).
 
     FAR(t) = share of impostor pairs with distance <= t; FRR(t) = share of genuine pairs with
-    distance > t; shares of weight where weights are given.
+    distance > t. With weights, these are shares of the weight.
+
+    >>> curve = det_curve(genuine=[0.1, 0.4], impostor=[0.3, 0.9])
+    >>> curve.threshold.tolist(), curve.far.tolist(), curve.frr.tolist()
+    ([-inf, 0.1, 0.3, 0.4, 0.9], [0.0, 0.0, 0.5, 0.5, 1.0], [1.0, 0.5, 0.5, 0.0, 0.0])
+    >>> eer(curve), auc(curve)
+    (0.5, 0.75)
 
     Args:
         genuine: distances of genuine pairs, shape (G,), any order.
         impostor: distances of impostor pairs, shape (I,), any order.
-        w_genuine: weights of the genuine pairs, shape (G,); one each by default.
+        w_genuine: weights of the genuine pairs, shape (G,); 1 each by default.
         w_impostor: weights of the impostor pairs, shape (I,).
     Raises:
         DataError: no pairs of one kind, or a distance that is not a finite number.
@@ -150,9 +156,9 @@ def det_curve(
 def eer(curve: DetCurve) -> float:
     """The equal error rate: where FAR = FRR (ISO/IEC 19795-1).
 
-    The two cross between two neighbouring thresholds, and the rate is read off the straight line
-    between them: the polygon of the ROC curve meets its antidiagonal there. Ties, which are
-    accepted together, thus count as if broken at random.
+    The rates cross between two neighbouring thresholds, and the EER lies on the straight line
+    between these: there the polygon of the ROC curve meets its antidiagonal. Ties thus count as if
+    broken at random.
     """
     gap_T = curve.far - curve.frr
     after = int(np.searchsorted(gap_T, 0.0, side="left"))
@@ -163,8 +169,8 @@ def eer(curve: DetCurve) -> float:
 def auc(curve: DetCurve) -> float:
     """The area under the ROC curve: P(genuine < impostor) + P(genuine = impostor) / 2.
 
-    The trapezoidal rule gives exactly this, ties counting half (Hanley & McNeil 1982); equal to
-    `sklearn.metrics.roc_auc_score` on negated distances.
+    By the trapezoidal rule (Hanley & McNeil 1982); equal to `sklearn.metrics.roc_auc_score` on
+    negated distances.
     """
     tar_T = 1.0 - curve.frr
     return float(np.sum(np.diff(curve.far) * (tar_T[1:] + tar_T[:-1])) / 2)
@@ -173,19 +179,18 @@ def auc(curve: DetCurve) -> float:
 def best_accuracy(curve: DetCurve) -> tuple[float, float]:
     """The largest balanced accuracy, 1 - (FAR + FRR) / 2, and a threshold that gives it.
 
-    Ties are accepted together, so the accuracy is one that `matches` really reaches (the "best
-    threshold" accuracy of LFW's protocol, without its folds: it is optimistic, being chosen on
-    the pairs it is measured on). Of several best, the smallest threshold's, which has the
-    smallest FAR. The threshold lies halfway to the next larger distance, so that rounding on
-    another machine does not tip a pair over; it is the distance itself where there is no next
-    one or no number between them, and -inf where nothing beats rejecting every pair.
+    This is the "best threshold" accuracy of LFW's protocol without its folds. It is optimistic,
+    being chosen on the pairs that it is measured on. Of several best thresholds the smallest
+    counts, which has the smallest FAR. It lies halfway to the next larger distance, so that
+    rounding on another machine does not tip a pair over. It is the distance itself if no number
+    lies between, and -inf if nothing beats rejecting every pair.
 
     Returns:
         Accuracy in [0.5, 1], and the threshold.
     """
     accuracy_T = 1.0 - (curve.far + curve.frr) / 2
     best = int(np.argmax(accuracy_T))
-    # Pairs of weight zero have points of their own on the curve, but mark no change of error.
+    # Pairs of weight 0 are points on the curve where no rate changes.
     alike = (curve.far == curve.far[best]) & (curve.frr == curve.frr[best])
     after = int(np.flatnonzero(alike)[-1]) + 1
     low = float(curve.threshold[best])
@@ -212,14 +217,17 @@ def threshold_at_far(
     """The largest threshold whose false accept rate does not exceed `target_far`.
 
     FAR(t) = mean(impostor_dist <= t); ties are accepted together (ISO/IEC 19795-1, FMR). The
-    threshold is one of the impostor distances: the gap above it holds no evidence.
+    threshold is one of the impostor distances: nothing is known about the gap above it.
+
+    >>> threshold_at_far([0.5, 0.6, 0.7, 0.8], target_far=0.5)
+    0.6
 
     Args:
         impostor_dist: distances of impostor pairs, shape (N,), any order.
         target_far: a fraction in (0, 1).
-        weight: weights of the pairs, shape (N,); one each by default.
+        weight: weights of the pairs, shape (N,); 1 each by default.
     Returns:
-        A distance. -inf where even the closest impostor pair would break the target.
+        A distance; -inf if even the closest impostor pair would break the target.
     Raises:
         CalibrationError: fewer impostor pairs than 1 / target_far can resolve.
     """
@@ -243,52 +251,11 @@ def tar_at_far(genuine: ArrayLike, impostor: ArrayLike, target_far: float) -> fl
 
 
 def point_at_far(curve: DetCurve, target_far: float) -> int:
-    """Where on the curve `threshold_at_far` lies: 0, which accepts nothing, where it is -inf.
+    """Index of `threshold_at_far` on the curve; 0, which accepts nothing, if that is -inf.
 
-    It does not ask whether there are enough pairs: weights hide how many there are.
+    It does not check that there are enough pairs, since weights hide their number.
     """
     return _last_within(curve.far, target_far)
-
-
-def recall_at_k(correct_PK: ArrayLike, k: int) -> Floats:
-    """Whether each probe finds one of its own among its `k` nearest (Jegou et al. 2011).
-
-    Metric learning's "recall at k"; at k = 1 it is the precision at 1, and rank-1 identification.
-
-    Args:
-        correct_PK: whether the gallery's pictures, nearest first, are right, shape (P, K). Where
-            K < k, the K nearest are the whole gallery.
-        k: at least 1.
-    Returns:
-        0 or 1 for each probe, shape (P,); their mean is the figure.
-    """
-    if k < 1:
-        raise ValueError(f"k is {k}; it must be at least 1")
-    found_P: NDArray[np.bool_] = np.any(np.asarray(correct_PK, dtype=bool)[:, :k], axis=1)
-    return found_P.astype(np.float64)
-
-
-def map_at_r(correct_PK: ArrayLike, num_relevant_P: ArrayLike) -> Floats:
-    """Average precision at R of each probe, R being how many right pictures the gallery holds.
-
-    AP@R = (1/R) sum over ranks i <= R of correct_i * precision at i (Musgrave et al. 2020,
-    "A Metric Learning Reality Check", section 4.3): 1 only if the R nearest are all right.
-
-    Args:
-        correct_PK: whether the gallery's pictures, nearest first, are right, shape (P, K), with
-            K at least the largest R.
-        num_relevant_P: R of each probe, at least 1, shape (P,).
-    Returns:
-        A number in [0, 1] for each probe, shape (P,); their mean is MAP@R.
-    """
-    correct = np.asarray(correct_PK, dtype=bool)
-    relevant = np.asarray(num_relevant_P, dtype=np.int64)
-    if relevant.size and (relevant.min() < 1 or relevant.max() > correct.shape[1]):
-        raise ValueError(f"each R must be between 1 and the {correct.shape[1]} ranks given")
-    rank_K = np.arange(1, correct.shape[1] + 1)
-    counted = correct & (rank_K <= relevant[:, None])
-    precision = np.cumsum(counted, axis=1) / rank_K
-    return np.asarray((precision * counted).sum(axis=1) / relevant, dtype=np.float64)
 
 
 def _distances(distance: ArrayLike, what: str) -> Floats:
@@ -296,8 +263,8 @@ def _distances(distance: ArrayLike, what: str) -> Floats:
     broken = int(np.count_nonzero(~np.isfinite(values)))
     if broken:
         raise DataError(
-            f"{broken} of {values.size} {what} distances are NaN or infinite; they must be finite "
-            "numbers: the embeddings are broken, so train the model again, at a lower rate"
+            f"{broken} of {values.size} {what} distances are NaN or infinite, so the embeddings "
+            "are broken: train the model again, at a lower learning rate"
         )
     return values
 
@@ -305,7 +272,7 @@ def _distances(distance: ArrayLike, what: str) -> Floats:
 def _weights(weight: ArrayLike, size: int, what: str) -> Floats:
     values = np.asarray(weight, dtype=np.float64)
     if values.shape != (size,):
-        raise ValueError(f"{what} weights have shape {values.shape}; {size} pairs need ({size},)")
+        raise ValueError(f"{what} weights must have shape ({size},), found {values.shape}")
     total = values.sum()
     if not (np.isfinite(total) and values.min(initial=0.0) >= 0 and total > 0):
         raise ValueError(f"{what} weights must be finite, not negative, and not all zero")
@@ -315,7 +282,7 @@ def _weights(weight: ArrayLike, size: int, what: str) -> Floats:
 def _accepted(
     weight: ArrayLike | None, order: NDArray[np.int64], count_T: NDArray[np.int64], what: str
 ) -> tuple[Floats, float]:
-    """The weight of the first `count_T` pairs in `order`, shape (T,), and that of all pairs."""
+    """Weight of the first `count_T` pairs in `order`, shape (T,), and of all pairs."""
     if weight is None:
         return count_T.astype(np.float64), float(len(order))
     total_N = np.zeros(len(order) + 1)
@@ -325,7 +292,7 @@ def _accepted(
 
 def _share(hit_N: NDArray[np.bool_], weight: ArrayLike | None, what: str) -> float:
     if not hit_N.size:
-        raise DataError(f"no {what} pairs; an error rate needs at least one")
+        raise DataError(f"found no {what} pairs; an error rate needs at least one")
     if weight is None:
         return float(np.count_nonzero(hit_N) / hit_N.size)
     values = _weights(weight, hit_N.size, what)
@@ -333,7 +300,7 @@ def _share(hit_N: NDArray[np.bool_], weight: ArrayLike | None, what: str) -> flo
 
 
 def _last_within(far_T: Floats, target_far: float) -> int:
-    """The first point of the last stretch of the ascending `far_T` that keeps to the target."""
+    """First index of the last value of the ascending `far_T` that keeps to the target."""
     last = int(np.searchsorted(far_T, target_far, side="right")) - 1
     return int(np.searchsorted(far_T, far_T[last], side="left"))
 
@@ -345,5 +312,5 @@ def _resolvable(num_impostor: int, target_far: float) -> None:
         needed = int(np.ceil(1 / target_far))
         raise CalibrationError(
             f"found {num_impostor} impostor pairs; a FAR of {target_far:g} needs at least "
-            f"{needed}: add pictures of more identities, or ask for a larger FAR"
+            f"{needed}: add pictures of more identities, or set a larger FAR"
         )

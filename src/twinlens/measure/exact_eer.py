@@ -1,9 +1,9 @@
-"""The equal error rate of all pairs, however many: 1.8 thousand million for 60,000 pictures.
+"""Exact equal error rate of all pairs: 1.8 billion for 60,000 pictures.
 
-A sample says between which two distances the rates cross. Of every pair it is then enough to count
-on which side it lies, and only those between the two are kept, at most a few in a thousand: the
+A sample tells between which two distances the FAR and FRR cross. Every pair is then counted on its
+side of these, and only the distances between them are kept, at most a few in a thousand. So the
 rate is exact, and no table of all pairs is built. The pairs are those of `measure.pairs`, and the
-rate is that of `measure.error_rates.eer`.
+rate is `measure.error_rates.eer`.
 
 Shapes: N pictures ordered by identity, forgeries last; M genuine ones among them; P of a block.
 """
@@ -37,10 +37,10 @@ __all__ = ["ExactEer", "exact_eer"]
 
 SAMPLE = 400_000
 WIDTHS = (6.0, 60.0, np.inf)
-"""Standard errors of the sample between which the crossing is looked for, one after the other."""
+"""Widths of the searched gap, in standard errors of the sample, one after the other."""
 
 BYTES_EACH = 48
-"""What a distance needs while its block is worked on, with all that is made on the way."""
+"""Memory for a distance, with the intermediate arrays of a block."""
 
 FARTHEST = float(np.finfo(np.float32).max)
 
@@ -51,21 +51,21 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ExactEer:
-    """The equal error rate of every genuine and every impostor pair, and how many there are."""
+    """Equal error rate of all genuine and impostor pairs, and their numbers."""
 
     eer: float
     num_genuine: int
     num_impostor: int
 
     def as_json(self) -> dict[str, Any]:
-        """`{"eer", "num_genuine", "num_impostor"}`; the rate has no interval."""
+        """`{"eer", "num_genuine", "num_impostor"}`; the EER has no interval."""
         counts = {"num_genuine": self.num_genuine, "num_impostor": self.num_impostor}
         return {"eer": Estimate(self.eer).as_json(), **counts}
 
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """Pairs of one kind: how many lie below the two distances, and which distances between."""
+    """Pairs of one kind: number below both edges of the gap, and distances within it."""
 
     below: int
     value: Floats
@@ -78,8 +78,8 @@ class _Side:
         total = np.bincount(place, weights=count, minlength=len(value)).astype(np.int64)
         return cls(sum(s.below for s in sides), value, total)
 
-    def weighed(self, low: float, total: int) -> tuple[NDArray[np.float64], Ints]:
-        """Distances and how often each occurs; all below as `low`, all above as the farthest."""
+    def weighted(self, low: float, total: int) -> tuple[NDArray[np.float64], Ints]:
+        """Distances and their counts; those below count as `low`, those above as `FARTHEST`."""
         value = np.concatenate([[low], self.value, [FARTHEST]])
         above = total - self.below - int(self.count.sum())
         return value.astype(np.float64), np.concatenate([[self.below], self.count, [above]])
@@ -94,15 +94,15 @@ def exact_eer(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ExactEer:
-    """The equal error rate of all pairs, without a sample and without keeping them.
+    """Equal error rate of all pairs, without keeping them.
 
     Args:
         emb_ND: embeddings, shape (N, D).
         label: identities as integers, shape (N,).
-        forged: whether a picture is a forgery, shape (N,).
-        comparison: gives the distances.
-        seed: draws the sample that says where to look; the rate does not depend on it.
-        progress: called with the pictures done and all of them.
+        forged: whether each picture is a forgery, shape (N,).
+        comparison: distances between embeddings.
+        seed: random seed of the sample; the EER does not depend on it.
+        progress: called with the number of pictures done and of all pictures.
     Raises:
         DataError: no pairs of one kind, or a distance that is not a finite number.
     """
@@ -119,8 +119,8 @@ def exact_eer(
     for width in WIDTHS:
         low, high = gap.around(width)
         sides = search.sides(low, high, progress)
-        genuine, w_genuine = sides[0].weighed(low, num_genuine)
-        impostor, w_impostor = sides[1].weighed(low, num_impostor)
+        genuine, w_genuine = sides[0].weighted(low, num_genuine)
+        impostor, w_impostor = sides[1].weighted(low, num_impostor)
         curve = SortedPairs.of(genuine, impostor).curve(w_genuine, w_impostor)
         below = curve.at(low)
         above = curve.at(high)
@@ -131,13 +131,13 @@ def exact_eer(
 
 @dataclass(frozen=True, eq=False)
 class _Gap:
-    """How far apart the sample's rates are at each threshold, in standard errors."""
+    """Difference of the sample's FAR and FRR at each threshold, in standard errors."""
 
     threshold: NDArray[np.float64]
     errors: NDArray[np.float64]
 
     def around(self, width: float) -> tuple[float, float]:
-        """Two distances between which the rates of all pairs cross, if `width` is enough."""
+        """Edges of the gap in which the rates of all pairs cross, if `width` is enough."""
         before = int(np.searchsorted(self.errors, -width, side="left")) - 1
         after = int(np.searchsorted(self.errors, width, side="right"))
         low = float(self.threshold[before]) if before > 0 else -FARTHEST
@@ -152,12 +152,12 @@ def _sampled(
     comparison: Comparison,
     rng: np.random.Generator,
 ) -> _Gap:
-    """The rates of a sample of both kinds, each drawn evenly."""
+    """FAR and FRR of a uniform sample of both kinds of pairs."""
     drawn = draw_pairs(code_N, forged_N, num_pairs=SAMPLE, rng=rng)
     dist = pair_distances(emb_ND, drawn, comparison)
     genuine, impostor = dist[drawn.same], dist[~drawn.same]
     if forged_N.any() and len(impostor):
-        # `draw_pairs` takes more forgeries than their share, which would say where they cross.
+        # `draw_pairs` draws more forgeries than their share, which would move the crossing.
         a, b = (
             rng.integers(int(np.count_nonzero(~forged_N)), size=SAMPLE),
             rng.integers(len(code_N), size=SAMPLE),
@@ -172,49 +172,49 @@ def _sampled(
 
 
 class _AllPairs:
-    """All pairs of a genuine picture and one that comes later, in blocks."""
+    """All pairs of a genuine picture and a later one, in blocks."""
 
     def __init__(self, emb_ND: Floats, relevant_M: Ints, comparison: Comparison) -> None:
         self._emb_ND, self._relevant_M, self._comparison = emb_ND, relevant_M, comparison
-        self._plain = as_euclidean(comparison)
-        self._folded = None if self._plain is None else self._plain.product_form(emb_ND)
+        self._euclidean = as_euclidean(comparison)
+        self._folded = None if self._euclidean is None else self._euclidean.product_form(emb_ND)
 
     def sides(self, low: float, high: float, progress: Progress | None) -> tuple[_Side, _Side]:
-        """Genuine and impostor pairs on either side of the two distances."""
+        """Genuine and impostor pairs below and within the gap."""
         num = len(self._relevant_M)
         threads = 1 if self._folded is None else available_cores()
         parts = list(blocks(num, BYTES_EACH * len(self._emb_ND) * threads))
-        found: list[tuple[_Side, _Side]] = []
+        sides: list[tuple[_Side, _Side]] = []
         for part, two in zip(
             parts, parallel_map(lambda p: self._part(p, low, high), parts, threads), strict=True
         ):
-            found.append(two)
+            sides.append(two)
             if progress is not None:
                 progress(part.stop, num)
-        genuine, impostor = ([two[kind] for two in found] for kind in (0, 1))
+        genuine, impostor = ([two[kind] for two in sides] for kind in (0, 1))
         return _Side.merged(genuine), _Side.merged(impostor)
 
     def _part(self, part: slice, low: float, high: float) -> tuple[_Side, _Side]:
         dist_PN = self._distances(part)
         if not np.isfinite(dist_PN.max()):
             raise DataError(
-                "some distances between pictures are NaN or infinite; they must be finite numbers: "
-                "the embeddings are broken, so train the model again, at a lower rate"
+                "found distances that are NaN or infinite, so the embeddings are broken: train the "
+                "model again, at a lower learning rate"
             )
         own_P = np.arange(len(dist_PN))
         genuine_PW = extract_genuine(dist_PN, own_P, own_P, self._relevant_M[part])
-        # Each pair once: with the pictures that come later.
+        # Each pair counts once: with the later picture.
         dist_PN[np.tril_indices(len(dist_PN), -1)] = np.inf
         return _side(genuine_PW, low, high), _side(dist_PN, low, high)
 
     def _distances(self, part: slice) -> Floats:
-        """Of the block's pictures to those from its first on."""
+        """Distances of the block's pictures to its first picture and all later ones."""
         emb_PD, emb_ND = self._emb_ND[part], self._emb_ND[part.start :]
-        if self._folded is None or self._plain is None:
+        if self._folded is None or self._euclidean is None:
             return np.array(self._comparison.matrix(emb_PD, emb_ND), dtype=np.float32)
         square = self._folded.left[part] @ self._folded.right[part.start :].T
         square += self._folded.square[part, None]
-        return self._plain.from_squared(np.maximum(square, 0, out=square))
+        return self._euclidean.from_squared(np.maximum(square, 0, out=square))
 
 
 def _side(dist: Floats, low: float, high: float) -> _Side:

@@ -1,10 +1,10 @@
-"""N-way K-shot episodes: of N identities shown K times each, which one is the probe?
+"""N-way K-shot episodes: one of N identities, shown K times each, is the probe's.
 
-As in few-shot learning (Lake et al. 2015; Vinyals et al. 2016): each episode draws N identities,
-K genuine pictures of each, and one more genuine picture of one of them, the probe. The answer is
-the identity with the smallest distance from the probe to any of its K pictures (the nearest
-neighbour; not a mean of embeddings, which a learned comparison need not have). Where T identities
-tie for it, the right one among them counts 1 / T. Forgeries take no part.
+As in few-shot learning (Lake et al. 2015; Vinyals et al. 2016), each episode draws N identities,
+K genuine pictures of each, and one more genuine picture of one of them: the probe. The answer is
+the identity of the picture nearest to the probe. Means of embeddings are not used, since a learned
+comparison need not have any. If T identities tie for the nearest, the right one among them counts
+1 / T. Forgeries take no part.
 
 Shapes: N pictures, D numbers in an embedding, E episodes, W ways, S shots.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
-from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, replicate
+from twinlens.measure.bootstrap import REPLICATES, Estimate, mean_estimates
 from twinlens.measure.pairs import Comparison, PairSet, pair_distances
 
 __all__ = ["OneShotResult", "one_shot", "tied_credit"]
@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class OneShotResult:
-    """The share of right answers in `episodes` of `way` identities and `shot` pictures each."""
+    """Share of right answers in `episodes` of `way` identities with `shot` pictures each."""
 
     accuracy: Estimate
     way: int
@@ -38,7 +38,7 @@ class OneShotResult:
 
     @property
     def key(self) -> str:
-        """Its name in JSON, such as "20-way-1-shot"."""
+        """Key in JSON, such as "20-way-1-shot"."""
         return f"{self.way}-way-{self.shot}-shot"
 
     def as_json(self) -> dict[str, float | None]:
@@ -58,27 +58,27 @@ def one_shot(
     seed: int = 0,
     replicates: int = REPLICATES,
 ) -> OneShotResult | None:
-    """Accuracy over random episodes, with a bootstrap over the probes' identities.
+    """Accuracy in random episodes, with a bootstrap over the probes' identities.
 
     Args:
         emb_ND: embeddings, shape (N, D).
         label: identities as integers, shape (N,).
-        forged: whether a picture is a forgery, shape (N,).
-        comparison: gives the distances.
-        way: identities in an episode; lowered to the number that have more than `shot` genuine
-            pictures.
-        shot: pictures of each.
-        episodes: how many to draw.
-        seed: draws episodes and replicates.
-        replicates: how many times the identities are redrawn.
+        forged: whether each picture is a forgery, shape (N,).
+        comparison: distances between embeddings.
+        way: identities in an episode, at most the number with more than `shot` genuine pictures.
+        shot: pictures of each identity.
+        episodes: number of episodes.
+        seed: random seed for episodes and bootstrap.
+        replicates: number of bootstrap replicates.
     Returns:
-        None where fewer than 2 identities have more than `shot` genuine pictures.
+        None if fewer than 2 identities have more than `shot` genuine pictures.
     Raises:
         DataError: `way` below 2, or `shot` or `episodes` below 1.
     """
     if way < 2 or shot < 1 or episodes < 1:
         raise DataError(
-            f"found {way} ways, {shot} shots and {episodes} episodes; needed are 2, 1 and 1 or more"
+            "an episode needs at least 2 ways and 1 shot, and there must be at least 1 episode; "
+            f"found {way} ways, {shot} shots and {episodes} episodes"
         )
     rng = np.random.default_rng(seed)
     members = _members(np.asarray(label), np.asarray(forged, dtype=bool), more_than=shot)
@@ -89,30 +89,29 @@ def one_shot(
     dist = pair_distances(emb_ND, pairs, comparison).reshape(episodes, way, shot)
     first_W = np.arange(way) == 0
     credit_E = tied_credit(dist.min(axis=2), np.broadcast_to(first_W, (episodes, way)))
-
-    def redrawn(count_I: Ints) -> Floats:
-        weight_E = count_I[class_E]
-        total = weight_E.sum()
-        return np.array([credit_E @ weight_E / total if total else np.nan])
-
-    drawn = replicate(redrawn, len(members), seed=seed, replicates=replicates)
-    return OneShotResult(estimates([float(credit_E.mean())], drawn)[0], way, shot, episodes)
+    accuracy, *_ = mean_estimates(
+        credit_E[None], class_E, len(members), seed=seed, replicates=replicates
+    )
+    return OneShotResult(accuracy, way, shot, episodes)
 
 
 def tied_credit(dist_EW: NDArray[Any], right_EW: NDArray[np.bool_]) -> Floats:
-    """The share of right ones among those nearest, for each row, shape (E,).
+    """Share of right ones among the nearest of each row, shape (E,).
+
+    >>> tied_credit(np.array([[0.2, 0.2, 0.5]]), np.array([[True, False, False]])).tolist()
+    [0.5]
 
     Raises:
         DataError: a distance is NaN.
     """
     if np.isnan(dist_EW).any():
-        raise DataError("some distances are NaN; they must be numbers: train the model again")
+        raise DataError("found distances that are NaN, so the embeddings are broken: train again")
     nearest = dist_EW == dist_EW.min(axis=1, keepdims=True)
     return np.asarray((nearest & right_EW).sum(axis=1) / nearest.sum(axis=1), dtype=np.float64)
 
 
 def _members(label_N: NDArray[Any], forged_N: NDArray[np.bool_], more_than: int) -> list[Ints]:
-    """The rows of genuine pictures of each identity that has more than `more_than` of them."""
+    """Rows of the genuine pictures of each identity with more than `more_than` of them."""
     real = np.flatnonzero(~forged_N)
     order = real[np.argsort(label_N[real], kind="stable")]
     starts = np.flatnonzero(np.diff(label_N[order])) + 1
@@ -122,7 +121,7 @@ def _members(label_N: NDArray[Any], forged_N: NDArray[np.bool_], more_than: int)
 def _draw_episodes(
     members: list[Ints], way: int, shot: int, episodes: int, rng: np.random.Generator
 ) -> tuple[PairSet, Ints]:
-    """Pairs of probe and shown picture, (E * W * S,), and the probe's identity, (E,).
+    """Pairs of probe and shown picture (E * W * S,), and the probes' identities (E,).
 
     The first identity of each episode is the probe's.
     """

@@ -1,11 +1,10 @@
-"""Fusion: from the distances of templates to a rank list of identities.
+"""Fusion: from distances of templates to a rank list of identities.
 
-A gallery holds one or more templates of each identity. A rule says how far a probe is from an
-identity, and who comes first. Of equal distances the lower code comes first, so that no answer
-depends on the order in which templates were enrolled. This module knows neither embeddings'
-meaning nor thresholds: it takes distances, in which infinity means "leave this template out".
+A gallery holds one or more templates of each identity. A rule defines the distance of a probe to an
+identity, and the order. Of equal distances the lower code comes first, so that no answer depends on
+the order of enrolment. An infinite distance leaves a template out.
 
-Shapes: P probes, M templates, I identities that have templates, D numbers in an embedding,
+Shapes: P probes, M templates, I identities with templates, D numbers in an embedding,
 K = min(depth, I) places of a rank list.
 """
 
@@ -43,8 +42,8 @@ class RankList:
     """Identities, best first, for each probe.
 
     Attributes:
-        code: (P, K) identity codes; -1 where no further identity has a template that counts.
-        distance: (P, K) the identity's distance by the rule; +inf where the code is -1.
+        code: identity codes, (P, K); -1 if no further identity has a template that counts.
+        distance: distances of the identities by the rule, (P, K); +inf if the code is -1.
     """
 
     code: Ints
@@ -53,12 +52,12 @@ class RankList:
 
 @dataclass(frozen=True, eq=False)
 class TemplateGroups:
-    """Templates by identity, sorted once for many calls.
+    """Templates grouped by identity, sorted once for many calls.
 
     Attributes:
-        code: (I,) the codes that occur, ascending.
-        start: (I,) where each one's templates start, in code order.
-        order: (M,) the templates' rows in code order; None where they are in it as they are.
+        code: distinct codes, ascending, (I,).
+        start: start of each identity's templates in code order, (I,).
+        order: rows of the templates in code order, (M,); None if they already are.
         num_templates: M.
     """
 
@@ -69,7 +68,7 @@ class TemplateGroups:
 
     @classmethod
     def of(cls, code_M: ArrayLike) -> TemplateGroups:
-        """Sort templates by their identities' codes, integers from 0, shape (M,).
+        """Group templates by their identities' codes, integers from 0, shape (M,).
 
         Raises:
             ValueError: a negative code.
@@ -80,14 +79,14 @@ class TemplateGroups:
             order = np.argsort(code, kind="stable")
             code = code[order]
         if len(code) and code[0] < 0:
-            raise ValueError(f"identity codes start at 0; found {code[0]}")
+            raise ValueError(f"identity codes must start at 0, found {code[0]}")
         is_first = np.ones(len(code), dtype=bool)
         is_first[1:] = code[1:] != code[:-1]
         start = np.flatnonzero(is_first)
         return cls(code[start], start, order, len(code))
 
     def count(self) -> Ints:
-        """How many templates each identity has, shape (I,)."""
+        """Number of templates of each identity, shape (I,)."""
         return np.diff(self.start, append=self.num_templates)
 
     def sorted(self, value_PM: NDArray[Any]) -> NDArray[Any]:
@@ -96,23 +95,23 @@ class TemplateGroups:
 
 
 def check_rule(rule: str, *also: str) -> None:
-    """Refuse a rule that does not exist; the names in `also` are allowed besides.
+    """Check the name of a fusion rule; the names in `also` are allowed too.
 
     Raises:
-        ConfigError: the choices are listed.
+        ConfigError: unknown rule; lists the choices.
     """
     if rule not in (*RULES, *also):
         raise ConfigError(unknown_name("rule", rule, (*RULES, *also)))
 
 
 def identity_means(emb_MD: NDArray[Any], code_M: ArrayLike) -> tuple[Floats, Ints]:
-    """The mean embedding of each identity, for the rule "mean".
+    """Mean embedding of each identity, for the rule "mean".
 
     Args:
         emb_MD: templates, shape (M, D).
-        code_M: their identities' codes, shape (M,).
+        code_M: identity codes of the templates, shape (M,).
     Returns:
-        The means (I, D), summed in float64, and the codes (I,), ascending.
+        Means (I, D), summed in float64, and codes (I,), ascending.
     """
     grouped = TemplateGroups.of(code_M)
     if not grouped.num_templates:
@@ -130,26 +129,29 @@ def rank_identities(
     *,
     grouped: TemplateGroups | None = None,
 ) -> RankList:
-    """The `depth` first identities of each probe.
+    """The first `depth` identities of each probe.
 
-    - "nearest": an identity is as far as its nearest template.
-    - "mean": the same, of distances to `identity_means` with their codes.
+    - "nearest": the distance of an identity is that of its nearest template.
+    - "mean": the same on distances to `identity_means`, with their codes.
     - "vote": the 5 nearest templates have one vote each (of equally far ones, those with the
-      lower codes). Most votes come first, then the nearer; identities without votes follow by
-      distance. The distance is that of the nearest template, so it need not ascend after a vote.
+      lower codes). Identities with more votes come first, then the nearer; those without votes
+      follow by distance. The distance is that of the nearest template, so it need not ascend.
 
-    A shortlist will do in place of the whole gallery: the nearest S templates of one probe, with
-    S at least 5 and enough to hold `depth` identities, give the same list.
+    A shortlist gives the same rank list as the whole gallery: the nearest S templates of one
+    probe, with S at least 5 and enough to hold `depth` identities.
+
+    >>> ranks = rank_identities([[0.4, 0.2, 0.3]], [7, 7, 9], "nearest", depth=2)
+    >>> ranks.code.tolist(), ranks.distance.round(1).tolist()
+    ([[7, 9]], [[0.20000000298023224, 0.30000001192092896]])
 
     Args:
-        dist_PM: distances of probes to templates, shape (P, M), worked on at once. +inf leaves a
-            template out.
-        code_M: the templates' identities, integers from 0, shape (M,).
+        dist_PM: distances of probes to templates, shape (P, M); +inf leaves a template out.
+        code_M: identity codes of the templates, integers from 0, shape (M,).
         rule: one of `RULES`.
-        depth: at least 1.
+        depth: length of the rank list, at least 1.
         grouped: `TemplateGroups.of(code_M)`, if known: sorting takes longer than ranking.
     Raises:
-        ConfigError: no such rule.
+        ConfigError: unknown rule.
         DataError: a distance that is NaN.
     """
     check_rule(rule)
@@ -157,16 +159,16 @@ def rank_identities(
     grouped = TemplateGroups.of(code_M) if grouped is None else grouped
     if depth < 1 or dist.ndim != 2 or dist.shape[1] != grouped.num_templates:
         raise ValueError(
-            f"distances of shape {dist.shape}, {grouped.num_templates} codes and depth {depth} "
-            "do not fit; needed are (P, M), M, and at least 1"
+            "needed are distances of shape (P, M), M codes, and a depth of at least 1; found shape "
+            f"{dist.shape}, {grouped.num_templates} codes and depth {depth}"
         )
     if np.isnan(dist).any():
-        raise DataError("some distances are NaN; they must be numbers: train the model again")
+        raise DataError("found distances that are NaN, so the embeddings are broken: train again")
     dist = grouped.sorted(dist)
     near_PI = _nearest(dist, grouped)
-    # Whoever has a vote is among the nearest, since the voters are the nearest templates.
-    wanted = max(depth, VOTERS) if rule == "vote" else depth
-    place_PK, near_PK = _first(near_PI, wanted)
+    # Identities with a vote are among the nearest, since the voters are the nearest templates.
+    num = max(depth, VOTERS) if rule == "vote" else depth
+    place_PK, near_PK = _first(near_PI, num)
     if rule == "vote":
         place_PK, near_PK = _voted(dist, grouped, place_PK, near_PK)
     place_PK, near_PK = place_PK[:, :depth], near_PK[:, :depth]
@@ -181,7 +183,7 @@ def _nearest(dist_PM: Floats, grouped: TemplateGroups) -> Floats:
 
 
 def _first(near_PI: Floats, depth: int) -> tuple[Ints, Floats]:
-    """The columns and distances of the nearest, ascending; equal ones in the order of columns."""
+    """Columns and distances of the nearest, ascending; equal ones in the order of columns."""
     column_PK = _columns_of_nearest(near_PI, depth)
     near_PK = np.take_along_axis(near_PI, column_PK, axis=1)
     order_PK = np.argsort(near_PK, axis=1, kind="stable")
@@ -189,7 +191,7 @@ def _first(near_PI: Floats, depth: int) -> tuple[Ints, Floats]:
 
 
 def _columns_of_nearest(dist_PM: Floats, num: int) -> Ints:
-    """The columns of the `num` smallest of each row, ascending; of equal ones the first."""
+    """Columns of the `num` smallest of each row, ascending; of equal ones the first."""
     rows, width = dist_PM.shape
     if num >= width:
         return np.broadcast_to(np.arange(width), (rows, width))
@@ -208,10 +210,10 @@ def _columns_of_nearest(dist_PM: Floats, num: int) -> Ints:
 def _voted(
     dist_PM: Floats, grouped: TemplateGroups, place_PK: Ints, near_PK: Floats
 ) -> tuple[Ints, Floats]:
-    """Put those with most votes first; the others keep their order."""
+    """Order by votes; identities with equal votes keep their order."""
     voter_PV = _columns_of_nearest(dist_PM, VOTERS)
     chosen_PV = np.searchsorted(grouped.start, voter_PV, side="right") - 1
-    # A template that is left out has no vote.
+    # Templates that are left out have no vote.
     chosen_PV[np.isposinf(np.take_along_axis(dist_PM, voter_PV, axis=1))] = NOBODY
     votes_PK = np.zeros(place_PK.shape, dtype=np.int64)
     few = min(VOTERS, place_PK.shape[1])

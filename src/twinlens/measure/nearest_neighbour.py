@@ -1,18 +1,16 @@
-"""NearestNeighbourResult neighbour: a picture is what the nearest picture of a gallery is.
+"""Nearest-neighbour classification: a probe gets the identity of the nearest gallery picture.
 
-As the siamese systems of the tutorials classify a new picture: it gets the identity of the nearest
-training picture, with its distance. Top-5 asks whether the right identity is among those of the 5
-nearest *pictures* (which may be fewer than 5 identities). A probe whose identity has no picture in
-the gallery cannot be answered rightly: it counts as wrong, and is counted. Of equal distances the
-first row of the gallery comes first.
+The siamese networks of many tutorials classify new pictures this way, with the training pictures as
+the gallery. Top-5 counts a probe as right if one of the 5 nearest *pictures*, which may be of fewer
+than 5 identities, shows its identity. A probe whose identity is not in the gallery counts as wrong.
+Of equal distances the first row of the gallery comes first.
 
-Distances of all pictures come by a matrix product, which rounds: it only chooses who is looked at
-again, one pair at a time. So a probe that equals a gallery picture is found, at distance 0
-exactly. This module knows no pictures and no thresholds. Memory is bounded: probes are compared in
-blocks.
+A matrix product gives all distances, but rounds them: it only chooses the candidates, whose
+distances are then computed pair by pair. So a probe that equals a gallery picture is found, at
+distance 0 exactly. Probes are compared in blocks, which bound the memory.
 
-Shapes: P probes, M gallery pictures, D numbers in an embedding, B probes of a block, S looked at
-again, K = min(5, M) answers of each probe.
+Shapes: P probes, M gallery pictures, D numbers in an embedding, B probes of a block, S candidates,
+K = min(5, M) answers of each probe.
 """
 
 from __future__ import annotations
@@ -26,17 +24,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
-from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, replicate
+from twinlens.measure.bootstrap import REPLICATES, Estimate, mean_estimates
 from twinlens.measure.pairs import Comparison, blocks, listed_distances
 
 __all__ = ["NearestNeighbourResult", "nearest_neighbour"]
 
 TOP = 5
-LOOKED_AT = 32
-"""Candidates whose distance is computed again: far more pictures than rounding puts on one."""
+CANDIDATES = 32
+"""Pictures whose distance is computed again: far more than rounding confuses with one."""
 
 BYTES_EACH = 48
-"""What a distance needs while its block is worked on, with all that is made on the way."""
+"""Memory for a distance, with the intermediate arrays of a block."""
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -45,19 +43,19 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class NearestNeighbourResult:
-    """The share of probes whose nearest gallery picture shows the same identity.
+    """Share of probes whose nearest gallery picture shows the same identity.
 
     Attributes:
-        accuracy: of the nearest picture (top-1).
-        top_5: of the identities of the 5 nearest pictures.
-        chance: the share that a gallery picture drawn at random would get right.
+        accuracy: share of probes with the right nearest picture (top-1).
+        top_5: share of probes with a right one among the 5 nearest pictures.
+        chance: expected accuracy of a random gallery picture.
         num_probes: P.
         num_gallery: M.
         num_identities: identities in the gallery.
-        num_unknown: probes whose identity has no picture in the gallery, and which are wrong.
-        row: (P, K) gallery rows, nearest first.
-        distance: (P, K) their distances.
-        right: (P,) whether the nearest shows the probe's identity.
+        num_unknown: probes whose identity is not in the gallery, and which count as wrong.
+        row: gallery rows, nearest first, (P, K).
+        distance: their distances, (P, K).
+        right: whether the nearest picture is right, (P,).
     """
 
     accuracy: Estimate
@@ -72,14 +70,13 @@ class NearestNeighbourResult:
     right: NDArray[np.bool_]
 
     def as_json(self) -> dict[str, Any]:
-        """The figures, chance and counts, without the answers."""
-        found: dict[str, Any] = {
+        """Estimates, chance and counts, without the answers."""
+        counts = ("chance", "num_probes", "num_gallery", "num_identities", "num_unknown")
+        return {
             "accuracy": self.accuracy.as_json(),
             "top_5": self.top_5.as_json(),
+            **{name: getattr(self, name) for name in counts},
         }
-        for name in ("chance", "num_probes", "num_gallery", "num_identities", "num_unknown"):
-            found[name] = getattr(self, name)
-        return found
 
 
 def nearest_neighbour(
@@ -95,38 +92,32 @@ def nearest_neighbour(
 ) -> NearestNeighbourResult:
     """Classify each probe by the nearest picture of a gallery.
 
-    The bootstrap redraws the probes' identities and not the gallery: the interval is for other
-    things that are looked up in this gallery.
+    The bootstrap redraws the probes' identities and not the gallery: the interval covers other
+    probes of this gallery.
 
     Args:
-        probe_emb_PD: embeddings, shape (P, D).
-        probe_label: what each probe shows, shape (P,).
-        gallery_emb_MD: embeddings, shape (M, D).
-        gallery_label: what each gallery picture shows, in the same terms, shape (M,).
-        comparison: gives the distances.
-        seed: draws the replicates.
-        replicates: how many times the identities are redrawn.
-        progress: called with the probes done and all probes.
+        probe_emb_PD: embeddings of the probes, shape (P, D).
+        probe_label: identities of the probes, shape (P,).
+        gallery_emb_MD: embeddings of the gallery, shape (M, D).
+        gallery_label: identities of the gallery, in the same terms, shape (M,).
+        comparison: distances between embeddings.
+        seed: random seed of the bootstrap.
+        replicates: number of bootstrap replicates.
+        progress: called with the number of probes done and of all probes.
     Raises:
         DataError: no probes, no gallery, or a distance that is NaN.
     """
     probe_P, gallery_M = np.asarray(probe_label), np.asarray(gallery_label)
     if not len(probe_P) or not len(gallery_M):
         raise DataError(
-            f"found {len(probe_P)} pictures to ask about and {len(gallery_M)} to compare them "
-            "with: at least one of each is needed"
+            f"found {len(probe_P)} probes and {len(gallery_M)} gallery pictures; nearest-neighbour "
+            "classification needs at least one of each"
         )
     row_PK, dist_PK = _answers(probe_emb_PD, gallery_emb_MD, comparison, progress)
     hit_PK = gallery_M[row_PK] == probe_P[:, None]
     score_2P = np.stack([hit_PK[:, 0], hit_PK.any(axis=1)]).astype(np.float64)
     names, code_P = np.unique(probe_P, return_inverse=True)
-
-    def redrawn(count_I: Ints) -> NDArray[np.float64]:
-        weight_P = count_I[code_P]
-        return np.asarray(score_2P @ weight_P / weight_P.sum(), dtype=np.float64)
-
-    drawn = replicate(redrawn, len(names), seed=seed, replicates=replicates)
-    accuracy, top_5 = estimates(score_2P.mean(axis=1).tolist(), drawn)
+    accuracy, top_5 = mean_estimates(score_2P, code_P, len(names), seed=seed, replicates=replicates)
     num_same_P = _count_of(probe_P, gallery_M)
     return NearestNeighbourResult(
         accuracy,
@@ -143,7 +134,7 @@ def nearest_neighbour(
 
 
 def _count_of(probe_P: NDArray[Any], gallery_M: NDArray[Any]) -> Ints:
-    """How many gallery pictures show what each probe shows, shape (P,)."""
+    """Number of gallery pictures of each probe's identity, shape (P,)."""
     names, count = np.unique(gallery_M, return_counts=True)
     place_P = np.searchsorted(names, probe_P).clip(max=len(names) - 1)
     return np.where(names[place_P] == probe_P, count[place_P], 0)
@@ -155,7 +146,7 @@ def _answers(
     comparison: Comparison,
     progress: Progress | None,
 ) -> tuple[Ints, Floats]:
-    """The rows of the K nearest gallery pictures of each probe, and their distances."""
+    """Rows of the K nearest gallery pictures of each probe, and their distances."""
     probe_emb_PD, gallery_emb_MD = (
         np.asarray(emb, dtype=np.float32) for emb in (probe_emb_PD, gallery_emb_MD)
     )
@@ -168,7 +159,7 @@ def _answers(
         row_BS = _candidates(emb_BD, equal_P[part], gallery_emb_MD, comparison)
         dist_BS = listed_distances(emb_BD, gallery_emb_MD, row_BS, comparison)
         _refuse_nan(dist_BS)
-        # Rows ascend, so that a stable order puts the first of equally far ones first.
+        # Rows ascend, so a stable sort puts the first of equally far ones first.
         order_BK = np.argsort(dist_BS, axis=1, kind="stable")[:, :depth]
         row_PK[part] = np.take_along_axis(row_BS, order_BK, axis=1)
         dist_PK[part] = np.take_along_axis(dist_BS, order_BK, axis=1)
@@ -178,13 +169,13 @@ def _answers(
 def _candidates(
     emb_BD: Floats, equal_B: Ints, gallery_emb_MD: Floats, comparison: Comparison
 ) -> Ints:
-    """Rows of the gallery pictures to look at again, ascending, shape (B, S)."""
+    """Rows of the gallery pictures that may be nearest, ascending, shape (B, S)."""
     dist_BM = np.array(comparison.matrix(emb_BD, gallery_emb_MD), dtype=np.float32)
     _refuse_nan(dist_BM)
     known = np.flatnonzero(equal_B >= 0)
-    # More copies of others than are looked at may seem as near as the probe's own.
+    # More other pictures than candidates may round to the distance of an equal one.
     dist_BM[known, equal_B[known]] = -np.inf
-    num = min(LOOKED_AT, dist_BM.shape[1])
+    num = min(CANDIDATES, dist_BM.shape[1])
     edge_B1 = np.partition(dist_BM, num - 1, axis=1)[:, num - 1 : num]
     below_BM, level_BM = dist_BM < edge_B1, dist_BM == edge_B1
     room_B1 = num - np.count_nonzero(below_BM, axis=1, keepdims=True)
@@ -193,7 +184,7 @@ def _candidates(
 
 
 def _first_equal(probe_emb_PD: Floats, gallery_emb_MD: Floats) -> Ints:
-    """The first gallery row that is equal to each probe, -1 where there is none, shape (P,)."""
+    """First gallery row that equals each probe, -1 if missing, shape (P,)."""
     first: dict[bytes, int] = {}
     for row, emb_D in enumerate(gallery_emb_MD):
         first.setdefault(_digest(emb_D), row)
@@ -201,13 +192,13 @@ def _first_equal(probe_emb_PD: Floats, gallery_emb_MD: Floats) -> Ints:
 
 
 def _digest(emb_D: Floats) -> bytes:
-    # Adding nothing turns -0 into 0, which it equals.
+    # Adding 0 turns -0 into 0, which equals it but differs in bytes.
     return hashlib.blake2b((emb_D + np.float32(0)).tobytes(), digest_size=16).digest()
 
 
 def _refuse_nan(dist: Floats) -> None:
     if np.isnan(dist).any():
         raise DataError(
-            "some distances between pictures are NaN; they must be numbers: the embeddings are "
-            "broken, so train the model again, at a lower rate"
+            "found distances that are NaN, so the embeddings are broken: train the model again, at "
+            "a lower learning rate"
         )

@@ -1,8 +1,7 @@
-"""Which pairs of pictures are compared, and how far apart they are.
+"""Genuine and impostor pairs, and their distances.
 
-The rule of who is genuine and who an impostor is `twinlens.data.table.pair_masks`. All pairs are
-taken while they are few, and a random sample of them otherwise; no table of all pairs is ever
-built. This module does not know how a distance is computed (`Comparison`), nor what it means.
+`twinlens.data.table.pair_masks` defines both kinds. Few pairs are all taken; of many, a random
+sample is drawn. No table of all pairs is ever built.
 
 Shapes: N pictures, Q pairs, D numbers in an embedding, R genuine pictures ordered by label.
 """
@@ -38,7 +37,7 @@ SAMPLED_PAIRS = 100_000
 BLOCK_BYTES = 2**26
 
 BYTES_LISTED = 48
-"""What a number of a listed pair needs while it is compared, with all that is made on the way."""
+"""Memory for a number of a listed pair, with the intermediate arrays of a comparison."""
 
 Ints = NDArray[np.int64]
 
@@ -50,11 +49,11 @@ class Comparison(Protocol):
     """
 
     def matrix(self, a_ND: NDArray[np.float32], b_MD: NDArray[np.float32], /) -> NDArray[Any]:
-        """Every one of N against every one of M, shape (N, M)."""
+        """Distances of every a to every b, shape (N, M)."""
         ...
 
     def pairwise(self, a_ND: NDArray[np.float32], b_ND: NDArray[np.float32], /) -> NDArray[Any]:
-        """Each against its counterpart, shape (N,)."""
+        """Distances of each a to its own b, shape (N,)."""
         ...
 
 
@@ -82,37 +81,36 @@ def draw_pairs(
 ) -> PairSet:
     """Genuine and impostor pairs, each at most once.
 
-    All of them where there are at most 200,000 of either kind; otherwise up to 100,000 of each,
-    drawn uniformly without repetition; or `num_pairs` of each (as many as there are). Impostor
-    pairs of a genuine picture and a forgery of the same identity are the hardest: when not all
-    impostors fit, these come first, up to half of the number asked for, and the others get what is
-    left. They are more than half only where there are too few others.
+    By default all of them, if there are at most 200,000 of either kind; else up to 100,000 of each
+    kind, drawn uniformly without repetition. Pairs of a genuine picture and a forgery of the same
+    identity are the hardest impostors. If not all impostors fit, these come first, up to half of
+    the number; they are more than half only if there are too few others.
 
     Args:
-        label: the pictures' identities as integers, shape (N,).
-        forged: whether a picture is a forgery, shape (N,).
-        num_pairs: how many of each kind; None chooses as above.
-        rng: draws the sample; not used where everything fits.
+        label: identities as integers, shape (N,).
+        forged: whether each picture is a forgery, shape (N,).
+        num_pairs: maximum of each kind; None chooses as above.
+        rng: random generator of the sample; unused if all pairs fit.
     Raises:
         DataError: `num_pairs` below 1.
     """
     label_N, forged_N = np.asarray(label), np.asarray(forged, dtype=bool)
     if num_pairs is not None and num_pairs < 1:
-        raise DataError(f"num_pairs is {num_pairs}; it must be at least 1")
-    ground = _Ground.of(label_N, forged_N)
+        raise DataError(f"num_pairs must be at least 1, found {num_pairs}")
+    partners = _Partners.of(label_N, forged_N)
     most = SAMPLED_PAIRS if num_pairs is None else num_pairs
-    if num_pairs is None and max(ground.num_pairs) <= ALL_PAIRS_LIMIT:
+    if num_pairs is None and max(partners.num_pairs) <= ALL_PAIRS_LIMIT:
         most = ALL_PAIRS_LIMIT
-    genuine = _draw(ground.genuine, most, rng)
-    num_strangers = int(ground.stranger.sum())
-    forgery = _draw(ground.forgery, max(most // 2, most - num_strangers), rng)
-    stranger = _draw(ground.stranger, most - len(forgery[0]), rng)
-    row = np.concatenate([ground.real[place] for place, _ in (genuine, forgery, stranger)])
+    genuine = _draw(partners.genuine, most, rng)
+    num_strangers = int(partners.stranger.sum())
+    forgery = _draw(partners.forgery, max(most // 2, most - num_strangers), rng)
+    stranger = _draw(partners.stranger, most - len(forgery[0]), rng)
+    row = np.concatenate([partners.real[place] for place, _ in (genuine, forgery, stranger)])
     other = np.concatenate(
         [
-            ground.real[genuine[0] + 1 + genuine[1]],
-            ground.fake[ground.fake_start[forgery[0]] + forgery[1]],
-            ground.strangers(*stranger),
+            partners.real[genuine[0] + 1 + genuine[1]],
+            partners.fake[partners.fake_start[forgery[0]] + forgery[1]],
+            partners.strangers(*stranger),
         ]
     )
     order = np.lexsort((other, row))
@@ -124,8 +122,8 @@ def draw_pairs(
 
 
 def count_pairs(label: ArrayLike, forged: ArrayLike) -> tuple[int, int]:
-    """How many genuine and impostor pairs there are to draw from; arguments as of `draw_pairs`."""
-    return _Ground.of(np.asarray(label), np.asarray(forged, dtype=bool)).num_pairs
+    """Numbers of genuine and impostor pairs that `draw_pairs` draws from."""
+    return _Partners.of(np.asarray(label), np.asarray(forged, dtype=bool)).num_pairs
 
 
 def pair_distances(
@@ -147,13 +145,13 @@ def listed_distances(
     row_BS: Ints,
     comparison: Comparison,
 ) -> NDArray[np.float32]:
-    """The distance of each of B embeddings to those in its own list of rows of M, pair by pair.
+    """Distances of each of B embeddings to its own list of rows of M, pair by pair.
 
     Args:
         emb_BD: shape (B, D).
         emb_MD: shape (M, D).
         row_BS: rows of `emb_MD`, shape (B, S).
-        comparison: gives the distances.
+        comparison: distances between embeddings.
     Returns:
         Shape (B, S).
     """
@@ -169,17 +167,17 @@ def listed_distances(
 def extract_genuine(
     dist_PN: NDArray[np.float32], own_P: Ints, first_P: Ints, relevant_P: Ints
 ) -> NDArray[np.float32]:
-    """Take the genuine pairs out of a block of distances, and each picture's own.
+    """Move the genuine pairs, and each picture's own, out of a block of distances.
 
     Args:
-        dist_PN: of each of P pictures to N that are ordered by identity; infinite afterwards at
-            what was taken out.
-        own_P: the column of the picture itself, shape (P,).
-        first_P: where its genuine pictures begin, itself among them, shape (P,).
-        relevant_P: how many they are without it, shape (P,).
+        dist_PN: distances of P pictures to N, which are ordered by identity; set to inf for the
+            extracted pairs.
+        own_P: column of the picture itself, shape (P,).
+        first_P: first column of its genuine pictures, which include itself, shape (P,).
+        relevant_P: number of its genuine pictures without itself, shape (P,).
     Returns:
-        The genuine pairs' distances, shape (P, 1 + the largest of `relevant_P`), in no order; inf
-        in what is left over.
+        Distances of the genuine pairs, shape (P, 1 + max of `relevant_P`), in no order, padded
+        with inf.
     """
     place_W = np.arange(int(relevant_P.max()) + 1)
     kept_PW = place_W <= relevant_P[:, None]
@@ -200,10 +198,10 @@ def blocks(
     """Slices of `num` rows that need at most 64 MB at a time.
 
     Args:
-        num: how many rows.
-        bytes_each: what one needs while it is worked on.
-        least: rows of a block, whatever they need.
-        progress: called after each block with the rows done and all rows.
+        num: number of rows.
+        bytes_each: memory for one row.
+        least: minimum of rows in a block, whatever their memory.
+        progress: called after each block with the number of rows done and of all rows.
     """
     size = max(least, BLOCK_BYTES // max(1, bytes_each))
     for start in range(0, num, size):
@@ -214,12 +212,12 @@ def blocks(
 
 
 @dataclass(frozen=True, eq=False)
-class _Ground:
-    """Pictures ordered by label, and how many partners each genuine one (R,) has of each kind.
+class _Partners:
+    """Pictures ordered by label, and the number of partners of each genuine one (R,), by kind.
 
-    A pair is then a number below the sum of partners, so that any sample can be drawn without
-    listing the pairs: genuine partners follow in the same label, strangers follow in later
-    labels or are forgeries of another label, forgeries carry the same label.
+    A pair is then a number below the sum of partners, so that a sample is drawn without listing
+    the pairs. Genuine partners follow in the same label. Strangers follow in later labels, or are
+    forgeries of another label. Forgeries carry the same label.
     """
 
     real: Ints
@@ -231,7 +229,7 @@ class _Ground:
     stranger: Ints
 
     @classmethod
-    def of(cls, label_N: NDArray[Any], forged_N: NDArray[np.bool_]) -> _Ground:
+    def of(cls, label_N: NDArray[Any], forged_N: NDArray[np.bool_]) -> _Partners:
         """Order the pictures and count."""
         real, fake = (_ordered(np.flatnonzero(mask), label_N) for mask in (~forged_N, forged_N))
         label_R = label_N[real]
@@ -244,7 +242,7 @@ class _Ground:
 
     @property
     def num_pairs(self) -> tuple[int, int]:
-        """How many genuine and impostor pairs there are."""
+        """Numbers of genuine and impostor pairs."""
         return int(self.genuine.sum()), int(self.forgery.sum() + self.stranger.sum())
 
     def strangers(self, place: Ints, offset: Ints) -> Ints:
@@ -263,7 +261,7 @@ def _ordered(row: Ints, label_N: NDArray[Any]) -> Ints:
 
 
 def _draw(partners_R: Ints, most: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """Up to `most` pairs: the place (in R) of the first picture, and which partner it is."""
+    """Up to `most` pairs: places (in R) of the first pictures, and indexes of the partners."""
     bound_R = np.cumsum(partners_R)
     total = int(bound_R[-1]) if len(bound_R) else 0
     if total <= most:

@@ -1,9 +1,8 @@
-"""Blocks of numpy work on every core: one thread a core, and one BLAS thread in each.
+"""Blocks of numpy work on all cores: one thread a core, and one BLAS thread in each.
 
-numpy lets go of the interpreter while it multiplies, compares, sorts and partitions, so that
-threads are enough. A BLAS that starts threads of its own inside them only waits for itself, and
-where another program takes a core it waits for that too: it is told to keep to one. This module
-knows nothing of what is computed.
+numpy releases the interpreter lock while it multiplies, compares, sorts and partitions, so threads
+suffice. BLAS threads inside them would only wait for each other, and for any other program on the
+same core, so BLAS keeps to one thread.
 """
 
 from __future__ import annotations
@@ -16,32 +15,35 @@ from typing import TypeVar
 __all__ = ["available_cores", "parallel_map"]
 
 Part = TypeVar("Part")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def parallel_map(
-    work: Callable[[Part], Found], parts: Sequence[Part], threads: int
-) -> Iterator[Found]:
-    """`work(part)` for each part, in the order of the parts, `threads` of them at a time.
+    work: Callable[[Part], Result], parts: Sequence[Part], threads: int
+) -> Iterator[Result]:
+    """`work(part)` for each part, in the order of the parts, in several threads.
+
+    >>> list(parallel_map(sum, [[1, 2], [3, 4]], threads=2))
+    [3, 7]
 
     Args:
-        work: must hold no state that two threads would write.
-        parts: what to work on; a single one is done where it is, with BLAS as it stands.
-        threads: at least 1.
+        work: function without state that two threads would write.
+        parts: arguments of `work`; a single one runs in the calling thread, with BLAS as it is.
+        threads: number of threads, at least 1.
     Raises:
-        Exception: what `work` raises, for the first part that does; later parts are dropped.
+        Exception: that of the first part for which `work` raises; later parts are dropped.
     """
     if threads == 1 or len(parts) < 2:
         yield from map(work, parts)
         return
-    # Not quick to import, and small galleries do without.
+    # Slow to import, and not needed for small galleries.
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:

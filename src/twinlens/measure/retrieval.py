@@ -24,12 +24,11 @@ from numpy.typing import ArrayLike, NDArray
 from twinlens.errors import DataError
 from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, replicate
 from twinlens.measure.distances import ProductForm, as_euclidean
-from twinlens.measure.error_rates import map_at_r, recall_at_k
 from twinlens.measure.half_matrix_knn import NearestRanks, nearest_ranks, smallest
 from twinlens.measure.pairs import Comparison, blocks, extract_genuine
 from twinlens.measure.parallel import available_cores, parallel_map
 
-__all__ = ["KS", "RetrievalResult", "retrieval"]
+__all__ = ["KS", "RetrievalResult", "map_at_r", "recall_at_k", "retrieval"]
 
 KS = (1, 5, 10)
 
@@ -128,6 +127,50 @@ def retrieval(
     return RetrievalResult(
         dict(zip(ks, found[:-1], strict=True)), found[-1], len(probe), num_left_out
     )
+
+
+def recall_at_k(correct_PK: ArrayLike, k: int) -> NDArray[np.float64]:
+    """Whether the `k` nearest pictures of each probe hold a right one (Jegou et al. 2011).
+
+    Metric learning's "recall at k"; at k = 1 it is the precision at 1 and rank-1 identification.
+
+    Args:
+        correct_PK: whether the gallery's pictures, nearest first, are right, shape (P, K). If
+            K < k, the K nearest are the whole gallery.
+        k: number of nearest pictures, at least 1.
+    Returns:
+        0 or 1 for each probe, shape (P,); their mean is the figure.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, found {k}")
+    hit_P: NDArray[np.bool_] = np.any(np.asarray(correct_PK, dtype=bool)[:, :k], axis=1)
+    return hit_P.astype(np.float64)
+
+
+def map_at_r(correct_PK: ArrayLike, num_relevant_P: ArrayLike) -> NDArray[np.float64]:
+    """Average precision at R of each probe, R the number of right pictures in the gallery.
+
+    AP@R = (1/R) sum over ranks i <= R of correct_i * precision at i (Musgrave et al. 2020,
+    "A Metric Learning Reality Check", section 4.3): 1 only if the R nearest are all right.
+
+    Args:
+        correct_PK: whether the gallery's pictures, nearest first, are right, shape (P, K); K is at
+            least the largest R.
+        num_relevant_P: R of each probe, at least 1, shape (P,).
+    Returns:
+        A number in [0, 1] for each probe, shape (P,); their mean is MAP@R.
+    """
+    correct = np.asarray(correct_PK, dtype=bool)
+    relevant = np.asarray(num_relevant_P, dtype=np.int64)
+    if relevant.size and (relevant.min() < 1 or relevant.max() > correct.shape[1]):
+        raise ValueError(
+            f"each R must be in 1 to {correct.shape[1]}, the number of ranks; found "
+            f"{relevant.min()} to {relevant.max()}"
+        )
+    rank_K = np.arange(1, correct.shape[1] + 1)
+    counted = correct & (rank_K <= relevant[:, None])
+    precision = np.cumsum(counted, axis=1) / rank_K
+    return np.asarray((precision * counted).sum(axis=1) / relevant, dtype=np.float64)
 
 
 class _LeaveOneOut:

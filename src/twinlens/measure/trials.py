@@ -1,10 +1,10 @@
-"""Given trials: lists of pairs, and of one-shot choices, that someone else has drawn.
+"""Results on a given list of trials: pairs, or one-shot choices.
 
-Which identities the pictures show is not known here, only whether two are the same; so the
-bootstrap redraws trials, or the groups (`cluster`) that the caller names. Trials that share
-people are not independent, and an interval over them is narrower than one over identities.
+A trial tells only whether two pictures show the same identity, not which. So the bootstrap redraws
+trials, or groups of them (`cluster`). Trials that share people are not independent: an interval
+over them is narrower than one over identities.
 
-Shapes: N pairs or candidates.
+Shapes: N pairs or candidates, T trials.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
-from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, replicate
+from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, mean_estimates, replicate
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.error_rates import SortedPairs, auc, eer, matches
 
@@ -28,11 +28,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PairTrialsResult:
-    """Given pairs, judged.
+    """Accuracy, AUC and EER on given pairs.
 
-    `accuracy` is balanced, at the calibrated threshold; None without a calibration. `auc` and
-    `eer` have no value where all pairs are of one kind; `accuracy` is then the share of right
-    answers.
+    `accuracy` is balanced, at the calibrated threshold; None without a calibration. If all pairs
+    are of one kind, it is the share of right answers, and `auc` and `eer` have no value.
     """
 
     accuracy: Estimate | None
@@ -42,17 +41,19 @@ class PairTrialsResult:
     num_impostor: int
 
     def as_json(self) -> dict[str, Any]:
-        """`{"accuracy", "auc", "eer", "num_genuine", "num_impostor"}`, accuracy where it is."""
-        found: dict[str, Any] = {}
-        if self.accuracy is not None:
-            found["accuracy"] = self.accuracy.as_json()
-        found |= {"auc": self.auc.as_json(), "eer": self.eer.as_json()}
-        return found | {"num_genuine": self.num_genuine, "num_impostor": self.num_impostor}
+        """`{"accuracy", "auc", "eer", "num_genuine", "num_impostor"}`; without accuracy if None."""
+        return {
+            **({} if self.accuracy is None else {"accuracy": self.accuracy.as_json()}),
+            "auc": self.auc.as_json(),
+            "eer": self.eer.as_json(),
+            "num_genuine": self.num_genuine,
+            "num_impostor": self.num_impostor,
+        }
 
 
 @dataclass(frozen=True)
 class OneShotTrialsResult:
-    """The share of `num_trials` whose nearest candidate is the right one."""
+    """Share of `num_trials` whose nearest candidate is the right one."""
 
     accuracy: Estimate
     num_trials: int
@@ -74,12 +75,12 @@ def pair_trials(
     """Accuracy at the calibrated threshold, AUC and EER of given pairs.
 
     Args:
-        distance: shape (N,).
-        same: whether each pair shows the same thing, shape (N,).
-        calibrated: gives the threshold.
+        distance: distances of the pairs, shape (N,).
+        same: whether each pair is genuine, shape (N,).
+        calibrated: calibration with the threshold; None leaves the accuracy out.
         cluster: groups that the bootstrap redraws whole, shape (N,); each pair by default.
-        seed: draws the replicates.
-        replicates: how many times the clusters are redrawn.
+        seed: random seed of the bootstrap.
+        replicates: number of bootstrap replicates.
     Raises:
         DataError: no pairs, or a distance that is not a finite number.
     """
@@ -88,32 +89,29 @@ def pair_trials(
     if not len(dist_N) or not np.isfinite(dist_N).all():
         raise DataError(
             f"found {len(dist_N)} pairs, {np.count_nonzero(~np.isfinite(dist_N))} of them without "
-            "a finite distance; trials need pairs, and each needs its distance"
+            "a finite distance; trials need at least one pair, and a distance for each"
         )
     code_N, num_clusters = _clusters(cluster, len(dist_N))
     two_kinds = 0 < np.count_nonzero(same_N) < len(same_N)
-    ranked = SortedPairs.of(dist_N[same_N], dist_N[~same_N]) if two_kinds else None
+    pairs = SortedPairs.of(dist_N[same_N], dist_N[~same_N]) if two_kinds else None
     right_N = None if calibrated is None else matches(dist_N, calibrated.threshold) == same_N
 
-    def measured(count_I: Ints) -> Floats:
+    def statistics(count_I: Ints) -> Floats:
         weight_N = count_I[code_N]
         genuine, impostor = weight_N[same_N], weight_N[~same_N]
-        found = [
-            np.nan if right_N is None else _balanced(right_N, same_N, weight_N),
-            np.nan,
-            np.nan,
-        ]
-        if ranked is not None and genuine.any() and impostor.any():
-            curve = ranked.curve(genuine, impostor)
-            found[1:] = [auc(curve), eer(curve)]
-        return np.array(found)
+        accuracy = np.nan if right_N is None else _balanced(right_N, same_N, weight_N)
+        if pairs is None or not genuine.any() or not impostor.any():
+            return np.array([accuracy, np.nan, np.nan])
+        curve = pairs.curve(genuine, impostor)
+        return np.array([accuracy, auc(curve), eer(curve)])
 
-    drawn = replicate(measured, num_clusters, seed=seed, replicates=replicates)
-    found = estimates(measured(np.ones(num_clusters, dtype=np.int64)).tolist(), drawn)
+    drawn = replicate(statistics, num_clusters, seed=seed, replicates=replicates)
+    values = statistics(np.ones(num_clusters, dtype=np.int64))
+    accuracy, area, equal_rate = estimates(values.tolist(), drawn)
     return PairTrialsResult(
-        accuracy=None if calibrated is None else found[0],
-        auc=found[1],
-        eer=found[2],
+        accuracy=None if calibrated is None else accuracy,
+        auc=area,
+        eer=equal_rate,
         num_genuine=int(np.count_nonzero(same_N)),
         num_impostor=int(np.count_nonzero(~same_N)),
     )
@@ -128,18 +126,22 @@ def one_shot_trials(
     seed: int = 0,
     replicates: int = REPLICATES,
 ) -> OneShotTrialsResult:
-    """The share of trials whose nearest candidate is marked the same, as in Lake et al. (2015).
+    """Share of trials whose nearest candidate is right, as in Lake et al. (2015).
 
-    Where several candidates tie for the nearest, the trial counts the share of right ones.
+    If candidates tie for the nearest, the trial counts the share of right ones among them.
+
+    >>> distance, same = [0.1, 0.5, 0.4, 0.2], [True, False, True, False]
+    >>> one_shot_trials([1, 1, 2, 2], distance, same, replicates=0).accuracy.value
+    0.5
 
     Args:
-        trial: which trial a candidate stands in, shape (N,), numbers or strings, any order.
-        distance: from the trial's probe to the candidate, shape (N,).
-        same: whether the candidate shows the same as the probe, shape (N,).
-        cluster: groups of trials that the bootstrap redraws whole, such as runs, shape (N,), one
-            value for all candidates of a trial; each trial by default.
-        seed: draws the replicates.
-        replicates: how many times the clusters are redrawn.
+        trial: trial of each candidate, shape (N,), numbers or strings, any order.
+        distance: distance from the trial's probe to the candidate, shape (N,).
+        same: whether the candidate shows the probe's identity, shape (N,).
+        cluster: groups of trials that the bootstrap redraws whole, such as runs, shape (N,), the
+            same for all candidates of a trial; each trial by default.
+        seed: random seed of the bootstrap.
+        replicates: number of bootstrap replicates.
     Raises:
         DataError: no trials, a trial without a right candidate or in two clusters, or a distance
             that is NaN.
@@ -149,26 +151,23 @@ def one_shot_trials(
     if not len(dist_N) or np.isnan(dist_N).any():
         raise DataError(
             f"found {len(dist_N)} candidates, {np.count_nonzero(np.isnan(dist_N))} of them without "
-            "a distance; trials need candidates, and each needs its distance"
+            "a distance; trials need at least one candidate, and a distance for each"
         )
     names, first, trial_N = np.unique(trial, return_index=True, return_inverse=True)
     unanswered = np.bincount(trial_N, weights=same_N, minlength=len(names)) == 0
     if unanswered.any():
         raise DataError(
             f"{np.count_nonzero(unanswered)} of {len(names)} trials have no candidate marked "
-            f"same, such as trial {names[unanswered][0]}; each needs at least one"
+            f"same, such as trial {names[unanswered][0]}; each trial needs at least one"
         )
     code_N, num_clusters = _clusters(trial_N if cluster is None else cluster, len(dist_N))
     if (code_N != code_N[first][trial_N]).any():
-        raise DataError("some trials stand in two clusters; each must lie whole in one")
+        raise DataError("found trials in two clusters; each trial must lie in one")
     credit_T = _credits(trial_N, dist_N, same_N, len(names))
-
-    def measured(count_I: Ints) -> Floats:
-        weight_T = count_I[code_N[first]]
-        return np.array([credit_T @ weight_T / weight_T.sum()])
-
-    drawn = replicate(measured, num_clusters, seed=seed, replicates=replicates)
-    return OneShotTrialsResult(estimates([float(credit_T.mean())], drawn)[0], len(names))
+    accuracy, *_ = mean_estimates(
+        credit_T[None], code_N[first], num_clusters, seed=seed, replicates=replicates
+    )
+    return OneShotTrialsResult(accuracy, len(names))
 
 
 def _credits(trial_N: Ints, dist_N: Floats, same_N: NDArray[np.bool_], num_trials: int) -> Floats:

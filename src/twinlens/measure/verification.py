@@ -30,7 +30,8 @@ __all__ = ["TARGET_FARS", "ErrorRatesAtThreshold", "SkilledForgeryResult", "Veri
            "verification"]  # fmt: skip
 
 TARGET_FARS = ("0.1", "0.01", "0.001")
-_NAMES = ("auc", "eer", "accuracy", "threshold", *TARGET_FARS, "far", "frr", "accuracy_at")
+_RATES = ("auc", "eer", "accuracy", "threshold")
+_NAMES = (*_RATES, *TARGET_FARS, "far", "frr", "accuracy_at")
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -38,7 +39,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ErrorRatesAtThreshold:
-    """What a calibrated threshold does on these pairs; its own interval is the calibration's."""
+    """Error rates at a calibrated threshold, whose interval is that of the calibration."""
 
     threshold: Estimate
     far: Estimate
@@ -52,7 +53,7 @@ class ErrorRatesAtThreshold:
 
 @dataclass(frozen=True)
 class SkilledForgeryResult:
-    """Genuine pairs against forgeries of the claimed identity only ("skilled forgeries").
+    """Error rates of genuine pairs against forgeries of the same identity ("skilled forgeries").
 
     `far` is that of the calibrated threshold; None without a calibration.
     """
@@ -63,20 +64,22 @@ class SkilledForgeryResult:
     num_impostor: int
 
     def as_json(self) -> dict[str, Any]:
-        """`{"auc", "eer", "num_impostor"}`, and `far` where it is."""
-        found: dict[str, Any] = {"auc": self.auc.as_json(), "eer": self.eer.as_json()}
-        if self.far is not None:
-            found["far"] = self.far.as_json()
-        return found | {"num_impostor": self.num_impostor}
+        """`{"auc", "eer", "far", "num_impostor"}`; without `far` if None."""
+        return {
+            "auc": self.auc.as_json(),
+            "eer": self.eer.as_json(),
+            **({} if self.far is None else {"far": self.far.as_json()}),
+            "num_impostor": self.num_impostor,
+        }
 
 
 @dataclass(frozen=True, eq=False)
 class VerificationResult:
-    """How well distances tell genuine pairs from impostors.
+    """Error rates of genuine and impostor pairs.
 
-    `accuracy` is the balanced one at the best `threshold` of these very pairs, hence optimistic;
-    `calibrated` is the honest one. A figure of `tar_at_far` has no value where there are fewer
-    impostor pairs than 1 / FAR. `pairs` and `distance` are what was measured, for a report.
+    `accuracy` is balanced, at the best `threshold` of these same pairs, hence optimistic; that of
+    `calibrated` is not. `tar_at_far` has no value for fewer impostor pairs than 1 / FAR. `pairs`
+    and `distance` are the compared pairs and their distances, for a report.
     """
 
     auc: Estimate
@@ -93,17 +96,15 @@ class VerificationResult:
     distance: NDArray[np.float32]
 
     def as_json(self) -> dict[str, Any]:
-        """The figures and counts; `calibrated` and `skilled` where they apply."""
-        found: dict[str, Any] = {
-            name: getattr(self, name).as_json() for name in ("auc", "eer", "accuracy", "threshold")
+        """Estimates and counts; `calibrated` and `skilled` unless None."""
+        parts = {name: getattr(self, name) for name in ("calibrated", "skilled")}
+        counts = ("num_genuine", "num_impostor", "num_identities")
+        return {
+            **{name: getattr(self, name).as_json() for name in _RATES},
+            "tar_at_far": {far: tar.as_json() for far, tar in self.tar_at_far.items()},
+            **{name: part.as_json() for name, part in parts.items() if part is not None},
+            **{name: getattr(self, name) for name in counts},
         }
-        found["tar_at_far"] = {far: figure.as_json() for far, figure in self.tar_at_far.items()}
-        for name in ("calibrated", "skilled"):
-            if getattr(self, name) is not None:
-                found[name] = getattr(self, name).as_json()
-        for name in ("num_genuine", "num_impostor", "num_identities"):
-            found[name] = getattr(self, name)
-        return found
 
 
 def verification(
@@ -122,12 +123,12 @@ def verification(
     Args:
         emb_ND: embeddings, shape (N, D).
         label: identities as integers, shape (N,).
-        forged: whether a picture is a forgery, shape (N,).
-        comparison: gives the distances.
-        calibrated: whose threshold to judge as well.
-        num_pairs: how many pairs of each kind, see `draw_pairs`.
-        seed: draws pairs and replicates.
-        replicates: how many times the identities are redrawn.
+        forged: whether each picture is a forgery, shape (N,).
+        comparison: distances between embeddings.
+        calibrated: calibration whose threshold is measured too; None for none.
+        num_pairs: maximum of pairs of each kind, see `draw_pairs`.
+        seed: random seed for pairs and bootstrap.
+        replicates: number of bootstrap replicates.
     Raises:
         DataError: no genuine or no impostor pairs, or a distance that is not a finite number.
     """
@@ -136,29 +137,29 @@ def verification(
     pairs = draw_pairs(label_N, forged_N, num_pairs=num_pairs, rng=rng)
     dist_Q = pair_distances(emb_ND, pairs, comparison)
     names, code_N = np.unique(label_N, return_inverse=True)
-    draws = _VerificationBootstrap(
+    bootstrap = _VerificationBootstrap(
         len(names), None if calibrated is None else calibrated.threshold, seed, replicates
     )
     code_a, code_b = code_N[pairs.a], code_N[pairs.b]
-    found = draws.measure(dist_Q, pairs.same, code_a, code_b)
+    rates = bootstrap.measure(dist_Q, pairs.same, code_a, code_b)
     skilled_Q = pairs.same | (forged_N[pairs.b] & (code_a == code_b))
     skilled = None
     if np.count_nonzero(skilled_Q) > np.count_nonzero(pairs.same):
         kept = (part[skilled_Q] for part in (dist_Q, pairs.same, code_a, code_b))
-        figure = draws.measure(*kept)
+        against_forgeries = bootstrap.measure(*kept)
         skilled = SkilledForgeryResult(
-            figure["auc"],
-            figure["eer"],
-            None if calibrated is None else figure["far"],
+            against_forgeries["auc"],
+            against_forgeries["eer"],
+            None if calibrated is None else against_forgeries["far"],
             int(np.count_nonzero(skilled_Q & ~pairs.same)),
         )
     return VerificationResult(
-        **{name: found[name] for name in ("auc", "eer", "accuracy", "threshold")},
-        tar_at_far={far: found[far] for far in TARGET_FARS},
+        **{name: rates[name] for name in _RATES},
+        tar_at_far={far: rates[far] for far in TARGET_FARS},
         calibrated=None
         if calibrated is None
         else ErrorRatesAtThreshold(
-            calibrated.threshold_estimate(), found["far"], found["frr"], found["accuracy_at"]
+            calibrated.threshold_estimate(), rates["far"], rates["frr"], rates["accuracy_at"]
         ),
         skilled=skilled,
         num_genuine=int(np.count_nonzero(pairs.same)),
@@ -171,7 +172,7 @@ def verification(
 
 @dataclass(frozen=True)
 class _VerificationBootstrap:
-    """What stays the same when two sets of pairs of the same identities are measured."""
+    """Settings of the bootstrap, shared by sets of pairs of the same identities."""
 
     num_identities: int
     threshold: float | None
@@ -181,26 +182,28 @@ class _VerificationBootstrap:
     def measure(
         self, dist_Q: NDArray[Any], same_Q: NDArray[np.bool_], code_a: Ints, code_b: Ints
     ) -> dict[str, Estimate]:
-        """The figures named in `_NAMES`; pairs are sorted once, and each replicate is O(Q)."""
-        ranked = SortedPairs.of(dist_Q[same_Q], dist_Q[~same_Q])
+        """Estimates by `_NAMES`; pairs are sorted once, and each replicate is O(Q)."""
+        pairs = SortedPairs.of(dist_Q[same_Q], dist_Q[~same_Q])
         genuine, first, second = code_a[same_Q], code_a[~same_Q], code_b[~same_Q]
 
-        def redrawn(count_I: Ints) -> Floats:
+        def statistics(count_I: Ints) -> Floats:
             w_genuine, w_impostor = count_I[genuine], pair_weights(count_I, first, second)
             if not w_genuine.any() or not w_impostor.any():
                 return np.full(len(_NAMES), np.nan)
-            return _read_off(ranked.curve(w_genuine, w_impostor), self.threshold)
+            return _rates(pairs.curve(w_genuine, w_impostor), self.threshold)
 
-        values = _read_off(ranked.curve(), self.threshold)
+        values = _rates(pairs.curve(), self.threshold)
         for place, name in enumerate(_NAMES):
             if name in TARGET_FARS and 1 / len(first) > float(name):
                 values[place] = np.nan
-        drawn = replicate(redrawn, self.num_identities, seed=self.seed, replicates=self.replicates)
+        drawn = replicate(
+            statistics, self.num_identities, seed=self.seed, replicates=self.replicates
+        )
         return dict(zip(_NAMES, estimates(values.tolist(), drawn), strict=True))
 
 
-def _read_off(curve: DetCurve, threshold: float | None) -> Floats:
-    """The numbers named in `_NAMES`, in that order."""
+def _rates(curve: DetCurve, threshold: float | None) -> Floats:
+    """Statistics in the order of `_NAMES`."""
     tars = [1 - curve.frr[point_at_far(curve, float(far))] for far in TARGET_FARS]
     far, frr = (np.nan, np.nan) if threshold is None else curve.at(threshold)
     return np.array(
