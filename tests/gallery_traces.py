@@ -1,4 +1,4 @@
-"""What the tests of galleries ask of the files themselves: whose bytes are in them."""
+"""Search for the bytes of identities in the files of a gallery, for the tests."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ PART = 16
 
 def traces_of_vectors(emb_ND: NDArray[np.float32]) -> list[bytes]:
     """The bytes of each vector, and of its parts of 16 bytes."""
-    found = []
+    traces = []
     for row in np.ascontiguousarray(emb_ND, dtype="<f4"):
         whole = row.tobytes()
-        found += [whole, *(whole[at : at + PART] for at in range(0, len(whole), PART))]
-    return found
+        traces += [whole, *(whole[at : at + PART] for at in range(0, len(whole), PART))]
+    return traces
 
 
 def traces_of_texts(texts: Iterable[str]) -> list[bytes]:
     """Their UTF-8, and as JSON and Lance's logs may escape it."""
-    found = []
+    traces = []
     for text in texts:
-        found += [text.encode(), ascii(text)[1:-1].encode()]
-    return found
+        traces += [text.encode(), ascii(text)[1:-1].encode()]
+    return traces
 
 
 def found_in(folder: Path, traces: Iterable[bytes]) -> dict[bytes, list[str]]:

@@ -1,4 +1,4 @@
-"""Processes that work on a gallery beside others, or until they are killed.
+"""Processes that use a gallery concurrently, or until they are killed.
 
 `python gallery_writer.py act PLACE FIRST SEED` enrols, erases, renames and optimizes at random,
 without end. It prints a line of JSON before each action, and the same line with `"done": true` once
@@ -36,7 +36,7 @@ FEWEST, MOST = 4, 40
 
 @dataclass(frozen=True)
 class Batch:
-    """What one call enrols: templates of one identity."""
+    """Templates of one identity, enrolled in one call."""
 
     identity: str
     path: list[str]
@@ -59,7 +59,7 @@ def batch(number: int, num: int | None = None) -> Batch:
 
 
 def actions(names: list[str], first: int, draw: random.Random) -> Iterator[dict[str, Any]]:
-    """What to do next; `names` are the identities, and are kept up with it."""
+    """The next action; updates `names`, the identities."""
     number = first
     while True:
         weights = [4, 2 * (len(names) > FEWEST), 2 * (len(names) > FEWEST), 2]
@@ -134,7 +134,7 @@ def fill(gallery: Any, first: int, seconds: float, *, tidy: bool) -> None:
 
 
 def read(gallery: Any, seconds: float) -> None:
-    """Look at whole batches, and at nothing else, whatever happens beside."""
+    """Check that reads see whole batches only, whatever other processes do."""
     end, looks, rng = time.monotonic() + seconds, 0, np.random.default_rng(0)
     versions = set()
     while time.monotonic() < end:

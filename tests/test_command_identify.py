@@ -241,8 +241,8 @@ def test_show_draws_the_candidates_of_every_answer(
         for number in range(3)
     ]  # fmt: skip
     answer_sheets.draw_answers(tmp_path / "x.png", Gallery.open(place), given)
-    assert [[tile.name for tile in strip.found] for strip in drawn] == [["thing 0"]] * 2
-    assert all(tile.picture is not None for strip in drawn for tile in strip.found)
+    assert [[tile.name for tile in strip.results] for strip in drawn] == [["thing 0"]] * 2
+    assert all(tile.picture is not None for strip in drawn for tile in strip.results)
 
 
 def test_show_of_several_is_taller(place: Path, tiny_run: TinyRun, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Enrol, identify or say nobody, search, rename, erase, calibrate, move: on little pictures."""
+"""Gallery operations on small pictures: enrol, identify, search, rename, erase, calibrate."""
 
 from __future__ import annotations
 
@@ -112,9 +112,9 @@ def test_enrol_counts_new_known_and_skipped(gallery: Gallery, pictures: Path) ->
     broken.write_bytes(broken.read_bytes()[:50])
     shutil.copy(pictures / "new 2" / "0.png", pictures / "new 3" / "copy.png")
     shutil.copy(pictures / "new 2" / "0.png", pictures / "new 2" / "twin.png")
-    found = gallery.enrol(pictures)
-    assert (found.num_new, found.num_known, found.num_identities) == (39, 1, 8)
-    reasons = {Path(one.path).name: one.reason for one in found.skipped}
+    result = gallery.enrol(pictures)
+    assert (result.num_new, result.num_known, result.num_identities) == (39, 1, 8)
+    reasons = {Path(one.path).name: one.reason for one in result.skipped}
     assert set(reasons) == {"3.png", "copy.png"}
     assert "enrolled already, as 'new 2'" in reasons["copy.png"]
     assert len(gallery) == 39
@@ -140,8 +140,8 @@ def test_enrolment_goes_on_where_it_was(
         "twinlens.gallery.enrol.read_source",
         lambda matcher, source, content: seen.append(1) or np.zeros((1, 16, 16), dtype=np.uint8),
     )
-    found = gallery.enrol(pictures)
-    assert (found.num_new, found.num_known) == (20, 20)
+    result = gallery.enrol(pictures)
+    assert (result.num_new, result.num_known) == (20, 20)
     assert len(seen) == 20  # Known ones are not even decoded.
 
 
@@ -150,8 +150,8 @@ def test_a_long_enrolment_keeps_few_files(
 ) -> None:
     monkeypatch.setattr("twinlens.gallery.enrol.AT_ONCE", 4)
     monkeypatch.setattr("twinlens.gallery.store.MAX_FRAGMENTS", 4)
-    found = gallery.enrol(pictures)
-    assert found.num_new == len(gallery) == 40
+    result = gallery.enrol(pictures)
+    assert result.num_new == len(gallery) == 40
     assert len(list(Path(gallery.place).glob("templates.lance/data/*"))) <= 4
     assert sum(gallery.identities().values()) == 40
 
@@ -164,9 +164,9 @@ def test_a_picture_like_no_other_in_a_thousand_is_named(gallery: Gallery, tmp_pa
     for number in range(1000):
         Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{number}.png")
     (folder / "500.png").write_bytes(b"not a picture")
-    found = gallery.enrol_files("one", sorted(folder.iterdir()))
-    assert found.num_new == 999
-    assert [Path(one.path).name for one in found.skipped] == ["500.png"]
+    result = gallery.enrol_files("one", sorted(folder.iterdir()))
+    assert result.num_new == 999
+    assert [Path(one.path).name for one in result.skipped] == ["500.png"]
 
 
 def test_what_a_template_keeps(gallery: Gallery, pictures: Path) -> None:
@@ -192,24 +192,24 @@ def test_a_manifests_further_columns_are_metadata(
         "path,identity,camera,year\nnew/new 0/0.png,anna,north,2020\nnew/new 1/0.png,ben,,2021\n"
     )
     gallery.enrol(manifest, metadata={"batch": 7})
-    found = {hit.identity: hit.metadata for hit in gallery.search(pictures / "new 0" / "0.png")}
-    assert found["anna"] == {"camera": "north", "year": "2020", "batch": 7}
-    assert found["ben"] == {"year": "2021", "batch": 7}
+    result = {hit.identity: hit.metadata for hit in gallery.search(pictures / "new 0" / "0.png")}
+    assert result["anna"] == {"camera": "north", "year": "2020", "batch": 7}
+    assert result["ben"] == {"year": "2021", "batch": 7}
     late = gallery.search(pictures / "new 0" / "0.png", where="metadata.year > 2020")
     assert [hit.identity for hit in late] == ["ben"]
 
 
 def test_forgeries_are_nobodys_templates(gallery: Gallery, picture_folder: PictureFolder) -> None:
-    found = gallery.enrol(picture_folder({"anna": 3, "anna_forg": 2}))
-    assert found.num_new == 3
-    assert len(found.skipped) == 2
-    assert "forgery" in found.skipped[0].reason
+    result = gallery.enrol(picture_folder({"anna": 3, "anna_forg": 2}))
+    assert result.num_new == 3
+    assert len(result.skipped) == 2
+    assert "forgery" in result.skipped[0].reason
 
 
 def test_named_sets_have_no_files_and_are_told_by_their_pixels(gallery: Gallery) -> None:
     few = read_table("digits").select(np.arange(40))
-    found = gallery.enrol(few)
-    assert found.num_new + found.num_known == 40
+    result = gallery.enrol(few)
+    assert result.num_new + result.num_known == 40
     assert gallery.enrol(few).num_new == 0
 
 
@@ -246,14 +246,14 @@ def test_embeddings_of_others_are_refused(gallery: Gallery) -> None:
 def test_known_ones_are_named_and_strangers_are_nobody(gallery: Gallery, pictures: Path) -> None:
     enrol_known(gallery, pictures)
     known, strangers = split(pictures)
-    found = gallery.calibrate(fpir=0.1)
-    assert found.num_identities == 6
+    result = gallery.calibrate(fpir=0.1)
+    assert result.num_identities == 6
     right = [gallery.identify(file).identity == file.parent.name for file in known]
     assert sum(right) >= 4
     for file in strangers:
         answer = gallery.identify(file)
         near = answer.candidates[0]
-        assert (answer.verdict == "nobody") == (near.distance > found.threshold)
+        assert (answer.verdict == "nobody") == (near.distance > result.threshold)
         assert answer.threshold_of == "gallery"
         assert answer.target_fpir == 0.1
     answer = gallery.identify(known[0], k=3)
@@ -342,11 +342,11 @@ def test_calibration_on_given_pictures_leaves_the_enrolled_out(
     gallery: Gallery, pictures: Path
 ) -> None:
     enrol_known(gallery, pictures)
-    found = gallery.calibrate(pictures, fpir=0.2)
+    result = gallery.calibrate(pictures, fpir=0.2)
     # Of 40 pictures 24 are enrolled; 6 show enrolled things, and 10 show strangers.
-    assert (found.num_mated, found.num_strangers) == (6, 10)
-    assert Gallery.open(gallery.place).state().open_set == found
-    assert isinstance(found, OpenSetCalibration)
+    assert (result.num_mated, result.num_strangers) == (6, 10)
+    assert Gallery.open(gallery.place).state().open_set == result
+    assert isinstance(result, OpenSetCalibration)
     shutil.rmtree(pictures / "new 6")
     shutil.rmtree(pictures / "new 7")
     for n in range(6):
@@ -423,10 +423,10 @@ def test_optimize_measures_an_index(gallery: Gallery) -> None:
     emb = rng.normal(size=(600, gallery.dim)).astype(np.float32)
     gallery.enrol_embeddings(emb, [f"p{n // 3}" for n in range(600)],
                              fingerprint=gallery.fingerprint)  # fmt: skip
-    found = gallery.optimize(partitions=8, target_recall=0.9)
-    assert (found.search, found.partitions) == ("index", 8)
-    assert found.recall >= 0.9
-    assert 1 <= found.nprobes <= 8
+    result = gallery.optimize(partitions=8, target_recall=0.9)
+    assert (result.search, result.partitions) == ("index", 8)
+    assert result.recall >= 0.9
+    assert 1 <= result.nprobes <= 8
     assert gallery.info().search == "index"
     assert gallery.info().num_unindexed == 0
     # The measured recall is that of the searches which users make.
@@ -447,8 +447,8 @@ def test_there_and_back_by_a_file(gallery: Gallery, pictures: Path, tmp_path: Pa
     assert gallery.export(file) == 40
     assert {one.name for one in tmp_path.iterdir()} == {"gallery", "gallery.parquet", "new"}
     other = Gallery.create(tmp_path / "other", model)
-    found = other.import_file(file)
-    assert (found.num_new, found.num_identities) == (40, 8)
+    result = other.import_file(file)
+    assert (result.num_new, result.num_identities) == (40, 8)
     both = [g.store.find().sort_by("hash") for g in (gallery, other)]
     # Making unit vectors of unit vectors may change a last bit.
     vectors = [np.array(rows["vector"].to_pylist()) for rows in both]
@@ -485,8 +485,8 @@ def test_rebuild_with_another_model(gallery: Gallery, pictures: Path, tmp_path: 
     late = Gallery.open(gallery.place)
     before = gallery.store.find(columns=["hash", "identity", "path", "time", "metadata"])
     other = make_matcher(tmp_path / "m", "grey")
-    found = gallery.rebuild(other)
-    assert (found.num_templates, found.missing) == (40, ())
+    result = gallery.rebuild(other)
+    assert (result.num_templates, result.missing) == (40, ())
     for stale in (gallery, late):  # Vectors of two models never meet, in one process neither.
         for _ in range(2):
             with pytest.raises(
@@ -548,8 +548,8 @@ def test_rebuild_says_what_is_missing_and_drops_nothing_unasked(
     assert "No such file" in str(told.value)
     assert "it was changed" in str(told.value)
     assert (gallery.fingerprint, len(gallery)) == (old, 40)
-    found = gallery.rebuild(other, drop_missing=True)
-    assert (found.num_templates, len(found.missing)) == (38, 2)
+    result = gallery.rebuild(other, drop_missing=True)
+    assert (result.num_templates, len(result.missing)) == (38, 2)
     assert len(Gallery.open(gallery.place)) == 38
 
 

@@ -1,4 +1,4 @@
-"""Somebody, nobody, ambiguous: what each distance and margin comes to."""
+"""Verdicts by distance and margin: identified, nobody, ambiguous."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""After an erasure no file of a gallery holds anything of whom it was about."""
+"""After an erasure no file of a gallery holds data of the identity."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ class Person:
             }
         )
 
-    def found(self, place: Path) -> dict[str, list[str]]:
+    def traces_in(self, place: Path) -> dict[str, list[str]]:
         """Of what kinds something is found, and in which files."""
         seen = {kind: found_in(place, traces) for kind, traces in self.traces.items()}
         return {
-            kind: sorted({name for names in found.values() for name in names})
-            for kind, found in seen.items()
-            if found
+            kind: sorted({name for names in files.values() for name in names})
+            for kind, files in seen.items()
+            if files
         }
 
 
@@ -118,11 +118,11 @@ def test_nothing_is_left(gallery: Gallery, pictures: Path, history: str) -> None
     reader = Gallery.open(place)
     vectors = [np.array(row["vector"], np.float32) for row in gallery.store.find().to_pylist()]
     reader.search_embedding(vectors[0], k=3)
-    assert set(person.found(place)) == set(person.traces)
+    assert set(person.traces_in(place)) == set(person.traces)
 
     receipt = gallery.erase(name)
 
-    assert person.found(place) == {}
+    assert person.traces_in(place) == {}
     assert others(gallery) == before
     assert name not in reader.identities()
     for vector in vectors:
@@ -150,7 +150,7 @@ def test_the_last_one(gallery: Gallery, pictures: Path) -> None:
     gallery.enrol_files(WHO, files)
     person = Person.of(gallery, WHO)
     gallery.erase(WHO)
-    assert person.found(Path(gallery.place)) == {}
+    assert person.traces_in(Path(gallery.place)) == {}
     assert len(gallery) == 0
     assert gallery.identify(files[0]).verdict == "nobody"
 
@@ -170,8 +170,8 @@ def centres(gallery: Gallery) -> NDArray[np.float32]:
     """Those of the index, shape (partitions, D)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LANCE_INCLUDE_VECTOR_CENTROIDS", "true")
-        found = gallery.store.read(lambda table: table.stats.index_stats("vector_idx"))
-    return np.array(found["indices"][0]["centroids"], np.float32)
+        result = gallery.store.read(lambda table: table.stats.index_stats("vector_idx"))
+    return np.array(result["indices"][0]["centroids"], np.float32)
 
 
 def test_an_index_that_the_settings_do_not_know(gallery: Gallery) -> None:
@@ -258,7 +258,7 @@ def test_others_are_never_touched(
     person, before = Person.of(gallery, who), others(gallery, who)
     del person.traces["metadata"]  # Numbers, such as others have.
     gallery.erase(who)
-    assert person.found(place) == {}
+    assert person.traces_in(place) == {}
     assert others(gallery) == before
     index = gallery.state().index
     assert Gallery.open(place).store.num_partitions() == (index.partitions if index else 0)

@@ -1,4 +1,4 @@
-"""A gallery on a disk that is full: a clear error, the gallery as before, and it goes on."""
+"""A gallery on a full disk: a clear error, an unchanged gallery, and later writes succeed."""
 
 from __future__ import annotations
 

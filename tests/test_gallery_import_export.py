@@ -1,4 +1,4 @@
-"""A gallery's way to a file and back, and to another model, where something is not as it should."""
+"""Export, import and rebuild, with files and pictures that are damaged, odd or missing."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def enrol(gallery: Gallery, emb_ND: Floats, names: list[str], **more: Any) -> An
 
 def test_one_vector_under_two_names_is_the_firsts(gallery: Gallery) -> None:
     emb = vectors_for(gallery, 2)
-    found = enrol(gallery, emb[[0, 0, 1, 0]], ["anna", "ben", "ben", "anna"])
-    assert (found.num_new, found.num_known, found.num_identities) == (2, 1, 2)
-    assert found.skipped == (
+    result = enrol(gallery, emb[[0, 0, 1, 0]], ["anna", "ben", "ben", "anna"])
+    assert (result.num_new, result.num_known, result.num_identities) == (2, 1, 2)
+    assert result.skipped == (
         SkippedPicture("row 2", "the same picture is enrolled already, as 'anna'"),
     )
     assert gallery.identities() == {"anna": 1, "ben": 1}
@@ -72,11 +72,11 @@ def test_counts_are_those_of_one_by_one(gallery: Gallery, monkeypatch: pytest.Mo
             known += 1
         else:
             skipped.append(f"row {row + 1}")
-    found = enrol(gallery, emb, names.tolist())
-    assert (found.num_new, found.num_known) == (new, known)
-    assert [one.path for one in found.skipped] == skipped
+    result = enrol(gallery, emb, names.tolist())
+    assert (result.num_new, result.num_known) == (new, known)
+    assert [one.path for one in result.skipped] == skipped
     assert skipped
-    assert found.num_identities == 2
+    assert result.num_identities == 2
 
 
 def test_an_import_skips_what_is_somebody_elses(gallery: Gallery, tmp_path: Path) -> None:
@@ -85,10 +85,10 @@ def test_an_import_skips_what_is_somebody_elses(gallery: Gallery, tmp_path: Path
     gallery.export(tmp_path / "all.parquet")
     gallery.rename("anna", "carla")
     gallery.erase("ben")
-    found = gallery.import_file(tmp_path / "all.parquet")
-    assert (found.num_new, found.num_known, found.num_identities) == (2, 0, 1)
-    assert {one.path for one in found.skipped} == set(paths[:2])
-    assert {one.reason for one in found.skipped} == {
+    result = gallery.import_file(tmp_path / "all.parquet")
+    assert (result.num_new, result.num_known, result.num_identities) == (2, 0, 1)
+    assert {one.path for one in result.skipped} == set(paths[:2])
+    assert {one.reason for one in result.skipped} == {
         "the same picture is enrolled already, as 'carla'"
     }
     assert gallery.identities() == {"ben": 2, "carla": 2}
@@ -142,8 +142,8 @@ def test_what_may_be_left_empty(gallery: Gallery, tmp_path: Path) -> None:
     table = with_column(table, "identity", pa.array(["x", "y", "x"]).dictionary_encode())
     table = with_column(table, "time", ["2026-01-02T03:04:05Z", None, "2026-01-02T04:04:05+01:00"])
     before = datetime.now(UTC)
-    found = gallery.import_file(written(table, tmp_path))
-    assert (found.num_new, found.num_identities) == (3, 2)
+    result = gallery.import_file(written(table, tmp_path))
+    assert (result.num_new, result.num_identities) == (3, 2)
     rows = {row["identity"] + row["metadata"]: row for row in gallery.store.find().to_pylist()}
     assert set(rows) == {"x{}", "y{}", 'x{"a":1}'}
     assert [rows[name]["path"] for name in ("x{}", "y{}")] == ["", "/p/1.png"]
@@ -157,13 +157,13 @@ def test_forgeries_are_nobodys_templates(gallery: Gallery, tmp_path: Path) -> No
     table = with_column(file_of(gallery, 6), "path", ["", "/p/1.png", None, "", "", ""])
     table = with_column(table, "hash", ["0", "1", "2", "3", "4", "0"])
     table = table.append_column("forged", pa.array([False, True, True, False, None, False]))
-    found = gallery.import_file(written(table, tmp_path))
+    result = gallery.import_file(written(table, tmp_path))
     reason = "a forgery, which is never enrolled"
-    assert found.skipped == (
+    assert result.skipped == (
         SkippedPicture("/p/1.png", reason), SkippedPicture("row 3", reason),
         SkippedPicture("row 6", "the same picture is enrolled already, as 'p0'"),
     )  # fmt: skip
-    assert (found.num_new, found.num_known, found.num_identities) == (3, 0, 3)
+    assert (result.num_new, result.num_known, result.num_identities) == (3, 0, 3)
     assert gallery.identities() == {"p0": 1, "p3": 1, "p4": 1}
     only = table.filter(pa.array([False, True, True, False, False, False]))
     assert gallery.import_file(written(only, tmp_path)).num_new == 0
@@ -286,9 +286,9 @@ def test_what_has_the_path_of_a_missing_one_stays(
         gallery.enrol_files("a", file)
     assert gallery.identities() == {"a": 2}
     hits = gallery.search(file, k=1)
-    found = gallery.rebuild(make_matcher(tmp_path / "m", "grey"), drop_missing=True)
-    assert found.num_templates == 1
-    assert found.missing == (SkippedPicture(str(file), "it was changed since it was enrolled"),)
+    result = gallery.rebuild(make_matcher(tmp_path / "m", "grey"), drop_missing=True)
+    assert result.num_templates == 1
+    assert result.missing == (SkippedPicture(str(file), "it was changed since it was enrolled"),)
     assert [hit.hash for hit in Gallery.open(gallery.place).search(file)] == [hits[0].hash]
 
 

@@ -36,15 +36,15 @@ def test_a_measurement_of_an_index_that_is_gone_is_not_written(
     real = indexing._measure
 
     def measure(*args: Any) -> Any:
-        found = real(*args)
+        result = real(*args)
         monkeypatch.undo()
         Gallery.open(gallery.place).optimize(partitions=others)
-        return found
+        return result
 
     monkeypatch.setattr(indexing, "_measure", measure)
-    found = gallery.optimize(partitions=5)
-    assert found.partitions == gallery.store.num_partitions() == others
-    assert found.search == gallery.info().search == ("index" if others else "exact")
+    result = gallery.optimize(partitions=5)
+    assert result.partitions == gallery.store.num_partitions() == others
+    assert result.search == gallery.info().search == ("index" if others else "exact")
     assert gallery.info().partitions == others
     index = gallery.store.settings()["index"]
     assert index is None or set(index) == {"partitions", "nprobes", "recall"}
@@ -85,9 +85,9 @@ def test_too_many_for_memory_and_no_index_is_told(
     gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("twinlens.gallery.search.EXACT_BYTES", 0)
-    found = gallery.optimize(partitions=0)
-    assert (found.search, found.partitions, found.recall) == ("scan", 0, 1.0)
-    assert "60 templates: no index, and too many for memory: " in found.as_text()
+    result = gallery.optimize(partitions=0)
+    assert (result.search, result.partitions, result.recall) == ("scan", 0, 1.0)
+    assert "60 templates: no index, and too many for memory: " in result.as_text()
     assert "an index of 3 partitions" in gallery.optimize(partitions=3).as_text()
     monkeypatch.undo()
     assert "exact search in memory" in gallery.optimize().as_text()

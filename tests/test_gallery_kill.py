@@ -51,12 +51,12 @@ def templates_in(gallery: Gallery) -> Templates:
     assert rows["time"].null_count == 0
     emb = np.array(rows["vector"].to_pylist(), np.float32)
     columns = (rows[name].to_pylist() for name in ("hash", "identity", "path", "metadata"))
-    found = {
+    result = {
         name: (who, path, row.tobytes(), more)
         for name, who, path, more, row in zip(*columns, emb, strict=True)
     }
-    assert len(found) == len(rows)
-    return found
+    assert len(result) == len(rows)
+    return result
 
 
 def after(state: Templates, action: dict[str, Any], gallery: Gallery) -> Templates:
@@ -196,13 +196,13 @@ def test_kill_9(gallery: Gallery) -> None:
         seen = Seen(gallery, dict(state))
         killer.kill(start("act", place, 1000 * number, number), KINDS[number % len(KINDS)], seen)
         opened, pending = Gallery.open(place), seen.pending
-        found = templates_in(opened)
+        result = templates_in(opened)
         outcomes = [seen.state] if pending is None else [seen.state, seen.after(pending)]
-        assert found in outcomes, (number, pending)
-        assert len(opened) == len(found)
+        assert result in outcomes, (number, pending)
+        assert len(opened) == len(result)
         if pending is not None:
             hit[pending["do"]] += 1
-            if found != seen.state:
+            if result != seen.state:
                 effective[pending["do"]] += 1
                 seen.settle(pending)
         check_searching(opened, seen, draw)

@@ -1,4 +1,4 @@
-"""Names that are odd, pictures that do not open, vectors that are none."""
+"""Odd names, unreadable pictures and invalid vectors."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def emb(num: int, seed: int) -> np.ndarray:
 
 
 def enrol(gallery: Gallery, identity: str, vectors: np.ndarray, **more: object) -> None:
-    found = gallery.enrol_embeddings(
+    result = gallery.enrol_embeddings(
         vectors, [identity] * len(vectors), fingerprint=gallery.fingerprint, **more
     )
-    assert found.num_new == len(vectors)
+    assert result.num_new == len(vectors)
 
 
 @pytest.mark.parametrize("odd", ODD)
@@ -121,8 +121,8 @@ def test_pictures_of_an_odd_name(
 ) -> None:
     name = ODD[odd]
     files = sorted((tiny_run.data / "thing 0").iterdir())
-    found = gallery.enrol_files(name, files, metadata={"said": name}, keep_thumbnails=True)
-    assert (found.num_new, found.num_identities) == (6, 1)
+    result = gallery.enrol_files(name, files, metadata={"said": name}, keep_thumbnails=True)
+    assert (result.num_new, result.num_identities) == (6, 1)
     answer = gallery.identify(files[0])
     assert answer.candidates[0].identity == AS_STORED.get(name, name)
     assert answer.explain().encode()
@@ -136,11 +136,11 @@ def test_one_broken_picture_among_a_thousand(
     folder = picture_folder({f"p{number:02d}": 20 for number in range(50)}, size=(8, 8))
     broken = folder / "p07" / "3.png"
     broken.write_bytes(broken.read_bytes()[:40])
-    found = gallery.enrol(folder)
-    assert [Path(one.path) for one in found.skipped] == [broken]
-    assert found.skipped[0].reason
-    assert found.num_new + found.num_known == 999
-    assert len(gallery) == found.num_new
+    result = gallery.enrol(folder)
+    assert [Path(one.path) for one in result.skipped] == [broken]
+    assert result.skipped[0].reason
+    assert result.num_new + result.num_known == 999
+    assert len(gallery) == result.num_new
     assert gallery.identities()["p07"] >= 18
 
 
@@ -148,9 +148,9 @@ def test_files_that_are_not_there(gallery: Gallery, tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("no picture")
     paths = [tmp_path / "absent.png", tmp_path / "empty.png", tmp_path / "text.png", tmp_path]
-    found = gallery.enrol_files("anna", paths)
-    assert found.num_new == 0
-    assert {Path(one.path) for one in found.skipped} == set(paths)
+    result = gallery.enrol_files("anna", paths)
+    assert result.num_new == 0
+    assert {Path(one.path) for one in result.skipped} == set(paths)
     assert len(gallery) == 0
 
 

@@ -48,7 +48,7 @@ def options() -> Iterator[dict[str, str]]:
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    found = {
+    result = {
         "aws_endpoint": f"http://{host}:{port}",
         "allow_http": "true",
         "aws_access_key_id": "nobody",
@@ -57,13 +57,13 @@ def options() -> Iterator[dict[str, str]]:
     }
     client = boto3.client(
         "s3",
-        endpoint_url=found["aws_endpoint"],
+        endpoint_url=result["aws_endpoint"],
         aws_access_key_id="nobody",
         aws_secret_access_key="nothing",
         region_name="us-east-1",
     )
     client.create_bucket(Bucket="bucket")
-    yield found
+    yield result
     server.stop()
 
 
@@ -224,10 +224,10 @@ def test_a_sweep_by_another_does_not_count_for_a_later_deletion(
     real = store._change
 
     def change(*args: Any) -> Any:
-        found = real(*args)
+        result = real(*args)
         monkeypatch.undo()
         finish(other)  # After this one has counted, before it deletes.
-        return found
+        return result
 
     monkeypatch.setattr(store, "_change", change)
     store.delete(store.find("identity = 'person-0000000'", ["hash"])["hash"].to_pylist())
@@ -246,8 +246,8 @@ def test_settings_of_several_writers_are_all_kept(
             own.change_settings(lambda old: old | {name: old.get(name, 0) + 1})
 
     assert at_once(*(lambda name=name: count(name) for name in "abc")) == []
-    found = gallery.store.settings()
-    assert [found[name] for name in "abc"] == [4, 4, 4]
+    result = gallery.store.settings()
+    assert [result[name] for name in "abc"] == [4, 4, 4]
 
 
 def test_what_is_acknowledged_during_a_rebuild_is_kept(

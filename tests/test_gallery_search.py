@@ -1,4 +1,4 @@
-"""The nearest identities and templates: in memory, by the index, and by a plain loop."""
+"""Nearest identities and templates agree in memory, by the index, and by a plain loop."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def filled(place: Path, comparator: str = "cosine") -> tuple[Gallery, np.ndarray
 def loop(gallery: Gallery, emb: np.ndarray, names: list[str], probe: np.ndarray, rule: str):
     """(distance, identity) of all identities, the slow way."""
     compare = gallery.matcher.comparison.pairwise
-    found = []
+    result = []
     for name in sorted(set(names)):
         own = gallery.core.prepared(emb[[n == name for n in names]])
         own = own.mean(axis=0, keepdims=True) if rule == "mean" else own
-        found.append((min(float(compare(probe[None], row[None])[0]) for row in own), name))
-    return sorted(found)
+        result.append((min(float(compare(probe[None], row[None])[0]) for row in own), name))
+    return sorted(result)
 
 
 @pytest.mark.parametrize("comparator", ["cosine", "euclidean", "sigmoid", "network"])
@@ -58,12 +58,12 @@ def loop(gallery: Gallery, emb: np.ndarray, names: list[str], probe: np.ndarray,
 def test_identities_in_memory_are_the_loops(tmp_path: Path, comparator: str, rule: str) -> None:
     gallery, emb, names = filled(tmp_path, comparator)
     for probe in np.random.default_rng(1).normal(size=(5, DIM)).astype(np.float32):
-        found = gallery.lookup.identities(gallery.core.prepared(probe[None])[0], rule, 4, None,
+        result = gallery.lookup.identities(gallery.core.prepared(probe[None])[0], rule, 4, None,
                                           in_memory=True)  # fmt: skip
         expected = loop(gallery, emb, names, probe, rule)[:4]
-        assert [one.identity for one in found] == [name for _, name in expected]
+        assert [one.identity for one in result] == [name for _, name in expected]
         np.testing.assert_allclose(
-            [one.distance for one in found], [d for d, _ in expected], rtol=1e-4, atol=1e-6
+            [one.distance for one in result], [d for d, _ in expected], rtol=1e-4, atol=1e-6
         )
 
 
@@ -96,10 +96,10 @@ def test_a_shortlist_grows_until_it_holds_enough_identities(
     gallery, emb, _ = filled(tmp_path)
     crowd = np.tile(emb[0], (40, 1)) + np.linspace(0, 1e-3, 40)[:, None].astype(np.float32)
     gallery.enrol_embeddings(crowd, ["id 00"] * 40, fingerprint=gallery.fingerprint)
-    found = gallery.lookup.identities(gallery.core.prepared(emb[:1])[0], "nearest", 12, None,
+    result = gallery.lookup.identities(gallery.core.prepared(emb[:1])[0], "nearest", 12, None,
                                       in_memory=False)  # fmt: skip
-    assert len({one.identity for one in found}) == 12
-    assert found[0].identity == "id 00"
+    assert len({one.identity for one in result}) == 12
+    assert result[0].identity == "id 00"
 
 
 @pytest.mark.parametrize("comparator", ["euclidean", "network"])
@@ -126,8 +126,8 @@ def test_a_template_is_no_distance_from_itself(tmp_path: Path) -> None:
     assert gallery.search_embedding(emb[17], k=1)[0].distance == 0
     assert gallery.nearest(emb[17], 1)[0].distance == 0
     gallery.store.make_index(4)
-    found = gallery.lookup.identities(emb[17], "nearest", 1, 4, in_memory=False)
-    assert found[0].distance == 0
+    result = gallery.lookup.identities(emb[17], "nearest", 1, 4, in_memory=False)
+    assert result[0].distance == 0
 
 
 def test_an_empty_gallery_has_nobody(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Settings in a gallery's table: what is stored stays readable, and damage is named."""
+"""Stored settings of a gallery: format 1 stays readable, and damage is named."""
 
 from __future__ import annotations
 

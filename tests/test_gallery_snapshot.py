@@ -1,4 +1,4 @@
-"""Templates in memory: the narrow array changes nothing but the time."""
+"""Templates in memory: the narrow array changes the time only, not the result."""
 
 from __future__ import annotations
 
@@ -110,9 +110,9 @@ def test_as_many_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_lowest_hold_the_true_ones(values: list[int], num: int) -> None:
     low_M = np.array(values, dtype=np.float32)
     num = min(num, len(values))
-    found = snapshot._lowest(low_M, num)
-    assert len(set(found.tolist())) == len(found) >= num
-    assert sorted(low_M[found])[:num] == sorted(values)[:num]
+    result = snapshot._lowest(low_M, num)
+    assert len(set(result.tolist())) == len(result) >= num
+    assert sorted(low_M[result])[:num] == sorted(values)[:num]
 
 
 def test_rows_lie_by_identity(monkeypatch: pytest.MonkeyPatch) -> None:

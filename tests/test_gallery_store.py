@@ -1,4 +1,4 @@
-"""The table of a gallery: what goes in comes out, nothing acknowledged is lost, erased is gone."""
+"""The store: rows are returned as inserted, acknowledged ones survive, erased ones are gone."""
 
 from __future__ import annotations
 
@@ -93,14 +93,14 @@ def erase(store: Store, identity: str) -> None:
 
 def test_what_is_put_in_comes_out(store: Store, place: Path) -> None:
     emb_ND = fill(store, anna=2, bert=1)
-    found = Store.open(place).find()
-    assert found.column_names == list(COLUMNS)
-    assert found["identity"].to_pylist() == ["anna", "anna", "bert"]
-    assert found["path"].to_pylist()[2] == "/pictures/bert/2.png"
-    assert found["time"].to_pylist() == [NOW] * 3
-    assert found["metadata"].to_pylist() == ['{"at":0}', '{"at":1}', '{"at":2}']
-    assert found["thumbnail"].to_pylist()[2] == b"JPEG of bert"
-    assert np.array_equal(np.array(found["vector"].to_pylist(), np.float32), emb_ND)
+    result = Store.open(place).find()
+    assert result.column_names == list(COLUMNS)
+    assert result["identity"].to_pylist() == ["anna", "anna", "bert"]
+    assert result["path"].to_pylist()[2] == "/pictures/bert/2.png"
+    assert result["time"].to_pylist() == [NOW] * 3
+    assert result["metadata"].to_pylist() == ['{"at":0}', '{"at":1}', '{"at":2}']
+    assert result["thumbnail"].to_pylist()[2] == b"JPEG of bert"
+    assert np.array_equal(np.array(result["vector"].to_pylist(), np.float32), emb_ND)
     assert store.count() == 3
     assert store.count("identity = 'anna'") == 2
     assert store.dim == DIM
@@ -353,9 +353,9 @@ def test_any_sequence_of_actions(data: st.DataObject, tmp_path_factory: Any) -> 
                 store.clear()
             case "index" if expected:
                 store.make_index(data.draw(st.integers(0, 3)))
-        found = store.find(None, ["hash", "identity"]).to_pydict()
-        assert dict(zip(found["hash"], found["identity"], strict=True)) == expected
-        assert len(found["hash"]) == len(expected)
+        result = store.find(None, ["hash", "identity"]).to_pydict()
+        assert dict(zip(result["hash"], result["identity"], strict=True)) == expected
+        assert len(result["hash"]) == len(expected)
 
 
 # --- searching ---
@@ -376,11 +376,11 @@ def test_nearest_is_what_numpy_finds(store: Store, nprobes: int | None) -> None:
     store.insert(make_rows(["young"] * 30, young_ND))  # The index does not know these.
     emb_ND = np.concatenate([emb_ND, young_ND])
     for probe_D in [*vectors(5, seed=3), emb_ND[7], young_ND[3]]:
-        found = store.nearest(probe_D, 9, columns=["hash", "identity"], nprobes=nprobes)
+        result = store.nearest(probe_D, 9, columns=["hash", "identity"], nprobes=nprobes)
         order, square = by_numpy(emb_ND, probe_D, 9)
-        assert found.column_names == ["hash", "identity", "_distance"]
-        assert found["hash"].to_pylist() == [emb_ND[at].tobytes().hex()[:24] for at in order]
-        assert found["_distance"].to_pylist() == pytest.approx(square, abs=1e-5)
+        assert result.column_names == ["hash", "identity", "_distance"]
+        assert result["hash"].to_pylist() == [emb_ND[at].tobytes().hex()[:24] for at in order]
+        assert result["_distance"].to_pylist() == pytest.approx(square, abs=1e-5)
 
 
 @pytest.mark.parametrize("nprobes", [None, 4])
@@ -389,11 +389,11 @@ def test_nearest_under_a_condition(store: Store, nprobes: int | None) -> None:
     emb_ND = fill(store, anna=300, bert=5)
     store.make_index(4)
     probe_D = emb_ND[0]
-    found = store.nearest(
+    result = store.nearest(
         probe_D, 5, columns=["identity", "hash"], where="identity = 'bert'", nprobes=nprobes
     )
     order, _ = by_numpy(emb_ND[300:], probe_D, 5)
-    assert found["hash"].to_pylist() == [emb_ND[300 + at].tobytes().hex()[:24] for at in order]
+    assert result["hash"].to_pylist() == [emb_ND[300 + at].tobytes().hex()[:24] for at in order]
 
 
 @pytest.mark.parametrize("nprobes", [None, 2])
@@ -402,8 +402,8 @@ def test_deleted_templates_are_not_found(store: Store, nprobes: int | None) -> N
     store.make_index(2)
     store.delete(hashes_of(store, "anna"))
     for _ in range(2):
-        found = store.nearest(emb_ND[0], 200, columns=["identity"], nprobes=nprobes)
-        assert found["identity"].to_pylist() == ["bert"] * 100
+        result = store.nearest(emb_ND[0], 200, columns=["identity"], nprobes=nprobes)
+        assert result["identity"].to_pylist() == ["bert"] * 100
         store.compact()
 
 
@@ -441,8 +441,8 @@ def test_settle_is_told_of_the_index(store: Store) -> None:
     fill(store, anna=20)
     for num in (0, 3):
         store.make_index(num)
-        found = store.change_index_settings(lambda old, partitions: old | {"found": partitions})
-        assert found == store.settings() == SETTINGS | {"found": num}
+        result = store.change_index_settings(lambda old, partitions: old | {"found": partitions})
+        assert result == store.settings() == SETTINGS | {"found": num}
 
 
 def test_deletions_are_counted(store: Store) -> None:
