@@ -55,7 +55,7 @@ def verify(
     matcher = Matcher.lazy(model)
     answer = matcher.verify(a, b)
     if show is not None:
-        from twinlens.report.montage import draw_verdict
+        from twinlens.report.answer_sheet import draw_verdict
 
         left, right = (open_picture(path, max_pixels=matcher.max_pixels) for path in (a, b))
         lines = [

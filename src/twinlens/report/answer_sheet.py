@@ -1,4 +1,4 @@
-"""Sheet of answers: each probe beside its results.
+"""Pictures of answers: a sheet of probes beside their results, and a verdict on two pictures.
 
 This module lays out pictures and text. It knows no galleries, distances or thresholds.
 """
@@ -11,24 +11,29 @@ from dataclasses import dataclass
 from PIL import Image
 
 from twinlens.report.canvas import (
+    GREEN,
     GROUND,
     INK,
     LINE,
     MUTED,
+    RED,
     Color,
+    aspect_ratio,
+    box_size,
     draw_card,
     draw_picture,
     draw_text,
-    proportions,
+    text_width,
 )
 
-__all__ = ["Strip", "Tile", "draw_sheet"]
+__all__ = ["Strip", "Tile", "draw_sheet", "draw_verdict"]
 
 WIDTH, MARGIN, GAP, PADDING, FRAME = 1600, 36, 22, 20, 2
 FEWEST, MOST = 4, 6  # columns of results, beside the probe
 TITLE, REASON, NAME, NOTE = 23, 17, 17, 15
 TITLE_HEIGHT, REASON_HEIGHT, NAME_HEIGHT, NOTE_HEIGHT = 36, 34, 25, 23
-PROBE_GAP = 56  # around the line between the two
+PROBE_GAP = 56  # around the line between the probe and its results
+VERDICT_AREA, VERDICT_FRAME, VERDICT_PADDING = 400 * 400, 5, 14
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +86,8 @@ def draw_sheet(strips: Sequence[Strip]) -> Image.Image:
     text = NAME_HEIGHT + NOTE_HEIGHT * max((len(tile.notes) for tile in tiles), default=0)
     cell = box[1] + 8 + text + PADDING
     heights = [_height(strip, columns, cell) for strip in strips]
-    whole = 2 * MARGIN + sum(heights) + GAP * max(len(strips) - 1, 0)
-    canvas = Image.new("RGB", (WIDTH, whole), GROUND)
+    height = 2 * MARGIN + sum(heights) + GAP * max(len(strips) - 1, 0)
+    canvas = Image.new("RGB", (WIDTH, height), GROUND)
     top = MARGIN
     for strip, high in zip(strips, heights, strict=True):
         draw_card(canvas, (MARGIN, top, WIDTH - MARGIN, top + high), LINE, FRAME)
@@ -91,11 +96,51 @@ def draw_sheet(strips: Sequence[Strip]) -> Image.Image:
     return canvas
 
 
+def draw_verdict(
+    left: Image.Image, right: Image.Image, lines: Sequence[str], match: bool
+) -> Image.Image:
+    """Draw two pictures side by side in a green or red frame, with lines of text below.
+
+    Args:
+        left: first picture.
+        right: second picture.
+        lines: text; the first line is the verdict, large and in the frame's colour.
+        match: whether the frame is green instead of red.
+    Returns:
+        An RGB picture.
+    """
+    color = GREEN if match else RED
+    box = box_size([left, right], VERDICT_AREA)
+    wide = 2 * box[0] + GAP + 2 * (VERDICT_PADDING + VERDICT_FRAME)
+    high = box[1] + 2 * (VERDICT_PADDING + VERDICT_FRAME)
+    # Font size, line height and weight of each line.
+    styles = [(30, 44, True), *[(20, 34, False)] * len(lines)][: len(lines)]
+    texts = [
+        text_width(line, style[0], style[2]) for line, style in zip(lines, styles, strict=True)
+    ]
+    width = max(wide, round(max(texts, default=0))) + 2 * MARGIN
+    text_high = sum(style[1] for style in styles) + (VERDICT_PADDING if lines else 0)
+    canvas = Image.new("RGB", (width, high + text_high + 2 * MARGIN), GROUND)
+    x, y = (width - wide) // 2, MARGIN
+    draw_card(canvas, (x, y, x + wide, y + high), color, VERDICT_FRAME)
+    for i, picture in enumerate((left, right)):
+        corner = (
+            x + VERDICT_FRAME + VERDICT_PADDING + i * (box[0] + GAP),
+            y + VERDICT_FRAME + VERDICT_PADDING,
+        )
+        draw_picture(canvas, picture, corner, box)
+    y += high + VERDICT_PADDING
+    for line, (size, line_high, bold) in zip(lines, styles, strict=True):
+        draw_text(canvas, (width // 2, y), line, size, color if bold else MUTED, bold=bold)
+        y += line_high
+    return canvas
+
+
 def _box(pictures: Sequence[Image.Image], columns: int) -> tuple[int, int]:
-    """The place of each picture: as wide as the columns allow, in their proportions."""
+    """Size of each picture: as wide as the columns allow, in the median aspect ratio."""
     inner = WIDTH - 2 * (MARGIN + PADDING) - PROBE_GAP - (columns - 1) * GAP
     width = inner // (columns + 1)
-    return width, round(width / proportions(pictures))
+    return width, round(width / aspect_ratio(pictures))
 
 
 def _rows(strip: Strip, columns: int) -> int:
@@ -119,8 +164,8 @@ def _draw_strip(
     start = left + box[0] + PROBE_GAP
     line = left + box[0] + PROBE_GAP // 2
     canvas.paste(LINE, (line, top, line + 2, top + _rows(strip, columns) * cell - PADDING))
-    for place, tile in enumerate(strip.results):
-        row, column = divmod(place, columns)
+    for i, tile in enumerate(strip.results):
+        row, column = divmod(i, columns)
         _draw_tile(canvas, tile, (start + column * (box[0] + GAP), top + row * cell), box)
 
 
@@ -130,6 +175,6 @@ def _draw_tile(
     draw_picture(canvas, tile.picture, corner, box, tile.frame, missing=tile.missing)
     middle, y = corner[0] + box[0] // 2, corner[1] + box[1] + 8
     draw_text(canvas, (middle, y), tile.name, NAME, INK, width=box[0])
-    for place, note in enumerate(tile.notes):
-        at = (middle, y + NAME_HEIGHT + place * NOTE_HEIGHT)
+    for i, note in enumerate(tile.notes):
+        at = (middle, y + NAME_HEIGHT + i * NOTE_HEIGHT)
         draw_text(canvas, at, note, NOTE, MUTED, width=box[0])

@@ -22,11 +22,11 @@ __all__ = [
     "MUTED",
     "RED",
     "Color",
+    "aspect_ratio",
     "box_size",
     "draw_card",
     "draw_picture",
     "draw_text",
-    "proportions",
     "text_width",
 ]
 
@@ -53,15 +53,15 @@ FALLBACK_FONTS = (
 )  # fmt: skip
 
 
-def proportions(pictures: Sequence[Image.Image]) -> float:
+def aspect_ratio(pictures: Sequence[Image.Image]) -> float:
     """Width by height of the median picture, within 1:2 and 5:2; 1 without pictures."""
     ratios = [picture.width / picture.height for picture in pictures]
     return float(np.clip(np.median(ratios), 0.5, 2.5)) if ratios else 1.0
 
 
 def box_size(pictures: Sequence[Image.Image], area: int) -> tuple[int, int]:
-    """Width and height of a place of `area` pixels in the proportions of the median picture."""
-    ratio = proportions(pictures)
+    """Width and height of a place of `area` pixels in the aspect_ratio of the median picture."""
+    ratio = aspect_ratio(pictures)
     return round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
 
 
@@ -77,7 +77,7 @@ def draw_picture(
 
     Args:
         canvas: drawn upon.
-        picture: any size; enlarged or shrunk in its proportions; below 64 pixels its pixels stay
+        picture: any size; enlarged or shrunk in its aspect_ratio; below 64 pixels its pixels stay
             sharp squares. None draws an empty place.
         corner: left and top of the box.
         box: its width and height.
@@ -165,7 +165,7 @@ def _shortened(text: str, size: int, bold: bool, width: int) -> str:
 
 def _drawable(text: str, size: int, bold: bool) -> tuple[str, Font]:
     """A font that has every glyph of the text; else the text with what ours lacks as squares."""
-    ours = _our_font(size, bold)
+    ours = _default_font(size, bold)
     if all(_has_glyph(ours, char) for char in text):
         return text, ours
     for name in FALLBACK_FONTS:
@@ -176,7 +176,7 @@ def _drawable(text: str, size: int, bold: bool) -> tuple[str, Font]:
 
 
 @lru_cache(maxsize=32)
-def _our_font(size: int, bold: bool) -> Font:
+def _default_font(size: int, bold: bool) -> Font:
     """DejaVu Sans, which comes with matplotlib and has Latin, Greek, Cyrillic and more."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is not None and spec.origin is not None:
