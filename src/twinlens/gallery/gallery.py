@@ -376,8 +376,6 @@ class Gallery:
         """Whether searching has become slow: too many templates outside memory and index."""
         return index.needs_index(self.core)
 
-    wants_index = needs_index  # Its former name.
-
     def calibrate(
         self,
         data: str | Path | ImageTable | None = None,
