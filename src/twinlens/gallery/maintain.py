@@ -113,7 +113,21 @@ def calibrate(
     check_seed(seed)
     if not len(core):
         raise GalleryError(f"the gallery {core.place} is empty: enrol pictures first")
-    calibration = _measure(core, data, fpir, rule, root, seed, progress)
+    names, code_M, vector_MD = _all_templates(core)
+    comparison = core.lookup.comparison
+    if data is None:
+        calibration = calibrate_open_set(
+            vector_MD, code_M, comparison, target_fpir=fpir, rule=rule, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+    else:
+        emb_PD, identity_P = _probes(core, data, root, progress)
+        code_of: Mapping[str, int] = {name: code for code, name in enumerate(names)}
+        code_P = np.array([code_of.get(name, -1) for name in identity_P], dtype=np.int64)
+        calibration = calibrate_open_set_on_probes(
+            emb_PD, code_P, vector_MD, code_M, comparison, target_fpir=fpir, rule=rule,
+            probe_identity_P=identity_P, seed=seed, progress=progress,
+        )  # fmt: skip
 
     def store(old: dict[str, Any]) -> dict[str, Any]:
         core.check_model(old["fingerprint"])
@@ -121,29 +135,6 @@ def calibrate(
 
     core.store.change_settings(store)
     return calibration
-
-
-def _measure(
-    core: GalleryCore,
-    data: str | Path | ImageTable | None,
-    fpir: float,
-    rule: str,
-    root: str | Path | None,
-    seed: int,
-    progress: Progress | None,
-) -> OpenSetCalibration:
-    names, code_M, vector_MD = _all_templates(core)
-    comparison = core.lookup.comparison
-    if data is None:
-        return calibrate_open_set(vector_MD, code_M, comparison, target_fpir=fpir, rule=rule,
-                                  seed=seed, progress=progress)  # fmt: skip
-    emb_PD, identity_P = _probes(core, data, root, progress)
-    code_of: Mapping[str, int] = {name: code for code, name in enumerate(names)}
-    code_P = np.array([code_of.get(name, -1) for name in identity_P], dtype=np.int64)
-    return calibrate_open_set_on_probes(
-        emb_PD, code_P, vector_MD, code_M, comparison, target_fpir=fpir, rule=rule,
-        probe_identity_P=identity_P, seed=seed, progress=progress,
-    )  # fmt: skip
 
 
 def _all_templates(core: GalleryCore) -> tuple[list[str], NDArray[np.int64], Floats]:
