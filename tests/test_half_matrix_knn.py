@@ -38,13 +38,13 @@ def small(monkeypatch):
     monkeypatch.setattr(ranks, "available_cores", lambda: 3)
 
 
-def settled_shares(monkeypatch):
+def complete_shares(monkeypatch):
     """Of each search that follows, the share of the pictures that it settles, or None."""
     shares = []
 
     def watched(*args):
         found = nearest_ranks(*args)
-        shares.append(None if found is None else float(found.settled.mean()))
+        shares.append(None if found is None else float(found.complete.mean()))
         return found
 
     monkeypatch.setattr(module, "nearest_ranks", watched)
@@ -65,7 +65,7 @@ def looped(data, name, ks=(5,)):
 @pytest.mark.parametrize("name", EUCLIDEAN_COMPARATORS)
 @pytest.mark.usefixtures("small")
 def test_agrees_with_the_loop(name, monkeypatch):
-    shares = settled_shares(monkeypatch)
+    shares = complete_shares(monkeypatch)
     data = people()
     assert scores(data, EuclideanComparison(name)) == pytest.approx(looped(data, name))
     assert shares[0] > 0.85  # forgeries are never asked
@@ -74,7 +74,7 @@ def test_agrees_with_the_loop(name, monkeypatch):
 @pytest.mark.parametrize("name", ["euclidean", "squared-euclidean", "sigmoid"])
 @pytest.mark.usefixtures("small")
 def test_ties_are_settled_against_the_model(name, monkeypatch):
-    shares = settled_shares(monkeypatch)
+    shares = complete_shares(monkeypatch)
     data = people(levels=2)  # whole numbers, of which distances are exact
     assert scores(data, EuclideanComparison(name)) == pytest.approx(looped(data, name))
     assert shares[0] > 0.5
@@ -96,7 +96,7 @@ def test_copies_of_other_identities_come_first():
 
 @pytest.mark.usefixtures("small")
 def test_rounding_does_not_part_many_copies(monkeypatch):
-    shares = settled_shares(monkeypatch)
+    shares = complete_shares(monkeypatch)
     rng = np.random.default_rng(2)
     # At each point 10 pictures of one identity and 15 of another.
     emb = np.repeat(10 + rng.normal(size=(40, 48)), 25, axis=0).astype(np.float32)
@@ -110,7 +110,7 @@ def test_rounding_does_not_part_many_copies(monkeypatch):
 
 @pytest.mark.usefixtures("small")
 def test_identities_of_very_different_sizes(monkeypatch):
-    shares = settled_shares(monkeypatch)
+    shares = complete_shares(monkeypatch)
     emb, label, forged = people(levels=4)
     label = np.where(np.arange(500) % 3 == 0, 1000, label)
     label[:20] = np.arange(2000, 2020)  # alone: nothing to find
@@ -121,7 +121,7 @@ def test_identities_of_very_different_sizes(monkeypatch):
 
 @pytest.mark.usefixtures("small")
 def test_a_guess_that_is_too_short_is_noticed(monkeypatch):
-    shares = settled_shares(monkeypatch)
+    shares = complete_shares(monkeypatch)
     monkeypatch.setattr(ranks, "_sample_place", lambda need, room: np.minimum(need, 1))
     data = people()
     assert scores(data) == pytest.approx(looped(data, "euclidean"))
@@ -138,8 +138,8 @@ def test_what_is_kept_is_what_is_nearest():
     same = label[:, None] == label
     order = np.lexsort((same, dist), axis=1)
     correct = found.correct(np.arange(500), 7)
-    assert found.settled.mean() > 0.9
-    for row in np.flatnonzero(found.settled):
+    assert found.complete.mean() > 0.9
+    for row in np.flatnonzero(found.complete):
         depth = need[row]
         assert (correct[row, :depth] == same[row, order[row, :depth]]).all()
 
@@ -148,7 +148,7 @@ def test_what_is_kept_is_what_is_nearest():
 @pytest.mark.usefixtures("small")
 def test_collapsed_embeddings_do_not_look_good_and_need_no_memory(moved, monkeypatch):
     monkeypatch.setattr(pairs, "BLOCK_BYTES", 2**20)
-    shares = settled_shares(monkeypatch)
+    shares = complete_shares(monkeypatch)
     label = np.arange(3000) % 100
     emb = np.full((3000, 4), moved, dtype=np.float32)
     tracemalloc.start()
@@ -161,7 +161,7 @@ def test_collapsed_embeddings_do_not_look_good_and_need_no_memory(moved, monkeyp
 
 @pytest.mark.usefixtures("small")
 def test_half_collapsed(monkeypatch):
-    shares = settled_shares(monkeypatch)
+    shares = complete_shares(monkeypatch)
     data = people()
     data[0][:60] = 0
     assert scores(data) == pytest.approx(looped(data, "euclidean"))

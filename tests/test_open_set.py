@@ -32,7 +32,7 @@ def division(label, num_enrolled, shot, seed):
 
 @pytest.mark.parametrize("rule", ["nearest", "mean", "vote"])
 def test_its_figures_are_those_of_the_loop(rule):
-    """One picture against one template at a time, in the same divisions."""
+    """One picture against one template at a time, in the same splits."""
     emb, label = people(10, 6, spread=0.8, seed=3)
     found = open_set(emb, label, Euclid(), shot=2, rule=rule, pair_threshold=0.5, sizes=(),
                      draws=2, seed=9, replicates=0)  # fmt: skip
@@ -182,5 +182,5 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="unknown rule"):
         open_set(emb, label, Euclid(), rule="median")
     for wrong in ({"shot": 0}, {"draws": 0}, {"sizes": (0,)}):
-        with pytest.raises(DataError, match="each is at least 1"):
+        with pytest.raises(DataError, match="must each be at least 1"):
             open_set(emb, label, Euclid(), **wrong)

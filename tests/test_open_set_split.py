@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_up_people import Euclid, people
 
-from twinlens.measure import open_set_split as divisions
+from twinlens.measure import open_set_split as module
 from twinlens.measure.open_set_split import OpenSetSplit
 
 
@@ -34,7 +34,7 @@ def test_every_picture_has_one_part(seed):
     assert sorted(map(len, halves)) == [3, 3]
 
 
-def test_divisions_differ_and_everyone_is_enrolled_at_times():
+def test_splits_differ_and_everyone_is_enrolled_at_times():
     label = np.repeat(np.arange(8), 3)
     drawn = [division(label, 4, 1, seed) for seed in range(60)]
     times = np.bincount(np.concatenate([label[one.template] for one in drawn]), minlength=8)
@@ -43,7 +43,7 @@ def test_divisions_differ_and_everyone_is_enrolled_at_times():
 
 
 def test_probes_are_bounded_and_of_all_identities(monkeypatch):
-    monkeypatch.setattr(divisions, "MOST_PROBES", 12)
+    monkeypatch.setattr(module, "MOST_PROBES", 12)
     label = np.repeat(np.arange(12), 9)
     drawn = division(label, 6, 1, 0)
     assert np.bincount(drawn.mated_code).tolist() == [2] * 6

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made_up_people import Euclid, people
 
 from twinlens.measure import pairs
-from twinlens.measure import rank_probes as asking
+from twinlens.measure import rank_probes as module
 from twinlens.measure.fusion import RULES
 from twinlens.measure.rank_probes import balanced_sample, random_rounds, rank_left_out, rank_probes
 
@@ -43,9 +43,9 @@ def _same(asked, row, expected):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_asking_with_other_pictures_is_that_of_the_loop(rule, monkeypatch):
+def test_other_pictures_rank_as_in_the_loop(rule, monkeypatch):
     monkeypatch.setattr(pairs, "BLOCK_BYTES", 1)
-    monkeypatch.setattr(asking, "FEWEST_AT_ONCE", 3)
+    monkeypatch.setattr(module, "FEWEST_AT_ONCE", 3)
     rng = np.random.default_rng(4)
     emb, code = people(6, 3)
     order = rng.permutation(len(code))

@@ -177,12 +177,12 @@ class _AllPairs:
     def __init__(self, emb_ND: Floats, relevant_M: Ints, comparison: Comparison) -> None:
         self._emb_ND, self._relevant_M, self._comparison = emb_ND, relevant_M, comparison
         self._euclidean = as_euclidean(comparison)
-        self._folded = None if self._euclidean is None else self._euclidean.product_form(emb_ND)
+        self._product = None if self._euclidean is None else self._euclidean.product_form(emb_ND)
 
     def sides(self, low: float, high: float, progress: Progress | None) -> tuple[_Side, _Side]:
         """Genuine and impostor pairs below and within the gap."""
         num = len(self._relevant_M)
-        threads = 1 if self._folded is None else available_cores()
+        threads = 1 if self._product is None else available_cores()
         parts = list(blocks(num, BYTES_EACH * len(self._emb_ND) * threads))
         sides: list[tuple[_Side, _Side]] = []
         for part, two in zip(
@@ -210,10 +210,10 @@ class _AllPairs:
     def _distances(self, part: slice) -> Floats:
         """Distances of the block's pictures to its first picture and all later ones."""
         emb_PD, emb_ND = self._emb_ND[part], self._emb_ND[part.start :]
-        if self._folded is None or self._euclidean is None:
+        if self._product is None or self._euclidean is None:
             return np.array(self._comparison.matrix(emb_PD, emb_ND), dtype=np.float32)
-        square = self._folded.left[part] @ self._folded.right[part.start :].T
-        square += self._folded.square[part, None]
+        square = self._product.left[part] @ self._product.right[part.start :].T
+        square += self._product.square[part, None]
         return self._euclidean.from_squared(np.maximum(square, 0, out=square))
 
 

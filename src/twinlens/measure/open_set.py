@@ -1,23 +1,22 @@
-"""Open-set identification: whom does a gallery name, and whom does it turn away?
+"""Open-set identification: whether a gallery identifies its identities and rejects strangers.
 
-Identities are divided at random into enrolled ones and strangers, half and half, several times.
-Some pictures of each enrolled identity are its templates; the others are *mated* probes, and all
+Identities are split at random into enrolled ones and strangers, half and half, several times. Some
+pictures of each enrolled identity are its templates; the others are *mated* probes, and all
 pictures of strangers are *non-mated* ones. As in NIST's FRVT 1:N (Grother, Ngan & Hanaoka 2019,
 NISTIR 8271, section 3) and ISO/IEC 19795-1:2021:
 
-- FPIR(t), false positive identification rate: the share of non-mated probes for which somebody
-  is within the threshold t;
-- DIR(t), detection and identification rate (Phillips, Grother & Micheals 2011): the share of
-  mated probes whose best identity is right and within t. NIST's FNIR at rank 1 is 1 - DIR;
-- rank-1: the DIR without a threshold, as if nobody were a stranger.
+- FPIR(t), false positive identification rate: the share of non-mated probes with an identity
+  within the threshold t;
+- DIR(t), detection and identification rate (Phillips, Grother & Micheals 2011): the share of mated
+  probes whose best identity is right and within t. NIST's FNIR at rank 1 is 1 - DIR;
+- rank-1: the DIR without a threshold.
 
-A DIR at an FPIR takes the largest threshold that keeps to it on the very strangers that it is
-judged by; `held_out` takes it from half of the strangers and judges it by the other half.
+A DIR at an FPIR uses the largest threshold that keeps to it on the same strangers. `held_out` takes
+the threshold from half of the strangers, and tests it on the other half.
 
-Everything is a mean over the divisions, and intervals redraw identities, which then count in each
-division in the role that they have there. Where the copies of the one nearest stranger are more
-than an FPIR allows, a redrawn division cannot resolve that FPIR, and is left out. This module does
-not know where thresholds for pairs come from.
+All rates are means over the splits. Intervals redraw identities, which count in each split in their
+role there. If copies of the one nearest stranger exceed the FPIR, a redrawn split cannot resolve
+it, and is left out.
 
 Shapes: N pictures, D numbers in an embedding, I identities, G mated probes, S non-mated ones.
 """
@@ -59,7 +58,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class IdentificationAtThreshold:
-    """What a threshold does: mated probes identified, `dir`, and strangers turned away."""
+    """Rates at a threshold: mated probes identified, `dir`, and strangers rejected."""
 
     dir: Estimate
     turned_away: Estimate
@@ -71,10 +70,10 @@ class IdentificationAtThreshold:
 
 @dataclass(frozen=True)
 class IdentificationRates:
-    """The figures of galleries of `num_enrolled` identities.
+    """Rates of galleries of `num_enrolled` identities.
 
-    A figure of `dir_at_fpir` has no value where there are fewer non-mated probes than 1 / FPIR.
-    `pair_threshold` is what the threshold for pairs does; None where none was given.
+    `dir_at_fpir` has no value for fewer non-mated probes than 1 / FPIR. `pair_threshold` holds the
+    rates at the threshold for pairs; None without one.
     """
 
     num_enrolled: int
@@ -83,33 +82,32 @@ class IdentificationRates:
     pair_threshold: IdentificationAtThreshold | None
 
     def as_json(self) -> dict[str, Any]:
-        """The figures; `pair_threshold` where it is."""
-        found = {
+        """The rates; without `pair_threshold` if None."""
+        pair = self.pair_threshold
+        return {
             "num_enrolled": self.num_enrolled,
             "rank_1": self.rank_1.as_json(),
-            "dir_at_fpir": {at: figure.as_json() for at, figure in self.dir_at_fpir.items()},
+            "dir_at_fpir": {at: rate.as_json() for at, rate in self.dir_at_fpir.items()},
+            **({} if pair is None else {"pair_threshold": pair.as_json()}),
         }
-        if self.pair_threshold is not None:
-            found["pair_threshold"] = self.pair_threshold.as_json()
-        return found
 
 
 @dataclass(frozen=True)
 class OpenSetResult:
-    """How well galleries of half the identities name the enrolled and turn away strangers.
+    """Identification rates of galleries of half the identities, with the rest as strangers.
 
     Attributes:
-        rule: how templates of an identity are fused.
+        rule: fusion rule.
         shot: templates of each enrolled identity.
-        draws: divisions into enrolled ones and strangers.
-        num_strangers: identities that are strangers in each.
-        num_mated: mated probes of all divisions together.
-        num_nonmated: non-mated probes of all divisions together.
-        threshold: the threshold for pairs; None where none was given.
-        whole: the figures of the whole galleries.
-        held_out: by the target FPIR, what a threshold does to other strangers than those it was
-            chosen by; without a value where half of the strangers cannot resolve the FPIR.
-        by_size: the figures of smaller galleries, ascending, and those of the whole ones last.
+        draws: number of splits into enrolled ones and strangers.
+        num_strangers: identities that are strangers in each split.
+        num_mated: mated probes of all splits together.
+        num_nonmated: non-mated probes of all splits together.
+        threshold: the threshold for pairs; None without one.
+        whole: rates of the whole galleries.
+        held_out: rates on strangers that did not set the threshold, by target FPIR; without a value
+            if half of the strangers cannot resolve the FPIR.
+        by_size: rates of smaller galleries, ascending, with the whole ones last.
         curve: pairs of FPIR and DIR, the FPIR ascending to 1.
     """
 
@@ -126,7 +124,7 @@ class OpenSetResult:
     curve: tuple[tuple[float, float], ...]
 
     def as_json(self) -> dict[str, Any]:
-        """The counts, the figures of the whole galleries, and lists `by_size` and `curve`."""
+        """Counts, rates of the whole galleries, and the lists `by_size` and `curve`."""
         names = ("rule", "shot", "draws", "num_strangers", "num_mated", "num_nonmated")
         whole = self.whole.as_json()
         if self.threshold is not None:
@@ -136,7 +134,7 @@ class OpenSetResult:
             **whole,
             "held_out": {target: part.as_json() for target, part in self.held_out.items()},
             "by_size": [part.as_json() for part in self.by_size],
-            "curve": [{"fpir": fpir, "dir": found} for fpir, found in self.curve],
+            "curve": [{"fpir": fpir, "dir": rate} for fpir, rate in self.curve],
         }
 
 
@@ -154,64 +152,66 @@ def open_set(
     replicates: int = REPLICATES,
     progress: Progress | None = None,
 ) -> OpenSetResult | None:
-    """Rank-1, DIR at FPIR and strangers turned away, by the size of the gallery.
+    """Rank-1, DIR at FPIR and strangers rejected, by gallery size.
 
-    Identities with more than `shot` pictures can be enrolled; half of all are, or as many as there
-    are of these. Up to 5,000 probes of each kind are asked about in each division.
+    Identities with more than `shot` pictures can be enrolled; half of all identities are, or fewer
+    if fewer can be. Each split searches for up to 5,000 probes of each kind.
 
     Args:
         emb_ND: embeddings of genuine pictures, shape (N, D).
         label: identities as integers, shape (N,).
-        comparison: gives the distances.
+        comparison: distances between embeddings.
         shot: templates of each enrolled identity.
-        rule: how they are fused, of `fusion.RULES`.
-        pair_threshold: a threshold for pairs, to see what it does to strangers.
-        sizes: of smaller galleries, as far as there are so many identities; 5, 10, 20, 50, ... by
-            default.
-        draws: divisions.
-        seed: draws divisions and replicates.
-        replicates: how many times the identities are redrawn.
-        progress: called with the galleries done and all galleries.
+        rule: fusion rule, of `fusion.RULES`.
+        pair_threshold: threshold for pairs, to be measured on strangers.
+        sizes: sizes of smaller galleries, if there are so many identities; by default 5, 10, 20,
+            50, ...
+        draws: number of splits.
+        seed: random seed for splits and bootstrap.
+        replicates: number of bootstrap replicates.
+        progress: called with the number of galleries done and of all galleries.
     Returns:
-        None where fewer than 2 identities could be enrolled, or fewer than 2 would be strangers.
+        None for fewer than 2 identities to enrol, or fewer than 2 strangers.
     Raises:
-        ConfigError: no such rule.
+        ConfigError: unknown rule.
         DataError: `shot`, `draws` or a size below 1, or a distance that is not a finite number.
     """
     check_rule(rule)
     if min(shot, draws, *(sizes or ())) < 1:
-        raise DataError(f"found {shot} shots, {draws} draws, sizes {sizes}; each is at least 1")
+        raise DataError(
+            f"shot, draws and sizes must each be at least 1, found {shot}, {draws} and {sizes}"
+        )
     names, code_N, count_I = np.unique(np.asarray(label), return_inverse=True, return_counts=True)
     num_enrolled = min(len(names) // 2, int(np.count_nonzero(count_I > shot)))
     if num_enrolled < 2 or len(names) - num_enrolled < 2:
         return None
-    wanted = sorted({s for s in (SIZES if sizes is None else sizes) if s < num_enrolled})
-    wanted.append(num_enrolled)
-    divisions = [
+    gallery_sizes = sorted({s for s in (SIZES if sizes is None else sizes) if s < num_enrolled})
+    gallery_sizes.append(num_enrolled)
+    splits = [
         OpenSetSplit.draw(
             code_N, count_I, num_enrolled, shot, np.random.default_rng([seed, number])
         )
         for number in range(draws)
     ]
     emb_ND = np.asarray(emb_ND, dtype=np.float32)
-    trials: dict[int, list[SplitScores]] = {size: [] for size in wanted}
-    for done, (division, size) in enumerate(itertools.product(divisions, wanted), start=1):
-        trials[size].append(division.search(emb_ND, code_N, size, comparison, rule))
+    scores: dict[int, list[SplitScores]] = {size: [] for size in gallery_sizes}
+    for done, (split, size) in enumerate(itertools.product(splits, gallery_sizes), start=1):
+        scores[size].append(split.search(emb_ND, code_N, size, comparison, rule))
         if progress is not None:
-            progress(done, draws * len(wanted))
-    drawing = _OpenSetBootstrap(len(names), seed, replicates)
-    whole = trials[num_enrolled]
-    by_size = tuple(drawing.gallery(size, trials[size], pair_threshold) for size in wanted)
+            progress(done, draws * len(gallery_sizes))
+    bootstrap = _OpenSetBootstrap(len(names), seed, replicates)
+    whole = scores[num_enrolled]
+    by_size = tuple(bootstrap.gallery(size, scores[size], pair_threshold) for size in gallery_sizes)
     return OpenSetResult(
         rule=rule,
         shot=shot,
         draws=draws,
         num_strangers=len(names) - num_enrolled,
-        num_mated=sum(len(trial.right) for trial in whole),
-        num_nonmated=sum(len(trial.stranger) for trial in whole),
+        num_mated=sum(len(score.right) for score in whole),
+        num_nonmated=sum(len(score.stranger) for score in whole),
         threshold=pair_threshold,
         whole=by_size[-1],
-        held_out=drawing.held_out(whole),
+        held_out=bootstrap.held_out(whole),
         by_size=by_size,
         curve=_curve(whole),
     )
@@ -219,7 +219,7 @@ def open_set(
 
 @dataclass(frozen=True)
 class _OpenSetBootstrap:
-    """How the figures' intervals are drawn."""
+    """Settings of the bootstrap."""
 
     num_identities: int
     seed: int
@@ -228,7 +228,7 @@ class _OpenSetBootstrap:
     def estimates(
         self, statistic: Callable[[Ints], Floats], known: Sequence[bool]
     ) -> list[Estimate]:
-        """What `statistic` gives of counts of identities; no value where it is not `known`."""
+        """Estimates of a statistic of counts of identities; without a value if not `known`."""
         values = statistic(np.ones(self.num_identities, dtype=np.int64))
         values = np.where(known, values, np.nan)
         drawn = replicate(
@@ -237,73 +237,73 @@ class _OpenSetBootstrap:
         return estimates(values.tolist(), drawn)
 
     def gallery(
-        self, size: int, trials: Sequence[SplitScores], pair_threshold: float | None
+        self, size: int, scores: Sequence[SplitScores], pair_threshold: float | None
     ) -> IdentificationRates:
-        """The figures of galleries of one size."""
+        """Rates of galleries of one size."""
 
-        def measured(count_I: Ints) -> Floats:
-            return _mean([_read_off(trial, count_I, pair_threshold) for trial in trials])
+        def rates(count_I: Ints) -> Floats:
+            return _mean([_rates(score, count_I, pair_threshold) for score in scores])
 
-        fewest = min(len(trial.stranger) for trial in trials)
+        fewest = min(len(score.stranger) for score in scores)
         resolved = [1 / fewest <= float(target) for target in TARGET_FPIRS]
         given = pair_threshold is not None
-        rank_1, *dirs, at, away = self.estimates(measured, [True, *resolved, given, given])
+        rank_1, *dirs, at, away = self.estimates(rates, [True, *resolved, given, given])
         by_target = dict(zip(TARGET_FPIRS, dirs, strict=True))
         return IdentificationRates(
             size, rank_1, by_target, IdentificationAtThreshold(at, away) if given else None
         )
 
-    def held_out(self, trials: Sequence[SplitScores]) -> dict[str, IdentificationAtThreshold]:
-        """What thresholds do to the half of the strangers that they were not chosen by."""
+    def held_out(self, scores: Sequence[SplitScores]) -> dict[str, IdentificationAtThreshold]:
+        """Rates on the half of the strangers that did not set the threshold."""
 
-        def measured(count_I: Ints) -> Floats:
-            return _mean([_held_out(trial, count_I) for trial in trials])
+        def rates(count_I: Ints) -> Floats:
+            return _mean([_held_out(score, count_I) for score in scores])
 
-        fewest = min(len(half.stranger) for trial in trials for half in trial.halves)
+        fewest = min(len(half.stranger) for score in scores for half in score.halves)
         resolved = [1 / fewest <= float(target) for target in TARGET_FPIRS]
-        found = self.estimates(measured, np.repeat(resolved, 2).tolist())
-        pairs = zip(found[::2], found[1::2], strict=True)
-        return dict(
-            zip(TARGET_FPIRS, itertools.starmap(IdentificationAtThreshold, pairs), strict=True)
-        )
+        dir_and_rejected = iter(self.estimates(rates, np.repeat(resolved, 2).tolist()))
+        return {
+            target: IdentificationAtThreshold(next(dir_and_rejected), next(dir_and_rejected))
+            for target in TARGET_FPIRS
+        }
 
 
-def _read_off(trial: SplitScores, count_I: Ints, pair_threshold: float | None) -> Floats:
-    """Rank-1, DIR at each target, and DIR and strangers turned away at the threshold for pairs."""
-    curve = trial.curve(count_I)
+def _rates(score: SplitScores, count_I: Ints, pair_threshold: float | None) -> Floats:
+    """Rank-1, DIR at each target, and DIR and strangers rejected at the threshold for pairs."""
+    curve = score.curve(count_I)
     if curve is None:
         return np.full(3 + len(TARGET_FPIRS), np.nan)
     thresholds = [_threshold(curve, count_I, target) for target in TARGET_FPIRS]
     dirs = [np.nan if at is None else 1 - curve.at(at)[1] for at in thresholds]
     fpir, missed = (np.nan, np.nan) if pair_threshold is None else curve.at(pair_threshold)
-    return np.array([trial.rank_1(count_I), *dirs, 1 - missed, 1 - fpir])
+    return np.array([score.rank_1(count_I), *dirs, 1 - missed, 1 - fpir])
 
 
-def _held_out(trial: SplitScores, count_I: Ints) -> Floats:
-    """For each target, DIR and strangers turned away, of thresholds from the other half."""
-    one, other = (half.curve(count_I) for half in trial.halves)
-    share = [count_I[half.stranger_own].sum() for half in trial.halves]
+def _held_out(score: SplitScores, count_I: Ints) -> Floats:
+    """DIR and strangers rejected at each target, with thresholds from the other half."""
+    one, other = (half.curve(count_I) for half in score.halves)
+    share = [count_I[half.stranger_own].sum() for half in score.halves]
     if one is None or other is None:
         return np.full(2 * len(TARGET_FPIRS), np.nan)
-    found = []
+    rates = []
     for target in TARGET_FPIRS:
         of_one, of_other = (_threshold(curve, count_I, target) for curve in (one, other))
         if of_one is None or of_other is None:
-            found += [np.nan, np.nan]
+            rates += [np.nan, np.nan]
             continue
         fpir, missed = np.array([one.at(of_other), other.at(of_one)]).T
-        found += [1 - missed.mean(), 1 - np.average(fpir, weights=share)]
-    return np.array(found)
+        rates += [1 - missed.mean(), 1 - np.average(fpir, weights=share)]
+    return np.array(rates)
 
 
 def _threshold(curve: DetCurve, count_I: Ints, target: str) -> float | None:
-    """The largest that keeps to the FPIR; None where redrawn copies keep it from being had."""
+    """Largest threshold that keeps to the FPIR; None if redrawn copies leave none."""
     point = point_at_far(curve, float(target))
     return None if point == 0 and count_I.max() > 1 else float(curve.threshold[point])
 
 
 def _mean(values: Sequence[Floats]) -> Floats:
-    """The mean over divisions, of those that have a value; NaN where none has."""
+    """Mean over the splits that have a value; NaN if none has."""
     value_AV = np.stack(values)
     known_AV = ~np.isnan(value_AV)
     total_V = np.where(known_AV, value_AV, 0).sum(axis=0)
@@ -311,14 +311,14 @@ def _mean(values: Sequence[Floats]) -> Floats:
     return np.where(count_V > 0, total_V / np.maximum(count_V, 1), np.nan)
 
 
-def _curve(trials: Sequence[SplitScores]) -> tuple[tuple[float, float], ...]:
-    """DIR over FPIR, from one stranger's probe to all of them."""
-    fewest = min(len(trial.stranger) for trial in trials)
-    curves = [trial.ranked.curve() for trial in trials]
+def _curve(scores: Sequence[SplitScores]) -> tuple[tuple[float, float], ...]:
+    """DIR at each FPIR, from one non-mated probe to all of them."""
+    fewest = min(len(score.stranger) for score in scores)
+    curves = [score.pairs.curve() for score in scores]
     fpirs = np.geomspace(1 / fewest, 1, CURVE_POINTS).tolist()
     fpirs[-1] = 1.0
-    found = [
+    dirs = [
         float(np.mean([1 - curve.frr[point_at_far(curve, fpir)] for curve in curves]))
         for fpir in fpirs
     ]
-    return tuple(zip(fpirs, found, strict=True))
+    return tuple(zip(fpirs, dirs, strict=True))

@@ -1,6 +1,4 @@
-"""Dividing identities into enrolled ones and strangers, and asking small galleries about both.
-
-This module knows no thresholds: it gives distances, and the curve of what each threshold costs.
+"""Random split of identities into enrolled ones and strangers, and searches of small galleries.
 
 Shapes: N pictures, D numbers in an embedding, I identities, G mated probes (of enrolled
 identities), S non-mated ones (of strangers).
@@ -22,7 +20,7 @@ __all__ = ["OpenSetSplit", "SplitScores"]
 
 MOST_PROBES = 5000
 NEVER = float(np.finfo(np.float64).max)
-"""The distance of a mated probe whose best identity is wrong: no threshold identifies it."""
+"""Distance of a mated probe whose best identity is wrong: no threshold identifies it."""
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -33,8 +31,8 @@ Bools = NDArray[np.bool_]
 class OpenSetSplit:
     """Rows of templates, mated probes and non-mated probes.
 
-    Enrolled identities are numbered in a random order, so that the first few are a smaller
-    gallery; `template_code` ascends. `odd` tells one half of the strangers' identities.
+    Enrolled identities are numbered in a random order, so the first few are a smaller gallery;
+    `template_code` ascends. `odd` marks one half of the strangers' identities.
     """
 
     template: Ints
@@ -48,7 +46,7 @@ class OpenSetSplit:
     def draw(
         cls, code_N: Ints, count_I: Ints, num_enrolled: int, shot: int, rng: np.random.Generator
     ) -> OpenSetSplit:
-        """Divide identities, then each enrolled one's pictures."""
+        """Split the identities, then the pictures of each enrolled one."""
         mixed_I = rng.permutation(len(count_I))
         enrolled = mixed_I[count_I[mixed_I] > shot][:num_enrolled]
         number_I = np.full(len(count_I), -1)
@@ -75,14 +73,14 @@ class OpenSetSplit:
         comparison: Comparison,
         rule: str,
     ) -> SplitScores:
-        """Enrol the first `size` identities and ask about theirs and all strangers."""
+        """Enrol the first `size` identities, and search for their probes and all strangers."""
         shown = self.template_code < size
         rows, mated = self.template[shown], self.mated[self.mated_code < size]
         probe = np.concatenate([mated, self.nonmated])
-        found = rank_probes(
+        best = rank_probes(
             emb_ND[probe], emb_ND[rows], self.template_code[shown], comparison, (rule,)
-        )
-        code, distance = found[rule].code, found[rule].distance.astype(np.float64)
+        )[rule]
+        code, distance = best.code, best.distance.astype(np.float64)
         right = code[: len(mated)] == self.mated_code[self.mated_code < size]
         return SplitScores(
             right, np.where(right, distance[: len(mated)], NEVER), distance[len(mated) :],
@@ -92,9 +90,15 @@ class OpenSetSplit:
 
 @dataclass(frozen=True, eq=False)
 class SplitScores:
-    """What one gallery answered: `right` (G,) and `mated` (G,), `stranger` (S,) distances.
+    """Scores of the probes of one gallery.
 
-    `mated_own` (G,) and `stranger_own` (S,) are the probes' identities, for the bootstrap.
+    Attributes:
+        right: whether the best identity of each mated probe is right, (G,).
+        mated: distances of the mated probes, (G,); `NEVER` if wrong.
+        stranger: distances of the non-mated probes, (S,).
+        mated_own: identities of the mated probes, for the bootstrap, (G,).
+        stranger_own: identities of the non-mated probes, (S,).
+        odd: whether a non-mated probe belongs to one half of the strangers, (S,).
     """
 
     right: Bools
@@ -105,13 +109,13 @@ class SplitScores:
     odd: Bools
 
     @cached_property
-    def ranked(self) -> SortedPairs:
-        """Sorted once; its curve's FAR is the FPIR, and its FRR is 1 - DIR."""
+    def pairs(self) -> SortedPairs:
+        """Sorted distances, of which FAR is the FPIR, and FRR is 1 - DIR."""
         return SortedPairs.of(self.mated, self.stranger)
 
     @cached_property
     def halves(self) -> tuple[SplitScores, SplitScores]:
-        """The same with either half of the strangers."""
+        """The scores with either half of the strangers."""
         kept = (self.right, self.mated, self.mated_own)
         first, second = (
             SplitScores(
@@ -122,12 +126,12 @@ class SplitScores:
         return first, second
 
     def rank_1(self, count_I: Ints) -> float:
-        """The share of mated probes that are answered rightly."""
+        """Share of mated probes whose best identity is right."""
         return float(np.average(self.right, weights=count_I[self.mated_own]))
 
     def curve(self, count_I: Ints) -> DetCurve | None:
-        """The curve where each identity counts so often; None where a kind of probe is left out."""
+        """The curve under counts of identities; None if one kind of probes has none."""
         mated, stranger = count_I[self.mated_own], count_I[self.stranger_own]
         if not mated.any() or not stranger.any():
             return None
-        return self.ranked.curve(mated, stranger)
+        return self.pairs.curve(mated, stranger)

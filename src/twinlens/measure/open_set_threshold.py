@@ -1,11 +1,10 @@
-"""The threshold of a gallery: how close is close enough, when anyone may ask?
+"""Measuring the threshold of a gallery at a target FPIR.
 
 A threshold for pairs accepts a stranger with some small chance *per comparison*, and a stranger is
-compared with everyone in a gallery. So a gallery needs a threshold of its own, at a target false
-positive identification rate (FPIR, ISO/IEC 19795-1:2021: the share of probes of people who are not
-enrolled for whom somebody is returned). It is measured on the gallery's own templates, each left
-out in turn, or on pictures given for it. What becomes of it on disk, and how a gallery is stored,
-this module does not know.
+compared with every identity of a gallery. So a gallery needs a threshold of its own, at a target
+false positive identification rate (FPIR, ISO/IEC 19795-1:2021: the share of probes of people who
+are not enrolled for which an identity is returned). It is measured on the gallery's own templates,
+each left out in turn, or on given pictures.
 
 Shapes: P probes (of which G mated, S strangers), M templates, D numbers in an embedding, K knots.
 """
@@ -43,11 +42,11 @@ from twinlens.measure.rank_probes import BestIdentities, balanced_sample, rank_l
 
 __all__ = ["calibrate_open_set", "calibrate_open_set_on_probes"]
 
-MOST_PROBES, LET_IN = 2000, 20
-"""Probes of each kind; more where so few would not bring that many strangers within the target."""
+MOST_PROBES, FALSE_MATCHES = 2000, 20
+"""Probes of each kind; more if the target lets fewer than so many strangers match falsely."""
 
 CONTESTED_WRONG, FEWEST_CONTESTED = 0.1, 10
-"""Of answers that had a rival within the threshold so many may be wrong, judged on so many."""
+"""Share of answers with a runner-up within the threshold that may be wrong, and their minimum."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -68,32 +67,32 @@ def calibrate_open_set(
 ) -> OpenSetCalibration:
     """Calibrate a gallery on its own templates.
 
-    Each template asked about is a stranger to the gallery without its identity; and, if its
-    identity has another template, a mated probe to the gallery without the template itself. Up
-    to `most_probes` of each kind are drawn, of as many identities as possible.
+    Each template is a non-mated probe of the gallery without its identity. If its identity has
+    another template, it is also a mated probe of the gallery without the template itself. Up to
+    `most_probes` of each kind are drawn, of as many identities as possible.
 
     Args:
         emb_MD: templates, shape (M, D).
-        code_M: their identities, integers from 0, shape (M,).
-        comparison: gives the distances.
-        target_fpir: a fraction in (0, 1).
-        rule: of `fusion.RULES`, or "auto": the one with the highest `tpir` at the target, the
-            first where they are equal; "nearest" where each identity has one template, since
-            the rules are one then.
-        most_probes: of each kind; by default 2,000, or 20 / `target_fpir` where that is more.
-        seed: draws probes, replicates and folds.
-        replicates: how many times the identities are redrawn.
-        progress: called with the probes done and all probes.
+        code_M: identity codes of the templates, integers from 0, shape (M,).
+        comparison: distances between embeddings.
+        target_fpir: target FPIR, a fraction in (0, 1).
+        rule: fusion rule, of `fusion.RULES`. "auto" takes the one with the highest `tpir` at the
+            target, the first of equal ones; "nearest" if each identity has one template, since
+            all rules are the same then.
+        most_probes: maximum of each kind; by default the larger of 2,000 and 20 / `target_fpir`.
+        seed: random seed for probes, bootstrap and folds.
+        replicates: number of bootstrap replicates.
+        progress: called with the number of probes done and of all probes.
     Raises:
         CalibrationError: fewer strangers than 1 / `target_fpir` (a gallery of one identity has
-            none), or so many of them equally close that no threshold keeps to it.
-        ConfigError: no such rule.
+            none), or so many of them equally close that no threshold keeps to the target.
+        ConfigError: unknown rule.
         DataError: a distance that is not a finite number.
     """
     check_rule(rule, "auto")
     check_fpir(target_fpir)
     if most_probes is None:
-        most_probes = max(MOST_PROBES, math.ceil(LET_IN / target_fpir))
+        most_probes = max(MOST_PROBES, math.ceil(FALSE_MATCHES / target_fpir))
     code = np.asarray(code_M, dtype=np.int64)
     _, own_M, count_I = np.unique(code, return_inverse=True, return_counts=True)
     check_num_strangers(target_fpir, min(len(code), most_probes) if len(count_I) > 1 else 0)
@@ -104,12 +103,14 @@ def calibrate_open_set(
         rows = np.flatnonzero(pair_M)
         mated = rows[balanced_sample(code[rows], most_probes, np.random.default_rng(seed))]
     row_P = np.union1d(mated, strangers)
-    found = rank_left_out(row_P, emb_MD, code, comparison, _tried(rule, pair_M), progress=progress)
+    as_mated, as_stranger = rank_left_out(
+        row_P, emb_MD, code, comparison, _rules_to_compare(rule, pair_M), progress=progress
+    )
     is_mated, is_stranger = np.isin(row_P, mated), np.isin(row_P, strangers)
     probes = _Probes(code[row_P][is_mated], own_M[row_P][is_mated], own_M[row_P][is_stranger])
     by_rule = [
-        _Answers.of(name, _rows(found[0][name], is_mated), _rows(found[1][name], is_stranger))
-        for name in found[0]
+        _RuleScores.of(name, _rows(as_mated[name], is_mated), _rows(as_stranger[name], is_stranger))
+        for name in as_mated
     ]
     return _fit(by_rule, probes, target_fpir, (len(count_I), len(code)), seed, replicates)
 
@@ -128,22 +129,22 @@ def calibrate_open_set_on_probes(
     replicates: int = REPLICATES,
     progress: Progress | None = None,
 ) -> OpenSetCalibration:
-    """Calibrate a gallery on pictures that are not in it, strangers among them.
+    """Calibrate a gallery on pictures that are not in it, some of them of strangers.
 
     Args:
-        probe_emb_PD: embeddings of these pictures, shape (P, D).
-        probe_code_P: whom each shows, by the gallery's codes; -1 for a stranger, and a code that
-            the gallery does not have is one too; shape (P,).
+        probe_emb_PD: embeddings of the probes, shape (P, D).
+        probe_code_P: identity codes of the probes, shape (P,); -1, or any other code that the
+            gallery lacks, for a stranger.
         gallery_emb_MD: templates, shape (M, D).
-        gallery_code_M: their identities, integers from 0, shape (M,).
-        comparison: gives the distances.
-        target_fpir: a fraction in (0, 1).
-        rule: as for `calibrate_open_set`.
-        probe_identity_P: who is who among the probes, strangers too, in any terms, shape (P,):
-            the bootstrap redraws these. By default each picture of a stranger is one of its own.
-        seed: draws replicates and folds.
-        replicates: how many times the identities are redrawn.
-        progress: called with the probes done and all probes.
+        gallery_code_M: identity codes of the templates, integers from 0, shape (M,).
+        comparison: distances between embeddings.
+        target_fpir: target FPIR, a fraction in (0, 1).
+        rule: fusion rule, as for `calibrate_open_set`.
+        probe_identity_P: identities of all probes, in any terms, which the bootstrap redraws,
+            shape (P,). By default each picture of a stranger is an identity of its own.
+        seed: random seed for bootstrap and folds.
+        replicates: number of bootstrap replicates.
+        progress: called with the number of probes done and of all probes.
     Raises:
         CalibrationError, ConfigError, DataError: as `calibrate_open_set`.
     """
@@ -157,12 +158,12 @@ def calibrate_open_set_on_probes(
     else:
         own_P = np.asarray(probe_identity_P)
     _, own_P = np.unique(own_P, return_inverse=True)
-    found = rank_probes(probe_emb_PD, gallery_emb_MD, gallery_code, comparison,
-                _tried(rule, count_I > 1), progress=progress)  # fmt: skip
+    best_by_rule = rank_probes(probe_emb_PD, gallery_emb_MD, gallery_code, comparison,
+                _rules_to_compare(rule, count_I > 1), progress=progress)  # fmt: skip
     probes = _Probes(code[is_mated], own_P[is_mated], own_P[~is_mated])
     by_rule = [
-        _Answers.of(name, _rows(asked, is_mated), _rows(asked, ~is_mated))
-        for name, asked in found.items()
+        _RuleScores.of(name, _rows(best, is_mated), _rows(best, ~is_mated))
+        for name, best in best_by_rule.items()
     ]
     size = (len(names), len(gallery_code))
     return _fit(by_rule, probes, target_fpir, size, seed, replicates)
@@ -170,9 +171,9 @@ def calibrate_open_set_on_probes(
 
 @dataclass(frozen=True, eq=False)
 class _Probes:
-    """Whom the mated probes show, `code` (G,), and whose the probes are, for the bootstrap.
+    """Identity codes of the mated probes, `code` (G,), and identities for the bootstrap.
 
-    `mated_own` (G,) and `stranger_own` (S,) count the identities of both kinds from 0.
+    `mated_own` (G,) and `stranger_own` (S,) number the identities of both kinds from 0.
     """
 
     code: Ints
@@ -181,15 +182,15 @@ class _Probes:
 
 
 @dataclass(frozen=True, eq=False)
-class _Answers:
-    """What one rule answered to mated probes, and strangers' best distances (S,)."""
+class _RuleScores:
+    """Best identities of the mated probes by one rule, and best distances of strangers (S,)."""
 
     rule: str
     mated: BestIdentities
     stranger: Floats
 
     @classmethod
-    def of(cls, rule: str, mated: BestIdentities, stranger: BestIdentities) -> _Answers:
+    def of(cls, rule: str, mated: BestIdentities, stranger: BestIdentities) -> _RuleScores:
         return cls(rule, mated, stranger.distance.astype(np.float64))
 
     def identified(self, code_G: Ints, threshold: float) -> NDArray[np.bool_]:
@@ -198,37 +199,37 @@ class _Answers:
         return np.asarray((self.mated.code == code_G) & within_G)
 
 
-def _rows(asked: BestIdentities, which_P: NDArray[np.bool_]) -> BestIdentities:
-    return BestIdentities(asked.code[which_P], asked.distance[which_P], asked.runner_up[which_P])
+def _rows(best: BestIdentities, which_P: NDArray[np.bool_]) -> BestIdentities:
+    return BestIdentities(best.code[which_P], best.distance[which_P], best.runner_up[which_P])
 
 
-def _tried(rule: str, has_more: NDArray[np.bool_]) -> tuple[str, ...]:
+def _rules_to_compare(rule: str, has_more: NDArray[np.bool_]) -> tuple[str, ...]:
     if rule != "auto":
         return (rule,)
     return RULES if has_more.any() else RULES[:1]
 
 
 def _fit(
-    answers: list[_Answers],
+    scores: list[_RuleScores],
     probes: _Probes,
     target: float,
     size: tuple[int, int],
     seed: int,
     replicates: int,
 ) -> OpenSetCalibration:
-    """Choose the rule, and read everything off its answers."""
+    """Choose the rule, and measure the calibration on its scores."""
     thresholds = [
-        finite_threshold(threshold_at_far(answer.stranger, target), target) for answer in answers
+        finite_threshold(threshold_at_far(score.stranger, target), target) for score in scores
     ]
     by_rule = {}
     if len(probes.code):
         by_rule = {
-            answer.rule: float(answer.identified(probes.code, threshold).mean())
-            for answer, threshold in zip(answers, thresholds, strict=True)
+            score.rule: float(score.identified(probes.code, threshold).mean())
+            for score, threshold in zip(scores, thresholds, strict=True)
         }
     place = int(np.argmax(list(by_rule.values()))) if by_rule else 0
-    chosen, threshold = answers[place], thresholds[place]
-    at, tpir, rank_1 = _measured(chosen, probes, threshold, target, seed, replicates)
+    chosen, threshold = scores[place], thresholds[place]
+    at, tpir, rank_1 = _estimates(chosen, probes, threshold, target, seed, replicates)
     right = chosen.mated.code == probes.code
     accepted = matches(chosen.mated.distance, threshold)
     gap = margins(chosen.mated.distance, chosen.mated.runner_up, threshold)
@@ -253,40 +254,42 @@ def _fit(
     )
 
 
-def _measured(
-    answer: _Answers,
+def _estimates(
+    score: _RuleScores,
     probes: _Probes,
     threshold: float,
     target: float,
     seed: int,
     replicates: int,
 ) -> tuple[Estimate, Estimate, Estimate]:
-    """The threshold, `tpir` and `rank_1`; identities are redrawn, and the gallery is not."""
-    right = answer.mated.code == probes.code
-    distance = answer.mated.distance.astype(np.float64)
+    """Threshold, `tpir` and `rank_1`; the bootstrap redraws identities and not the gallery."""
+    right = score.mated.code == probes.code
+    distance = score.mated.distance.astype(np.float64)
 
     def shares(threshold: float, weight_G: Ints) -> list[float]:
         hit_2G = np.stack([right & matches(distance, threshold), right])
         total = weight_G.sum()
         return list(hit_2G @ weight_G / total) if total else [math.nan, math.nan]
 
-    def redrawn(count_I: Ints) -> Floats:
+    def statistics(count_I: Ints) -> Floats:
         weight_G, weight_S = count_I[probes.mated_own], count_I[probes.stranger_own]
         if not weight_S.any():
             return np.full(3, math.nan)
-        at = threshold_at_far(answer.stranger, target, weight_S)
+        at = threshold_at_far(score.stranger, target, weight_S)
         identified, best = shares(at, weight_G)
-        # Copies of the one nearest stranger may be more than the target allows.
+        # Copies of the one nearest stranger may exceed the target.
         return np.array([at, identified, best] if at > -np.inf else [math.nan, math.nan, best])
 
     num = int(max(probes.stranger_own.max(), probes.mated_own.max(initial=0))) + 1
     values = [threshold, *shares(threshold, np.ones(len(right), dtype=np.int64))]
-    found = estimates(values, replicate(redrawn, num, seed=seed, replicates=replicates))
-    return found[0], found[1], found[2]
+    threshold_estimate, tpir, rank_1 = estimates(
+        values, replicate(statistics, num, seed=seed, replicates=replicates)
+    )
+    return threshold_estimate, tpir, rank_1
 
 
 def _smallest_margin(gap_C: Floats, wrong_C: NDArray[np.bool_]) -> float:
-    """See `OpenSetCalibration.margin`; of probes with two identities near enough, shape (C,)."""
+    """Margin (see `OpenSetCalibration`), from probes with two identities within the threshold."""
     if len(gap_C) < FEWEST_CONTESTED or wrong_C.mean() <= CONTESTED_WRONG:
         return 0.0
     order = np.argsort(gap_C)
@@ -298,22 +301,22 @@ def _smallest_margin(gap_C: Floats, wrong_C: NDArray[np.bool_]) -> float:
 
 
 def _curve(
-    answer: _Answers, probes: _Probes, right_G: NDArray[np.bool_], seed: int
+    score: _RuleScores, probes: _Probes, right_G: NDArray[np.bool_], seed: int
 ) -> Platt | Isotonic | None:
-    """The probability that the best identity is right, where half of the askers are enrolled.
+    """Probability that the best identity is right, if half of the probes are mated.
 
-    The fits give right and wrong answers half of the weight each. So wrong answers to mated
-    probes are repeated or thinned, evenly by distance, until they stand to strangers as they do
-    where half of the askers are mated; then the odds are turned back to their share.
+    The fits give right and wrong answers half of the weight each. So the wrong answers to mated
+    probes are repeated or thinned, evenly by distance, to their proportion to strangers when half
+    of the probes are mated. Then the odds are turned back to their share.
     """
     if not right_G.any():
         return None
-    distance = answer.mated.distance.astype(np.float64)
+    distance = score.mated.distance.astype(np.float64)
     rank_1 = float(right_G.mean())
     wrong = np.flatnonzero(~right_G)[np.argsort(distance[~right_G], kind="stable")]
-    num_wrong = round((1 - rank_1) * len(answer.stranger))
+    num_wrong = round((1 - rank_1) * len(score.stranger))
     wrong = wrong[(np.arange(num_wrong) * len(wrong)) // max(num_wrong, 1)]
-    dist_N = np.concatenate([distance[right_G], distance[wrong], answer.stranger])
+    dist_N = np.concatenate([distance[right_G], distance[wrong], score.stranger])
     own_N = np.concatenate(
         [probes.mated_own[right_G], probes.mated_own[wrong], probes.stranger_own]
     )
@@ -328,8 +331,8 @@ def _curve(
 
 
 def _at_odds(curve: Isotonic, odds: float) -> Isotonic:
-    """The curve where right answers are `odds` times as frequent as the fit took them to be."""
+    """The curve for right answers that are `odds` times as frequent as in the fit."""
     y = np.array(curve.y)
-    # The parentheses keep 1 at 1, and what rounding raises by a last bit is brought down.
+    # The parentheses keep 1 at 1; the minimum undoes rises of one last bit from rounding.
     turned = np.minimum.accumulate(odds * y / (odds * y + (1 - y)))
     return replace(curve, y=tuple(turned.tolist()))

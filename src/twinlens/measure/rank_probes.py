@@ -1,7 +1,6 @@
-"""Asking a gallery who a probe is: embeddings -> the best identity and how far the next one is.
+"""The best identities of a gallery for each probe, and for its own templates, each left out.
 
-Probes are compared in blocks, so that memory is bounded. A gallery may also be asked about its own
-templates, each left out in turn. This module knows neither thresholds nor who a probe really is.
+Probes are compared in blocks, which bound the memory.
 
 Shapes: P probes, B of them in a block, M templates, I identities, D numbers in an embedding.
 """
@@ -21,10 +20,10 @@ from twinlens.measure.pairs import Comparison, blocks
 __all__ = ["BestIdentities", "balanced_sample", "random_rounds", "rank_left_out", "rank_probes"]
 
 BYTES_EACH = 24
-"""What a distance needs while its block is worked on, with all that is made on the way."""
+"""Memory for a distance, with the intermediate arrays of a block."""
 
 FEWEST_AT_ONCE = 32
-"""Probes of a block in a gallery of any size: below, comparisons square all templates too often."""
+"""Minimum of probes in a block; with fewer, comparisons square all templates too often."""
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -33,12 +32,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class BestIdentities:
-    """The gallery's best identity for each probe, by one rule.
+    """The best identity of a gallery for each probe, by one rule.
 
     Attributes:
-        code: (P,) its code, -1 where the gallery has nobody.
-        distance: (P,) how far it is, +inf where there is nobody.
-        runner_up: (P,) how far the second identity is, +inf where there is none.
+        code: code of the best identity, -1 if missing, (P,).
+        distance: its distance, +inf if missing, (P,).
+        runner_up: distance of the second identity, +inf if missing, (P,).
     """
 
     code: Ints
@@ -47,9 +46,9 @@ class BestIdentities:
 
     @classmethod
     def empty(cls, num: int) -> BestIdentities:
-        """Room for `num` probes."""
-        endless = np.full(num, np.inf, dtype=np.float32)
-        return cls(np.full(num, -1, dtype=np.int64), endless, endless.copy())
+        """Arrays for `num` probes without answers."""
+        infinite = np.full(num, np.inf, dtype=np.float32)
+        return cls(np.full(num, -1, dtype=np.int64), infinite, infinite.copy())
 
     def fill(self, part: slice, ranked: RankList) -> None:
         """Write the first two places of a rank list into the rows of `part`."""
@@ -69,22 +68,22 @@ def rank_probes(
     *,
     progress: Progress | None = None,
 ) -> dict[str, BestIdentities]:
-    """Who each probe is taken for, by each rule.
+    """The best identity for each probe, by each rule.
 
     Args:
-        probe_emb_PD: probes, shape (P, D).
+        probe_emb_PD: embeddings of the probes, shape (P, D).
         gallery_emb_MD: templates, shape (M, D).
-        gallery_code_M: their identities, integers from 0, shape (M,).
-        comparison: gives the distances.
-        rules: of `fusion.RULES`.
-        progress: called with the probes done and all probes.
+        gallery_code_M: identity codes of the templates, integers from 0, shape (M,).
+        comparison: distances between embeddings.
+        rules: fusion rules, of `fusion.RULES`.
+        progress: called with the number of probes done and of all probes.
     """
     gallery = _Gallery.of(gallery_emb_MD, gallery_code_M)
-    found = {rule: BestIdentities.empty(len(probe_emb_PD)) for rule in rules}
+    best = {rule: BestIdentities.empty(len(probe_emb_PD)) for rule in rules}
     for part in _blocks(len(probe_emb_PD), gallery, progress):
         emb_BD = np.asarray(probe_emb_PD[part], dtype=np.float32)
-        gallery.answer(found, part, gallery.distances(emb_BD, comparison, rules))
-    return found
+        gallery.answer(best, part, gallery.distances(emb_BD, comparison, rules))
+    return best
 
 
 def rank_left_out(
@@ -96,18 +95,18 @@ def rank_left_out(
     *,
     progress: Progress | None = None,
 ) -> tuple[dict[str, BestIdentities], dict[str, BestIdentities]]:
-    """Ask a gallery about its own templates.
+    """The best identities for a gallery's own templates, each left out in turn.
 
     Args:
-        row_P: the templates to ask about, shape (P,).
+        row_P: rows of the templates that are probes, shape (P,).
         emb_MD: all templates, shape (M, D).
-        code_M: their identities, integers from 0, shape (M,).
-        comparison: gives the distances.
-        rules: of `fusion.RULES`.
-        progress: called with the probes done and all probes.
+        code_M: identity codes of the templates, integers from 0, shape (M,).
+        comparison: distances between embeddings.
+        rules: fusion rules, of `fusion.RULES`.
+        progress: called with the number of probes done and of all probes.
     Returns:
-        By each rule, the answers of the gallery without the template itself (it leaves its
-        identity's mean too), and those of the gallery without its whole identity.
+        By rule, the best identities in the gallery without the template itself (which leaves its
+        identity's mean too), and in the gallery without its whole identity.
     """
     gallery = _Gallery.of(emb_MD, code_M)
     place_P = row_P if gallery.row is None else np.argsort(gallery.row)[row_P]
@@ -124,15 +123,15 @@ def rank_left_out(
 
 
 def balanced_sample(code_M: ArrayLike, most: int, rng: np.random.Generator) -> Ints:
-    """Up to `most` rows, ascending, of as many identities as there are, and evenly of each.
+    """Random sample of up to `most` rows, ascending, balanced over identities.
 
     Rows are drawn in rounds: one of each identity in a random order, then a second one of each,
     and so on.
 
     Args:
-        code_M: the rows' identities, shape (M,).
-        most: how many rows.
-        rng: draws them.
+        code_M: identities of the rows, shape (M,).
+        most: maximum of rows.
+        rng: random generator.
     """
     round_M = random_rounds(code_M, rng)
     mixed = rng.permutation(len(round_M))
@@ -140,7 +139,7 @@ def balanced_sample(code_M: ArrayLike, most: int, rng: np.random.Generator) -> I
 
 
 def random_rounds(code_M: ArrayLike, rng: np.random.Generator) -> Ints:
-    """In which round each row comes, if one of each identity is drawn in each round, shape (M,)."""
+    """Round of each row, if each round draws one row of each identity, shape (M,)."""
     code = np.asarray(code_M)
     mixed = rng.permutation(len(code))
     row = mixed[np.argsort(code[mixed], kind="stable")]
@@ -159,7 +158,7 @@ def _blocks(num: int, gallery: _Gallery, progress: Progress | None) -> Iterator[
 
 @dataclass(frozen=True, eq=False)
 class _Gallery:
-    """Templates in the order of their codes, `row` being where they were if they were not."""
+    """Templates ordered by code; `row` holds their original rows, None if they were ordered."""
 
     emb: Floats
     code: Ints
@@ -180,33 +179,33 @@ class _Gallery:
     def distances(
         self, emb_BD: Floats, comparison: Comparison, rules: Sequence[str]
     ) -> dict[str, Floats]:
-        """By each rule, distances to all templates (B, M) or all means (B, I), to write into."""
-        found = {}
+        """By rule, writable distances to all templates (B, M) or to all means (B, I)."""
+        distances = {}
         if "mean" in rules:
-            found["mean"] = np.array(comparison.matrix(emb_BD, self.mean), dtype=np.float32)
+            distances["mean"] = np.array(comparison.matrix(emb_BD, self.mean), dtype=np.float32)
         if set(rules) - {"mean"}:
             shared = np.array(comparison.matrix(emb_BD, self.emb), dtype=np.float32)
-            found |= {rule: shared for rule in rules if rule != "mean"}
-        return found
+            distances |= {rule: shared for rule in rules if rule != "mean"}
+        return distances
 
     def code_of_columns(self, dist_BM: Floats) -> Ints:
-        """Whose the columns of one of `distances` are."""
+        """Identity codes of the columns of one of `distances`."""
         return self.code if dist_BM.shape[1] == len(self.code) else self.each.code
 
     def answer(
-        self, found: Mapping[str, BestIdentities], part: slice, distances: Mapping[str, Floats]
+        self, best: Mapping[str, BestIdentities], part: slice, distances: Mapping[str, Floats]
     ) -> None:
-        """Rank by each rule, and write the first two places."""
+        """Rank by each rule, and write the first two identities into `best`."""
         for rule, dist in distances.items():
             grouped, code = self.grouped, self.code
             if rule == "mean":
                 grouped, code = self.each, self.each.code
-            found[rule].fill(part, rank_identities(dist, code, rule, 2, grouped=grouped))
+            best[rule].fill(part, rank_identities(dist, code, rule, 2, grouped=grouped))
 
     def leave_out_templates(
         self, distances: Mapping[str, Floats], place_B: Ints, comparison: Comparison
     ) -> None:
-        """Take each probe's own template, at `place_B`, out of its distances."""
+        """Leave each probe's own template, at `place_B`, out of its distances."""
         row_B = np.arange(len(place_B))
         for rule, dist in distances.items():
             if rule != "mean":

@@ -1,14 +1,13 @@
-"""RetrievalResult: does the nearest other picture show the same thing? Leave-one-out.
+"""Retrieval, leave-one-out: whether the nearest other pictures show the same identity.
 
-Each genuine picture is a probe against all other pictures. Forged pictures stand in the gallery
-and are never right. A probe whose identity has no other genuine picture has nothing to find: it
-is left out, and counted. Ties are settled against the model: of pictures equally far, the wrong
-ones come first, so that collapsed embeddings do not look good by the order of the files.
+Each genuine picture is a probe against all other pictures. Forged pictures are in the gallery, and
+never right. A probe whose identity has no other genuine picture is left out, and counted. Of
+pictures equally far, the wrong ones come first, so that collapsed embeddings do not score well by
+the order of the files.
 
-This module knows nothing of thresholds. Where distances come without torch
-(`measure.distances`), `measure.half_matrix_knn` finds the nearest pictures of most probes. The
-others, and all with other comparators, are compared with all pictures, in blocks that bound
-memory, on all cores where torch is not needed.
+For comparisons in numpy (`measure.distances`), `measure.half_matrix_knn` finds the nearest pictures
+of most probes. All other probes are compared with all pictures, in blocks that bound the memory,
+and on all cores unless the comparison is torch's.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
-from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, replicate
+from twinlens.measure.bootstrap import REPLICATES, Estimate, mean_estimates
 from twinlens.measure.distances import ProductForm, as_euclidean
 from twinlens.measure.half_matrix_knn import NearestRanks, nearest_ranks, smallest
 from twinlens.measure.pairs import Comparison, blocks, extract_genuine
@@ -32,14 +31,14 @@ __all__ = ["KS", "RetrievalResult", "map_at_r", "recall_at_k", "retrieval"]
 
 KS = (1, 5, 10)
 
-BYTES_ASKED = 48
-"""What a distance needs while a comparison works on its block, with all it makes on the way."""
+BYTES_COMPARED = 48
+"""Memory for a distance of any comparison, with the intermediate arrays of a block."""
 
-BYTES_FOLDED = 8
-"""What it needs where one product gives it."""
+BYTES_PRODUCT = 8
+"""Memory for a distance from one matrix product."""
 
 BYTES_RANKED = 48
-"""What a rank of a probe needs while its score is computed."""
+"""Memory for a rank of a probe while its score is computed."""
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -49,7 +48,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """Recall at each k, and MAP@R, over `num_probes` pictures; `num_left_out` had no partner."""
+    """Recall at each k, and MAP@R, over `num_probes`; `num_left_out` had no right picture."""
 
     recall_at: Mapping[int, Estimate]
     map_at_r: Estimate
@@ -80,33 +79,33 @@ def retrieval(
 ) -> RetrievalResult | None:
     """Recall at k and MAP@R, each with a bootstrap over the probes' identities.
 
-    The gallery is not redrawn: the interval is for other people searching in this gallery.
+    The gallery is not redrawn: the interval covers other probes of this gallery.
 
     Args:
         emb_ND: embeddings, shape (N, D).
         label: identities as integers, shape (N,).
-        forged: whether a picture is a forgery, shape (N,).
-        comparison: gives the distances.
-        ks: for which k to report recall; a k beyond the gallery's size asks for all of it.
-        seed: draws the replicates.
-        replicates: how many times the identities are redrawn.
-        progress: called with the probes done and all probes.
+        forged: whether each picture is a forgery, shape (N,).
+        comparison: distances between embeddings.
+        ks: values of k for recall; a k beyond the gallery's size means all of it.
+        seed: random seed of the bootstrap.
+        replicates: number of bootstrap replicates.
+        progress: called with the number of probes done and of all probes.
     Returns:
-        None where no identity has two genuine pictures.
+        None if no identity has two genuine pictures.
     """
     label_N, forged_N = np.asarray(label), np.asarray(forged, dtype=bool)
     names, code_N = np.unique(label_N, return_inverse=True)
-    # In this order the right pictures of a probe stand side by side; forgeries come last.
+    # In this order the right pictures of a probe are adjacent; forgeries come last.
     order_N = np.argsort(np.where(forged_N, len(names), code_N), kind="stable")
     num_real = np.bincount(code_N, weights=~forged_N).astype(np.int64)
     code_P = np.repeat(np.arange(len(names)), num_real)
     probe = np.flatnonzero(num_real[code_P] >= 2)
     if not len(probe):
         return None
-    # Without this every block would be as wide as the largest identity asks for.
+    # Otherwise every block would be as wide as the largest identity needs.
     probe = probe[np.argsort(num_real[code_P[probe]], kind="stable")]
     code_P = code_P[probe]
-    search = _LeaveOneOut(
+    leave_one_out = _LeaveOneOut(
         np.asarray(emb_ND)[order_N].astype(np.float32, copy=False),
         comparison,
         probe,
@@ -114,18 +113,15 @@ def retrieval(
         num_real[code_P] - 1,
         ks,
     )
-    score_SP = search.scores(progress or _silent)
-
-    def redrawn(count_I: Ints) -> NDArray[np.float64]:
-        weight_P = count_I[code_P]
-        return np.asarray(score_SP @ weight_P / weight_P.sum(), dtype=np.float64)
+    score_SP = leave_one_out.scores(progress or _silent)
 
     known, code_P = np.unique(code_P, return_inverse=True)
-    drawn = replicate(redrawn, len(known), seed=seed, replicates=replicates)
-    found = estimates(score_SP.mean(axis=1).tolist(), drawn)
+    *recalls, map_estimate = mean_estimates(
+        score_SP, code_P, len(known), seed=seed, replicates=replicates
+    )
     num_left_out = int(np.count_nonzero(~forged_N)) - len(probe)
     return RetrievalResult(
-        dict(zip(ks, found[:-1], strict=True)), found[-1], len(probe), num_left_out
+        dict(zip(ks, recalls, strict=True)), map_estimate, len(probe), num_left_out
     )
 
 
@@ -174,10 +170,10 @@ def map_at_r(correct_PK: ArrayLike, num_relevant_P: ArrayLike) -> NDArray[np.flo
 
 
 class _LeaveOneOut:
-    """Probes against all pictures, of which those of one identity stand side by side.
+    """Probes against all pictures, which are ordered by identity.
 
-    `probe_P` are rows of `emb_ND`, `first_P` the first row of the probe's identity, `relevant_P`
-    how many right pictures there are.
+    `probe_P` are rows of `emb_ND`, `first_P` the first rows of the probes' identities, and
+    `relevant_P` their numbers of right pictures.
     """
 
     def __init__(
@@ -193,8 +189,8 @@ class _LeaveOneOut:
         self._probe_P, self._first_P, self._relevant_P = probe_P, first_P, relevant_P
         self._ks = ks
         self._depth_P = np.minimum(relevant_P.clip(max((1, *ks))), len(emb_ND) - 1)
-        self._plain = as_euclidean(comparison)
-        self._folded: ProductForm | None = None
+        self._euclidean = as_euclidean(comparison)
+        self._product: ProductForm | None = None
         self._scratch = local()
 
     def scores(self, progress: Progress) -> NDArray[np.float64]:
@@ -202,52 +198,52 @@ class _LeaveOneOut:
         num = len(self._probe_P)
         score_SP = np.empty((len(self._ks) + 1, num))
         ranks = self._ranks(progress)
-        settled_P = np.zeros(num, dtype=bool)
+        done_P = np.zeros(num, dtype=bool)
         if ranks is not None:
-            settled_P = ranks.settled[self._probe_P]
-            settled = np.flatnonzero(settled_P)
-            for part in blocks(len(settled), BYTES_RANKED * int(self._depth_P.max())):
-                some = settled[part]
+            done_P = ranks.complete[self._probe_P]
+            complete = np.flatnonzero(done_P)
+            for part in blocks(len(complete), BYTES_RANKED * int(self._depth_P.max())):
+                some = complete[part]
                 correct_PK = ranks.correct(self._probe_P[some], int(self._depth_P[some].max()))
                 score_SP[:, some] = self._score(correct_PK, some)
-        for some, score in self._looked_up(np.flatnonzero(~settled_P)):
+        for some, score in self._compared_with_all(np.flatnonzero(~done_P)):
             score_SP[:, some] = score
-            settled_P[some] = True
+            done_P[some] = True
             if ranks is None:
-                progress(int(np.count_nonzero(settled_P)), num)
+                progress(int(np.count_nonzero(done_P)), num)
         if ranks is not None:
             progress(num, num)
         return score_SP
 
     def _ranks(self, progress: Progress) -> NearestRanks | None:
-        """The nearest pictures of most probes at once, where the comparison allows it."""
-        if self._plain is None:
+        """The nearest pictures of most probes at once; None if that does not work."""
+        if self._euclidean is None:
             return None
         num, size = len(self._probe_P), len(self._emb_ND)
-        # A code for each identity; a picture that is no probe is like no other.
+        # Each identity has a code; pictures that are no probes have -1, which matches none.
         code_N, need_N = -np.ones(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
         code_N[self._probe_P], need_N[self._probe_P] = self._first_P, self._depth_P
         return nearest_ranks(
             self._emb_ND,
             code_N,
             need_N,
-            self._plain,
+            self._euclidean,
             lambda share: progress(min(num - 1, int(share * num)), num),
         )
 
-    def _looked_up(self, some_P: Ints) -> Iterator[tuple[Ints, NDArray[np.float64]]]:
-        """Score probes block by block, each against all pictures."""
+    def _compared_with_all(self, some_P: Ints) -> Iterator[tuple[Ints, NDArray[np.float64]]]:
+        """Scores of probes block by block, each against all pictures."""
         if not len(some_P):
             return
-        size, threads, bytes_each = len(self._emb_ND), 1, BYTES_ASKED
-        if self._plain is not None:
-            self._folded = self._plain.product_form(self._emb_ND)
-            # A block for each thread, all of them together as large as one.
-            threads, bytes_each = available_cores(), BYTES_FOLDED * available_cores()
+        size, threads, bytes_each = len(self._emb_ND), 1, BYTES_COMPARED
+        if self._euclidean is not None:
+            self._product = self._euclidean.product_form(self._emb_ND)
+            # The blocks of all threads together take the memory of one.
+            threads, bytes_each = available_cores(), BYTES_PRODUCT * available_cores()
         parts = [some_P[part] for part in blocks(len(some_P), bytes_each * size)]
-        yield from zip(parts, parallel_map(self._looked_at, parts, threads), strict=True)
+        yield from zip(parts, parallel_map(self._score_of_block, parts, threads), strict=True)
 
-    def _looked_at(self, some: Ints) -> NDArray[np.float64]:
+    def _score_of_block(self, some: Ints) -> NDArray[np.float64]:
         return self._score(self._nearest_correct(some, int(self._depth_P[some].max())), some)
 
     def _score(self, correct_PK: Bools, some: Ints) -> NDArray[np.float64]:
@@ -257,8 +253,8 @@ class _LeaveOneOut:
     def _nearest_correct(self, some: Ints, depth: int) -> Bools:
         """Whether the `depth` nearest other pictures of each probe are right, nearest first.
 
-        Of equal distances the wrong pictures come first. Right and wrong ones are ranked apart
-        and then together, so that most of the pictures are never put in order.
+        Of equal distances the wrong pictures come first. Right and wrong ones are selected apart
+        and sorted together, so most of the pictures are never sorted.
         """
         dist_PN = self._distances(some)
         right_PW = extract_genuine(
@@ -267,49 +263,48 @@ class _LeaveOneOut:
         wrong_PK = smallest(dist_PN, depth)
         if np.isnan(wrong_PK).any() or np.isnan(right_PW).any():
             raise DataError(
-                "some distances between pictures are NaN; they must be numbers: the embeddings "
-                "are broken, so train the model again, at a lower rate"
+                "found distances that are NaN, so the embeddings are broken: train the model "
+                "again, at a lower learning rate"
             )
         key = np.concatenate([self._key(wrong_PK, some), self._key(right_PW, some) | 1], axis=1)
-        # What is not there is infinitely far, and no answer.
+        # Padding is infinitely far, and not right.
         key[:, depth:][np.isposinf(right_PW)] &= ~key.dtype.type(1)
         key.sort(axis=1)
         return np.asarray(key[:, :depth] & 1, dtype=bool)
 
     def _distances(self, some: Ints) -> Floats:
-        """Of each probe to all pictures, or what is in their order: a block to be written over."""
+        """Distances of each probe to all pictures, or numbers in their order, in reused memory."""
         probe = self._probe_P[some]
-        if self._folded is None:
+        if self._product is None:
             dist = self._comparison.matrix(self._emb_ND[probe], self._emb_ND)
             return np.array(dist, dtype=np.float32)
-        # Memory that is new costs as much as the product: each thread keeps its own.
+        # Fresh memory takes as long as the product, so each thread keeps its own.
         if not hasattr(self._scratch, "block"):
             self._scratch.block = np.empty((len(probe), len(self._emb_ND)), dtype=np.float32)
         if len(self._scratch.block) < len(probe):
             self._scratch.block = np.empty((len(probe), len(self._emb_ND)), dtype=np.float32)
         block: Floats = self._scratch.block[: len(probe)]
-        return np.matmul(self._folded.left[probe], self._folded.right.T, out=block)
+        return np.matmul(self._product.left[probe], self._product.right.T, out=block)
 
     def _key(self, dist: Floats, some: Ints) -> NDArray[Any]:
-        """Twice a whole number in the order of the distances, and equal where they are."""
-        if self._folded is None or self._plain is None:
+        """Even integers in the order of the distances, and equal for equal ones."""
+        if self._product is None or self._euclidean is None:
             return _ascending(dist).astype(np.int64) << 1
-        square = dist + self._folded.square[self._probe_P[some]][:, None]
-        far = self._plain.from_squared(np.maximum(square, 0, out=square))
-        # None is negative, so that the sign's bit is free and a half of the bytes will do.
+        square = dist + self._product.square[self._probe_P[some]][:, None]
+        far = self._euclidean.from_squared(np.maximum(square, 0, out=square))
+        # No distance is negative, so the sign's bit is free, and half of the bytes suffice.
         return far.view(np.uint32) << np.uint32(1)
 
 
 def _silent(done: int, total: int) -> None:
-    """Progress that nobody looks at."""
+    """No progress."""
 
 
 def _ascending(dist: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Integers in the order of the floats, equal where these are equal.
+    """Integers in the order of the floats, equal for equal floats.
 
-    A float's bits read as an integer ascend with it, and descend where it is negative; both zeros
-    become 0. Distance and rightness then fit in one number, and need no second sort to settle
-    ties.
+    The bits of a float, read as an integer, ascend with it, or descend if it is negative; both
+    zeros become 0. Distance and rightness then fit into one number, so one sort orders ties too.
     """
     bits = dist.view(np.int32)
     return np.where(bits < 0, np.int32(np.iinfo(np.int32).min) - bits, bits)
