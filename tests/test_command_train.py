@@ -27,7 +27,7 @@ from twinlens.learn.run_folder import lock_run_folder
 from twinlens.model.encoder import Encoder
 from twinlens.progress import Progress
 from twinlens.report import build as pages
-from twinlens.report.page import ReportContent
+from twinlens.report.content import ReportContent
 
 SHORT = TINY | {"train.steps": 4}
 
@@ -755,9 +755,7 @@ def test_report_says_what_was_found(
     tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contents: list[ReportContent] = []
-    monkeypatch.setattr(
-        pages.report, "write_report", lambda path, content: contents.append(content)
-    )
+    monkeypatch.setattr(pages, "write_report", lambda path, content: contents.append(content))
     twinlens.train(tiny_run.data, out=tmp_path / "run", settings=SHORT, quiet=True)
     (content,) = contents
     assert [(part.name, part.pictures, part.identities) for part in content.splits] == [

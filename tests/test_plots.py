@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from twinlens.report import plots as figures
-from twinlens.report import svg
+from twinlens.report import plots, svg
+from twinlens.report.content import ScoredPairs
 from twinlens.report.plots import (
-    ScoredPairs,
     distance_histogram,
     learning_curves,
     roc_and_det,
@@ -128,7 +127,7 @@ def test_roc_passes_through_the_operating_point_and_stays_in_its_axes() -> None:
 
 def test_det_is_drawn_on_normal_deviates() -> None:
     rates = np.array([0.0001, 0.01, 0.5, 0.7])
-    assert figures._deviate(rates) == pytest.approx(norm.ppf(rates), abs=1e-9)
+    assert plots._deviate(rates) == pytest.approx(norm.ppf(rates), abs=1e-9)
     # Two normal distributions of one width make a straight line of slope -1 on these axes.
     at = norm.ppf((np.arange(4000) + 0.5) / 4000)
     pairs = ScoredPairs(np.concatenate([at, at + 2]), np.arange(8000) < 4000)
@@ -171,7 +170,7 @@ def test_learning_curves_of_what_is_missing_are_empty() -> None:
 def test_smoothing_matches_a_loop() -> None:
     value = np.random.default_rng(0).normal(size=200)
     half = len(value) // 40
-    for at, found in enumerate(figures._smooth(value)):
+    for at, found in enumerate(plots._smooth(value)):
         reach = min(half, at, len(value) - 1 - at)
         assert found == pytest.approx(value[at - reach : at + reach + 1].mean())
 
@@ -221,9 +220,9 @@ def test_the_users_matplotlib_is_left_alone() -> None:
 def test_importing_loads_no_matplotlib_and_drawing_no_pyplot() -> None:
     code = (
         "import sys, numpy as np\n"
-        "from twinlens.report import embedding_map, page, plots as figures\n"
+        "from twinlens.report import content, embedding_map, page, plots\n"
         "assert not {'matplotlib', 'sklearn', 'torch'} & set(sys.modules)\n"
-        "figures.distance_histogram(figures.ScoredPairs(np.ones(2), np.array([True, False])))\n"
+        "plots.distance_histogram(content.ScoredPairs(np.ones(2), np.array([True, False])))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

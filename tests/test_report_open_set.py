@@ -8,14 +8,15 @@ import pytest
 from made_up_people import Euclid, people
 
 from twinlens.measure.open_set import open_set
+from twinlens.report.content import OperatingPoint, ReportContent, SplitCount
 from twinlens.report.open_set import (
-    open_set_figures,
+    open_set_plots,
     open_set_sentences,
     open_set_sizes,
     pair_threshold_caution,
 )
-from twinlens.report.page import OperatingPoint, ReportContent, SplitCount, render_report
-from twinlens.report.wording import result_rows
+from twinlens.report.page import render_report
+from twinlens.report.result_rows import result_rows
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +73,14 @@ def test_figures_that_cannot_be_had_are_left_out(results):
     assert list(pair_threshold_caution(results)) == []
     ((size, cells),) = open_set_sizes(results)
     assert (size, [plain(value) for value, _ in cells[1:]]) == ("13", ["-", "50.0 %", "-"])
-    curve, sizes = open_set_figures(results)
+    curve, sizes = open_set_plots(results)
     assert "threshold for pairs" not in curve + sizes
     assert "DIR at 1 %" not in sizes
 
 
 def test_nothing_is_said_without_the_protocol():
     for results in ({}, {"open_set": None}):
-        assert open_set_figures(results) == ("", "")
+        assert open_set_plots(results) == ("", "")
         assert open_set_sizes(results) == []
         assert [*open_set_sentences(results), *pair_threshold_caution(results)] == []
         assert list(result_rows(results)) == []
@@ -94,7 +95,7 @@ def test_the_caution_has_the_share_that_was_taken_in(results):
 
 
 def test_the_figures_draw_what_was_measured(results):
-    curve, sizes = open_set_figures(results)
+    curve, sizes = open_set_plots(results)
     for svg in (curve, sizes):
         assert svg.startswith("<svg")
         assert "NaN" not in svg

@@ -12,20 +12,18 @@ import pytest
 
 from twinlens.report import embedding_map as maps
 from twinlens.report import page as report
-from twinlens.report.page import (
-    Choice,
+from twinlens.report.content import (
     MapPictures,
     OperatingPoint,
     PicturePair,
     ReportContent,
     ScoredPairs,
+    SettingRow,
     SplitCount,
-    cautions,
-    render_report,
-    summary,
     worst_rows,
-    write_report,
 )
+from twinlens.report.page import render_report, write_report
+from twinlens.report.summary import cautions, summary
 from twinlens.report.svg import COLORS
 
 EVIL = '<script>alert("1")</script>\'"&'
@@ -73,7 +71,7 @@ def full(name: str = "Zoë 李") -> ReportContent:
         farthest_genuine=[dataclasses.replace(pair, distance=0.9, note="")] * 2,
         broken=[(f"{name}/1.png", name)],
         findings=[f"a duplicate: {name}"],
-        settings=[Choice("picture.size", name, name)],
+        settings=[SettingRow("picture.size", name, name)],
         facts=[("Seed", name)],
         command=f"twinlens train '{name}'",
     )
@@ -212,11 +210,11 @@ def test_text_can_be_read_in_light_dark_and_print(page: str) -> None:
 
 def test_the_summary_says_it_in_words() -> None:
     assert " ".join(summary(full())).replace(NBSP, " ") == (
-        "This model was trained on 300 pictures of 30 identities. It was evaluated on 100 pictures "
+        "The model was trained on 300 pictures of 30 identities. It was evaluated on 100 pictures "
         "of 25 identities, none of them seen in training. Its equal error rate is 5.0 % (95 % "
         "interval 4.0\N{EN DASH}6.0 %). Two pictures match if their distance is at most 0.500, a "
-        "threshold that is set to accept 1 in 100 impostor pairs. Here it accepted 1.2 % of the "
-        "impostor pairs and rejected 20.0 % of the genuine ones."
+        "threshold set to accept 1 in 100 impostor pairs. On these pictures it accepted 1.2 % of "
+        "the impostor pairs and rejected 20.0 % of the genuine pairs."
     )
 
 
@@ -226,7 +224,7 @@ def test_a_split_named_train_of_other_data_is_not_what_was_learned_from() -> Non
     splits = [SplitCount("train", 100, 25)]
     said = " ".join(summary(ReportContent("m", "d", results, splits)))
     assert said.startswith(
-        "It was evaluated on 100 pictures of 25 identities, none of them seen in training."
+        "The model was evaluated on 100 pictures of 25 identities, none of them seen in training."
     )
     assert "was trained on" not in said
 
@@ -253,13 +251,13 @@ def test_cautions() -> None:
 
 
 def test_verdicts_follow_the_threshold(page: str) -> None:
-    assert page.count("accepted, wrongly") == 3  # Impostors at 0.42, threshold 0.5.
-    assert page.count("rejected, wrongly") == 2  # Genuine pairs at 0.9.
+    assert page.count("falsely accepted") == 3  # Impostors at 0.42, threshold 0.5.
+    assert page.count("falsely rejected") == 2  # Genuine pairs at 0.9.
     strict = dataclasses.replace(full(), operating=OperatingPoint(0.41, 0.01))
-    assert render_report(strict).count("rejected, rightly") == 3
+    assert render_report(strict).count("correctly rejected") == 3
     none = render_report(dataclasses.replace(full(), operating=None))
-    assert "wrongly" not in none
-    assert "rightly" not in none
+    assert "falsely accepted" not in none
+    assert "correctly rejected" not in none
 
 
 def test_a_page_of_nearest_neighbours() -> None:
@@ -276,14 +274,15 @@ def test_a_page_of_nearest_neighbours() -> None:
     )  # fmt: skip
     page = render_report(content).replace(NBSP, " ")
     Outline(page)
-    assert page.count("accepted, wrongly") == 2
+    assert page.count("falsely accepted") == 2
     for words in ("Most confident mistakes", "Nearest neighbours, top 5", "By chance",
-                  "12.5 %", "It was evaluated on 40 pictures of 30 identities. For 90.0 % (95 % "
-                  "interval 89.0\N{EN DASH}91.0 %) of them the nearest training picture shows",
+                  "12.5 %", "The model was evaluated on 40 pictures of 30 identities. For 90.0 % "
+                  "(95 % interval 89.0\N{EN DASH}91.0 %) of the pictures, the nearest training "
+                  "picture shows the same identity",
                   "3 of 40 pictures show identities without training pictures"):  # fmt: skip
         assert words in page, words
     assert "Nearest impostors" not in page
-    assert "This model was trained on" not in page
+    assert "It was evaluated" not in page  # Only after a sentence on training.
     assert "its nearest is itself" not in page
     on_train = {**content.results, "split": "train", "nearest": {**found, "num_unknown": 0}}
     said = cautions(dataclasses.replace(content, results=on_train))
@@ -295,7 +294,7 @@ def test_a_page_of_nearest_neighbours() -> None:
 def test_a_threshold_that_accepts_nothing() -> None:
     content = dataclasses.replace(full(), operating=OperatingPoint(float("-inf"), 0.001))
     assert "it accepts nothing" in summary(content)[-1]
-    assert "rejected, rightly" in render_report(content)
+    assert "correctly rejected" in render_report(content)
 
 
 def test_a_long_list_of_broken_files_is_cut_and_counted() -> None:

@@ -149,8 +149,8 @@ class _Linkage:
     def _enqueue(self, a: int) -> None:
         """Queue a group with its nearest neighbour.
 
-        One entry for each group is enough: the group that linkage a pair known waits for it, and no
-        neighbour can come nearer without being merged itself.
+        One entry for each group is enough: the group that stored a pair's mean distance queues it,
+        and no neighbour comes nearer without being merged itself.
         """
         if self.mean[a]:
             b = min(self.mean[a], key=lambda c: (self.mean[a][c], c))

@@ -25,8 +25,8 @@ from twinlens.errors import PictureError
 from twinlens.measure.clustering import ClusteringScores
 from twinlens.measure.pairs import Comparison
 from twinlens.report.embedding_map import data_uri
+from twinlens.report.formatting import count_of, number, percent, span
 from twinlens.report.templates import page_template, style_sheet
-from twinlens.report.wording import count_of, number, percent, span
 
 __all__ = ["ClusterPage", "render_page", "write_page"]
 
@@ -108,11 +108,14 @@ def render_page(page: ClusterPage) -> str:
 
 def _lead(page: ClusterPage) -> str:
     counts = page.counts
+    were = "was" if counts["pictures"] == 1 else "were"
+    belong = "belongs" if counts["single"] == 1 else "belong"
     return (
-        f"{count_of(counts['pictures'], 'picture')} in {count_of(counts['clusters'], 'cluster')}"
-        + (f", and {counts['single']:,} in none" if counts["single"] else "")
-        + f". Groups were merged while the mean distance of their "
-        f"pictures was at most {number(page.clustering.cut)}"
+        f"{count_of(counts['pictures'], 'picture')} {were} grouped into "
+        f"{count_of(counts['clusters'], 'cluster')}"
+        + (f"; {counts['single']:,} {belong} to none" if counts["single"] else "")
+        + ". Clusters were merged while the mean distance between their pictures was at most "
+        f"{number(page.clustering.cut)}"
         + (
             "."
             if counts["target_far"] is None
@@ -138,7 +141,7 @@ def _key_numbers(counts: Mapping[str, Any]) -> list[dict[str, str]]:
             "note": f"{percent(counts['largest'] / whole)} of all",
         },
         {
-            "name": "In none",
+            "name": "In no cluster",
             "value": f"{counts['single']:,}",
             "note": f"{percent(counts['single'] / whole)} of all",
         },

@@ -8,7 +8,7 @@ from typing import Any
 
 from twinlens.clusters.knn_graph import NEIGHBOURS
 from twinlens.measure.clustering import ClusteringScores
-from twinlens.report.wording import count_of
+from twinlens.report.formatting import count_of
 
 __all__ = ["ClusterResult", "Cut"]
 
@@ -86,8 +86,9 @@ class ClusterResult:
         lines = [
             f"{count_of(self.clusters, 'cluster')} of {count_of(self.pictures, 'picture')} in "
             f"{self.out}",
-            f"  the largest cluster has {self.largest:,}; {self.single:,} are in no cluster",
-            f"  merged up to a mean distance of {self.cut.distance:.4f}, {why}",
+            f"  the largest cluster has {count_of(self.largest, 'picture')}; "
+            f"{self.single:,} in no cluster",
+            f"  clusters merged up to a mean distance of {self.cut.distance:.4f}, {why}",
         ]
         if self.scores is not None:
             lines += _score_lines(self.scores, self.disjoint)

@@ -22,8 +22,8 @@ from twinlens.face.crop import Box
 from twinlens.face.result import PhotographResult
 from twinlens.report.canvas import GREEN, RED, Color
 from twinlens.report.embedding_map import data_uri
+from twinlens.report.formatting import count_of, percent
 from twinlens.report.templates import page_template, style_sheet
-from twinlens.report.wording import count_of, percent
 
 __all__ = ["FacePage", "render_page", "write_list", "write_page"]
 

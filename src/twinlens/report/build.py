@@ -21,8 +21,18 @@ from twinlens.measure.evaluation_result import (
 from twinlens.model.bundle import Bundle
 from twinlens.model.device import machine, versions
 from twinlens.progress import format_duration
-from twinlens.report import page as report
+from twinlens.report.content import (
+    MapPictures,
+    OperatingPoint,
+    PicturePair,
+    ReportContent,
+    ScoredPairs,
+    SettingRow,
+    SplitCount,
+    worst_rows,
+)
 from twinlens.report.embedding_map import map_rows
+from twinlens.report.page import write_report
 
 __all__ = ["ReportFacts", "write_model_report"]
 
@@ -71,11 +81,11 @@ def write_model_report(
     elif result is not None:
         parts = {"map": _map_pictures(result, seed)}
     metric = "eer" if facts.settings is None else facts.settings.train.metric
-    content = report.ReportContent(
+    content = ReportContent(
         title=facts.title,
         data=facts.data,
         results={} if result is None else result.as_json(),
-        splits=[report.SplitCount(*counts) for counts in facts.splits],
+        splits=[SplitCount(*counts) for counts in facts.splits],
         operating=_operating(bundle.calibration),
         history=[_history_row(row) for row in facts.history],
         metric=METRICS[metric],
@@ -86,14 +96,14 @@ def write_model_report(
         command=facts.command,
         **parts,
     )
-    report.write_report(path, content)
+    write_report(path, content)
 
 
 def _verification_parts(result: EvaluationResult, seed: int) -> dict[str, Any]:
     pairs, distance = result.verification.pairs, result.verification.distance
     label = result.table.labels()
     skilled = ~pairs.same & (label[pairs.a] == label[pairs.b])
-    scored = report.ScoredPairs(
+    scored = ScoredPairs(
         distance.astype(np.float64), pairs.same, skilled if skilled.any() else None
     )
     return {
@@ -104,11 +114,11 @@ def _verification_parts(result: EvaluationResult, seed: int) -> dict[str, Any]:
     }
 
 
-def _map_pictures(result: EvaluationResult | OpenSetEvaluation, seed: int) -> report.MapPictures:
+def _map_pictures(result: EvaluationResult | OpenSetEvaluation, seed: int) -> MapPictures:
     table = result.table
     # Chosen here, since the pixels of all may be more than memory holds.
     rows = map_rows(table.identity.tolist(), np.random.default_rng(seed))
-    return report.MapPictures(
+    return MapPictures(
         result.embeddings[rows], table.identity[rows].tolist(), result.pixels[rows],
         table.forged[rows], seed,
     )  # fmt: skip
@@ -120,19 +130,19 @@ def _nearest_parts(result: NearestNeighbourEvaluation) -> dict[str, Any]:
     nearest = result.gallery[result.nearest.row[:, 0]]
     distance = result.nearest.distance[:, 0]
     identity, answer = table.identity[probe].tolist(), table.identity[nearest].tolist()
-    wrong = report.worst_rows(
-        report.ScoredPairs(distance.astype(np.float64), result.nearest.right), identity, answer,
+    wrong = worst_rows(
+        ScoredPairs(distance.astype(np.float64), result.nearest.right), identity, answer,
         genuine=False, most=MOST_MISTAKES,
     )  # fmt: skip
     # Chosen here, since the pixels of all may be more than memory holds.
     shown = map_rows(identity, np.random.default_rng(0))
     rows = probe[shown]
     return {
-        "map": report.MapPictures(
+        "map": MapPictures(
             result.embeddings[rows], [identity[row] for row in shown], pixels[rows]
         ),
         "nearest_wrong": [
-            report.PicturePair(
+            PicturePair(
                 pixels[probe[row]], pixels[nearest[row]], identity[row], answer[row],
                 table.relative(probe[row]), table.relative(nearest[row]), float(distance[row]),
             )
@@ -142,15 +152,15 @@ def _nearest_parts(result: NearestNeighbourEvaluation) -> dict[str, Any]:
 
 
 def _worst_pairs(
-    result: EvaluationResult, scored: report.ScoredPairs, *, genuine: bool
-) -> list[report.PicturePair]:
+    result: EvaluationResult, scored: ScoredPairs, *, genuine: bool
+) -> list[PicturePair]:
     """The genuine pairs at the largest distances, or the impostor pairs at the smallest."""
     table, pixels, pairs = result.table, result.pixels, result.verification.pairs
-    rows = report.worst_rows(
+    rows = worst_rows(
         scored, table.identity[pairs.a].tolist(), table.identity[pairs.b].tolist(), genuine=genuine
     )
     return [
-        report.PicturePair(
+        PicturePair(
             pixels[a], pixels[b], table.identity[a], table.identity[b],
             table.relative(a), table.relative(b), float(result.verification.distance[row]),
             "a forgery" if table.forged[b] else "",
@@ -159,17 +169,17 @@ def _worst_pairs(
     ]  # fmt: skip
 
 
-def _operating(stored: Mapping[str, Any] | None) -> report.OperatingPoint | None:
+def _operating(stored: Mapping[str, Any] | None) -> OperatingPoint | None:
     if stored is None:
         return None
     calibration = Calibration.from_json(stored)
-    return report.OperatingPoint(
+    return OperatingPoint(
         calibration.threshold,
         calibration.target_far,
         calibration.low,
         calibration.high,
         calibration.num_impostor,
-        "isotonic" if calibration.curve.kind == "isotonic" else "Platt",
+        "isotonic regression" if calibration.curve.kind == "isotonic" else "Platt scaling",
     )
 
 
@@ -178,16 +188,16 @@ def _history_row(row: HistoryRow) -> dict[str, Any]:
     return values | {"val": values.pop("metric")}
 
 
-def _setting_rows(facts: ReportFacts) -> list[report.Choice]:
+def _setting_rows(facts: ReportFacts) -> list[SettingRow]:
     """Settings chosen from the data, with reasons, then all others that are not empty."""
     if facts.settings is None:
         return []
     chosen = {choice.key for choice in facts.choices}
-    rows = [report.Choice(c.key, _text(c.value), c.why) for c in facts.choices]
+    rows = [SettingRow(c.key, _text(c.value), c.why) for c in facts.choices]
     for section, fields in facts.settings.model_dump(mode="json").items():
         for name, value in fields.items() if isinstance(fields, dict) else []:
             if f"{section}.{name}" not in chosen and value not in (None, {}, []):
-                rows.append(report.Choice(f"{section}.{name}", _text(value)))
+                rows.append(SettingRow(f"{section}.{name}", _text(value)))
     return rows
 
 

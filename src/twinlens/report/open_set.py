@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twinlens.report.formatting import bounds, count_of, dig, percent, rate, span
 from twinlens.report.svg import COLORS, as_svg, new_figure, percent_axis, style
-from twinlens.report.wording import bounds, count_of, dig, percent, rate, span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
-    "open_set_figures",
+    "open_set_plots",
     "open_set_sentences",
     "open_set_sizes",
     "pair_threshold_caution",
@@ -89,7 +89,7 @@ def open_set_sizes(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str
     ]
 
 
-def open_set_figures(results: Mapping[str, Any]) -> tuple[str, str]:
+def open_set_plots(results: Mapping[str, Any]) -> tuple[str, str]:
     """DIR over FPIR, and figures by gallery size, as two SVGs; empty without the protocol."""
     entry = dig(results, "open_set")
     if entry is None:
@@ -103,8 +103,8 @@ def _dir_over_fpir(entry: Mapping[str, Any]) -> str:
         figure, axes = new_figure(432, 400)
         axes.plot(fpir, named, color=COLORS["genuine"], label="all thresholds")
         axes.set_xscale("log")
-        axes.set(xlim=(fpir[0], 1), ylim=(0, 1), xlabel="strangers taken for somebody, FPIR")
-        axes.set_ylabel("enrolled and named rightly, DIR")
+        axes.set(xlim=(fpir[0], 1), ylim=(0, 1), xlabel="false positive identification rate, FPIR")
+        axes.set_ylabel("detection and identification rate, DIR")
         _percents(axes)
         at, _, _ = bounds(dig(entry, "pair_threshold", "dir"))
         away, _, _ = bounds(dig(entry, "pair_threshold", "turned_away"))
@@ -115,8 +115,8 @@ def _dir_over_fpir(entry: Mapping[str, Any]) -> str:
                 label="threshold for pairs", clip_on=False, zorder=5,
             )  # fmt: skip
         axes.legend(loc="lower right")
-        alt = "DIR over FPIR on a logarithmic axis: enrolled people named rightly over strangers "
-        return as_svg(figure, "dir", alt + "taken for somebody.")
+        alt = "Detection and identification rate over false positive identification rate."
+        return as_svg(figure, "dir", alt)
 
 
 def _by_size(sizes: Sequence[Mapping[str, Any]]) -> str:

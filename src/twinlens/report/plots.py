@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.measure.error_rates import det_curve, matches
+from twinlens.measure.error_rates import det_curve
+from twinlens.report.content import ScoredPairs
 from twinlens.report.svg import (
     COLORS,
     as_svg,
@@ -33,49 +34,16 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 __all__ = [
-    "ScoredPairs",
     "distance_histogram",
     "learning_curves",
     "roc_and_det",
 ]
 
 Floats = NDArray[np.floating[Any]]
-Bools = NDArray[np.bool_]
 Series = tuple[Floats, Floats]
 
 DET_TICKS = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6)
 DET_HIGH = 0.7
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredPairs:
-    """Pairs with their distances.
-
-    Attributes:
-        distance: (N,) lower is closer.
-        same: (N,) a genuine pair.
-        skilled: (N,) an impostor pair in which one picture is a forgery of the other's identity.
-    """
-
-    distance: Floats
-    same: Bools
-    skilled: Bools | None = None
-
-    def part(self, name: str) -> Floats:
-        """Finite distances of a part: `genuine`, `impostor` (all), `skilled` or `others`."""
-        skilled = np.zeros_like(self.same) if self.skilled is None else self.skilled & ~self.same
-        rows = {
-            "genuine": self.same,
-            "impostor": ~self.same,
-            "skilled": skilled,
-            "others": ~self.same & ~skilled,
-        }[name] & np.isfinite(self.distance)
-        return self.distance[rows].astype(np.float64)
-
-    def accepted(self, name: str, threshold: float) -> float:
-        """The share of a part that `threshold` accepts; NaN for an empty part."""
-        distance = self.part(name)
-        return float(matches(distance, threshold).mean()) if len(distance) else math.nan
 
 
 def distance_histogram(

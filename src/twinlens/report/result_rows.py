@@ -1,33 +1,19 @@
-"""Formatting of numbers, and the results of `evaluate` as rows of a table.
-
-In the JSON of `evaluate` a figure is `{"value", "low", "high"}`, null where undefined.
-"""
+"""Results of `evaluate` as rows of a table."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
-__all__ = [
-    "Row",
-    "bounds",
-    "count_of",
-    "dig",
-    "number",
-    "one_in",
-    "percent",
-    "rate",
-    "result_rows",
-    "span",
-]
+from twinlens.report.formatting import bounds, dig, percent, rate, span
+
+__all__ = ["ResultRow", "result_rows"]
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """A row of the results table; `key` rows also stand at the top of the page."""
 
     name: str
@@ -37,7 +23,7 @@ class Row:
     key: bool = False
 
 
-def result_rows(results: Mapping[str, Any]) -> Iterator[Row]:
+def result_rows(results: Mapping[str, Any]) -> Iterator[ResultRow]:
     """The figures as rows of a table; missing and null ones are left out."""
     verification = dig(results, "verification") or {}
     for key, name, meaning in (
@@ -77,7 +63,7 @@ def result_rows(results: Mapping[str, Any]) -> Iterator[Row]:
     yield from _open_set_rows(dig(results, "open_set") or {})
 
 
-def _nearest_rows(part: Mapping[str, Any]) -> Iterator[Row]:
+def _nearest_rows(part: Mapping[str, Any]) -> Iterator[ResultRow]:
     for key, name, meaning in (
         (
             "accuracy",
@@ -90,7 +76,7 @@ def _nearest_rows(part: Mapping[str, Any]) -> Iterator[Row]:
         yield from _row(part.get(key), name, meaning, key != "chance")
 
 
-def _open_set_rows(part: Mapping[str, Any]) -> Iterator[Row]:
+def _open_set_rows(part: Mapping[str, Any]) -> Iterator[ResultRow]:
     meaning = "the nearest enrolled identity is the correct one"
     yield from _row(part.get("rank_1"), "Rank-1 identification", meaning, True)
     dirs = part.get("dir_at_fpir") or {}
@@ -112,7 +98,7 @@ def _open_set_rows(part: Mapping[str, Any]) -> Iterator[Row]:
                     True)  # fmt: skip
 
 
-def _retrieval_rows(part: Mapping[str, Any]) -> Iterator[Row]:
+def _retrieval_rows(part: Mapping[str, Any]) -> Iterator[ResultRow]:
     for key, entry in part.items():
         if key.startswith("recall_at_"):
             near = key.removeprefix("recall_at_")
@@ -123,7 +109,7 @@ def _retrieval_rows(part: Mapping[str, Any]) -> Iterator[Row]:
     yield from _row(part.get("map_at_r"), "MAP at R", meaning)
 
 
-def _tar_rows(part: Mapping[str, Any], meaning: str, suffix: str = "") -> Iterator[Row]:
+def _tar_rows(part: Mapping[str, Any], meaning: str, suffix: str = "") -> Iterator[ResultRow]:
     for far, entry in (part.get("tar_at_far") or {}).items():
         name = f"TAR at {rate(far)} FAR{suffix}"
         yield from _row(entry, name, meaning, not suffix and float(far) == 0.01)
@@ -139,7 +125,7 @@ def _episode(name: str) -> tuple[str, str]:
     return f"{ways}-way {'one' if shots == '1' else shots}-shot accuracy", meaning
 
 
-def _skilled_rows(skilled: Any) -> Iterator[Row]:
+def _skilled_rows(skilled: Any) -> Iterator[ResultRow]:
     if not isinstance(skilled, Mapping):
         return
     suffix = ", forgeries"
@@ -152,64 +138,7 @@ def _skilled_rows(skilled: Any) -> Iterator[Row]:
     yield from _row(accepted, "False accepts, forgeries", meaning)
 
 
-def _row(entry: Any, name: str, meaning: str, key: bool = False) -> Iterator[Row]:
+def _row(entry: Any, name: str, meaning: str, key: bool = False) -> Iterator[ResultRow]:
     value, low, high = bounds(entry)
     if value is not None:
-        yield Row(name, percent(value), span(low, high), meaning, key)
-
-
-def number(value: float) -> str:
-    """A distance with three or so significant digits, never in scientific notation."""
-    if not math.isfinite(value) or value == 0:
-        return str(value) if value else "0"
-    places = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{min(places, 6)}f}"
-
-
-def percent(value: float, sign: str = "\N{NO-BREAK SPACE}%") -> str:
-    """A share in percent: 3.2 %, 0.31 %, 100 %; never rounded to 0 or 100 when it is not."""
-    share = 100 * value
-    near = round(min(abs(share), abs(100 - share)), 9)
-    places = 0 if near == 0 else 1 if near >= 0.95 else min(4, 1 - math.floor(math.log10(near)))
-    return f"{share:.{places}f}{sign}"
-
-
-def rate(target: str) -> str:
-    """A target rate, by its JSON key, in percent: "0.01" is 1 %."""
-    return f"{100 * float(target):g}\N{NO-BREAK SPACE}%"
-
-
-def span(low: float | None, high: float | None) -> str:
-    """An interval of shares; "" if a bound is missing."""
-    if low is None or high is None:
-        return ""
-    return f"{percent(low, '')}\N{EN DASH}{percent(high)}"
-
-
-def one_in(far: float) -> str:
-    """A rate as a count: 0.01 is "1 in 100", 0.025 "1 in 40", 0.03 "3 in 100"."""
-    share = Fraction(far).limit_denominator(1_000_000)
-    if share.numerator != 1 and 10**6 % share.denominator == 0:
-        base = 10 ** max(2, math.ceil(math.log10(share.denominator)))
-        return f"{share * base} in {base:,}" if (share * base).denominator == 1 else percent(far)
-    return f"{share.numerator:,} in {share.denominator:,}"
-
-
-def count_of(count: int, noun: str) -> str:
-    """A count with its noun, singular or plural: "1 picture", "3,000 identities"."""
-    many = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
-    return f"{count:,} {noun if count == 1 else many}"
-
-
-def dig(values: Any, *keys: str) -> Any:
-    """The value at `keys` in nested mappings; None if any is missing."""
-    for key in keys:
-        values = values.get(key) if isinstance(values, Mapping) else None
-    return values
-
-
-def bounds(entry: Any) -> tuple[float | None, float | None, float | None]:
-    """Value, low and high of a figure, of a plain number, or of None."""
-    if isinstance(entry, Mapping):
-        return entry.get("value"), entry.get("low"), entry.get("high")
-    return (None if entry is None else float(entry)), None, None
+        yield ResultRow(name, percent(value), span(low, high), meaning, key)
