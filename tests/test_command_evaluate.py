@@ -666,7 +666,7 @@ def test_one_shot_trials(model: Matcher, tiny_run: TinyRun, tmp_path: Path) -> N
         ("a,b,same,cluster\nx.png,x.png,1,\n", "line 2: a, b, same, cluster are all needed"),
         (
             "trial,probe,candidate,same,cluster\n1,x.png,x.png,1,a\n1,x.png,x.png,0,b\n",
-            "stand in two clusters",
+            "found trials in two clusters",
         ),
     ],
 )
