@@ -11,6 +11,7 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up_people import Euclid
 from sklearn.neighbors import KNeighborsClassifier
 
 from twinlens.errors import DataError
@@ -20,18 +21,8 @@ from twinlens.measure.nearest_neighbour import nearest_neighbour
 from twinlens.model.comparators import COMPARATORS, TorchComparison, make_comparator
 
 
-class Euclidean:
-    """The plain distance, by differences in both forms."""
-
-    def matrix(self, a_ND, b_MD, /):
-        return np.stack([self.pairwise(a, b_MD) for a in a_ND])
-
-    def pairwise(self, a_ND, b_ND, /):
-        return np.sqrt(((a_ND - b_ND) ** 2).sum(axis=-1))
-
-
-class Rounding(Euclidean):
-    """Its matrix knows distances only to whole numbers, as a product knows them to some bits."""
+class Rounding(Euclid):
+    """Its matrix rounds distances to whole numbers, as a product rounds them to some bits."""
 
     def matrix(self, a_ND, b_MD, /):
         return np.round(super().matrix(a_ND, b_MD))
@@ -60,7 +51,7 @@ def test_a_line_by_hand():
     """0.4 is nearest to 0 (label 0); 1.6 to 2; 2.9 to 3; 10.9 to 11; 5 to 4; 9 shows what is not
     in the gallery."""
     probes, labels = line(0.4, 1.6, 2.9, 10.9, 5, 9), np.array([0, 0, 2, 2, 1, 7])
-    found = nearest_neighbour(probes, labels, GALLERY, GALLERY_LABEL, Euclidean())
+    found = nearest_neighbour(probes, labels, GALLERY, GALLERY_LABEL, Euclid())
     assert found.row[:, 0].tolist() == [0, 2, 3, 6, 4, 5]
     assert found.right.tolist() == [True, False, False, False, True, False]
     assert found.accuracy.value == pytest.approx(2 / 6)
@@ -78,12 +69,12 @@ def test_a_line_by_hand():
 def test_five_pictures_and_not_five_identities():
     """The right identity is the second nearest, but its picture only the sixth."""
     gallery, label = line(1, 1.1, 1.2, 1.3, 1.4, 1.5), np.array([0, 0, 0, 0, 0, 1])
-    assert nearest_neighbour(line(0), [1], gallery, label, Euclidean()).top_5.value == 0
-    assert nearest_neighbour(line(0), [1], gallery[1:], label[1:], Euclidean()).top_5.value == 1
+    assert nearest_neighbour(line(0), [1], gallery, label, Euclid()).top_5.value == 0
+    assert nearest_neighbour(line(0), [1], gallery[1:], label[1:], Euclid()).top_5.value == 1
 
 
 def test_a_gallery_of_less_than_five():
-    found = nearest_neighbour(line(0, 3), [1, 2], line(1, 2.5), [1, 2], Euclidean())
+    found = nearest_neighbour(line(0, 3), [1, 2], line(1, 2.5), [1, 2], Euclid())
     assert found.row.tolist() == [[0, 1], [1, 0]]
     assert found.accuracy.value == found.top_5.value == 1
 
@@ -92,13 +83,13 @@ def test_of_equal_distances_the_first_row():
     """More rows are equally far than are looked at again."""
     for num in (3, 40, 200):
         gallery = np.concatenate([line(5), line(*[1, -1] * num), line(7)])
-        found = nearest_neighbour(line(0), [0], gallery, np.arange(len(gallery)), Euclidean())
+        found = nearest_neighbour(line(0), [0], gallery, np.arange(len(gallery)), Euclid())
         assert found.row.tolist() == [[1, 2, 3, 4, 5]]
 
 
 def test_json():
     probe, probe_label, gallery, gallery_label = people()
-    found = nearest_neighbour(probe, probe_label, gallery, gallery_label, Euclidean()).as_json()
+    found = nearest_neighbour(probe, probe_label, gallery, gallery_label, Euclid()).as_json()
     assert json.loads(json.dumps(found)) == found
     assert list(found) == ["accuracy", "top_5", "chance", "num_probes", "num_gallery",
                            "num_identities", "num_unknown"]  # fmt: skip
@@ -115,7 +106,7 @@ def test_json():
 def test_the_loop_finds_the_same_with_many_ties(probes, gallery):
     (probe, probe_label), (shown, label) = (np.array(rows).T for rows in (probes, gallery))
     found = nearest_neighbour(
-        line(*probe), probe_label, line(*shown), label, Euclidean(), replicates=2
+        line(*probe), probe_label, line(*shown), label, Euclid(), replicates=2
     )
     dist = [[abs(a - b) for b in shown] for a in probe]
     rows = reference.nearest_rows(dist, 5)
@@ -147,9 +138,7 @@ def test_scikit_learn_finds_the_same(comparator):
 
 def test_the_interval_is_that_of_redrawn_probe_identities():
     probe, probe_label, gallery, label = people()
-    found = nearest_neighbour(
-        probe, probe_label, gallery, label, Euclidean(), seed=3, replicates=50
-    )
+    found = nearest_neighbour(probe, probe_label, gallery, label, Euclid(), seed=3, replicates=50)
     names = sorted(set(probe_label.tolist()))
 
     def redrawn(count):
@@ -168,8 +157,7 @@ def test_the_interval_is_that_of_redrawn_probe_identities():
     assert found.top_5.low == pytest.approx(expected[1].low)
     assert found.accuracy.low < found.accuracy.value < found.accuracy.high
     assert (
-        nearest_neighbour(probe[:1], probe_label[:1], gallery, label, Euclidean()).accuracy.low
-        is None
+        nearest_neighbour(probe[:1], probe_label[:1], gallery, label, Euclid()).accuracy.low is None
     )
 
 
@@ -178,18 +166,18 @@ def test_the_interval_is_that_of_redrawn_probe_identities():
 
 def test_orders_names_and_rotations_change_nothing():
     probe, probe_label, gallery, label = people()
-    found = nearest_neighbour(probe, probe_label, gallery, label, Euclidean())
+    found = nearest_neighbour(probe, probe_label, gallery, label, Euclid())
     rng = np.random.default_rng(1)
     turn = np.linalg.qr(rng.normal(size=(4, 4)))[0].astype(np.float32)
     order_P, order_M = rng.permutation(len(probe)), rng.permutation(len(gallery))
     again = nearest_neighbour(
         (probe @ turn)[order_P], probe_label[order_P], (gallery @ turn)[order_M], label[order_M],
-        Euclidean(),
+        Euclid(),
     )  # fmt: skip
     np.testing.assert_array_equal(order_M[again.row], found.row[order_P])
     assert again.as_json() == found.as_json()
     names = np.array([f"näme {number}" for number in rng.permutation(8)])
-    named = nearest_neighbour(probe, names[probe_label], gallery, names[label], Euclidean())
+    named = nearest_neighbour(probe, names[probe_label], gallery, names[label], Euclid())
     np.testing.assert_array_equal(named.row, found.row)
     assert named.accuracy.value == found.accuracy.value
     assert named.chance == pytest.approx(found.chance)
@@ -197,7 +185,7 @@ def test_orders_names_and_rotations_change_nothing():
 
 def test_each_finds_itself():
     probe, label, *_ = people()
-    found = nearest_neighbour(probe, label, probe, label, Euclidean())
+    found = nearest_neighbour(probe, label, probe, label, Euclid())
     assert found.row[:, 0].tolist() == list(range(len(probe)))
     assert (found.accuracy.value, found.accuracy.low, found.distance[:, 0].max()) == (1, 1, 0)
 
@@ -252,12 +240,12 @@ def test_zero_and_minus_zero_are_equal():
 
 def test_blocks_change_nothing(monkeypatch):
     probe, probe_label, gallery, label = people()
-    whole = nearest_neighbour(probe, probe_label, gallery, label, Euclidean())
+    whole = nearest_neighbour(probe, probe_label, gallery, label, Euclid())
     for num_bytes in (1, 48 * 90 * 7, 48 * 90 * 60):
         monkeypatch.setattr(pairs_module, "BLOCK_BYTES", num_bytes)
         calls = []
         found = nearest_neighbour(
-            probe, probe_label, gallery, label, Euclidean(),
+            probe, probe_label, gallery, label, Euclid(),
             progress=lambda done, total, calls=calls: calls.append((done, total)),
         )  # fmt: skip
         np.testing.assert_array_equal(found.row, whole.row)
@@ -290,24 +278,24 @@ def test_nothing_to_ask_and_nothing_to_find():
     for probe, gallery in ((none, line(1)), (line(1), none)):
         with pytest.raises(DataError, match="at least one of each"):
             nearest_neighbour(
-                probe, np.zeros(len(probe)), gallery, np.zeros(len(gallery)), Euclidean()
+                probe, np.zeros(len(probe)), gallery, np.zeros(len(gallery)), Euclid()
             )
 
 
 def test_distances_that_are_no_numbers():
     for probe, gallery in ((line(np.nan), line(1, 2)), (line(1), line(1, np.nan))):
         with pytest.raises(DataError, match="NaN"):
-            nearest_neighbour(probe, [0], gallery, [0, 1], Euclidean())
+            nearest_neighbour(probe, [0], gallery, [0, 1], Euclid())
 
 
 def test_half_precision():
     probe, probe_label, gallery, label = people()
     half = nearest_neighbour(
-        probe.astype(np.float16), probe_label, gallery.astype(np.float16), label, Euclidean()
+        probe.astype(np.float16), probe_label, gallery.astype(np.float16), label, Euclid()
     )
     full = nearest_neighbour(
         probe.astype(np.float16).astype(np.float32), probe_label,
-        gallery.astype(np.float16).astype(np.float32), label, Euclidean(),
+        gallery.astype(np.float16).astype(np.float32), label, Euclid(),
     )  # fmt: skip
     np.testing.assert_array_equal(half.row, full.row)
     assert half.distance.dtype == np.float32
