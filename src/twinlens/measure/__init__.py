@@ -1,1 +1,1 @@
-"""Distances -> figures, thresholds, probabilities, and a report."""
+"""Measures: error rates, thresholds, probabilities and their intervals, from distances."""

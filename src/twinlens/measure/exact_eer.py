@@ -10,7 +10,6 @@ Shapes: N pictures ordered by identity, forgeries last; M genuine ones among the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from twinlens.measure.distances import as_euclidean
 from twinlens.measure.error_rates import SortedPairs, eer
 from twinlens.measure.pairs import (
     Comparison,
+    OnProgress,
     PairSet,
     blocks,
     count_pairs,
@@ -46,7 +46,6 @@ FARTHEST = float(np.finfo(np.float32).max)
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def exact_eer(
     comparison: Comparison,
     *,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> ExactEer:
     """Equal error rate of all pairs, without keeping them.
 
@@ -179,7 +178,7 @@ class _AllPairs:
         self._euclidean = as_euclidean(comparison)
         self._product = None if self._euclidean is None else self._euclidean.product_form(emb_ND)
 
-    def sides(self, low: float, high: float, progress: Progress | None) -> tuple[_Side, _Side]:
+    def sides(self, low: float, high: float, progress: OnProgress | None) -> tuple[_Side, _Side]:
         """Genuine and impostor pairs below and within the gap."""
         num = len(self._relevant_M)
         threads = 1 if self._product is None else available_cores()

@@ -16,7 +16,6 @@ K = min(5, M) answers of each probe.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
 from twinlens.measure.bootstrap import REPLICATES, Estimate, mean_estimates
-from twinlens.measure.pairs import Comparison, blocks, listed_distances
+from twinlens.measure.pairs import Comparison, OnProgress, blocks, listed_distances
 
 __all__ = ["NearestNeighbourResult", "nearest_neighbour"]
 
@@ -38,7 +37,6 @@ BYTES_EACH = 48
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +86,7 @@ def nearest_neighbour(
     *,
     seed: int = 0,
     replicates: int = REPLICATES,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> NearestNeighbourResult:
     """Classify each probe by the nearest picture of a gallery.
 
@@ -144,7 +142,7 @@ def _answers(
     probe_emb_PD: NDArray[Any],
     gallery_emb_MD: NDArray[Any],
     comparison: Comparison,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> tuple[Ints, Floats]:
     """Rows of the K nearest gallery pictures of each probe, and their distances."""
     probe_emb_PD, gallery_emb_MD = (

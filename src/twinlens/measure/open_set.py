@@ -36,7 +36,7 @@ from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, replicat
 from twinlens.measure.error_rates import DetCurve, point_at_far
 from twinlens.measure.fusion import check_rule
 from twinlens.measure.open_set_split import OpenSetSplit, SplitScores
-from twinlens.measure.pairs import Comparison
+from twinlens.measure.pairs import Comparison, OnProgress
 
 __all__ = [
     "SIZES",
@@ -53,7 +53,6 @@ CURVE_POINTS = 48
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def open_set(
     draws: int = 10,
     seed: int = 0,
     replicates: int = REPLICATES,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> OpenSetResult | None:
     """Rank-1, DIR at FPIR and strangers rejected, by gallery size.
 

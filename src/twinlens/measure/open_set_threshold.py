@@ -12,7 +12,6 @@ Shapes: P probes (of which G mated, S strangers), M templates, D numbers in an e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +29,7 @@ from twinlens.measure.open_set_calibration import (
     kept_ranks,
     margins,
 )
-from twinlens.measure.pairs import Comparison
+from twinlens.measure.pairs import Comparison, OnProgress
 from twinlens.measure.probability import (
     Isotonic,
     Platt,
@@ -50,7 +49,6 @@ CONTESTED_WRONG, FEWEST_CONTESTED = 0.1, 10
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Progress = Callable[[int, int], None]
 
 
 def calibrate_open_set(
@@ -63,7 +61,7 @@ def calibrate_open_set(
     most_probes: int | None = None,
     seed: int = 0,
     replicates: int = REPLICATES,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> OpenSetCalibration:
     """Calibrate a gallery on its own templates.
 
@@ -127,7 +125,7 @@ def calibrate_open_set_on_probes(
     probe_identity_P: ArrayLike | None = None,
     seed: int = 0,
     replicates: int = REPLICATES,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> OpenSetCalibration:
     """Calibrate a gallery on pictures that are not in it, some of them of strangers.
 

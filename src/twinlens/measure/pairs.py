@@ -23,6 +23,7 @@ __all__ = [
     "BLOCK_BYTES",
     "SAMPLED_PAIRS",
     "Comparison",
+    "OnProgress",
     "PairSet",
     "blocks",
     "count_pairs",
@@ -40,6 +41,7 @@ BYTES_LISTED = 48
 """Memory for a number of a listed pair, with the intermediate arrays of a comparison."""
 
 Ints = NDArray[np.int64]
+OnProgress = Callable[[int, int], None]
 
 
 class Comparison(Protocol):
@@ -193,7 +195,7 @@ def blocks(
     bytes_each: int,
     *,
     least: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> Iterator[slice]:
     """Slices of `num` rows that need at most 64 MB at a time.
 

@@ -7,7 +7,7 @@ Shapes: P probes, B of them in a block, M templates, I identities, D numbers in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.measure.fusion import RankList, TemplateGroups, identity_means, rank_identities
-from twinlens.measure.pairs import Comparison, blocks
+from twinlens.measure.pairs import Comparison, OnProgress, blocks
 
 __all__ = ["BestIdentities", "balanced_sample", "random_rounds", "rank_left_out", "rank_probes"]
 
@@ -27,7 +27,6 @@ FEWEST_AT_ONCE = 32
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +65,7 @@ def rank_probes(
     comparison: Comparison,
     rules: Sequence[str],
     *,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> dict[str, BestIdentities]:
     """The best identity for each probe, by each rule.
 
@@ -93,7 +92,7 @@ def rank_left_out(
     comparison: Comparison,
     rules: Sequence[str],
     *,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> tuple[dict[str, BestIdentities], dict[str, BestIdentities]]:
     """The best identities for a gallery's own templates, each left out in turn.
 
@@ -151,7 +150,7 @@ def random_rounds(code_M: ArrayLike, rng: np.random.Generator) -> Ints:
     return round_M
 
 
-def _blocks(num: int, gallery: _Gallery, progress: Progress | None) -> Iterator[slice]:
+def _blocks(num: int, gallery: _Gallery, progress: OnProgress | None) -> Iterator[slice]:
     each = BYTES_EACH * len(gallery.code)
     return blocks(num, each, least=FEWEST_AT_ONCE, progress=progress)
 

@@ -12,7 +12,7 @@ and on all cores unless the comparison is torch's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from threading import local
 from typing import Any
@@ -24,7 +24,7 @@ from twinlens.errors import DataError
 from twinlens.measure.bootstrap import REPLICATES, Estimate, mean_estimates
 from twinlens.measure.distances import ProductForm, as_euclidean
 from twinlens.measure.half_matrix_knn import NearestRanks, nearest_ranks, smallest
-from twinlens.measure.pairs import Comparison, blocks, extract_genuine
+from twinlens.measure.pairs import Comparison, OnProgress, blocks, extract_genuine
 from twinlens.measure.parallel import available_cores, parallel_map
 
 __all__ = ["KS", "RetrievalResult", "map_at_r", "recall_at_k", "retrieval"]
@@ -43,7 +43,6 @@ BYTES_RANKED = 48
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def retrieval(
     ks: tuple[int, ...] = KS,
     seed: int = 0,
     replicates: int = REPLICATES,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> RetrievalResult | None:
     """Recall at k and MAP@R, each with a bootstrap over the probes' identities.
 
@@ -113,7 +112,7 @@ def retrieval(
         num_real[code_P] - 1,
         ks,
     )
-    score_SP = leave_one_out.scores(progress or _silent)
+    score_SP = leave_one_out.scores(_silent if progress is None else progress)
 
     known, code_P = np.unique(code_P, return_inverse=True)
     *recalls, map_estimate = mean_estimates(
@@ -193,7 +192,7 @@ class _LeaveOneOut:
         self._product: ProductForm | None = None
         self._scratch = local()
 
-    def scores(self, progress: Progress) -> NDArray[np.float64]:
+    def scores(self, progress: OnProgress) -> NDArray[np.float64]:
         """Recall at each k, and AP@R below, of each probe: shape (len(ks) + 1, P)."""
         num = len(self._probe_P)
         score_SP = np.empty((len(self._ks) + 1, num))
@@ -215,7 +214,7 @@ class _LeaveOneOut:
             progress(num, num)
         return score_SP
 
-    def _ranks(self, progress: Progress) -> NearestRanks | None:
+    def _ranks(self, progress: OnProgress) -> NearestRanks | None:
         """The nearest pictures of most probes at once; None if that does not work."""
         if self._euclidean is None:
             return None
