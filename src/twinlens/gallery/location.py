@@ -107,6 +107,13 @@ def gallery_errors(task: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         raise gallery_error(error, task) from error
+    except BaseException as error:
+        # On Python 3.13 pylance 14 panics if a commit fails, and hides the cause. A panic is no
+        # `Exception`.
+        if type(error).__name__ != "PanicException":
+            raise
+        advice = "check the free space and the permissions, and run this again"
+        raise GalleryError(f"{task}: the commit failed; {advice}") from error
 
 
 def gallery_error(error: Exception, task: str) -> GalleryError:
