@@ -28,7 +28,7 @@ from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, DataError
 from twinlens.face import extract
 from twinlens.face import page as face_page
-from twinlens.face.crop import Face
+from twinlens.face.geometry import Face
 from twinlens.face.layout import target_paths
 from twinlens.face.result import PhotographResult
 
@@ -147,13 +147,13 @@ def test_the_face_is_the_part_of_the_photograph_that_the_list_says(
 
 def test_best_or_largest(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The left one of the two is the larger; here the right one has the higher score."""
-    real = extract.find_faces
+    real = extract.detect_faces
 
     def scored(*args: Any, **kwargs: Any) -> list[Face]:
         found = real(*args, **kwargs)
         return [replace(face, score=1 + face.box.left) for face in found]
 
-    monkeypatch.setattr(extract, "find_faces", scored)
+    monkeypatch.setattr(extract, "detect_faces", scored)
     sides = {}
     for keep in ("best", "largest"):
         out = tmp_path / keep

@@ -17,8 +17,10 @@ from PIL import Image, ImageDraw
 
 from twinlens.errors import ConfigError, DataError, MissingExtraError
 from twinlens.face import detectors
-from twinlens.face.crop import Box, Face, choose_face, cut_face, find_faces, look_closer, within
+from twinlens.face.crop import choose_face, crop_face
+from twinlens.face.detection import detect_faces, refine_eyes
 from twinlens.face.detectors import DetectorChoice, choose_detector, one_thread, opencv, yunet_file
+from twinlens.face.geometry import Box, Face, clip
 
 SHARED = Path(__file__).parents[2] / "shared"
 MODEL = SHARED / "weights" / "face_detection_yunet_2026may.onnx"
@@ -44,12 +46,12 @@ def hopper():
 
 
 def near(box, expected, within):
-    found = (box.left, box.top, box.right, box.bottom)
-    return max(abs(a - b) for a, b in zip(found, expected, strict=True)) <= within
+    sides = (box.left, box.top, box.right, box.bottom)
+    return max(abs(a - b) for a, b in zip(sides, expected, strict=True)) <= within
 
 
 class Fixed:
-    """Says the same of every copy, in shares of its size; remembers what it saw."""
+    """A detector with fixed faces, in shares of the size; records its inputs."""
 
     def __init__(self, *faces, sides=(320, 640)):
         self.faces, self.sides, self.seen = faces, sides, []
@@ -84,20 +86,20 @@ def test_a_box_by_hand():
     ],
 )
 def test_boxes_are_clipped_to_the_picture(box, clipped):
-    assert within(box, (40, 30)) == clipped
+    assert clip(box, (40, 30)) == clipped
 
 
-def test_found_boxes_lie_in_the_picture_and_small_pictures_are_enlarged():
+def test_boxes_lie_in_the_picture_and_small_pictures_are_enlarged():
     picture = Image.new("L", (40, 20))
     detector = Fixed(((-0.1, 0, 0.5, 1.2), 0.9))
-    (face,) = find_faces(picture, detector)
+    (face,) = detect_faces(picture, detector)
     assert near(face.box, (0, 0, 20, 20), 1e-6)
     assert [pixels.shape for pixels in detector.seen] == [(80, 160, 3)]
 
 
 def test_a_face_that_is_mostly_outside_is_none():
     detector = Fixed(((-0.3, 0, 0.2, 1), 0.9))
-    assert find_faces(Image.new("L", (200, 200)), detector) == []
+    assert detect_faces(Image.new("L", (200, 200)), detector) == []
 
 
 @pytest.mark.parametrize(
@@ -110,13 +112,13 @@ def test_a_face_that_is_mostly_outside_is_none():
         ((1, 1), [(160, 160)]),
     ],
 )
-def test_sizes_that_are_looked_at(size, seen):
+def test_sizes_that_are_searched(size, seen):
     detector = Fixed()
-    find_faces(Image.new("RGB", size), detector)
+    detect_faces(Image.new("RGB", size), detector)
     assert [pixels.shape[:2] for pixels in detector.seen] == seen
 
 
-def test_one_face_seen_twice_is_one_and_the_surer_finding_stays():
+def test_of_two_detections_of_one_face_the_surer_stays():
     picture = Image.new("RGB", (1280, 1280))
 
     class Twice(Fixed):
@@ -125,22 +127,22 @@ def test_one_face_seen_twice_is_one_and_the_surer_finding_stays():
             self.faces = [((0.1, 0.1, 0.5, 0.5), 0.6)] if large else [((0.1, 0.1, 0.4, 0.4), 0.8)]
             return super().detect(pixels) + ([Face(Box(600, 600, 630, 630), 0.7)] if large else [])
 
-    found = find_faces(picture, Twice())
-    assert [face.score for face in found] == [0.8, 0.7]
-    assert near(found[0].box, (128, 128, 512, 512), 1e-6)
-    assert near(found[1].box, (1200, 1200, 1260, 1260), 1e-6)
+    faces = detect_faces(picture, Twice())
+    assert [face.score for face in faces] == [0.8, 0.7]
+    assert near(faces[0].box, (128, 128, 512, 512), 1e-6)
+    assert near(faces[1].box, (1200, 1200, 1260, 1260), 1e-6)
 
 
-def test_padding_is_of_the_border_s_colour_and_is_taken_off_again():
+def test_padding_has_the_border_s_colour_and_is_removed_again():
     picture = Image.new("RGB", (200, 100), (9, 80, 200))
     ImageDraw.Draw(picture).rectangle((5, 5, 190, 90), fill=(0, 0, 0))
     detector = Fixed(((0.25, 0.25, 0.75, 0.75), 0.9))
-    (face,) = find_faces(picture, detector, pad=0.5)  # 100 pixels: 400 x 300
+    (face,) = detect_faces(picture, detector, pad=0.5)  # 100 pixels: 400 x 300
     assert detector.seen[-1].shape == (300, 400, 3)
     assert detector.seen[-1][0, 0].tolist() == [9, 80, 200]
     assert near(face.box, (0, 0, 200, 100), 1e-6)  # (100, 75, 300, 225) less the border, clipped
     grey = Fixed()
-    find_faces(picture.convert("L"), grey, pad=0.1)
+    detect_faces(picture.convert("L"), grey, pad=0.1)
     assert len(set(grey.seen[0][0, 0].tolist())) == 1
 
 
@@ -152,7 +154,7 @@ def test_best_and_largest():
     assert choose_face([small, twin], "best") is twin
 
 
-# --- cutting ------------------------------------------------------------------------------------
+# --- crops --------------------------------------------------------------------------------------
 
 
 def gradient(width, height):
@@ -163,32 +165,32 @@ def gradient(width, height):
 
 def test_margin_by_hand():
     face = Face(Box(10, 20, 30, 60), 1)
-    plain = np.asarray(cut_face(gradient(100, 100), face))
+    plain = np.asarray(crop_face(gradient(100, 100), face))
     assert plain.shape == (40, 20, 3)
     assert plain[0, 0].tolist() == [10, 20, 7]
     assert plain[-1, -1].tolist() == [29, 59, 7]
-    wide = np.asarray(cut_face(gradient(100, 100), face, margin=0.5))
+    wide = np.asarray(crop_face(gradient(100, 100), face, margin=0.5))
     assert wide.shape == (80, 40, 3)
     assert wide[0, 0].tolist() == [0, 0, 7]
-    cut_off = np.asarray(cut_face(gradient(35, 65), face, margin=0.5))
+    cut_off = np.asarray(crop_face(gradient(35, 65), face, margin=0.5))
     assert cut_off.shape == (65, 35, 3)
 
 
 def test_a_size_takes_a_square_that_stays_in_the_picture():
     face = Face(Box(90, 40, 100, 60), 1)  # A square of 20 would reach to 105.
-    square = np.asarray(cut_face(gradient(100, 100), face, size=20))
+    square = np.asarray(crop_face(gradient(100, 100), face, size=20))
     assert square.shape == (20, 20, 3)
     assert square[0, 0].tolist() == [80, 40, 7]
     # In a picture narrower than the square nothing is stretched: 10 columns stand in the middle.
     narrow = gradient(10, 100)
-    found = np.asarray(cut_face(narrow, Face(Box(0, 40, 10, 60), 1), size=20))
-    assert found[:, 5:15, 0].tolist() == [list(range(10))] * 20
-    assert len(np.unique(found[:, :5].reshape(-1, 3), axis=0)) == 1
+    crop = np.asarray(crop_face(narrow, Face(Box(0, 40, 10, 60), 1), size=20))
+    assert crop[:, 5:15, 0].tolist() == [list(range(10))] * 20
+    assert len(np.unique(crop[:, :5].reshape(-1, 3), axis=0)) == 1
 
 
 def test_a_face_of_less_than_a_pixel_is_still_a_picture():
-    assert cut_face(gradient(9, 9), Face(Box(3.4, 3.4, 3.45, 3.45), 1)).size == (1, 1)
-    assert cut_face(gradient(9, 9), Face(Box(8.6, 8.6, 9, 9), 1)).size == (1, 1)
+    assert crop_face(gradient(9, 9), Face(Box(3.4, 3.4, 3.45, 3.45), 1)).size == (1, 1)
+    assert crop_face(gradient(9, 9), Face(Box(8.6, 8.6, 9, 9), 1)).size == (1, 1)
 
 
 @needs_cv2
@@ -202,7 +204,7 @@ def test_aligned_eyes_are_level_and_the_right_way_round(degrees, mode):
     for (x, y), level in zip(eyes, (255, 128), strict=True):
         draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=level if mode == "L" else (level,) * 3)
     face = Face(Box(40, 40, 160, 160), 1, eyes)
-    turned = np.asarray(cut_face(picture, face, align=True).convert("L"))
+    turned = np.asarray(crop_face(picture, face, align=True).convert("L"))
     assert turned.shape == (120, 120)
     # The middle of each eye: the person's right one, the brighter, stands on the left.
     for level, expected in ((range(192, 256), (30.0, 60.0)), (range(100, 160), (90.0, 60.0))):
@@ -214,12 +216,12 @@ def test_aligned_eyes_are_level_and_the_right_way_round(degrees, mode):
 @needs_cv2
 def test_level_eyes_turn_nothing_and_no_eyes_cannot_be_aligned():
     face = Face(Box(10, 20, 30, 60), 1, ((12, 30), (25, 30)))
-    aligned, plain = (cut_face(gradient(100, 100), face, align=on) for on in (True, False))
+    aligned, plain = (crop_face(gradient(100, 100), face, align=on) for on in (True, False))
     assert aligned.tobytes() == plain.tobytes()
     same = Face(face.box, 1, ((12, 30), (12, 30)))
-    assert cut_face(gradient(100, 100), same, align=True).tobytes() == plain.tobytes()
+    assert crop_face(gradient(100, 100), same, align=True).tobytes() == plain.tobytes()
     with pytest.raises(ValueError, match="without eyes"):
-        cut_face(gradient(100, 100), Face(face.box, 1), align=True)
+        crop_face(gradient(100, 100), Face(face.box, 1), align=True)
 
 
 # --- OpenCV -------------------------------------------------------------------------------------
@@ -256,40 +258,40 @@ def test_wrong_detectors_and_models_are_explained(tmp_path):
     with pytest.raises(DataError, match=r"cannot read the model .*gone\.onnx"):
         DetectorChoice("yunet", tmp_path / "gone.onnx").make(0.3)
     (tmp_path / "bad.onnx").write_bytes(b"no network" * 50)
-    with pytest.raises(DataError, match=r"bad\.onnx is no YuNet model"):
+    with pytest.raises(DataError, match=r"bad\.onnx is not a YuNet model"):
         DetectorChoice("yunet", tmp_path / "bad.onnx").make(0.3)
     (tmp_path / "empty.onnx").touch()
-    with pytest.raises(DataError, match=r"empty\.onnx is no YuNet model"):
+    with pytest.raises(DataError, match=r"empty\.onnx is not a YuNet model"):
         DetectorChoice("yunet", tmp_path / "empty.onnx").make(0.3)
 
 
 @needs_cv2
-def test_haar_finds_a_face_and_says_no_confidence(hopper):
+def test_haar_finds_a_face_and_has_no_confidence(hopper):
     detector = choose_detector("haar").make(0.3)
-    (face,) = find_faces(hopper, detector)
+    (face,) = detect_faces(hopper, detector)
     assert face.eyes is None
     assert face.score > 1
     assert near(face.box, HOPPER, 50)
     assert not DetectorChoice("haar").has_confidence
-    assert find_faces(Image.new("RGB", (300, 300)), detector) == []
+    assert detect_faces(Image.new("RGB", (300, 300)), detector) == []
 
 
 @needs_cv2
 @needs_model
 def test_yunet_finds_the_face_and_its_eyes(hopper):
     detector = choose_detector("yunet", MODEL).make(0.3)
-    (face,) = find_faces(hopper, detector)
+    (face,) = detect_faces(hopper, detector)
     assert face.score > 0.9
     assert near(face.box, HOPPER, 25)
     (ax, ay), (bx, by) = face.eyes
     assert face.box.left < ax < bx < face.box.right
     assert abs(ay - by) < 15
-    assert find_faces(Image.new("L", (30, 300)), detector) == []
+    assert detect_faces(Image.new("L", (30, 300)), detector) == []
 
 
 @needs_cv2
 @needs_model
-def test_yunet_says_the_same_whatever_it_saw_before(hopper):
+def test_yunet_does_not_depend_on_earlier_pictures(hopper):
     """Of pictures of at most 32 pixels OpenCV's network depends on what was in memory."""
     sizes = [(32, 32), (640, 1), (20, 160), (320, 32), (20, 640), (70, 90), (33, 200)]
     pictures = [np.asarray(hopper.crop((150, 90, 390, 360)).resize(size)) for size in sizes]
@@ -309,10 +311,10 @@ def test_yunet_finds_one_face_at_any_size_of_the_picture(hopper, longest):
     close = hopper.crop((150, 90, 390, 360))
     scale = longest / 270
     large = close.resize((round(240 * scale), longest))
-    found = find_faces(large, DetectorChoice("yunet", MODEL).make(0.5))
-    assert len(found) == 1
+    faces = detect_faces(large, DetectorChoice("yunet", MODEL).make(0.5))
+    assert len(faces) == 1
     expected = [(v - o) * scale for v, o in zip(HOPPER, (150, 90) * 2, strict=True)]
-    assert near(found[0].box, expected, 30 * scale)
+    assert near(faces[0].box, expected, 30 * scale)
 
 
 class Spots:
@@ -339,7 +341,7 @@ class Spots:
 @needs_cv2
 @pytest.mark.parametrize(("share", "looks"), [(1.0, 2), (0.7, 3)])
 @pytest.mark.parametrize("shift", [0, 40])
-def test_a_closer_look_finds_eyes_where_they_are(share, looks, shift):
+def test_refined_eyes_are_where_they_should_be(share, looks, shift):
     picture = Image.new("L", (300, 280))
     draw = ImageDraw.Draw(picture)
     eyes = ((100 + shift, 120), (160 + shift, 150))  # 26.6 degrees
@@ -347,26 +349,26 @@ def test_a_closer_look_finds_eyes_where_they_are(share, looks, shift):
         draw.ellipse((x - 6, y - 6, x + 6, y + 6), fill=level)
     box = Box(70 + shift, 80, 190 + shift, 220)
     detector = Spots(share)
-    found = look_closer(picture, Face(box, 0.5, ((1, 1), (2, 1))), detector)
-    assert (found.box, found.score, detector.looks) == (box, 0.5, looks)
-    for eye, expected in zip(found.eyes, eyes, strict=True):
+    refined = refine_eyes(picture, Face(box, 0.5, ((1, 1), (2, 1))), detector)
+    assert (refined.box, refined.score, detector.looks) == (box, 0.5, looks)
+    for eye, expected in zip(refined.eyes, eyes, strict=True):
         assert math.dist(eye, expected) < (1.5 if share == 1 else 4)
 
 
 @needs_cv2
-def test_a_closer_look_that_sees_nothing_keeps_what_was_known():
+def test_eyes_are_kept_if_the_refinement_detects_nothing():
     face = Face(Box(10, 10, 50, 60), 0.5, ((20, 30), (40, 32)))
-    assert look_closer(Image.new("RGB", (80, 80)), face, Fixed()) == face
+    assert refine_eyes(Image.new("RGB", (80, 80)), face, Fixed()) == face
 
 
 @needs_cv2
 @needs_model
 @pytest.mark.parametrize("degrees", [-30, -12, 0, 12, 30])
-def test_turned_photographs_come_out_level(hopper, degrees):
+def test_rotated_photographs_are_levelled(hopper, degrees):
     """Of YuNet's eyes alone some of these come out 20 degrees wrong."""
     detector = DetectorChoice("yunet", MODEL).make(0.3)
     tilted = hopper.rotate(degrees, Image.Resampling.BICUBIC, expand=True)
-    face = look_closer(tilted, find_faces(tilted, detector)[0], detector)
+    face = refine_eyes(tilted, detect_faces(tilted, detector)[0], detector)
     (ax, ay), (bx, by) = face.eyes
     assert math.degrees(math.atan2(by - ay, bx - ax)) == pytest.approx(-degrees, abs=9)
 
@@ -374,15 +376,15 @@ def test_turned_photographs_come_out_level(hopper, degrees):
 @needs_cv2
 @needs_model
 @pytest.mark.skipif(not ATT.is_dir(), reason="no AT&T faces beside the project")
-def test_what_yunet_finds_of_att_as_it_is_and_enlarged():
+def test_faces_of_att_by_yunet_as_they_are_and_enlarged():
     files = sorted(ATT.rglob("*.pgm"))[::40]
     pictures = [Image.open(file).convert("RGB") for file in files]
     detector = DetectorChoice("yunet", MODEL).make(0.5)
     if max(pictures[0].size) < 40:  # Some copies are 23 x 28, others 92 x 112.
         assert sum(bool(detector.detect(np.asarray(picture))) for picture in pictures) <= 5
-    assert [len(find_faces(picture, detector)) for picture in pictures] == [1] * len(pictures)
-    padded = [find_faces(picture, detector, pad=0.25) for picture in pictures]
-    assert [len(found) for found in padded] == [1] * len(pictures)
+    assert [len(detect_faces(picture, detector)) for picture in pictures] == [1] * len(pictures)
+    padded = [detect_faces(picture, detector, pad=0.25) for picture in pictures]
+    assert [len(faces) for faces in padded] == [1] * len(pictures)
 
 
 # --- the model file -----------------------------------------------------------------------------

@@ -15,12 +15,11 @@ from twinlens.clusters.result import ClusterResult, Cut
 from twinlens.clusters.write import EmbeddedPictures, write_clusters
 from twinlens.commands.selection import is_identity_disjoint, read_data
 from twinlens.config import DataSettings
-from twinlens.data.folders import read_unlabelled
+from twinlens.data.folders import is_folder, read_unlabelled
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.pixels import DecodedTable
 from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, ConfigError, GalleryError
-from twinlens.face.layout import is_folder
 from twinlens.files import check_output_folder, expand_user
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.snapshot import vectors

@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, get_args
 
-from twinlens.data.folders import read_table
+from twinlens.data.folders import is_folder, read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, unknown_name
 from twinlens.face.crop import Keep
 from twinlens.face.detectors import DetectorChoice, choose_detector, opencv
 from twinlens.face.extract import CropOptions, crop_all
-from twinlens.face.layout import check_faces_folder, is_folder, target_paths
+from twinlens.face.layout import check_faces_folder, target_paths
 from twinlens.face.page import FacePage, write_list, write_page
 from twinlens.face.result import FacesResult, PhotographResult
 from twinlens.files import creating_folder, expand_user
@@ -97,12 +97,12 @@ def faces(
 def _check(
     score: float, keep: str, size: int | None, margin: float, pad: float, workers: int | None
 ) -> None:
-    for name, value, most in (("score", score, 1.0), ("margin", margin, 4.0), ("pad", pad, 4.0)):
-        if not 0 <= value <= most:
-            raise ConfigError(f"{name} must be in [0, {most:g}], found {value:g}")
-    for name, count, least in (("size", size, 8), ("workers", workers, 1)):
-        if count is not None and count < least:
-            raise ConfigError(f"{name} must be at least {least}, found {count}")
+    for name, value, limit in (("score", score, 1.0), ("margin", margin, 4.0), ("pad", pad, 4.0)):
+        if not 0 <= value <= limit:
+            raise ConfigError(f"{name} must be in [0, {limit:g}], found {value:g}")
+    for name, count, minimum in (("size", size, 8), ("workers", workers, 1)):
+        if count is not None and count < minimum:
+            raise ConfigError(f"{name} must be at least {minimum}, found {count}")
     if keep not in get_args(Keep):
         raise ConfigError(unknown_name("face to keep", keep, get_args(Keep)))
 

@@ -18,7 +18,14 @@ from twinlens.data.table import ImageTable, Row
 from twinlens.errors import DataError, unknown_name
 from twinlens.files import expand_user
 
-__all__ = ["NAMED_SETS", "picture_suffixes", "read_folder", "read_table", "read_unlabelled"]
+__all__ = [
+    "NAMED_SETS",
+    "is_folder",
+    "picture_suffixes",
+    "read_folder",
+    "read_table",
+    "read_unlabelled",
+]
 
 FORGED_NAMES = ("forged", "forgeries", "forg")
 """Names of folders beside `genuine/` with the forgeries of an identity."""
@@ -121,6 +128,13 @@ def read_unlabelled(folder: Path, *, source: str | None = None) -> ImageTable:
 
 
 @cache
+def is_folder(source: str | Path | ImageTable) -> bool:
+    """Whether `read_table` reads it as a folder of pictures."""
+    if isinstance(source, ImageTable) or (isinstance(source, str) and source in NAMED_SETS):
+        return False
+    return expand_user(source).is_dir()
+
+
 def picture_suffixes() -> frozenset[str]:
     """Extensions, such as ".png", of all files that the installed Pillow can open."""
     from PIL import Image

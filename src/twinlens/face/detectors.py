@@ -1,7 +1,7 @@
-"""Detectors of faces from OpenCV below version 5, and the model file of YuNet.
+"""Face detectors of OpenCV below version 5, and the model file of YuNet.
 
-OpenCV 5 has neither the cascades nor their classifier. It is imported when a detector is made,
-and not before. This module knows arrays and model files, not pictures on disk.
+OpenCV 5 lacks the cascades and their classifier. OpenCV is imported only when a detector is made.
+This module knows arrays and model files, not pictures on disk.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from PIL import Image
 
 from twinlens.data.download import download_once
 from twinlens.errors import ConfigError, DataError, MissingExtraError, unknown_name
-from twinlens.face.crop import Box, Detector, Face
+from twinlens.face.detection import Detector
+from twinlens.face.geometry import Box, Face
 
 __all__ = [
     "DETECTORS",
@@ -46,25 +47,25 @@ YUNET_URL = (
 )
 """OpenCV Zoo, MIT; Wu, Peng and Yu, YuNet: A Tiny Millisecond-level Face Detector, 2023."""
 YUNET_SHA256 = "ebafce4e3c118d6554634be5c27ab333b4c047a9a8c3faf1d7cf93101c22f0f0"
-MOST_BYTES = 16 * 2**20  # What a wrong host may send before it is hung up on.
+MOST_BYTES = 16 * 2**20  # limit of a download
 
 LEAST_INPUT = 64
-"""Up to 32 pixels either way the same picture gives other faces each time in OpenCV 4.14. OpenCV
-itself fills up to the next 32 with black."""
+"""Smaller pictures are padded: with a side of up to 32 pixels, OpenCV 4.14 detects other faces on
+each call. OpenCV itself pads to a multiple of 32, with black."""
 
 CASCADE = "haarcascade_frontalface_default.xml"
 
 
 @dataclass(frozen=True)
 class DetectorChoice:
-    """Which detector, and the file that YuNet's network is read from. Can be sent to a process."""
+    """Name of a detector and the model file of YuNet; can be pickled."""
 
     name: str
     model: Path | None = None
 
     @property
     def has_confidence(self) -> bool:
-        """Whether scores are confidences between 0 and 1, and eyes are known."""
+        """Whether scores are confidences in [0, 1], and eyes are detected."""
         return self.name == "yunet"
 
     def make(self, floor: float) -> Detector:
@@ -125,7 +126,7 @@ def yunet_file(url: str = YUNET_URL, sha256: str = YUNET_SHA256) -> Path:
             with urllib.request.urlopen(url) as answer:
                 content: bytes = answer.read(MOST_BYTES)
         except urllib.error.HTTPError as error:
-            error.close()  # It is an open connection too.
+            error.close()  # The error holds an open connection.
             raise
         actual = hashlib.sha256(content).hexdigest()
         if actual != sha256:
@@ -161,7 +162,7 @@ def opencv() -> Any:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """While it is open, OpenCV uses one thread: several processes would fight over the cores."""
+    """Context in which OpenCV uses one thread, since several processes share the cores."""
     cv2 = opencv()
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
@@ -187,13 +188,12 @@ class YuNet:
             self._net = cv2.FaceDetectorYN.create(
                 "onnx", content, np.empty(0, np.uint8), (32, 32), floor, 0.3, 5000
             )
-            self.detect(
-                np.zeros((LEAST_INPUT, LEAST_INPUT, 3), np.uint8)
-            )  # Another network fails only here.
+            # Another network fails only here.
+            self.detect(np.zeros((LEAST_INPUT, LEAST_INPUT, 3), np.uint8))
         except (cv2.error, IndexError) as error:
             raise DataError(
-                f"{model} is no YuNet model that OpenCV can read: give {YUNET_NAME} of the OpenCV"
-                " Zoo, or take --detector haar"
+                f"{model} is not a YuNet model that OpenCV can read: give {YUNET_NAME} of the "
+                "OpenCV Zoo, or take --detector haar"
             ) from error
 
     def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
@@ -206,23 +206,21 @@ class YuNet:
 
 
 def _face_of(row: list[float]) -> Face:
-    """Left, top, width, height, five points of which the eyes are the first, confidence."""
+    """A face of YuNet's output: left, top, width, height, five points (eyes first), confidence."""
     left, top, width, height, ax, ay, bx, by = row[:8]
     return Face(Box(left, top, left + width, top + height), row[14], ((ax, ay), (bx, by)))
 
 
 class Haar:
-    """Viola and Jones' cascade for faces from the front; its score is a weight, no confidence."""
+    """The cascade of Viola and Jones for frontal faces; its score is a weight, not a confidence."""
 
-    sides: tuple[int, ...] = (640,)  # It looks at all sizes of faces by itself.
+    sides: tuple[int, ...] = (640,)  # The cascade itself searches all sizes of faces.
 
     def __init__(self) -> None:
         cv2 = opencv()
         self._cascade = cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / CASCADE))
         if self._cascade.empty():
-            raise DataError(
-                f"this OpenCV carries no {CASCADE}: pip install 'opencv-python-headless<5'"
-            )
+            raise DataError(f"this OpenCV lacks {CASCADE}: pip install 'opencv-python-headless<5'")
 
     def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
         """The faces in a picture (H, W, 3), RGB."""

@@ -21,7 +21,8 @@ from typing import Any
 from twinlens.config import DataSettings
 from twinlens.data.decode import open_picture
 from twinlens.errors import PictureError, TwinlensError
-from twinlens.face.crop import Detector, Keep, choose_face, cut_face, find_faces, look_closer
+from twinlens.face.crop import Keep, choose_face, crop_face
+from twinlens.face.detection import Detector, detect_faces, refine_eyes
 from twinlens.face.detectors import DetectorChoice, one_thread, opencv
 from twinlens.face.result import Outcome, PhotographResult
 from twinlens.progress import Progress
@@ -133,13 +134,13 @@ def _crop(options: CropOptions, task: tuple[str, str]) -> PhotographResult:
     except PictureError as error:
         return PhotographResult("broken", reason=error.reason)
     detector = _detector(options.choice, min(FLOOR, options.score))
-    detections = find_faces(picture, detector, pad=options.pad)
+    detections = detect_faces(picture, detector, pad=options.pad)
     sure = [f for f in detections if f.score >= options.score or not options.choice.has_confidence]
     if not sure:
         return PhotographResult("low_score" if detections else "without", tuple(detections))
     face = choose_face(sure, options.keep)
-    near = look_closer(picture, face, detector) if options.align else face
-    cut = cut_face(picture, near, margin=options.margin, size=options.size, align=options.align)
+    near = refine_eyes(picture, face, detector) if options.align else face
+    cut = crop_face(picture, near, margin=options.margin, size=options.size, align=options.align)
     place = Path(target)
     place.parent.mkdir(parents=True, exist_ok=True)
     cut.save(place, **(JPEG if place.suffix.lower() in (".jpg", ".jpeg") else {}))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from twinlens.data.folders import NAMED_SETS
+from twinlens.data.folders import is_folder
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
-from twinlens.files import check_output_folder, expand_user
+from twinlens.files import check_output_folder
 
-__all__ = ["KEPT_ENDINGS", "check_faces_folder", "is_folder", "target_paths"]
+__all__ = ["KEPT_ENDINGS", "check_faces_folder", "target_paths"]
 
 KEPT_ENDINGS = (".png", ".jpg", ".jpeg")
 """Formats that are kept; every other becomes PNG, which is lossless."""
@@ -48,13 +48,6 @@ def check_faces_folder(out: Path, table: ImageTable, of_folder: bool) -> Path:
         )
     source = table.root if of_folder else None
     return check_output_folder(out, "the faces", source, "photographs")
-
-
-def is_folder(source: str | Path | ImageTable) -> bool:
-    """Whether `read_table` reads it as a folder of pictures."""
-    if isinstance(source, ImageTable) or (isinstance(source, str) and source in NAMED_SETS):
-        return False
-    return expand_user(source).is_dir()
 
 
 def _by_identity(table: ImageTable) -> list[PurePosixPath]:

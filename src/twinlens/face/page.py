@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from twinlens.config import DataSettings
 from twinlens.data.decode import open_picture
 from twinlens.errors import PictureError
-from twinlens.face.crop import Box
+from twinlens.face.geometry import Box
 from twinlens.face.result import PhotographResult
 from twinlens.report.canvas import GREEN, RED, Color
 from twinlens.report.embedding_map import data_uri

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from twinlens.face.crop import Face
+from twinlens.face.geometry import Face
 
 __all__ = ["FacesResult", "Outcome", "PhotographResult"]
 
