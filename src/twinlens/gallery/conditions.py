@@ -1,4 +1,4 @@
-"""Conditions of a search: a user's SQL-like text to the filter that the store understands."""
+"""Conditions of a search: a user's SQL-like text to the filter of the store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def condition_of(store: Store, where: str) -> str:
     `metadata."my key"`.
 
     Raises:
-        GalleryError: the condition is not understood.
+        GalleryError: an invalid condition.
     """
     parts = IN_QUOTES.split(where)  # Every other one is in quotes.
     parts[::2] = [KEY.sub(r"json_get_string(metadata, '\1\2')", part) for part in parts[::2]]
@@ -37,7 +37,7 @@ def condition_of(store: Store, where: str) -> str:
 
 
 def explain_cast(where: str | None, error: GalleryError) -> GalleryError:
-    """The error of a search, in words if it compared a number with text metadata."""
+    """The error of a search; with advice if a number was compared with text metadata."""
     if "Cast error: " not in str(error):
         return error
     reason = str(error).rpartition("Cast error: ")[2]

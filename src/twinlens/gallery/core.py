@@ -119,7 +119,7 @@ class GalleryCore:
         """Names, sorted, with the number of their templates."""
         column = self.store.find(columns=["identity"])["identity"]
         counts = column.value_counts().to_pylist()
-        return dict(sorted((one["values"], one["counts"]) for one in counts))
+        return dict(sorted((entry["values"], entry["counts"]) for entry in counts))
 
     def require(self, identity: str) -> None:
         """Refuse a name that is not enrolled.
@@ -153,7 +153,7 @@ class GalleryCore:
         """Refuse embeddings of another model, another length, or with non-finite values.
 
         Raises:
-            GalleryError: says which.
+            GalleryError: one of these, named in the message.
         """
         if fingerprint != self.fingerprint:
             raise GalleryError(
@@ -206,9 +206,9 @@ class GalleryCore:
             value = state.open_set.threshold if far is None else state.open_set.threshold_at(far)
             return Threshold(value, "gallery", state.open_set.target_fpir if far is None else far)
         if far is not None or state.pairs is None:
-            which = "" if far is None else f" for an FPIR of {far:g}"
+            rate = "" if far is None else f" for an FPIR of {far:g}"
             raise CalibrationError(
-                f"the gallery {self.place} has no threshold{which} yet, so no distance identifies: "
+                f"the gallery {self.place} has no threshold{rate} yet: "
                 f"run `twinlens gallery calibrate {self.place}`"
             )
         # Each template is one more chance of a false match. Those of one identity are not

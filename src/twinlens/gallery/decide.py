@@ -58,11 +58,11 @@ def decide(
         )
     candidates = tuple(
         Candidate(
-            one.identity, one.distance,
+            entry.identity, entry.distance,
             # Calibrated for the best identity only.
-            _probability(one.distance, open_set) if place == 0 else None, one.path,
+            _probability(entry.distance, open_set) if place == 0 else None, entry.path,
         )
-        for place, one in enumerate(ranked[:k])
+        for place, entry in enumerate(ranked[:k])
     )  # fmt: skip
     return IdentifyAnswer(
         verdict=verdict,
@@ -96,8 +96,8 @@ def _verdict(
         return "identified", f"distance {distance:.4f} is within the threshold {threshold:.4f}"
     second, next_distance = repr(ranked[1].identity[:NAME_LENGTH]), ranked[1].distance
     gap = float(margins([distance], [next_distance], threshold)[0])
-    least = 0.0 if open_set is None else open_set.margin
-    if gap < least or (gap == 0 and not votes):
+    margin = 0.0 if open_set is None else open_set.margin
+    if gap < margin or (gap == 0 and not votes):
         return "ambiguous", (
             f"{best} at distance {distance:.4f} and {second} at {next_distance:.4f} are both "
             f"within the threshold {threshold:.4f} and about equally near"

@@ -52,9 +52,9 @@ def make_rows(
     rows = {
         "hash": pa.array(hashes, pa.string()),
         "identity": pa.array(identity, pa.string()),
-        "path": pa.array([text(os.fspath(one)) for one in path], pa.string()),
+        "path": pa.array([text(os.fspath(name)) for name in path], pa.string()),
         "time": pa.array([datetime.now(UTC)] * num, pa.timestamp("us", "UTC")),
-        "metadata": pa.array([_json(one) for one in metadata], pa.string()),
+        "metadata": pa.array([_json(values) for values in metadata], pa.string()),
         "vector": pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), dim),
         "thumbnail": pa.nulls(num, pa.large_binary())
         if thumbnail is None
@@ -101,7 +101,7 @@ class Enrolment:
                     if isinstance(read, SkippedPicture):
                         # Copies of a broken file are broken too.
                         broken = [new[name], *copies.pop(name, [])]
-                        self.skipped += [SkippedPicture(one.path, read.reason) for one in broken]
+                        self.skipped += [SkippedPicture(copy.path, read.reason) for copy in broken]
                     else:
                         kept[name] = new[name], read
                 for name, sources_of_name in copies.items():
@@ -164,15 +164,15 @@ class Enrolment:
         return self._core.prepared(embed_pixels(self._matcher.bundle.encoder, pixels_NCHW))
 
     def _rows(self, kept: Mapping[str, tuple[Source, _Read]]) -> pa.Table:
-        sources, read = zip(*kept.values(), strict=True)
+        sources, pictures = zip(*kept.values(), strict=True)
         self.identities.update(source.identity for source in sources)
         return make_rows(
-            self._embedded(np.stack([one.pixels for one in read])),
+            self._embedded(np.stack([picture.pixels for picture in pictures])),
             [source.identity for source in sources],
             [source.path for source in sources],
             list(kept),
             [source.metadata for source in sources],
-            [one.thumbnail for one in read],
+            [picture.thumbnail for picture in pictures],
         )
 
 

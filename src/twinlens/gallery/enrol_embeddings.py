@@ -74,7 +74,7 @@ class RowEnrolment:
         if num_new < len(rows):
             hashes = rows["hash"].to_pylist()
             owners = self._core.owners(list(dict.fromkeys(hashes)))
-            owner_of = [owners.get(one, name) for one, name in zip(hashes, names, strict=True)]
+            owner_of = [owners.get(key, name) for key, name in zip(hashes, names, strict=True)]
             others = [row for row, name in enumerate(names) if owner_of[row] != name]
             for row in others:
                 self._skipped.append(conflict(_named(rows, row, number_N), owner_of[row]))

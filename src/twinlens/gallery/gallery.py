@@ -233,7 +233,7 @@ class Gallery:
             identity: N names.
             fingerprint: fingerprint of the model that made them.
             path: N paths of the pictures; "" by default.
-            hash: N hashes that tell the pictures apart; of each vector's bytes by default.
+            hash: N unique hashes of the pictures; those of each vector's bytes by default.
             metadata: N mappings.
             progress: callback with the rows done and in all.
         Raises:
@@ -297,7 +297,7 @@ class Gallery:
             where: SQL condition on `identity`, `path`, `time` and `metadata.KEY`, such as
                 `identity LIKE 'a%' AND metadata.camera = 'north'`.
         Raises:
-            GalleryError: a condition that is not understood.
+            GalleryError: an invalid condition.
             PictureError: a file that cannot be read.
         """
         return self.search_embedding(self.embed([picture])[0], k=k, where=where)
@@ -348,7 +348,7 @@ class Gallery:
         Args:
             old: present name.
             new: new name.
-            merge: whether `new` may exist already, and receives these templates too.
+            merge: whether to add the templates to `new` if it is enrolled already.
         Raises:
             GalleryError: no `old`, or `new` exists and `merge` is not set.
         """
@@ -439,11 +439,11 @@ class Gallery:
     ) -> RebuildResult:
         """Embed all pictures again, with another model, from their stored paths.
 
-        Everyone who has the gallery open must open it again, this object included.
+        Every open `Gallery` of it must be opened again, this object included.
 
         Args:
             model: the new model.
-            drop_missing: whether to drop templates whose picture is gone.
+            drop_missing: whether to drop templates whose picture is missing.
             progress: callback with the pictures done and in all.
         Raises:
             GalleryError: pictures are missing or changed and `drop_missing` is not set; the gallery

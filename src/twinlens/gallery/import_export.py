@@ -135,7 +135,7 @@ def _import(
     rows_of_embeddings(core, np.empty((0, core.dim)), [], fingerprint)
     for rows in _read(file, path):
         columns = _columns(rows, path, core.dim)
-        paths = [_full(one) for one in columns["path"].to_pylist()]
+        paths = [_full(path) for path in columns["path"].to_pylist()]
         try:
             emb_ND = _embeddings(columns["embedding"])
             stored = rows_of_embeddings(

@@ -106,7 +106,7 @@ def needs_index(core: GalleryCore) -> bool:
 
 
 def sweep(store: Store, deletions: int) -> CleanupResult:
-    """Delete unreferenced files, and count so many deletions as purged; see `settings`."""
+    """Delete unreferenced files, and count that many deletions as purged; see `settings`."""
     cleared = store.clear()
     store.change_index_settings(
         lambda old, num: (
@@ -138,8 +138,8 @@ def _measure(core: GalleryCore, partitions: int, target: float) -> dict[str, Any
 def _of_partitions(
     partitions: int, *measured: Mapping[str, Any] | None
 ) -> Mapping[str, Any] | None:
-    """The first of some stored measurements that has so many partitions, or None."""
-    return next((one for one in measured if one and one["partitions"] == partitions), None)
+    """The first of some stored measurements with that number of partitions, or None."""
+    return next((entry for entry in measured if entry and entry["partitions"] == partitions), None)
 
 
 def _probes(core: GalleryCore, num: int) -> tuple[Floats, list[str]]:

@@ -157,8 +157,8 @@ def _probes(
     sources, _ = sources_of(read_labelled(core.matcher, data, root), {})
     run = Enrolment(core, keep_thumbnails=False)
     rows = list(run.rows(sources, progress))
-    for one in run.skipped:
-        log.warning("skipped %s: %s", one.path, one.reason)
+    for picture in run.skipped:
+        log.warning("skipped %s: %s", picture.path, picture.reason)
     if not rows:
         skipped = " or was skipped" if run.skipped else ""
         raise GalleryError(

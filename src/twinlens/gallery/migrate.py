@@ -77,11 +77,11 @@ def _missing(core: GalleryCore) -> dict[str, SkippedPicture]:
 
 
 def _missing_message(missing: list[SkippedPicture], total: int) -> str:
-    shown = "\n".join(f"  {one.path}: {one.reason}" for one in missing[:MAX_SHOWN])
+    shown = "\n".join(f"  {picture.path}: {picture.reason}" for picture in missing[:MAX_SHOWN])
     more = f"\n  and {len(missing) - MAX_SHOWN} more" if len(missing) > MAX_SHOWN else ""
     back = (
         "Put them back (those without a file can only be enrolled into a new gallery)"
-        if any(one.reason == NO_FILE for one in missing)
+        if any(picture.reason == NO_FILE for picture in missing)
         else "Put them back"
     )
     return (

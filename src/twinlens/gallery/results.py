@@ -49,7 +49,7 @@ class EnrolResult:
 
     def warnings(self) -> list[str]:
         """A line for each skipped picture."""
-        return [f"skipped {one}" for one in self.skipped]
+        return [f"skipped {picture}" for picture in self.skipped]
 
     def require_some(self) -> None:
         """Refuse a result in which every picture was skipped.
@@ -68,7 +68,7 @@ class EnrolResult:
             "num_new": self.num_new,
             "num_known": self.num_known,
             "num_identities": self.num_identities,
-            "skipped": [asdict(one) for one in self.skipped],
+            "skipped": [asdict(picture) for picture in self.skipped],
         }
 
     def as_text(self) -> str:
@@ -208,13 +208,13 @@ class RebuildResult:
 
     def warnings(self) -> list[str]:
         """A line for each dropped template."""
-        return [f"dropped {one}" for one in self.missing]
+        return [f"dropped {picture}" for picture in self.missing]
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
         return {
             "num_templates": self.num_templates,
-            "missing": [asdict(one) for one in self.missing],
+            "missing": [asdict(picture) for picture in self.missing],
             "fingerprint": self.fingerprint,
         }
 
@@ -285,21 +285,22 @@ class TemplateList:
             Template(**(row | {"metadata": json.loads(row["metadata"])}))
             for row in rows.to_pylist()
         ]
-        return cls(tuple(sorted(templates, key=lambda one: (one.identity, one.path, one.hash))))
+        return cls(tuple(sorted(templates, key=lambda row: (row.identity, row.path, row.hash))))
 
     def as_json(self) -> dict[str, Any]:
         """An object for each template."""
-        return {"templates": [one.as_json() for one in self.templates]}
+        return {"templates": [template.as_json() for template in self.templates]}
 
     def as_text(self) -> str:
         """A line for each template."""
-        names = [one_line(one.identity, MAX_WIDTH) for one in self.templates]
+        names = [one_line(template.identity, MAX_WIDTH) for template in self.templates]
         width = max((len(name) for name in names), default=0)
         lines = []
-        for one, name in zip(self.templates, names, strict=True):
-            metadata = json.dumps(one.metadata, ensure_ascii=False) if one.metadata else ""
-            time, path = f"{one.time:%Y-%m-%d %H:%M}", one_line(one.path, None)
-            lines.append(f"{name:<{width}}  {time}  {path}  {one_line(metadata, 200)}".rstrip())
+        for template, name in zip(self.templates, names, strict=True):
+            metadata = template.metadata
+            text = json.dumps(metadata, ensure_ascii=False) if metadata else ""
+            time, path = f"{template.time:%Y-%m-%d %H:%M}", one_line(template.path, None)
+            lines.append(f"{name:<{width}}  {time}  {path}  {one_line(text, 200)}".rstrip())
         return "\n".join(lines)
 
 

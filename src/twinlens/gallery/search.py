@@ -70,7 +70,7 @@ class Lookup:
         return self._learned() if self._plain is None else self._plain
 
     def fits_memory(self, num_templates: int) -> bool:
-        """Whether so many templates fit in memory."""
+        """Whether a number of templates fits in memory."""
         return num_templates * self._store.dim * 4 <= EXACT_BYTES
 
     def snapshot(self) -> Snapshot:
@@ -169,11 +169,11 @@ class Lookup:
         return identities
 
     def _means_of(self, snap: Snapshot) -> Floats:
-        known = self._means
-        if known is None or known[0] != snap.version:
+        means = self._means
+        if means is None or means[0] != snap.version:
             # Not read again, since another thread may have replaced it meanwhile.
-            known = self._means = snap.version, identity_means(snap.vector, snap.code)[0]
-        return known[1]
+            means = self._means = snap.version, identity_means(snap.vector, snap.code)[0]
+        return means[1]
 
     def _near(self, snap: Snapshot, probe_D: Floats, num: int) -> tuple[NDArray[np.int64], Floats]:
         """Rows (S,) of the `num` nearest by Euclidean distance; distances by the comparator."""
@@ -192,13 +192,13 @@ class Lookup:
     ) -> list[RankedIdentity]:
         columns = ["identity", "path", *([] if self._plain is not None else ["vector"])]
         num = max(SHORTLIST if self._plain is not None else RERANKED, 2 * depth)
-        most = max(MAX_SHORTLIST, 16 * depth)
+        max_num = max(MAX_SHORTLIST, 16 * depth)
         while True:
             rows = self._store.nearest(probe_D, num, columns=columns, nprobes=nprobes)
             names, code_S = np.unique(
                 rows["identity"].to_numpy(zero_copy_only=False), return_inverse=True
             )
-            if len(names) >= depth or len(rows) < num or num >= most:
+            if len(names) >= depth or len(rows) < num or num >= max_num:
                 break
             num *= 4
         dist_S = self._shortlisted(rows, probe_D)

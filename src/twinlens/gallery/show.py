@@ -1,7 +1,6 @@
 """Drawings of a gallery's answers, for `--show`.
 
-A template is drawn from its file; if that is gone, from its thumbnail; without one, as an empty
-tile.
+A template is drawn from its file; if that is missing, from its thumbnail; else as an empty tile.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def draw_answers(
         log.info("%s shows the first %d of %d pictures", path, MAX_STRIPS, len(answers))
     shown = answers[:MAX_STRIPS]
     candidates = [answer.candidates[:MAX_TILES] for _, answer in shown if answer is not None]
-    pictures = _templates(gallery, [one.path for some in candidates for one in some])
+    pictures = _templates(gallery, [candidate.path for row in candidates for candidate in row])
     strips = [_strip(gallery, name, answer, pictures) for name, answer in shown]
     with writing_file(path) as part:
         draw_sheet(strips).save(part)
@@ -120,12 +119,12 @@ def _strip(
     probe = Tile(_file(gallery, picture), verdict, (Path(name).name,), color, "unreadable")
     tiles = tuple(
         Tile(
-            pictures.get(one.path),
-            one_line(one.identity),
-            _notes(one),
-            GREEN if matches(one.distance, answer.threshold) else RED,
+            pictures.get(candidate.path),
+            one_line(candidate.identity),
+            _notes(candidate),
+            GREEN if matches(candidate.distance, answer.threshold) else RED,
         )
-        for one in answer.candidates[:MAX_TILES]
+        for candidate in answer.candidates[:MAX_TILES]
     )
     return Strip(f"{verdict}: {name}", one_line(answer.reason, None), color, probe, tiles)
 
@@ -140,17 +139,17 @@ def _threshold(gallery: Gallery) -> float | None:
         return None
 
 
-def _notes(one: Candidate) -> tuple[str, ...]:
-    notes = (f"distance {one.distance:.4f}",)
-    return notes if one.probability is None else (*notes, f"probability {one.probability:.1%}")
+def _notes(candidate: Candidate) -> tuple[str, ...]:
+    notes, probability = (f"distance {candidate.distance:.4f}",), candidate.probability
+    return notes if probability is None else (*notes, f"probability {probability:.1%}")
 
 
 def _templates(gallery: Gallery, paths: Iterable[str]) -> dict[str, Image.Image | None]:
     """The picture at each path, or its thumbnail, or None."""
     pictures = {path: _file(gallery, path) for path in dict.fromkeys(paths)}
-    gone = [quoted(path) for path, picture in pictures.items() if picture is None]
-    if gone:
-        where = f"thumbnail IS NOT NULL AND path IN ({', '.join(gone)})"
+    missing = [quoted(path) for path, picture in pictures.items() if picture is None]
+    if missing:
+        where = f"thumbnail IS NOT NULL AND path IN ({', '.join(missing)})"
         rows = gallery.store.find(where, columns=["path", "thumbnail"])
         for row in rows.to_pylist():
             pictures[row["path"]] = open_picture(row["thumbnail"], max_pixels=MAX_THUMBNAIL)

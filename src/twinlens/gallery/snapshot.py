@@ -207,8 +207,8 @@ class Snapshots:
         parts = {}
         for fragment in table.get_fragments():
             key = repr(fragment.metadata.to_json())
-            known = self._parts.get(key)
-            parts[key] = fragment.to_table(columns=list(HELD)) if known is None else known
+            part = self._parts.get(key)
+            parts[key] = fragment.to_table(columns=list(HELD)) if part is None else part
         self._parts = parts
         empty = table.schema.empty_table().select(HELD)
         return Snapshot.of(int(table.version), pa.concat_tables([empty, *parts.values()]))

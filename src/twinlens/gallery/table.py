@@ -47,7 +47,7 @@ LOCK_POLL = 0.005
 READ_ATTEMPTS = 5
 WRITE_ATTEMPTS = 20
 MAX_WAIT = 0.2
-"""Attempts of a read, and of a write in an object store; its wait grows by so many seconds."""
+"""Attempts of a read, and of a write in an object store; its wait grows by this many seconds."""
 
 CONFLICTS = ("commit conflict", "incompatible transaction", "contention", "not found")
 
@@ -147,7 +147,7 @@ class Table:
             except CommitConflictError as error:
                 raise GalleryError(
                     f"another writer changed the gallery {self.place} meanwhile, so nothing was "
-                    "replaced: run this again while nobody else writes"
+                    "replaced: run this again while no other process writes"
                 ) from error
 
     def _is_conflict(self, error: Exception) -> bool:
