@@ -79,9 +79,9 @@ def moons(num: int = 6, **more: Any) -> EmbeddedPictures:
 
 
 def test_a_flat_folder(tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path) -> None:
-    found = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "out", threshold=cut, quiet=True)
-    assert (found.pictures, found.clusters, found.single, found.largest) == (13, 3, 0, 6)
-    assert (found.scores, found.files, found.broken, found.missing) == (None, "links", 0, 0)
+    result = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "out", threshold=cut, quiet=True)
+    assert (result.pictures, result.clusters, result.single, result.largest) == (13, 3, 0, 6)
+    assert (result.scores, result.files, result.broken, result.missing) == (None, "links", 0, 0)
     assert below(tmp_path / "out") == [
         "cluster-001/A0-2.png", "cluster-001/a0.png", "cluster-001/a1.png", "cluster-001/a2.png",
         "cluster-001/a3.png", "cluster-001/a4.png", "cluster-002/b0.png", "cluster-002/b1.png",
@@ -107,13 +107,13 @@ def test_a_flat_folder(tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path
     ).read_bytes()
 
 
-def test_small_clusters_are_single(
+def test_small_clusters_have_no_folder(
     tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path
 ) -> None:
-    found = twinlens.cluster(
+    result = twinlens.cluster(
         tiny_run.run, flat, out=tmp_path / "out", threshold=cut, min_size=4, copy=True, quiet=True
     )
-    assert (found.clusters, found.single, found.files) == (2, 3, "copies")
+    assert (result.clusters, result.single, result.files) == (2, 3, "copies")
     assert {row["cluster"] for row in rows_of(tmp_path / "out").values()} == {
         "cluster-001", "cluster-002", "single",
     }  # fmt: skip
@@ -123,7 +123,7 @@ def test_small_clusters_are_single(
     assert "In no cluster" in (tmp_path / "out" / "clusters.html").read_text(encoding="utf-8")
 
 
-def test_folders_mean_nothing_unless_asked(
+def test_folders_are_labels_only_with_labelled(
     tiny_run: TinyRun, picture_folder: PictureFolder, tmp_path: Path
 ) -> None:
     data = picture_folder({"train/a": 3, "b": 3, "left": 2, "right": 2})  # No layout for training.
@@ -149,11 +149,11 @@ def test_a_manifest_is_labelled_and_forgeries_are_not_scored(
     lines[0] = lines[0].replace("genuine", "forged")
     (tmp_path / "list.csv").write_text("\n".join(["path,identity,role", *lines]))
     words = {"threshold": cut, "quiet": True}
-    found = twinlens.cluster(tiny_run.run, tmp_path / "list.csv", out=tmp_path / "a", **words)
-    assert found.pictures == 12
-    assert found.scores is not None
-    assert found.scores.num_pictures == 11
-    assert found.scores.f.value == found.scores.nmi.value == found.scores.purity.value == 1
+    result = twinlens.cluster(tiny_run.run, tmp_path / "list.csv", out=tmp_path / "a", **words)
+    assert result.pictures == 12
+    assert result.scores is not None
+    assert result.scores.num_pictures == 11
+    assert result.scores.f.value == result.scores.nmi.value == result.scores.purity.value == 1
     unscored = twinlens.cluster(
         tiny_run.run, tmp_path / "list.csv", out=tmp_path / "b", labelled=False, **words
     )
@@ -162,23 +162,23 @@ def test_a_manifest_is_labelled_and_forgeries_are_not_scored(
     assert 'id="scores"' not in page
 
 
-def test_scores_of_identities_that_were_trained_on_say_so(
+def test_scores_of_trained_identities_are_called_optimistic(
     tiny_run: TinyRun, tmp_path: Path
 ) -> None:
-    found = twinlens.cluster(
+    result = twinlens.cluster(
         tiny_run.run, tiny_run.data, out=tmp_path / "out", labelled=True, quiet=True
     )
-    assert found.disjoint is False
-    assert "optimistic: some of these identities were trained on" in found.as_text()
+    assert result.disjoint is False
+    assert "optimistic: some of these identities were trained on" in result.as_text()
     assert "the scores are optimistic" in (tmp_path / "out" / "clusters.html").read_text()
     model = twinlens.load(tiny_run.run).require_calibration()
-    assert (found.cut.distance, found.cut.target_far) == (model.threshold, model.target_far)
+    assert (result.cut.distance, result.cut.target_far) == (model.threshold, model.target_far)
 
 
 def test_pictures_in_memory_are_written(tmp_path: Path) -> None:
     pictures = moons()
-    found = write_clusters(pictures, EUCLID, Cut(1.0, None, False), tmp_path / "out")
-    assert (found.clusters, found.files) == (2, "pictures")
+    result = write_clusters(pictures, EUCLID, Cut(1.0, None, False), tmp_path / "out")
+    assert (result.clusters, result.files) == (2, "pictures")
     with Image.open(tmp_path / "out" / "cluster-002" / "3.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), pictures.pixels[3])  # type: ignore[index]
 
@@ -188,11 +188,11 @@ def test_constraints_from_the_file_to_the_folder(
 ) -> None:
     file = tmp_path / "pairs.csv"
     file.write_text("a,b,link\na0.png,a1.png,cannot\nc0.png,b0.png,must\nb0.png,b1.png,cannot\n")
-    found = twinlens.cluster(
+    result = twinlens.cluster(
         tiny_run.run, flat, out=tmp_path / "out", threshold=cut, constraints=file, quiet=True
     )
     rows = {name: row["cluster"] for name, row in rows_of(tmp_path / "out").items()}
-    assert found.constraints == 3
+    assert result.constraints == 3
     assert rows["a0.png"] != rows["a1.png"]
     assert rows["b0.png"] == rows["c0.png"] != rows["b1.png"]
 
@@ -202,8 +202,8 @@ def test_a_broken_picture_is_named_left_out_and_cannot_be_linked_to(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     (flat / "a3.png").write_bytes(b"no picture")
-    found = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "out", threshold=cut)
-    assert (found.pictures, found.broken) == (12, 1)
+    result = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "out", threshold=cut)
+    assert (result.pictures, result.broken) == (12, 1)
     assert f"warning: skipped {flat}/a3.png" in capsys.readouterr().err
     assert "a3.png" not in rows_of(tmp_path / "out")
     assert "1 picture could not be read" in (tmp_path / "out" / "clusters.html").read_text()
@@ -221,7 +221,7 @@ def test_a_broken_picture_is_named_left_out_and_cannot_be_linked_to(
 # --- places -------------------------------------------------------------------------------------
 
 
-def test_names_that_would_meet_are_kept_apart(tmp_path: Path) -> None:
+def test_equal_names_get_numbers(tmp_path: Path) -> None:
     names = ["x/a.png", "y/a.png", "z/A.PNG", "a-2.png", "q/.hidden.png", "long/" + "ü" * 120, "/",
              "r/" + "ü" * 120, "quote'\"<b>.png", "new\nline.png"]  # fmt: skip
     files = []
@@ -242,7 +242,7 @@ def test_names_that_would_meet_are_kept_apart(tmp_path: Path) -> None:
     assert "<b>" not in page
 
 
-def test_where_no_links_can_be_made_pictures_are_copied(
+def test_without_links_pictures_are_copied(
     tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: Capture,
 ) -> None:  # fmt: skip
@@ -250,21 +250,21 @@ def test_where_no_links_can_be_made_pictures_are_copied(
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
-    found = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "out", threshold=cut)
-    assert found.files == "copies"
+    result = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "out", threshold=cut)
+    assert result.files == "copies"
     assert "links cannot be made" in capsys.readouterr().err
     assert not any(file.is_symlink() for file in (tmp_path / "out").rglob("*"))
 
 
 @pytest.mark.parametrize("copy", [False, True])
-def test_pictures_that_are_gone_are_named(tmp_path: Path, copy: bool, capsys: Capture) -> None:
+def test_missing_pictures_are_named(tmp_path: Path, copy: bool, capsys: Capture) -> None:
     """As those of a gallery may be."""
     files = [str(tmp_path / f"{row}.png") for row in range(6)]
     for file in files[1:]:
         Image.new("L", (4, 4)).save(file)
     pictures = moons(files=files, pixels=None)
-    found = write_clusters(pictures, EUCLID, Cut(1.0, None, False), tmp_path / "out", copy=copy)
-    assert found.missing == 1
+    result = write_clusters(pictures, EUCLID, Cut(1.0, None, False), tmp_path / "out", copy=copy)
+    assert result.missing == 1
     rows = rows_of(tmp_path / "out")
     assert (rows["made/0"]["cluster"], rows["made/0"]["file"]) == ("cluster-001", "")
     page = (tmp_path / "out" / "clusters.html").read_text()
@@ -300,10 +300,10 @@ def test_the_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(cluster_page, "MOST_SINGLE", 2)
     emb = np.array([[10 * (row // 20), row % 20 * 0.01] for row in range(107)], dtype=np.float32)
     emb[100:, 1] = 100 * np.arange(7)
-    found = write_clusters(
+    result = write_clusters(
         moons(107, embeddings=emb), EUCLID, Cut(1.0, None, False), tmp_path / "out"
     )
-    assert (found.clusters, found.single) == (5, 7)
+    assert (result.clusters, result.single) == (5, 7)
     page = (tmp_path / "out" / "clusters.html").read_text()
     main_part, near = page.split('id="near"')
     assert main_part.count("<img ") == 3 * 12
@@ -312,7 +312,7 @@ def test_the_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "7 in all; the first 2 are shown." in near
 
 
-def test_pairs_that_are_kept_apart_are_not_offered(tmp_path: Path) -> None:
+def test_cannot_link_pairs_are_no_candidates(tmp_path: Path) -> None:
     given = Constraints(cannot=((0, 1),))
     write_clusters(moons(), EUCLID, Cut(1.0, None, False), tmp_path / "out", constraints=given)
     page = (tmp_path / "out" / "clusters.html").read_text()
@@ -338,8 +338,8 @@ def test_the_command(
     out, err = capsys.readouterr()
     assert err == ""
     answer = json.loads(out)
-    found = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "b", threshold=cut, quiet=True)
-    assert answer == found.as_json() | {
+    result = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "b", threshold=cut, quiet=True)
+    assert answer == result.as_json() | {
         "out": str(tmp_path / "a"), "report": str(tmp_path / "a" / "clusters.html"),
         "list": str(tmp_path / "a" / "clusters.csv"),
     }  # fmt: skip
@@ -354,7 +354,7 @@ def test_the_command(
     assert command[1].endswith("--copy --no-labelled")
 
 
-def test_what_is_refused_before_any_work(
+def test_errors_before_any_work(
     tiny_run: TinyRun, flat: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     def run(**settings: Any) -> None:
@@ -391,9 +391,9 @@ def test_what_is_refused_before_any_work(
     assert {path.name for path in tmp_path.iterdir()} <= {"flat", "full", "empty", "own-cache"}
 
 
-def test_the_calibrated_far_may_be_named(tiny_run: TinyRun, flat: Path, tmp_path: Path) -> None:
-    found = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "out", far=0.1, quiet=True)
-    assert found.cut.target_far == pytest.approx(0.1)
+def test_the_calibrated_far_may_be_given(tiny_run: TinyRun, flat: Path, tmp_path: Path) -> None:
+    result = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "out", far=0.1, quiet=True)
+    assert result.cut.target_far == pytest.approx(0.1)
 
 
 def test_an_uncalibrated_model_needs_a_threshold(
@@ -408,7 +408,7 @@ def test_an_uncalibrated_model_needs_a_threshold(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_what_is_stopped_leaves_nothing(
+def test_an_interrupted_run_leaves_nothing(
     tiny_run: TinyRun, flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
 ) -> None:
     calls: Iterator[int] = iter(range(99))
@@ -428,8 +428,8 @@ def test_what_is_stopped_leaves_nothing(
 def test_a_table_from_python(tiny_run: TinyRun, flat: Path, tmp_path: Path) -> None:
     draw_pictures(tmp_path / "made", {"a": 2, "b": 2})
     table = read_table(tmp_path / "made")
-    found = twinlens.cluster(tiny_run.run, table, out=tmp_path / "out", quiet=True)
-    assert found.scores is not None
+    result = twinlens.cluster(tiny_run.run, table, out=tmp_path / "out", quiet=True)
+    assert result.scores is not None
     nobody = type(table).of_rows(
         [(str(path), "", False, "") for path in table.path], "made", table.root
     )
@@ -439,33 +439,33 @@ def test_a_table_from_python(tiny_run: TinyRun, flat: Path, tmp_path: Path) -> N
     assert "<code>twinlens" not in page  # There is nothing to type.
 
 
-def test_a_gallery_is_grouped_as_its_pictures_are(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_a_gallery_is_clustered_like_its_pictures(tiny_run: TinyRun, tmp_path: Path) -> None:
     """Without embedding them again; its identities are what the clusters are scored by."""
     gallery = twinlens.Gallery.create(tmp_path / "gallery", tiny_run.run)
     gallery.enrol(tiny_run.data)
     of_folder = twinlens.cluster(
         tiny_run.run, tiny_run.data, out=tmp_path / "a", labelled=True, quiet=True
     )
-    found = twinlens.cluster(tmp_path / "gallery", out=tmp_path / "b", quiet=True)
-    assert (found.pictures, found.clusters) == (of_folder.pictures, of_folder.clusters)
-    assert found.scores is not None
+    result = twinlens.cluster(tmp_path / "gallery", out=tmp_path / "b", quiet=True)
+    assert (result.pictures, result.clusters) == (of_folder.pictures, of_folder.clusters)
+    assert result.scores is not None
     assert of_folder.scores is not None
-    assert found.scores.f.value == of_folder.scores.f.value
+    assert result.scores.f.value == of_folder.scores.f.value
     assert (tmp_path / "b" / "clusters.html").is_file()
 
 
-def test_a_gallery_keeps_to_constraints_and_names_pictures_by_their_paths(
+def test_constraints_of_a_gallery_name_pictures_by_their_paths(
     tiny_run: TinyRun, tmp_path: Path
 ) -> None:
     gallery = twinlens.Gallery.create(tmp_path / "gallery", tiny_run.run)
     files = sorted((tiny_run.data / "thing 1").iterdir())
     gallery.enrol_files("thing 1", files)
     (tmp_path / "apart.csv").write_text(f"a,b,link\n{files[0]},{files[1]},cannot\n")
-    found = twinlens.cluster(
+    result = twinlens.cluster(
         tmp_path / "gallery", out=tmp_path / "out", threshold=9, min_size=1, quiet=True,
         constraints=tmp_path / "apart.csv",
     )  # fmt: skip
-    assert found.clusters == 2
+    assert result.clusters == 2
     with pytest.raises(ConfigError, match="--root belongs to DATA"):
         twinlens.cluster(tmp_path / "gallery", out=tmp_path / "x", root=".", quiet=True)
     with pytest.raises(GalleryError, match=r"is a model.*or name the pictures: twinlens clu"):

@@ -1,4 +1,4 @@
-"""Folders of photographs become folders of faces; what is found in one picture: test_faces."""
+"""Folders of photographs to folders of faces; one photograph is tested in `test_face_crop`."""
 
 from __future__ import annotations
 
@@ -100,10 +100,14 @@ def test_folders_names_counts_and_the_list(
     photos: Path, tmp_path: Path, detector: str, capsys: Capture
 ) -> None:
     model = MODEL if detector == "yunet" else None
-    found = twinlens.faces(photos, tmp_path / "out", detector=detector, model=model)
-    assert (found.pictures, found.faces) == (5, 3)
-    assert (found.single, found.several, found.without, found.broken) == (2, 1, 1, 1)
-    assert (found.identities, found.identities_with_a_face, found.identities_with_two) == (3, 2, 1)
+    result = twinlens.faces(photos, tmp_path / "out", detector=detector, model=model)
+    assert (result.pictures, result.faces) == (5, 3)
+    assert (result.single, result.several, result.without, result.broken) == (2, 1, 1, 1)
+    assert (result.identities, result.identities_with_a_face, result.identities_with_two) == (
+        3,
+        2,
+        1,
+    )
     said = capsys.readouterr().err
     assert "warning:   nobody/broken.jpg: not a picture that Pillow can read" in said
     assert "1 of 3 identities have no face" in said
@@ -150,8 +154,8 @@ def test_best_or_largest(photos: Path, tmp_path: Path, monkeypatch: pytest.Monke
     real = extract.detect_faces
 
     def scored(*args: Any, **kwargs: Any) -> list[Face]:
-        found = real(*args, **kwargs)
-        return [replace(face, score=1 + face.box.left) for face in found]
+        result = real(*args, **kwargs)
+        return [replace(face, score=1 + face.box.left) for face in result]
 
     monkeypatch.setattr(extract, "detect_faces", scored)
     sides = {}
@@ -164,23 +168,23 @@ def test_best_or_largest(photos: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert sides["largest"][1] < 137 < sides["best"][0]
 
 
-def test_pictures_are_turned_as_exif_says(hopper: Image.Image, tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(hopper: Image.Image, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # Shown turned right by a quarter.
     save(hopper, tmp_path / "in" / "grace" / "upright.png")
     lying = hopper.transpose(Image.Transpose.ROTATE_90)
     save(lying, tmp_path / "in" / "grace" / "lying.png", exif=exif)
     twinlens.faces(tmp_path / "in", tmp_path / "out", detector="haar", quiet=True)
-    found = below(tmp_path / "out" / "grace")
-    assert found["lying.png"] == found["upright.png"]
+    pictures = below(tmp_path / "out" / "grace")
+    assert pictures["lying.png"] == pictures["upright.png"]
 
 
 @needs_model
 def test_size_margin_align_and_score(photos: Path, tmp_path: Path) -> None:
-    found = twinlens.faces(
+    result = twinlens.faces(
         photos, tmp_path / "out", model=MODEL, size=64, margin=0.2, align=True, pad=0.1, quiet=True
     )
-    assert (found.detector, found.faces) == ("yunet", 3)
+    assert (result.detector, result.faces) == ("yunet", 3)
     for name, content in below(tmp_path / "out").items():
         if name.endswith(("png", "jpg")):
             with Image.open(tmp_path / "out" / name) as face:
@@ -192,7 +196,7 @@ def test_size_margin_align_and_score(photos: Path, tmp_path: Path) -> None:
     assert 'id="least"' not in page
 
 
-def test_no_face_anywhere_is_said_and_explained(tmp_path: Path, capsys: Capture) -> None:
+def test_no_face_at_all_is_a_warning_with_advice(tmp_path: Path, capsys: Capture) -> None:
     save(Image.new("RGB", (50, 50)), tmp_path / "in" / "a" / "b.png")
     words = ["faces", str(tmp_path / "in"), str(tmp_path / "out"), "--detector", "haar"]
     assert main(words) == 0
@@ -266,15 +270,15 @@ def test_boxes_are_drawn_green_and_red() -> None:
 # --- places -------------------------------------------------------------------------------------
 
 
-def test_names_that_would_meet_are_kept_apart(tmp_path: Path) -> None:
+def test_equal_names_get_other_names(tmp_path: Path) -> None:
     names = ["a.pgm", "a.PNG", "a.bmp", "a.pgm.png", "b.jpg", "B.jpg", "b.tif", "c.gif"]
     rows = [(f"x/{name}", "x", False, "") for name in names]
     table = table_of(tmp_path, *rows)
-    found = {
+    paths = {
         table.relative(row): place.as_posix()
         for row, place in enumerate(target_paths(table, tmp_path))
     }
-    assert found == {
+    assert paths == {
         "x/a.PNG": "x/a.PNG",
         "x/a.pgm.png": "x/a.pgm.png",
         "x/a.bmp": "x/a.bmp.png",
@@ -339,7 +343,7 @@ def test_given_splits_stay(hopper: Image.Image, tmp_path: Path) -> None:
 # --- refusals and interruptions -----------------------------------------------------------------
 
 
-def test_a_place_that_is_taken_is_refused_and_nothing_is_lost(photos: Path, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_an_error_and_nothing_is_lost(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     twinlens.faces(photos, out, detector="haar", quiet=True)  # Empty is as good as new.
@@ -370,13 +374,13 @@ def test_a_place_that_is_taken_is_refused_and_nothing_is_lost(photos: Path, tmp_
         ({"detector": "haar", "align": True}, "the Haar cascade finds no eyes to align by"),
     ],
 )
-def test_wrong_settings(photos: Path, tmp_path: Path, settings: Any, message: str) -> None:
+def test_settings_out_of_range(photos: Path, tmp_path: Path, settings: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         twinlens.faces(photos, tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_cascade_says_that_it_takes_no_score(
+def test_a_score_for_the_cascade_is_a_warning(
     photos: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     twinlens.faces(photos, tmp_path / "out", detector="haar", score=0.9)
@@ -384,7 +388,7 @@ def test_the_cascade_says_that_it_takes_no_score(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_what_is_stopped_leaves_nothing(
+def test_an_interrupted_run_leaves_nothing(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, error: Any
 ) -> None:
     settle: Callable[..., Any] = extract._crop
@@ -446,7 +450,7 @@ def test_the_command_prints_a_summary_or_json(
     ]
 
 
-def test_mistakes_are_one_line_and_exit_code_2(
+def test_errors_are_one_line_and_exit_code_2(
     photos: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = str(tmp_path / "out")
@@ -468,7 +472,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert not Path(out).exists()
 
 
-def test_a_folder_whose_place_cannot_be_taken_is_refused_before_any_work(
+def test_a_folder_that_cannot_be_written_is_an_error_before_any_work(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     (tmp_path / "empty").mkdir()

@@ -27,9 +27,9 @@ def refused(tmp_path: Path, text: str) -> str:
 
 
 def test_pairs_of_rows(tmp_path: Path) -> None:
-    found = read(tmp_path, "a,b,link\na,b,must\n\nc,d, Cannot \nb,e,must\n")
-    assert found == Constraints(must=((0, 1), (1, 4)), cannot=((2, 3),))
-    assert len(found) == 3
+    constraints = read(tmp_path, "a,b,link\na,b,must\n\nc,d, Cannot \nb,e,must\n")
+    assert constraints == Constraints(must=((0, 1), (1, 4)), cannot=((2, 3),))
+    assert len(constraints) == 3
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_pairs_of_rows(tmp_path: Path) -> None:
         'a,b,link\n"a","b",MUST',
     ],
 )
-def test_spreadsheets_write_it_in_many_ways(tmp_path: Path, text: str) -> None:
+def test_formats_of_spreadsheets(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, text) == Constraints(must=((0, 1),))
 
 
@@ -61,17 +61,17 @@ def test_pictures_are_named_as_in_the_data_or_by_a_path(
     ]
     file = tmp_path / "pairs.csv"
     file.write_text("\n".join(["a,b,link", *lines]), encoding="utf-8")
-    found = read_constraints(file, rows_by_name(table))
-    assert found == Constraints(must=((0, 2), (2, 1)), cannot=((3, 2),))
+    constraints = read_constraints(file, rows_by_name(table))
+    assert constraints == Constraints(must=((0, 2), (2, 1)), cannot=((3, 2),))
 
 
-def test_pictures_in_memory_are_named_as_they_are() -> None:
+def test_pictures_in_memory_are_named_by_their_paths() -> None:
     places = rows_by_name(read_table("digits"))
     assert places["digits/00017"] == 17
     assert len(places) == 1797
 
 
-def test_wrong_lines_are_named_together(tmp_path: Path) -> None:
+def test_invalid_lines_are_listed_together(tmp_path: Path) -> None:
     said = refused(tmp_path, "a,b,link\na,x y,must\na,b,maybe\n,b,must\nc,d,must\n")
     assert "pairs.csv has invalid lines" in said
     assert "line 2: 'x y' is not among the pictures that were read" in said
@@ -110,11 +110,11 @@ def test_a_long_chain_is_shortened(tmp_path: Path) -> None:
         ('a,b,link\n"a,b,must\n', "cannot read .*pairs.csv"),
     ],
 )
-def test_files_that_are_no_list_of_pairs(tmp_path: Path, text: str, message: str) -> None:
+def test_files_without_pairs(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(tmp_path, text)
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*none\.csv"):
         read_constraints(tmp_path / "none.csv", PLACES)

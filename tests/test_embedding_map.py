@@ -64,9 +64,9 @@ def test_every_picture_is_a_thumbnail_or_a_dot_with_its_name() -> None:
 def test_thumbnails_are_bounded_and_lie_inside() -> None:
     emb_ND, identity = clusters(29, 1)
     root = ET.fromstring(embedding_map(emb_ND, identity, pictures(29), most_thumbnails=9))
-    found = list(root.iter(f"{SVG}image"))
-    assert len(found) == 9
-    for node in found:
+    images = list(root.iter(f"{SVG}image"))
+    assert len(images) == 9
+    for node in images:
         x, y, w, h = (float(node.get(key, "nan")) for key in ("x", "y", "width", "height"))
         assert 0 <= x <= maps.MAP_SIZE[0] - w
         assert 0 <= y <= maps.MAP_SIZE[1] - h
@@ -116,8 +116,8 @@ def test_small_pictures_survive_as_they_are(channels: int) -> None:
     kind, _, content = data_uri(pixels_CHW).partition(";base64,")
     assert kind == "data:image/png"
     array = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
-    found = array[None] if channels == 1 else np.moveaxis(array, -1, 0)
-    assert np.array_equal(found, pixels_CHW)
+    decoded = array[None] if channels == 1 else np.moveaxis(array, -1, 0)
+    assert np.array_equal(decoded, pixels_CHW)
 
 
 def test_large_pictures_are_made_small() -> None:

@@ -24,7 +24,7 @@ def embeddings(num: int, dim: int) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("name", [name for name in COMPARATORS if name != "network"])
 @pytest.mark.parametrize("block", [2**26, 4 * 90 * 7, 1])
-def test_as_all_distances_in_any_blocks(
+def test_agrees_with_all_distances_for_any_block(
     name: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pairs, "BLOCK_BYTES", block)
@@ -32,23 +32,23 @@ def test_as_all_distances_in_any_blocks(
     comparison = comparison_of(name, 5)
     dist = comparison.matrix(emb, emb)
     np.fill_diagonal(dist, np.inf)
-    found = nearest_neighbours(emb, comparison, neighbours=7, angular=name == "cosine")
+    graph = nearest_neighbours(emb, comparison, neighbours=7, angular=name == "cosine")
     np.testing.assert_allclose(
-        np.sort(found.distance, axis=1), np.sort(dist, axis=1)[:, :7], atol=1e-5
+        np.sort(graph.distance, axis=1), np.sort(dist, axis=1)[:, :7], atol=1e-5
     )
     rows = np.arange(90)[:, None]
-    np.testing.assert_allclose(found.distance, dist[rows, found.row], atol=1e-5)
-    assert not (found.row == rows).any()
+    np.testing.assert_allclose(graph.distance, dist[rows, graph.row], atol=1e-5)
+    assert not (graph.row == rows).any()
 
 
-def test_a_network_measures_the_nearest_by_euclid() -> None:
+def test_a_learned_comparator_measures_a_euclidean_shortlist() -> None:
     emb = embeddings(30, 4)
     network = comparison_of("network", 4)
-    found = nearest_neighbours(emb, network, neighbours=5)
+    graph = nearest_neighbours(emb, network, neighbours=5)
     near = nearest_neighbours(emb, comparison_of("euclidean", 4), neighbours=5)
-    np.testing.assert_array_equal(np.sort(found.row), np.sort(near.row))
-    expected = network.matrix(emb, emb)[np.arange(30)[:, None], found.row]
-    np.testing.assert_allclose(found.distance, expected, atol=1e-5)
+    np.testing.assert_array_equal(np.sort(graph.row), np.sort(near.row))
+    expected = network.matrix(emb, emb)[np.arange(30)[:, None], graph.row]
+    np.testing.assert_allclose(graph.distance, expected, atol=1e-5)
 
 
 def test_without_angles_length_counts() -> None:
@@ -58,25 +58,25 @@ def test_without_angles_length_counts() -> None:
     assert nearest_neighbours(emb, cosine, neighbours=1).row[0] == 2
 
 
-def test_copies_are_at_no_distance_and_nobody_is_their_own() -> None:
+def test_copies_have_distance_0_and_no_picture_is_its_own_neighbour() -> None:
     emb = np.repeat(embeddings(2, 3), 10, axis=0)
-    found = nearest_neighbours(emb, comparison_of("euclidean", 3), neighbours=9)
-    assert (found.distance == 0).all()
-    assert all(len({row, *found.row[row]}) == 10 for row in range(20))
+    graph = nearest_neighbours(emb, comparison_of("euclidean", 3), neighbours=9)
+    assert (graph.distance == 0).all()
+    assert all(len({row, *graph.row[row]}) == 10 for row in range(20))
 
 
 @pytest.mark.parametrize(("num", "depth"), [(0, 0), (1, 0), (2, 1), (5, 4), (40, 32)])
-def test_no_more_neighbours_than_there_are(num: int, depth: int) -> None:
+def test_neighbours_are_at_most_all_others(num: int, depth: int) -> None:
     seen = []
-    found = nearest_neighbours(
+    graph = nearest_neighbours(
         embeddings(num, 3), comparison_of("euclidean", 3),
         progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
-    assert found.row.shape == found.distance.shape == (num, depth)
+    assert graph.row.shape == graph.distance.shape == (num, depth)
     assert seen[-1:] == ([(num, num)] if depth else [])
 
 
-def test_what_is_not_a_number_is_refused() -> None:
+def test_nan_is_an_error() -> None:
     emb = embeddings(6, 3)
     emb[4, 1] = np.nan
     with pytest.raises(DataError, match="NaN: the embeddings are broken"):

@@ -59,12 +59,12 @@ def matrix(comparison: TorchComparison, emb: NDArray[np.float32]) -> NDArray[np.
     return (dist + dist.T) / 2
 
 
-def check(found: Clustering) -> None:
+def check(clustering: Clustering) -> None:
     """What holds of all clusters: the largest first, and of equal ones the first picture's."""
-    assert found.size.tolist() == np.bincount(found.label).tolist()
-    assert found.size.tolist() == sorted(found.size, reverse=True)
-    first = [int(np.argmax(found.label == label)) for label in range(len(found.size))]
-    order = [(-size, row) for size, row in zip(found.size, first, strict=True)]
+    assert clustering.size.tolist() == np.bincount(clustering.label).tolist()
+    assert clustering.size.tolist() == sorted(clustering.size, reverse=True)
+    first = [int(np.argmax(clustering.label == label)) for label in range(len(clustering.size))]
+    order = [(-size, row) for size, row in zip(clustering.size, first, strict=True)]
     assert order == sorted(order)
 
 
@@ -82,20 +82,20 @@ def test_by_hand() -> None:
         (8.7, {(0, 2, 3), (1,)}),
         (8.9, {(0, 1, 2, 3)}),
     ):
-        found = cluster_embeddings(emb, EUCLID, threshold=cut)
-        assert partition(found.label) == {frozenset(rows) for rows in expected}, cut
-        check(found)
-    found = cluster_embeddings(emb, EUCLID, threshold=2.11)
-    assert found.label.tolist() == [0, 1, 0, 0]
-    assert found.size.tolist() == [3, 1]
-    assert found.cut == 2.11
-    np.testing.assert_allclose(found.doubt, [(1 + 2.6) / 2, 0, (1 + 1.6) / 2, (2.6 + 1.6) / 2])
+        clustering = cluster_embeddings(emb, EUCLID, threshold=cut)
+        assert partition(clustering.label) == {frozenset(rows) for rows in expected}, cut
+        check(clustering)
+    clustering = cluster_embeddings(emb, EUCLID, threshold=2.11)
+    assert clustering.label.tolist() == [0, 1, 0, 0]
+    assert clustering.size.tolist() == [3, 1]
+    assert clustering.cut == 2.11
+    np.testing.assert_allclose(clustering.doubt, [(1 + 2.6) / 2, 0, (1 + 1.6) / 2, (2.6 + 1.6) / 2])
 
 
-def test_a_chain_is_no_cluster() -> None:
+def test_a_chain_is_not_one_cluster() -> None:
     """Each is near the next, as connected components would merge them; on average they are far."""
-    found = cluster_embeddings(line(*range(32)), EUCLID, threshold=1.5, neighbours=2)
-    assert found.size.max() == 2
+    clustering = cluster_embeddings(line(*range(32)), EUCLID, threshold=1.5, neighbours=2)
+    assert clustering.size.max() == 2
     # A library that averages only the edges of the graph of neighbours makes one of it.
     from sklearn.cluster import AgglomerativeClustering
     from sklearn.neighbors import kneighbors_graph
@@ -113,22 +113,22 @@ def test_a_chain_is_no_cluster() -> None:
 
 @pytest.mark.parametrize("name", COMPARATORS)
 @pytest.mark.parametrize("seed", range(3))
-def test_as_the_loop_with_every_comparator(name: str, seed: int) -> None:
+def test_agrees_with_a_loop_for_every_comparator(name: str, seed: int) -> None:
     emb = embeddings(24, seed=seed)
     comparison = comparison_of(name, 4)
     dist = matrix(comparison, emb)
     for share in (0.1, 0.3, 0.6):
         cut = float(np.quantile(dist[dist > 0], share))
-        found = cluster_embeddings(
+        clustering = cluster_embeddings(
             emb, comparison, threshold=cut, neighbours=23, angular=name == "cosine"
         )
         expected = reference.average_linkage_loop(dist.tolist(), cut)
-        assert partition(found.label) == {frozenset(group) for group in expected}
-        check(found)
+        assert partition(clustering.label) == {frozenset(group) for group in expected}
+        check(clustering)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.02, 0.05, 0.3])
-def test_as_scipy(share: float) -> None:
+def test_agrees_with_scipy(share: float) -> None:
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform
 
@@ -139,61 +139,61 @@ def test_as_scipy(share: float) -> None:
     expected = fcluster(linkage(squareform(dist), "average"), cut, "distance")
     pairs = np.triu_indices(300, k=1)
     for neighbours in (299, 12):
-        found = cluster_embeddings(
+        clustering = cluster_embeddings(
             emb, comparison, threshold=cut, neighbours=neighbours, angular=True
         )
         if np.bincount(expected).max() <= MAX_MEASURED:
-            assert partition(found.label) == partition(expected)
-        together = [(label[:, None] == label)[pairs] for label in (found.label, expected)]
+            assert partition(clustering.label) == partition(expected)
+        together = [(label[:, None] == label)[pairs] for label in (clustering.label, expected)]
         assert (together[0] == together[1]).mean() > 0.95
 
 
 def test_distances_between_clusters() -> None:
     emb = embeddings(30)
     label = np.arange(30) % 5 % 4  # Of 12, 6, 6 and 6 pictures: few enough to look at all.
-    found = between_clusters(emb, EUCLID, label, 3)
+    clustering = between_clusters(emb, EUCLID, label, 3)
     dist = matrix(EUCLID, emb)
     for a, b in product(range(3), repeat=2):
         expected = np.inf if a == b else dist[np.ix_(label == a, label == b)].mean()
-        assert found[a, b] == pytest.approx(expected, rel=1e-5)
+        assert clustering[a, b] == pytest.approx(expected, rel=1e-5)
 
 
-def test_large_clusters_are_measured_on_some(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_clusters_are_measured_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     emb = np.concatenate([embeddings(400, groups=1), 9 + embeddings(300, groups=1, seed=1)])
-    found = cluster_embeddings(emb, EUCLID, threshold=4.0)
-    assert partition(found.label) == {frozenset(range(400)), frozenset(range(400, 700))}
+    clustering = cluster_embeddings(emb, EUCLID, threshold=4.0)
+    assert partition(clustering.label) == {frozenset(range(400)), frozenset(range(400, 700))}
     dist = matrix(EUCLID, emb)
     for label in (0, 1):
-        rows = np.flatnonzero(found.label == label)
+        rows = np.flatnonzero(clustering.label == label)
         expected = dist[np.ix_(rows, rows)].sum(axis=1) / (len(rows) - 1)
-        assert np.corrcoef(expected, found.doubt[rows])[0, 1] > 0.98
+        assert np.corrcoef(expected, clustering.doubt[rows])[0, 1] > 0.98
 
 
 # --- properties ---------------------------------------------------------------------------------
 
 
-def test_order_rotation_and_a_rising_cut() -> None:
+def test_order_and_rotation_change_nothing_and_a_higher_cut_merges() -> None:
     emb = embeddings(120, dim=6, groups=15)
     comparison = comparison_of("euclidean", 6)
-    found = cluster_embeddings(emb, comparison, threshold=2.2)
-    assert 10 < len(found.size) < 60
+    clustering = cluster_embeddings(emb, comparison, threshold=2.2)
+    assert 10 < len(clustering.size) < 60
     order = np.random.default_rng(0).permutation(120)
     moved = cluster_embeddings(emb[order], comparison, threshold=2.2)
     back = np.empty(120, dtype=np.int64)
     back[order] = moved.label
-    assert partition(back) == partition(found.label)
+    assert partition(back) == partition(clustering.label)
     turn, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((6, 6)))
     turned = cluster_embeddings((emb @ turn).astype(np.float32), comparison, threshold=2.2)
-    assert partition(turned.label) == partition(found.label)
+    assert partition(turned.label) == partition(clustering.label)
     # A higher cut only merges: every cluster lies within one of the next.
-    finer = partition(found.label)
+    finer = partition(clustering.label)
     for cut in (2.6, 3.5, 1e9):
         coarser = partition(cluster_embeddings(emb, comparison, threshold=cut).label)
         assert all(any(small <= large for large in coarser) for small in finer)
         finer = coarser
 
 
-def test_one_scale_of_distances_is_as_good_as_another() -> None:
+def test_scaled_distances_give_the_same_clusters() -> None:
     """Sigmoid's distance is a multiple of the Euclidean one."""
     emb = embeddings(80)
     comparator = make_comparator("sigmoid", 4)
@@ -235,17 +235,17 @@ def test_constraints_hold_exactly(
             a = must[place][1] if must[place][0] == a else must[place][0]
         assert a == b
         return
-    found = run()
-    check(found)
-    assert all(found.label[a] == found.label[b] for a, b in must)
-    assert all(found.label[a] != found.label[b] for a, b in cannot)
+    clustering = run()
+    check(clustering)
+    assert all(clustering.label[a] == clustering.label[b] for a, b in must)
+    assert all(clustering.label[a] != clustering.label[b] for a, b in cannot)
     if neighbours == 17:
         dist = matrix(EUCLID, emb).tolist()
         expected = reference.average_linkage_loop(dist, cut, must, cannot)
-        assert partition(found.label) == {frozenset(group) for group in expected}
+        assert partition(clustering.label) == {frozenset(group) for group in expected}
 
 
-def test_the_shortest_contradiction_is_found() -> None:
+def test_the_shortest_contradiction() -> None:
     must = [(0, 1), (1, 2), (2, 3), (3, 4), (0, 2)]
     assert contradiction(must, [(5, 0), (4, 0)]) == (1, [3, 2, 4])
     assert contradiction(must, [(3, 3)]) == (0, [])
@@ -256,11 +256,11 @@ def test_the_shortest_contradiction_is_found() -> None:
 # --- edges --------------------------------------------------------------------------------------
 
 
-def test_copies_beyond_the_neighbours_meet() -> None:
+def test_more_copies_than_neighbours_are_one_cluster() -> None:
     """More equal pictures than neighbours, in two heaps of which each is its own world."""
     emb = np.repeat(line(0, 5), 40, axis=0)
-    found = cluster_embeddings(emb, EUCLID, threshold=0.1, neighbours=8)
-    together = partition(found.label)
+    clustering = cluster_embeddings(emb, EUCLID, threshold=0.1, neighbours=8)
+    together = partition(clustering.label)
     assert all(len({row // 40 for row in group}) == 1 for group in together)
     whole = cluster_embeddings(emb, EUCLID, threshold=0.1, neighbours=79)
     assert partition(whole.label) == {frozenset(range(40)), frozenset(range(40, 80))}
@@ -281,7 +281,7 @@ def test_few_or_no_pictures() -> None:
     assert linked.doubt.tolist() == [397.0, 397.0]
 
 
-def test_what_is_refused() -> None:
+def test_errors() -> None:
     for threshold in (-1.0, float("nan")):
         with pytest.raises(ConfigError, match="a distance of 0 or more"):
             cluster_embeddings(line(0, 1), EUCLID, threshold=threshold)
@@ -291,7 +291,7 @@ def test_what_is_refused() -> None:
         cluster_embeddings(line(0, 1, np.nan), EUCLID, threshold=1)
 
 
-def test_progress_ends_whole() -> None:
+def test_progress_ends_complete() -> None:
     seen: dict[str, list[tuple[int, int]]] = {"near": [], "merged": []}
     cluster_embeddings(
         embeddings(40), EUCLID, threshold=3,

@@ -40,13 +40,13 @@ def ids(picture: str) -> list[str]:
 
 def lines(picture: str, color: str) -> list[np.ndarray]:
     """The points of each stroked, unfilled path in a colour of ours."""
-    found = []
+    series = []
     for node in ET.fromstring(picture).iter(f"{SVG}path"):
         style = node.get("style", "")
         if "fill: none" in style and f"stroke: var(--{color}," in style:
             numbers = re.findall(r"[ML] (-?[\d.]+) (-?[\d.]+)", node.get("d", ""))
-            found.append(np.array(numbers, dtype=float))
-    return found
+            series.append(np.array(numbers, dtype=float))
+    return series
 
 
 def test_parts_and_accepted_shares_worked_by_hand() -> None:
@@ -138,7 +138,7 @@ def test_det_is_drawn_on_normal_deviates() -> None:
     assert np.abs(fit(middle[:, 0]) - middle[:, 1]).max() < 1.0
 
 
-def test_det_says_that_it_is_empty_where_no_error_is_left() -> None:
+def test_det_says_that_it_is_empty_without_errors() -> None:
     perfect = ScoredPairs(np.array([0.1, 0.2, 0.8, 0.9]), np.array([True, True, False, False]))
     assert any("outside these axes" in words for words in texts(roc_and_det(perfect)[1]))
     assert not any("outside these axes" in words for words in texts(roc_and_det(some_pairs())[1]))
@@ -159,7 +159,7 @@ def test_learning_curves_mark_the_best_and_the_events() -> None:
     assert "1" in texts(loss)
 
 
-def test_learning_curves_of_what_is_missing_are_empty() -> None:
+def test_learning_curves_of_missing_columns_are_empty() -> None:
     assert learning_curves([]) == ("", "")
     assert learning_curves([{"step": 1, "loss": float("nan")}]) == ("", "")
     loss, validation = learning_curves([{"step": 1, "loss": 0.5}])
@@ -170,9 +170,9 @@ def test_learning_curves_of_what_is_missing_are_empty() -> None:
 def test_smoothing_matches_a_loop() -> None:
     value = np.random.default_rng(0).normal(size=200)
     half = len(value) // 40
-    for at, found in enumerate(plots._smooth(value)):
+    for at, mean in enumerate(plots._smooth(value)):
         reach = min(half, at, len(value) - 1 - at)
-        assert found == pytest.approx(value[at - reach : at + reach + 1].mean())
+        assert mean == pytest.approx(value[at - reach : at + reach + 1].mean())
 
 
 def test_thinning_keeps_the_line() -> None:
@@ -184,7 +184,7 @@ def test_thinning_keeps_the_line() -> None:
     assert np.abs(np.interp(x, thin_x, thin_y) - y).max() < 0.01
 
 
-def test_figures_share_no_ids_and_are_the_same_twice() -> None:
+def test_plots_share_no_ids_and_are_reproducible() -> None:
     history = [{"step": s, "loss": 0.5, "rate": 0.1, "val": 0.5} for s in range(5)]
     pairs = some_pairs(skilled=True)
 
@@ -201,7 +201,7 @@ def test_figures_share_no_ids_and_are_the_same_twice() -> None:
         assert used <= set(ids(picture))
 
 
-def test_figures_follow_the_page_and_carry_no_prologue() -> None:
+def test_plots_follow_the_page_and_have_no_prologue() -> None:
     picture = distance_histogram(some_pairs())
     assert picture.startswith("<svg")
     assert "metadata" not in picture

@@ -22,8 +22,8 @@ from twinlens.report.result_rows import result_rows
 @pytest.fixture(scope="module")
 def results():
     emb, label = people(26, 12, spread=0.3, seed=1)
-    found = open_set(emb, label, Euclid(), pair_threshold=0.6, draws=3, replicates=30)
-    return {"split": "test", "identity_disjoint": True, "open_set": found.as_json()}
+    entry = open_set(emb, label, Euclid(), pair_threshold=0.6, draws=3, replicates=30)
+    return {"split": "test", "identity_disjoint": True, "open_set": entry.as_json()}
 
 
 def plain(words):
@@ -32,14 +32,14 @@ def plain(words):
 
 def test_rows_of_the_table_are_the_figures(results):
     rows = {plain(row.name): row for row in result_rows(results)}
-    found = results["open_set"]
+    entry = results["open_set"]
     for name, figure in (
-        ("Rank-1 identification", found["rank_1"]),
-        ("DIR at 1 % FPIR", found["dir_at_fpir"]["0.01"]),
-        ("DIR at 10 % FPIR, held out", found["held_out"]["0.1"]["dir"]),
-        ("Rejected at 10 % FPIR, held out", found["held_out"]["0.1"]["turned_away"]),
-        ("DIR, threshold for pairs", found["pair_threshold"]["dir"]),
-        ("Strangers rejected, threshold for pairs", found["pair_threshold"]["turned_away"]),
+        ("Rank-1 identification", entry["rank_1"]),
+        ("DIR at 1 % FPIR", entry["dir_at_fpir"]["0.01"]),
+        ("DIR at 10 % FPIR, held out", entry["held_out"]["0.1"]["dir"]),
+        ("Rejected at 10 % FPIR, held out", entry["held_out"]["0.1"]["turned_away"]),
+        ("DIR, threshold for pairs", entry["pair_threshold"]["dir"]),
+        ("Strangers rejected, threshold for pairs", entry["pair_threshold"]["turned_away"]),
     ):
         assert float(plain(rows[name].value).removesuffix(" %")) == pytest.approx(
             100 * figure["value"], abs=0.06
@@ -51,14 +51,14 @@ def test_rows_of_the_table_are_the_figures(results):
     ]  # fmt: skip
 
 
-def test_figures_that_cannot_be_had_are_left_out(results):
+def test_undefined_figures_are_left_out(results):
     nothing = {"value": None, "low": None, "high": None}
-    found = results["open_set"]
+    entry = results["open_set"]
     bare = {
-        **{key: value for key, value in found.items() if key != "pair_threshold"},
-        "dir_at_fpir": {**found["dir_at_fpir"], "0.01": nothing},
+        **{key: value for key, value in entry.items() if key != "pair_threshold"},
+        "dir_at_fpir": {**entry["dir_at_fpir"], "0.01": nothing},
         "by_size": [
-            {"num_enrolled": 13, "rank_1": found["rank_1"],
+            {"num_enrolled": 13, "rank_1": entry["rank_1"],
              "dir_at_fpir": {"0.01": nothing, "0.1": {"value": 0.5, "low": None, "high": None}}}
         ],
     }  # fmt: skip
@@ -78,7 +78,7 @@ def test_figures_that_cannot_be_had_are_left_out(results):
     assert "DIR at 1 %" not in sizes
 
 
-def test_nothing_is_said_without_the_protocol():
+def test_no_sentences_without_the_protocol():
     for results in ({}, {"open_set": None}):
         assert open_set_plots(results) == ("", "")
         assert open_set_sizes(results) == []
@@ -86,7 +86,7 @@ def test_nothing_is_said_without_the_protocol():
         assert list(result_rows(results)) == []
 
 
-def test_the_caution_has_the_share_that_was_taken_in(results):
+def test_the_caution_has_the_share_of_false_identifications(results):
     (words,) = pair_threshold_caution(results)
     away = results["open_set"]["pair_threshold"]["turned_away"]
     taken, low, high = (100 * (1 - away[name]) for name in ("value", "high", "low"))
@@ -94,7 +94,7 @@ def test_the_caution_has_the_share_that_was_taken_in(results):
     assert "13 enrolled identities" in words
 
 
-def test_the_figures_draw_what_was_measured(results):
+def test_plots_show_the_results(results):
     curve, sizes = open_set_plots(results)
     for svg in (curve, sizes):
         assert svg.startswith("<svg")

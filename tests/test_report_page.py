@@ -139,7 +139,7 @@ def test_the_outline_of_a_full_page(page: str) -> None:
     ]
 
 
-def test_what_is_not_given_is_left_out() -> None:
+def test_missing_parts_are_left_out() -> None:
     page = Outline(render_report(ReportContent(title="m", data="d", results={})))
     assert [text for tag, text in page.headings if tag == "h2"] == [
         "How to read this page",
@@ -148,7 +148,7 @@ def test_what_is_not_given_is_left_out() -> None:
     assert page.tags["svg"] == 0
 
 
-def test_nothing_that_a_user_names_becomes_markup() -> None:
+def test_user_text_is_escaped() -> None:
     plain, evil = Outline(render_report(full("name"))), Outline(render_report(full(EVIL)))
     assert evil.tags["script"] == 0
     # Longer paths break into lines at more places; nothing else may differ.
@@ -179,7 +179,7 @@ def test_ids_are_unique_and_links_lead_somewhere(page: str) -> None:
     assert set(links) <= set(ids)
 
 
-def test_pictures_have_words(page: str) -> None:
+def test_pictures_have_alternative_texts(page: str) -> None:
     outline = Outline(page)
     assert outline.tags["img"] == len(outline.values("alt", "img")) == 10
     assert all(outline.values("alt", "img"))
@@ -208,7 +208,7 @@ def test_text_can_be_read_in_light_dark_and_print(page: str) -> None:
                 assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, (name, ground, scheme)
 
 
-def test_the_summary_says_it_in_words() -> None:
+def test_summary() -> None:
     assert " ".join(summary(full())).replace(NBSP, " ") == (
         "The model was trained on 300 pictures of 30 identities. It was evaluated on 100 pictures "
         "of 25 identities, none of them seen in training. Its equal error rate is 5.0 % (95 % "
@@ -218,15 +218,15 @@ def test_the_summary_says_it_in_words() -> None:
     )
 
 
-def test_a_split_named_train_of_other_data_is_not_what_was_learned_from() -> None:
+def test_a_split_named_train_of_other_data_is_not_training_data() -> None:
     """Only a run's own report has settings."""
     results = {**RESULTS, "split": "train"}
     splits = [SplitCount("train", 100, 25)]
-    said = " ".join(summary(ReportContent("m", "d", results, splits)))
-    assert said.startswith(
+    sentences = " ".join(summary(ReportContent("m", "d", results, splits)))
+    assert sentences.startswith(
         "The model was evaluated on 100 pictures of 25 identities, none of them seen in training."
     )
-    assert "was trained on" not in said
+    assert "was trained on" not in sentences
 
 
 def test_cautions() -> None:
@@ -242,10 +242,10 @@ def test_cautions() -> None:
     content = dataclasses.replace(
         full(), results=results, broken=(), findings=(), splits=[SplitCount("test", 9, 3)]
     )
-    found = cautions(content)
-    assert "was trained on these identities" in found[0]
-    assert "holds 3 identities" in found[1]
-    assert "more impostor pairs than its target FAR" in found[2]
+    sentences = cautions(content)
+    assert "was trained on these identities" in sentences[0]
+    assert "holds 3 identities" in sentences[1]
+    assert "more impostor pairs than its target FAR" in sentences[2]
     assert "not calibrated" in cautions(dataclasses.replace(content, operating=None))[-1]
     assert "none of which" not in " ".join(summary(content))
 
@@ -263,12 +263,12 @@ def test_verdicts_follow_the_threshold(page: str) -> None:
 def test_a_page_of_nearest_neighbours() -> None:
     """What was looked up among training pictures has its own words, and no words of pairs."""
     pair = full().nearest_impostors[0]
-    found = {"accuracy": figure(0.9), "top_5": {"value": 1.0, "low": 1.0, "high": 1.0},
+    nearest = {"accuracy": figure(0.9), "top_5": {"value": 1.0, "low": 1.0, "high": 1.0},
              "chance": 0.125, "num_probes": 40, "num_gallery": 80, "num_identities": 8,
              "num_unknown": 3}  # fmt: skip
     content = ReportContent(
         title="landmarks", data="places",
-        results={"split": "test", "identity_disjoint": False, "nearest": found},
+        results={"split": "test", "identity_disjoint": False, "nearest": nearest},
         splits=[SplitCount("test", 40, 30), SplitCount("gallery", 80, 30)],
         operating=OperatingPoint(0.5, 0.01), nearest_wrong=[pair] * 2,
     )  # fmt: skip
@@ -284,10 +284,10 @@ def test_a_page_of_nearest_neighbours() -> None:
     assert "Nearest impostors" not in page
     assert "It was evaluated" not in page  # Only after a sentence on training.
     assert "its nearest is itself" not in page
-    on_train = {**content.results, "split": "train", "nearest": {**found, "num_unknown": 0}}
-    said = cautions(dataclasses.replace(content, results=on_train))
-    assert any("its nearest is itself" in words for words in said)
-    assert not any("count as errors" in words for words in said)
+    on_train = {**content.results, "split": "train", "nearest": {**nearest, "num_unknown": 0}}
+    sentences = cautions(dataclasses.replace(content, results=on_train))
+    assert any("its nearest is itself" in words for words in sentences)
+    assert not any("count as errors" in words for words in sentences)
     assert "Most confident mistakes" not in render_report(full())
 
 
