@@ -24,7 +24,7 @@ from twinlens.recipes import Recipe
 
 __all__ = ["Choice", "choose_levels", "choose_settings"]
 
-# In this order: a rule reads what the rules above it have chosen.
+# In this order: a rule reads the choices of the rules above it.
 RULES: Mapping[str, Rule] = {
     "model.classes": network.classes,
     "loss.name": training.loss,

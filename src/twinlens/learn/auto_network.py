@@ -128,7 +128,7 @@ def freeze(f: Facts) -> Reasoned:
 
 
 def stage(f: Facts) -> Reasoned:
-    """`model.stage`: the one whose map is about as fine as the last map was in pretraining."""
+    """`model.stage`: its map is about as fine as the last map was in pretraining."""
     native = pretrained_picture(f.settings.model)
     if native is None or not f.frozen:
         return None, "the whole network"

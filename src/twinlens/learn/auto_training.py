@@ -60,8 +60,8 @@ def labels_per_batch(f: Facts) -> Reasoned:
     """`sampler.labels_per_batch`."""
     identities = f.data.num_identities * f.turns
     height, width = f.settings.picture.size
-    most = 32 if height * width <= LARGE else 16
-    return min(most, identities), f"{identities} identities to learn from, at most {most} a batch"
+    limit = 32 if height * width <= LARGE else 16
+    return min(limit, identities), f"{identities} identities to learn from, at most {limit} a batch"
 
 
 def images_per_label(f: Facts) -> Reasoned:

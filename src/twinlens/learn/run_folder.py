@@ -1,4 +1,4 @@
-"""A run is a folder that holds all it needs to be repeated, and a checkpoint to resume from.
+"""The folder of a run: all that is needed to repeat it, and a checkpoint to resume from.
 
     settings.json               settings after "auto" has chosen
     run.json                    data fingerprint, versions, machine, seed, command, choices
@@ -55,7 +55,7 @@ class RunRecord(BaseModel):
         finished: whether the report is written.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow")  # What another version wrote stays.
+    model_config = ConfigDict(frozen=True, extra="allow")  # Fields of other versions are kept.
 
     source: str
     root: str | None = None
