@@ -102,7 +102,7 @@ class IdentifyAnswer:
 
     def as_json(self) -> dict[str, Any]:
         """The answer as plain data."""
-        return asdict(self) | {"candidates": [asdict(one) for one in self.candidates]}
+        return asdict(self) | {"candidates": [asdict(candidate) for candidate in self.candidates]}
 
     def explain(self) -> str:
         """The verdict and its reason, in one sentence."""

@@ -148,7 +148,7 @@ class Matcher:
 
         Raises:
             PictureError: a file that cannot be read.
-            DataError: no pictures, or an object that is none.
+            DataError: no pictures, or an object of another type.
         """
         if isinstance(pictures, np.ndarray) and pictures.dtype.kind in "OU":
             pictures = list(pictures.ravel())  # Paths of a table.

@@ -92,8 +92,8 @@ def load_numpy_encoder(stored: StoredModel) -> NumpyEncoder | None:
         head = _head(weights, num_features, model)
     except (TypeError, _WeightsMismatchError):  # TypeError: NumPy has no bfloat16.
         return None
-    # A tensor that is left belongs to a layer that this module does not have.
-    return None if weights.left else NumpyEncoder(model, picture, _sequence([backbone, head]))
+    # A remaining tensor belongs to a layer that this module does not have.
+    return None if weights.remaining else NumpyEncoder(model, picture, _sequence([backbone, head]))
 
 
 def sigmoid_scale(stored: StoredModel) -> float:
@@ -116,15 +116,15 @@ class _WeightsMismatchError(Exception):
 
 
 class _Weights:
-    """Tensors to take one by one, by name and shape."""
+    """Tensors by name; each is taken once, with its shape checked."""
 
     def __init__(self, tensors: Mapping[str, Floats]) -> None:
-        unused = "num_batches_tracked"
-        self.left = {name: value for name, value in tensors.items() if not name.endswith(unused)}
+        count = "num_batches_tracked"
+        self.remaining = {key: value for key, value in tensors.items() if not key.endswith(count)}
 
     def take(self, name: str, *shape: int) -> Floats:
         """Remove and return a tensor; -1 in `shape` stands for any length."""
-        tensor = self.left.pop(name, None)
+        tensor = self.remaining.pop(name, None)
         if tensor is None or tensor.dtype != np.float32 or tensor.ndim != len(shape):
             raise _WeightsMismatchError(name)
         if any(length not in (-1, n) for n, length in zip(tensor.shape, shape, strict=True)):

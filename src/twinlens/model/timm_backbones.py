@@ -94,9 +94,9 @@ def timm_backbone(model: ModelSettings, picture: PictureSettings, pretrained: bo
     except Exception as error:
         # timm and its hub client raise many kinds of error, from unknown tags to no network.
         line = first_line(error).rstrip(".")
-        what = "the pretrained weights of" if pretrained else "the network"
+        part = "the pretrained weights of" if pretrained else "the network"
         raise ConfigError(
-            f"timm could not build {what} '{model.backbone}' for {picture.channels}-channel "
+            f"timm could not build {part} '{model.backbone}' for {picture.channels}-channel "
             f"pictures of {picture.size[0]}x{picture.size[1]}: {line}"
             + ("; a local copy can be given with --weights FILE" if pretrained else "")
         ) from error
@@ -123,7 +123,7 @@ def _check_hub(name: str) -> None:
     try:
         urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
     except urllib.error.HTTPError:
-        return  # The host answers; timm reports what it says about the weights.
+        return  # The host answers; timm reports its errors.
     except OSError as error:
         raise ConfigError(
             f"the pretrained weights of '{name}' cannot be downloaded ({error}): give a local copy "
