@@ -73,7 +73,7 @@ def read_header(source: str | Path | bytes, *, max_pixels: int) -> Header:
     """Format and upright size of a picture, read from its header only.
 
     Raises:
-        PictureError: as in `open_picture`, as far as the header shows it.
+        PictureError: as in `open_picture`, for problems that the header shows.
     """
     with _opened(source, max_pixels) as picture:
         width, height = picture.size

@@ -117,11 +117,11 @@ def sample_statistics(
         min_pictures=int(counts.min()),
         median_pictures=float(np.median(counts)),
         max_pictures=int(counts.max()),
-        median_height=round(float(np.median([one.header.height for one in pictures]))),
-        median_width=round(float(np.median([one.header.width for one in pictures]))),
-        grey=not any(one.color for one in pictures),
-        border_level=round(float(np.median([one.border_level for one in pictures]))),
-        border_share=float(np.median([one.border_share for one in pictures])),
+        median_height=round(float(np.median([picture.header.height for picture in pictures]))),
+        median_width=round(float(np.median([picture.header.width for picture in pictures]))),
+        grey=not any(picture.color for picture in pictures),
+        border_level=round(float(np.median([picture.border_level for picture in pictures]))),
+        border_share=float(np.median([picture.border_share for picture in pictures])),
     )
 
 

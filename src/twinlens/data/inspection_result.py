@@ -313,5 +313,5 @@ def _some(items: Sequence[str]) -> list[str]:
     return [*(f"    {item}" for item in items[:MAX_LINES]), *more]
 
 
-def _count(num: int, one: str, many: str | None = None) -> str:
-    return f"{num:,} {one if num == 1 else many or one + 's'}"
+def _count(num: int, singular: str, plural: str | None = None) -> str:
+    return f"{num:,} {singular if num == 1 else plural or singular + 's'}"

@@ -37,7 +37,7 @@ def assign_splits(
     fractions: Sequence[float],
     seed: int,
 ) -> ImageTable:
-    """Assign a split to each row, as far as possible; given splits are kept.
+    """Assign a split to each row if possible; given splits are kept.
 
     Without given splits, all pictures are divided by `fractions`:
 
@@ -168,10 +168,10 @@ def _feasible(table: ImageTable, share: Shares) -> Shares:
         return share
     if num_splits == len(SPLITS) and num >= MIN_IDENTITIES * 2:
         return _without_test(share)
-    wanted = " and ".join(np.asarray(SPLITS)[share > 0])
+    names = " and ".join(np.asarray(SPLITS)[share > 0])
     raise DataError(
         f"{table.source}: {num} {'identity is' if num == 1 else 'identities are'} too few for the"
-        f" splits {wanted}, and each split needs {MIN_IDENTITIES} of its own: gather at least"
+        f" splits {names}, and each split needs {MIN_IDENTITIES} of its own: gather at least"
         f" {MIN_IDENTITIES * 2} ({MIN_IDENTITIES * len(SPLITS)} for a test split too), or divide"
         " the pictures of each identity instead (--split images)"
     )
