@@ -61,16 +61,16 @@ def setting(
     Args:
         default: value if neither recipe nor user sets it.
         description: one or two sentences for docs/settings.md.
-        auto: what chooses the value if a recipe says "auto": the training data (`learn.auto`) or
-            other settings (`recipes`). None: "auto" is no value of this setting.
+        auto: source of the value if a recipe sets "auto": the training data (`learn.auto`) or other
+            settings (`recipes`). None: "auto" is no value of this setting.
         read_by: values of the section's `selector` with which this setting has an effect.
         unread_by: values of the section's `selector` with which it has none.
         needs: another setting of the section, without which it has none.
         limits: constraints of `Field`, such as `ge` and `lt`.
     """
     marks = {"auto": auto, "read_by": read_by, "unread_by": unread_by, "needs": needs}
-    given = {name: mark for name, mark in marks.items() if mark is not None}
-    field = Field(default, description=description, json_schema_extra=cast(Any, given), **limits)
+    present = {name: mark for name, mark in marks.items() if mark is not None}
+    field = Field(default, description=description, json_schema_extra=cast(Any, present), **limits)
     return cast(T, field)
 
 
@@ -457,22 +457,22 @@ class TrainSettings(Section):
     target_far: float = setting(
         0.01,
         "False accept rate for which the model is calibrated, a fraction. With too few validation "
-        "pairs it is 0.1, or there is no calibration; a warning says so.",
+        "pairs it is 0.1, or there is no calibration, with a warning.",
         gt=0,
         lt=1,
     )
     chunk: int | None = setting(
         None,
         "Pictures whose graph is in memory at once. Larger batches are embedded in chunks, twice "
-        "(Gao 2021, arXiv 2101.06983); batch norm then sees chunks.",
+        "(Gao 2021, arXiv 2101.06983); batch norm then uses a chunk's statistics.",
         ge=3,
     )
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSettings:
-        given = [name for name in LENGTHS if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"set one of {', '.join(LENGTHS)}, found {' and '.join(given)}")
+        lengths = [name for name in LENGTHS if getattr(self, name) is not None]
+        if len(lengths) > 1:
+            raise ValueError(f"set one of {', '.join(LENGTHS)}, found {' and '.join(lengths)}")
         return self
 
 
@@ -537,7 +537,7 @@ def marks_of(field: FieldInfo) -> Mapping[str, Any]:
 
 
 def auto_keys(chooser: Literal["data", "settings"]) -> frozenset[str]:
-    """Keys for which a recipe may say "auto", by what then chooses the value."""
+    """Keys that a recipe may set to "auto", by the source of their value."""
     return frozenset(k for k, field in setting_fields() if marks_of(field).get("auto") == chooser)
 
 

@@ -96,7 +96,7 @@ class MissingExtraError(TwinlensError, ImportError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message; its type if there is none.
+    """The first line of an error's message; its type if the message is empty.
 
     >>> first_line(OSError("no network\\nmore lines")), first_line(OSError())
     ('no network', 'OSError')

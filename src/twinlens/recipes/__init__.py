@@ -35,7 +35,7 @@ AUTO = "auto"
 SAMPLERS = {"contrastive": "pairs", "bce": "pairs", "triplet": "triplets"}
 
 AUTO_KEYS = auto_keys("data")
-"""Keys for which a recipe may say "auto", so that `learn.auto` chooses them from the data."""
+"""Keys that a recipe may set to "auto", so that `learn.auto` chooses them from the data."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def recipe_text(name: str) -> str:
     Args:
         name: name of a built-in recipe, or path to a .toml file.
     Raises:
-        ConfigError: no such recipe (the message gives near names), or an unreadable file.
+        ConfigError: no such recipe (the message lists similar names), or an unreadable file.
     """
     if name.endswith(".toml"):
         try:
@@ -139,7 +139,7 @@ def load_recipe(name: str = AUTO, overrides: Mapping[str, Any] | None = None) ->
         name: name of a built-in recipe, or path to a .toml file.
         overrides: "section.key" -> value, as from `parse_overrides`.
     Raises:
-        ConfigError: all unknown and ill-typed keys in one message, with near names.
+        ConfigError: all unknown and ill-typed keys in one message, with similar names.
     """
     overrides = dict(overrides or {})
     values = recipe_values(name)
