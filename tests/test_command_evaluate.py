@@ -734,7 +734,7 @@ def test_trials_beside_a_named_set_and_a_manifest(
 def test_trials_beside_loose_pictures(
     tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Such a folder only holds what the list names, and it is said why it is not measured."""
+    """Such a folder only contains the pictures of the trials; a warning gives the reason."""
     loose = shutil.copytree(tiny_run.data / "thing 0", tmp_path / "loose")
     trials = tmp_path / "pairs.csv"
     trials.write_text("a,b,same\n0.png,1.png,1\n")
@@ -878,7 +878,7 @@ def test_too_few_for_a_gallery(
     said = capsys.readouterr().err
     assert (
         "needs 4 identities, 2 of them with more than 2 genuine pictures; found 4 identities, "
-        "1 with so many" in said
+        "1 of these with enough" in said
     )
     assert "Galleries" not in (tmp_path / "page.html").read_text(encoding="utf-8")
 

@@ -1,7 +1,7 @@
 """Shared parts of the command line: the parser, shared arguments, and printing.
 
 An argument has the name of the function's parameter as its `dest`. A test compares both, with
-their defaults. This module knows no command, and imports nothing heavy.
+their defaults. This module is independent of the commands and imports nothing heavy.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ def _with_settings(args: argparse.Namespace) -> dict[str, Any]:
 
     values = values_of(args)
     options = {key: values.pop(key) for key in SETTINGS}
-    given = {key: value for key, value in options.items() if value is not None}
-    return values | {"settings": given | parse_overrides(args.settings)}
+    overrides = {key: value for key, value in options.items() if value is not None}
+    return values | {"settings": overrides | parse_overrides(args.settings)}
 
 
 def _seconds(text: str) -> float:
@@ -212,7 +212,7 @@ def _add_faces(parser: argparse.ArgumentParser) -> None:
                         )  # fmt: skip
     parser.add_argument("--model", type=Path, metavar="FILE.onnx", help="YuNet's model file")
     parser.add_argument("--score", type=float, default=0.5, help="least confidence (0.5)")
-    parser.add_argument("--keep", default="best", help="of several faces: best, or largest")
+    parser.add_argument("--keep", default="best", help="face to keep of several: best or largest")
     parser.add_argument("--size", type=int, metavar="N", help="write N x N (default: as they are)")
     parser.add_argument("--margin", type=float, default=0.0, metavar="SHARE",
                         help="margin on each side, as a share of the box")  # fmt: skip
@@ -240,7 +240,7 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
                         help="least size of a cluster (2)")  # fmt: skip
     parser.add_argument("--neighbours", type=int, metavar="K",
                         help="neighbours of each picture in the k-NN graph (32)")  # fmt: skip
-    parser.add_argument("--copy", action="store_true", help="copy the pictures, do not link")
+    parser.add_argument("--copy", action="store_true", help="copy the pictures instead of linking")
     parser.add_argument("--labelled", action=argparse.BooleanOptionalAction,
                         help="score the clusters by the labels of DATA "
                         "(default: not for a folder, which is taken as unlabelled)",
@@ -258,12 +258,12 @@ def _add_recipes(parser: argparse.ArgumentParser) -> None:
 
 
 def _recipes(name: str | None = None) -> dict[str, Any]:
-    """The values of a recipe, or what all of them are about."""
+    """The values of a recipe, or the descriptions of all recipes."""
     from twinlens.recipes import recipe_names, recipe_values
 
     if name is not None:
         return {"name": name, "recipe": recipe_values(name)}
-    return {"recipes": {one: recipe_values(one)["about"].strip() for one in recipe_names()}}
+    return {"recipes": {key: recipe_values(key)["about"].strip() for key in recipe_names()}}
 
 
 def _show_recipes(result: Mapping[str, Any], args: argparse.Namespace) -> int:

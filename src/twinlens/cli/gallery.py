@@ -1,7 +1,7 @@
 """The commands of galleries: `twinlens gallery ...`, `twinlens identify`, `twinlens search`.
 
-A subcommand of `gallery` is a method of `gallery.gallery.Gallery`. What embeds nothing loads no
-torch.
+A subcommand of `gallery` is a method of `gallery.gallery.Gallery`. Subcommands that embed nothing
+do not load torch.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def _import(place: str, **values: Any) -> EnrolResult:
 def _add_rebuild(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, metavar="NEW", help="the new model")
     parser.add_argument("--drop-missing", action="store_true",
-                        help="drop templates whose picture is gone")  # fmt: skip
+                        help="drop templates whose picture is missing")  # fmt: skip
     quiet_argument(parser)
 
 

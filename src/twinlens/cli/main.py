@@ -68,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _check_name(kind: str, words: Sequence[str], names: Iterable[str]) -> None:
-    """Refuse an unknown name, with the names that are like it.
+    """Refuse an unknown name; the message lists similar names.
 
     Raises:
         ConfigError: the first word is no option and no known name.

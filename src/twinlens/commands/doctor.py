@@ -102,8 +102,8 @@ def _time(model: ModelSettings, picture: PictureSettings, batch: int) -> list[di
     options = [Compute(device, half, last) for half in precisions for last in (False, True)]
     seconds = time_formats(Encoder(model, picture), options, batch)
     return [
-        {"format": str(option), "pictures_per_second": round(batch / one, 1)}
-        for option, one in zip(options, seconds, strict=True)
+        {"format": str(option), "pictures_per_second": round(batch / duration, 1)}
+        for option, duration in zip(options, seconds, strict=True)
     ]
 
 

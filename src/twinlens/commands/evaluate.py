@@ -81,7 +81,7 @@ def evaluate(
     Args:
         model: folder of a model or of a run.
         data: labelled pictures: a folder, a manifest, the name of a set, or a table. Optional with
-            `trials`; then it may be a folder without classes, where relative paths start from.
+            `trials`; then it may be a folder without classes, the base of relative paths.
         protocol: "standard", "nearest" or "open-set".
         split: "train", "val", "test", "all", or "auto": the test pictures if the model was trained
             on this data or the data names its splits, else all but the identities that the model
@@ -176,9 +176,9 @@ def _check_protocol(protocol: str, data: object, **options: object) -> None:
 
 
 def _check_numbers(**numbers: tuple[int | None, int]) -> None:
-    for name, (value, least) in numbers.items():
-        if value is not None and value < least:
-            raise ConfigError(f"{name} must be at least {least}, found {value}")
+    for name, (value, minimum) in numbers.items():
+        if value is not None and value < minimum:
+            raise ConfigError(f"{name} must be at least {minimum}, found {value}")
 
 
 def _read(

@@ -23,7 +23,7 @@ class Identification:
     Attributes:
         picture: the file.
         answer: the answer; None for an unreadable picture.
-        error: why it could not be read.
+        error: reason of an unreadable picture.
     """
 
     picture: str
@@ -42,12 +42,12 @@ class Identification:
         if self.answer is None:
             return f"{name}: not read: {self.error}"
         lines = [one_line(f"{self.picture}: {self.answer.explain()}", None)]
-        names = [one_line(one.identity, 40) for one in self.answer.candidates]
-        width = max((len(one) for one in names), default=0)
-        for rank, (one, shown) in enumerate(zip(self.answer.candidates, names, strict=True), 1):
-            odds = "" if one.probability is None else f"  probability {one.probability:6.1%}"
-            path = one_line(one.path, None)
-            lines.append(f"{rank:>5}  {shown:<{width}}  distance {one.distance:.4f}{odds}  {path}")
+        names = [one_line(row.identity, 40) for row in self.answer.candidates]
+        width = max(map(len, names), default=0)
+        for rank, (row, name) in enumerate(zip(self.answer.candidates, names, strict=True), 1):
+            odds = "" if row.probability is None else f"  probability {row.probability:6.1%}"
+            path = one_line(row.path, None)
+            lines.append(f"{rank:>5}  {name:<{width}}  distance {row.distance:.4f}{odds}  {path}")
         return "\n".join(lines)
 
 
@@ -64,22 +64,22 @@ class IdentificationResult:
     @property
     def unread(self) -> tuple[Identification, ...]:
         """The pictures that could not be read."""
-        return tuple(one for one in self.answers if one.answer is None)
+        return tuple(row for row in self.answers if row.answer is None)
 
     @property
     def all_identified(self) -> bool:
         """Whether every picture was read and identified."""
         return all(
-            one.answer is not None and one.answer.verdict == "identified" for one in self.answers
+            row.answer is not None and row.answer.verdict == "identified" for row in self.answers
         )
 
     def as_json(self) -> dict[str, Any]:
         """The answers as plain data."""
-        return {"answers": [one.as_json() for one in self.answers]}
+        return {"answers": [row.as_json() for row in self.answers]}
 
     def as_text(self) -> str:
         """The answers of the pictures that could be read."""
-        return "\n".join(one.as_text() for one in self.answers if one.answer is not None)
+        return "\n".join(row.as_text() for row in self.answers if row.answer is not None)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def identify(
         >>> result.answers[0].answer.identity  # doctest: +SKIP
         'anna'
     """
-    names = [str(one) for one in ([pictures] if isinstance(pictures, str | Path) else pictures)]
+    names = [str(name) for name in ([pictures] if isinstance(pictures, str | Path) else pictures)]
     if not names:
         raise DataError("no pictures were given: name at least one")
     if show is not None:
@@ -144,7 +144,7 @@ def identify(
         result = IdentificationResult(_identify_all(opened, names, k, far))
         _check_any_read(result)
         if show is not None:
-            draw_answers(show, opened, [(one.picture, one.answer) for one in result.answers])
+            draw_answers(show, opened, [(row.picture, row.answer) for row in result.answers])
     return result
 
 

@@ -42,7 +42,7 @@ class InspectResult:
         inspection: the report.
         settings: settings of a run; None if it would fail.
         choices: settings chosen from the data, with reasons.
-        problem: why a run would fail, if it would.
+        problem: reason why a run would fail; None if it would not.
     """
 
     inspection: Inspection

@@ -182,8 +182,8 @@ def _warn_without_effect(recipe: Recipe, settings: Settings, table: ImageTable) 
     """Warn of forgery settings without forgeries, and of a frozen backbone without weights."""
     share = recipe.values.get("sampler", {}).get("forged_share", 0)
     counts = recipe.values.get("loss", {}).get("forged_weight", 1)
-    wanted = share or counts not in (1, "auto")
-    if wanted and not table.of_split("train").forged.any():
+    uses_forgeries = share or counts not in (1, "auto")
+    if uses_forgeries and not table.of_split("train").forged.any():
         log.warning("no forgeries to train on: all impostors are of other identities")
     model = settings.model
     random = model.backbone != "strokes" and not (model.pretrained or model.weights)

@@ -123,7 +123,7 @@ def evaluate_open_set(
 ) -> OpenSetEvaluation:
     """Enrol half of the identities and identify pictures of all of them; forgeries are left out.
 
-    With too few identities there are no figures, and the log says so.
+    With too few identities the result has no figures, and a warning is logged.
 
     Raises:
         DataError: embeddings that are not finite.
@@ -140,7 +140,7 @@ def evaluate_open_set(
         count_I = np.bincount(table.labels())
         log.warning(
             "open-set identification needs 4 identities, 2 of them with more than %d genuine "
-            "pictures; found %d identities, %d with so many",
+            "pictures; found %d identities, %d of these with enough",
             shot, len(count_I), np.count_nonzero(count_I > shot),
         )  # fmt: skip
     return OpenSetEvaluation(

@@ -264,8 +264,8 @@ def _resolve(table: ImageTable, split: str, prefer: str) -> str:
 def _unseen(bundle: Bundle, table: ImageTable) -> tuple[ImageTable, str]:
     """The rows of identities that were not trained on ("unseen"), or "all".
 
-    "all" if no identity was trained on, if the model is of a closed set, and if fewer than two
-    identities would remain.
+    "all" if no identity was trained on, if the model was trained on a closed set, and if fewer than
+    two identities would remain.
     """
     if bundle.origin is None or bundle.origin.data.split != "identities":
         return table, "all"
