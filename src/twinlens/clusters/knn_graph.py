@@ -1,7 +1,7 @@
 """k-NN graph by brute force, in blocks.
 
-Memory grows with N x K: of the N x N distances only those of one block exist at a time. This
-module knows no thresholds and no clusters.
+Memory grows with N x K: of the N x N distances only those of one block exist at a time. Thresholds
+and clusters play no part here.
 
 Shapes: N pictures, D dimensions, K neighbours, B pictures of a block.
 """

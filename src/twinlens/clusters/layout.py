@@ -65,7 +65,7 @@ def place_clusters(
     """Put every picture into the folder of its cluster.
 
     Links are absolute, so the folder may be moved. If links cannot be made, pictures are copied,
-    and the log says so. Pictures without a file are written as PNG.
+    with a warning. Pictures without a file are written as PNG.
 
     Args:
         folder: existing empty folder.

@@ -6,12 +6,12 @@ picture of one is among the K nearest of a picture of the other, within the cut;
 is exact, since a mean within the cut needs a pair within it. The mean is over all pairs. (A library
 that is given the k-NN graph averages over its edges, which are the nearest pairs, and chains
 everything together: see docs/clusters.md. scikit-learn's linkage of all pairs takes 0.7 times as
-long at 2,000 pictures, and memory for N x N distances.) If a group's two parts do not both know
-their mean distance to another, it is measured between at most 16 pictures of each. Memory grows
-with N x K. Must-link pairs are together from the start and cannot-link pairs are never merged, so
-both hold exactly.
+long at 2,000 pictures, and memory for N x N distances.) If only one of two merged groups has a mean
+distance to a third, the new mean is measured between at most 16 pictures of each. Memory grows with
+N x K. Must-link pairs are together from the start and cannot-link pairs are never merged, so both
+hold exactly.
 
-This module knows no files, names or labels, and chooses no threshold.
+Files, names, labels and the choice of a threshold play no part here.
 
 Shapes: N pictures, D dimensions, K neighbours, B pictures of a block, C clusters.
 """
@@ -209,9 +209,9 @@ class _Linkage:
         self.add_means(new, mean)
 
 
-def _sample_evenly(rows: Sequence[int], most: int) -> Ints:
-    """At most `most` of some rows, evenly spaced."""
-    num = min(len(rows), most)
+def _sample_evenly(rows: Sequence[int], max_rows: int) -> Ints:
+    """At most `max_rows` of some rows, evenly spaced."""
+    num = min(len(rows), max_rows)
     return np.array([rows[place * len(rows) // num] for place in range(num)], dtype=np.int64)
 
 

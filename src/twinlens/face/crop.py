@@ -32,7 +32,7 @@ def crop_face(
     """Crop a face.
 
     Args:
-        picture: "L" or "RGB".
+        picture: picture of mode "L" or "RGB".
         face: face with a box inside the picture.
         margin: margin on each side, as a share of the box, clipped to the picture.
         size: side of a square crop in pixels; None keeps the box. The box grows to a square around

@@ -1,7 +1,7 @@
 """Face detectors of OpenCV below version 5, and the model file of YuNet.
 
 OpenCV 5 lacks the cascades and their classifier. OpenCV is imported only when a detector is made.
-This module knows arrays and model files, not pictures on disk.
+Pictures on disk play no part here.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def choose_detector(name: str, model: Path | None = None) -> DetectorChoice:
     if name == "haar":
         if model is not None:
             raise ConfigError(
-                f"the Haar cascade takes no model file, found {model}: leave out --model or take "
+                f"the Haar cascade takes no model file, found {model}: leave out --model, or set "
                 "--detector yunet"
             )
         return DetectorChoice("haar")
@@ -135,7 +135,7 @@ def yunet_file(url: str = YUNET_URL, sha256: str = YUNET_SHA256) -> Path:
             )
         (folder / YUNET_NAME).write_bytes(content)
 
-    hint = f"give a copy of {YUNET_NAME} with --model, or take --detector haar"
+    hint = f"give a copy of {YUNET_NAME} with --model, or set --detector haar"
     return download_once(f"yunet-{sha256[:16]}", [url], fill, hint) / YUNET_NAME
 
 
@@ -193,7 +193,7 @@ class YuNet:
         except (cv2.error, IndexError) as error:
             raise DataError(
                 f"{model} is not a YuNet model that OpenCV can read: give {YUNET_NAME} of the "
-                "OpenCV Zoo, or take --detector haar"
+                "OpenCV Zoo, or set --detector haar"
             ) from error
 
     def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:

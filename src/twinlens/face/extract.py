@@ -31,7 +31,7 @@ __all__ = ["CropOptions", "crop_all"]
 
 MAX_PIXELS = DataSettings().max_pixels
 FLOOR = 0.3  # Below this confidence a detection is not even doubtful.
-PICTURES_A_WORKER = 32  # Starting a process takes as long as so many photographs.
+PICTURES_A_WORKER = 32  # Starting a process takes as long as this many photographs.
 JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}
 
 

@@ -29,10 +29,10 @@ def target_paths(table: ImageTable, source: str | Path | ImageTable) -> list[Pat
         DataError: two identities whose folders would have the same name.
     """
     if is_folder(source) and table.root is not None:
-        wanted = [PurePosixPath(table.relative(row)) for row in range(len(table))]
+        preferred = [PurePosixPath(table.relative(row)) for row in range(len(table))]
     else:
-        wanted = _by_identity(table)
-    places = _without_clashes(wanted)
+        preferred = _by_identity(table)
+    places = _without_clashes(preferred)
     return [Path(place) for place in places]
 
 
@@ -81,13 +81,13 @@ def _part(part: str) -> str:
     return f"_{plain[1:]}" if plain.startswith(".") else plain
 
 
-def _without_clashes(wanted: Sequence[PurePosixPath]) -> list[PurePosixPath]:
-    places: list[PurePosixPath | None] = [None] * len(wanted)
+def _without_clashes(preferred: Sequence[PurePosixPath]) -> list[PurePosixPath]:
+    places: list[PurePosixPath | None] = [None] * len(preferred)
     taken: set[str] = set()
     # Files that keep their names come first, so that none of them is renamed.
-    order = sorted(range(len(wanted)), key=lambda row: _changes(wanted[row]))
+    order = sorted(range(len(preferred)), key=lambda row: _changes(preferred[row]))
     for row in order:
-        for place in _candidates(wanted[row]):
+        for place in _candidates(preferred[row]):
             key = str(place).casefold()
             if key not in taken:
                 taken.add(key)

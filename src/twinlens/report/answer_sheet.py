@@ -1,6 +1,6 @@
 """Pictures of answers: a sheet of probes beside their results, and a verdict on two pictures.
 
-This module lays out pictures and text. It knows no galleries, distances or thresholds.
+This module lays out pictures and text; galleries, distances and thresholds play no part here.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def _nearest_parts(result: NearestNeighbourEvaluation) -> dict[str, Any]:
     identity, answer = table.identity[probe].tolist(), table.identity[nearest].tolist()
     wrong = worst_rows(
         ScoredPairs(distance.astype(np.float64), result.nearest.right), identity, answer,
-        genuine=False, most=MOST_MISTAKES,
+        genuine=False, max_pairs=MOST_MISTAKES,
     )  # fmt: skip
     # Chosen here, since the pixels of all may be more than memory holds.
     shown = map_rows(identity, np.random.default_rng(0))

@@ -60,7 +60,7 @@ def aspect_ratio(pictures: Sequence[Image.Image]) -> float:
 
 
 def box_size(pictures: Sequence[Image.Image], area: int) -> tuple[int, int]:
-    """Width and height of a place of `area` pixels in the aspect_ratio of the median picture."""
+    """Width and height of a place of `area` pixels in the aspect ratio of the median picture."""
     ratio = aspect_ratio(pictures)
     return round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
 
@@ -76,13 +76,13 @@ def draw_picture(
     """Put a picture into the middle of a box, with a hairline so that white paper has an edge.
 
     Args:
-        canvas: drawn upon.
-        picture: any size; enlarged or shrunk in its aspect_ratio; below 64 pixels its pixels stay
-            sharp squares. None draws an empty place.
+        canvas: picture to draw on.
+        picture: picture of any size, enlarged or shrunk in its aspect ratio; below 64 pixels its
+            pixels stay sharp squares. None draws an empty place.
         corner: left and top of the box.
         box: its width and height.
         frame: a thicker frame around the picture.
-        missing: what an empty place says.
+        missing: text in an empty place.
     """
     fitted = Image.new("RGB", box, LINE) if picture is None else _fitted(picture, box)
     x = corner[0] + (box[0] - fitted.width) // 2
@@ -164,7 +164,7 @@ def _shortened(text: str, size: int, bold: bool, width: int) -> str:
 
 
 def _drawable(text: str, size: int, bold: bool) -> tuple[str, Font]:
-    """A font that has every glyph of the text; else the text with what ours lacks as squares."""
+    """A font that has every glyph of the text; if none has, the text with squares for some."""
     ours = _default_font(size, bold)
     if all(_has_glyph(ours, char) for char in text):
         return text, ours
@@ -197,7 +197,7 @@ def _system_font(name: str, size: int) -> Font | None:
 
 @lru_cache(maxsize=4096)
 def _has_glyph(font: Font, char: str) -> bool:
-    """A missing glyph looks like that of a code point that is none."""
+    """Whether a font has a glyph: a missing one looks like that of an unassigned code point."""
     if char.isspace():
         return True
     try:

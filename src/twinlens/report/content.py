@@ -171,21 +171,21 @@ def worst_rows(
     identity_b: Sequence[str],
     *,
     genuine: bool,
-    most: int = 12,
-    each: int = 2,
+    max_pairs: int = 12,
+    max_repeats: int = 2,
 ) -> list[int]:
     """Rows of the farthest genuine or the nearest impostor pairs, worst first.
 
-    Of the same two identities (or an identity and its forger) at most `each` pairs are taken, so
-    that one odd identity does not fill the page.
+    Of the same two identities (or an identity and its forger) at most `max_repeats` pairs are
+    taken, so that one odd identity does not fill the page.
 
     Args:
         pairs: N scored pairs.
         identity_a: N identities of the left pictures.
         identity_b: N identities of the right pictures.
         genuine: whether to take genuine pairs.
-        most: largest number of pairs.
-        each: largest number of pairs of the same two identities.
+        max_pairs: largest number of pairs.
+        max_repeats: largest number of pairs of the same two identities.
     """
     kind = np.flatnonzero((pairs.same == genuine) & np.isfinite(pairs.distance))
     sign = -1.0 if genuine else 1.0
@@ -194,8 +194,8 @@ def worst_rows(
     for row in kind[np.argsort(sign * pairs.distance[kind], kind="stable")]:
         names = tuple(sorted((identity_a[int(row)], identity_b[int(row)])))
         taken[names] += 1
-        if taken[names] <= each:
+        if taken[names] <= max_repeats:
             rows.append(int(row))
-        if len(rows) == most:
+        if len(rows) == max_pairs:
             break
     return rows

@@ -1,7 +1,7 @@
 """Map of embeddings: thumbnails laid out by t-SNE, as SVG text.
 
 Near embeddings lie near (t-SNE, van der Maaten and Hinton 2008, after PCA); large distances on the
-map are not meaningful. This module knows no models, files or pages.
+map are not meaningful. Models, files and pages play no part here.
 
 Shapes: N pictures, D embedding dimension, K principal components, C channels, H height, W width.
 """
@@ -34,22 +34,22 @@ TWELVE = (
 
 
 def map_rows(
-    identity: Sequence[str], rng: np.random.Generator, most: int = 600
+    identity: Sequence[str], rng: np.random.Generator, max_rows: int = 600
 ) -> NDArray[np.intp]:
-    """Rows of the pictures to show, sorted: all, or identities drawn at random up to `most`.
+    """Rows of the pictures to show, sorted: all, or random identities up to `max_rows`.
 
     If not all fit, at most 20 pictures of an identity are taken.
     """
     names = np.asarray(identity, dtype=object)
-    if len(names) <= most:
+    if len(names) <= max_rows:
         return np.arange(len(names))
     rows: list[NDArray[np.intp]] = []
     for name in rng.permutation(np.unique(names)):
         own = np.flatnonzero(names == name)
         rows.append(rng.permutation(own)[:20])
-        if sum(map(len, rows)) >= most:
+        if sum(map(len, rows)) >= max_rows:
             break
-    return np.sort(np.concatenate(rows)[:most])
+    return np.sort(np.concatenate(rows)[:max_rows])
 
 
 def embedding_map(
@@ -98,12 +98,12 @@ def embedding_map(
     return start + "".join(dots + pictures) + legend + "</svg>"
 
 
-def data_uri(pixels_CHW: Pixels, most: float | None = None) -> str:
-    """A picture as a `data:` URI: PNG or JPEG, whichever is smaller, at most `most` a side."""
+def data_uri(pixels_CHW: Pixels, max_side: float | None = None) -> str:
+    """A picture as a `data:` URI: PNG or JPEG, whichever is smaller; no side above `max_side`."""
     array = pixels_CHW[0] if len(pixels_CHW) == 1 else np.moveaxis(pixels_CHW, 0, -1)
     picture = Image.fromarray(np.ascontiguousarray(array))
-    if most is not None:
-        picture.thumbnail((round(most), round(most)))
+    if max_side is not None:
+        picture.thumbnail((round(max_side), round(max_side)))
     encoded = []
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 85})):
         out = io.BytesIO()
@@ -173,10 +173,10 @@ def _fit_into(at_N2: Floats, side: float) -> Floats:
     return fitted_N2
 
 
-def _without_overlap(at_N2: Floats, gap: float, most: int, rng: np.random.Generator) -> Bools:
+def _without_overlap(at_N2: Floats, gap: float, limit: int, rng: np.random.Generator) -> Bools:
     shown = np.zeros(len(at_N2), dtype=bool)
     for row in rng.permutation(len(at_N2)):
-        if shown.sum() >= most:
+        if shown.sum() >= limit:
             break
         shown[row] = not (np.abs(at_N2[shown] - at_N2[row]).max(axis=1) < gap).any()
     return shown

@@ -56,8 +56,8 @@ def _pairs(batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _masks(batch: Batch) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     label, forged = batch.label, batch.forged
     genuine, impostor = pair_masks(label[:, None], forged[:, None], label[None], forged[None])
-    other = ~np.eye(len(label), dtype=np.bool_)
-    return genuine & other, impostor
+    off_diagonal = ~np.eye(len(label), dtype=np.bool_)
+    return genuine & off_diagonal, impostor
 
 
 def _is_forgery(batch: Batch, pairs: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 `render_report` renders a `ReportContent` as HTML, and `write_report` writes the file. The page is
 one file without scripts that loads nothing, for screens, phones and paper, light and dark. Missing
-parts are left out. This module measures nothing, and knows no model and no data set.
+parts are left out. Models, data sets and measurements play no part here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Plots as SVG text: distances, ROC and DET, learning curves.
 
-Each function takes plain arrays and returns `<svg>` elements (see `twinlens.report.svg`). This
-module knows nothing of models, files or pages.
+Each function takes plain arrays and returns `<svg>` elements (see `twinlens.report.svg`). Models,
+files and pages play no part here.
 
 Shapes: N pairs.
 """
@@ -269,8 +269,8 @@ def _histogram_alt(pairs: ScoredPairs, threshold: float | None) -> str:
     if threshold is None:
         return words
     far, frr = _operating_point(pairs, threshold)
-    what = f"accepts {far:.2%} of the impostor pairs and rejects {frr:.2%} of the genuine pairs"
-    return f"{words} The threshold {threshold:.3g} {what}."
+    rates = f"accepts {far:.2%} of the impostor pairs and rejects {frr:.2%} of the genuine pairs"
+    return f"{words} The threshold {threshold:.3g} {rates}."
 
 
 def _edges(parts: list[Floats], bins: int) -> Floats:

@@ -130,12 +130,12 @@ def percent_axis(tick: float, _: float | None) -> str:
     return f"{round(100 * tick, 3):g} %"
 
 
-def thin(x: Floats, y: Floats, most: int = 1500) -> tuple[Floats, Floats]:
-    """At most about `most` points of a line, evenly along its length, with both ends."""
-    if len(x) <= most:
+def thin(x: Floats, y: Floats, max_points: int = 1500) -> tuple[Floats, Floats]:
+    """At most about `max_points` points of a line, evenly along its length, with both ends."""
+    if len(x) <= max_points:
         return x, y
     length = sum(np.abs(np.diff(v)) / max(float(np.ptp(v)), 1e-12) for v in (x, y))
-    mile = np.floor(np.concatenate([[0.0], np.cumsum(length)]) * most / 4)
+    mile = np.floor(np.concatenate([[0.0], np.cumsum(length)]) * max_points / 4)
     # The first and the last point of each mile, so that a jump stays where it is.
     first = np.flatnonzero(np.diff(mile, prepend=-1.0))
     keep = np.union1d(first, np.append(first[1:], len(x)) - 1)

@@ -1,7 +1,4 @@
-"""What all our pages share: how a template is read, and the style sheet.
-
-This module does not know what a page shows.
-"""
+"""Templates and the style sheet of all pages."""
 
 from __future__ import annotations
 
