@@ -1,4 +1,4 @@
-"""Tiny pictures, made on the spot, and a cache that is never the user's own."""
+"""Generated pictures, a tiny trained run, and a cache apart from the user's."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def draw_pictures(
     seed: int = 0,
     suffix: str = ".png",
 ) -> None:
-    """What `picture_folder` makes, for fixtures that live longer than a test."""
+    """The pictures of `picture_folder`, for fixtures with a scope beyond one test."""
     generator = np.random.default_rng(seed)
     for name, count in classes.items():
         folder = top / name
@@ -86,7 +86,7 @@ def tiny_words(**more: object) -> list[str]:
 
 @dataclass(frozen=True)
 class TinyRun:
-    """A run folder, the pictures that it was trained on, and what training said."""
+    """A run folder, the pictures that it was trained on, and the log of its training."""
 
     run: Path
     data: Path

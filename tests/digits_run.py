@@ -32,7 +32,7 @@ CPU = Compute("cpu")
 
 
 def pool(half: int) -> LabelledPixels:
-    """Every second picture of the ten digits, from the first or from the second one on."""
+    """Every second picture of the ten digits, starting at the first or the second."""
     data = load_digits()
     pixels = (data.images[half::2, None] * 15.9).astype(np.uint8)
     label = data.target[half::2].astype(np.int64)
@@ -72,7 +72,7 @@ def start(
     reserve: Callable[[float], float] | None = None,
     begin: int | None = None,
 ) -> tuple[Encoder, Comparator, FitResult]:
-    """Train from weights that `begin` decides, the settings' seed by default."""
+    """Train from initial weights by the seed `begin`, the settings' seed by default."""
     torch.manual_seed(settings.seed if begin is None else begin)
     encoder = Encoder(settings.model, settings.picture)
     comparator = make_comparator(settings.model.comparator, settings.model.embedding)
@@ -86,7 +86,7 @@ def start(
 
 
 def digest(*modules: torch.nn.Module) -> str:
-    """A hash of every bit of some networks."""
+    """A hash of all tensors of some networks."""
     found = hashlib.sha256()
     for module in modules:
         for name, value in module.state_dict().items():
@@ -95,7 +95,7 @@ def digest(*modules: torch.nn.Module) -> str:
 
 
 def attempt(folder: Path) -> int:
-    """Train in a process of its own, which writes the digest of its weights at the end."""
+    """Train in a new process, which writes the digest of its weights at the end."""
     child = os.fork()
     if child:
         return child
@@ -109,7 +109,7 @@ def attempt(folder: Path) -> int:
 
 
 def main(folder: Path, kills: int, seed: int) -> None:
-    """Train `folder`/whole and `folder`/broken; prints how often the latter was killed."""
+    """Train `folder`/whole and `folder`/broken, and print how often the latter was killed."""
     # Both are loaded late and slowly, so once for all children.
     import torch._dynamo  # noqa: F401
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401

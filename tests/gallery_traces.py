@@ -23,7 +23,7 @@ def traces_of_vectors(emb_ND: NDArray[np.float32]) -> list[bytes]:
 
 
 def traces_of_texts(texts: Iterable[str]) -> list[bytes]:
-    """Their UTF-8, and as JSON and Lance's logs may escape it."""
+    """The UTF-8 of each text, and its form escaped as in JSON and Lance's logs."""
     traces = []
     for text in texts:
         traces += [text.encode(), ascii(text)[1:-1].encode()]
@@ -31,9 +31,9 @@ def traces_of_texts(texts: Iterable[str]) -> list[bytes]:
 
 
 def found_in(folder: Path, traces: Iterable[bytes]) -> dict[bytes, list[str]]:
-    """Which traces occur in which files below a folder, names of files included.
+    """The files below a folder, by trace, whose content or name contains it.
 
-    Lance may compress columns, which hides bytes, so that the columns of its files are read too,
+    Lance may compress columns, which hides bytes. The columns of its files are therefore read too,
     with the rows that are marked as deleted.
     """
     held = {str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*"))}
@@ -55,7 +55,7 @@ def _content(path: Path) -> bytes:
 
 
 def decoded(path: Path) -> bytes:
-    """The values of a file of Lance's, as they lie in memory."""
+    """The values of a Lance file, as bytes in memory."""
     table = LanceFileReader(str(path)).read_all().to_table()
     return b"\0".join(
         _bytes(chunk) for column in table.columns for chunk in column.chunks if len(chunk)

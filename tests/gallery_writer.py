@@ -59,7 +59,7 @@ def batch(number: int, num: int | None = None) -> Batch:
 
 
 def actions(names: list[str], first: int, draw: random.Random) -> Iterator[dict[str, Any]]:
-    """The next action; updates `names`, the identities."""
+    """Random actions without end; `names`, the enrolled identities, is updated."""
     number = first
     while True:
         weights = [4, 2 * (len(names) > FEWEST), 2 * (len(names) > FEWEST), 2]

@@ -1,4 +1,4 @@
-"""What a library's loss and ours are asked, and that they agree."""
+"""Comparison of a library's loss with ours: the same value and gradient."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def embedded(number: int, size: int = 32, classes: int = 6) -> tuple[Tensor, Tensor]:
-    """Embeddings (B, 8) with a gradient, and labels of which each is there several times."""
+    """Embeddings (B, 8) with a gradient, and labels that each occur several times."""
     generator = torch.Generator().manual_seed(number)
     emb = torch.randn(size, 8, generator=generator, dtype=torch.float64)
     return emb.requires_grad_(), torch.arange(size) % classes
 
 
 def agree(ours: Tensor, theirs: Tensor, emb: Tensor) -> None:
-    """Two losses of the same embeddings have the same value and gradient, which is not 0."""
+    """Check that two losses of the same embeddings have equal values and non-zero gradients."""
     torch.testing.assert_close(ours, theirs)
     (own,) = torch.autograd.grad(ours, emb, retain_graph=True)
     (other,) = torch.autograd.grad(theirs, emb)

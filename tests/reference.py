@@ -1,4 +1,4 @@
-"""Slow, obvious loops: what the fast code must agree with."""
+"""Slow, obvious loops: the reference for the fast code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def area_under_roc(genuine, impostor):
 
 
 def equal_error_rate(genuine, impostor):
-    """Where the line between two neighbouring points of the curve crosses far = frr."""
+    """The crossing of far = frr with the line between two neighbouring points of the curve."""
     points = curve_points(genuine, impostor)
     for (_, far_0, frr_0), (_, far_1, frr_1) in pairwise(points):
         if far_0 <= frr_0 and far_1 >= frr_1:
@@ -63,7 +63,7 @@ def all_pairs(label, forged):
 
 
 def leave_one_out(dist, label, forged, k):
-    """Recall at k and MAP@R over the probes that have something to find, one by one."""
+    """Recall at k and MAP@R over the mated probes, one by one."""
     recalls, precisions = [], []
     for probe in range(len(label)):
         others = [j for j in range(len(label)) if j != probe]
@@ -236,7 +236,7 @@ def average_linkage_loop(dist, cut, must=(), cannot=()):
 
 
 def distance_of(name, a, b, parts):
-    """The distance of two embeddings by its definition; `parts` holds what a comparator learned."""
+    """The distance of two embeddings by its definition; `parts` holds a comparator's weights."""
     difference = [x - y for x, y in zip(a, b, strict=True)]
     square = sum(d * d for d in difference)
     if name == "euclidean":

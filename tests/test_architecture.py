@@ -121,7 +121,7 @@ def test_no_torch_at_the_top_of(place: str) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_every_module_imports_and_says_what_it_offers(path: Path) -> None:
+def test_every_module_imports_and_declares_all(path: Path) -> None:
     if path.name == "__main__.py":
         return
     module = importlib.import_module(name_of(path))

@@ -129,8 +129,8 @@ def test_a_download_without_network_is_one_clear_line(monkeypatch: pytest.Monkey
     make_backbone(ModelSettings(backbone="test_resnet", pretrained=True), RGB, load=False)
 
 
-def test_a_host_that_does_not_answer_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where timm's client would try for minutes, and say so in many lines."""
+def test_an_unreachable_host_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's client would try for minutes, with many lines of log."""
 
     def silent(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("no route to host")

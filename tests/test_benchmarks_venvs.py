@@ -44,7 +44,7 @@ def test_environment_is_made_once_and_again_when_it_needs_other_parts(tmp_path, 
     assert made.calls == 4
 
 
-def test_failed_install_says_pips_reason_and_leaves_no_stamp(tmp_path, monkeypatch):
+def test_failed_install_gives_pips_reason_and_leaves_no_stamp(tmp_path, monkeypatch):
     said = "WARNING: old\nERROR: No matching distribution found for torch\n"
     shell(monkeypatch, 1, said)
     with pytest.raises(venvs.PeerError, match=r"No matching distribution.*registry"):

@@ -106,7 +106,7 @@ def test_a_run_folder_stands_for_its_model(tmp_path: Path) -> None:
         assert model_folder(path) == tmp_path / "run" / "model"
 
 
-def test_the_fingerprint_is_of_what_decides_an_embedding(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_what_decides_an_embedding(tmp_path: Path) -> None:
     prints = [
         saved(tmp_path / "a").fingerprint,
         saved(tmp_path / "b", seed=1).fingerprint,
@@ -152,7 +152,7 @@ def test_there_is_no_pickle_in_the_folder(tmp_path: Path) -> None:
             list(pickletools.genops(content))
 
 
-def test_where_weights_came_from_is_not_asked_for_again(tmp_path: Path) -> None:
+def test_the_initial_weights_file_is_not_needed_again(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     bundle = saved(folder)
     moved = bundle.encoder
@@ -217,7 +217,7 @@ def rewrite(folder: Path, refresh: bool = True, **changes: object) -> None:
     file.write_text(json.dumps(description))
 
 
-def test_a_newer_format_says_to_upgrade(tmp_path: Path) -> None:
+def test_a_newer_format_needs_an_upgrade(tmp_path: Path) -> None:
     saved(tmp_path / "m")
     rewrite(tmp_path / "m", format=FORMAT + 1)
     assert f"has format {FORMAT + 1}" in refusal(tmp_path / "m")

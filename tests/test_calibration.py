@@ -206,7 +206,7 @@ def test_names_and_order_of_pairs_do_not_matter(calibration):
     assert again.log_loss_platt == pytest.approx(calibration.log_loss_platt)
 
 
-def test_what_cannot_be_calibrated_says_why():
+def test_errors_of_calibration_give_the_reason():
     with pytest.raises(CalibrationError, match="no genuine pairs"):
         fit_calibration([1, 2], [0, 0], [0, 0], [1, 2], target_far=0.5)
     with pytest.raises(CalibrationError, match="found 1 impostor pairs"):

@@ -1,6 +1,6 @@
-"""The command line: what it prints where, its exit codes, and one clear message for every mistake.
+"""The command line: output, exit codes, and one clear message for every mistake.
 
-What the commands do is tested with the jobs; what `--json` holds, in test_json.py.
+The commands themselves are tested in test_command_*.py, and the keys of `--json` in test_json.py.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def test_arguments_of_gallery_are_the_parameters_of_its_methods(name: str) -> No
 # --- answers ------------------------------------------------------------------------------------
 
 
-def test_verify_says_same_or_different(tiny_run: TinyRun, capsys: Capture) -> None:
+def test_verify_prints_same_or_different(tiny_run: TinyRun, capsys: Capture) -> None:
     a, _ = two_pictures(tiny_run)
     code, out, err = run(capsys, "verify", tiny_run.run, a, a, "--json")
     answer = json.loads(out)
@@ -271,7 +271,7 @@ def test_split_is_another_word_for_on(tiny_run: TinyRun, capsys: Capture) -> Non
 def test_interrupting(
     tiny_run: TinyRun, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training can be gone on with, and says how; other commands have nothing to say."""
+    """Training can be resumed, and the message names the options; other commands need no advice."""
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -635,7 +635,9 @@ def test_damaged_models(
         assert message in refuse(capsys, *ask(command, model, tiny_run, tmp_path))
 
 
-def test_uncalibrated_model_says_how(tiny_run: TinyRun, tmp_path: Path, capsys: Capture) -> None:
+def test_error_of_an_uncalibrated_model_names_the_command(
+    tiny_run: TinyRun, tmp_path: Path, capsys: Capture
+) -> None:
     model = shutil.copytree(tiny_run.model, tmp_path / "model")
     file = model / "model.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"calibration": None}))

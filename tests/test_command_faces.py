@@ -135,9 +135,7 @@ def test_folders_names_counts_and_the_list(
     assert 0 < sides[0] < 51 < 85 < sides[2] < 137  # Both of her eyes.
 
 
-def test_the_face_is_the_part_of_the_photograph_that_the_list_says(
-    photos: Path, tmp_path: Path
-) -> None:
+def test_the_face_is_the_listed_part_of_the_photograph(photos: Path, tmp_path: Path) -> None:
     twinlens.faces(photos, tmp_path / "out", detector="haar", margin=0.25, quiet=True)
     row = rows_of(tmp_path / "out")["Грейс <b>/zwei.png"]
     left, top, right, bottom = (float(row[side]) for side in ("left", "top", "right", "bottom"))

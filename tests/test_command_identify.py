@@ -1,4 +1,4 @@
-"""Who is this, and what is like it: answers, their words, and the pictures of them."""
+"""`identify` and `search`: answers, their text, and their sheets."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_what_is_wrong_is_said(place: Path, tiny_run: TinyRun, tmp_path: Path) -
         search(tmp_path / "none", good, show=tmp_path / "s")
 
 
-def test_an_empty_gallery_knows_nobody(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_an_empty_gallery_answers_nobody(tiny_run: TinyRun, tmp_path: Path) -> None:
     Gallery.create(tmp_path / "empty", tiny_run.run)
     shown = tmp_path / "x.png"
     found = identify(tmp_path / "empty", picture(tiny_run, "thing 0"), show=shown).answers[0].answer

@@ -1,4 +1,4 @@
-"""`inspect` says what a run would do, and `demo` does one."""
+"""`inspect`: report and settings of a run; `demo`: a run on digits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from twinlens.errors import ConfigError, DataError
 Capture = pytest.CaptureFixture[str]
 
 
-def test_it_says_what_a_run_would_do(tiny_run: TinyRun) -> None:
+def test_settings_are_those_of_a_run(tiny_run: TinyRun) -> None:
     """Its choices and splits are those that a run on the same data has made."""
     found = twinlens.inspect(tiny_run.data, settings=TINY, quiet=True).as_json()
     facts = json.loads((tiny_run.run / "run.json").read_text())
@@ -94,7 +94,7 @@ def test_broken_pictures_as_a_run_takes_them(
 def test_pairs_that_are_lost_with_broken_pictures(
     picture_folder: PictureFolder, tmp_path: Path
 ) -> None:
-    """All second pictures are broken: there are no genuine pairs left, and both commands say so."""
+    """Every second picture is broken, so no genuine pair is left: both commands report that."""
     data = picture_folder({f"thing{number}": 2 for number in range(8)})
     for number in range(8):
         (data / f"thing{number}" / "1.png").write_bytes(b"no picture")

@@ -37,7 +37,7 @@ Written = list[pages.ReportFacts]
 
 @pytest.fixture(autouse=True)
 def written(monkeypatch: pytest.MonkeyPatch) -> Written:
-    """What the reports of this test would say: drawing them takes most of a tiny run's time."""
+    """Contents of the reports in place of files: drawing takes most of a tiny run's time."""
     facts: Written = []
 
     def note(path: Path, bundle: object, measured: object, said: pages.ReportFacts) -> None:
@@ -108,7 +108,7 @@ def test_settings_and_facts_of_a_run(tiny_run: TinyRun) -> None:
 def test_the_command_repeats_the_run(
     tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What run.json says, typed in again, gives the same weights: seeds hold, orders hold."""
+    """The command of run.json gives the same weights: nothing depends on time or file order."""
     import shlex
 
     words = shlex.split(read(tiny_run.run / "run.json")["command"])
@@ -195,7 +195,7 @@ def test_history(tiny_run: TinyRun) -> None:
     assert [row["metric"] != "" for row in rows if int(row["step"]) in (10, 20)] == [True, True]
 
 
-def test_results_are_what_evaluate_says(
+def test_results_equal_those_of_evaluate(
     tiny_run: TinyRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
@@ -249,7 +249,7 @@ def test_the_report_is_one_page(tiny_run: TinyRun) -> None:
 
 
 def test_it_learns(tiny_run: TinyRun, tmp_path: Path) -> None:
-    """The loss falls, and unseen things are told apart."""
+    """The loss falls, and unseen identities are separated."""
     twinlens.train(
         tiny_run.data, out=tmp_path / "run", settings=TINY | {"train.steps": 80}, quiet=True
     )
@@ -331,7 +331,7 @@ def test_a_lock_that_a_kill_left_is_none(tiny_run: TinyRun, tmp_path: Path) -> N
     assert not (tmp_path / ".run.lock").exists()
 
 
-def test_where_no_lock_can_be_made_a_run_goes_on(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_without_a_lock_a_run_continues(tiny_run: TinyRun, tmp_path: Path) -> None:
     (tmp_path / ".run.lock").mkdir()
     twinlens.train(tiny_run.data, out=tmp_path / "run", settings=SHORT, quiet=True)
     assert read(tmp_path / "run" / "run.json")["finished"] is True
@@ -448,7 +448,7 @@ def test_too_few_identities_for_a_test_split(
     capsys: pytest.CaptureFixture[str],
     written: Written,
 ) -> None:
-    """It says so, measures on the validation pictures, and warns that they flatter."""
+    """It evaluates on the validation pictures, and warns that the figures are optimistic."""
     data = picture_folder({f"thing{number}": 5 for number in range(num)})
     capsys.readouterr()
     twinlens.train(data, out=tmp_path / "run", settings=SHORT)
@@ -487,7 +487,7 @@ def test_test_pictures_without_pairs(
 def test_no_pictures_but_for_training(
     tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither measured nor calibrated, and said."""
+    """Neither evaluated nor calibrated, with a warning."""
     capsys.readouterr()
     settings = SHORT | {"data.fractions": (1.0, 0.0, 0.0)}
     model = twinlens.train(tiny_run.data, out=tmp_path / "run", settings=settings)
@@ -502,7 +502,7 @@ def test_no_pictures_but_for_training(
 # --- broken pictures ----------------------------------------------------------------------------
 
 
-def test_a_run_goes_on_with_some_broken_pictures(
+def test_a_run_continues_without_broken_pictures(
     picture_folder: PictureFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], drawn: None
 ) -> None:
     data = picture_folder({f"thing{number}": 5 for number in range(8)})
@@ -556,7 +556,7 @@ def test_too_many_broken_pictures_stop_a_run(picture_folder: PictureFolder, tmp_
 # --- going on -----------------------------------------------------------------------------------
 
 
-def test_resuming_a_finished_run_says_so(
+def test_resuming_a_finished_run_is_reported(
     tiny_run: TinyRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in tiny_run.run.rglob("*")}
@@ -660,7 +660,7 @@ def test_a_copy_of_the_data_is_the_same_data(tiny_run: TinyRun, tmp_path: Path) 
 
 
 def test_resuming_with_other_splits_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
-    """What was trained on must not become what is tested on."""
+    """Training pictures must not become test pictures."""
     table = read_table(tiny_run.data)
     names = sorted(set(table.identity))
     divided = {name: ("train", "val", "test")[place % 3] for place, name in enumerate(names)}
@@ -686,7 +686,7 @@ def test_resuming_where_there_is_no_such_device(tiny_run: TinyRun, tmp_path: Pat
         twinlens.train(tiny_run.data, out=run, resume=True, quiet=True)
 
 
-def test_weights_to_start_from_are_not_needed_to_go_on(
+def test_resuming_does_not_need_the_initial_weights(
     tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -751,7 +751,7 @@ def test_resuming_what_was_not_begun(
 
 
 @pytest.mark.usefixtures("drawn")
-def test_report_says_what_was_found(
+def test_contents_of_the_report(
     tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contents: list[ReportContent] = []

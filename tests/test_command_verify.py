@@ -56,7 +56,7 @@ def two_files(folder: Path) -> tuple[Path, Path]:
 
 
 def in_a_new_process(words: list[str], say: str) -> str:
-    """What a fresh Python says after the command."""
+    """Output of a new Python process after the command."""
     code = f"import sys; from twinlens.cli.main import main; main({words!r}); print({say})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return run.stdout

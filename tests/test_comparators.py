@@ -171,7 +171,7 @@ def test_the_matrix_of_a_network_does_not_depend_on_its_blocks(
         assert comparator.matrix(a_ND[:0], b_MD).shape == (0, 9)
 
 
-def test_cosine_ignores_lengths_and_knows_zero() -> None:
+def test_cosine_ignores_lengths_and_handles_zero() -> None:
     cosine, a_ND, b_ND = make_comparator("cosine", D), embeddings(9, 14), embeddings(9, 15)
     torch.testing.assert_close(cosine.matrix(a_ND * 7, b_ND), cosine.matrix(a_ND, b_ND))
     zero_ND = torch.zeros(9, D)

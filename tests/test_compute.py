@@ -1,4 +1,4 @@
-"""How the arithmetic is chosen, and that choosing it leaves no trace in the network."""
+"""The choice of the arithmetic, which leaves the network unchanged."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def made(backbone: str = "conv", stride: int = 1) -> Encoder:
 
 @pytest.fixture
 def timings(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[bool, bool], float]:
-    """A machine with bfloat16 whose speed in each format is as this table says."""
+    """A machine with bfloat16, and its speed in each format by this table."""
     table = {(False, False): 1.0, (False, True): 0.9, (True, False): 2.0, (True, True): 3.0}
 
     def timed(encoder: Encoder, options: list[Compute], batch_size: int) -> list[float]:
@@ -117,7 +117,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     assert choose_compute(made(), CPU, 4) == Compute("cpu")
 
 
-def test_what_the_user_says_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_formats_set_by_the_user_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute, "time_formats", None)
     said = TrainSettings(device="cpu", precision="bfloat16", channels_last="yes")
     assert choose_compute(made(), said, 4) == Compute("cpu", True, True)

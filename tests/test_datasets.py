@@ -294,7 +294,7 @@ def test_lfw_layouts_with_and_without_lists(tmp_path, below):
     assert read_table("lfw", root=root).split.tolist() == ["train", "test"]
 
 
-def test_lfw_without_a_root_says_where_it_is(tmp_path):
+def test_error_of_lfw_without_a_root_names_a_mirror(tmp_path):
     with pytest.raises(DataError, match=r"no longer be downloaded.*--root"):
         read_table("lfw")
     with pytest.raises(DataError, match="holds none of lfw-deepfunneled"):

@@ -63,7 +63,7 @@ def test_grey_stays_grey_and_bits_become_black_and_white() -> None:
     np.testing.assert_array_equal(pixels(encode(bits, "PNG")), [[0, 255], [255, 0]])
 
 
-def test_pgm_as_the_format_says() -> None:
+def test_pgm_follows_its_format() -> None:
     np.testing.assert_array_equal(pixels(b"P5 3 1 255\n\x00\x7f\xff"), [[0, 127, 255]])
     np.testing.assert_array_equal(pixels(b"P2 3 1 255\n0 127 255\n"), [[0, 127, 255]])
     # Two bytes a value, most significant first: 0x0100 >> 8 = 1.

@@ -58,7 +58,7 @@ def test_all_alike_is_chance():
     assert best_accuracy(curve) == (0.5, -np.inf)
 
 
-def test_separated_pairs_are_told_apart_in_the_middle_of_the_gap():
+def test_threshold_of_separated_pairs_is_the_middle_of_the_gap():
     curve = det_curve([0.1, 0.2], [0.6, 0.9])
     assert (eer(curve), auc(curve)) == (0, 1)
     accuracy, threshold = best_accuracy(curve)
@@ -173,7 +173,7 @@ def test_threshold_by_hand():
     assert tar_at_far([0.5, 1, 1.5, 7], impostor, 0.01) == 0.5
 
 
-def test_too_few_impostors_say_how_many_are_needed():
+def test_error_of_too_few_impostors_gives_the_needed_number():
     with pytest.raises(CalibrationError, match=r"found 99 impostor pairs.*at least 100"):
         threshold_at_far(np.arange(99), 0.01)
     with pytest.raises(CalibrationError, match="found 0 impostor"):

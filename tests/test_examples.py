@@ -1,4 +1,4 @@
-"""The scripts in examples/ do what they say."""
+"""The scripts in examples/ run and write what they describe."""
 
 from __future__ import annotations
 

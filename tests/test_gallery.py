@@ -42,7 +42,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def split(pictures: Path, num_known: int = 6) -> tuple[list[Path], list[Path]]:
-    """The first pictures of known things are taken out to ask about; and those of strangers."""
+    """Probes: the first pictures of the enrolled identities, held out, and those of strangers."""
     known = [pictures / f"new {n}" / "0.png" for n in range(num_known)]
     strangers = [pictures / f"new {n}" / "0.png" for n in range(num_known, 8)]
     return known, strangers
@@ -123,7 +123,7 @@ def test_enrol_counts_new_known_and_skipped(gallery: Gallery, pictures: Path) ->
     assert gallery.identities() == {f"new {n}": 4 if n == 1 else 5 for n in range(8)}
 
 
-def test_enrolment_goes_on_where_it_was(
+def test_enrolment_resumes(
     gallery: Gallery, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("twinlens.gallery.enrol.AT_ONCE", 10)
@@ -199,14 +199,14 @@ def test_a_manifests_further_columns_are_metadata(
     assert [hit.identity for hit in late] == ["ben"]
 
 
-def test_forgeries_are_nobodys_templates(gallery: Gallery, picture_folder: PictureFolder) -> None:
+def test_forgeries_are_not_enrolled(gallery: Gallery, picture_folder: PictureFolder) -> None:
     result = gallery.enrol(picture_folder({"anna": 3, "anna_forg": 2}))
     assert result.num_new == 3
     assert len(result.skipped) == 2
     assert "forgery" in result.skipped[0].reason
 
 
-def test_named_sets_have_no_files_and_are_told_by_their_pixels(gallery: Gallery) -> None:
+def test_pictures_of_named_sets_are_identified_by_their_pixels(gallery: Gallery) -> None:
     few = read_table("digits").select(np.arange(40))
     result = gallery.enrol(few)
     assert result.num_new + result.num_known == 40
@@ -243,7 +243,9 @@ def test_embeddings_of_others_are_refused(gallery: Gallery) -> None:
 # --- answering ---
 
 
-def test_known_ones_are_named_and_strangers_are_nobody(gallery: Gallery, pictures: Path) -> None:
+def test_mated_probes_are_identified_and_strangers_are_nobody(
+    gallery: Gallery, pictures: Path
+) -> None:
     enrol_known(gallery, pictures)
     known, strangers = split(pictures)
     result = gallery.calibrate(fpir=0.1)
@@ -393,7 +395,7 @@ def test_rename_and_merge(gallery: Gallery, pictures: Path) -> None:
         gallery.rename("O'Brien \U0001f600", " ")
 
 
-def test_erase_says_what_went_and_an_interrupted_one_is_finished(
+def test_erase_counts_and_completes_an_interrupted_erasure(
     gallery: Gallery, pictures: Path
 ) -> None:
     enrol_known(gallery, pictures, 3)
@@ -503,7 +505,7 @@ def test_rebuild_with_another_model(gallery: Gallery, pictures: Path, tmp_path: 
     assert again.matcher.fingerprint == other.fingerprint
 
 
-def test_nobody_writes_vectors_of_the_old_model_after_a_rebuild(
+def test_vectors_of_the_old_model_are_refused_after_a_rebuild(
     gallery: Gallery, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gallery.enrol_files("new 0", [pictures / "new 0" / "0.png"])
@@ -534,7 +536,7 @@ def test_the_model_that_lies_in_a_gallery_must_be_its_own(
     assert len(gallery) == 0
 
 
-def test_rebuild_says_what_is_missing_and_drops_nothing_unasked(
+def test_rebuild_lists_missing_pictures_and_drops_none_by_default(
     gallery: Gallery, pictures: Path, tmp_path: Path
 ) -> None:
     gallery.enrol(pictures)

@@ -57,7 +57,7 @@ def test_by_votes_the_best_need_not_be_the_nearest() -> None:
     assert answer.margin == pytest.approx(-0.4)
 
 
-def test_a_threshold_for_pairs_says_what_it_lets_through() -> None:
+def test_a_threshold_for_pairs_gives_its_fpir() -> None:
     pairs = Threshold(0.5, "pairs", 0.634)
     answer = decide(near(0.1, 0.9), 5, pairs, None)
     assert "may falsely identify up to 63% of strangers" in answer.explain()

@@ -37,7 +37,7 @@ def pictures(picture_folder: PictureFolder) -> Path:
 
 @dataclass(frozen=True)
 class Person:
-    """All that a gallery knows of somebody: bytes that the files hold, by what they are."""
+    """All that a gallery stores of an identity, as bytes by kind."""
 
     traces: dict[str, list[bytes]]
 
@@ -156,7 +156,7 @@ def test_the_last_one(gallery: Gallery, pictures: Path) -> None:
 
 
 def test_the_digest_of_a_picture_goes_too(gallery: Gallery, pictures: Path) -> None:
-    """It would show that a picture somebody has was enrolled."""
+    """It would reveal that a given picture was enrolled."""
     file = pictures / WHO / "0.png"
     gallery.enrol(pictures)
     name = hashlib.blake2b(file.read_bytes(), digest_size=16).digest()
@@ -224,9 +224,7 @@ def test_an_identity_made_in_between_is_not_merged_with(gallery: Gallery) -> Non
         gallery.rename("person-0000001", "new")
 
 
-def test_an_erasure_that_stops_half_way_says_so(
-    gallery: Gallery, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_error_of_an_interrupted_erasure(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
     enrol(gallery, batch(1, 5))
     enrol(gallery, batch(2, 5))
 
@@ -264,7 +262,7 @@ def test_others_are_never_touched(
     assert Gallery.open(place).store.num_partitions() == (index.partitions if index else 0)
 
 
-def test_readers_go_on_during_erasures(gallery: Gallery) -> None:
+def test_readers_continue_during_erasures(gallery: Gallery) -> None:
     """Threads that look all the time, while one identity after the other goes."""
     for number in range(6):
         enrol(gallery, batch(number, 20))

@@ -79,7 +79,7 @@ def test_counts_are_those_of_one_by_one(gallery: Gallery, monkeypatch: pytest.Mo
     assert result.num_identities == 2
 
 
-def test_an_import_skips_what_is_somebody_elses(gallery: Gallery, tmp_path: Path) -> None:
+def test_an_import_skips_pictures_of_another_identity(gallery: Gallery, tmp_path: Path) -> None:
     paths = [f"/pictures/{n}.png" for n in range(4)]
     enrol(gallery, vectors_for(gallery, 4), ["anna", "anna", "ben", "ben"], path=paths)
     gallery.export(tmp_path / "all.parquet")
@@ -152,7 +152,7 @@ def test_what_may_be_left_empty(gallery: Gallery, tmp_path: Path) -> None:
     assert len({row["hash"] for row in rows.values()}) == 3
 
 
-def test_forgeries_are_nobodys_templates(gallery: Gallery, tmp_path: Path) -> None:
+def test_forgeries_are_not_enrolled(gallery: Gallery, tmp_path: Path) -> None:
     """They are named, and the numbers of rows without paths stay those of the file."""
     table = with_column(file_of(gallery, 6), "path", ["", "/p/1.png", None, "", "", ""])
     table = with_column(table, "hash", ["0", "1", "2", "3", "4", "0"])
@@ -306,7 +306,7 @@ def test_what_has_no_file_is_said_to_have_none(gallery: Gallery, tmp_path: Path)
 # --- how DATA is read, and what is asked ---
 
 
-def test_calibrating_knows_the_models_forgeries(
+def test_calibration_leaves_out_the_models_forgeries(
     gallery: Gallery, tmp_path: Path, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As enrolling does: the folder that the model calls forgeries is nobody's."""
@@ -372,7 +372,7 @@ def test_keys_of_any_characters(gallery: Gallery, where: str, num: int) -> None:
     assert len(gallery.search_embedding(vectors_for(gallery, 1)[0], where=where)) == num
 
 
-def test_imports_say_whom_they_skip(
+def test_imports_list_skipped_rows(
     gallery: Gallery,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,

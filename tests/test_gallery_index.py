@@ -50,7 +50,7 @@ def test_a_measurement_of_an_index_that_is_gone_is_not_written(
     assert index is None or set(index) == {"partitions", "nprobes", "recall"}
 
 
-def test_a_measurement_without_its_index_is_told(gallery: Gallery) -> None:
+def test_a_measurement_without_its_index_is_not_used(gallery: Gallery) -> None:
     gallery.optimize(partitions=4)
     assert gallery.info().search == "index"
     gallery.store.make_index(0)
@@ -81,7 +81,7 @@ def test_when_an_index_is_wanted(gallery: Gallery, monkeypatch: pytest.MonkeyPat
     assert gallery.needs_index()
 
 
-def test_too_many_for_memory_and_no_index_is_told(
+def test_too_many_for_memory_without_an_index_is_reported(
     gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("twinlens.gallery.search.EXACT_BYTES", 0)

@@ -1,6 +1,6 @@
 """A gallery under kill -9, and with several writers and readers at once, in real processes.
 
-TWINLENS_KILLS and TWINLENS_SECONDS ask for more than the slow tests do by themselves.
+TWINLENS_KILLS and TWINLENS_SECONDS make the slow tests longer.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def templates_in(gallery: Gallery) -> Templates:
 
 
 def after(state: Templates, action: dict[str, Any], gallery: Gallery) -> Templates:
-    """What an action makes of the templates."""
+    """The templates after an action."""
     match action["do"]:
         case "enrol":
             return state | templates_of(batch(action["batch"]), gallery)
@@ -74,7 +74,7 @@ def after(state: Templates, action: dict[str, Any], gallery: Gallery) -> Templat
 
 @dataclass
 class Seen:
-    """What a writer has told before it was killed."""
+    """The output of a writer before it was killed."""
 
     gallery: Gallery
     state: Templates
@@ -121,7 +121,7 @@ class Killer:
         self._lasts = {kind: collections.deque([0.1], maxlen=5) for kind in KINDS}
 
     def kill(self, writer: subprocess.Popen[bytes], kind: str, seen: Seen) -> None:
-        """Kill it at random during an action of that kind; `seen` learns what it told."""
+        """Kill it at random during an action of that kind; `seen` receives its output."""
         turn, began = self._draw.randint(1, 2), time.monotonic()
         assert writer.stdout is not None
         for raw in writer.stdout:

@@ -41,7 +41,7 @@ for number in range(int(sys.argv[4]), int(sys.argv[4]) + 4):
 
 @pytest.fixture(scope="module")
 def options() -> Iterator[dict[str, str]]:
-    """How to reach a store with one empty bucket."""
+    """Storage options for an object store with one empty bucket."""
     import boto3
 
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
@@ -168,7 +168,7 @@ def test_the_same_picture_by_two_writers_is_one_template(
 
 
 def at_once(*works: Callable[[], object]) -> list[BaseException]:
-    """What went wrong in threads that do these things at the same time."""
+    """Errors of threads that run these functions at the same time."""
     problems: list[BaseException] = []
 
     def watched(work: Callable[[], object]) -> None:

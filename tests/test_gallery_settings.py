@@ -60,6 +60,6 @@ def test_all_problems_of_damaged_settings_are_named(stored: dict[str, Any]) -> N
         assert name in str(caught.value)
 
 
-def test_a_newer_format_says_upgrade(stored: dict[str, Any]) -> None:
+def test_a_newer_format_needs_an_upgrade(stored: dict[str, Any]) -> None:
     with pytest.raises(GalleryError, match=r"has format 2, but .* up to 1: upgrade twinlens"):
         read_settings("g", stored | {"format": 2, "unknown": True})

@@ -140,7 +140,7 @@ def test_a_taken_place_is_refused(place: Path, store: Store, tmp_path: Path) -> 
     assert Store.create(tmp_path / "empty", DIM, {}, {}).count() == 0
 
 
-def test_no_gallery_says_how_to_make_one(tmp_path: Path) -> None:
+def test_error_of_a_missing_gallery_names_the_command(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     for absent in (tmp_path / "absent", tmp_path, tmp_path / "file"):
         with pytest.raises(GalleryError, match="twinlens gallery create"):
@@ -413,7 +413,7 @@ def test_deleted_templates_are_not_found(store: Store, nprobes: int | None) -> N
         store.compact()
 
 
-def test_index_says_what_it_knows(store: Store) -> None:
+def test_index_counts_its_rows(store: Store) -> None:
     assert store.num_unindexed() is None
     assert store.num_partitions() == 0
     fill(store, anna=50)
@@ -429,7 +429,7 @@ def test_index_says_what_it_knows(store: Store) -> None:
     assert store.count() == 57
 
 
-def test_reindex_is_of_what_is_there(store: Store, capfd: pytest.CaptureFixture[str]) -> None:
+def test_reindex_covers_the_present_rows(store: Store, capfd: pytest.CaptureFixture[str]) -> None:
     fill(store, anna=20, bert=8)
     store.reindex()
     assert store.num_partitions() == 0
@@ -443,7 +443,7 @@ def test_reindex_is_of_what_is_there(store: Store, capfd: pytest.CaptureFixture[
     assert capfd.readouterr().err == ""  # Lance warns of training on too few.
 
 
-def test_settle_is_told_of_the_index(store: Store) -> None:
+def test_settings_of_the_index_get_its_partitions(store: Store) -> None:
     fill(store, anna=20)
     for num in (0, 3):
         store.make_index(num)
@@ -788,7 +788,9 @@ def test_the_hint_at_the_newest_version_is_only_a_hint(
         OSError(errno.ENOSPC, "No space left on device"),
     ],
 )
-def test_a_full_disk_is_told(store: Store, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+def test_a_full_disk_is_reported(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
     fill(store, anna=3)
 
     def fails(path: str | Path) -> None:

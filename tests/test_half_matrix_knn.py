@@ -73,7 +73,7 @@ def test_agrees_with_the_loop(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["euclidean", "squared-euclidean", "sigmoid"])
 @pytest.mark.usefixtures("small")
-def test_ties_are_settled_against_the_model(name, monkeypatch):
+def test_ties_count_against_the_model(name, monkeypatch):
     shares = complete_shares(monkeypatch)
     data = people(levels=2)  # whole numbers, of which distances are exact
     assert scores(data, EuclideanComparison(name)) == pytest.approx(looped(data, name))

@@ -157,7 +157,7 @@ def test_a_resumed_run_comes_to_the_weights_of_an_unbroken_one(
 def test_a_frozen_backbone_is_the_checkpoints_when_a_run_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an encoder begins with may have changed meanwhile; nothing is learned from that."""
+    """The initial weights of an encoder may have changed meanwhile; they are not used."""
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     settings = digit_settings(train__steps=12, model__freeze="all", augment={})
     assert can_precompute(settings)
@@ -470,7 +470,7 @@ def test_without_validation_the_last_weights_stay(
     assert "lack pairs of both kinds" in caplog.text
 
 
-def test_tensorboard_and_history_say_the_same(tmp_path: Path) -> None:
+def test_tensorboard_and_history_agree(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = RunFolder(tmp_path / "run")
@@ -490,7 +490,7 @@ def frozen_settings(**more: Any) -> Settings:
     return digit_settings(augment={}, model__freeze="all", model__head=(8,), **more)
 
 
-def test_a_batch_is_seen_mirrored_where_it_says_so() -> None:
+def test_mirrored_pictures_of_a_batch_are_mirrored() -> None:
     settings = digit_settings(augment={})
     embed = BatchEmbedder(Encoder(settings.model, settings.picture), TRAIN, settings, CPU)
     plain = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(0)

@@ -168,7 +168,7 @@ def weighted(impostor: Tensor, number: int, dtype: torch.dtype = torch.float64) 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("number", range(4))
-def test_supcon_counts_impostors_as_often_as_it_is_told(number, dtype):
+def test_supcon_weights_of_impostors(number, dtype):
     dist, genuine, impostor = sample(number, dtype=dtype)
     times = weighted(impostor, number)
     expected = reference.supcon_loss_loop(dist.tolist(), genuine.tolist(), times.tolist(), 0.2)
@@ -446,7 +446,7 @@ def test_classes_by_hand() -> None:
     assert float(value.detach()) == pytest.approx(-(math.log(0.64) + math.log(0.25)) / 2)
 
 
-def test_classes_are_cross_entropy_of_what_the_network_says() -> None:
+def test_classes_are_cross_entropy_of_the_probabilities() -> None:
     logits = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     label = torch.tensor([0, 1, 2, 3, 0, 1, 2])
     ours = module.classes(logits.log_softmax(1).div(2).exp(), label)

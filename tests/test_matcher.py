@@ -248,7 +248,7 @@ def test_similarity_is_the_cosine_for_every_comparator(comparator: str, tmp_path
 
 
 def test_similarity_of_an_embedding_of_zeros_is_zero(tmp_path: Path) -> None:
-    """A network whose units are all dead gives no NaN, but an answer that says nothing."""
+    """A network whose units are all dead gives similarity 0, not NaN."""
     model = make_matcher(tmp_path / "model", "grey", "euclidean", normalize=False)
     model.calibration = Calibration(0.5, 0.4, 0.6, 0.1, 9, 9, 3, Platt(1.0, 0.0), None, None)
     for weights in model.bundle.encoder.parameters():
@@ -258,7 +258,7 @@ def test_similarity_of_an_embedding_of_zeros_is_zero(tmp_path: Path) -> None:
     assert (answer.distance, answer.similarity) == (0, 0)
 
 
-def test_uncalibrated_models_refuse_and_say_how(tmp_path: Path) -> None:
+def test_error_of_an_uncalibrated_model_names_the_command(tmp_path: Path) -> None:
     model = make_matcher(tmp_path / "model", "grey")
     with pytest.raises(CalibrationError, match=r"twinlens calibrate .*model DATA"):
         model.verify(grey(), grey(1))

@@ -45,7 +45,7 @@ def stored_network(
 
 
 def random_pixels(picture: PictureSettings, num: int = 3) -> NDArray[np.uint8]:
-    """Noise of another brightness for each picture, so that deep networks tell them apart."""
+    """Noise of another brightness for each picture, so that deep networks separate them."""
     shape = (num, picture.channels, *picture.size)
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return noise >> np.arange(num, dtype=np.uint8)[:, None, None, None]
@@ -186,7 +186,7 @@ def other_weights(stored: StoredModel, change: str) -> None:
 @pytest.mark.parametrize(
     "change", ["one too many", "one too few", "another shape", "float16", "bfloat16"]
 )
-def test_weights_that_are_not_as_the_settings_say_are_left_to_torch(
+def test_weights_that_do_not_match_the_settings_are_left_to_torch(
     change: str, tmp_path: Path
 ) -> None:
     _, stored = stored_network(tmp_path / "m", NETWORKS["conv"])

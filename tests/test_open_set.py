@@ -88,7 +88,7 @@ def test_identities_that_are_far_apart_are_all_named_and_strangers_turned_away()
     assert [point[1] for point in found.curve] == [1] * len(found.curve)
 
 
-def test_collapsed_embeddings_name_nobody():
+def test_collapsed_embeddings_identify_nobody():
     emb, label = people(10, 12)
     found = open_set(emb * 0, label, Euclid(), pair_threshold=0.5, draws=3, replicates=20)
     assert found.whole.rank_1.value == pytest.approx(1 / 5)

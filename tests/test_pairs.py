@@ -44,7 +44,7 @@ def test_all_pairs_are_those_of_the_loop(rows):
 
 @settings(max_examples=100, deadline=None)
 @given(LABELS, st.integers(1, 12), st.integers(0, 5))
-def test_samples_have_the_number_asked_for_and_forgeries_first_up_to_half(rows, num, seed):
+def test_samples_have_the_given_number_and_forgeries_first_up_to_half(rows, num, seed):
     label = np.array([row[0] for row in rows], dtype=np.int64)
     forged = np.array([row[1] for row in rows], dtype=bool)
     drawn = draw_pairs(label, forged, num_pairs=num, rng=np.random.default_rng(seed))
@@ -127,7 +127,7 @@ def test_distances_do_not_depend_on_the_blocks(monkeypatch):
     np.testing.assert_allclose(whole, expected, rtol=1e-6)
 
 
-def test_pairs_are_what_pair_masks_says():
+def test_pairs_equal_those_of_pair_masks():
     _, label, forged = people_with_forgeries(forged_each=2)
     drawn = draw_pairs(label, forged, num_pairs=70, rng=np.random.default_rng(0))
     genuine, impostor = pair_masks(label[drawn.a], forged[drawn.a], label[drawn.b], forged[drawn.b])

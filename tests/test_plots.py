@@ -138,7 +138,7 @@ def test_det_is_drawn_on_normal_deviates() -> None:
     assert np.abs(fit(middle[:, 0]) - middle[:, 1]).max() < 1.0
 
 
-def test_det_says_that_it_is_empty_without_errors() -> None:
+def test_det_without_errors_is_labelled_empty() -> None:
     perfect = ScoredPairs(np.array([0.1, 0.2, 0.8, 0.9]), np.array([True, True, False, False]))
     assert any("outside these axes" in words for words in texts(roc_and_det(perfect)[1]))
     assert not any("outside these axes" in words for words in texts(roc_and_det(some_pairs())[1]))

@@ -81,7 +81,7 @@ def test_each_round_has_one_of_each_identity_in_a_random_order():
     assert first == {0, 1, 2}
 
 
-def test_nobody_to_ask():
+def test_without_probes():
     none = np.empty((0, 2), np.float32)
     found = rank_probes(np.zeros((3, 2), np.float32), none, [], Euclid(), RULES)
     for rule in RULES:

@@ -39,7 +39,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def _anchor(heading: str) -> str:
-    """What GitHub calls the place of a heading."""
+    """The anchor that GitHub gives a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 

@@ -191,7 +191,7 @@ def test_a_half_written_checkpoint_is_not_seen(run: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 4, 30])
-def test_a_damaged_checkpoint_says_what_to_do(keep: int, run: RunFolder) -> None:
+def test_error_of_a_damaged_checkpoint_names_the_remedy(keep: int, run: RunFolder) -> None:
     run.write_checkpoint(Checkpoint({"now.a": torch.ones(30)}, {"step": 3}))
     path = run.path / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:keep])

@@ -93,7 +93,7 @@ def test_ground_and_normalisation_do_not_matter() -> None:
     torch.testing.assert_close(white, negative, atol=2e-3, rtol=2e-3)
 
 
-def test_a_darker_and_a_wider_pen_are_told_apart_from_a_longer_line() -> None:
+def test_a_darker_and_a_wider_pen_differ_from_a_longer_line() -> None:
     line = stroke_measures(bar(slice(10, 13), slice(5, 45)))
     darker = stroke_measures(bar(slice(10, 13), slice(5, 45), 0.8))
     wider = stroke_measures(bar(slice(10, 17), slice(5, 45)))
