@@ -192,14 +192,14 @@ def test_an_index_that_the_settings_do_not_know(gallery: Gallery) -> None:
 
 def between(gallery: Gallery, action: Callable[[Gallery], object]) -> None:
     """Another process does something before this one's turn to write comes."""
-    store, real = gallery.store.table, gallery.store.table._turn
+    store, real = gallery.store.table, gallery.store.table._write_lock
 
     def turn() -> AbstractContextManager[None]:
-        store._turn = real  # type: ignore[method-assign]
+        store._write_lock = real  # type: ignore[method-assign]
         action(Gallery.open(gallery.place))
         return real()
 
-    store._turn = turn  # type: ignore[method-assign]
+    store._write_lock = turn  # type: ignore[method-assign]
 
 
 def test_one_enrolled_in_between_is_erased_too(gallery: Gallery) -> None:

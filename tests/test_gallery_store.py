@@ -273,7 +273,7 @@ def test_a_change_after_the_rows_were_read_is_not_replaced(store: Store, place: 
     """As in an object store, where nobody waits: what was acknowledged meanwhile stays."""
     fill(store, anna=2)
     other = Store.open(place)
-    other.table._turn = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+    other.table._write_lock = contextlib.nullcontext  # type: ignore[method-assign,assignment]
 
     def batches(table: lance.LanceDataset) -> pa.RecordBatchReader:
         rows = table.to_table()

@@ -66,7 +66,7 @@ class RowEnrolment:
         self._num_rows += len(rows)
         if forged_N is not None and forged_N.any():
             for row in np.flatnonzero(forged_N).tolist():
-                self._skipped.append(forgery(_named(rows, row, number_N)))
+                self._skipped.append(forgery(_row_name(rows, row, number_N)))
             rows, number_N = rows.filter(pa.array(~forged_N)), number_N[~forged_N]
         num_new = self._core.insert(rows)
         names = rows["identity"].to_pylist()
@@ -77,7 +77,7 @@ class RowEnrolment:
             owner_of = [owners.get(key, name) for key, name in zip(hashes, names, strict=True)]
             others = [row for row, name in enumerate(names) if owner_of[row] != name]
             for row in others:
-                self._skipped.append(conflict(_named(rows, row, number_N), owner_of[row]))
+                self._skipped.append(conflict(_row_name(rows, row, number_N), owner_of[row]))
             names = [name for name, owner in zip(names, owner_of, strict=True) if name == owner]
         self._identities.update(names)
         self._num_new += num_new
@@ -90,7 +90,7 @@ class RowEnrolment:
         )
 
 
-def _named(rows: pa.Table, row: int, number_N: NDArray[np.int64]) -> str:
+def _row_name(rows: pa.Table, row: int, number_N: NDArray[np.int64]) -> str:
     path: str = rows["path"][int(row)].as_py()
     return path or f"row {number_N[row]}"
 

@@ -135,7 +135,7 @@ def _import(
     rows_of_embeddings(core, np.empty((0, core.dim)), [], fingerprint)
     for rows in _read(file, path):
         columns = _columns(rows, path, core.dim)
-        paths = [_full(path) for path in columns["path"].to_pylist()]
+        paths = [_absolute(path) for path in columns["path"].to_pylist()]
         try:
             emb_ND = _embeddings(columns["embedding"])
             stored = rows_of_embeddings(
@@ -228,7 +228,7 @@ def _forged(columns: Mapping[str, pa.Array]) -> NDArray[np.bool_] | None:
     return forged_N
 
 
-def _full(path: str) -> str:
+def _absolute(path: str) -> str:
     """The full path of a file; `twinlens embed` may write relative paths."""
     if not path or Path(path).is_absolute() or not Path(path).is_file():
         return path

@@ -90,8 +90,8 @@ class Lookup:
             in_memory: whether to compare all templates in memory.
         """
         if in_memory:
-            return self._of_snapshot(self.snapshot(), probe_D, rule, depth)
-        return self._of_index(probe_D, rule, depth, nprobes)
+            return self._identities_in_memory(self.snapshot(), probe_D, rule, depth)
+        return self._identities_by_index(probe_D, rule, depth, nprobes)
 
     def templates(
         self,
@@ -105,22 +105,24 @@ class Lookup:
     ) -> pa.Table:
         """The k nearest templates, nearest first, with their `distance`."""
         if in_memory and where is None:
-            table = self._in_snapshot(probe_D, k, columns)
+            table = self._templates_in_memory(probe_D, k, columns)
             if table is not None:
                 return table
         num = k if self._plain is not None else max(k, RERANKED)
         needed = [*columns, *([] if self._plain is not None else ["vector"])]
         rows = self._store.nearest(probe_D, num, columns=needed, where=where, nprobes=nprobes)
-        dist_S = self._shortlisted(rows, probe_D)
+        dist_S = self._shortlist_distances(rows, probe_D)
         order = np.argsort(dist_S, kind="stable")[:k]
         table = rows.take(pa.array(order)).select(list(columns))
         return table.append_column("distance", pa.array(dist_S[order]))
 
-    def _in_snapshot(self, probe_D: Floats, k: int, columns: Sequence[str]) -> pa.Table | None:
+    def _templates_in_memory(
+        self, probe_D: Floats, k: int, columns: Sequence[str]
+    ) -> pa.Table | None:
         """As `templates`; None if one of them was erased during the search."""
         snap = self.snapshot()
         num = k if self._plain is not None else max(k, RERANKED)
-        row_S, dist_S = self._near(snap, probe_D, num)
+        row_S, dist_S = self._nearest_rows(snap, probe_D, num)
         order = np.argsort(dist_S, kind="stable")[:k]
         table = self._details(snap.hash.take(pa.array(row_S[order])), columns)
         if len(table) < len(order):
@@ -136,17 +138,17 @@ class Lookup:
         order = [place[name] for name in names if name in place]
         return rows.take(pa.array(order, pa.int64())).select(list(columns))
 
-    def _of_snapshot(
+    def _identities_in_memory(
         self, snap: Snapshot, probe_D: Floats, rule: str, depth: int
     ) -> list[RankedIdentity]:
         if not len(snap):
             return []
         if rule == "mean":
-            return self._by_means_of(snap, probe_D, depth)
+            return self._by_means_in_memory(snap, probe_D, depth)
         num_identities = min(depth, len(snap.identities))
         num = SHORTLIST if self._plain is not None else RERANKED
         while True:
-            row_S, dist_S = self._near(snap, probe_D, num)
+            row_S, dist_S = self._nearest_rows(snap, probe_D, num)
             codes, code_S = np.unique(snap.code[row_S], return_inverse=True)
             if len(codes) >= num_identities:
                 break
@@ -154,16 +156,18 @@ class Lookup:
         ranked = rank_identities(dist_S[None], code_S, rule, depth)
         names = snap.identities.take(pa.array(codes)).to_numpy(zero_copy_only=False)
         path = snap.path.take(pa.array(row_S))
-        return _named(ranked.code[0], ranked.distance[0], path, dist_S, code_S, names)
+        return _ranked(ranked.code[0], ranked.distance[0], path, dist_S, code_S, names)
 
-    def _by_means_of(self, snap: Snapshot, probe_D: Floats, depth: int) -> list[RankedIdentity]:
+    def _by_means_in_memory(
+        self, snap: Snapshot, probe_D: Floats, depth: int
+    ) -> list[RankedIdentity]:
         mean_ID = self._means_of(snap)
-        dist_I = self._to(mean_ID, probe_D)
+        dist_I = self._distances(mean_ID, probe_D)
         ranked = rank_identities(dist_I[None], np.arange(len(mean_ID)), "mean", depth)
         identities = []
         for code, distance in zip(ranked.code[0], ranked.distance[0], strict=True):
             rows = snap.of_identity(code)
-            row = rows[np.argmin(self._to(snap.vector[rows], probe_D))]
+            row = rows[np.argmin(self._distances(snap.vector[rows], probe_D))]
             name, path = snap.identities[code].as_py(), snap.path[row].as_py()
             identities.append(RankedIdentity(name, float(distance), path))
         return identities
@@ -175,19 +179,21 @@ class Lookup:
             means = self._means = snap.version, identity_means(snap.vector, snap.code)[0]
         return means[1]
 
-    def _near(self, snap: Snapshot, probe_D: Floats, num: int) -> tuple[NDArray[np.int64], Floats]:
+    def _nearest_rows(
+        self, snap: Snapshot, probe_D: Floats, num: int
+    ) -> tuple[NDArray[np.int64], Floats]:
         """Rows (S,) of the `num` nearest by Euclidean distance; distances by the comparator."""
         row_S, square_S = snap.nearest(probe_D, num)
         if self._plain is not None:
             return row_S, self._plain.from_squared(square_S)
-        return row_S, self._to(snap.vector[row_S], probe_D)
+        return row_S, self._distances(snap.vector[row_S], probe_D)
 
-    def _to(self, vector_SD: Floats, probe_D: Floats) -> Floats:
+    def _distances(self, vector_SD: Floats, probe_D: Floats) -> Floats:
         """Distances of a probe to some vectors, shape (S,)."""
         probe_SD = np.broadcast_to(probe_D, vector_SD.shape)
         return np.asarray(self.comparison.pairwise(probe_SD, vector_SD))
 
-    def _of_index(
+    def _identities_by_index(
         self, probe_D: Floats, rule: str, depth: int, nprobes: int | None
     ) -> list[RankedIdentity]:
         columns = ["identity", "path", *([] if self._plain is not None else ["vector"])]
@@ -201,13 +207,13 @@ class Lookup:
             if len(names) >= depth or len(rows) < num or num >= max_num:
                 break
             num *= 4
-        dist_S = self._shortlisted(rows, probe_D)
+        dist_S = self._shortlist_distances(rows, probe_D)
         if rule == "mean":
-            return self._by_mean(rows["path"], dist_S, code_S, names, probe_D, depth)
+            return self._by_means_of_shortlist(rows["path"], dist_S, code_S, names, probe_D, depth)
         ranked = rank_identities(dist_S[None], code_S, rule, depth)
-        return _named(ranked.code[0], ranked.distance[0], rows["path"], dist_S, code_S, names)
+        return _ranked(ranked.code[0], ranked.distance[0], rows["path"], dist_S, code_S, names)
 
-    def _by_mean(
+    def _by_means_of_shortlist(
         self,
         path_S: pa.Array,
         dist_S: Floats,
@@ -221,17 +227,17 @@ class Lookup:
         rows = self._store.find(where, columns=["identity", "vector"])
         code_M = np.searchsorted(names, rows["identity"].to_numpy(zero_copy_only=False))
         mean_ID, code_I = identity_means(vectors(rows["vector"]), code_M)
-        dist_I = self._to(mean_ID, probe_D)
+        dist_I = self._distances(mean_ID, probe_D)
         ranked = rank_identities(dist_I[None], code_I, "mean", depth)
-        return _named(ranked.code[0], ranked.distance[0], path_S, dist_S, code_S, names)
+        return _ranked(ranked.code[0], ranked.distance[0], path_S, dist_S, code_S, names)
 
-    def _shortlisted(self, rows: pa.Table, probe_D: Floats) -> Floats:
+    def _shortlist_distances(self, rows: pa.Table, probe_D: Floats) -> Floats:
         if self._plain is not None:
             return self._plain.from_squared(rows["_distance"].to_numpy())
-        return self._to(vectors(rows["vector"]), probe_D)
+        return self._distances(vectors(rows["vector"]), probe_D)
 
 
-def _named(
+def _ranked(
     code_K: NDArray[np.int64],
     dist_K: Floats,
     path_S: pa.Array,

@@ -119,7 +119,7 @@ class Table:
     def writing(self, *, single: bool = True) -> Iterator[lance.LanceDataset]:
         """The newest version; on disk all other writers wait until the end."""
         task = f"cannot write the gallery {self.place}" + "; it is unchanged" * single
-        with gallery_errors(task), self._turn():
+        with gallery_errors(task), self._write_lock():
             self.dataset.checkout_latest()
             yield self.dataset
 
@@ -156,7 +156,7 @@ class Table:
         return is_remote(self.place) and any(words in text for words in CONFLICTS)
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _write_lock(self) -> Iterator[None]:
         if is_remote(self.place):
             yield
             return
