@@ -35,7 +35,7 @@ def embed_in_chunks(embed: Callable[[slice], Tensor], parts: list[slice], net: n
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _still_norms(net)
+        return nullcontext(), _restored_statistics(net)
 
     # torch saves the generators of the CPU and of the devices of tensor arguments only.
     on_device = next(net.parameters()).new_empty(0)
@@ -66,7 +66,7 @@ def moving_norms(net: nn.Module) -> list[_BatchNorm]:
 
 
 @contextmanager
-def _still_norms(net: nn.Module) -> Iterator[None]:
+def _restored_statistics(net: nn.Module) -> Iterator[None]:
     """Restore the running statistics of batch norms after the second pass."""
     buffers = [buffer for norm in moving_norms(net) for buffer in norm.buffers()]
     before = [buffer.clone() for buffer in buffers]

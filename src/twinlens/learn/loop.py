@@ -154,7 +154,7 @@ def fit(
                 learner.update(loss, rate, settings.optimizer.clip)
                 state.loss_sum += loss_value
                 state.loss_count += 1
-            event = "" if intervention is None else _apply(learner, intervention, guard, state)
+            event = "" if intervention is None else _intervene(learner, intervention, guard, state)
             give_up = intervention is not None and guard.exhausted
             state.step += 1
             state.seconds = time.monotonic() - begun
@@ -260,7 +260,9 @@ def _step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _apply(learner: Learner, intervention: Intervention, guard: Guard, state: TrainingState) -> str:
+def _intervene(
+    learner: Learner, intervention: Intervention, guard: Guard, state: TrainingState
+) -> str:
     """Return to the good weights with a lower rate and easier negatives.
 
     Returns:

@@ -80,10 +80,10 @@ def contrastive_terms(
 ) -> tuple[Tensor, Tensor]:
     """The sum of the terms of some pairs, and their number.
 
-    `num` are the numbers of all genuine and impostor pairs; the mean of all terms is the loss.
+    `num` holds the numbers of all genuine and impostor pairs; the mean of all terms is the loss.
     """
     dist = at_least_float32(dist)
-    pull, push = (sum(num) / (2 * max(one, 1)) for one in num)
+    pull, push = (sum(num) / (2 * max(count, 1)) for count in num)
     # Masks as numbers, and ReLU as a clamp: several times as fast in torch as the others.
     genuine, impostor = genuine.to(dist.dtype), impostor.to(dist.dtype)
     weighted = genuine * (pull * dist.square()) + impostor * (push * F.relu(margin - dist).square())

@@ -40,12 +40,12 @@ def positives_of(genuine_BB: Tensor) -> tuple[Tensor, Tensor]:
     """
     row_G, column_G = genuine_BB.nonzero(as_tuple=True)
     count_B = genuine_BB.sum(dim=1)
-    most = int(count_B.max()) if count_B.numel() else 0
+    width = int(count_B.max()) if count_B.numel() else 0
     slot_G = torch.arange(len(row_G), device=row_G.device)
     slot_G = slot_G - (count_B.cumsum(0) - count_B)[row_G]
-    column_BP = genuine_BB.new_zeros((len(count_B), most), dtype=torch.int64)
+    column_BP = genuine_BB.new_zeros((len(count_B), width), dtype=torch.int64)
     column_BP[row_G, slot_G] = column_G
-    slots_P = torch.arange(most, device=row_G.device)
+    slots_P = torch.arange(width, device=row_G.device)
     return column_BP, slots_P < count_B[:, None]
 
 
@@ -76,7 +76,7 @@ def active_triplets(
     # Padding has no active triplets: its limit is below every distance.
     limit_BP = (dist_BB.gather(1, column_BP) + margin).masked_fill_(~real_BP, -torch.inf)
     count = _count_one_by_one if limit_BP.shape[1] <= _FEW_POSITIVES else _count_by_gaps
-    weight_BB, active_BP = count(limit_BP, _only(impostor_BB, dist_BB))
+    weight_BB, active_BP = count(limit_BP, _masked(impostor_BB, dist_BB))
     weight_BB.scatter_add_(1, column_BP, active_BP)
     return weight_BB, active_BP.sum(dtype=torch.float64).long()
 
@@ -95,14 +95,14 @@ def _count_one_by_one(limit_BP: Tensor, impostor_dist_BB: Tensor) -> tuple[Tenso
 
 def _count_by_gaps(limit_BP: Tensor, impostor_dist_BB: Tensor) -> tuple[Tensor, Tensor]:
     """As `_count_one_by_one`, by sorting each row's distances into the gaps between its limits."""
-    num, most = limit_BP.shape
+    num, width = limit_BP.shape
     sorted_BP, order_BP = limit_BP.sort(dim=1)
     gap_BB = torch.searchsorted(sorted_BP, impostor_dist_BB, right=True)
     # Distances in gap g lie below the limits g, g + 1, ... P - 1.
-    bin_BB = gap_BB + torch.arange(num, device=gap_BB.device)[:, None] * (most + 1)
-    in_gap = torch.bincount(bin_BB.flatten(), minlength=num * (most + 1)).view(num, most + 1)
-    below_BP = in_gap[:, :most].cumsum(dim=1).to(limit_BP.dtype)
-    return (gap_BB - most).to(impostor_dist_BB.dtype), torch.empty_like(limit_BP).scatter_(
+    bin_BB = gap_BB + torch.arange(num, device=gap_BB.device)[:, None] * (width + 1)
+    in_gap = torch.bincount(bin_BB.flatten(), minlength=num * (width + 1)).view(num, width + 1)
+    below_BP = in_gap[:, :width].cumsum(dim=1).to(limit_BP.dtype)
+    return (gap_BB - width).to(impostor_dist_BB.dtype), torch.empty_like(limit_BP).scatter_(
         1, order_BP, below_BP
     )
 
@@ -128,7 +128,7 @@ class Candidates:
         """The candidates of two masks, (A, B)."""
         column_AP, real_AP = positives_of(genuine_AB)
         positive_AP = dist_AB.gather(1, column_AP)
-        return cls(column_AP, positive_AP, real_AP, _only(impostor_AB, dist_AB))
+        return cls(column_AP, positive_AP, real_AP, _masked(impostor_AB, dist_AB))
 
 
 @torch.no_grad()
@@ -167,7 +167,7 @@ def hardest(candidates: Candidates) -> Tensor:
     if candidates.positive.numel() == 0:
         return candidates.column.new_zeros((0, 3))
     far_A, slot_A = candidates.positive.masked_fill(~candidates.real, -1).max(dim=1)
-    near_A, negative_A = _least(candidates.negative)
+    near_A, negative_A = _row_minimum(candidates.negative)
     positive_A = candidates.column.gather(1, slot_A[:, None])[:, 0]
     anchor_T = ((far_A >= 0) & (near_A < NO_PAIR)).nonzero()[:, 0]
     return torch.stack([anchor_T, positive_A[anchor_T], negative_A[anchor_T]], dim=1)
@@ -180,7 +180,7 @@ def _next_one_by_one(positive_BP: Tensor, impostor_dist_BB: Tensor) -> tuple[Ten
     column_BP = torch.empty_like(positive_BP, dtype=torch.int64)
     for slot, positive_B in enumerate(positive_BP.unbind(dim=1)):
         torch.le(impostor_dist_BB, positive_B[:, None], out=not_beyond_BB)
-        value_BP[:, slot], column_BP[:, slot] = _least(
+        value_BP[:, slot], column_BP[:, slot] = _row_minimum(
             impostor_dist_BB.add(not_beyond_BB, alpha=NO_PAIR)
         )
     return value_BP, column_BP
@@ -195,13 +195,13 @@ def _next_by_gaps(positive_BP: Tensor, impostor_dist_BB: Tensor) -> tuple[Tensor
     return value_BP, torch.empty_like(column_BP).scatter_(1, order_BP, column_BP)
 
 
-def _only(mask_BB: Tensor, dist_BB: Tensor) -> Tensor:
+def _masked(mask_BB: Tensor, dist_BB: Tensor) -> Tensor:
     """The distances of a mask; all others become at least `NO_PAIR`."""
     # By arithmetic: torch's fill by a mask is several times slower than an addition.
     return torch.add(dist_BB, 1 - mask_BB.to(dist_BB.dtype), alpha=NO_PAIR)
 
 
-def _least(value_BB: Tensor) -> tuple[Tensor, Tensor]:
+def _row_minimum(value_BB: Tensor) -> tuple[Tensor, Tensor]:
     """The least value of each row, and its first column."""
     if value_BB.device.type == "cpu":  # NumPy's is 15 times as fast as torch's.
         column_B = torch.from_numpy(value_BB.numpy().argmin(axis=1))
@@ -210,16 +210,16 @@ def _least(value_BB: Tensor) -> tuple[Tensor, Tensor]:
     return value_BB.gather(1, column_B[:, None])[:, 0], column_B
 
 
-def _nearest_beyond(impostor_dist_BB: Tensor, gap_BB: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def _nearest_beyond(impostor_dist_BB: Tensor, gap_BB: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The nearest impostor in a later gap than each positive: distance and column, (B, P)."""
     num = impostor_dist_BB.shape[1]
-    least_BG = impostor_dist_BB.new_full((len(impostor_dist_BB), most + 1), torch.inf)
+    least_BG = impostor_dist_BB.new_full((len(impostor_dist_BB), width + 1), torch.inf)
     least_BG.scatter_reduce_(1, gap_BB, impostor_dist_BB, "amin")
     row_L, column_L = (least_BG.gather(1, gap_BB) == impostor_dist_BB).nonzero(as_tuple=True)
     where_BG = torch.full_like(least_BG, num, dtype=torch.int64)
-    place_L = row_L * (most + 1) + gap_BB[row_L, column_L]
+    place_L = row_L * (width + 1) + gap_BB[row_L, column_L]
     where_BG.view(-1).scatter_reduce_(0, place_L, column_L, "amin")
     # The minimum of gap j + 1 and all later ones.
     value_BG, gap_BG = least_BG.flip(1).cummin(dim=1)
-    value_BG, gap_BG = value_BG.flip(1), most - gap_BG.flip(1)
+    value_BG, gap_BG = value_BG.flip(1), width - gap_BG.flip(1)
     return value_BG[:, 1:], where_BG.gather(1, gap_BG)[:, 1:]
