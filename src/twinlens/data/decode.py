@@ -66,7 +66,7 @@ def open_picture(
             or not a picture.
     """
     with _opened(source, max_pixels) as picture:
-        return _bare(_plain(_loaded(picture, target)))
+        return _without_metadata(_plain(_loaded(picture, target)))
 
 
 def read_header(source: str | Path | bytes, *, max_pixels: int) -> Header:
@@ -276,7 +276,7 @@ def _plain(picture: Image.Image) -> Image.Image:
     return picture.convert("L" if picture.mode == "1" else "RGB")
 
 
-def _bare(picture: Image.Image) -> Image.Image:
+def _without_metadata(picture: Image.Image) -> Image.Image:
     """A copy without EXIF, profiles and open file."""
     bare = Image.new(picture.mode, picture.size, None)
     bare.paste(picture)

@@ -210,22 +210,22 @@ def _given_splits(folder: Path, files: list[PurePosixPath]) -> dict[str, str]:
     if nested:
         others = sorted(tops - set(nested))
         raise DataError(
-            f"{folder} holds {_some(nested)} (splits) beside {_some(others)}: leave only train/,"
-            " val/ and test/ on top, or rename these folders"
+            f"{folder} holds {_shorten(nested)} (splits) beside {_shorten(others)}: leave only"
+            " train/, val/ and test/ on top, or rename these folders"
         )
     return {"": ""}
 
 
 def _check_class_folders(folder: Path, files: list[PurePosixPath]) -> None:
     if files:
-        names = _some(sorted(file.name for file in files))
+        names = _shorten(sorted(file.name for file in files))
         raise DataError(
             f"{folder} holds pictures without a class folder ({names}), so their identities are"
             f" unknown: {LAYOUTS}"
         )
 
 
-def _some(names: list[str]) -> str:
+def _shorten(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f", ... {len(names)} in all" if len(names) > 3 else "")
 
 

@@ -243,7 +243,7 @@ def _broken_lines(result: Inspection) -> list[str]:
     return [
         f"! {_count(len(items), 'file')} cannot be read. Training skips and lists them: repair or "
         "remove them.",
-        *_some(items),
+        *_first_items(items),
     ]
 
 
@@ -262,7 +262,7 @@ def _contradiction_lines(result: Inspection) -> list[str]:
     return [
         f"! {_count(num, 'picture')} {'has' if num == 1 else 'have'} copies with another label. "
         "A model cannot learn both: keep the right one.",
-        *_some(items),
+        *_first_items(items),
     ]
 
 
@@ -275,7 +275,7 @@ def _leak_lines(result: Inspection) -> list[str]:
         f"! {_count(num, 'picture')} {'is' if num == 1 else 'are'} in more than one split "
         f"({result.exact.across:,} exact, {result.near.across:,} near copies), so test results are "
         "too good: keep each in one split.",
-        *_some([" = ".join(group) for group in leaks]),
+        *_first_items([" = ".join(group) for group in leaks]),
     ]
 
 
@@ -292,7 +292,7 @@ def _copy_lines(result: Inspection) -> list[str]:
         f"! {_count(num, 'picture')} {'has' if num == 1 else 'have'} copies within a split "
         f"({result.exact.within:,} exact, {result.near.within:,} near). Their pairs are trivial: "
         "keep one of each.",
-        *_some(items),
+        *_first_items(items),
     ]
 
 
@@ -308,7 +308,7 @@ def _singleton_lines(result: Inspection) -> list[str]:
     ]
 
 
-def _some(items: Sequence[str]) -> list[str]:
+def _first_items(items: Sequence[str]) -> list[str]:
     more = [f"    and {len(items) - MAX_LINES:,} more"] if len(items) > MAX_LINES else []
     return [*(f"    {item}" for item in items[:MAX_LINES]), *more]
 
