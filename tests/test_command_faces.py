@@ -258,7 +258,7 @@ def test_boxes_are_drawn_green_and_red() -> None:
     kept = Face(face_page.Box(10, 10, 50, 50), 0.9)
     other = Face(face_page.Box(60, 60, 90, 90), 0.8)
     result = PhotographResult("several", (kept, other), kept, 2)
-    drawn = face_page._drawn(Image.new("RGB", (100, 100)), result)
+    drawn = face_page._boxed(Image.new("RGB", (100, 100)), result)
     assert drawn.shape == (3, 240, 240)
     assert tuple(drawn[:, 24, 24]) == face_page.GREEN
     assert tuple(drawn[:, 144, 144]) == face_page.RED

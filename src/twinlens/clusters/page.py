@@ -97,7 +97,7 @@ def render_page(page: ClusterPage) -> str:
         clusters=shown,
         more=page.num - len(shown),
         near=list(_near_pairs(page, len(shown))),
-        single=[_shown(page, int(row), "") for row in single[:MOST_SINGLE]],
+        single=[_tile(page, int(row), "") for row in single[:MOST_SINGLE]],
         num_single=len(single),
         cut=number(page.clustering.cut),
     )
@@ -158,7 +158,7 @@ def _cautions(page: ClusterPage) -> Iterator[str]:
     if counts["largest"] > 20 and counts["largest"] > counts["pictures"] / 2:
         yield (
             "More than half of all pictures are in one cluster. Unless they do show one thing, the "
-            "cut is too high for so many pictures: set a smaller distance with --threshold."
+            "cut is too high for this number of pictures: set a smaller distance with --threshold."
         )
     if page.scores is not None and counts["scores"]["identity_disjoint"] is False:
         yield (
@@ -209,7 +209,7 @@ def _clusters(page: ClusterPage) -> Iterator[dict[str, Any]]:
             "size": int(page.clustering.size[label]),
             "some": int(page.clustering.size[label]) > len(rows),
             "shows": _identities(page, label),
-            "pictures": [_shown(page, row, note) for row, note in zip(rows, notes, strict=True)],
+            "pictures": [_tile(page, row, note) for row, note in zip(rows, notes, strict=True)],
         }
 
 
@@ -243,7 +243,7 @@ def _near_pairs(page: ClusterPage, num: int) -> Iterator[dict[str, Any]]:
         yield {
             "names": (page.folders[a], page.folders[b]),
             "distance": number(float(dist_SS[a, b])),
-            "sides": [[_shown(page, row, "") for row in rows[:EACH_OF_PAIR]] for rows in sides],
+            "sides": [[_tile(page, row, "") for row in rows[:EACH_OF_PAIR]] for rows in sides],
             "line": _csv_line(page.names[sides[0][0]], page.names[sides[1][0]], "must"),
         }
 
@@ -254,7 +254,7 @@ def _csv_line(*cells: str) -> str:
     return text.getvalue()
 
 
-def _shown(page: ClusterPage, row: int, note: str) -> dict[str, str]:
+def _tile(page: ClusterPage, row: int, note: str) -> dict[str, str]:
     """A picture with its captions; `uri` is "" if it can no longer be read."""
     try:
         picture = page.opened(row).convert("RGB")

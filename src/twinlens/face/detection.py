@@ -149,12 +149,12 @@ def _clipped(face: Face, size: tuple[int, int]) -> Face | None:
 def _without_repeats(faces: list[Face]) -> list[Face]:
     kept: list[Face] = []
     for face in sorted(faces, key=lambda face: (-face.score, -face.box.area)):
-        if all(_shared(face.box, other.box) <= SAME_FACE for other in kept):
+        if all(_overlap(face.box, other.box) <= SAME_FACE for other in kept):
             kept.append(face)
     return kept
 
 
-def _shared(a: Box, b: Box) -> float:
+def _overlap(a: Box, b: Box) -> float:
     """The common part of two boxes as a share of the smaller."""
     common = Box(
         max(a.left, b.left), max(a.top, b.top), min(a.right, b.right), min(a.bottom, b.bottom)

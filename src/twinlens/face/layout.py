@@ -65,18 +65,18 @@ def _by_identity(table: ImageTable) -> list[PurePosixPath]:
     for row in range(len(table)):
         folder = _folder_name(str(table.identity[row])) + "_forg" * bool(table.forged[row])
         split = str(table.split[row]) if divided else ""
-        name = _part(PurePosixPath(str(table.path[row])).name)
+        name = _safe_part(PurePosixPath(str(table.path[row])).name)
         places.append(PurePosixPath(split) / folder / name)
     return places
 
 
 def _folder_name(identity: str) -> str:
     """The identity as a path that stays below its folder and is not hidden."""
-    parts = [_part(part) for part in identity.split("/") if part.strip()]
+    parts = [_safe_part(part) for part in identity.split("/") if part.strip()]
     return "/".join(parts) or "_"
 
 
-def _part(part: str) -> str:
+def _safe_part(part: str) -> str:
     plain = "".join("_" if char in '\\:*?"<>|' or ord(char) < 32 else char for char in part)
     return f"_{plain[1:]}" if plain.startswith(".") else plain
 

@@ -211,7 +211,7 @@ def _by_score(page: FacePage) -> Callable[[int], float]:
 def _gallery(
     page: FacePage, key: str, title: str, words: str, rows: Sequence[int], total: int
 ) -> dict[str, Any]:
-    shown = [picture for picture in (_shown(page, row) for row in rows) if picture]
+    shown = [picture for picture in (_tile(page, row) for row in rows) if picture]
     more = f"{total:,} in all; {len(shown)} of them, evenly spaced, are shown."
     return {
         "key": key,
@@ -228,21 +228,21 @@ def _sample_evenly(rows: Sequence[int]) -> list[int]:
     return [rows[place] for place in np.linspace(0, len(rows) - 1, MOST_SHOWN).astype(int)]
 
 
-def _shown(page: FacePage, row: int) -> dict[str, Any] | None:
+def _tile(page: FacePage, row: int) -> dict[str, Any] | None:
     result = page.results[row]
     try:
         picture = open_picture(page.files[row], max_pixels=DataSettings().max_pixels)
     except PictureError:  # It was readable when the face was cropped.
         return None
     return {
-        "uri": data_uri(_drawn(picture, result)),
+        "uri": data_uri(_boxed(picture, result)),
         "name": page.names[row],
         "identity": page.identities[row],
         "note": _note(result, page.confident),
     }
 
 
-def _drawn(picture: Image.Image, result: PhotographResult) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _boxed(picture: Image.Image, result: PhotographResult) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """A small copy with the boxes of all faces; (3, H, W)."""
     scale = SIDE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

@@ -52,7 +52,7 @@ class Tile:
     name: str
     notes: tuple[str, ...] = ()
     frame: Color | None = None
-    missing: str = "gone"
+    missing: str = "missing"
 
 
 @dataclass(frozen=True, eq=False)

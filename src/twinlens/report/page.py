@@ -96,23 +96,23 @@ def _galleries(content: ReportContent) -> Iterator[dict[str, Any]]:
         "title": "Nearest impostors",
         "words": "The closest pairs that are labelled as different. If a pair shows the same "
         "thing, a label is wrong.",
-        "pairs": [_shown(pair, content, genuine=False) for pair in content.nearest_impostors],
+        "pairs": [_pair_values(pair, content, genuine=False) for pair in content.nearest_impostors],
     }
     yield {
         "title": "Farthest genuine pairs",
         "words": "The farthest pairs that are labelled as the same. If a pair shows two things, "
         "a label is wrong.",
-        "pairs": [_shown(pair, content, genuine=True) for pair in content.farthest_genuine],
+        "pairs": [_pair_values(pair, content, genuine=True) for pair in content.farthest_genuine],
     }
     yield {
         "title": "Most confident mistakes",
         "words": "Pictures beside their nearest training picture, which has another label; closest "
         "first. If both show the same thing, a label is wrong.",
-        "pairs": [_shown(pair, content, genuine=False) for pair in content.nearest_wrong],
+        "pairs": [_pair_values(pair, content, genuine=False) for pair in content.nearest_wrong],
     }
 
 
-def _shown(pair: PicturePair, content: ReportContent, *, genuine: bool) -> dict[str, Any]:
+def _pair_values(pair: PicturePair, content: ReportContent, *, genuine: bool) -> dict[str, Any]:
     if content.operating is None:
         return {"pair": pair, "verdict": "", "wrong": False}
     match = bool(matches(np.array([pair.distance]), content.operating.threshold)[0])
