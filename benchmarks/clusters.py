@@ -192,8 +192,10 @@ def scale(matcher: Matcher, emb: np.ndarray, label: np.ndarray, num: int) -> Non
     before = peak_mb()
     start, begun = time.perf_counter(), time.process_time()
     marks: list[float] = []
+    comparison = matcher.euclidean_comparison
     result = cluster_embeddings(
-        many, matcher.comparison if matcher.plain is None else matcher.plain, threshold=matcher.require_calibration().threshold,
+        many, matcher.comparison if comparison is None else comparison,
+        threshold=matcher.require_calibration().threshold,
         angular=isinstance(matcher.bundle.comparator, Cosine),
         progress=lambda done, total: marks.append(time.perf_counter()),
     )  # fmt: skip

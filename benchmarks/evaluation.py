@@ -33,7 +33,7 @@ LIMIT = 600
 
 @dataclass(frozen=True)
 class Setting:
-    """So many embeddings of so many dimensions, of so many identities, with whom and how often."""
+    """Numbers of embeddings, dimensions, identities and rounds, and the libraries to compare."""
 
     num: int
     dim: int

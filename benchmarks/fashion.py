@@ -102,7 +102,7 @@ class Question:
         return pixels
 
     def write(self, file: Path, most: int | None = None) -> None:
-        """What the peers read: pictures to learn from, `most` of them, and those to embed."""
+        """Write the input of the peers: at most `most` training pictures, and those to embed."""
         train = self.table.of_split("train")
         rows = np.random.default_rng(0).permutation(len(train))[:most]
         asked = np.concatenate([self.pixels(split) for split in ASKED])
@@ -158,7 +158,7 @@ def our_result(question: Question, run: Path, options: tuple[str, ...]) -> Resul
 
 
 def start_seconds() -> float:
-    """What our command takes before its time budget begins to run: the imports, once in memory."""
+    """Seconds of the command before its time budget starts: the imports, from the disk cache."""
     for _ in range(2):
         started = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import twinlens.commands.train"], check=True)

@@ -121,7 +121,7 @@ def _line(case: Case, size: int) -> Line:
 
 
 def _equality(case: Case, size: int) -> tuple[str, bool]:
-    """How equal both are, in words, and whether to 1e-5.
+    """The agreement of both in words, and whether it is within 1e-5.
 
     At 4,096 some of 50 million triplets lie so near the margin that float32 rounds them to either
     side of it, in which the two distances differ; and of the semi-hard ones six negatives lie less

@@ -85,7 +85,7 @@ def drawings() -> list[str]:
 
 
 def write_question(file: Path) -> None:
-    """What the peers read: all drawings to learn from, and those of the runs."""
+    """Write the input of the peers: all training drawings, and those of the runs."""
     table = read_table("omniglot", root=OMNIGLOT)
     limit = DataSettings().max_pixels
     decoded = decode_table(table, PICTURE, max_pixels=limit, max_broken=0.0)
@@ -170,7 +170,7 @@ PARTS: dict[str, Callable[[float], Measured]] = {"auto": auto, "peers": peers, "
 
 
 def part(name: str, minutes: float, *, anew: bool) -> Measured:
-    """What a part measured: kept from another day, if of these minutes and not wanted `anew`."""
+    """Result of a part: stored by an earlier run of as many minutes, unless `anew`."""
     file = KEPT / f"omniglot-{name}.json"
     if anew or not file.exists() or json.loads(file.read_text())["of"]["minutes"] != minutes:
         result = PARTS[name](minutes)

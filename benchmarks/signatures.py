@@ -36,7 +36,7 @@ AIM = 0.5
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a run: two error rates with their intervals, and the seconds of it all."""
+    """Result of a run: two error rates with their intervals, and its seconds."""
 
     skilled: dict[str, float]
     everybody: dict[str, float]

@@ -118,7 +118,7 @@ def _made(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def _run(words: list[str]) -> str:
-    """What a new Python says; an error of it is one here, and a verdict is none."""
+    """Output of a new Python process; exit code 1 is a verdict, a higher one an error."""
     run = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     if run.returncode not in (0, 1) or run.stderr:
         raise RuntimeError(run.stderr)

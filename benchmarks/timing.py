@@ -63,7 +63,7 @@ def compare(
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """How long it takes, once."""
+    """Seconds of one call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

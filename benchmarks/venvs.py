@@ -53,7 +53,7 @@ class PeerError(TwinlensError):
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a script wrote, and the seconds of its whole process."""
+    """Arrays that a script wrote, and the seconds of its whole process."""
 
     arrays: dict[str, NDArray[Any]]
     seconds: float

@@ -89,7 +89,7 @@ def test_enrolling_on_a_full_disk(disk: Path, tiny_run: TinyRun) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("indexed", [False, True])
 def test_erasing_on_a_full_disk(disk: Path, tiny_run: TinyRun, indexed: bool) -> None:
-    """There may be no room to write the others anew; then it is done when there is."""
+    """Without room to rewrite the other templates, the erasure is completed once there is room."""
     gallery = Gallery.create(disk / "gallery", tiny_run.model)
     enrol(gallery, "other", 4000, seed=2)
     others, refused = content(gallery), 0
@@ -167,7 +167,7 @@ def test_exporting_to_a_full_disk(disk: Path, tiny_run: TinyRun, tmp_path: Path)
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root mounts without this")
 def test_all_of_it_in_a_name_space_of_its_own() -> None:
-    """Who is not root may be it in a user name space."""
+    """Without root, the tests run as root of a user name space."""
     if (
         shutil.which("unshare") is None
         or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode

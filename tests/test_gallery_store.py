@@ -685,7 +685,7 @@ def replace_fsync(patch: pytest.MonkeyPatch, function: Callable[[str | Path], No
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What was told to reach the disk: the path, and how many manifests there were then."""
+    """The flushed paths, each with the number of manifests at that moment."""
     calls: list[tuple[str, int]] = []
     real = durable.fsync
 

@@ -60,7 +60,7 @@ def matrix(comparison: TorchComparison, emb: NDArray[np.float32]) -> NDArray[np.
 
 
 def check(clustering: Clustering) -> None:
-    """What holds of all clusters: the largest first, and of equal ones the first picture's."""
+    """Check the order of clusters: by size, ties by the first picture."""
     assert clustering.size.tolist() == np.bincount(clustering.label).tolist()
     assert clustering.size.tolist() == sorted(clustering.size, reverse=True)
     first = [int(np.argmax(clustering.label == label)) for label in range(len(clustering.size))]

@@ -256,7 +256,7 @@ def test_what_cannot_be_calibrated_is_refused():
 
 
 def test_the_probability_is_at_even_odds_of_enrolled_and_stranger():
-    """Where distances say nothing, it is half of the share of mated probes that are right."""
+    """With uninformative distances it is half of the share of correct mated probes."""
     rng = np.random.default_rng(0)
     num = 4000
     gallery = np.array([[0.0, 0.0], [9.0, 0.0]], np.float32)

@@ -261,7 +261,7 @@ def test_verdicts_follow_the_threshold(page: str) -> None:
 
 
 def test_a_page_of_nearest_neighbours() -> None:
-    """What was looked up among training pictures has its own words, and no words of pairs."""
+    """The page of the nearest protocol has its own text, and no text about pairs."""
     pair = full().nearest_impostors[0]
     nearest = {"accuracy": figure(0.9), "top_5": {"value": 1.0, "low": 1.0, "high": 1.0},
              "chance": 0.125, "num_probes": 40, "num_gallery": 80, "num_identities": 8,

@@ -3,13 +3,14 @@
 UPGMA (Sokal & Michener 1958) on the k-NN graph: the two groups with the smallest mean distance
 between their pictures are merged, until no mean is within the cut. Two groups are candidates once a
 picture of one is among the K nearest of a picture of the other, within the cut; with K = N - 1 this
-is exact, since a mean within the cut needs a pair within it. The mean is over all pairs. (A library
-that is given the k-NN graph averages over its edges, which are the nearest pairs, and chains
+is exact, since a mean within the cut needs a pair within it. The mean is over all pairs. If only one
+of two merged groups has a mean distance to a third, the new mean is measured between at most 16
+pictures of each. Must-link pairs are together from the start and cannot-link pairs are never
+merged, so both hold exactly. Memory grows with N x K.
+
+A library's linkage on a k-NN graph averages over its edges, which are the nearest pairs, and chains
 everything together: see docs/clusters.md. scikit-learn's linkage of all pairs takes 0.7 times as
-long at 2,000 pictures, and memory for N x N distances.) If only one of two merged groups has a mean
-distance to a third, the new mean is measured between at most 16 pictures of each. Memory grows with
-N x K. Must-link pairs are together from the start and cannot-link pairs are never merged, so both
-hold exactly.
+long at 2,000 pictures, and memory for N x N distances.
 
 Files, names, labels and the choice of a threshold play no part here.
 
