@@ -3,8 +3,8 @@
 UPGMA (Sokal & Michener 1958) on the k-NN graph: the two groups with the smallest mean distance
 between their pictures are merged, until no mean is within the cut. Two groups are candidates once a
 picture of one is among the K nearest of a picture of the other, within the cut; with K = N - 1 this
-is exact, since a mean within the cut needs a pair within it. The mean is over all pairs. If only one
-of two merged groups has a mean distance to a third, the new mean is measured between at most 16
+is exact, since a mean within the cut needs a pair within it. The mean is over all pairs. If only
+one of two merged groups has a mean distance to a third, the new mean is measured between at most 16
 pictures of each. Must-link pairs are together from the start and cannot-link pairs are never
 merged, so both hold exactly. Memory grows with N x K.
 
