@@ -171,6 +171,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 def test_freed_memory_is_used_again() -> None:
     """A step's blocks of 75 MB are cleared page by page, unless they are there from the last."""
     runs = [

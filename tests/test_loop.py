@@ -219,6 +219,7 @@ def kill_and_compare(folder: Path, kills: int, seed: int) -> None:
     assert timeless(broken) == timeless(whole)
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_and_resume(tmp_path: Path) -> None:
     kill_and_compare(tmp_path, kills=3, seed=0)
 
@@ -411,6 +412,7 @@ def test_collapse_and_resume_give_the_same_as_collapse_alone(
     assert digest(*broken[:2]) == digest(*whole[:2])
 
 
+@pytest.mark.slow
 def test_a_time_budget_is_kept() -> None:
     """Of an hour, all but five seconds are reserved for what comes after."""
     settings = digit_settings(train={"time_budget": 3600.0, "validations": 3})

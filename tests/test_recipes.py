@@ -132,9 +132,8 @@ def learn(recipe: str, data: Path | str, out: Path, *more: str) -> tuple[float, 
 # --- digits -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "recipe", [pytest.param("digits-bce", marks=pytest.mark.slow), "digits-contrastive"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["digits-bce", "digits-contrastive"])
 def test_digits_by_convolutions(recipe: str, tmp_path: Path) -> None:
     """The network averages local patterns over the picture, so the data are local patterns."""
     draw_gratings(tmp_path / "gratings", 6, 24)
@@ -145,6 +144,7 @@ def test_digits_by_convolutions(recipe: str, tmp_path: Path) -> None:
     assert after["all"] < 0.5 * before
 
 
+@pytest.mark.slow
 def test_digits_mlp(tmp_path: Path) -> None:
     """A closed set, as published: new pictures of the same ten digits."""
     small = ("data.split=images", "train.epochs=3.0")
@@ -156,6 +156,7 @@ def test_digits_mlp(tmp_path: Path) -> None:
 # --- an ImageNet network, from random weights -----------------------------------------------------
 
 
+@pytest.mark.slow
 def test_faces_triplet(tmp_path: Path) -> None:
     """Only the head learns: the backbone stays unchanged, batch statistics included."""
     draw_things(class_folders(tmp_path / "things", 40, 8))
@@ -183,6 +184,7 @@ def test_lookalikes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "cosine similarity" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_landmarks(tmp_path: Path) -> None:
     """A test picture gets the class of the nearest training picture, a training picture its own."""
     draw_things(given_splits(tmp_path / "places"))
@@ -212,6 +214,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 # --- characters, signatures, objects --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_omniglot_eca(tmp_path: Path) -> None:
     """A learned comparator on unseen waves; fewer, narrower stages and a higher rate."""
     draw_gratings(tmp_path / "gratings", 30, 8)
@@ -235,7 +238,8 @@ def test_signet(tmp_path: Path) -> None:
     assert after["skilled"] < 0.6 * before["skilled"]
 
 
-@pytest.mark.parametrize("loss", [pytest.param("contrastive", marks=pytest.mark.slow), "triplet"])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["contrastive", "triplet"])
 def test_cifar(loss: str, tmp_path: Path) -> None:
     draw_things(class_folders(tmp_path / "things", 10, 30))
     small = (f'loss.name="{loss}"', "train.epochs=4.0", "sampler.batch=32")
