@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from functools import cache
@@ -142,6 +143,18 @@ def test_no_room_takes_the_name_of_a_public_function() -> None:
     # `import twinlens.clusters.linkage` binds `twinlens.clusters`: with a room named `cluster`,
     # `twinlens.cluster(...)` would call a module.
     assert not set(twinlens.__all__) & {room_of(name) for name in NAMES}
+
+
+def test_names_in_the_design_exist() -> None:
+    text = (SOURCE.parents[1] / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    names = re.findall(rf"`((?:{'|'.join(ROOMS)})(?:\.\w+)+)`", text)
+    assert len(names) > 20
+    for name in set(names) - {"model.json", "model.safetensors"}:
+        parts = f"twinlens.{name}".split(".")
+        end = next(end for end in range(len(parts), 1, -1) if ".".join(parts[:end]) in NAMES)
+        value = importlib.import_module(".".join(parts[:end]))
+        for part in parts[end:]:
+            value = getattr(value, part)
 
 
 @pytest.mark.parametrize("words", [["-c", "import twinlens"], ["-m", "twinlens", "--help"]])
