@@ -94,13 +94,15 @@ def _map(pictures: MapPictures) -> str:
 def _galleries(content: ReportContent) -> Iterator[dict[str, Any]]:
     yield {
         "title": "Nearest impostors",
-        "words": "The closest pairs that are labelled as different. If a pair shows the same "
+        "words": "The closest pairs that are labelled as different, at most two of the same two "
+        "identities. If a pair shows the same "
         "thing, a label is wrong.",
         "pairs": [_pair_values(pair, content, genuine=False) for pair in content.nearest_impostors],
     }
     yield {
         "title": "Farthest genuine pairs",
-        "words": "The farthest pairs that are labelled as the same. If a pair shows two things, "
+        "words": "The farthest pairs that are labelled as the same, at most two of an identity. "
+        "If a pair shows two things, "
         "a label is wrong.",
         "pairs": [_pair_values(pair, content, genuine=True) for pair in content.farthest_genuine],
     }

@@ -71,7 +71,7 @@ def threshold_caption(point: OperatingPoint | None) -> str:
         words += f" (interval {number(point.low)} to {number(point.high)})"
     words += f", set to accept {one_in(point.target_far)} impostor pairs"
     if point.impostor_pairs is not None:
-        words += f", measured on {point.impostor_pairs:,} pairs"
+        words += f", on {point.impostor_pairs:,} impostor pairs of its calibration"
     return words + (f"; probabilities by {point.probability}." if point.probability else ".")
 
 
