@@ -92,26 +92,31 @@ def _map(pictures: MapPictures) -> str:
 
 
 def _galleries(content: ReportContent) -> Iterator[dict[str, Any]]:
-    yield {
-        "title": "Nearest impostors",
-        "words": "The closest pairs that are labelled as different, at most two of the same two "
-        "identities. If a pair shows the same "
-        "thing, a label is wrong.",
-        "pairs": [_pair_values(pair, content, genuine=False) for pair in content.nearest_impostors],
-    }
-    yield {
-        "title": "Farthest genuine pairs",
-        "words": "The farthest pairs that are labelled as the same, at most two of an identity. "
-        "If a pair shows two things, "
-        "a label is wrong.",
-        "pairs": [_pair_values(pair, content, genuine=True) for pair in content.farthest_genuine],
-    }
-    yield {
-        "title": "Most confident mistakes",
-        "words": "Pictures beside their nearest training picture, which has another label; closest "
-        "first. If both show the same thing, a label is wrong.",
-        "pairs": [_pair_values(pair, content, genuine=False) for pair in content.nearest_wrong],
-    }
+    for title, words, pairs, genuine in (
+        (
+            "Nearest impostors",
+            "The closest pairs that are labelled as different, at most two of the same two "
+            "identities. If a pair shows the same thing, a label is wrong.",
+            content.nearest_impostors,
+            False,
+        ),
+        (
+            "Farthest genuine pairs",
+            "The farthest pairs that are labelled as the same, at most two of an identity. If a "
+            "pair shows two things, a label is wrong.",
+            content.farthest_genuine,
+            True,
+        ),
+        (
+            "Most confident mistakes",
+            "Pictures beside their nearest training picture, which has another label; closest "
+            "first. If both show the same thing, a label is wrong.",
+            content.nearest_wrong,
+            False,
+        ),
+    ):
+        shown = [_pair_values(pair, content, genuine=genuine) for pair in pairs]
+        yield {"title": title, "words": words, "pairs": shown}
 
 
 def _pair_values(pair: PicturePair, content: ReportContent, *, genuine: bool) -> dict[str, Any]:
