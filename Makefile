@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow coverage check docs bench clean
+.PHONY: demo test test-slow coverage check audit docs bench clean
 
 demo: $(READY)
 	$(VENV)/bin/twinlens demo
@@ -24,8 +24,13 @@ check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(PYTHON) .ci/audit
 	$(PYTHON) -m pytest -q tests/test_architecture.py
 	@$(coverage-figure)
+
+# Published security holes of the packages in pyproject.toml, where the index can be reached.
+audit: $(READY)
+	$(PYTHON) .ci/audit
 
 # Warnings are errors, and so is a page that loads something from a server.
 docs: $(READY)
