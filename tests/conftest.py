@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,18 @@ def draw_pictures(
         for number in range(count):
             noise = generator.integers(-20, 21, size)
             Image.fromarray((pattern + noise).astype(np.uint8)).save(folder / f"{number}{suffix}")
+
+
+@contextlib.contextmanager
+def file_limit(num_bytes: int) -> Iterator[None]:
+    """A limit of a file's size: writing beyond it fails, as on a full disk."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # A run of a second or two; the format is given, so that nothing is timed on the machine.

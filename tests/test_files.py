@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from twinlens.errors import DataError
-from twinlens.files import creating_folder, replacing_file
+from twinlens.files import (
+    DAY,
+    check_output_folder,
+    creating_folder,
+    sweep_parts,
+    write_text,
+    writing_file,
+)
 
 
 def below(folder: Path) -> list[str]:
@@ -45,9 +59,55 @@ def test_creating_folder_keeps_what_another_process_created(tmp_path: Path) -> N
             (tmp_path / "out").mkdir()
             (tmp_path / "out" / "theirs").touch()
 
-    with pytest.raises(OSError, match="not empty"):
+    with pytest.raises(DataError, match=r"^cannot write .+/out: Directory not empty$"):
         fill()
     assert below(tmp_path) == ["out", "out/theirs"]
+
+
+def test_creating_folder_replaces_a_folder_or_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    for name in ("old", "new"):
+        with creating_folder(out, "x", "y", replace=True) as part:
+            (part / name).touch()
+    assert below(tmp_path) == ["out", "out/new"]
+
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name == "whole":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return rename(self, target)
+
+    def fill() -> None:
+        with creating_folder(out, "x", "y", replace=True) as part:
+            (part / "newer").touch()
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(DataError, match=rf"^cannot write {out}: Input/output error$"):
+        fill()
+    assert below(tmp_path) == ["out", "out/new"]
+
+
+def test_creating_folder_names_the_file_that_cannot_be_written(tmp_path: Path) -> None:
+    def fill(error: OSError) -> None:
+        with creating_folder(tmp_path / "out", "x", "y") as part:
+            name = error.filename and error.filename.replace("PART", str(part))
+            raise OSError(error.errno, os.strerror(error.errno), name)
+
+    for error, message in (
+        (OSError(errno.ENOSPC, "", "PART/a/b.csv"), "cannot write {}/a/b.csv: No space left .*run"),
+        (OSError(errno.EDQUOT, ""), "cannot write {}: Disk quota exceeded; free some space"),
+        (OSError(errno.EFBIG, "", "/its/source"), "cannot write {}: File too large; raise"),
+        (OSError(errno.EROFS, ""), "cannot write {}: Read-only file system"),
+        (OSError(errno.EACCES, "", "PART/a"), "cannot write {}/a: Permission denied"),
+    ):
+        with pytest.raises(DataError, match=message.format(tmp_path / "out")):
+            fill(error)
+    with pytest.raises(PermissionError):  # A source, which is read.
+        fill(OSError(errno.EACCES, "", "/its/source"))
+    assert below(tmp_path) == []
 
 
 def test_creating_folder_explains_an_unwritable_location(tmp_path: Path) -> None:
@@ -58,19 +118,110 @@ def test_creating_folder_explains_an_unwritable_location(tmp_path: Path) -> None
         raise AssertionError("never filled")
 
 
-def test_replacing_file_keeps_the_old_file_after_a_failure(tmp_path: Path) -> None:
-    file, part = tmp_path / "file", tmp_path / "part"
+def test_writing_file_keeps_the_old_file_after_a_failure(tmp_path: Path) -> None:
+    file = tmp_path / "file.csv"
     file.write_text("old")
 
-    def write() -> None:
-        with replacing_file(file, part):
+    def write(error: Exception) -> None:
+        with writing_file(file) as part:
+            assert part.suffix == ".csv"
             part.write_text("half")
-            raise ValueError("no")
+            raise error
 
-    with pytest.raises(ValueError, match="no"):
-        write()
-    assert file.read_text() == "old"
-    with replacing_file(file, part):
-        part.write_text("new")
+    for error, message in (
+        (OSError(errno.ENOSPC, "x"), "No space left on device; free some space or name another"),
+        (OSError("9 of 10 bytes written"), "9 of 10 bytes written$"),
+        (ValueError("no"), "no$"),
+        (SafetensorError("I/O error: x (os error 28)"), "No space left on device; free some"),
+    ):
+        with pytest.raises(DataError, match=f"^cannot write {file}: {message}"):
+            write(error)
+        assert file.read_text() == "old"
+    with pytest.raises(RuntimeError):
+        write(RuntimeError("no failure to write"))
+    write_text(file, "new")
     assert file.read_text() == "new"
-    assert below(tmp_path) == ["file"]
+    assert below(tmp_path) == ["file.csv"]
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "-", ".hidden", "a b.tar.gz"])
+def test_writing_file_takes_every_name_of_a_file(tmp_path: Path, name: str) -> None:
+    write_text(tmp_path / name, "x")
+    assert below(tmp_path) == [name]
+
+
+def test_writing_file_writes_the_target_of_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("target")
+    write_text(tmp_path / "link", "x")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "x"
+    (tmp_path / "loop").symlink_to("loop")
+    with suppress(DataError):  # Not an endless loop.
+        write_text(tmp_path / "loop", "x")
+    with pytest.raises(DataError, match=r"cannot write .*: File name too long"):
+        write_text(tmp_path / ("x" * 256), "x")
+    with pytest.raises(DataError, match=r"cannot write .*: embedded null byte"):
+        write_text(tmp_path / "a\0b", "x")
+    for name in ("x" * 256, "a\0b", "loop/b"):
+        with (
+            pytest.raises(DataError, match=r"^cannot write "),
+            creating_folder(check_output_folder(tmp_path / name, "x", tmp_path / "in"), "x", "y"),
+        ):
+            raise AssertionError("never filled")
+
+
+# --- parts of killed processes ------------------------------------------------------------------
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from twinlens.files import creating_folder, writing_file
+place = Path(sys.argv[1])
+with writing_file(place / "a.txt") as part, creating_folder(place / "b", "x", "y") as folder:
+    part.write_text("half")
+    (folder / "half").touch()
+    print(flush=True)
+    time.sleep(60)
+"""
+
+
+def test_parts_of_a_killed_process_are_swept_by_the_next(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", WRITER, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        write_text(tmp_path / "c.txt", "x")
+        assert len(below(tmp_path)) == 1 + 3 + 4  # Parts of a living process stay.
+        process.kill()
+    write_text(tmp_path / "c.txt", "x")
+    assert below(tmp_path) == ["c.txt"]
+
+
+def test_parts_of_another_machine_are_swept_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = tmp_path / ".a\nb.part-00000000-abcdefgh"
+    (part / "whole" / "deep").mkdir(parents=True)
+    (part / "lock").touch()
+    sweep_parts(tmp_path)
+    assert part.is_dir()
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + DAY + 60)
+    os.utime(part / "whole" / "deep", (now + DAY, now + DAY))
+    sweep_parts(tmp_path)
+    assert part.is_dir()  # It was written a minute ago.
+    monkeypatch.setattr("time.time", lambda: now + 3 * DAY)
+    sweep_parts(tmp_path)
+    assert below(tmp_path) == []
+
+
+def test_folders_of_the_user_are_no_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".my.part-1" / "photos").mkdir(parents=True)
+    (tmp_path / "a.part-abcdefgh").mkdir()
+    (tmp_path / "elsewhere" / "photos").mkdir(parents=True)
+    (tmp_path / ".b.part-abcdefgh").symlink_to("elsewhere")
+    (tmp_path / ".c.part-abcdefgh").touch()
+    before = below(tmp_path)
+    monkeypatch.setattr("time.time", lambda: 4e9)
+    sweep_parts(tmp_path)
+    assert below(tmp_path) == before

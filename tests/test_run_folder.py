@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import file_limit
 
 from twinlens.config import Settings
-from twinlens.errors import TrainingError
+from twinlens.errors import DataError, TrainingError
 from twinlens.learn.auto import Choice
 from twinlens.learn.history import History
 from twinlens.learn.run_folder import Checkpoint, HistoryRow, RunFolder, RunRecord
@@ -153,8 +154,8 @@ def test_a_checkpoint_that_finds_no_room_changes_nothing(
     def full(_: int) -> None:
         raise OSError("no room")
 
-    monkeypatch.setattr("twinlens.learn.run_folder.os.fsync", full)
-    with pytest.raises(OSError, match="no room"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DataError, match=r"cannot write .+run\.json: no room"):
         run.update_record(seed=4)
     assert (run.path / "run.json").read_bytes() == before
     assert [p.name for p in run.path.iterdir()] == ["run.json"]
@@ -182,12 +183,15 @@ def test_a_checkpoint_comes_back_to_the_last_bit(run: RunFolder) -> None:
     assert [p.name for p in run.path.iterdir()] == ["checkpoint.safetensors"]
 
 
-def test_a_half_written_checkpoint_is_not_seen(run: RunFolder) -> None:
+def test_a_checkpoint_on_a_full_disk_changes_nothing(run: RunFolder) -> None:
     run.write_checkpoint(Checkpoint({"now.a": torch.ones(3)}, {"step": 3}))
-    (run.path / "checkpoint.safetensors.part").write_bytes(b"half")
+    message = r"^cannot write .+/checkpoint\.safetensors: File too large; raise the limit"
+    with pytest.raises(DataError, match=message), file_limit(2000):
+        run.write_checkpoint(Checkpoint({"now.a": torch.ones(3000)}, {"step": 4}))
     checkpoint = run.read_checkpoint()
     assert checkpoint is not None
     assert checkpoint.state == {"step": 3}
+    assert [p.name for p in run.path.iterdir()] == ["checkpoint.safetensors"]
 
 
 @pytest.mark.parametrize("keep", [0, 4, 30])

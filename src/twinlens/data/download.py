@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from twinlens.errors import DataError
-from twinlens.files import creating_folder, expand_user
+from twinlens.files import creating_folder, expand_user, is_full
 
 __all__ = ["cache_folder", "create_once", "download_once", "unpack_once"]
 
@@ -44,7 +44,7 @@ def create_once(target: Path, fill: Callable[[Path], None]) -> Path:
     try:
         with creating_folder(target, f"the cache {target.parent}", advice) as part:
             fill(part)
-    except OSError:
+    except (OSError, DataError):
         if not target.is_dir():  # Otherwise another process has created the same content.
             raise
     return target
@@ -67,6 +67,8 @@ def download_once(name: str, urls: Sequence[str], fill: Callable[[Path], None], 
             with _socket_timeout(TIMEOUT):
                 fill(folder)
         except (OSError, RuntimeError, http.client.HTTPException, zipfile.BadZipFile) as error:
+            if is_full(error):
+                raise  # No fault of the download.
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(
                 f"cannot download {name} from {' or '.join(urls)} ({reason}): {hint}"

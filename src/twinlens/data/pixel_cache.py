@@ -15,10 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
@@ -31,11 +28,11 @@ from twinlens.data.download import cache_folder
 from twinlens.data.pixels import BrokenPicture, DecodedTable, DecodeJob
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
+from twinlens.files import part_beside
 
 __all__ = ["PixelStream", "decode_table"]
 
 CACHE_FORMAT = 1
-DAY = 24 * 60 * 60
 
 
 def decode_table(
@@ -198,23 +195,20 @@ def _load(job: DecodeJob, target: Path) -> DecodedTable | None:
 
 def _write(job: DecodeJob, target: Path) -> None:
     """Decode into `target` and its sidecar; on failure leave nothing behind."""
-    part = target.with_name(f"{target.stem}.{uuid.uuid4().hex[:8]}.part")
-    side = part.with_suffix(".side.part")
-    with ExitStack() as undo:
-        undo.callback(_remove, part, side)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _remove_stale(target.parent)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with part_beside(target) as beside:
             free = shutil.disk_usage(target.parent).free
             if free < job.num_bytes:
                 raise DataError(_no_space(job, target.parent, f"{_size_text(free)} are free"))
+            part, side = beside / "pixels.npy", beside / "pixels.json"
             with part.open("wb") as stream:
                 broken = _write_pixels(job, stream)
             side.write_text(json.dumps({"format": CACHE_FORMAT, "broken": broken}), "utf-8")
             part.replace(target)
             side.replace(target.with_suffix(".json"))
-        except OSError as error:
-            raise DataError(_no_space(job, target.parent, error.strerror or str(error))) from error
+    except OSError as error:
+        raise DataError(_no_space(job, target.parent, error.strerror or str(error))) from error
 
 
 def _write_pixels(job: DecodeJob, stream: IO[bytes]) -> list[tuple[int, str]]:
@@ -247,17 +241,3 @@ def _no_space(job: DecodeJob, folder: Path, reason: str) -> str:
 
 def _size_text(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
-
-
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove files of killed runs: a day without a write means that no process writes them."""
-    for part in folder.glob("*.part"):
-        with suppress(OSError):
-            if time.time() - part.stat().st_mtime > DAY:
-                part.unlink()

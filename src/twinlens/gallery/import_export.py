@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from twinlens.errors import DataError, GalleryError
-from twinlens.files import replacing_file
+from twinlens.files import writing_file
 from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.enrol_embeddings import AT_ONCE, RowEnrolment, rows_of_embeddings
 from twinlens.gallery.results import EnrolResult
@@ -74,21 +74,13 @@ def export(core: GalleryCore, path: Path) -> int:
 
 def _write(path: Path, columns: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
     num = 0
-    try:
-        path = path.resolve()  # A link remains, and its target is replaced.
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with replacing_file(path, part), pq.ParquetWriter(part, columns) as writer:
-            for batch in batches:
-                rows = pa.Table.from_batches([batch]).rename_columns(
-                    ["embedding" if name == "vector" else name for name in COLUMNS]
-                )
-                writer.write_table(rows.select(columns.names).cast(columns))
-                num += len(rows)
-    except (OSError, ValueError) as error:
-        number = error.errno if isinstance(error, OSError) else None
-        raise DataError(
-            f"cannot write {path}: {os.strerror(number) if number else error}"
-        ) from error
+    with writing_file(path) as part, pq.ParquetWriter(part, columns) as writer:
+        for batch in batches:
+            rows = pa.Table.from_batches([batch]).rename_columns(
+                ["embedding" if name == "vector" else name for name in COLUMNS]
+            )
+            writer.write_table(rows.select(columns.names).cast(columns))
+            num += len(rows)
     return num
 
 

@@ -18,7 +18,6 @@ import csv
 import io
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
@@ -34,7 +33,7 @@ from torch import Tensor
 
 from twinlens.config import Settings
 from twinlens.errors import TrainingError, validation_problems
-from twinlens.files import replacing_file
+from twinlens.files import writing_file
 from twinlens.learn.auto import Choice
 from twinlens.model.compute import Compute
 
@@ -215,7 +214,7 @@ class RunFolder:
         tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
         metadata = {"state": json.dumps(checkpoint.state)}
         # safetensors writes from the tensors' own memory: no second copy of the weights.
-        with self._written(self._checkpoint.name) as part:
+        with writing_file(self._checkpoint) as part:
             save_file(tensors, part, metadata)
 
     def read_checkpoint(self) -> Checkpoint | None:
@@ -255,17 +254,8 @@ class RunFolder:
             raise TrainingError(f"{path} cannot be read: {error}") from error
 
     def _write(self, name: str, content: bytes) -> None:
-        with self._written(name) as part:
+        with writing_file(self.path / name) as part:
             part.write_bytes(content)
-
-    @contextmanager
-    def _written(self, name: str) -> Iterator[Path]:
-        """A temporary path to write to; it gets its name when its content is on the disk."""
-        # Always one name: the next write overwrites what a kill left behind.
-        with replacing_file(self.path / name, self.path / f"{name}.part") as part:
-            yield part
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
 
 
 def _in_one_line(error: Exception) -> str:

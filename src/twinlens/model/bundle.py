@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from twinlens.errors import ConfigError
-from twinlens.files import write_text
+from twinlens.files import creating_folder, write_text, writing_errors
 from twinlens.model.comparators import Comparator, make_comparator
 from twinlens.model.device import pick_device
 from twinlens.model.encoder import Encoder
@@ -55,37 +54,33 @@ def save_bundle(
     calibration: dict[str, Any] | None = None,
 ) -> Bundle:
     """Write a model folder under a temporary name and rename it; an older one is replaced."""
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     weights = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
     weights |= {f"comparator.{k}": v for k, v in comparator.state_dict().items()}
-    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, part / WEIGHTS)
+    weights = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     # The initial weights belong to the run's history; the bundle brings its own.
     model = encoder.model_settings.model_copy(update={"weights": None, "pretrained": False})
-    description = ModelDescription(
-        picture=encoder.picture,
-        model=model,
-        weights=file_sha256(part / WEIGHTS),
-        fingerprint="",
-        calibration=calibration,
-        origin=origin,
-    )
-    values = description.model_dump(mode="json")
-    values["fingerprint"] = fingerprint_of(values)
-    _write_description(part, values)
-    old = folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with creating_folder(folder, str(folder.parent), "name another place", replace=True) as part:
+        with writing_errors(folder / WEIGHTS):
+            save_file(weights, part / WEIGHTS)
+        description = ModelDescription(
+            picture=encoder.picture,
+            model=model,
+            weights=file_sha256(part / WEIGHTS),
+            fingerprint="",
+            calibration=calibration,
+            origin=origin,
+        )
+        values = description.model_dump(mode="json")
+        values["fingerprint"] = fingerprint_of(values)
+        text = _as_text(values)  # With names that need not be UTF-8.
+        (part / DESCRIPTION).write_text(text, encoding="utf-8", errors="backslashreplace")
     return Bundle(encoder, comparator, values["fingerprint"], calibration, origin, folder)
 
 
 def store_calibration(bundle: Bundle, calibration: dict[str, Any]) -> Bundle:
     """Write a calibration into an existing model folder; everything else there stays as it is."""
-    _write_description(bundle.path, read_values(bundle.path) | {"calibration": calibration})
+    values = read_values(bundle.path) | {"calibration": calibration}
+    write_text(bundle.path / DESCRIPTION, _as_text(values))
     return replace(bundle, calibration=calibration)
 
 
@@ -123,6 +118,5 @@ def build_bundle(stored: StoredModel) -> Bundle:
     )  # fmt: skip
 
 
-def _write_description(folder: Path, values: Mapping[str, Any]) -> None:
-    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(folder / DESCRIPTION, text + "\n")
+def _as_text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

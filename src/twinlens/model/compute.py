@@ -8,7 +8,6 @@ once for each network, and the choice is cached so that two runs do the same ari
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -22,7 +21,8 @@ from torch import nn
 
 from twinlens.config import TrainSettings
 from twinlens.data.download import cache_folder
-from twinlens.files import replacing_file
+from twinlens.errors import DataError
+from twinlens.files import write_text
 from twinlens.model.device import has_bfloat16, pick_device
 from twinlens.model.encoder import Encoder
 
@@ -166,9 +166,6 @@ def _write_cache(cached: dict[str, list[bool]]) -> None:
     """Store the choices; if the cache cannot be written, the next run measures again."""
     try:
         _cache_file().parent.mkdir(parents=True, exist_ok=True)
-        with replacing_file(
-            _cache_file(), _cache_file().with_name(f"formats.{os.getpid()}.part")
-        ) as part:
-            part.write_text(json.dumps(cached, indent=1), encoding="utf-8")
-    except OSError:
+        write_text(_cache_file(), json.dumps(cached, indent=1))
+    except (OSError, DataError):
         return

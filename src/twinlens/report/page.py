@@ -8,7 +8,6 @@ parts are left out. Models, data sets and measurements play no part here.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from twinlens.files import replacing_file
+from twinlens.files import write_text
 from twinlens.measure.error_rates import matches
 from twinlens.report.content import MapPictures, PicturePair, ReportContent
 from twinlens.report.embedding_map import data_uri, embedding_map, map_rows
@@ -35,9 +34,7 @@ MOST_BROKEN = 100
 
 def write_report(path: Path, content: ReportContent) -> None:
     """Write the page atomically."""
-    with replacing_file(path, path.with_name(f".{path.name}.{os.getpid()}.part")) as beside:
-        # File names need not be UTF-8; others are shown escaped.
-        beside.write_text(render_report(content), encoding="utf-8", errors="backslashreplace")
+    write_text(path, render_report(content))
 
 
 def render_report(content: ReportContent) -> str:
