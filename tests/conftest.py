@@ -76,7 +76,7 @@ def file_limit(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-# A run of a second or two; the format is given, so that nothing is timed on the machine.
+# A run of a second or two; the format is given, so that all machines compute the same.
 TINY = {
     "model.backbone": "mlp",
     "model.channels": (32,),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,27 +21,12 @@ from twinlens.model.compute import (
 from twinlens.model.device import versions
 from twinlens.model.encoder import Encoder
 
-CPU = TrainSettings(device="cpu")
-
 
 def made(backbone: str = "conv", stride: int = 1) -> Encoder:
     model = ModelSettings(
         backbone=backbone, channels=(4, 4), embedding=3, head=(5,), dropout=0.5, stride=stride
     )
     return Encoder(model, PictureSettings(size=(8, 8), color="grey"))
-
-
-@pytest.fixture
-def timings(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[bool, bool], float]:
-    """A machine with bfloat16, and its speed in each format by this table."""
-    table = {(False, False): 1.0, (False, True): 0.9, (True, False): 2.0, (True, True): 3.0}
-
-    def timed(encoder: Encoder, options: list[Compute], batch_size: int) -> list[float]:
-        return [table[o.bfloat16, o.channels_last] for o in options]
-
-    monkeypatch.setattr(compute, "time_formats", timed)
-    monkeypatch.setattr(compute, "has_bfloat16", lambda device: True)
-    return table
 
 
 def test_the_device() -> None:
@@ -64,65 +47,50 @@ def test_versions_leave_out_a_package_that_is_missing(monkeypatch: pytest.Monkey
 
 def test_bfloat16_is_for_hardware_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not has_bfloat16("mps")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert not has_bfloat16("cpu")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert has_bfloat16("cpu")
 
 
-def test_without_bfloat16_it_is_not_even_tried(
-    monkeypatch: pytest.MonkeyPatch, timings: dict[tuple[bool, bool], float]
+def test_bfloat16_on_cuda_takes_compute_capability_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    capability = {"cuda": (7, 5), "cuda:1": (8, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability.__getitem__)
+    assert not has_bfloat16("cuda")
+    assert has_bfloat16("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "device", "bfloat16", "expected"),
+    [
+        ("conv", "cpu", True, (True, True)),
+        ("conv", "cpu", False, (False, True)),
+        ("resnet18", "cuda", True, (True, True)),
+        ("resnet18", "cuda", False, (False, False)),
+        ("mlp", "cpu", True, (False, False)),
+        ("strokes", "cuda", True, (False, False)),
+    ],
+)
+def test_the_format_is_a_rule_of_hardware_and_network(
+    backbone: str,
+    device: str,
+    bfloat16: bool,
+    expected: tuple[bool, bool],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    timings[True, True] = 0.01
-    monkeypatch.setattr(compute, "has_bfloat16", lambda device: False)
-    assert not choose_compute(made(), CPU, 4).bfloat16
-
-
-def test_the_fastest_wins_if_it_wins_clearly(timings: dict[tuple[bool, bool], float]) -> None:
-    assert choose_compute(made(), CPU, 4) == Compute("cpu")  # A gain of a tenth may be noise.
-    timings[True, True] = 0.5
-    assert choose_compute(made(), CPU, 8) == Compute("cpu", True, True)
-    assert choose_compute(made("mlp"), CPU, 8) == Compute("cpu")  # Nothing to lay out otherwise.
-
-
-def test_the_answer_is_kept_for_each_network_and_batch(
-    timings: dict[tuple[bool, bool], float], own_cache: Path
-) -> None:
-    timings[False, True] = 0.1
-    assert choose_compute(made(), CPU, 4).channels_last
-    timings[False, True] = 9.0
-    assert choose_compute(made(), CPU, 4).channels_last
-    assert not choose_compute(made(), CPU, 5).channels_last
-    assert not choose_compute(made(stride=2), CPU, 4).channels_last
-    known = json.loads((own_cache / "formats.json").read_text())
-    assert sorted(known.values()) == [[False, False], [False, False], [False, True]]
-
-
-@pytest.mark.parametrize("content", ["", "[1]", "{", "3"])
-def test_a_damaged_cache_is_measured_anew(
-    content: str, timings: dict[tuple[bool, bool], float], own_cache: Path
-) -> None:
-    own_cache.mkdir()
-    (own_cache / "formats.json").write_text(content)
-    timings[False, True] = 0.1
-    assert choose_compute(made(), CPU, 4).channels_last
-    assert len(json.loads((own_cache / "formats.json").read_text())) == 1
-
-
-def test_a_cache_that_cannot_be_written_costs_only_time(
-    timings: dict[tuple[bool, bool], float], own_cache: Path
-) -> None:
-    own_cache.write_text("a file is in the way")
-    assert choose_compute(made(), CPU, 4) == Compute("cpu")
-
-
-def test_formats_set_by_the_user_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No timing decides: the same seed gives the same weights with and without any cache."""
+    monkeypatch.setattr(compute, "has_bfloat16", lambda _: bfloat16)
+    monkeypatch.setattr(compute, "pick_device", lambda name: name)
     monkeypatch.setattr(compute, "time_formats", None)
-    said = TrainSettings(device="cpu", precision="bfloat16", channels_last="yes")
-    assert choose_compute(made(), said, 4) == Compute("cpu", True, True)
-    said = TrainSettings(device="cpu", precision="float32", channels_last="no")
-    assert choose_compute(made(), said, 4) == Compute("cpu")
+    model = ModelSettings(backbone=backbone)
+    assert choose_compute(model, TrainSettings(device=device)) == Compute(device, *expected)
+    other = TrainSettings(
+        device=device,
+        precision="float32" if expected[0] else "bfloat16",
+        channels_last="no" if expected[1] else "yes",
+    )
+    changed = Compute(device, not expected[0], not expected[1])
+    assert choose_compute(model, other) == changed
 
 
 def test_measuring_leaves_no_trace() -> None:

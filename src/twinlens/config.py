@@ -446,10 +446,15 @@ class TrainSettings(Section):
         auto="data",
     )
     precision: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "Arithmetic of the forward pass; `auto` measures which is faster on this machine."
+        "auto",
+        "Arithmetic of the forward pass; `auto` is bfloat16 for networks with convolutions on "
+        "hardware that multiplies it fast (NVIDIA GPUs from compute capability 8.0, CPUs with "
+        "AMX), else float32. Another precision gives other weights.",
     )
     channels_last: Literal["auto", "yes", "no"] = setting(
-        "auto", "Channels last in memory; `auto` measures which is faster on this machine."
+        "auto",
+        "Channels last in memory; `auto` is `yes` for networks with convolutions, except on GPUs "
+        "that do not multiply bfloat16. Another order gives weights that differ by rounding.",
     )
     device: str = setting(
         "auto", "`cpu`, `cuda`, `cuda:1` and so on; `auto` is the GPU, or the CPU without one."

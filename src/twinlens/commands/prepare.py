@@ -29,6 +29,7 @@ from twinlens.data.table import ImageTable, require_identities
 from twinlens.errors import TrainingError, TwinlensError
 from twinlens.learn.auto import Choice, choose_levels, choose_settings
 from twinlens.learn.run_folder import RunFolder, RunRecord
+from twinlens.model.compute import choose_compute
 from twinlens.model.device import machine, versions
 from twinlens.model.encoder import Encoder
 from twinlens.progress import Progress
@@ -171,11 +172,27 @@ def _start(
     training_sampler(decoded.table, settings)  # Again, without the broken pictures.
     rows = np.flatnonzero(decoded.table.split == "train")
     settings, levels = choose_levels(recipe, settings, decoded.pixels[sample_rows(rows)])
-    prepared = PreparedRun(recipe.name, settings, choices + levels, decoded, table.fingerprint())
+    settings, formats = _choose_formats(settings)
+    choices = choices + levels + formats
+    prepared = PreparedRun(recipe.name, settings, choices, decoded, table.fingerprint())
     _record(run, prepared, _command(data, recipe, root), root)
     for choice in prepared.choices:
         log.info("%s", choice_line(choice))
     return prepared
+
+
+def _choose_formats(settings: Settings) -> tuple[Settings, list[Choice]]:
+    """The settings with the precision and memory format of this machine, and the choices."""
+    compute = choose_compute(settings.model, settings.train)
+    formats = {
+        "precision": "bfloat16" if compute.bfloat16 else "float32",
+        "channels_last": "yes" if compute.channels_last else "no",
+    }
+    chosen = {key: v for key, v in formats.items() if getattr(settings.train, key) == "auto"}
+    why = f"a rule for {settings.model.backbone} on this machine's {compute.device}"
+    train = settings.train.model_copy(update=chosen)
+    choices = [Choice(f"train.{key}", value, why) for key, value in chosen.items()]
+    return settings.model_copy(update={"train": train}), choices
 
 
 def _warn_without_effect(recipe: Recipe, settings: Settings, table: ImageTable) -> None:

@@ -139,11 +139,7 @@ def _fit(prepared: PreparedRun, run: RunFolder, started: float) -> tuple[Bundle,
     if settings.model.init == "glorot":
         comparator.apply(glorot)
     training, validation = _labelled_pixels(decoded, "train"), _labelled_pixels(decoded, "val")
-    sampler = settings.sampler
-    batch = sampler.labels_per_batch * sampler.images_per_label
-    at_once = min(batch, len(training.label), settings.train.chunk or batch)
-    with _memory_explained():
-        compute = _compute(run, encoder, prepared, at_once)
+    compute = _compute(run, prepared)
     log.info(
         "training on %d pictures of %d identities (%s)",
         len(training.label), int(training.label.max()) + 1, compute,
@@ -204,13 +200,13 @@ def _reserve(decoded: DecodedTable, validated: int) -> Callable[[float], float]:
     return lambda seconds: seconds * later / pictures + pairs
 
 
-def _compute(run: RunFolder, encoder: Encoder, prepared: PreparedRun, batch: int) -> Compute:
+def _compute(run: RunFolder, prepared: PreparedRun) -> Compute:
     """Device and number format; those of the start for a resumed run, which must agree bitwise."""
     record = run.read_record()
     if record is not None and record.compute is not None:
         pick_device(record.compute.device)  # The run may have moved to another machine.
         return record.compute
-    compute = choose_compute(encoder, prepared.settings.train, batch)
+    compute = choose_compute(prepared.settings.model, prepared.settings.train)
     run.update_record(compute=compute)
     return compute
 

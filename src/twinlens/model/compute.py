@@ -1,35 +1,28 @@
-"""The arithmetic format of a network on this machine: precision and memory format.
+"""The arithmetic format of a network: precision and memory format.
 
-The fastest format differs by machine and network. On one processor, bfloat16 with channels last is
-five times as fast on a ResNet50 and a tenth as fast on a small network. It is therefore measured
-once for each network, and the choice is cached so that two runs do the same arithmetic.
+The fastest format differs by machine and network. A timing may come out otherwise the next time,
+and another format gives other weights. The format therefore follows from a rule of the hardware and
+the network, and is written into the settings of a run.
 """
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from twinlens.config import TrainSettings
-from twinlens.data.download import cache_folder
-from twinlens.errors import DataError
-from twinlens.files import write_text
+from twinlens.config import ModelSettings, TrainSettings
 from twinlens.model.device import has_bfloat16, pick_device
 from twinlens.model.encoder import Encoder
 
-__all__ = ["GAIN", "Compute", "choose_compute", "time_formats"]
+__all__ = ["Compute", "choose_compute", "time_formats"]
 
-# A format must be this much faster than float32 to replace it: timings are noisy.
-GAIN = 1.15
+WITHOUT_CONVOLUTIONS = ("mlp", "strokes")
 
 
 @dataclass(frozen=True)
@@ -57,34 +50,25 @@ class Compute:
         return f"{self.device}, {precision}, channels {'last' if self.channels_last else 'first'}"
 
 
-def choose_compute(encoder: Encoder, train: TrainSettings, batch_size: int) -> Compute:
-    """The format in the settings, with each "auto" decided by measurement on this machine.
+def choose_compute(model: ModelSettings, train: TrainSettings) -> Compute:
+    """The format in the settings, with each "auto" decided by a rule of the hardware.
+
+    bfloat16 and channels last are for networks with convolutions, on hardware that multiplies
+    bfloat16. Channels last is for all CPUs.
 
     Args:
-        encoder: network to measure; its weights and statistics stay as they are.
+        model: settings of the network, of which `backbone` is read.
         train: settings, of which `device`, `precision` and `channels_last` are read.
-        batch_size: pictures of a training batch.
     """
     device = pick_device(train.device)
-    precisions = {"auto": [False, True] if has_bfloat16(device) else [False]}
-    formats = {"auto": [False, True] if _has_convolutions(encoder) else [False]}
-    options = [
-        Compute(device, bfloat16, last)
-        for bfloat16 in precisions.get(train.precision, [train.precision == "bfloat16"])
-        for last in formats.get(train.channels_last, [train.channels_last == "yes"])
-    ]
-    if len(options) == 1:
-        return options[0]
-    key = _key(encoder, device, batch_size)
-    cached = _read_cache()
-    for option in options:
-        if cached.get(key) == [option.bfloat16, option.channels_last]:
-            return option
-    seconds = dict(zip(options, time_formats(encoder, options, batch_size), strict=True))
-    default, best = options[0], min(options, key=seconds.__getitem__)
-    chosen = best if seconds[best] * GAIN < seconds[default] else default
-    _write_cache(cached | {key: [chosen.bfloat16, chosen.channels_last]})
-    return chosen
+    convolves = model.backbone not in WITHOUT_CONVOLUTIONS
+    bfloat16 = convolves and has_bfloat16(device)
+    channels_last = bfloat16 or (convolves and device == "cpu")
+    return Compute(
+        device,
+        bfloat16 if train.precision == "auto" else train.precision == "bfloat16",
+        channels_last if train.channels_last == "auto" else train.channels_last == "yes",
+    )
 
 
 def time_formats(
@@ -133,39 +117,3 @@ def _time_step(step: Callable[[], None], device: str) -> float:
 def _wait(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
-
-
-def _has_convolutions(encoder: Encoder) -> bool:
-    return any(isinstance(module, nn.Conv2d) for module in encoder.backbone.modules())
-
-
-def _key(encoder: Encoder, device: str, batch_size: int) -> str:
-    machine = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
-    model = encoder.model_settings.model_dump_json(exclude={"weights", "pretrained", "init"})
-    parts = (machine, torch.get_num_threads(), torch.__version__, model, encoder.picture.size,
-             encoder.picture.channels, batch_size)  # fmt: skip
-    return repr(parts)
-
-
-def _processor() -> str:
-    return f"{platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _cache_file() -> Path:
-    return cache_folder() / "formats.json"
-
-
-def _read_cache() -> dict[str, list[bool]]:
-    try:
-        return dict(json.loads(_cache_file().read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def _write_cache(cached: dict[str, list[bool]]) -> None:
-    """Store the choices; if the cache cannot be written, the next run measures again."""
-    try:
-        _cache_file().parent.mkdir(parents=True, exist_ok=True)
-        write_text(_cache_file(), json.dumps(cached, indent=1))
-    except (OSError, DataError):
-        return
