@@ -43,7 +43,7 @@ def test_creating_folder_appears_when_complete(tmp_path: Path, before: str) -> N
 
 def test_creating_folder_leaves_nothing_after_a_failure(tmp_path: Path) -> None:
     def fill() -> None:
-        with creating_folder(tmp_path / "out", "x", "y") as part:
+        with creating_folder(tmp_path / "new" / "out", "x", "y") as part:
             (part / "file").write_text("x")
             raise KeyboardInterrupt
 

@@ -225,21 +225,29 @@ def test_a_history_writes_both_files_and_drops_rows_after_a_checkpoint(
     first = History(run, 0)
     for row in (*ROWS, HistoryRow(9, 0.9, 3.0, 0.05, 1e-3)):
         first.add(row)
-    first.close()
     second = History(run, 3)  # The checkpoint was of step 3.
     assert [row.step for row in second.rows] == [0, 3]
     second.add(HistoryRow(8, 0.8, 2.0, 0.2, 1e-3, 0.75))
-    second.close()
     assert [row.step for row in run.read_history(100)] == [0, 3, 8]
     assert events(run, "loss") == pytest.approx({3: 1 / 3, 8: 0.2})
     assert events(run, "validation") == pytest.approx({0: 0.5, 8: 0.75})
 
 
+def test_a_history_on_a_full_disk_is_one_error(run: RunFolder) -> None:
+    history = History(run, 0)
+    for row in ROWS:
+        history.add(row)
+    before = (run.path / "history.csv").read_bytes()
+    for limit, name in ((20, "history.csv"), (len(before) + 60, "events.out.tfevents")):
+        with pytest.raises(DataError, match=rf"^cannot write .+{name}.*: File too large"):
+            with file_limit(limit):
+                history.add(HistoryRow(9, 0.9, 3.0, 0.05, 1e-3))
+    assert not list(run.path.glob(".*"))
+
+
 def test_a_history_without_a_folder_stays_in_memory(tmp_path: Path) -> None:
     history = History(None, 0)
     history.add(ROWS[1])
-    history.flush()
-    history.close()
     assert history.rows == [ROWS[1]]
     assert list(tmp_path.iterdir()) == []
 
@@ -257,7 +265,5 @@ def test_without_tensorboard_the_history_is_a_table_only(
     ]
     for row in ROWS:
         history.add(row)
-    history.flush()
-    history.close()
     assert run.read_history(100)[1:] == ROWS[1:]
     assert [path.name for path in run.path.iterdir()] == ["history.csv"]

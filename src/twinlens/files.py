@@ -11,17 +11,22 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import re
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from twinlens.errors import DataError, TwinlensError, first_line
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = [
     "check_output_file",
@@ -30,6 +35,7 @@ __all__ = [
     "expand_user",
     "is_full",
     "part_beside",
+    "save_picture",
     "sweep_parts",
     "write_text",
     "writing_errors",
@@ -91,6 +97,7 @@ def creating_folder(
     """
     with ExitStack() as stack:
         try:
+            stack.callback(_remove_empty, [p for p in folder.parents if not p.exists()])
             folder.parent.mkdir(parents=True, exist_ok=True)
             beside = stack.enter_context(part_beside(folder))
             part = beside / WHOLE
@@ -186,6 +193,12 @@ def _is_written(part: Path) -> bool:
     return time.time() - max(written) < DAY
 
 
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # Not empty, or never made.
+            folder.rmdir()
+
+
 def _restore(old: Path, folder: Path) -> None:
     """Put a replaced folder back if nothing took its place."""
     if not folder.exists():
@@ -262,6 +275,26 @@ def check_output_folder(
             "name a folder outside of it"
         )
     return out
+
+
+def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:
+    """Save a picture in the format of the path's extension.
+
+    Pillow overlooks that a disk fills up in its last block, and leaves a cut file without an error.
+    It therefore writes to memory here.
+
+    Args:
+        picture: picture to save.
+        path: new file.
+        options: options of `Image.save`.
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: the extension is no format of pictures.
+    """
+    stream = io.BytesIO()
+    stream.name = str(path)  # Pillow reads the extension of it.
+    picture.save(stream, **options)
+    path.write_bytes(stream.getbuffer())
 
 
 def write_text(path: Path, text: str) -> None:

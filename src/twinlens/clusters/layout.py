@@ -19,6 +19,7 @@ from PIL import Image
 
 from twinlens.clusters.linkage import Clustering
 from twinlens.errors import PictureError, one_line
+from twinlens.files import save_picture
 from twinlens.progress import Progress
 
 __all__ = ["SINGLE", "Placement", "place_clusters", "write_list"]
@@ -107,7 +108,7 @@ def _placer(
 ) -> tuple[str, Put]:
     """The kind of placement, and the function that places a picture."""
     if files is None:
-        return "pictures", lambda row, place: opened(row).save(place, "PNG")
+        return "pictures", lambda row, place: save_picture(opened(row), place)
 
     def link(row: int, place: Path) -> None:
         os.stat(files[row])  # noqa: PTH116 (a dangling link can be made)

@@ -25,7 +25,7 @@ from twinlens.data.inspection import Inspection, inspect_table
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
-from twinlens.files import check_output_file, writing_file
+from twinlens.files import check_output_file, save_picture, writing_file
 from twinlens.learn.auto import Choice, choose_levels
 from twinlens.progress import Progress, console_log
 from twinlens.recipes import load_recipe
@@ -158,7 +158,7 @@ def _draw(table: ImageTable, settings: Settings, path: str | Path) -> None:
     training = table.of_split("train")
     picture = draw_montage(training, _opener(training, settings), batch)
     with writing_file(path) as part:
-        picture.save(part)
+        save_picture(picture, part)
 
 
 def _opener(table: ImageTable, settings: Settings) -> Callable[[int], Image.Image]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from twinlens.data.decode import open_picture
-from twinlens.files import check_output_file, writing_file
+from twinlens.files import check_output_file, save_picture, writing_file
 from twinlens.match.answers import VerifyAnswer
 from twinlens.match.matcher import Matcher
 
@@ -64,5 +64,5 @@ def verify(
             f"probability {answer.probability:.1%}, cosine similarity {answer.similarity:.2f}",
         ]
         with writing_file(show) as part:
-            draw_verdict(left, right, lines, answer.match).save(part)
+            save_picture(draw_verdict(left, right, lines, answer.match), part)
     return answer

@@ -25,6 +25,7 @@ from twinlens.face.crop import Keep, choose_face, crop_face
 from twinlens.face.detection import Detector, detect_faces, refine_eyes
 from twinlens.face.detectors import DetectorChoice, one_thread, opencv
 from twinlens.face.result import Outcome, PhotographResult
+from twinlens.files import save_picture
 from twinlens.progress import Progress
 
 __all__ = ["CropOptions", "crop_all"]
@@ -143,7 +144,7 @@ def _crop(options: CropOptions, task: tuple[str, str]) -> PhotographResult:
     cut = crop_face(picture, near, margin=options.margin, size=options.size, align=options.align)
     place = Path(target)
     place.parent.mkdir(parents=True, exist_ok=True)
-    cut.save(place, **(JPEG if place.suffix.lower() in (".jpg", ".jpeg") else {}))
+    save_picture(cut, place, **(JPEG if place.suffix.lower() in (".jpg", ".jpeg") else {}))
     outcome: Outcome = "single" if len(sure) == 1 else "several"
     return PhotographResult(outcome, tuple(detections), kept=face, num_sure=len(sure))
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from twinlens.data.decode import open_picture
 from twinlens.errors import CalibrationError, DataError, PictureError, one_line
-from twinlens.files import check_output_file, writing_file
+from twinlens.files import check_output_file, save_picture, writing_file
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.schema import quoted
 from twinlens.match.answers import Candidate, Hit, IdentifyAnswer
@@ -67,7 +67,7 @@ def draw_answers(
     pictures = _templates(gallery, [candidate.path for row in candidates for candidate in row])
     strips = [_strip(gallery, name, answer, pictures) for name, answer in shown]
     with writing_file(path) as part:
-        draw_sheet(strips).save(part)
+        save_picture(draw_sheet(strips), part)
 
 
 def draw_hits(path: str | Path, gallery: Gallery, picture: str, hits: Sequence[Hit]) -> None:
@@ -102,7 +102,7 @@ def draw_hits(path: str | Path, gallery: Gallery, picture: str, hits: Sequence[H
     green = "" if threshold is None else f"; green: within the threshold {threshold:.4f}"
     strip = Strip(one_line(picture, None), count + green, INK, probe, tiles)
     with writing_file(path) as part:
-        draw_sheet([strip]).save(part)
+        save_picture(draw_sheet([strip]), part)
 
 
 def _strip(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
+from twinlens.files import writing_errors
 from twinlens.learn.run_folder import HistoryRow, RunFolder
 
 __all__ = ["History"]
@@ -25,37 +29,60 @@ class History:
     def __init__(self, run: RunFolder | None, step: int) -> None:
         self.rows: list[HistoryRow] = run.read_history(step) if run is not None and step else []
         self._run = run
-        self._events = None if run is None else _event_writer(run.path / "tensorboard", step)
+        self._events = None if run is None else _make_events(run.path / "tensorboard", step)
 
     def add(self, row: HistoryRow) -> None:
-        """Add a row."""
+        """Add a row.
+
+        Raises:
+            DataError: a file cannot be written.
+        """
         self.rows.append(row)
         if self._run is not None:
             self._run.write_history(self.rows)
-        if self._events is None:
-            return
+        if self._events is not None:
+            self._events.add(row)
+
+
+class _Events:
+    """A file of TensorBoard events.
+
+    torch's `SummaryWriter` writes in a thread of its own, whose failure on a full disk prints a
+    traceback.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
+
+        self._event, self._record_writer, self._summary = event_pb2.Event, RecordWriter, summary
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._path = folder / name
+        with writing_errors(folder):
+            folder.mkdir(exist_ok=True)
+        self._write(step, file_version="brain.Event:2")
+        if step:  # Hides the events of an earlier attempt from here on.
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(step + 1, session_log=start)
+
+    def add(self, row: HistoryRow) -> None:
         for name, value in (("loss", row.loss), ("rate", row.rate), ("validation", row.metric)):
             if value is not None and math.isfinite(value):
-                self._events.add_scalar(name, value, row.step)
+                self._write(row.step, summary=self._summary.scalar(name, value))
         if row.event:
-            self._events.add_text("event", row.event, row.step)
+            self._write(row.step, summary=self._summary.text("event", row.event))
 
-    def flush(self) -> None:
-        """Write all rows to disk: the checkpoint that is written next relies on them."""
-        if self._events is not None:
-            self._events.flush()
-
-    def close(self) -> None:
-        """Flush, and close the files."""
-        if self._events is not None:
-            self._events.close()
+    def _write(self, step: int, **content: Any) -> None:
+        event = self._event(step=step, wall_time=time.time(), **content)
+        with writing_errors(self._path), self._path.open("ab") as file:
+            self._record_writer(file).write(event.SerializeToString())
 
 
-def _event_writer(folder: Path, step: int) -> Any:
-    """A `SummaryWriter`; None if TensorBoard is not installed."""
+def _make_events(folder: Path, step: int) -> _Events | None:
+    """The file of events; None if TensorBoard is not installed."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        return _Events(folder, step)
     except ImportError:
         log.info("TensorBoard events are not written: pip install 'twinlens[tensorboard]'")
         return None
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else 0)

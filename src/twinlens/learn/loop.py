@@ -170,7 +170,7 @@ def fit(
             if validate or write_row or event:
                 history.add(_row(state, length, rate, metric, event))
             if validate or event or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                _save(learner, state, history, run)
+                _save(learner, state, run)
                 saved = time.monotonic()
             if on_step is not None:
                 on_step(StepReport(state.step, progress, state.seconds, loss_value, metric))
@@ -179,8 +179,6 @@ def fit(
     except KeyboardInterrupt:
         interrupted = True
         log.warning("interrupted at step %d: the best weights so far are kept", state.step)
-    finally:
-        history.close()
     _finish(learner, state)
     return FitResult(
         state.step, state.seconds, state.best_metric, state.best_step, history.rows, interrupted
@@ -332,9 +330,8 @@ def _row(
     return HistoryRow(state.step, epoch, seconds, state.take_mean_loss(), rate, metric, event)
 
 
-def _save(learner: Learner, state: TrainingState, history: History, run: RunFolder | None) -> None:
+def _save(learner: Learner, state: TrainingState, run: RunFolder | None) -> None:
     if run is not None:
-        history.flush()
         run.write_checkpoint(make_checkpoint(learner, state))
 
 
