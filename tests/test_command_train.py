@@ -81,8 +81,9 @@ def test_a_run_folder_holds_all_it_should(tiny_run: TinyRun) -> None:
     events = {name for name in found if name.startswith("tensorboard/events.out.tfevents")}
     assert events
     assert found - events == {
-        "settings.json", "run.json", "split.csv", "history.csv", "checkpoint.safetensors",
-        "model/model.json", "model/model.safetensors", "report.html", "results.json",
+        "settings.json", "run.json", "split.csv", "trained_on.safetensors", "history.csv",
+        "checkpoint.safetensors", "model/model.json", "model/model.safetensors", "report.html",
+        "results.json",
     }  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from twinlens.clusters.constraints import Constraints, read_constraints, rows_by
 from twinlens.clusters.knn_graph import NEIGHBOURS
 from twinlens.clusters.result import ClusterResult, Cut
 from twinlens.clusters.write import EmbeddedPictures, write_clusters
-from twinlens.commands.selection import is_identity_disjoint, read_data
+from twinlens.commands.selection import read_data
+from twinlens.commands.training_overlap import training_overlap
 from twinlens.config import DataSettings
 from twinlens.data.folders import is_folder, read_unlabelled
 from twinlens.data.pixel_cache import decode_table
@@ -27,6 +28,7 @@ from twinlens.match.matcher import Matcher
 from twinlens.measure.pairs import Comparison
 from twinlens.model.bundle import Bundle
 from twinlens.model.encoder import embed_pixels
+from twinlens.model.training_record import find_record
 from twinlens.progress import Progress, console_log
 
 __all__ = ["cluster"]
@@ -207,6 +209,11 @@ def _decoded(bundle: Bundle, table: ImageTable) -> DecodedTable:
 def _embedded(matcher: Matcher, decoded: DecodedTable, labelled: bool) -> EmbeddedPictures:
     bundle, kept = matcher.bundle, decoded.table
     emb_ND = embed_pixels(bundle.encoder, decoded.pixels, progress=Progress("embedding"))
+    disjoint = None
+    if labelled:
+        record = find_record(bundle.path, bundle.origin)
+        overlap = training_overlap(bundle, record, kept, decoded.pixels)
+        disjoint = overlap.identity_disjoint
     return EmbeddedPictures(
         source=kept.source,
         names=[kept.relative(row) for row in range(len(kept))],
@@ -216,7 +223,7 @@ def _embedded(matcher: Matcher, decoded: DecodedTable, labelled: bool) -> Embedd
         forged=kept.forged,
         pixels=kept.pixels,
         max_pixels=matcher.max_pixels,
-        disjoint=is_identity_disjoint(bundle, kept) if labelled else None,
+        disjoint=disjoint,
     )
 
 

@@ -257,5 +257,6 @@ def _write_report(
         data=table.source,
         splits=[(name, len(rows), len(set(table.identity[rows]))) for name, rows in parts],
         broken=[(broken.path, broken.reason) for broken in selection.broken],
+        findings=selection.notes,
     )
     write_model_report(Path(path), matcher.bundle, result, facts)

@@ -8,9 +8,9 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.commands.selection import ProbeGallerySelection, Selection
+from twinlens.commands.selection import ProbeGallerySelection, Selection, select_rows
 from twinlens.data.duplicates import groups_of_equal
-from twinlens.data.pixels import PixelRows, Pixels
+from twinlens.data.pixels import Pixels
 from twinlens.errors import DataError
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.distances import as_euclidean
@@ -129,7 +129,7 @@ def evaluate_open_set(
         DataError: embeddings that are not finite.
     """
     genuine = np.flatnonzero(~selection.table.forged)
-    table, pixels = selection.table.select(genuine), _select_pixels(selection.pixels, genuine)
+    table, pixels = selection.table.select(genuine), select_rows(selection.pixels, genuine)
     emb_ND = _embeddings(bundle, pixels)
     rates = open_set(
         emb_ND, table.labels(), TorchComparison(bundle.comparator), shot=shot, rule=rule,
@@ -151,12 +151,6 @@ def evaluate_open_set(
         pixels=pixels,
         embeddings=emb_ND,
     )
-
-
-def _select_pixels(pixels: Pixels, rows: NDArray[np.int64]) -> PixelRows:
-    if isinstance(pixels, PixelRows):
-        return PixelRows(pixels.pixels, pixels.row[rows])
-    return PixelRows(pixels, rows)
 
 
 def _digest(picture: NDArray[np.uint8]) -> bytes:

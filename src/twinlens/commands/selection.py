@@ -1,35 +1,46 @@
 """Selection of the pictures that a trained model is calibrated or evaluated on.
 
-Pictures that the model was trained on are left out, except as the gallery of `nearest`.
+Pictures that the model was trained on are recognised by their content and by the names of their
+identities. They are left out or reported, except as the gallery of `nearest`.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twinlens.commands.training_overlap import (
+    TrainingOverlap,
+    training_overlap,
+    unknown_reason,
+    validation_overlap,
+)
 from twinlens.config import DataSettings
+from twinlens.data.contents import content_digests
 from twinlens.data.folders import read_table
 from twinlens.data.pixel_cache import decode_table
-from twinlens.data.pixels import BrokenPicture, DecodedTable, Pixels
+from twinlens.data.pixels import BrokenPicture, DecodedTable, PixelRows, Pixels
 from twinlens.data.splits import assign_splits
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import ConfigError, DataError, unknown_name
 from twinlens.model.bundle import Bundle
 from twinlens.model.stored import hash_identities
+from twinlens.model.training_record import TrainingRecord, find_record
 from twinlens.progress import Progress
+from twinlens.report.formatting import count_of
 
 __all__ = [
     "ProbeGallerySelection",
     "Selection",
-    "is_identity_disjoint",
     "read_data",
     "select_pictures",
     "select_probes_and_gallery",
+    "select_rows",
+    "selection_of_split",
 ]
 
 log = logging.getLogger("twinlens")
@@ -42,16 +53,18 @@ class Selection:
     Attributes:
         table: the pictures.
         pixels: their pixels.
-        split: "train", "val", "test", "all", or "unseen": all but trained identities.
-        identity_disjoint: whether none of the identities was trained on.
+        split: "train", "val", "test", "all", or "unseen": all but what was trained on.
+        identity_disjoint: whether none of the identities was trained on; None if unknown.
         broken: pictures that could not be read.
+        notes: sentences about pictures that were trained on.
     """
 
     table: ImageTable
     pixels: Pixels
     split: str
-    identity_disjoint: bool
+    identity_disjoint: bool | None
     broken: tuple[BrokenPicture, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +77,9 @@ class ProbeGallerySelection:
         probe: rows of the probes, ascending.
         gallery: rows of the gallery, ascending; they may include probes.
         split: split of the probes.
-        identity_disjoint: whether none of the probes' identities was trained on.
+        identity_disjoint: whether none of the probes' identities was trained on; None if unknown.
         broken: pictures that could not be read.
+        notes: sentences about probes that were trained on.
     """
 
     table: ImageTable
@@ -73,8 +87,9 @@ class ProbeGallerySelection:
     probe: NDArray[np.int64]
     gallery: NDArray[np.int64]
     split: str
-    identity_disjoint: bool
+    identity_disjoint: bool | None
     broken: tuple[BrokenPicture, ...]
+    notes: tuple[str, ...]
 
 
 def select_pictures(
@@ -87,9 +102,11 @@ def select_pictures(
 ) -> Selection:
     """Read and decode the pictures to calibrate or evaluate a model on.
 
-    The data that the model was trained on (by its fingerprint) is split as in training. Other data
-    is taken by its own splits. If it names none, identities that the model was trained on are left
-    out by name.
+    The pictures that the model was trained on are recognised wherever a copy lies and whatever it
+    is called. If DATA holds no others, it is split as in training. Other data is taken by its own
+    splits. Of other data "auto" leaves out pictures that the model was trained on, near copies of
+    them, and all pictures of their identities; and those of the validation split if they are not
+    preferred and enough remains.
 
     Args:
         bundle: the model.
@@ -101,26 +118,43 @@ def select_pictures(
     Raises:
         ConfigError: an unknown split.
         DataError: no pictures in that split.
+        ModelError: a damaged training record.
     """
     if split not in (*SPLITS, "all", "auto"):
         raise ConfigError(unknown_name("split", split, (*SPLITS, "all", "auto")))
-    table, is_training_data = _split_as_trained(bundle, read_data(bundle, data, root))
+    record = find_record(bundle.path, bundle.origin)
+    table, is_training_data = _split_as_trained(bundle, record, read_data(bundle, data, root))
     name = _resolve(table, split, prefer)
     part = table if name == "all" else table.of_split(name)
-    if name == "all" and split == "auto":
-        part, name = _unseen(bundle, table)
     if not len(part):
         raise DataError(
             f"{table.source} has no {name} pictures: give another folder, or another --on"
         )
     decoded = _decode(bundle, part, is_training_data)
-    disjoint = is_identity_disjoint(bundle, decoded.table)
-    if not disjoint and name in ("all", "train"):
-        log.warning(
-            "the model was trained on some of these identities: expect worse figures for unseen "
-            "identities"
-        )
-    return Selection(decoded.table, decoded.pixels, name, disjoint, decoded.broken)
+    table, pixels = decoded.table, decoded.pixels
+    overlap = _overlap(bundle, record, table, pixels, is_training_data)
+    left_out = []
+    if split == "auto" and not is_training_data:
+        kept, note = _unseen(bundle, record, table, pixels, overlap, prefer)
+        if note:
+            log.info("%s", note)
+            left_out = [_sentence(note)]
+            table, pixels, overlap = table.select(kept), select_rows(pixels, kept), overlap.of(kept)
+            name = "unseen" if name == "all" else name
+    selection = _selection(bundle, record, table, pixels, name, overlap)
+    for note in selection.notes:
+        log.warning("%s", note)
+    notes = (*left_out, *map(_sentence, selection.notes))
+    return replace(selection, broken=decoded.broken, notes=notes)
+
+
+def selection_of_split(
+    bundle: Bundle, record: TrainingRecord, table: ImageTable, pixels: Pixels, split: str
+) -> Selection:
+    """The selection of a split of the training data; nothing is left out."""
+    overlap = _overlap(bundle, record, table, pixels, True)
+    selection = _selection(bundle, record, table, pixels, split, overlap)
+    return replace(selection, notes=tuple(map(_sentence, selection.notes)))
 
 
 def select_probes_and_gallery(
@@ -147,7 +181,8 @@ def select_probes_and_gallery(
         )
     if split not in (*SPLITS, "auto"):
         raise ConfigError(unknown_name("split", split, (*SPLITS, "auto")))
-    table, is_training_data = _split_as_trained(bundle, data)
+    record = find_record(bundle.path, bundle.origin)
+    table, is_training_data = _split_as_trained(bundle, record, data)
     split = _resolve(table, split, "test")
     gallery_splits = {"train"} if split == "val" or "val" in data.split else {"train", "val"}
     is_used = np.isin(table.split.astype(str), [split, *gallery_splits]) & ~table.forged
@@ -159,12 +194,18 @@ def select_probes_and_gallery(
         np.flatnonzero(np.isin(table.split.astype(str), list(names)))
         for names in ([split], gallery_splits)
     )
+    probes, probe_pixels = table.select(probe), PixelRows(decoded.pixels, probe)
+    overlap = _overlap(bundle, record, probes, probe_pixels, is_training_data)
     if split == "train":
-        log.warning("each training picture is compared with all of them, itself included")
-    disjoint = is_identity_disjoint(bundle, table.select(probe))
+        notes = ("each training picture is compared with all of them, itself included",)
+    else:
+        notes = _notes(bundle, record, overlap, split)
+    for note in notes:
+        log.warning("%s", note)
     return ProbeGallerySelection(
-        table, decoded.pixels, probe, gallery, split, disjoint, decoded.broken
-    )
+        table, decoded.pixels, probe, gallery, split, overlap.identity_disjoint, decoded.broken,
+        tuple(map(_sentence, notes)),
+    )  # fmt: skip
 
 
 def _check_overlap(table: ImageTable, split: str, gallery_splits: set[str]) -> None:
@@ -221,29 +262,112 @@ def data_settings(bundle: Bundle) -> DataSettings:
     return DataSettings() if bundle.origin is None else bundle.origin.data
 
 
-def is_identity_disjoint(bundle: Bundle, table: ImageTable) -> bool:
-    """Whether a model was trained on none of a table's identities, by their names."""
-    known = set() if bundle.origin is None else set(bundle.origin.identities)
-    return known.isdisjoint(hash_identities(table.identities()))
+def select_rows(pixels: Pixels, rows: NDArray[np.bool_] | NDArray[np.int64]) -> PixelRows:
+    """The pixels of some rows (mask or numbers), not copied."""
+    if isinstance(pixels, PixelRows):
+        return PixelRows(pixels.pixels, pixels.row[rows])
+    return PixelRows(pixels, np.arange(len(pixels))[rows])
 
 
-def _split_as_trained(bundle: Bundle, table: ImageTable) -> tuple[ImageTable, bool]:
+def _split_as_trained(
+    bundle: Bundle, record: TrainingRecord | None, table: ImageTable
+) -> tuple[ImageTable, bool]:
     """The table with the splits of the training, and whether it is the training data."""
     origin = bundle.origin
-    if origin is None or origin.fingerprint != table.fingerprint():
+    if origin is None:
         return table, False
-    divided = assign_splits(
-        table, mode=origin.data.split, fractions=origin.data.fractions, seed=origin.seed
-    )
-    trained = hash_identities(divided.of_split("train").identities())
-    if not set(origin.identities) <= set(trained):  # Pictures that broke since may be missing.
+    is_same = origin.fingerprint == table.fingerprint()
+    if is_same:
+        divided = assign_splits(
+            table, mode=origin.data.split, fractions=origin.data.fractions, seed=origin.seed
+        )
+        if _is_trained_on(bundle, record, divided.of_split("train").identities()):
+            return divided, True
+    if record is not None and not table.split.any():
+        splits = record.splits_of(content_digests(table))
+        if splits.all():
+            log.info(
+                "all of these pictures belong to the data that the model was trained on: they are "
+                "split as in training"
+            )
+            return table.with_split(splits), True
+    if is_same:
         log.warning(
             "the model was trained on other splits of %s than the data names now: the data's own "
             "splits are used",
             table.source,
         )
-        return table, True
-    return divided, True
+    return table, False
+
+
+def _is_trained_on(bundle: Bundle, record: TrainingRecord | None, names: list[str]) -> bool:
+    """Whether all training identities are among some names; True if that is unknown."""
+    assert bundle.origin is not None
+    if record is None:
+        # Pictures that broke since may be missing.
+        return set(bundle.origin.identities) <= set(hash_identities(names))
+    return bool(record.knows_names(names, "train").sum() >= record.num_identities("train"))
+
+
+def _is_closed(bundle: Bundle, record: TrainingRecord | None) -> bool:
+    """Whether a model is to be used on the identities that it was trained on."""
+    is_given = bundle.origin is not None and bundle.origin.data.split == "images"
+    return is_given or (record is not None and record.is_closed)
+
+
+def _overlap(
+    bundle: Bundle,
+    record: TrainingRecord | None,
+    table: ImageTable,
+    pixels: Pixels,
+    is_training_data: bool,
+) -> TrainingOverlap:
+    """The overlap with the training pictures; `inspect` shows near copies within a closed set."""
+    is_own_closed_set = is_training_data and _is_closed(bundle, record)
+    overlap = training_overlap(bundle, record, table, pixels, near=not is_own_closed_set)
+    # Names and sizes of all files are the same, and format 1 lists the training identities.
+    is_of_format_1 = bundle.origin is not None and bool(bundle.origin.identities)
+    is_known = overlap.is_known or (is_training_data and is_of_format_1)
+    return replace(overlap, is_known=is_known)
+
+
+def _selection(
+    bundle: Bundle,
+    record: TrainingRecord | None,
+    table: ImageTable,
+    pixels: Pixels,
+    name: str,
+    overlap: TrainingOverlap,
+) -> Selection:
+    notes = _notes(bundle, record, overlap, name)
+    return Selection(table, pixels, name, overlap.identity_disjoint, notes=notes)
+
+
+def _notes(
+    bundle: Bundle, record: TrainingRecord | None, overlap: TrainingOverlap, name: str
+) -> tuple[str, ...]:
+    """Warnings of pictures that were trained on; a closed set needs none for its identities."""
+    is_expected = name in ("val", "test") and _is_closed(bundle, record)
+    if overlap.identity.any() and not is_expected:
+        return (
+            "the model was trained on some of these identities: expect worse figures for unseen "
+            f"identities ({overlap.reasons()})",
+        )
+    if overlap.picture.any():
+        return (
+            "the model was trained on some of these pictures: expect worse figures for new ones "
+            f"({overlap.reasons()})",
+        )
+    if overlap.identity_disjoint is None:
+        return (
+            "it is unknown whether the model was trained on these pictures: "
+            f"{unknown_reason(bundle)}",
+        )
+    return ()
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _resolve(table: ImageTable, split: str, prefer: str) -> str:
@@ -261,23 +385,31 @@ def _resolve(table: ImageTable, split: str, prefer: str) -> str:
     return "all"
 
 
-def _unseen(bundle: Bundle, table: ImageTable) -> tuple[ImageTable, str]:
-    """The rows of identities that were not trained on ("unseen"), or "all".
+def _unseen(
+    bundle: Bundle,
+    record: TrainingRecord | None,
+    table: ImageTable,
+    pixels: Pixels,
+    overlap: TrainingOverlap,
+    prefer: str,
+) -> tuple[NDArray[np.bool_], str]:
+    """The rows (N,) that were not trained on, and a phrase about the others.
 
-    "all" if no identity was trained on, if the model was trained on a closed set, and if fewer than
-    two identities would remain.
+    Without validation pictures too, if these are not preferred. All rows are kept if none was
+    trained on, and if fewer than two identities would remain. Of a closed set only copies of
+    training pictures are left out.
     """
-    if bundle.origin is None or bundle.origin.data.split != "identities":
-        return table, "all"
-    known = set(bundle.origin.identities)
-    trained = [name for name in table.identities() if known & set(hash_identities([name]))]
-    if not trained:
-        return table, "all"
-    rest = table.select(~np.isin(table.identity.astype(str), trained))
-    if len(rest.identities()) < 2:
-        return table, "all"
-    log.info(
-        "left out %d pictures of %d identities that the model was trained on; %d of %d remain",
-        len(table) - len(rest), len(trained), len(rest), len(rest.identities()),
-    )  # fmt: skip
-    return rest, "unseen"
+    seen = {"trained on": overlap}
+    if record is not None and prefer == "test":
+        validated = validation_overlap(record, table, pixels)
+        seen = {"trained on or validated with": overlap | validated, **seen}
+    for use, part in seen.items():
+        out = part.picture if _is_closed(bundle, record) else part.picture | part.identity
+        left, rest = (set(table.identity[rows].tolist()) for rows in (out, ~out))
+        if left and len(rest) > 1:
+            return ~out, (
+                f"left out {count_of(int(out.sum()), 'picture')} of "
+                f"{count_of(len(left), 'identity')} that the model was {use}; "
+                f"{(~out).sum():,} of {len(rest):,} remain ({part.reasons()})"
+            )
+    return np.ones(len(table), np.bool_), ""

@@ -16,11 +16,11 @@ import torch
 from twinlens.commands.calibrate import calibrate_on
 from twinlens.commands.prepare import PreparedRun, prepare
 from twinlens.commands.protocols import evaluate_standard
-from twinlens.commands.selection import Selection, is_identity_disjoint
+from twinlens.commands.selection import selection_of_split
 from twinlens.config import without_effect
 from twinlens.data.pixels import DecodedTable
 from twinlens.data.table import SPLITS, ImageTable
-from twinlens.errors import CalibrationError, ConfigError, DataError, TrainingError
+from twinlens.errors import CalibrationError, ConfigError, DataError, ModelError, TrainingError
 from twinlens.learn.loop import FitResult, LabelledPixels, StepReport, fit
 from twinlens.learn.losses import check_loss
 from twinlens.learn.run_folder import RunFolder, lock_run_folder, new_run_folder
@@ -34,7 +34,8 @@ from twinlens.model.compute import Compute, choose_compute
 from twinlens.model.device import keep_freed_memory, pick_device
 from twinlens.model.encoder import Encoder
 from twinlens.model.layers import glorot
-from twinlens.model.stored import Origin, hash_identities
+from twinlens.model.stored import Origin
+from twinlens.model.training_record import RECORD_FILE, TrainingRecord, read_record
 from twinlens.progress import Progress, console_log, format_duration
 from twinlens.recipes import load_recipe
 from twinlens.report.build import ReportFacts, write_model_report
@@ -98,11 +99,12 @@ def train(
                 log.info("%s is finished already", run.path)
                 return Matcher.load(run.path)
             prepared = prepare(data, root, loaded, run, resume)
-            bundle, fitted = _fit(prepared, run, started)
+            record = _record(prepared, run)
+            bundle, fitted = _fit(prepared, record, run, started)
             calibration = _calibrate(bundle, prepared)
             if calibration is not None:
                 bundle = store_calibration(bundle, calibration.as_json())
-            result, notes = _evaluate(bundle, calibration, prepared)
+            result, notes = _evaluate(bundle, calibration, prepared, record)
             _write_results(run, bundle, prepared, fitted, result, notes, started)
             return Matcher(bundle)
 
@@ -130,7 +132,23 @@ def _labelled_pixels(decoded: DecodedTable, split: str) -> LabelledPixels:
     return LabelledPixels(decoded.pixels, rows, part.labels(), part.forged)
 
 
-def _fit(prepared: PreparedRun, run: RunFolder, started: float) -> tuple[Bundle, FitResult]:
+def _record(prepared: PreparedRun, run: RunFolder) -> TrainingRecord:
+    """Record the pictures of the run before the first step, so that no model lacks its record."""
+    path = run.path / RECORD_FILE
+    try:
+        stored = read_record(path)
+    except ModelError:
+        stored = None
+    # A resumed run may have a model already, which names the record by its key.
+    key = None if stored is None else stored.key
+    record = TrainingRecord.of_table(prepared.decoded.table, prepared.decoded.pixels, key)
+    record.save(path)
+    return record
+
+
+def _fit(
+    prepared: PreparedRun, record: TrainingRecord, run: RunFolder, started: float
+) -> tuple[Bundle, FitResult]:
     settings, decoded = prepared.settings, prepared.decoded
     torch.manual_seed(settings.seed)
     # A checkpoint holds all weights; the file of initial weights may be gone by now.
@@ -158,11 +176,9 @@ def _fit(prepared: PreparedRun, run: RunFolder, started: float) -> tuple[Bundle,
         "trained %d steps in %s; the weights of step %d are kept",
         fitted.steps, format_duration(fitted.seconds), fitted.best_step,
     )  # fmt: skip
-    table = decoded.table
     origin = Origin(
-        table.source, prepared.fingerprint, settings.seed, settings.data,
-        hash_identities(table.of_split("train").identities()),
-    )  # fmt: skip
+        decoded.table.source, prepared.fingerprint, settings.seed, settings.data, record.id
+    )
     encoder.to(memory_format=torch.contiguous_format)
     return save_bundle(run.model, encoder, comparator, origin=origin), fitted
 
@@ -236,7 +252,7 @@ def _calibrate(bundle: Bundle, prepared: PreparedRun) -> Calibration | None:
 
 
 def _evaluate(
-    bundle: Bundle, calibration: Calibration | None, prepared: PreparedRun
+    bundle: Bundle, calibration: Calibration | None, prepared: PreparedRun, record: TrainingRecord
 ) -> tuple[EvaluationResult | None, list[str]]:
     """Evaluate on the test pictures, or on the validation pictures if that fails.
 
@@ -250,13 +266,13 @@ def _evaluate(
         if not len(rows):
             notes.append(_missing_split(split, prepared))
             continue
-        part = table.select(rows)
-        selection = Selection(part, pixels(rows), split, is_identity_disjoint(bundle, part))
+        selection = selection_of_split(bundle, record, table.select(rows), pixels(rows), split)
         try:
             result = evaluate_standard(bundle, calibration, selection, seed=prepared.settings.seed)
         except DataError as error:
             notes.append(f"The {split} pictures cannot be used for evaluation: {error}.")
             continue
+        notes.extend(selection.notes)
         if split == "val":
             notes.append(
                 "The figures are those of the validation pictures, which also chose the weights "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from twinlens.commands.selection import data_settings
+from twinlens.commands.training_overlap import training_overlap
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
@@ -20,9 +22,12 @@ from twinlens.measure.trials import (
     pair_trials,
 )
 from twinlens.model.encoder import embed_pixels
+from twinlens.model.training_record import find_record
 from twinlens.progress import Progress
 
 __all__ = ["run_trials"]
+
+log = logging.getLogger("twinlens")
 
 PAIR_COLUMNS = ("a", "b", "same")
 ONE_SHOT_COLUMNS = ("trial", "probe", "candidate", "same")
@@ -116,4 +121,13 @@ def _embed(matcher: Matcher, paths: list[str], file: Path) -> np.ndarray:
             f"{len(decoded.broken)} of the {len(paths)} pictures in {file} cannot be read "
             f"({named}): repair them, or remove their trials"
         )
-    return embed_pixels(matcher.bundle.encoder, decoded.pixels, progress=Progress("embedding"))
+    bundle = matcher.bundle
+    record = find_record(bundle.path, bundle.origin)
+    overlap = training_overlap(bundle, record, decoded.table, decoded.pixels)
+    if overlap.picture.any():
+        log.warning(
+            "the model was trained on %d of the %d pictures in %s: expect worse figures for new "
+            "pictures (%s)",
+            overlap.picture.sum(), len(paths), file, overlap.reasons(),
+        )  # fmt: skip
+    return embed_pixels(bundle.encoder, decoded.pixels, progress=Progress("embedding"))

@@ -3,6 +3,7 @@
     settings.json               settings after "auto" has chosen
     run.json                    data fingerprint, versions, machine, seed, command, choices
     split.csv                   path, identity, role, split of every picture that was used
+    trained_on.safetensors      keyed hashes and thumbnails of these (see model/training_record.py)
     history.csv                 step, epoch, seconds, loss, rate, validation metric, events
     tensorboard/                the same curves as TensorBoard events
     checkpoint.safetensors      weights, best weights, optimiser; small state in its header

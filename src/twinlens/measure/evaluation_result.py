@@ -49,7 +49,7 @@ class EvaluationResult:
 
     Attributes:
         split: split of the pictures.
-        identity_disjoint: whether none of the identities was trained on.
+        identity_disjoint: whether none of the identities was trained on; None if unknown.
         verification: error rates on genuine and impostor pairs.
         all_pairs: EER on all pairs; None if `verification` has them all.
         retrieval: recall of the nearest other pictures; None without genuine pairs.
@@ -61,7 +61,7 @@ class EvaluationResult:
     """
 
     split: str
-    identity_disjoint: bool
+    identity_disjoint: bool | None
     verification: VerificationResult
     all_pairs: ExactEer | None
     retrieval: RetrievalResult | None
@@ -89,7 +89,7 @@ class NearestNeighbourEvaluation:
 
     Attributes:
         split: split of the probes.
-        identity_disjoint: whether none of their identities was trained on.
+        identity_disjoint: whether none of their identities was trained on; None if unknown.
         nearest: accuracy, and the nearest pictures of each probe.
         table: probes and gallery.
         pixels: their pixels.
@@ -99,7 +99,7 @@ class NearestNeighbourEvaluation:
     """
 
     split: str
-    identity_disjoint: bool
+    identity_disjoint: bool | None
     nearest: NearestNeighbourResult
     table: ImageTable
     pixels: Pixels
@@ -140,7 +140,7 @@ class OpenSetEvaluation:
 
     Attributes:
         split: split of the pictures.
-        identity_disjoint: whether none of the identities was trained on.
+        identity_disjoint: whether none of the identities was trained on; None if unknown.
         open_set: identification rates; None for too few identities.
         table: the pictures without forgeries.
         pixels: their pixels.
@@ -148,7 +148,7 @@ class OpenSetEvaluation:
     """
 
     split: str
-    identity_disjoint: bool
+    identity_disjoint: bool | None
     open_set: OpenSetResult | None
     table: ImageTable
     pixels: Pixels
@@ -180,8 +180,9 @@ def _lines(rows: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"{name:28} {text}" for name, text in rows)
 
 
-def _source(split: str, identity_disjoint: bool) -> tuple[str, str]:
-    identities = "unseen identities" if identity_disjoint else "identities seen in training"
+def _source(split: str, identity_disjoint: bool | None) -> tuple[str, str]:
+    identities = {True: "unseen identities", False: "identities seen in training",
+                  None: "unknown whether seen in training"}[identity_disjoint]  # fmt: skip
     return "measured on", f"{split} pictures, {identities}"
 
 

@@ -70,7 +70,7 @@ def save_bundle(
             calibration=calibration,
             origin=origin,
         )
-        values = description.model_dump(mode="json")
+        values = description.model_dump(mode="json", exclude={"origin": {"identities"}})
         values["fingerprint"] = fingerprint_of(values)
         text = _as_text(values)  # With names that need not be UTF-8.
         (part / DESCRIPTION).write_text(text, encoding="utf-8", errors="backslashreplace")

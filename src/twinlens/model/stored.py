@@ -23,7 +23,7 @@ __all__ = ["DESCRIPTION", "FORMAT", "WEIGHTS", "ModelDescription", "Origin", "St
            "damaged_model", "file_sha256", "fingerprint_of", "hash_identities", "model_folder",
            "read_stored_model", "read_values", "tensors_under"]  # fmt: skip
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 GALLERY_MODELS = "models"  # the folder of a gallery that holds the copy of its model
 COPY_AGAIN = "Copy the whole folder again, or train again."
@@ -40,22 +40,24 @@ class Origin:
         fingerprint: SHA-256 of the data's table.
         seed: random seed of the run.
         data: settings of reading and splitting.
-        identities: `hash_identities` of the training identities.
+        record: id of the `model.training_record` that lies beside the model; None in format 1.
+        identities: `hash_identities` of the training identities; empty since format 2.
     """
 
     source: str
     fingerprint: str
     seed: int
     data: DataSettings
-    identities: tuple[str, ...]
+    record: str | None = None
+    identities: tuple[str, ...] = ()
 
 
 class ModelDescription(BaseModel):
-    """Contents of `model.json` in format 1."""
+    """Contents of `model.json` in formats 1 and 2, which differ in `origin`."""
 
     model_config = ConfigDict(frozen=True)
 
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = FORMAT
     twinlens: str = __version__
     picture: PictureSettings
     model: ModelSettings
@@ -79,7 +81,7 @@ class StoredModel:
 
 
 def hash_identities(names: Sequence[str]) -> tuple[str, ...]:
-    """Sorted short hashes of identity names: they reveal no name, but recognise it.
+    """Sorted hashes of identity names as in format 1: without a key, so names can be guessed.
 
     >>> hash_identities(["bob", "alice", "bob"])
     ('230550268730', '9520f02d7dc8')
