@@ -24,6 +24,7 @@ ROOMS = (
     "_version",
     "errors",
     "files",
+    "parsing",
     "config",
     "recipes",
     "progress",
@@ -52,6 +53,7 @@ FORBIDDEN = {
 NO_TORCH = (
     "errors.py",
     "files.py",
+    "parsing.py",
     "config.py",
     "cli",
     "data/table.py",

@@ -20,7 +20,6 @@ from twinlens.errors import ConfigError
 from twinlens.model.backbones import (
     check_backbone,
     freeze_before,
-    load_weights,
     make_backbone,
     num_features,
 )
@@ -30,6 +29,7 @@ from twinlens.model.layers import make_head
 from twinlens.model.own_backbones import OWN_BACKBONES, is_own
 from twinlens.model.strokes import Strokes
 from twinlens.model.timm_backbones import has_pretrained, pretrained_picture, stage_strides
+from twinlens.model.weights import load_weights
 from twinlens.recipes import load_recipe
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -182,8 +182,8 @@ def test_weights_of_another_network_and_files_that_hold_none(tmp_path: Path) -> 
     assert "belongs to another network" in message(other, "other.pth")
     shifted = timm.create_model("test_resnet", in_chans=1).state_dict()
     assert "1 have another shape, the first of them 'conv1.0.weight'" in message(shifted, "c.pth")
-    assert "belongs to another network" in message([1, 2], "list.pth")
-    assert "belongs to another network" in message({"state_dict": None, "conv1": 3}, "odd.pth")
+    assert "holds no tensors by name" in message([1, 2], "list.pth")
+    assert "holds no tensors by name" in message({"state_dict": None, "conv1": 3}, "odd.pth")
     assert "holds no weights that can be read" in message(b"no weights", "text.pth")
     assert "holds no weights that can be read" in message(b"none", "text.safetensors")
     absent = ModelSettings(backbone="test_resnet", weights=str(tmp_path / "absent.pth"))

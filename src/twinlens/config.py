@@ -7,6 +7,7 @@ derive from these declarations. Unknown and ill-typed keys are errors (see `reci
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
@@ -14,12 +15,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
+    field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
+
+from twinlens.errors import short_repr
 
 __all__ = [
     "LENGTHS",
@@ -42,8 +43,23 @@ __all__ = [
 
 T = TypeVar("T")
 
+# Every number has limits: settings and models are read from files that may be damaged or hostile.
+# They are far beyond sensible values, and keep memory and arithmetic within bounds.
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Small = Annotated[int, Field(ge=1, le=64)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Level = Annotated[float, Field(ge=-1000, le=1000)]
+Deviation = Annotated[float, Field(ge=1e-6, le=1000)]
+Name = Annotated[str, Field(max_length=200)]
+PathText = Annotated[str, Field(max_length=4096)]
+
+MAX_AREA = 2048 * 2048  # pixels of a network's input
+MAX_ARGUMENT = 10_000  # characters of an argument of a loss, as JSON
 
 
 def setting(
@@ -70,19 +86,24 @@ def setting(
     """
     marks = {"auto": auto, "read_by": read_by, "unread_by": unread_by, "needs": needs}
     present = {name: mark for name, mark in marks.items() if mark is not None}
+    if isinstance(default, tuple):
+        limits["strict"] = False  # Lists are allowed; their items are strict all the same.
     field = Field(default, description=description, json_schema_extra=cast(Any, present), **limits)
     return cast(T, field)
 
 
 class Section(BaseModel):
-    """Frozen settings that refuse unknown keys, infinity and NaN.
+    """Frozen settings that refuse unknown keys, wrong types, infinity and NaN.
+
+    Types are strict: "3" is no number, and true is not 1. Lists stand for tuples, as in JSON and
+    TOML.
 
     `selector` names the setting whose value decides which others of the section have an effect.
     """
 
     selector: ClassVar[str] = ""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class DataSettings(Section):
@@ -93,16 +114,18 @@ class DataSettings(Section):
         "Unit of the split: whole identities (open set), or pictures of every identity (closed "
         "set). Splits that the data gives are kept.",
     )
-    fractions: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = setting(
+    fractions: tuple[NonNegative, NonNegative, NonNegative] = setting(
         (0.7, 0.15, 0.15), "Shares of training, validation and test; they are divided by their sum."
     )
-    forged_suffix: str = setting(
+    forged_suffix: Name = setting(
         "_forg", "A folder named `ID` and this suffix holds forgeries of the identity `ID`."
     )
-    max_pixels: PositiveInt = setting(
+    max_pixels: int = setting(
         100_000_000,
         "Pictures with more pixels (height times width, by their header) are not decoded and count "
         "as unreadable.",
+        ge=1,
+        le=10**12,
     )
     max_broken: Share = setting(
         0.2, "Largest share of unreadable pictures that is skipped; with more, the run stops."
@@ -112,8 +135,10 @@ class DataSettings(Section):
 class PictureSettings(Section):
     """Input of the network: size, colour and range. It travels with the weights."""
 
-    size: tuple[PositiveInt, PositiveInt] = setting(
-        (64, 64), "Height and width of the network's input, in pixels.", auto="data"
+    size: tuple[Side, Side] = setting(
+        (64, 64),
+        "Height and width of the network's input, in pixels; at most 4194304 (2048 x 2048) in all.",
+        auto="data",
     )
     color: Literal["grey", "rgb"] = setting(
         "rgb", "Channels of the network's input: one or three.", auto="data"
@@ -132,12 +157,12 @@ class PictureSettings(Section):
         ge=0,
         le=255,
     )
-    mean: tuple[float, ...] = setting(
+    mean: tuple[Level, ...] = setting(
         (0.5,),
         "Subtracted from pixels in [0, 1]: one number, or one for each channel.",
         auto="data",
     )
-    std: tuple[PositiveFloat, ...] = setting(
+    std: tuple[Deviation, ...] = setting(
         (0.5,),
         "Divisor of the pixels after `mean` is subtracted: one number, or one for each channel.",
         auto="data",
@@ -147,6 +172,13 @@ class PictureSettings(Section):
     def channels(self) -> int:
         """1 for grey pictures, 3 for colour."""
         return 1 if self.color == "grey" else 3
+
+    @field_validator("size")
+    @classmethod
+    def _fits_memory(cls, size: tuple[int, int]) -> tuple[int, int]:
+        if size[0] * size[1] > MAX_AREA:
+            raise ValueError(f"at most {MAX_AREA:,} pixels in all, found {size[0]} x {size[1]}")
+        return size
 
     @model_validator(mode="after")
     def _levels_fit_channels(self) -> PictureSettings:
@@ -163,22 +195,21 @@ class ModelSettings(Section):
 
     selector = "backbone"
 
-    backbone: str = setting(
+    backbone: Name = setting(
         "conv",
         "Built-in network (`conv`, `mlp`, `residual`, `signet`, or `strokes`: measures of "
         "handwriting, without weights), or the name of a timm model.",
         auto="data",
     )
-    channels: tuple[PositiveInt, ...] = setting(
+    channels: tuple[Width, ...] = setting(
         (64, 128, 128, 256),
         "Widths of the blocks, layers or stages of a built-in backbone.",
         auto="data",
         read_by=("conv", "mlp", "residual"),
         min_length=1,
+        max_length=64,
     )
-    kernel: PositiveInt = setting(
-        3, "Side of the convolution kernels, in pixels.", read_by=("conv",)
-    )
+    kernel: Small = setting(3, "Side of the convolution kernels, in pixels.", read_by=("conv",))
     batch_norm: bool = setting(True, "Batch norm after each convolution.", read_by=("conv",))
     block_dropout: BelowOne = setting(
         0.0, "Dropout probability after each block of the backbone.", read_by=("conv",)
@@ -191,9 +222,7 @@ class ModelSettings(Section):
         "Channel attention after each stage; `eca` is that of Wang 2020 (arXiv 1910.03151).",
         read_by=("residual",),
     )
-    stride: PositiveInt = setting(
-        1, "Stride of the first convolution.", read_by=("residual", "signet")
-    )
+    stride: Small = setting(1, "Stride of the first convolution.", read_by=("residual", "signet"))
     init: Literal["own", "glorot", "whitened"] = setting(
         "own",
         "Initial weights: torch's (`own`), or Keras's (`glorot`, Glorot 2010). `whitened` starts "
@@ -207,8 +236,9 @@ class ModelSettings(Section):
         "whole network if unset.",
         auto="data",
         ge=0,
+        le=1000,
     )
-    grid: PositiveInt = setting(
+    grid: Small = setting(
         1, "The last feature map is averaged to `grid` x `grid` cells.", auto="data", needs="stage"
     )
     pool: Literal["own", "average", "flatten"] = setting(
@@ -219,17 +249,19 @@ class ModelSettings(Section):
     pretrained: bool = setting(
         False, "Start with timm's pretrained weights, unless `weights` is set.", auto="data"
     )
-    weights: str | None = setting(
+    weights: PathText | None = setting(
         None, "Local file (.safetensors or .pth) with the backbone's initial weights."
     )
-    freeze: str = setting(
+    freeze: Name = setting(
         "none",
         "Frozen part of the backbone, batch statistics included: `none`, `all`, or everything "
         "before the layer of this name.",
         auto="data",
     )
-    head: tuple[PositiveInt, ...] = setting(
-        (), "Widths of the hidden layers, with ReLU, between features and embedding."
+    head: tuple[Width, ...] = setting(
+        (),
+        "Widths of the hidden layers, with ReLU, between features and embedding.",
+        max_length=64,
     )
     head_norm: Literal["none", "between", "all"] = setting(
         "between",
@@ -241,7 +273,7 @@ class ModelSettings(Section):
         "Dropout probability after each hidden layer of the head, or before the embedding if there "
         "are no hidden layers.",
     )
-    embedding: PositiveInt = setting(128, "Dimensions of the embedding.", auto="data")
+    embedding: Width = setting(128, "Dimensions of the embedding.", auto="data")
     normalize: bool = setting(True, "Scale embeddings to length 1.")
     classes: bool = setting(
         False,
@@ -272,13 +304,13 @@ class LossSettings(Section):
 
     selector = "name"
 
-    name: str = setting(
+    name: Name = setting(
         "supcon",
         "`contrastive`, `triplet`, `bce`, `supcon`, `classes`, or `pml:ClassName` for a loss of "
         "pytorch-metric-learning.",
         auto="data",
     )
-    margin: PositiveFloat = setting(
+    margin: Positive = setting(
         0.5, "Margin, in units of distance.", read_by=("contrastive", "triplet")
     )
     soft: bool = setting(
@@ -291,13 +323,13 @@ class LossSettings(Section):
         auto="settings",
         read_by=("triplet",),
     )
-    temperature: PositiveFloat = setting(
+    temperature: Positive = setting(
         0.1,
         "Divisor of the distances (Khosla 2020); the lower, the more the nearest impostors count.",
         auto="data",
         read_by=("supcon",),
     )
-    forged_weight: PositiveFloat = setting(
+    forged_weight: Positive = setting(
         1.0,
         "Weight of forgeries of the anchor's identity among its impostors; all others weigh 1.",
         auto="data",
@@ -309,9 +341,24 @@ class LossSettings(Section):
         "smoothing / 2.",
         read_by=("bce",),
     )
-    args: dict[str, Any] = Field(
-        default_factory=dict, description="Arguments of a `pml:` loss, by name."
+    args: dict[Name, Any] = Field(
+        default_factory=dict, description="Arguments of a `pml:` loss, by name.", max_length=100
     )
+
+    @field_validator("args")
+    @classmethod
+    def _plain(cls, args: dict[str, Any]) -> dict[str, Any]:
+        for name, value in args.items():
+            try:
+                text = json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"{name} needs finite numbers, text, true, false, lists or tables of them, "
+                    f"found {short_repr(value)}"
+                ) from error
+            if len(text) > MAX_ARGUMENT:
+                raise ValueError(f"{name} has {len(text):,} characters, at most {MAX_ARGUMENT:,}")
+        return args
 
 
 class SamplerSettings(Section):
@@ -325,7 +372,7 @@ class SamplerSettings(Section):
         "ones, as in many published systems.",
         auto="settings",
     )
-    labels_per_batch: PositiveInt = setting(
+    labels_per_batch: Count = setting(
         32, "Identities in a batch (P).", auto="data", read_by=("pk",)
     )
     images_per_label: int = setting(
@@ -334,11 +381,17 @@ class SamplerSettings(Section):
         auto="data",
         read_by=("pk",),
         ge=2,
+        le=1_000_000,
     )
     forged_per_label: int = setting(
-        2, "Forgeries of each identity in a batch, at most.", auto="data", read_by=("pk",), ge=0
+        2,
+        "Forgeries of each identity in a batch, at most.",
+        auto="data",
+        read_by=("pk",),
+        ge=0,
+        le=1_000_000,
     )
-    batch: PositiveInt = setting(64, "Pairs or triplets in a batch.", read_by=("pairs", "triplets"))
+    batch: Count = setting(64, "Pairs or triplets in a batch.", read_by=("pairs", "triplets"))
     fresh: bool = setting(
         True,
         "Draw partners anew in each epoch, rather than once for the whole run.",
@@ -365,23 +418,25 @@ class SamplerSettings(Section):
 class AugmentSettings(Section):
     """Random views of training pictures, drawn anew at each step; 0 and false switch one off."""
 
-    rotate: NonNegativeFloat = setting(
-        0.0, "Largest rotation to either side, in degrees.", auto="data"
+    rotate: float = setting(
+        0.0, "Largest rotation to either side, in degrees.", auto="data", ge=0, le=180
     )
-    translate: NonNegativeFloat = setting(
+    translate: Share = setting(
         0.0, "Largest shift to each side, as a share of height and width.", auto="data"
     )
     scale: BelowOne = setting(
         0.0, "Scale by a factor between 1 / (1 + scale) and 1 + scale.", auto="data"
     )
-    shear: NonNegativeFloat = setting(0.0, "Largest slant to either side, in degrees.", auto="data")
+    shear: float = setting(
+        0.0, "Largest slant to either side, in degrees.", auto="data", ge=0, lt=90
+    )
     crop: BelowOne = setting(
         0.0,
         "Share of height and width that a random window leaves out; the window is enlarged to the "
         "full size.",
     )
     flip: bool = setting(False, "Mirror half of the pictures left to right.", auto="data")
-    brightness: NonNegativeFloat = setting(
+    brightness: Share = setting(
         0.0, "Largest change of brightness, as a share of the range of grey.", auto="data"
     )
     contrast: BelowOne = setting(
@@ -400,8 +455,8 @@ class OptimizerSettings(Section):
         "for the rest.",
         auto="data",
     )
-    rate: PositiveFloat = setting(3e-3, "Highest learning rate of the schedule.", auto="data")
-    weight_decay: NonNegativeFloat = setting(
+    rate: Positive = setting(3e-3, "Highest learning rate of the schedule.", auto="data")
+    weight_decay: NonNegative = setting(
         0.01, "Weight decay; biases and norms are exempt (He 2019)."
     )
     rho: BelowOne = setting(
@@ -415,7 +470,7 @@ class OptimizerSettings(Section):
         "Learning rate over the run: `one-cycle` (Smith 2018) rises for a fifth and falls by a "
         "cosine, `cosine` (Loshchilov 2017) only falls.",
     )
-    clip: NonNegativeFloat = setting(
+    clip: NonNegative = setting(
         0.0, "Largest norm of the gradient; longer ones are clipped. 0 for any norm."
     )
 
@@ -429,14 +484,17 @@ class TrainSettings(Section):
     At most one of `steps`, `epochs` and `time_budget` gives the length; without, it is 10 epochs.
     """
 
-    steps: PositiveInt | None = setting(None, "Length of the run, in batches.", auto="data")
-    epochs: PositiveFloat | None = setting(
-        None, "Length of the run, in epochs; 10 if no length is set."
+    steps: int | None = setting(
+        None, "Length of the run, in batches.", auto="data", ge=1, le=1_000_000_000
     )
-    time_budget: PositiveFloat | None = setting(
-        None, "Length of the run, in seconds: reading, validation and report included."
+    epochs: Positive | None = setting(None, "Length of the run, in epochs; 10 if no length is set.")
+    time_budget: float | None = setting(
+        None,
+        "Length of the run, in seconds: reading, validation and report included.",
+        gt=0,
+        le=1e9,
     )
-    validations: PositiveInt = setting(
+    validations: Count = setting(
         10, "Validations at equal distances along the run; a time budget may have room for fewer."
     )
     metric: Literal["eer", "eer_forged", "recall_at_1"] = setting(
@@ -447,16 +505,16 @@ class TrainSettings(Section):
     )
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",
-        "Arithmetic of the forward pass; `auto` is bfloat16 for networks with convolutions on "
-        "hardware that multiplies it fast (NVIDIA GPUs from compute capability 8.0, CPUs with "
-        "AMX), else float32. Another precision gives other weights.",
+        "Arithmetic of the forward pass, which the weights depend on; `auto` is bfloat16 for "
+        "convolutions on hardware made for it (CUDA from capability 8.0, CPUs with AMX), else "
+        "float32.",
     )
     channels_last: Literal["auto", "yes", "no"] = setting(
         "auto",
         "Channels last in memory; `auto` is `yes` for networks with convolutions, except on GPUs "
         "that do not multiply bfloat16. Another order gives weights that differ by rounding.",
     )
-    device: str = setting(
+    device: Name = setting(
         "auto", "`cpu`, `cuda`, `cuda:1` and so on; `auto` is the GPU, or the CPU without one."
     )
     target_far: float = setting(
@@ -471,6 +529,7 @@ class TrainSettings(Section):
         "Pictures whose graph is in memory at once. Larger batches are embedded in chunks, twice "
         "(Gao 2021, arXiv 2101.06983); batch norm then uses a chunk's statistics.",
         ge=3,
+        le=1_000_000,
     )
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ needed and what to do. The command line prints the message and exits 2.
 from __future__ import annotations
 
 import difflib
+import reprlib
 import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ __all__ = [
     "TwinlensError",
     "first_line",
     "one_line",
+    "short_repr",
     "unknown_name",
     "validation_problems",
 ]
@@ -43,6 +45,7 @@ __all__ = [
 
 MAX_NAMES = 80  # names that a message lists
 MAX_LENGTH = 80  # characters of a name in a message
+MAX_PROBLEMS = 20  # of one file or value
 
 # Characters that break a line, move the cursor, or change the direction of the following text.
 CONTROL_CATEGORIES = frozenset({"Cc", "Zl", "Zp"})
@@ -131,6 +134,20 @@ def _ends(text: str, max_length: int) -> str:
     return f"{text[: max_length - 1 - tail]}…{text[len(text) - tail :]}"
 
 
+def short_repr(value: Any) -> str:
+    """The `repr` of any value on one short line; long and deep ones are cut.
+
+    >>> short_repr([[1, 2]] * 1000)
+    '[[1, 2], [1, 2], [1, 2], [1, 2], [1, 2], [1, 2], ...]'
+    """
+    shorten = reprlib.Repr()
+    shorten.maxstring = shorten.maxother = shorten.maxlong = 10 * MAX_LENGTH  # one_line cuts.
+    try:
+        return one_line(shorten.repr(value))
+    except ValueError:  # Python writes no number of thousands of digits.
+        return f"a very large {type(value).__name__}"
+
+
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:
     """The message for an unknown name: similar names if there are any, else the choices.
 
@@ -149,7 +166,7 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:
 
 
 def validation_problems(error: ValidationError) -> str:
-    """All problems of a file or value that pydantic refused, on one line.
+    """The problems of a file or value that pydantic refused, up to 20, on one line.
 
     >>> from pydantic import BaseModel
     >>> class Point(BaseModel):
@@ -161,16 +178,19 @@ def validation_problems(error: ValidationError) -> str:
     ...     print(validation_problems(error))
     x: input should be a valid integer, found None; y is missing
     """
-    return "; ".join(_problem(entry) for entry in error.errors(include_url=False))
+    entries = error.errors(include_url=False)
+    more = len(entries) - MAX_PROBLEMS
+    shown = "; ".join(_problem(entry) for entry in entries[:MAX_PROBLEMS])
+    return f"{shown}; and {more} more" if more > 0 else shown
 
 
 def _problem(entry: Any) -> str:
-    path = ".".join(map(str, entry["loc"]))
+    path = one_line(".".join(map(str, entry["loc"])))
     if entry["type"] == "missing":
         return f"{path} is missing"
     if entry["type"] == "extra_forbidden":
         return f"{path} is unknown"
     message = entry["msg"].removeprefix("Value error, ")
     if entry["type"] != "value_error":  # A validator of twinlens already names the value.
-        message = f"{message[0].lower()}{message[1:]}, found {one_line(repr(entry['input']))}"
+        message = f"{message[0].lower()}{message[1:]}, found {short_repr(entry['input'])}"
     return f"{path}: {message}" if path else message

@@ -31,7 +31,7 @@ from twinlens.learn.auto import Choice, choose_levels, choose_settings
 from twinlens.learn.run_folder import RunFolder, RunRecord
 from twinlens.model.compute import choose_compute
 from twinlens.model.device import machine, versions
-from twinlens.model.encoder import Encoder
+from twinlens.model.encoder import Encoder, encoder_layout
 from twinlens.progress import Progress
 from twinlens.recipes import Recipe, parse_overrides
 
@@ -86,6 +86,8 @@ def prepare(
     """
     try:
         record, stored = (run.read_record(), run.read_settings()) if resume else (None, None)
+        if resume and run.has_checkpoint:
+            run.check_checkpoint(stored)
         settings = recipe.settings() if stored is None else stored
         table = read_table(
             data,
@@ -166,6 +168,7 @@ def _start(
     """Choose the settings from the data, and record the run."""
     settings, choices = choose_run_settings(recipe, table)
     _warn_without_effect(recipe, settings, table)
+    encoder_layout(settings.model, settings.picture)  # A network beyond any memory fails here.
     # Built and dropped, so that wrong weights or layers fail before the long decoding.
     Encoder(settings.model, settings.picture)
     decoded = _decode(table, settings)

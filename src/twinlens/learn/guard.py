@@ -50,13 +50,15 @@ class GuardState(BaseModel):
         first_std: relative standard deviation at the first of these checks.
     """
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", populate_by_name=True, strict=True, allow_inf_nan=False
+    )
 
-    interventions: int = Field(0, alias="answers")
-    rate_factor: float = 1.0
-    checks: int = Field(0, alias="looks")
-    suspicious: int = 0
-    first_std: float = Field(0.0, alias="first_spread")
+    interventions: int = Field(0, alias="answers", ge=0)
+    rate_factor: float = Field(1.0, gt=0, le=1)
+    checks: int = Field(0, alias="looks", ge=0)
+    suspicious: int = Field(0, ge=0)
+    first_std: float = Field(0.0, alias="first_spread", ge=0)
 
 
 @torch.no_grad()

@@ -9,24 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from twinlens.config import OptimizerSettings
-from twinlens.errors import TrainingError, validation_problems
+from twinlens.config import OptimizerSettings, Share
+from twinlens.errors import TrainingError, one_line, validation_problems
 from twinlens.learn.guard import GuardState
 from twinlens.learn.muon import Muon
 from twinlens.learn.objective import Objective
 from twinlens.learn.run_folder import Checkpoint
 from twinlens.model.encoder import Encoder
 from twinlens.model.stored import tensors_under
+from twinlens.model.tensor_file import layout_problem
+from twinlens.model.weights import layout_of, not_finite
 
 __all__ = ["Learner", "TrainingState", "make_checkpoint", "make_optimizer", "restore_checkpoint"]
 
 Weights = dict[str, Tensor]
+Steps = Annotated[int, Field(ge=0, le=10**12)]
 
 
 class TrainingState(BaseModel):
@@ -48,20 +51,22 @@ class TrainingState(BaseModel):
         guard: state of the guard.
     """
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", populate_by_name=True, strict=True, allow_inf_nan=False
+    )
 
-    step: int = 0
-    seconds: float = 0.0
-    validations: int = 0
-    planned: int = 0
-    rows: int = 0
-    best_metric: float | None = None
-    top_metric: float | None = None
-    best_step: int = 0
-    good_step: int = 0
+    step: Steps = 0
+    seconds: float = Field(0.0, ge=0)
+    validations: Steps = 0
+    planned: Steps = 0
+    rows: Steps = 0
+    best_metric: Share | None = None
+    top_metric: Share | None = None
+    best_step: Steps = 0
+    good_step: Steps = 0
     loss_sum: float = 0.0
-    loss_count: int = 0
-    mining: str = "semi-hard"
+    loss_count: Steps = 0
+    mining: Annotated[str, Field(pattern="^(all|semi-hard|hardest|given)$")] = "semi-hard"
     guard: GuardState = Field(default_factory=GuardState, alias="watch")
 
     def take_mean_loss(self) -> float:
@@ -178,11 +183,14 @@ def restore_checkpoint(learner: Learner, checkpoint: Checkpoint) -> TrainingStat
     try:
         for key, value in checkpoint.tensors.items():
             part, _, name = key.partition(".")
+            if part not in parts:
+                raise ValueError(f"it holds {one_line(key)}, of no part of it")
             parts[part][name] = value
         state = TrainingState.model_validate(checkpoint.state)
+        _check_weights(learner, parts, state)
         learner.load(parts["now"])
         _load_moments(learner, parts["optimizer"])
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+    except (TypeError, ValueError) as error:
         problem = validation_problems(error) if isinstance(error, ValidationError) else str(error)
         raise TrainingError(
             f"the checkpoint does not fit this run ({' '.join(problem.split())}): start a new run "
@@ -191,6 +199,24 @@ def restore_checkpoint(learner: Learner, checkpoint: Checkpoint) -> TrainingStat
     learner.best = parts["best"]
     learner.good = parts["good"] if state.good_step != state.step else learner.weights()
     return state
+
+
+def _check_weights(learner: Learner, parts: dict[str, Weights], state: TrainingState) -> None:
+    """Check the names, shapes and numbers of all weights before any is loaded."""
+    needed = layout_of(learner.weights())
+    for part in ("now", "best", "good"):
+        weights = parts[part]
+        if not weights and (part == "best" or (part == "good" and state.good_step == state.step)):
+            continue  # No validation yet; or the good weights are those of now.
+        problem = layout_problem(layout_of(weights), needed)
+        if problem is not None:
+            raise ValueError(f"{part}: {problem}")
+        # The guard replaces weights that are not finite; those that it returns to must be.
+        is_last_resort = part == "now" and state.good_step == state.step
+        if part != "now" or is_last_resort:
+            problem = not_finite(weights)
+        if problem is not None:
+            raise ValueError(f"{part}: {problem}")
 
 
 def _load_moments(learner: Learner, values: Weights) -> None:
@@ -202,9 +228,33 @@ def _load_moments(learner: Learner, values: Weights) -> None:
     moments: dict[int, dict[str, Any]] = {}
     for key, value in values.items():
         index, _, name = key.partition(".")
+        if not index.isdecimal() or int(index) >= len(params):
+            raise ValueError(f"it holds optimizer.{one_line(key)} for {len(params)} parameters")
         param = params[int(index)]
-        if value.shape == param.shape:
+        shape, dtype = ((), torch.float32) if name == "step" else (param.shape, param.dtype)
+        if value.shape != shape or value.dtype != dtype:
+            raise ValueError(f"optimizer.{one_line(key)} has another shape or type")
+        if name != "step":
             value = torch.empty_like(param, dtype=value.dtype).copy_(value)
         moments.setdefault(int(index), {})[name] = value.detach().clone()
     groups = learner.optimizer.state_dict()["param_groups"]
+    is_matrix = [group.get("matrices", False) for group in groups for _ in group["params"]]
+    for number, named in moments.items():
+        needed = _moment_names(learner.optimizer, is_matrix[number])
+        if named.keys() != needed:
+            raise ValueError(
+                f"the optimiser keeps {', '.join(sorted(needed))} of a parameter, found "
+                f"{one_line(', '.join(sorted(named)))} of number {number}"
+            )
     learner.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _moment_names(optimizer: torch.optim.Optimizer, is_matrix: bool) -> frozenset[str]:
+    """The tensors that an optimiser keeps of a parameter."""
+    if is_matrix:
+        return frozenset({"momentum", "step"})
+    if isinstance(optimizer, torch.optim.SGD):
+        return frozenset({"momentum_buffer"})
+    if isinstance(optimizer, torch.optim.RMSprop):
+        return frozenset({"step", "square_avg"})
+    return frozenset({"step", "exp_avg", "exp_avg_sq"})

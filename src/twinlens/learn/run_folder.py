@@ -27,16 +27,28 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    TypeAdapter,
+    ValidationError,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from twinlens.config import Settings
-from twinlens.errors import TrainingError, validation_problems
+from twinlens.errors import TrainingError, first_line, validation_problems
 from twinlens.files import writing_file
 from twinlens.learn.auto import Choice
 from twinlens.model.compute import Compute
+from twinlens.model.encoder import encoder_layout
+from twinlens.model.stored import tensors_under
+from twinlens.model.tensor_file import layout_problem, read_layout
+from twinlens.parsing import parse_json, read_json, read_text
 
 __all__ = ["Checkpoint", "HistoryRow", "RunFolder", "RunRecord", "lock_run_folder",
            "new_run_folder"]  # fmt: skip
@@ -63,26 +75,27 @@ class RunRecord(BaseModel):
     command: str
     fingerprint: str
     division: str | None = None
-    seed: int
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)]
     versions: dict[str, str]
     machine: dict[str, Any]
     choices: list[Choice]
     compute: Compute | None = None
-    finished: bool = False
+    finished: StrictBool = False
+
+
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
 class HistoryRow:
     """A line of `history.csv`; `metric` is None between validations, `event` usually empty."""
 
-    step: int
-    epoch: float
-    seconds: float
-    loss: float
-    rate: float
-    metric: Annotated[float | None, BeforeValidator(lambda text: None if text == "" else text)] = (
-        None
-    )
+    step: Annotated[int, Field(ge=0, le=10**12)]
+    epoch: NonNegative
+    seconds: NonNegative
+    loss: float  # NaN without a step
+    rate: NonNegative
+    metric: Annotated[NonNegative | None, BeforeValidator(lambda text: text or None)] = None
     event: str = ""
 
 
@@ -111,7 +124,7 @@ class RunFolder:
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint to resume from."""
-        return self._checkpoint.is_file()
+        return self._checkpoint.exists()
 
     @property
     def finished(self) -> bool:
@@ -199,11 +212,11 @@ class RunFolder:
             TrainingError: it is damaged.
         """
         path = self.path / "history.csv"
-        if not path.is_file():
+        if not path.exists():
             return []
         try:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = _HISTORY.validate_python(list(csv.DictReader(file)))
+            table = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+            rows = _HISTORY.validate_python(list(table))
         except (OSError, ValueError, csv.Error) as error:
             raise TrainingError(
                 f"{path} is damaged ({_in_one_line(error)}): delete it to resume without its rows"
@@ -225,16 +238,43 @@ class RunFolder:
             TrainingError: it is damaged.
         """
         path = self._checkpoint
-        if not path.is_file():
+        if not path.exists():
             return None
         try:
+            read_layout(path)  # Checks the header.
             with safe_open(path, "pt") as file:
-                state = json.loads(file.metadata()["state"])
-            return Checkpoint(load_file(path), state)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                metadata = file.metadata() or {}
+            if "state" not in metadata:
+                raise ValueError("it is no checkpoint")
+            return Checkpoint(load_file(path), parse_json(metadata["state"]))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise self._damaged_checkpoint(first_line(error)) from error
+
+    def check_checkpoint(self, settings: Settings | None) -> None:
+        """Check, before memory is spent, that the checkpoint belongs to a run's settings.
+
+        Args:
+            settings: contents of `settings.json`; None if missing.
+        Raises:
+            TrainingError: damaged, without settings, or its encoder has other shapes.
+        """
+        if settings is None:
             raise TrainingError(
-                f"{path} is damaged ({error}): delete it to start this run again"
-            ) from error
+                f"{self.path} has a checkpoint but no settings.json: restore it, or start a new "
+                "run in another folder"
+            )
+        try:
+            layout = tensors_under(read_layout(self._checkpoint), "now.encoder.")
+            problem = layout_problem(layout, encoder_layout(settings.model, settings.picture))
+        except (OSError, ValueError) as error:
+            raise self._damaged_checkpoint(first_line(error)) from error
+        if problem is not None:
+            raise self._damaged_checkpoint(f"it does not fit settings.json: {problem}")
+
+    def _damaged_checkpoint(self, problem: str) -> TrainingError:
+        return TrainingError(
+            f"{self._checkpoint} is damaged ({problem}): delete it to start this run again"
+        )
 
     @property
     def _checkpoint(self) -> Path:
@@ -243,7 +283,7 @@ class RunFolder:
     def _read(self, name: str, schema: type[S]) -> S | None:
         path = self.path / name
         try:
-            return schema.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            return schema.model_validate(read_json(path))
         except FileNotFoundError:
             return None
         except ValidationError as error:
@@ -252,7 +292,10 @@ class RunFolder:
                 f"({validation_problems(error)}): start a new run in another folder"
             ) from error
         except (OSError, ValueError) as error:
-            raise TrainingError(f"{path} cannot be read: {error}") from error
+            raise TrainingError(
+                f"{path} cannot be read ({first_line(error)}): restore it, or start a new run in "
+                "another folder"
+            ) from error
 
     def _write(self, name: str, content: bytes) -> None:
         with writing_file(self.path / name) as part:
@@ -260,7 +303,7 @@ class RunFolder:
 
 
 def _in_one_line(error: Exception) -> str:
-    return validation_problems(error) if isinstance(error, ValidationError) else str(error)
+    return validation_problems(error) if isinstance(error, ValidationError) else first_line(error)
 
 
 def new_run_folder(name: str) -> Path:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from twinlens.config import DataSettings
 from twinlens.data.decode import read_array, to_array
-from twinlens.errors import CalibrationError, DataError
+from twinlens.errors import CalibrationError, DataError, ModelError
 from twinlens.match.answers import VerifyAnswer
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison, as_euclidean
@@ -161,7 +161,12 @@ class Matcher:
     def embed(
         self, pictures: Picture | Sequence[Picture], *, batch_size: int | None = None
     ) -> NDArray[np.float32]:
-        """Embeddings, shape (N, D), of pictures in any form of `Picture`."""
+        """Embeddings, shape (N, D), of pictures in any form of `Picture`.
+
+        Raises:
+            PictureError: a file that cannot be read.
+            ModelError: embeddings that are not finite.
+        """
         return self._embed(self.pixels(pictures), batch_size)
 
     def distance(self, a: Picture, b: Picture) -> float:
@@ -218,10 +223,17 @@ class Matcher:
         self, pixels_NCHW: NDArray[np.uint8], batch_size: int | None = None
     ) -> NDArray[np.float32]:
         if len(pixels_NCHW) <= MAX_NUMPY_PICTURES and self._numpy_encoder is not None:
-            return self._numpy_encoder.embed(pixels_NCHW)
-        from twinlens.model.encoder import embed_pixels
+            emb_ND = self._numpy_encoder.embed(pixels_NCHW)
+        else:
+            from twinlens.model.encoder import embed_pixels
 
-        return embed_pixels(self.bundle.encoder, pixels_NCHW, batch_size=batch_size)
+            emb_ND = embed_pixels(self.bundle.encoder, pixels_NCHW, batch_size=batch_size)
+        if not np.isfinite(emb_ND).all():
+            raise ModelError(
+                f"the model {self.path} gives embeddings with NaN or infinite numbers, so its "
+                "weights are damaged: copy its folder again, or train again"
+            )
+        return emb_ND
 
     @cached_property
     def _numpy_encoder(self) -> NumpyEncoder | None:

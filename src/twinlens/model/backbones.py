@@ -1,4 +1,4 @@
-"""A backbone by name, its weights from a file, and its frozen layers.
+"""A backbone by name, and its frozen layers.
 
 A backbone takes normalised float pictures (B, C, H, W) and gives features (B, F). Names are those
 of `own_backbones` and timm.
@@ -6,18 +6,21 @@ of `own_backbones` and timm.
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, first_line, unknown_name
 from twinlens.model.own_backbones import OWN_BACKBONES, is_own
+from twinlens.model.strokes import MEASURE_STD, Strokes
 from twinlens.model.timm_backbones import Stage, timm_backbone
+from twinlens.model.weights import load_weights
 
-__all__ = ["check_backbone", "freeze_before", "load_weights", "make_backbone", "num_features"]
+__all__ = ["check_backbone", "freeze_before", "make_backbone", "num_features"]
 
 
 def check_backbone(name: str) -> None:
@@ -61,57 +64,6 @@ def make_backbone(model: ModelSettings, picture: PictureSettings, load: bool = T
     return backbone if model.stage is None else Stage(backbone, model)
 
 
-def load_weights(backbone: nn.Module, path: Path) -> None:
-    """Load a .safetensors or .pth file into a backbone; weights of a classifier are ignored.
-
-    Raises:
-        ConfigError: no such file, no weights in it, or another network's weights.
-    """
-    if not any(True for _ in backbone.parameters()):
-        raise ConfigError(
-            f"the weights {path} are for a backbone without weights: leave --weights out, or name "
-            "another network with --backbone"
-        )
-    if not path.is_file():
-        raise ConfigError(f"there is no weights file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            weights: Any = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ConfigError(
-            f"{path} holds no weights that can be read ({first_line(error)}): give a .safetensors "
-            "file, or a .pth file of tensors"
-        ) from error
-    weights = _tensors(weights)
-    own = backbone.state_dict()
-    # Files of old versions of torch lack the count of batches, which is not used here.
-    needed = [name for name in own if not name.endswith("num_batches_tracked")]
-    missing = sorted(set(needed) - set(weights))
-    wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
-    if missing or wrong:
-        name = (missing or wrong)[0]
-        raise ConfigError(
-            f"{path} belongs to another network: {len(missing)} of {len(own)} tensors are missing "
-            f"and {len(wrong)} have another shape, the first of them '{name}'. Name the network of "
-            "these weights with --backbone"
-        )
-    backbone.load_state_dict({name: weights.get(name, own[name]) for name in own})
-
-
-def _tensors(content: Any) -> dict[str, Tensor]:
-    """The tensors in the content of a weights file: a state dict, or a checkpoint around one."""
-    for inner in ("state_dict", "model"):  # Keys of Lightning and of many training scripts.
-        if isinstance(content, dict) and isinstance(content.get(inner), dict):
-            content = content[inner]
-    if not isinstance(content, dict):
-        return {}
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
-
-
 def freeze_before(backbone: nn.Module, layer: str) -> list[nn.Module]:
     """Freeze the parameters before `layer`.
 
@@ -151,9 +103,15 @@ def num_features(backbone: nn.Module, picture: PictureSettings) -> int:
     Raises:
         ConfigError: the network cannot take pictures of this size.
     """
+    if isinstance(backbone, Strokes):
+        return len(MEASURE_STD)
     backbone.eval()
+    # On "meta": a pass takes no time and no memory, whatever the size.
+    tensors = chain(backbone.named_parameters(), backbone.named_buffers())
+    unbuilt = {name: tensor.to("meta") for name, tensor in tensors}
+    x_BCHW = torch.zeros(1, picture.channels, *picture.size, device="meta")
     try:
-        features_BF: Tensor = backbone(torch.zeros(1, picture.channels, *picture.size))
+        features_BF: Tensor = functional_call(backbone, unbuilt, x_BCHW)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(
             f"the network cannot take {picture.channels}-channel pictures of "

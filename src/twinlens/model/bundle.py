@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from twinlens.errors import ConfigError
 from twinlens.files import creating_folder, write_text, writing_errors
 from twinlens.model.comparators import Comparator, make_comparator
 from twinlens.model.device import pick_device
-from twinlens.model.encoder import Encoder
+from twinlens.model.encoder import Encoder, encoder_layout
 from twinlens.model.stored import (
     DESCRIPTION,
     WEIGHTS,
@@ -29,6 +29,8 @@ from twinlens.model.stored import (
     read_values,
     tensors_under,
 )
+from twinlens.model.tensor_file import TensorLayout, layout_problem, read_layout
+from twinlens.model.weights import layout_of, not_finite
 
 __all__ = ["Bundle", "build_bundle", "load_bundle", "save_bundle", "store_calibration"]
 
@@ -66,7 +68,7 @@ def save_bundle(
             picture=encoder.picture,
             model=model,
             weights=file_sha256(part / WEIGHTS),
-            fingerprint="",
+            fingerprint="0" * 16,  # Computed below.
             calibration=calibration,
             origin=origin,
         )
@@ -102,13 +104,19 @@ def build_bundle(stored: StoredModel) -> Bundle:
     description = stored.description
     model = description.model
     try:
-        encoder = Encoder(model, description.picture, load=False)
-        comparator = make_comparator(model.comparator, model.embedding)
-        weights = load_file(stored.weights_file)
-        encoder.load_state_dict(tensors_under(weights, "encoder."))
-        comparator.load_state_dict(tensors_under(weights, "comparator."))
-    except (KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
+        # Before the network is built: a name or a number in a file could claim any size.
+        problem = layout_problem(read_layout(stored.weights_file), _layout(description))
+        if problem is None:
+            encoder = Encoder(model, description.picture, load=False)
+            comparator = make_comparator(model.comparator, model.embedding)
+            weights = load_file(stored.weights_file)
+            encoder.load_state_dict(tensors_under(weights, "encoder."))
+            comparator.load_state_dict(tensors_under(weights, "comparator."))
+            problem = not_finite(encoder.state_dict() | comparator.state_dict())
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise damaged_model(stored.path, str(error)) from error
+    if problem is not None:
+        raise damaged_model(stored.path, f"{WEIGHTS}: {problem}")
     device = pick_device("auto")
     encoder.to(device).eval()
     comparator.to(device).eval()
@@ -116,6 +124,18 @@ def build_bundle(stored: StoredModel) -> Bundle:
         encoder, comparator, description.fingerprint, description.calibration,
         description.origin, stored.path,
     )  # fmt: skip
+
+
+def _layout(description: ModelDescription) -> dict[str, TensorLayout]:
+    """The layout of the weights that a description needs."""
+    model = description.model
+    with torch.device("meta"):
+        comparator = make_comparator(model.comparator, model.embedding).state_dict()
+    parts = {
+        "encoder": encoder_layout(model, description.picture),
+        "comparator": layout_of(comparator),
+    }
+    return {f"{part}.{name}": value for part, own in parts.items() for name, value in own.items()}
 
 
 def _as_text(values: Mapping[str, Any]) -> str:

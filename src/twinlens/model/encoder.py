@@ -5,6 +5,7 @@ Shapes: B pictures, C channels, H x W pixels, F features, D dimensions of the em
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
@@ -16,11 +17,18 @@ from torch import Tensor, nn
 
 from twinlens.config import SHIFTS, ModelSettings, PictureSettings
 from twinlens.data.pixels import Pixels
+from twinlens.errors import ConfigError, first_line
 from twinlens.model.backbones import freeze_before, make_backbone, num_features
 from twinlens.model.layers import glorot, make_head
 from twinlens.model.own_backbones import is_own
+from twinlens.model.tensor_file import TensorLayout
+from twinlens.model.weights import layout_of
 
-__all__ = ["Encoder", "default_batch_size", "embed_features", "embed_pixels"]
+__all__ = ["Encoder", "default_batch_size", "embed_features", "embed_pixels", "encoder_layout"]
+
+
+MAX_NUMBERS = 2**31
+"""Weights of the largest encoder: 8 GiB in float32, and four times as much in training."""
 
 
 class Encoder(nn.Module):
@@ -108,6 +116,26 @@ def _shifted(x_BCHW: Tensor) -> Iterator[Tensor]:
     padded = F.pad(x_BCHW, (1, 1, 1, 1), mode="replicate")
     for down, right in SHIFTS:
         yield padded[:, :, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
+
+
+def encoder_layout(model: ModelSettings, picture: PictureSettings) -> dict[str, TensorLayout]:
+    """The layout of an encoder's tensors, by name, without memory for them.
+
+    Raises:
+        ConfigError: no such network, one that cannot take such pictures, or one that is too large.
+    """
+    try:
+        with torch.device("meta"):
+            layout = layout_of(Encoder(model, picture, load=False).state_dict())
+    except RuntimeError as error:  # A size beyond 64 bits.
+        raise ConfigError(f"the network cannot be built: {first_line(error)}") from error
+    num = sum(math.prod(tensor.shape) for tensor in layout.values())
+    if num > MAX_NUMBERS:
+        raise ConfigError(
+            f"the network would have {num:,} numbers, at most {MAX_NUMBERS:,}: set smaller "
+            "model.channels, model.head or picture.size, or another model.backbone"
+        )
+    return layout
 
 
 def default_batch_size(encoder: Encoder) -> int:

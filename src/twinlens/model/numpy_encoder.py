@@ -9,17 +9,22 @@ D dimensions of the embedding. Suffixes of weights: O output and I input channel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from twinlens.config import SHIFTS, ModelSettings, PictureSettings
-from twinlens.model.stored import StoredModel, damaged_model, tensors_under
+from twinlens.errors import ModelError, first_line
+from twinlens.model.stored import WEIGHTS, StoredModel, damaged_model
+from twinlens.model.tensor_file import TensorLayout, read_layout
 
 __all__ = ["NumpyEncoder", "load_numpy_encoder", "sigmoid_scale"]
 
@@ -27,6 +32,7 @@ Floats = NDArray[np.float32]
 Step = Callable[[Floats], Floats]
 Size = tuple[int, int]
 
+ENCODER = "encoder."  # beginning of the names of its tensors
 EPSILON = 1e-5  # default of torch's batch norms
 
 
@@ -86,12 +92,13 @@ def load_numpy_encoder(stored: StoredModel) -> NumpyEncoder | None:
     model, picture = stored.description.model, stored.description.picture
     if model.backbone not in _BACKBONES:
         return None
-    try:
-        weights = _Weights(tensors_under(load_file(stored.weights_file), "encoder."))
-        backbone, num_features = _BACKBONES[model.backbone](weights, picture, model)
-        head = _head(weights, num_features, model)
-    except (TypeError, _WeightsMismatchError):  # TypeError: NumPy has no bfloat16.
-        return None
+    with _opened(stored) as tensors:
+        try:
+            weights = _Weights(tensors)
+            backbone, num_features = _BACKBONES[model.backbone](weights, picture, model)
+            head = _head(weights, num_features, model)
+        except (TypeError, _WeightsMismatchError):  # TypeError: NumPy has no bfloat16.
+            return None
     # A remaining tensor belongs to a layer that this module does not have.
     return None if weights.remaining else NumpyEncoder(model, picture, _sequence([backbone, head]))
 
@@ -102,32 +109,70 @@ def sigmoid_scale(stored: StoredModel) -> float:
     Raises:
         ModelError: the weights belong to another comparator.
     """
-    log_scale = tensors_under(load_file(stored.weights_file), "comparator.").get("log_scale")
-    if log_scale is None:
-        raise damaged_model(stored.path, "its weights lack the comparator's")
-    return float(np.exp(log_scale))
+    with _opened(stored) as tensors:
+        name = "comparator.log_scale"
+        layout = read_layout(stored.weights_file)
+        if layout.get(name) != TensorLayout((), True):
+            raise damaged_model(stored.path, "its weights lack the comparator's")
+        with np.errstate(over="ignore"):
+            scale = float(np.exp(tensors.get_tensor(name)))
+    if not 0 < scale < math.inf:
+        raise damaged_model(stored.path, f"{name} holds no usable number")
+    return scale
+
+
+@contextmanager
+def _opened(stored: StoredModel) -> Iterator[Any]:
+    """The weights file of a model, whose tensors are read when they are needed.
+
+    Raises:
+        ModelError: it is no safetensors file, or damaged.
+    """
+    try:
+        read_layout(stored.weights_file)  # Checks the header.
+        with safe_open(stored.weights_file, "numpy") as tensors:
+            yield tensors
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise damaged_model(stored.path, f"{WEIGHTS}: {first_line(error)}") from error
 
 
 # --- weights ------------------------------------------------------------------------------------
 
 
 class _WeightsMismatchError(Exception):
-    """A tensor is missing or has another shape."""
+    """A tensor is missing, has another shape, or holds numbers that are of no use."""
 
 
 class _Weights:
-    """Tensors by name; each is taken once, with its shape checked."""
+    """The encoder's tensors by name; each is taken once, with shape and numbers checked.
 
-    def __init__(self, tensors: Mapping[str, Floats]) -> None:
-        count = "num_batches_tracked"
-        self.remaining = {key: value for key, value in tensors.items() if not key.endswith(count)}
+    Attributes:
+        remaining: names of those that were not taken.
+    """
+
+    def __init__(self, tensors: Any) -> None:
+        self._tensors = tensors  # An open safetensors file.
+        self.remaining = {
+            name.removeprefix(ENCODER)
+            for name in tensors.keys()  # noqa: SIM118
+            if name.startswith(ENCODER) and not name.endswith("num_batches_tracked")
+        }
 
     def take(self, name: str, *shape: int) -> Floats:
         """Remove and return a tensor; -1 in `shape` stands for any length."""
-        tensor = self.remaining.pop(name, None)
-        if tensor is None or tensor.dtype != np.float32 or tensor.ndim != len(shape):
+        if name not in self.remaining:
             raise _WeightsMismatchError(name)
-        if any(length not in (-1, n) for n, length in zip(tensor.shape, shape, strict=True)):
+        self.remaining.remove(name)
+        stored = self._tensors.get_slice(ENCODER + name)
+        own = stored.get_shape()
+        if stored.get_dtype() != "F32" or len(own) != len(shape):
+            raise _WeightsMismatchError(name)
+        if any(length not in (-1, n) for n, length in zip(own, shape, strict=True)):
+            raise _WeightsMismatchError(name)
+        tensor: Floats = self._tensors.get_tensor(ENCODER + name)
+        if not np.isfinite(tensor).all():  # `build_bundle` then refuses the model.
             raise _WeightsMismatchError(name)
         return tensor
 
@@ -169,6 +214,8 @@ def _batch_norm(weights: _Weights, name: str, channel: int) -> Step:
         weights.take(f"{name}.{part}", channel).astype(np.float64)
         for part in ("weight", "bias", "running_mean", "running_var")
     )
+    if (variance < 0).any():
+        raise _WeightsMismatchError(name)
     scale = scale / np.sqrt(variance + EPSILON)
     times, plus = scale.astype(np.float32), (shift - mean * scale).astype(np.float32)
     return lambda x: x * times + plus

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from twinlens.config import ModelSettings, PictureSettings
 
-__all__ = ["Strokes"]
+__all__ = ["MEASURE_STD", "Strokes"]
 
 INK = 0.16
 """Least difference of ink from the background, as a share of the range of grey."""

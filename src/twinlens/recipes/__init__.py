@@ -7,7 +7,6 @@ recipe. Unknown and ill-typed keys are errors, all reported at once.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -17,7 +16,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from twinlens.config import LENGTHS, Settings, auto_keys, setting_fields
-from twinlens.errors import ConfigError, unknown_name
+from twinlens.errors import (
+    MAX_PROBLEMS,
+    ConfigError,
+    first_line,
+    one_line,
+    short_repr,
+    unknown_name,
+)
+from twinlens.parsing import MAX_TOML_BYTES, parse_toml, read_text
 
 __all__ = [
     "AUTO_KEYS",
@@ -88,10 +95,15 @@ def recipe_text(name: str) -> str:
     """
     if name.endswith(".toml"):
         try:
-            return Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the recipe {name}: {error}") from error
+            return read_text(Path(name), MAX_TOML_BYTES)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read the recipe {name}: {first_line(error)}") from error
     if name not in recipe_names():
+        if Path(name).suffix:
+            raise ConfigError(
+                f"the recipe {one_line(name)} is no TOML file: give the name of a recipe (see "
+                "`twinlens recipes`) or a .toml file"
+            )
         raise ConfigError(unknown_name("recipe", name, recipe_names()))
     return (resources.files("twinlens.recipes") / f"{name}.toml").read_text(encoding="utf-8")
 
@@ -102,10 +114,11 @@ def recipe_values(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such recipe, or the file is not TOML.
     """
+    text = recipe_text(name)
     try:
-        return tomllib.loads(recipe_text(name))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"the recipe {name} is not TOML: {error}") from error
+        return parse_toml(text)
+    except ValueError as error:
+        raise ConfigError(f"the recipe {name} is not TOML: {first_line(error)}") from error
 
 
 def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
@@ -121,10 +134,10 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
     for item in items:
         key, sign, text = item.partition("=")
         if not sign or not key.strip():
-            raise ConfigError(f"--set needs section.key=value, found '{item}'")
+            raise ConfigError(f"--set needs section.key=value, found '{one_line(item)}'")
         try:
-            overrides[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            overrides[key.strip()] = parse_toml(f"value = {text}")["value"]
+        except ValueError:
             overrides[key.strip()] = text.strip()
     return overrides
 
@@ -199,32 +212,25 @@ def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _validate(values: dict[str, Any], source: str) -> Settings:
     try:
-        # Strict: "3" is no number, and true is not 1. TOML has lists but no tuples.
-        return Settings.model_validate(_with_tuples(values), strict=True)
+        return Settings.model_validate(values)
     except ValidationError as error:
-        lines = [f"  {_explain(entry)}" for entry in error.errors()]
+        entries = error.errors()
+        lines = [f"  {_explain(entry)}" for entry in entries[:MAX_PROBLEMS]]
+        if len(entries) > MAX_PROBLEMS:
+            lines.append(f"  and {len(entries) - MAX_PROBLEMS} more")
         raise ConfigError(f"wrong settings in {source}:\n" + "\n".join(lines)) from None
-
-
-def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        section: {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        if isinstance(fields, Mapping)
-        else fields
-        for section, fields in values.items()
-    }
 
 
 def _explain(entry: Any) -> str:
     path = [str(part) for part in entry["loc"] if not str(part).startswith("function-")]
-    key = ".".join(path)
+    key = one_line(".".join(path))
     if entry["type"] == "extra_forbidden":
         return _unknown_key(key)
     message = str(entry["msg"])
     if entry["type"] == "value_error":  # From a validator in config.py, with what it found.
         message = message.removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
-    return f"{key}: {message[0].lower()}{message[1:]}, found {entry['input']!r}"
+    return f"{key}: {message[0].lower()}{message[1:]}, found {short_repr(entry['input'])}"
 
 
 def _unknown_key(key: str) -> str:

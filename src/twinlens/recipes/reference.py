@@ -93,12 +93,12 @@ def _values(field: Schema) -> str:
 def _range(field: Schema) -> str:
     low, above = field.get("minimum"), field.get("exclusiveMinimum")
     high, below = field.get("maximum"), field.get("exclusiveMaximum")
-    if high is not None or below is not None:
-        start = f"({above}" if low is None else f"[{low}"
-        return f" in {start}, {below})" if high is None else f" in {start}, {high}]"
-    if low is not None:
-        return f" >= {low}"
-    return "" if above is None else f" > {above}"
+    start = f"({_number(above)}" if low is None else f"[{_number(low)}"
+    return f" in {start}, {_number(below)})" if high is None else f" in {start}, {_number(high)}]"
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def _choice(values: list[str]) -> str:
