@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from twinlens.errors import CalibrationError, DataError
@@ -28,7 +28,7 @@ from twinlens.measure.probability import (
     held_out_losses,
     probability_limits,
 )
-from twinlens.measure.stored import STRICT, as_plain, read_calibration
+from twinlens.measure.stored import STRICT, Count, as_plain, read_calibration
 
 __all__ = ["Calibration", "fit_calibration"]
 
@@ -57,9 +57,9 @@ class Calibration:
     low: float | None
     high: float | None
     target_far: Annotated[float, Field(gt=0, lt=1)]
-    num_genuine: PositiveInt
-    num_impostor: PositiveInt
-    num_identities: PositiveInt
+    num_genuine: Count
+    num_impostor: Count
+    num_identities: Count
     curve: Curve
     log_loss_platt: float | None
     log_loss_isotonic: float | None

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from twinlens.errors import CalibrationError, DataError
@@ -21,7 +21,7 @@ from twinlens.measure.bootstrap import Estimate
 from twinlens.measure.error_rates import matches
 from twinlens.measure.fusion import check_rule
 from twinlens.measure.probability import Curve, probability_limits
-from twinlens.measure.stored import STRICT, as_plain, read_calibration
+from twinlens.measure.stored import MAX_COUNT, STRICT, Count, as_plain, read_calibration
 
 __all__ = [
     "OpenSetCalibration",
@@ -81,10 +81,10 @@ class OpenSetCalibration:
     low: float | None
     high: float | None
     margin: Annotated[float, Field(ge=0)]
-    num_identities: PositiveInt
-    num_templates: PositiveInt
-    num_mated: NonNegativeInt
-    num_strangers: PositiveInt
+    num_identities: Count
+    num_templates: Count
+    num_mated: Annotated[int, Field(ge=0, le=MAX_COUNT)]
+    num_strangers: Count
     tpir: Estimate
     rank_1: Estimate
     by_rule: Mapping[Rule, Annotated[float, Field(ge=0, le=1)]]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from twinlens.errors import ModelError, validation_problems
 
-__all__ = ["STRICT", "as_plain", "read_calibration"]
+__all__ = ["MAX_COUNT", "STRICT", "Count", "as_plain", "read_calibration"]
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+
+MAX_COUNT = 2**40  # pairs, pictures or identities; products of two are 64-bit numbers
+Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
 
 T = TypeVar("T")
 
@@ -38,3 +41,5 @@ def read_calibration(kind: type[T], values: Any, name: str, remedy: str) -> T:
         return TypeAdapter(kind).validate_json(json.dumps(values))
     except ValidationError as error:
         raise ModelError(f"{name} is damaged: {validation_problems(error)}. {remedy}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ModelError(f"{name} is damaged: it is no JSON value. {remedy}") from error
