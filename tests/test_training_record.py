@@ -187,6 +187,12 @@ def test_what_is_no_record_is_refused(content: bytes, tmp_path: Path) -> None:
         read_record(tmp_path / RECORD_FILE)
 
 
+def test_a_pipe_is_no_record(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / RECORD_FILE)
+    with pytest.raises(ModelError, match="no regular file"):
+        read_record(tmp_path / RECORD_FILE)
+
+
 def test_another_format_is_refused(tmp_path: Path) -> None:
     file = tmp_path / RECORD_FILE
     record_of(made_up_table()).save(file)

@@ -32,9 +32,10 @@ from safetensors.numpy import save_file
 from twinlens.data.contents import DIGEST_SIZE, NO_DIGEST, content_digests
 from twinlens.data.pixels import Pixels
 from twinlens.data.table import SPLITS, ImageTable
-from twinlens.errors import ModelError
+from twinlens.errors import ModelError, first_line, one_line
 from twinlens.files import writing_file
 from twinlens.model.stored import Origin, hash_identities
+from twinlens.model.tensor_file import read_layout
 
 __all__ = ["RECORD_FILE", "TrainingRecord", "find_record", "read_record", "thumbnails_of",
            "trained_names"]  # fmt: skip
@@ -183,19 +184,21 @@ def read_record(path: Path) -> TrainingRecord | None:
     Raises:
         ModelError: damaged, or of a newer format.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
+        read_layout(path)  # Refuses pipes and giant headers.
         with safe_open(path, "numpy") as file:
             stored_format = (file.metadata() or {}).get("format")
             if stored_format != RECORD_FORMAT:
-                raise ValueError(f"its format is {stored_format}, not {RECORD_FORMAT}")
+                version = one_line(str(stored_format))
+                raise ValueError(f"its format is {version}, not {RECORD_FORMAT}")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _checked(arrays)
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
-            f"{path} is damaged, or of another version of twinlens ({error}): restore it, or "
-            "delete it to go without knowing which pictures were trained on"
+            f"{path} is damaged, or of another version of twinlens ({first_line(error)}): restore "
+            "it, or delete it to go without knowing which pictures were trained on"
         ) from error
 
 
@@ -233,7 +236,7 @@ def _checked(arrays: dict[str, NDArray[Any]]) -> TrainingRecord:
     layout = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     if layout != {name: (np.dtype(np.uint8), shape) for name, shape in shapes.items()}:
         shown = ", ".join(f"{name} {dtype} {shape}" for name, (dtype, shape) in layout.items())
-        raise ValueError(f"found the arrays {shown or 'none'}")
+        raise ValueError(f"found the arrays {one_line(shown) or 'none'}")
     if (arrays["split"] >= len(SPLITS)).any():
         raise ValueError("it names an unknown split")
     key = arrays.pop("key").tobytes()
