@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY, PictureFolder, TinyRun, draw_pictures
+from PIL import Image, ImageEnhance
 from safetensors.numpy import load_file, save_file
 
 import twinlens
@@ -322,6 +323,42 @@ def test_some_trained_pictures_among_others_are_left_out(
     result = twinlens.evaluate(people.run, tmp_path / "data", split="all")
     assert (result.split, result.identity_disjoint) == ("all", False)
     assert "trained on some of these identities" in capsys.readouterr().err
+
+
+def test_near_copies_of_trained_pictures_are_left_out(
+    people: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole data saved again as JPEG files under other names, and one such file alone."""
+    again = tmp_path / "again"
+    for number, folder in enumerate(sorted((people.data / "faces").iterdir())):
+        (again / f"person {number}").mkdir(parents=True)
+        for file in folder.iterdir():
+            with Image.open(file) as picture:
+                brighter = ImageEnhance.Brightness(picture).enhance(1.05)
+                brighter.save(again / f"person {number}" / f"{file.stem}.jpg", quality=70)
+    capsys.readouterr()
+    result = twinlens.evaluate(people.run, again)
+    assert "left out 48 pictures of 8 identities that" in (said := capsys.readouterr().err)
+    assert "(recognised: 48 near copies)" in said
+    assert (result.split, result.identity_disjoint) == ("unseen", True)
+    assert len(result.table.identities()) == 2
+    whole = twinlens.evaluate(people.run, again, split="all")
+    assert whole.identity_disjoint is False
+    assert "expect worse figures for unseen identities (recognised: 36 near copies)" in (
+        capsys.readouterr().err
+    )
+    # Of an identity with 5 other pictures one is left out, or said.
+    trained = identities(people.run, "train")[0]
+    draw_pictures(tmp_path / "new", {"a": 5, "b": 5}, size=(24, 24), seed=9)
+    with Image.open(people.data / trained / "0.png") as picture:
+        picture.save(tmp_path / "new" / "a" / "copy.jpg", quality=80)
+    result = twinlens.evaluate(people.run, tmp_path / "new")
+    assert "left out 1 picture of 1 identity" in (said := capsys.readouterr().err)
+    assert "10 of 2 remain (recognised: 1 near copy)" in said
+    assert result.identity_disjoint is True
+    whole = twinlens.evaluate(people.run, tmp_path / "new", split="all")
+    assert whole.identity_disjoint is True
+    assert "the model was trained on some of these pictures" in capsys.readouterr().err
 
 
 def identities(run: Path, split: str) -> list[str]:

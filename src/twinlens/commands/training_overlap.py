@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.data.contents import content_digests
+from twinlens.data.near_copies import near_copies
 from twinlens.data.pixels import Pixels
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.model.bundle import Bundle
@@ -128,13 +129,6 @@ def unknown_reason(bundle: Bundle) -> str:
     if origin.record is None:
         return "an older twinlens trained the model, and recorded names of identities only"
     return f"{RECORD_FILE} of the model's run is not beside {bundle.path}"
-
-
-def near_copies(
-    a_NTT: NDArray[np.uint8], b_NTT: NDArray[np.uint8]
-) -> Rows:  # until WALK's is there
-    known = {thumb.tobytes() for thumb in b_NTT}
-    return np.array([thumb.tobytes() in known for thumb in a_NTT], np.bool_)
 
 
 def _overlap(
