@@ -108,13 +108,11 @@ def test_every_number(mixed: ImageTable) -> None:
                     ["d0.png", "e0.png"],
                     ["d1.png", "d2.png"],
                 ],
-                "capped": False,
             },
             "near": {
                 "within": 0,
                 "across": 1,
                 "groups": [["c0.png", "c1.jpg"]],
-                "capped": False,
             },
         },
         "contradictions": [

@@ -1,11 +1,10 @@
 """Duplicate pictures: exact copies, and near copies (saved again, resized, a little brighter).
 
-Exact duplicates share a digest of their pixels. Candidates for near duplicates share part of a
-perceptual hash (low frequencies); comparing grey thumbnails confirms them. Time grows about
-linearly with the number of pictures; nothing is N x N. This module works on pictures and
-thumbnails only: no tables, labels or splits.
+Exact duplicates share a digest of their pixels. Near copies are judged by thumbnails: they differ
+by far less than the pictures of the same set do, so that handwritten digits of one shape are no
+copies. This module works on pictures and thumbnails only: no tables, labels or splits.
 
-Shapes: N pictures, T side of a thumbnail, Q pairs, F frequencies.
+Shapes: N, M pictures, T side of a thumbnail, P = T * T, S pictures of a sample.
 """
 
 from __future__ import annotations
@@ -19,42 +18,33 @@ from numpy.typing import NDArray
 from PIL import Image
 
 __all__ = [
-    "MAX_DIFFERENCE",
-    "MAX_INK_SHARE",
     "THUMBNAIL",
-    "NearDuplicates",
     "groups_of_equal",
+    "near_copies",
     "near_duplicates",
     "pixel_digest",
     "thumbnail",
 ]
 
-THUMBNAIL = 32
-MAX_DIFFERENCE = 3.0
-MAX_INK_SHARE = 0.2
-BAND_BITS = 16
-NUM_BANDS = 4
-WINDOW = 32
-# All pairs up to this many pictures: medians over a handful are not meaningful.
-ALL_PAIRS_UP_TO = 400
-CHUNK = 16384
+THUMBNAIL = 16
 
-Pairs = NDArray[np.int64]
+# Chosen on MNIST, Fashion-MNIST, CIFAR-10, Omniglot, faces, signatures and photographs. Pictures
+# saved again differ by less than the least limit. The largest one admits CIFAR-10 at 80 % size.
+LEAST_LIMIT, LARGEST_LIMIT = 0.005, 0.05
+SHARE_OF_SPACING = 0.1
+NEIGHBOUR = 5  # A picture may have a few copies, which say nothing of its distance to others.
+SAMPLE = 1000
+LEAST_CONTRAST = 4.0  # Grey levels; the pattern of a flatter picture is noise.
+MAX_BRIGHTER = 32.0  # Grey levels of the mean.
+MAX_CONTRAST_RATIO = 1.5
 
+COARSE = 32  # Coordinates of the cheap bound.
+BLOCK_ROWS = 512
+BLOCK_SIZE = 2**23
+ROUNDING = 1e-4
 
-@dataclass(frozen=True)
-class NearDuplicates:
-    """Groups of pictures that look the same.
-
-    Attributes:
-        groups: ascending rows, at least two in each; groups ascend by their first row. A group is
-            a connected component: two of its members may differ by more than the limit.
-        capped: whether a band of the hash was so full that each picture was compared only with
-            those nearest in brightness. Some near duplicates may then be missing.
-    """
-
-    groups: tuple[tuple[int, ...], ...]
-    capped: bool
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
 
 
 def pixel_digest(picture: Image.Image) -> bytes:
@@ -90,157 +80,204 @@ def groups_of_equal(values: Sequence[Hashable]) -> list[tuple[int, ...]]:
     return [tuple(rows) for rows in rows_of.values() if len(rows) > 1]
 
 
-def near_duplicates(
-    thumb_NTT: NDArray[np.uint8],
-    *,
-    max_difference: float = MAX_DIFFERENCE,
-    max_ink_share: float = MAX_INK_SHARE,
-) -> NearDuplicates:
-    """Find groups of near duplicates.
+def near_duplicates(thumb_NTT: NDArray[np.uint8]) -> tuple[tuple[int, ...], ...]:
+    """Groups of pictures that are all near copies of each other (greedy cliques).
 
-    Two thumbnails are near duplicates if their mean absolute difference is at most
-    `max_difference` grey levels, and at most `max_ink_share` of the larger ink. The ink of a
-    thumbnail is its mean absolute deviation from its median level. The second condition separates
-    different drawings that are nearly all paper: they differ by their whole ink.
+    The difference of two pictures is the squared distance of their patterns: thumbnails without
+    their mean, scaled to length 1. So it is 2 (1 - correlation), and neither brightness nor
+    contrast change it. Two pictures are near copies if
 
-    Candidates come from a perceptual hash. The 64 lowest frequencies of each thumbnail (DCT-II
-    without the mean) become bits in two ways: thresholded at 0, and at their median over all
-    pictures. Each 64 bits are split into 4 bands. Bits that differ in at most 3 places share a
-    band (pigeonhole). Pictures that share a band are compared, each with the 32 next in brightness
-    if the band is very full. Up to 400 pictures are all compared.
+    - their difference is at most a tenth of the spacing of either, which is its difference from
+      the fifth nearest of 1,000 other pictures, drawn at random. The limit is at least 0.005 and
+      at most 0.05;
+    - their means differ by at most 32 of 255 grey levels, and their contrasts by a factor of at
+      most 1.5.
+
+    Each picture in turn starts a group. It takes the nearest pictures that are in no group yet and
+    are near copies of all that it has. Every pair is compared, by a bound of 32 coordinates first.
 
     Args:
-        thumb_NTT: thumbnails made by `thumbnail`, uint8 (N, T, T).
-        max_difference: largest mean absolute difference, in grey levels of 255.
-        max_ink_share: largest difference as a fraction of the ink.
+        thumb_NTT: thumbnails of one size, uint8.
+    Returns:
+        Ascending rows of each group, at least two; groups ascend by their first row. They do not
+        depend on the order of the pictures.
     """
-    first, copy_of = _distinct(thumb_NTT)
-    thumbs = _Thumbnails.of(thumb_NTT[first], max_difference, max_ink_share)
-    num, capped = len(first), False
-    edges = [np.stack([first[copy_of], np.arange(len(thumb_NTT))], axis=1)]
-    if num <= ALL_PAIRS_UP_TO:
-        pairs = np.stack(np.triu_indices(num, 1), axis=1).astype(np.int64)
-        edges.append(first[thumbs.near(pairs)])
-    else:
-        for key_N in _band_keys(thumbs.thumb):
-            order = np.lexsort((thumbs.brightness, key_N))
-            capped = capped or bool(_equal_at(key_N[order], WINDOW + 1).any())
-            edges.extend(first[thumbs.near(pairs)] for pairs in _bucket_pairs(key_N, order))
-    return NearDuplicates(_connected_groups(np.concatenate(edges), len(thumb_NTT)), capped)
+    if len(thumb_NTT) < 2:
+        return ()
+    # Sorted by their bytes, so that neither the sample nor the groups depend on the order.
+    thumb, copy_of = _distinct(thumb_NTT)
+    pattern, _ = _patterns(thumb)
+    order = np.argsort(pattern.vector[:, 0], kind="stable")
+    pattern = pattern.select(order)
+    taken = np.zeros(len(order), np.bool_)
+    group_of = np.arange(len(order))
+    for row, others in _near_rows(pattern, pattern, taken):
+        members = pattern.clique(row, others)
+        taken[members] = True
+        group_of[order[members]] = order[row]
+    return tuple(groups_of_equal(group_of[copy_of].tolist()))
+
+
+def near_copies(a_NTT: NDArray[np.uint8], b_MTT: NDArray[np.uint8]) -> Rows:
+    """The nearest near copy of each picture B among pictures A, as in `near_duplicates`.
+
+    The spacing of a picture, of A or B, is measured among those of A.
+
+    Args:
+        a_NTT: thumbnails of one size, uint8.
+        b_MTT: thumbnails of the same size.
+    Returns:
+        (M,) rows of A, or -1.
+
+    >>> a = np.random.default_rng(0).integers(0, 256, (10, 16, 16), dtype=np.uint8)
+    >>> near_copies(a, np.stack([a[7], 255 - a[7]]))
+    array([ 7, -1])
+    """
+    copy = np.full(len(b_MTT), -1, np.int64)
+    if not len(a_NTT) or not len(b_MTT):
+        return copy
+    a, b = _patterns(a_NTT, b_MTT)
+    order, b_order = (np.argsort(x.vector[:, 0], kind="stable") for x in (a, b))
+    a, b = a.select(order), b.select(b_order)
+    for row, others in _near_rows(b, a):
+        nearest = b.difference(np.array([row]), a, others).argmin()
+        copy[b_order[row]] = order[others[nearest]]
+    return copy
 
 
 @dataclass(frozen=True, eq=False)
-class _Thumbnails:
-    """Thumbnails with precomputed bounds, so that comparing many pairs is cheap."""
+class _Patterns:
+    """N pictures: vectors of length 1 (less if flat), and what they leave out."""
 
-    thumb: NDArray[np.uint8]
-    coarse: NDArray[np.float32]  # (N, 16) block means
-    fine: NDArray[np.float32]  # (N, 64) block means
-    ink: NDArray[np.float32]  # (N,)
-    max_difference: float
-    max_ink_share: float
+    vector: Floats  # (N, P), the coordinates of the largest variance first
+    mean: Floats  # (N,) grey levels
+    contrast: Floats  # (N,) standard deviation in grey levels
+    limit: Floats  # (N,) largest difference of a near copy
 
-    @classmethod
-    def of(
-        cls, thumb_NTT: NDArray[np.uint8], max_difference: float, max_ink_share: float
-    ) -> _Thumbnails:
-        parts = [thumb_NTT[i : i + CHUNK] for i in range(0, max(len(thumb_NTT), 1), CHUNK)]
-        ink = np.concatenate([_ink(_flat(part)) for part in parts])
-        coarse, fine = _block_means(thumb_NTT, 4), _block_means(thumb_NTT, 8)
-        return cls(thumb_NTT, coarse, fine, ink, max_difference, max_ink_share)
+    def select(self, rows: Rows) -> _Patterns:
+        return _Patterns(self.vector[rows], self.mean[rows], self.contrast[rows], self.limit[rows])
 
-    @property
-    def brightness(self) -> NDArray[np.float32]:
-        brightness: NDArray[np.float32] = self.coarse.mean(axis=1)
-        return brightness
+    def difference(self, rows: Rows, other: _Patterns, columns: Rows) -> Floats:
+        """(R, C) squared distances of some rows to some rows of another."""
+        x, y = self.vector[rows], other.vector[columns]
+        apart: Floats = _squared(x)[:, None] + _squared(y) - 2 * (x @ y.T)
+        return apart
 
-    def near(self, pairs_Q2: Pairs) -> Pairs:
-        """Those pairs that are near duplicates."""
-        kept = [np.empty((0, 2), dtype=np.int64)]
-        for start in range(0, len(pairs_Q2), CHUNK):
-            pairs = pairs_Q2[start : start + CHUNK]
-            # Block means never differ by more than the pixels do on average: cheap bounds first.
-            for level in (self.coarse, self.fine, self.thumb.reshape(len(self.thumb), -1)):
-                a, b = pairs.T
-                ink = np.maximum(self.ink[a], self.ink[b])
-                limit = np.minimum(self.max_difference, self.max_ink_share * ink)
-                difference = level[a].astype(np.float32) - level[b]
-                pairs = pairs[np.abs(difference, out=difference).mean(axis=1) <= limit]
-            kept.append(pairs)
-        return np.concatenate(kept)
+    def near(self, rows: Rows, other: _Patterns, columns: Rows) -> NDArray[np.bool_]:
+        """(R, C) whether some rows are near copies of some rows of another."""
+        ratio = self.contrast[rows][:, None] / other.contrast[columns]
+        apart = np.abs(self.mean[rows][:, None] - other.mean[columns])
+        limit = np.minimum(self.limit[rows][:, None], other.limit[columns])
+        alike = (apart <= MAX_BRIGHTER) & (ratio <= MAX_CONTRAST_RATIO)
+        alike &= ratio >= 1 / MAX_CONTRAST_RATIO
+        return np.asarray(alike & (self.difference(rows, other, columns) <= limit))
 
-
-def _distinct(thumb_NTT: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first row of each distinct thumbnail, and the position there of each row's copy."""
-    position_of: dict[bytes, int] = {}
-    copy_of = np.array(
-        [position_of.setdefault(thumb.tobytes(), len(position_of)) for thumb in thumb_NTT], np.int64
-    )
-    return np.unique(copy_of, return_index=True)[1].astype(np.int64), copy_of
+    def clique(self, row: int, others: Rows) -> Rows:
+        """Near copies of a row that are near copies of each other, the nearest first."""
+        apart = self.difference(np.array([row]), self, others)[0]
+        others = others[np.argsort(apart, kind="stable")]
+        members = np.empty(0, np.int64)
+        for start in range(0, len(others), BLOCK_ROWS):
+            block = others[start : start + BLOCK_ROWS]
+            block = block[self.near(block, self, members).all(axis=1)]
+            near = self.near(block, self, block)
+            alike = np.ones(len(block), np.bool_)
+            for index in range(len(block)):
+                if alike[index]:
+                    alike[index + 1 :] &= near[index, index + 1 :]
+            members = np.concatenate([members, block[alike]])
+        return members
 
 
-def _flat(thumb_QTT: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return thumb_QTT.reshape(-1, THUMBNAIL * THUMBNAIL).astype(np.float32)
+def _squared(vector_NP: Floats) -> Floats:
+    """(N,) squared lengths."""
+    squared: Floats = np.einsum("np,np->n", vector_NP, vector_NP)
+    return squared
 
 
-def _ink(flat: NDArray[np.float32]) -> NDArray[np.float32]:
-    ink: NDArray[np.float32] = np.abs(flat - np.median(flat, axis=1, keepdims=True)).mean(axis=1)
-    return ink
+def _distinct(thumb_NTT: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Rows]:
+    """The distinct thumbnails, sorted by their bytes, and the position there of each row."""
+    flat = np.ascontiguousarray(thumb_NTT.reshape(len(thumb_NTT), -1))
+    as_bytes = flat.view(np.dtype((np.void, flat.shape[1]))).ravel()
+    _, first, copy_of = np.unique(as_bytes, return_index=True, return_inverse=True)
+    return thumb_NTT[first], copy_of.astype(np.int64)
 
 
-def _block_means(thumb_NTT: NDArray[np.uint8], num: int) -> NDArray[np.float32]:
-    """(N, num^2): means of num x num blocks."""
-    side = THUMBNAIL // num
-    blocks = thumb_NTT.reshape(len(thumb_NTT), num, side, num, side)
-    means: NDArray[np.float32] = blocks.mean(axis=(2, 4), dtype=np.float32)
-    return means.reshape(-1, num * num)
+def _patterns(
+    a_NTT: NDArray[np.uint8], b_MTT: NDArray[np.uint8] | None = None
+) -> tuple[_Patterns, _Patterns]:
+    """Patterns of A and B (A by default), in the principal axes and with the spacing of A."""
+    vector, mean, contrast = _vectors(a_NTT)
+    sample = np.sort(np.random.default_rng(0).permutation(len(vector))[:SAMPLE])
+    axes = np.linalg.eigh(vector[sample].T @ vector[sample])[1][:, ::-1]
+    vector = vector @ axes
+    a = _Patterns(vector, mean, contrast, _limits(vector, vector[sample], sample))
+    if b_MTT is None:
+        return a, a
+    b_vector, b_mean, b_contrast = _vectors(b_MTT)
+    b_vector = b_vector @ axes
+    return a, _Patterns(b_vector, b_mean, b_contrast, _limits(b_vector, vector[sample], None))
 
 
-def _band_keys(thumb_NTT: NDArray[np.uint8]) -> Iterator[NDArray[np.int64]]:
-    """(N,) hash keys, one band after the other."""
-    coef_NF = _low_frequencies(thumb_NTT)
-    weights = 1 << np.arange(BAND_BITS, dtype=np.int64)
-    for cut in (np.zeros(coef_NF.shape[1], np.float32), np.median(coef_NF, axis=0)):
-        bits = coef_NF > cut
-        for band in range(NUM_BANDS):  # Every fourth frequency: each band has low and high ones.
-            yield bits[:, band::NUM_BANDS] @ weights
+def _vectors(thumb_NTT: NDArray[np.uint8]) -> tuple[Floats, Floats, Floats]:
+    """Vectors (N, P), means and contrasts (N,)."""
+    vector = thumb_NTT.reshape(len(thumb_NTT), -1).astype(np.float32)
+    mean = vector.mean(axis=1)
+    vector -= mean[:, None]
+    contrast = np.sqrt(_squared(vector) / vector.shape[1])
+    contrast = np.maximum(contrast, LEAST_CONTRAST)
+    vector /= contrast[:, None] * np.sqrt(vector.shape[1], dtype=np.float32)
+    return vector, mean, contrast
 
 
-def _low_frequencies(thumb_NTT: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(N, F): the lowest frequencies of the cosine transform (DCT-II), without the mean."""
-    from scipy.fft import dctn
-
-    num_kept = 11
-    u, v = np.divmod(np.arange(num_kept**2), num_kept)
-    lowest = np.lexsort((u, u + v))[1 : NUM_BANDS * BAND_BITS + 1]
-    parts = [
-        dctn(thumb_NTT[start : start + CHUNK].astype(np.float32), axes=(1, 2))
-        [:, u[lowest], v[lowest]]
-        for start in range(0, len(thumb_NTT), CHUNK)
-    ]  # fmt: skip
-    return np.concatenate(parts)
-
-
-def _equal_at(sorted_key_N: NDArray[np.int64], distance: int) -> NDArray[np.bool_]:
-    """Whether a key equals the one `distance` further on, (N - distance,)."""
-    equal: NDArray[np.bool_] = sorted_key_N[distance:] == sorted_key_N[:-distance]
-    return equal
+def _limits(vector_NP: Floats, sample_SP: Floats, sample: Rows | None) -> Floats:
+    """(N,) largest differences; `sample` holds the rows of the sample if it is of the vectors."""
+    limit = np.full(len(vector_NP), LEAST_LIMIT, np.float32)
+    neighbour = min(NEIGHBOUR, len(sample_SP) - (sample is not None)) - 1
+    if neighbour < 0:
+        return limit
+    for start in range(0, len(vector_NP), BLOCK_ROWS):
+        block = vector_NP[start : start + BLOCK_ROWS]
+        apart = _squared(block)[:, None] + _squared(sample_SP) - 2 * (block @ sample_SP.T)
+        if sample is not None:
+            own = np.flatnonzero((sample >= start) & (sample < start + len(block)))
+            apart[sample[own] - start, own] = np.inf
+        spacing = np.partition(apart, neighbour, axis=1)[:, neighbour]
+        limit[start : start + BLOCK_ROWS] = SHARE_OF_SPACING * spacing
+    return limit.clip(LEAST_LIMIT, LARGEST_LIMIT)
 
 
-def _bucket_pairs(key_N: NDArray[np.int64], order: NDArray[np.int64]) -> Iterator[Pairs]:
-    """Pairs with equal keys, at most `WINDOW` positions apart in `order`, which sorts the keys."""
-    sorted_key_N = key_N[order]
-    for distance in range(1, min(WINDOW, len(order) - 1) + 1):
-        left = np.flatnonzero(_equal_at(sorted_key_N, distance))
-        if not len(left):
-            return
-        yield np.stack([order[left], order[left + distance]], axis=1)
+def _near_rows(
+    a: _Patterns, b: _Patterns, taken: NDArray[np.bool_] | None = None
+) -> Iterator[tuple[int, Rows]]:
+    """Each row of A that has near copies in B, and their rows; both ascend by coordinate 0.
 
-
-def _connected_groups(pairs_Q2: Pairs, num: int) -> tuple[tuple[int, ...], ...]:
-    """Connected components of two or more rows."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    edges = coo_array((np.ones(len(pairs_Q2), np.bool_), tuple(pairs_Q2.T)), shape=(num, num))
-    return tuple(groups_of_equal(connected_components(edges, directed=False)[1].tolist()))
+    Args:
+        taken: (N,) if B is A: rows that no longer count, which the caller may add to. Only later
+            rows are compared.
+    """
+    coarse_a, coarse_b = a.vector[:, :COARSE], b.vector[:, :COARSE]
+    # Differences of a few coordinates are a lower bound, and one product computes it:
+    # |x - y|^2 <= limit  if  2 x y - y^2 >= x^2 - limit
+    left = np.c_[2 * coarse_a, np.full(len(coarse_a), -1, np.float32)]
+    right = np.c_[coarse_b, _squared(coarse_b)]
+    least = _squared(coarse_a) - a.limit - ROUNDING
+    reach = float(np.sqrt(LARGEST_LIMIT)) + ROUNDING
+    first = np.searchsorted(b.vector[:, 0], a.vector[:, 0] - reach)
+    last = np.searchsorted(b.vector[:, 0], a.vector[:, 0] + reach)
+    start = 0
+    while start < len(left):
+        low = start if taken is not None else int(first[start])
+        num = max(1, min(BLOCK_ROWS, BLOCK_SIZE // max(1, int(last[start]) - low)))
+        stop = min(start + num, len(left))
+        near = left[start:stop] @ right[low : last[stop - 1]].T >= least[start:stop, None]
+        for row in np.flatnonzero(near.any(axis=1)) + start:
+            others = np.flatnonzero(near[row - start]) + low
+            if taken is not None:
+                if taken[row]:
+                    continue
+                others = others[(others > row) & ~taken[others]]
+            others = others[a.near(np.array([row]), b, others)[0]]
+            if len(others):
+                yield int(row), others
+        start = stop

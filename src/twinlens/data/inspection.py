@@ -156,7 +156,7 @@ def inspect_table(
             broken.append(BrokenPicture(table.relative(row), result))
         if progress is not None:
             progress(row + 1, len(table))
-    exact, near, capped = _duplicate_rows(pictures)
+    exact, near = _duplicate_rows(pictures)
     headers = [picture.header for picture in pictures.values()]
     sizes = Counter((header.height, header.width) for header in headers)
     formats = Counter(header.format for header in headers)
@@ -179,8 +179,8 @@ def inspect_table(
             name for name, count in zip(table.identities(), counts, strict=True) if count < 2
         ),
         broken=tuple(broken),
-        exact=_leaks_first(table, exact, capped=False),
-        near=_leaks_first(table, near, capped=capped),
+        exact=_leaks_first(table, exact),
+        near=_leaks_first(table, near),
         contradictions=tuple(_contradictions(table, exact, near)),
     )
 
@@ -290,7 +290,7 @@ RowGroups = list[tuple[int, ...]]
 
 def _duplicate_rows(
     pictures: dict[int, _InspectedPicture],
-) -> tuple[RowGroups, RowGroups, bool]:
+) -> tuple[RowGroups, RowGroups]:
     """Exact and near groups of rows; near groups include the exact copies of their members."""
     rows = list(pictures)
     exact = [
@@ -301,24 +301,24 @@ def _duplicate_rows(
     repeated = {row for group in exact for row in group[1:]}
     distinct = [row for row in rows if row not in repeated]
     if not distinct:
-        return exact, [], False
-    duplicates = near_duplicates(np.stack([pictures[row].thumb for row in distinct]))
+        return exact, []
+    groups = near_duplicates(np.stack([pictures[row].thumb for row in distinct]))
     near = [
         tuple(
             sorted(
                 row for index in group for row in copies.get(distinct[index], (distinct[index],))
             )
         )
-        for group in duplicates.groups
+        for group in groups
     ]
-    return exact, near, duplicates.capped
+    return exact, near
 
 
-def _leaks_first(table: ImageTable, groups: RowGroups, *, capped: bool) -> DuplicateGroups:
+def _leaks_first(table: ImageTable, groups: RowGroups) -> DuplicateGroups:
     leaks = [len({table.split[row] for row in group} - {""}) > 1 for group in groups]
     order = sorted(range(len(groups)), key=lambda index: (not leaks[index], groups[index]))
     paths = tuple(tuple(table.relative(row) for row in groups[index]) for index in order)
-    return DuplicateGroups(len(groups) - sum(leaks), sum(leaks), paths, capped)
+    return DuplicateGroups(len(groups) - sum(leaks), sum(leaks), paths)
 
 
 def _contradictions(

@@ -16,7 +16,8 @@ from twinlens.data.pixels import BrokenPicture
 
 __all__ = ["Contradiction", "DuplicateGroups", "Inspection", "MinMedianMax"]
 
-MAX_NAMES, MAX_GROUPS, MAX_LINES = 20, 50, 5
+MAX_LINES = 5
+MAX_COPIES = 4  # in a line
 
 
 @dataclass(frozen=True)
@@ -41,23 +42,16 @@ class DuplicateGroups:
         within: number of groups inside one split, or without a split.
         across: number of groups with pictures in several splits: leaks.
         groups: paths of each group.
-        capped: whether some groups may be missing (see `NearDuplicates.capped`).
     """
 
     within: int
     across: int
     groups: tuple[tuple[str, ...], ...]
-    capped: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """Keys `within`, `across`, `groups` (at most 50) and `capped`."""
-        groups = [list(group) for group in self.groups[:MAX_GROUPS]]
-        return {
-            "within": self.within,
-            "across": self.across,
-            "groups": groups,
-            "capped": self.capped,
-        }
+        """Keys `within`, `across` and `groups`."""
+        groups = [list(group) for group in self.groups]
+        return {"within": self.within, "across": self.across, "groups": groups}
 
 
 @dataclass(frozen=True)
@@ -151,7 +145,7 @@ class Inspection:
             },
             "singletons": {
                 "count": len(self.singletons),
-                "names": list(self.singletons[:MAX_NAMES]),
+                "names": list(self.singletons),
             },
             "broken": [asdict(picture) for picture in self.broken],
             "duplicates": {"exact": self.exact.as_json(), "near": self.near.as_json()},
@@ -231,8 +225,6 @@ def _warning_lines(result: Inspection) -> list[str]:
         *_copy_lines(result),
         *_singleton_lines(result),
     ]
-    if result.exact.capped or result.near.capped:
-        lines += ["! Very many pictures are similar: some near duplicates may be missing."]
     return ["Problems:", *lines] if lines else ["No problems."]
 
 
@@ -251,9 +243,11 @@ def _contradiction_lines(result: Inspection) -> list[str]:
     if not result.contradictions:
         return []
     items = [
-        " = ".join(
-            f"{path} ({identity}{', forged' if forged else ''})"
-            for path, identity, forged in zip(c.paths, c.identities, c.forged, strict=True)
+        _equals(
+            [
+                f"{path} ({identity}{', forged' if forged else ''})"
+                for path, identity, forged in zip(c.paths, c.identities, c.forged, strict=True)
+            ]
         )
         + ("" if c.kind == "exact" else "  [near duplicates]")
         for c in result.contradictions
@@ -275,7 +269,7 @@ def _leak_lines(result: Inspection) -> list[str]:
         f"! {_count(num, 'picture')} {'is' if num == 1 else 'are'} in more than one split "
         f"({result.exact.across:,} exact, {result.near.across:,} near copies), so test results are "
         "too good: keep each in one split.",
-        *_first_items([" = ".join(group) for group in leaks]),
+        *_first_items([_equals(group) for group in leaks]),
     ]
 
 
@@ -284,7 +278,7 @@ def _copy_lines(result: Inspection) -> list[str]:
     if not num:
         return []
     items = [
-        " = ".join(group)
+        _equals(group)
         for kind in (result.exact, result.near)
         for group in kind.groups[kind.across :]
     ]
@@ -311,6 +305,11 @@ def _singleton_lines(result: Inspection) -> list[str]:
 def _first_items(items: Sequence[str]) -> list[str]:
     more = [f"    and {len(items) - MAX_LINES:,} more"] if len(items) > MAX_LINES else []
     return [*(f"    {item}" for item in items[:MAX_LINES]), *more]
+
+
+def _equals(names: Sequence[str]) -> str:
+    more = [f"... {len(names):,} in all"] if len(names) > MAX_COPIES else []
+    return " = ".join([*names[:MAX_COPIES], *more])
 
 
 def _count(num: int, singular: str, plural: str | None = None) -> str:
