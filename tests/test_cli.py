@@ -271,7 +271,7 @@ def test_split_is_another_word_for_on(tiny_run: TinyRun, capsys: Capture) -> Non
 def test_interrupting(
     tiny_run: TinyRun, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training can be resumed, and the message names the options; other commands need no advice."""
+    """Training can be resumed, and the message is the command; others say what is kept."""
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -281,10 +281,11 @@ def test_interrupting(
     words = ["train", tiny_run.data, "--out", tmp_path / "run", *tiny_words(train__steps=2)]
     code, out, err = run(capsys, *words, "--quiet")
     assert (code, out) == (130, "")
-    message = f"twinlens: interrupted: --resume --out {tmp_path / 'run'} resumes the run"
-    assert err.splitlines()[-1] == message
+    command = f"twinlens train {tiny_run.data} --out {tmp_path / 'run'} --resume"
+    assert err.splitlines()[-1] == f"twinlens: interrupted: resume the run with: {command}"
     code, out, err = run(capsys, "evaluate", tiny_run.run, tiny_run.data)
-    assert (code, out, err) == (130, "", "twinlens: interrupted\n")
+    message = "twinlens: interrupted: only files that were complete are written\n"
+    assert (code, out, err) == (130, "", message)
 
 
 def test_recipes(capsys: Capture) -> None:

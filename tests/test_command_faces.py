@@ -405,10 +405,11 @@ def test_an_interrupted_run_leaves_nothing(
     assert {path.name for path in tmp_path.iterdir()} <= {"photos", "own-cache"}
 
 
-def test_ctrl_c_ends_all_processes_and_leaves_nothing(hopper: Image.Image, tmp_path: Path) -> None:
-    save(hopper, tmp_path / "in" / "grace" / "0.png")
-    for number in range(1, 2000):  # More than can be done before it is stopped.
-        shutil.copy(tmp_path / "in/grace/0.png", tmp_path / "in/grace" / f"{number}.png")
+def start_faces(hopper: Image.Image, folder: Path) -> subprocess.Popen[bytes]:
+    """Two workers with more photographs than they can crop before they are stopped, at work."""
+    save(hopper, folder / "in" / "grace" / "0.png")
+    for number in range(1, 2000):
+        shutil.copy(folder / "in/grace/0.png", folder / "in/grace" / f"{number}.png")
     # Tests that run in the background are deaf to Ctrl-C, and so would this process be. (It hears
     # by itself: a `preexec_fn` forks, of which a library that another test has loaded may warn.)
     code = (
@@ -417,18 +418,39 @@ def test_ctrl_c_ends_all_processes_and_leaves_nothing(hopper: Image.Image, tmp_p
     )
     words = ["-c", code, "faces", "in", "out", "--detector", "haar", "--workers", "2"]
     running = subprocess.Popen(
-        [sys.executable, *words], cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True
+        [sys.executable, *words], cwd=folder, stderr=subprocess.PIPE, start_new_session=True
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.part-*/whole/grace/*")) and time.monotonic() < deadline:
+    while not list(folder.glob(".out.part-*/whole/grace/*")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.killpg(running.pid, signal.SIGINT)
+    return running
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_processes_and_leaves_nothing(
+    number: int, hopper: Image.Image, tmp_path: Path
+) -> None:
+    running = start_faces(hopper, tmp_path)
+    os.killpg(running.pid, number)
     _, said = running.communicate(timeout=60)  # Until the last process has closed its end.
     # On a busy machine there may have been a line of progress before.
-    assert running.returncode == 130
-    assert said.endswith(b"twinlens: interrupted\n")
+    assert running.returncode == 128 + number
+    assert said.endswith(b"twinlens: interrupted: only files that were complete are written\n")
     assert b"Traceback" not in said
     assert {path.name for path in tmp_path.iterdir()} <= {"in", "own-cache"}
+
+
+def test_workers_end_with_a_killed_parent_and_its_part_is_swept(
+    hopper: Image.Image, tmp_path: Path
+) -> None:
+    running = start_faces(hopper, tmp_path)
+    running.kill()
+    running.communicate(timeout=60)  # Until the last worker has closed its end.
+    assert list(tmp_path.glob(".out.part-*"))
+    (tmp_path / "few" / "grace").mkdir(parents=True)
+    shutil.copy(tmp_path / "in/grace/0.png", tmp_path / "few/grace/0.png")
+    twinlens.faces(tmp_path / "few", tmp_path / "out", detector="haar", quiet=True)
+    assert not list(tmp_path.glob(".*"))
 
 
 # --- the command line ---------------------------------------------------------------------------

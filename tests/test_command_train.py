@@ -610,7 +610,8 @@ def test_interrupting_keeps_the_best_and_can_be_gone_on_with(
         model = twinlens.train(tiny_run.data, out=run, settings=TINY)
     said = capsys.readouterr().err
     assert "warning: interrupted at step 13" in said
-    assert f"warning: the run was interrupted: --resume --out {run} resumes it" in said
+    command = f"twinlens train {tiny_run.data} --out {run} --resume"
+    assert f"warning: the run was interrupted; resume it with: {command}\n" in said
     assert model.calibration is not None
     assert (run / "results.json").is_file()
     assert "finished" not in read(run / "run.json")
@@ -619,14 +620,46 @@ def test_interrupting_keeps_the_best_and_can_be_gone_on_with(
     assert read(run / "run.json")["finished"] is True
 
 
+@pytest.mark.parametrize("finished", [False, True])
 def test_resuming_keeps_the_first_settings(
-    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: bool, tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = unfinished(tiny_run, tmp_path / "run")
+    if finished:
+        run = shutil.copytree(tiny_run.run, tmp_path / "run")
+    else:
+        run = unfinished(tiny_run, tmp_path / "run")
     capsys.readouterr()
-    twinlens.train(tiny_run.data, out=run, settings={"loss.temperature": 9.0}, resume=True)
-    assert "warning: the settings given are not used" in capsys.readouterr().err
+    equal = TINY | {"seed": 0, "train.precision": "auto", "train.metric": "auto"}
+    other = {"loss.temperature": 9.0, "train.steps": 21}
+    twinlens.train(tiny_run.data, out=run, settings=equal | other, resume=True)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "not used" in line]
+    assert warnings == [
+        "warning: not used: train.steps=21 (the run has 20), loss.temperature=9.0 (the run has "
+        "0.1); a resumed run keeps its settings, so start a new run in another --out to change them"
+    ]
     assert read(run / "settings.json")["loss"]["temperature"] == 0.1
+    twinlens.train(tiny_run.data, out=run, settings=equal, resume=True)
+    assert "not used" not in capsys.readouterr().err
+
+
+def test_interrupting_before_the_first_step_keeps_nothing(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command that resumes names the settings, since the run has none yet."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    run = tmp_path / "a run"
+    settings = {"train.steps": 5, "picture.size": (16, 16)}
+    monkeypatch.setattr("twinlens.commands.prepare.decode_table", interrupt)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        twinlens.train(tiny_run.data, out=run, settings=settings, quiet=True)
+    assert str(caught.value) == (
+        f"resume the run with: twinlens train {tiny_run.data} --set train.steps=5 "
+        f"--set 'picture.size=[16, 16]' --out '{run}' --resume"
+    )
+    assert not run.exists()
 
 
 def test_resuming_keeps_the_first_recipe(

@@ -163,6 +163,7 @@ def test_learning_curves_of_missing_columns_are_empty() -> None:
     assert learning_curves([]) == ("", "")
     assert learning_curves([{"step": 1, "loss": float("nan")}]) == ("", "")
     loss, validation = learning_curves([{"step": 1, "loss": 0.5}])
+    assert all(learning_curves([{"step": 0, "loss": 0.5, "val": 0.5}]))  # Without a warning.
     assert loss
     assert validation == ""
 

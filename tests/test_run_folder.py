@@ -239,9 +239,9 @@ def test_a_history_on_a_full_disk_is_one_error(run: RunFolder) -> None:
         history.add(row)
     before = (run.path / "history.csv").read_bytes()
     for limit, name in ((20, "history.csv"), (len(before) + 60, "events.out.tfevents")):
-        with pytest.raises(DataError, match=rf"^cannot write .+{name}.*: File too large"):
-            with file_limit(limit):
-                history.add(HistoryRow(9, 0.9, 3.0, 0.05, 1e-3))
+        message = rf"^cannot write .+{name}.*: File too large"
+        with pytest.raises(DataError, match=message), file_limit(limit):
+            history.add(HistoryRow(9, 0.9, 3.0, 0.05, 1e-3))
     assert not list(run.path.glob(".*"))
 
 

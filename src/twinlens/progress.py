@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
 
@@ -15,6 +15,9 @@ __all__ = ["Progress", "console_log", "format_duration"]
 log = logging.getLogger("twinlens")
 
 LINE_SECONDS = 10.0
+
+LOST = (OSError, ValueError)
+"""Errors of a standard error that is full, closed or a terminal that is gone: work goes on."""
 
 
 class Progress:
@@ -33,10 +36,11 @@ class Progress:
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` units are done."""
         if log.isEnabledFor(logging.INFO):
-            if sys.stderr.isatty():
-                self._draw(done, total)
-            else:
-                self._write(done, total)
+            with suppress(*LOST):
+                if sys.stderr.isatty():
+                    self._draw(done, total)
+                else:
+                    self._write(done, total)
 
     def _draw(self, done: int, total: int) -> None:
         if self._bar is None:
@@ -64,7 +68,8 @@ class Progress:
     def close(self) -> None:
         """Remove the bar, if work ended early."""
         if self._bar is not None:
-            self._bar.close()
+            with suppress(*LOST):
+                self._bar.close()
             self._bar = None
 
 
@@ -101,4 +106,5 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        tqdm.write(prefix + record.getMessage(), file=sys.stderr)
+        with suppress(*LOST):
+            tqdm.write(prefix + record.getMessage(), file=sys.stderr)

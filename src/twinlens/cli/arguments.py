@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,10 @@ class Parser(argparse.ArgumentParser):
             ConfigError: always.
         """
         raise ConfigError(f"{message} (see `{self.prog} --help`)")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Write the help or the version; argparse overlooks a full disk."""
+        (sys.stderr if file is None else file).write(message)
 
     # argparse takes an optional positional (`[DATA]`) for missing if an option precedes it.
     def parse_known_args(  # type: ignore[override]

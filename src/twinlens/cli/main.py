@@ -2,8 +2,9 @@
 
 Results go to standard output, progress and warnings to standard error. The exit code is 0, except:
 `verify` exits with 1 for "different", `identify` with 1 unless every picture was identified, and
-every error with 2 and one message, without a traceback. Nothing heavy is imported before a command
-runs.
+every error with 2 and one message, without a traceback. SIGINT (Ctrl-C), SIGTERM and SIGHUP end a
+command alike: it cleans up, says what is kept, and exits with 128 and the signal's number. A second
+signal ends it at once. Nothing heavy is imported before a command runs.
 """
 
 from __future__ import annotations
@@ -11,44 +12,139 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import TextIO
 
 from twinlens._version import __version__
 from twinlens.cli.arguments import Parser
 from twinlens.cli.commands import COMMANDS
 from twinlens.cli.gallery import GALLERY_COMMANDS
 from twinlens.errors import ConfigError, TwinlensError, unknown_name
+from twinlens.files import is_full
 
 __all__ = ["main", "make_parser"]
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+           if hasattr(signal, name)]  # fmt: skip
+
+KEPT: Mapping[str, str] = {
+    "gallery enrol": "what is enrolled so far is kept; the same command enrols the rest",
+    "gallery import": "what is enrolled so far is kept; the same command enrols the rest",
+    "gallery": "the gallery is intact; run the same command again to complete it",
+}
+"""What an interrupted command keeps, if not only its complete files. `train` has its own text."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
+    with _signals_raised() as received:
+        try:
+            code = _run(words)
+        except TwinlensError as error:
+            code = _report(f"error: {error}", 2)
+        except BrokenPipeError:  # `twinlens ... | head`
+            code = 141
+        except BaseException as error:
+            # An interrupted import may raise anything.
+            if not received and not isinstance(error, KeyboardInterrupt | OSError):
+                raise  # SystemExit of --help; a fault of twinlens.
+            if received or isinstance(error, KeyboardInterrupt):
+                code = _report(f"interrupted: {_kept(words, error)}", 128 + signal.SIGINT)
+            else:
+                code = _report(f"error: {_os_error(error)}", 2)
+    for stream in (sys.stdout, sys.stderr):
+        _flush(stream)
+    return 128 + received[0] if received else code
+
+
+def _run(words: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # File names need not be UTF-8.
+    _check_name("command", words, COMMANDS)
+    if words[:1] == ["gallery"]:
+        _check_name("subcommand of gallery", words[1:], GALLERY_COMMANDS)
     try:
-        _check_name("command", words, COMMANDS)
-        if words[:1] == ["gallery"]:
-            _check_name("subcommand of gallery", words[1:], GALLERY_COMMANDS)
         args = make_parser().parse_args(words)
         code: int = args.run(args)
-        sys.stdout.flush()
-    except TwinlensError as error:
-        print(f"twinlens: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interrupt:
-        advice = f": {interrupt}" if str(interrupt) else ""
-        print(f"twinlens: interrupted{advice}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `twinlens ... | head`: the flush at exit must not fail either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:  # A full disk, a folder without permission.
-        print(f"twinlens: error: {error}", file=sys.stderr)
-        return 2
+    finally:
+        sys.stdout.flush()  # After --help too, which raises SystemExit.
     return code
+
+
+@contextmanager
+def _signals_raised() -> Iterator[list[int]]:
+    """Raise the first signal as `KeyboardInterrupt`; a second one ends the process at once.
+
+    Signals that are ignored, as by nohup, stay so. Python handles signals in its main thread only.
+
+    Yields:
+        The number of the signal, once it is received.
+    """
+    received: list[int] = []
+    handled = SIGNALS if threading.current_thread() is threading.main_thread() else []
+    before = {number: signal.getsignal(number) for number in handled}
+    before = {n: old for n, old in before.items() if old not in (signal.SIG_IGN, None)}
+
+    def receive(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        for other in before:
+            signal.signal(other, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    try:
+        for number in before:
+            signal.signal(number, receive)
+        yield received
+    finally:
+        if not received:
+            for number, old in before.items():
+                signal.signal(number, old)
+
+
+def _kept(words: Sequence[str], error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt) and str(error):
+        return str(error)
+    names = (" ".join(words[:2]), *words[:1])
+    return next(
+        (KEPT[name] for name in names if name in KEPT), "only files that were complete are written"
+    )
+
+
+def _os_error(error: BaseException) -> str:
+    """The text of an error of the system; all files but standard output name themselves."""
+    if isinstance(error, OSError) and error.filename is None and is_full(error):
+        return f"cannot write to standard output: {error.strerror}"
+    return str(error)
+
+
+def _report(message: str, code: int) -> int:
+    """Write a message to standard error, if anyone still reads it; returns the code."""
+    with suppress(OSError, ValueError):
+        print(f"twinlens: {message}", file=sys.stderr)
+    return code
+
+
+def _open_closed_streams() -> None:
+    """Replace streams that the caller closed, so that no file takes their numbers."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+
+
+def _flush(stream: TextIO) -> None:
+    """Flush a stream; one that fails is dropped, since Python flushes it again at its end."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def make_parser() -> argparse.ArgumentParser:

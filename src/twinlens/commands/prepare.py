@@ -40,9 +40,11 @@ __all__ = [
     "choice_line",
     "choose_run_settings",
     "prepare",
+    "resume_command",
     "sample_rows",
     "split_table",
     "training_sampler",
+    "warn_unused",
 ]
 
 log = logging.getLogger("twinlens")
@@ -99,9 +101,8 @@ def prepare(
             if resume:
                 log.info("nothing to resume in %s: starting", run.path)
             return _start(data, table, root, recipe, run)
-        _warn_unused(recipe, record)
         return _resume(table, record, settings, run)
-    except TwinlensError:
+    except (TwinlensError, KeyboardInterrupt):
         with suppress(OSError):  # It is not empty.
             run.path.rmdir()
         raise
@@ -211,15 +212,40 @@ def _warn_without_effect(recipe: Recipe, settings: Settings, table: ImageTable) 
         log.warning("the backbone is frozen with random weights: only the head learns")
 
 
-def _warn_unused(recipe: Recipe, record: RunRecord) -> None:
+def warn_unused(recipe: Recipe, run: RunFolder) -> None:
+    """Warn of a recipe and of settings that differ from those of the run, which it keeps.
+
+    Args:
+        recipe: recipe with the user's overrides.
+        run: run folder to resume; a new one uses the recipe.
+    """
+    record, stored = run.read_record(), run.read_settings()
+    if record is None or stored is None:
+        return
     # "auto" is the default of a command that names no recipe.
     if recipe.name not in ("auto", record.recipe):
         log.warning(
             "the recipe %s is not used: a resumed run keeps its recipe, here %s",
             recipe.name, record.recipe,
         )  # fmt: skip
-    if recipe.overrides:
-        log.warning("the settings given are not used: a resumed run keeps its settings")
+    given, kept = recipe.settings().model_dump(), stored.model_dump()
+    unused = [
+        f"{key}={_as_typed(_value(given, key))} (the run has {_as_typed(_value(kept, key))})"
+        for key in recipe.overrides
+        if key not in recipe.auto and _value(given, key) not in ("auto", _value(kept, key))
+    ]
+    if unused:
+        log.warning(
+            "not used: %s; a resumed run keeps its settings, so start a new run in another --out "
+            "to change them", ", ".join(unused),
+        )  # fmt: skip
+
+
+def _value(values: Mapping[str, Any], key: str) -> Any:
+    """The value of "section.key" in nested settings; None if missing."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
 
 
 def _resume(
@@ -291,13 +317,29 @@ def _division(table: ImageTable) -> str:
     return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
 
 
-def _command(data: str | Path | ImageTable, recipe: Recipe, root: str | Path | None) -> str:
-    """The command that repeats a run on the same data; "" for a table made in Python."""
+def resume_command(
+    data: str | Path | ImageTable, root: str | Path | None, recipe: Recipe, run: RunFolder
+) -> str:
+    """The command that resumes a run, or starts it if it was interrupted before its first step."""
+    stored = run.read_settings() is not None
+    command = _command(data, None if stored else recipe, root)
+    if not command:
+        return f"twinlens.train(TABLE, out={str(run.path)!r}, resume=True)"
+    return f"{command} --out {shlex.quote(str(run.path))} --resume"
+
+
+def _command(data: str | Path | ImageTable, recipe: Recipe | None, root: str | Path | None) -> str:
+    """The command that repeats a run on the same data; "" for a table made in Python.
+
+    Without a recipe the command leaves out the settings.
+    """
     if isinstance(data, ImageTable):
         return ""
     words = ["twinlens", "train", str(data)]
     if root is not None:
         words += ["--root", str(root)]
+    if recipe is None:
+        return shlex.join(words)
     if recipe.name != "auto":
         words += ["--recipe", recipe.name]
     for key, value in recipe.overrides.items():

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from twinlens.commands.calibrate import calibrate_on
-from twinlens.commands.prepare import PreparedRun, prepare
+from twinlens.commands.prepare import PreparedRun, prepare, resume_command, warn_unused
 from twinlens.commands.protocols import evaluate_standard
 from twinlens.commands.selection import selection_of_split
 from twinlens.config import without_effect
@@ -37,7 +37,7 @@ from twinlens.model.layers import glorot
 from twinlens.model.stored import Origin
 from twinlens.model.training_record import RECORD_FILE, TrainingRecord, read_record
 from twinlens.progress import Progress, console_log, format_duration
-from twinlens.recipes import load_recipe
+from twinlens.recipes import Recipe, load_recipe
 from twinlens.report.build import ReportFacts, write_model_report
 
 __all__ = ["train"]
@@ -93,8 +93,10 @@ def train(
             log.warning("%s", warning)
         keep_freed_memory()
         run = RunFolder(Path(out) if out is not None else new_run_folder(_run_name(data)))
-        with lock_run_folder(run.path), _interrupt_explained(run.path):
+        with lock_run_folder(run.path), _interrupt_explained(data, root, loaded, run):
             run.start(resume)
+            if resume:
+                warn_unused(loaded, run)
             if resume and run.finished:
                 log.info("%s is finished already", run.path)
                 return Matcher.load(run.path)
@@ -106,15 +108,23 @@ def train(
                 bundle = store_calibration(bundle, calibration.as_json())
             result, notes = _evaluate(bundle, calibration, prepared, record)
             _write_results(run, bundle, prepared, fitted, result, notes, started)
+            if fitted.interrupted:
+                again = resume_command(data, root, loaded, run)
+                log.warning("the run was interrupted; resume it with: %s", again)
+            else:
+                run.finish()
             return Matcher(bundle)
 
 
 @contextmanager
-def _interrupt_explained(run: Path) -> Iterator[None]:
+def _interrupt_explained(
+    data: str | Path | ImageTable, root: str | Path | None, recipe: Recipe, run: RunFolder
+) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"--resume --out {run} resumes the run") from None
+        again = resume_command(data, root, recipe, run)
+        raise KeyboardInterrupt(f"resume the run with: {again}") from None
 
 
 def _run_name(data: str | Path | ImageTable) -> str:
@@ -327,7 +337,3 @@ def _write_results(
     write_model_report(run.path / "report.html", bundle, result, facts)
     log.info("model: %s", run.model)
     log.info("report: %s", run.path / "report.html")
-    if fitted.interrupted:
-        log.warning("the run was interrupted: --resume --out %s resumes it", run.path)
-        return
-    run.finish()

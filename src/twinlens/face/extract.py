@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from multiprocessing import get_context, resource_tracker
+from multiprocessing import get_context, parent_process, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ __all__ = ["CropOptions", "crop_all"]
 
 MAX_PIXELS = DataSettings().max_pixels
 FLOOR = 0.3  # Below this confidence a detection is not even doubtful.
+# A terminal or a service manager sends them to all processes; the parent ends its workers.
+SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+           if hasattr(signal, name)}  # fmt: skip
 PICTURES_A_WORKER = 32  # Starting a process takes as long as this many photographs.
 JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}
 
@@ -89,7 +93,7 @@ def _in_workers(
     # Not forked: a child would lack the threads of torch and OpenCV.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (options,))
     try:
-        with _interrupts_blocked():
+        with _signals_blocked():
             results = pool.map(partial(_crop, options), tasks)  # Starts them all.
         yield from results
     except BrokenProcessPool as error:
@@ -102,13 +106,13 @@ def _in_workers(
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Block SIGINT: processes started meanwhile inherit the mask; this one gets it later."""
+def _signals_blocked() -> Iterator[None]:
+    """Block signals: processes started meanwhile inherit the mask; this one gets them later."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
     resource_tracker.ensure_running()  # Its start would lift the mask.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -116,9 +120,19 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _begin_worker(options: CropOptions) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # For systems without masks.
+    for number in SIGNALS:  # For systems without masks.
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     opencv().setNumThreads(1)
     _detector(options.choice, min(FLOOR, options.score))
+
+
+def _end_with_parent() -> None:
+    """End a worker whose parent was killed: it would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None, "a worker has a parent"
+    parent.join()
+    os._exit(1)
 
 
 @lru_cache(maxsize=1)

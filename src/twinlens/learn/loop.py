@@ -178,7 +178,10 @@ def fit(
                 break
     except KeyboardInterrupt:
         interrupted = True
-        log.warning("interrupted at step %d: the best weights so far are kept", state.step)
+        log.warning(
+            "interrupted at step %d: finishing with the best weights so far; a second interrupt "
+            "ends at once", state.step,
+        )  # fmt: skip
     _finish(learner, state)
     return FitResult(
         state.step, state.seconds, state.best_metric, state.best_step, history.rows, interrupted

@@ -103,7 +103,11 @@ def _dir_over_fpir(entry: Mapping[str, Any]) -> str:
         figure, axes = new_figure(432, 400)
         axes.plot(fpir, named, color=COLORS["genuine"], label="all thresholds")
         axes.set_xscale("log")
-        axes.set(xlim=(fpir[0], 1), ylim=(0, 1), xlabel="false positive identification rate, FPIR")
+        axes.set(
+            xlim=(min(fpir[0], 0.1), 1),
+            ylim=(0, 1),
+            xlabel="false positive identification rate, FPIR",
+        )
         axes.set_ylabel("detection and identification rate, DIR")
         _percents(axes)
         at, _, _ = bounds(dig(entry, "pair_threshold", "dir"))

@@ -180,7 +180,7 @@ def _loss(loss: Series, rate: Series, events: list[float]) -> str:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
         strip.plot(*thin(*rate), color=COLORS["muted"], linewidth=1.3)
-        strip.set(xlabel="step", xlim=(0, step.max()), ylim=(0, None), yticks=[])
+        strip.set(xlabel="step", xlim=(0, max(1, step.max())), ylim=(0, None), yticks=[])
         strip.set_ylabel("rate", rotation=0, ha="right", va="center")
         _mark_events(axes, events)
         alt = f"Training loss over {step.max():,.0f} steps, ending at {value[-1]:.3g}."
@@ -202,7 +202,7 @@ def _validation(val: Series, events: list[float], metric: str) -> str:
             words, (step[best], value[best]), (0 if right else 9, 9),
             textcoords="offset points", ha="right" if right else "left",
         )  # fmt: skip
-        axes.set(xlabel="step", ylabel=metric, xlim=(0, step.max() * 1.03))
+        axes.set(xlabel="step", ylabel=metric, xlim=(0, max(1, step.max()) * 1.03))
         axes.margins(y=0.18)
         axes.yaxis.set_major_formatter(percent_axis)
         _mark_events(axes, events)
