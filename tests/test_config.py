@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import doctest
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -12,7 +14,7 @@ from pydantic import ValidationError
 import twinlens.config
 import twinlens.recipes
 from twinlens.config import PictureSettings, Settings, auto_keys, setting_fields, without_effect
-from twinlens.errors import ConfigError
+from twinlens.errors import ConfigError, short_repr
 from twinlens.recipes import (
     AUTO_KEYS,
     load_recipe,
@@ -54,6 +56,24 @@ def test_every_setting_is_described_in_one_or_two_sentences() -> None:
         assert field.description, key
         assert field.description.endswith("."), key
         assert len(field.description) <= 200, key
+
+
+def numbers(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The declarations of numbers below a JSON schema."""
+    if schema.get("type") in ("integer", "number"):
+        yield schema
+    for inner in schema.values():
+        for part in inner if isinstance(inner, list) else [inner]:
+            if isinstance(part, dict):
+                yield from numbers(part)
+
+
+def test_every_number_has_limits() -> None:
+    every = list(numbers(Settings.model_json_schema()))
+    assert len(every) > 40
+    for number in every:
+        assert {"minimum", "exclusiveMinimum"} & number.keys(), number
+        assert {"maximum", "exclusiveMaximum"} & number.keys(), number
 
 
 def test_the_reference_of_settings_is_up_to_date() -> None:
@@ -140,7 +160,26 @@ def test_one_error_lists_all_mistakes_with_near_names() -> None:
         ("model.comparator", "manhattan"),
         ("loss", "supcon"),
         ("sampler.images_per_label", 1),
+        ("model.embedding", 10**9),
+        ("model.embedding", 128.0),
+        ("model.channels", [64, 10**9]),
+        ("model.channels", [True]),
+        ("model.channels", [8] * 100),
+        ("model.backbone", "x" * 1000),
+        ("picture.size", [4096, 4096]),
+        ("picture.size", ["32", 32]),
+        ("picture.std", [1e-300]),
+        ("train.steps", -3),
+        ("train.steps", 10**5000),
+        ("train.epochs", 1e308),
+        ("optimizer.rate", 1e300),
+        ("loss.margin", "x" * 10**6),
+        ("loss.args", {"a": float("inf")}),
+        ("loss.args", {"a": 10**5000}),
+        ("loss.args", {"a": [0] * 10_000}),
+        ("loss.args", {"a": object()}),
     ],
+    ids=lambda value: short_repr(value),
 )
 def test_ill_typed_and_impossible_values_are_refused(key: str, value: object) -> None:
     assert f"  {key}" in error_of({key: value})
@@ -320,6 +359,18 @@ def test_a_recipe_by_path(plain_recipe: str, tmp_path: Path) -> None:
         load_recipe(str(tmp_path / "bad.toml"))
     with pytest.raises(ConfigError, match="cannot read the recipe"):
         load_recipe(str(tmp_path / "absent.toml"))
+    for name in ("r.yaml", "r.json"):
+        with pytest.raises(ConfigError, match=f"the recipe {name} is no TOML file"):
+            load_recipe(name)
+    (tmp_path / "mark.toml").write_bytes(b"\xef\xbb\xbf[train]\r\nsteps = 7\r\n")
+    assert load_recipe(str(tmp_path / "mark.toml")).settings().train.steps == 7
+
+
+def test_a_recipe_with_many_mistakes_is_a_short_message(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("".join(f"key{n} = 1\n" for n in range(10_000)))
+    with pytest.raises(ConfigError, match=r"\n  and 9980 more$") as caught:
+        load_recipe(str(tmp_path / "r.toml"))
+    assert len(str(caught.value)) < 30_000
 
 
 def test_an_unknown_recipe_names_the_near_ones() -> None:

@@ -190,7 +190,7 @@ def _problem(entry: Any) -> str:
         return f"{path} is missing"
     if entry["type"] == "extra_forbidden":
         return f"{path} is unknown"
-    message = entry["msg"].removeprefix("Value error, ")
+    message = one_line(entry["msg"].removeprefix("Value error, "), 4 * MAX_LENGTH)
     if entry["type"] != "value_error":  # A validator of twinlens already names the value.
         message = f"{message[0].lower()}{message[1:]}, found {short_repr(entry['input'])}"
     return f"{path}: {message}" if path else message

@@ -104,7 +104,7 @@ def check_depth(value: Any) -> None:
         ValueError: deeper; its text, copy or checksum would take too many calls.
     """
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         level = [inner for outer in level for inner in _inner(outer)]
         if not level:
             return

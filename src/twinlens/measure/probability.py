@@ -52,8 +52,10 @@ class Platt:
 
     def __call__(self, dist: Floats) -> Floats:
         """Probabilities of the shape of `dist`."""
-        # tanh saturates where exp would overflow.
-        return np.asarray(0.5 - 0.5 * np.tanh((self.a * dist + self.b) / 2), dtype=np.float64)
+        if self.a == 0:  # Also for an infinite distance.
+            dist = np.zeros_like(dist)
+        with np.errstate(over="ignore"):  # tanh saturates.
+            return np.asarray(0.5 - 0.5 * np.tanh((self.a * dist + self.b) / 2), dtype=np.float64)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -32,7 +32,7 @@ Floats = NDArray[np.float32]
 Step = Callable[[Floats], Floats]
 Size = tuple[int, int]
 
-ENCODER = "encoder."  # beginning of the names of its tensors
+ENCODER, COMPARATOR = "encoder.", "comparator."  # beginnings of the names of their tensors
 EPSILON = 1e-5  # default of torch's batch norms
 
 
@@ -47,9 +47,11 @@ class NumpyEncoder:
     def embed(self, pixels_NCHW: NDArray[np.uint8]) -> Floats:
         """Embeddings, shape (N, D), of decoded uint8 pictures, shape (N, C, H, W).
 
-        Each picture is computed alone, so its embedding does not depend on the others.
+        Each picture is computed alone, so its embedding does not depend on the others. Weights that
+        are too large give infinity or NaN, without a warning.
         """
-        return np.stack([self._embed_one(one_CHW) for one_CHW in pixels_NCHW])
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.stack([self._embed_one(one_CHW) for one_CHW in pixels_NCHW])
 
     def _embed_one(self, pixels_CHW: NDArray[np.uint8]) -> Floats:
         mean = np.array(self.picture.mean, dtype=np.float32)
@@ -110,7 +112,7 @@ def sigmoid_scale(stored: StoredModel) -> float:
         ModelError: the weights belong to another comparator.
     """
     with _opened(stored) as tensors:
-        name = "comparator.log_scale"
+        name = f"{COMPARATOR}log_scale"
         layout = read_layout(stored.weights_file)
         if layout.get(name) != TensorLayout((), True):
             raise damaged_model(stored.path, "its weights lack the comparator's")
@@ -157,7 +159,7 @@ class _Weights:
         self.remaining = {
             name.removeprefix(ENCODER)
             for name in tensors.keys()  # noqa: SIM118
-            if name.startswith(ENCODER) and not name.endswith("num_batches_tracked")
+            if not name.startswith(COMPARATOR) and not name.endswith("num_batches_tracked")
         }
 
     def take(self, name: str, *shape: int) -> Floats:

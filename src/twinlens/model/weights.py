@@ -108,15 +108,16 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
         ConfigError: no such file, no weights in it, another network's weights, or weights that are
             not finite.
     """
+    name = one_line(str(path), None)
     if not any(True for _ in backbone.parameters()):
         raise ConfigError(
-            f"the weights {path} are for a backbone without weights: leave --weights out, or name "
+            f"the weights {name} are for a backbone without weights: leave --weights out, or name "
             "another network with --backbone"
         )
     if path.is_dir():
-        raise ConfigError(f"the weights {path} are a folder: give the file of weights in it")
+        raise ConfigError(f"the weights {name} are a folder: give the file of weights in it")
     if not path.is_file():
-        raise ConfigError(f"there is no weights file {path}")
+        raise ConfigError(f"there is no weights file {name}")
     own = backbone.state_dict()
     wanted = layout_of(own)
     # Files of old versions of torch lack the count of batches, which is not used here.
@@ -126,19 +127,19 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
         if fit is None or fit.num < len(needed):
             raise ConfigError(_misfit(path, fit, needed))
         layout, read = fit.part.layout, fit.part.read
-        names = [name for name in own if layout.get(fit.prefix + name) == wanted[name]]
-        backbone.load_state_dict({name: read(fit.prefix + name) for name in names}, strict=False)
+        keys = [key for key in own if layout.get(fit.prefix + key) == wanted[key]]
+        backbone.load_state_dict({key: read(fit.prefix + key) for key in keys}, strict=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
-            f"{path} holds no weights that can be read: {one_line(str(error), 300)}. Give a "
+            f"{name} holds no weights that can be read: {one_line(str(error), 300)}. Give a "
             ".safetensors file, or a .pth file of tensors"
         ) from error
     problem = not_finite(backbone.state_dict())
     if problem is not None:
         raise ConfigError(
-            f"{path} is of a training that diverged: {problem}. Give an earlier checkpoint"
+            f"{name} is of a training that diverged: {problem}. Give an earlier checkpoint"
         )
 
 
@@ -178,16 +179,17 @@ def _prefixes(layout: Layout, needed: Layout) -> list[str]:
 
 
 def _misfit(path: Path, fit: _Fit | None, needed: Layout) -> str:
+    shown = one_line(str(path), None)
     if fit is None:
         return (
-            f"{path} holds no tensors by name: give a file of weights (a state dict of PyTorch, or "
-            "a .safetensors file)"
+            f"{shown} holds no tensors by name: give a file of weights (a state dict of PyTorch, "
+            "or a .safetensors file)"
         )
     layout, prefix = fit.part.layout, fit.prefix
     missing = [name for name in needed if prefix + name not in layout]
     other = [n for n in needed if prefix + n in layout and layout[prefix + n] != needed[n]]
     message = (
-        f"{path} belongs to another network: {fit.num} of {len(needed)} tensors fit, "
+        f"{shown} belongs to another network: {fit.num} of {len(needed)} tensors fit, "
         f"{len(missing)} are missing and {len(other)} have another shape, the first of them "
         f"'{(missing or other)[0]}'. "
     )

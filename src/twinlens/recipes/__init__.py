@@ -226,7 +226,7 @@ def _explain(entry: Any) -> str:
     key = one_line(".".join(path))
     if entry["type"] == "extra_forbidden":
         return _unknown_key(key)
-    message = str(entry["msg"])
+    message = one_line(str(entry["msg"]), 300)
     if entry["type"] == "value_error":  # From a validator in config.py, with what it found.
         message = message.removeprefix("Value error, ")
         return f"{key}: {message}" if key else message

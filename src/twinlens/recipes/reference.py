@@ -97,7 +97,7 @@ def _range(field: Schema) -> str:
     return f" in {start}, {_number(below)})" if high is None else f" in {start}, {_number(high)}]"
 
 
-def _number(value: float) -> str:
+def _number(value: Any) -> str:
     return str(int(value)) if value == int(value) else f"{value:g}"
 
 
