@@ -259,7 +259,10 @@ def test_the_file_depends_on_files_and_settings(folder: Path, tmp_path: Path) ->
     np.testing.assert_array_equal(red[:, 0, 0], [255, 0, 0])
 
 
-@pytest.mark.parametrize("damage", ["cut pixels", "no sidecar", "cut sidecar", "wrong sidecar"])
+@pytest.mark.parametrize(
+    "damage",
+    ["cut pixels", "no sidecar", "cut sidecar", "wrong sidecar", "deep sidecar", "no such row"],
+)
 def test_a_damaged_file_is_rewritten(folder: Path, tmp_path: Path, damage: str) -> None:
     table = table_of(sorted(folder.iterdir()), folder)
     decode(table, tmp_path / "cache", memory_limit=0)
@@ -271,6 +274,10 @@ def test_a_damaged_file_is_rewritten(folder: Path, tmp_path: Path, damage: str) 
         sidecar.unlink()
     elif damage == "cut sidecar":
         sidecar.write_text(sidecar.read_text()[:-3])
+    elif damage == "deep sidecar":
+        sidecar.write_text("[" * 100_000)
+    elif damage == "no such row":
+        sidecar.write_text(json.dumps({"format": 1, "broken": [[99, "x"], [-1, "y"]]}))
     else:
         sidecar.write_text(json.dumps({"format": 1, "broken": []}))
     check(decode(table, tmp_path / "cache", memory_limit=0), table)

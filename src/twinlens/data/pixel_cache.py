@@ -29,6 +29,7 @@ from twinlens.data.pixels import BrokenPicture, DecodedTable, DecodeJob
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 from twinlens.files import part_beside
+from twinlens.parsing import read_json
 
 __all__ = ["PixelStream", "decode_table"]
 
@@ -178,10 +179,12 @@ def _file_state(path: str) -> tuple[int, int, int]:
 def _load(job: DecodeJob, target: Path) -> DecodedTable | None:
     """The result that an earlier call wrote, or None if it is missing or damaged."""
     try:
-        sidecar = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+        sidecar = read_json(target.with_suffix(".json"))
         broken = [(int(row), str(reason)) for row, reason in sidecar["broken"]]
         pixels = np.load(target, mmap_mode="r")
     except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not all(0 <= row < len(job.table) for row, _ in broken):
         return None
     shape = (len(job.table) - len(broken), *job.shape[1:])
     if pixels.shape != shape or pixels.dtype != np.uint8:
