@@ -325,6 +325,59 @@ def test_some_trained_pictures_among_others_are_left_out(
     assert "trained on some of these identities" in capsys.readouterr().err
 
 
+def test_splits_that_data_names_do_not_hide_trained_pictures(
+    people: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_pictures(tmp_path / "data", {f"{split}/{name}": 4 for split in ("train", "test")
+                                      for name in "abc"}, size=(24, 24), seed=9)  # fmt: skip
+    trained = people.data / identities(people.run, "train")[0]
+    shutil.copy(trained / "0.png", tmp_path / "data" / "test" / "c" / "copy.png")
+    capsys.readouterr()
+    result = twinlens.evaluate(people.run, tmp_path / "data")
+    assert "left out 5 pictures of 1 identity" in capsys.readouterr().err
+    assert (result.split, result.identity_disjoint, len(result.table)) == ("test", True, 8)
+    result = twinlens.evaluate(people.run, tmp_path / "data", split="test")
+    assert (result.split, result.identity_disjoint, len(result.table)) == ("test", False, 13)
+    assert "was trained on some of these identities" in capsys.readouterr().err
+    nearest = twinlens.evaluate(people.run, tmp_path / "data", protocol="nearest")
+    assert (nearest.split, nearest.identity_disjoint, len(nearest.probe)) == ("test", False, 13)
+    assert "was trained on some of these identities" in capsys.readouterr().err
+
+
+def test_calibrating_on_trained_pictures_is_said(
+    people: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(people.run, tmp_path / "run")
+    renamed = tmp_path / "renamed"
+    for number, name in enumerate(identities(run, "train")):
+        shutil.copytree(people.data / name, renamed / f"person {number}")
+    capsys.readouterr()
+    twinlens.calibrate(run, renamed, far=0.1)
+    assert "was trained on some of these identities" in capsys.readouterr().err
+    draw_pictures(renamed, {"new a": 6, "new b": 6}, size=(24, 24), seed=9)
+    calibration = twinlens.calibrate(run, renamed, far=0.1).calibration
+    assert calibration is not None
+    assert calibration.num_identities == 2
+    assert "left out 36 pictures of 6 identities" in capsys.readouterr().err
+
+
+def test_a_model_is_written_after_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed in between has no model without a record."""
+
+    def killed(folder: Path, *args: object, **more: object) -> None:
+        assert read_record(folder.parent / RECORD_FILE) is not None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("twinlens.commands.train.save_bundle", killed)
+    draw_pictures(tmp_path / "data", dict.fromkeys("abcdefgh", 4))
+    settings = TINY | {"train.steps": 2}
+    with pytest.raises(KeyboardInterrupt):
+        twinlens.train(tmp_path / "data", out=tmp_path / "run", settings=settings, quiet=True)
+    assert not (tmp_path / "run" / "model").exists()
+
+
 def test_near_copies_of_trained_pictures_are_left_out(
     people: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

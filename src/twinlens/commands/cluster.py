@@ -14,7 +14,7 @@ from twinlens.clusters.knn_graph import NEIGHBOURS
 from twinlens.clusters.result import ClusterResult, Cut
 from twinlens.clusters.write import EmbeddedPictures, write_clusters
 from twinlens.commands.selection import read_data
-from twinlens.commands.training_overlap import training_overlap
+from twinlens.commands.training_overlap import known_pictures
 from twinlens.config import DataSettings
 from twinlens.data.folders import is_folder, read_unlabelled
 from twinlens.data.pixel_cache import decode_table
@@ -212,8 +212,8 @@ def _embedded(matcher: Matcher, decoded: DecodedTable, labelled: bool) -> Embedd
     disjoint = None
     if labelled:
         record = find_record(bundle.path, bundle.origin)
-        overlap = training_overlap(bundle, record, kept, decoded.pixels)
-        disjoint = overlap.identity_disjoint
+        known = known_pictures(bundle, record, kept, decoded.pixels)
+        disjoint = known.overlap("train").identity_disjoint
     return EmbeddedPictures(
         source=kept.source,
         names=[kept.relative(row) for row in range(len(kept))],

@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.commands.training_overlap import (
+    KnownPictures,
     TrainingOverlap,
-    training_overlap,
-    unknown_reason,
-    validation_overlap,
+    known_pictures,
 )
 from twinlens.config import DataSettings
 from twinlens.data.contents import content_digests
@@ -29,7 +28,7 @@ from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import ConfigError, DataError, unknown_name
 from twinlens.model.bundle import Bundle
 from twinlens.model.stored import hash_identities
-from twinlens.model.training_record import TrainingRecord, find_record
+from twinlens.model.training_record import TrainingRecord, find_record, unknown_reason
 from twinlens.progress import Progress
 from twinlens.report.formatting import count_of
 
@@ -132,10 +131,10 @@ def select_pictures(
         )
     decoded = _decode(bundle, part, is_training_data)
     table, pixels = decoded.table, decoded.pixels
-    overlap = _overlap(bundle, record, table, pixels, is_training_data)
-    left_out = []
+    known = _known(bundle, record, table, pixels, is_training_data)
+    overlap, left_out = _overlap(known, is_training_data), list[str]()
     if split == "auto" and not is_training_data:
-        kept, note = _unseen(bundle, record, table, pixels, overlap, prefer)
+        kept, note = _unseen(known, prefer)
         if note:
             log.info("%s", note)
             left_out = [_sentence(note)]
@@ -152,7 +151,7 @@ def selection_of_split(
     bundle: Bundle, record: TrainingRecord, table: ImageTable, pixels: Pixels, split: str
 ) -> Selection:
     """The selection of a split of the training data; nothing is left out."""
-    overlap = _overlap(bundle, record, table, pixels, True)
+    overlap = _overlap(_known(bundle, record, table, pixels, True), True)
     selection = _selection(bundle, record, table, pixels, split, overlap)
     return replace(selection, notes=tuple(map(_sentence, selection.notes)))
 
@@ -195,7 +194,8 @@ def select_probes_and_gallery(
         for names in ([split], gallery_splits)
     )
     probes, probe_pixels = table.select(probe), PixelRows(decoded.pixels, probe)
-    overlap = _overlap(bundle, record, probes, probe_pixels, is_training_data)
+    known = _known(bundle, record, probes, probe_pixels, is_training_data)
+    overlap = _overlap(known, is_training_data)
     if split == "train":
         notes = ("each training picture is compared with all of them, itself included",)
     else:
@@ -250,10 +250,12 @@ def read_data(bundle: Bundle, data: str | Path | ImageTable, root: str | Path | 
     Raises:
         DataError: nothing to read, or an unknown format.
     """
+    settings = data_settings(bundle)
     return read_table(
         data,
         root=None if root is None else Path(root),
-        forged_suffix=data_settings(bundle).forged_suffix,
+        forged_suffix=settings.forged_suffix,
+        identity_depth=settings.identity_depth,
     )
 
 
@@ -315,18 +317,23 @@ def _is_closed(bundle: Bundle, record: TrainingRecord | None) -> bool:
     return is_given or (record is not None and record.is_closed)
 
 
-def _overlap(
+def _known(
     bundle: Bundle,
     record: TrainingRecord | None,
     table: ImageTable,
     pixels: Pixels,
     is_training_data: bool,
-) -> TrainingOverlap:
-    """The overlap with the training pictures; `inspect` shows near copies within a closed set."""
+) -> KnownPictures:
+    """Pictures that the record knows; near copies within a closed set are left to `inspect`."""
     is_own_closed_set = is_training_data and _is_closed(bundle, record)
-    overlap = training_overlap(bundle, record, table, pixels, near=not is_own_closed_set)
+    return known_pictures(bundle, record, table, pixels, near=not is_own_closed_set)
+
+
+def _overlap(known: KnownPictures, is_training_data: bool) -> TrainingOverlap:
+    """The overlap with the training pictures."""
+    overlap, origin = known.overlap("train"), known.bundle.origin
     # Names and sizes of all files are the same, and format 1 lists the training identities.
-    is_of_format_1 = bundle.origin is not None and bool(bundle.origin.identities)
+    is_of_format_1 = origin is not None and bool(origin.identities)
     is_known = overlap.is_known or (is_training_data and is_of_format_1)
     return replace(overlap, is_known=is_known)
 
@@ -361,7 +368,7 @@ def _notes(
     if overlap.identity_disjoint is None:
         return (
             "it is unknown whether the model was trained on these pictures: "
-            f"{unknown_reason(bundle)}",
+            f"{unknown_reason(bundle.path, bundle.origin)}",
         )
     return ()
 
@@ -385,26 +392,19 @@ def _resolve(table: ImageTable, split: str, prefer: str) -> str:
     return "all"
 
 
-def _unseen(
-    bundle: Bundle,
-    record: TrainingRecord | None,
-    table: ImageTable,
-    pixels: Pixels,
-    overlap: TrainingOverlap,
-    prefer: str,
-) -> tuple[NDArray[np.bool_], str]:
+def _unseen(known: KnownPictures, prefer: str) -> tuple[NDArray[np.bool_], str]:
     """The rows (N,) that were not trained on, and a phrase about the others.
 
     Without validation pictures too, if these are not preferred. All rows are kept if none was
     trained on, and if fewer than two identities would remain. Of a closed set only copies of
     training pictures are left out.
     """
-    seen = {"trained on": overlap}
-    if record is not None and prefer == "test":
-        validated = validation_overlap(record, table, pixels)
-        seen = {"trained on or validated with": overlap | validated, **seen}
+    table, is_closed = known.table, _is_closed(known.bundle, known.record)
+    seen = {"trained on": known.overlap("train")}
+    if known.record is not None and prefer == "test":
+        seen = {"trained on or validated with": known.overlap("train", "val"), **seen}
     for use, part in seen.items():
-        out = part.picture if _is_closed(bundle, record) else part.picture | part.identity
+        out = part.picture if is_closed else part.picture | part.identity
         left, rest = (set(table.identity[rows].tolist()) for rows in (out, ~out))
         if left and len(rest) > 1:
             return ~out, (

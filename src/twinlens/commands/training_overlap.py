@@ -11,19 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.data.contents import content_digests
-from twinlens.data.near_copies import near_copies
+from twinlens.data.duplicates import near_copies
 from twinlens.data.pixels import Pixels
-from twinlens.data.table import SPLITS, ImageTable
+from twinlens.data.table import ImageTable
 from twinlens.model.bundle import Bundle
 from twinlens.model.training_record import (
-    RECORD_FILE,
     TrainingRecord,
     thumbnails_of,
     trained_names,
 )
 from twinlens.report.formatting import count_of
 
-__all__ = ["TrainingOverlap", "training_overlap", "unknown_reason", "validation_overlap"]
+__all__ = ["KnownPictures", "TrainingOverlap", "known_pictures"]
 
 # A chance resemblance must not make an identity a trained one.
 MIN_NEAR_COPIES = 2
@@ -63,13 +62,6 @@ class TrainingOverlap:
             return False
         return True if self.is_known else None
 
-    def __or__(self, other: TrainingOverlap) -> TrainingOverlap:
-        """Pictures of either overlap."""
-        return TrainingOverlap(
-            self.copy | other.copy, self.near | other.near, self.named | other.named,
-            self.identity | other.identity, self.is_known and other.is_known,
-        )  # fmt: skip
-
     def of(self, rows: Rows) -> TrainingOverlap:
         """The overlap of some rows of the table."""
         return TrainingOverlap(self.copy[rows], self.near[rows], self.named[rows],
@@ -86,18 +78,50 @@ class TrainingOverlap:
         return f"recognised: {', '.join(filter(None, parts))}"
 
 
-def training_overlap(
+@dataclass(frozen=True, eq=False)
+class KnownPictures:
+    """What a model and the record of its training know of N pictures.
+
+    Attributes:
+        bundle: the model.
+        record: the record of its training; without it only names are compared, and those only for
+            models of format 1.
+        table: the pictures.
+        copy: (N,) split of the training data that holds a picture byte for byte, or "".
+        near: (N,) split of the training or validation picture that it resembles, or "".
+    """
+
+    bundle: Bundle
+    record: TrainingRecord | None
+    table: ImageTable
+    copy: NDArray[np.object_]
+    near: NDArray[np.object_]
+
+    def overlap(self, *splits: str) -> TrainingOverlap:
+        """The overlap with some splits of the training data."""
+        label, names = self.table.labels(), self.table.identities()
+        is_named = trained_names(self.bundle.origin, self.record, names, splits)
+        copy, near = (np.isin(part.astype(str), splits) for part in (self.copy, self.near))
+        num_all, num_near = (
+            np.bincount(label[rows], minlength=len(names)) for rows in (slice(None), near)
+        )
+        many = (num_near >= MIN_NEAR_COPIES) & (num_near >= MIN_NEAR_SHARE * num_all)
+        is_trained = is_named | many | (2 * num_near >= num_all)
+        is_trained[label[copy]] = True
+        return TrainingOverlap(
+            copy, near, is_named[label], is_trained[label], self.record is not None
+        )
+
+
+def known_pictures(
     bundle: Bundle,
     record: TrainingRecord | None,
     table: ImageTable,
     pixels_NCHW: Pixels,
     *,
     near: bool = True,
-) -> TrainingOverlap:
-    """The overlap of decoded pictures with the training pictures of a model.
-
-    Without the record of its training only names can be compared, and those only for models of
-    format 1.
+) -> KnownPictures:
+    """Compare decoded pictures with the record of a model's training.
 
     Args:
         bundle: the model.
@@ -106,44 +130,11 @@ def training_overlap(
         pixels_NCHW: their pixels at the model's size.
         near: whether to search for near copies.
     """
-    named = trained_names(bundle.origin, record, table.identities())[table.labels()]
+    copy, alike = (np.full(len(table), "", dtype=object) for _ in range(2))
     if record is not None:
-        return _overlap(record, table, pixels_NCHW if near else None, named, "train")
-    none = np.zeros(len(table), np.bool_)
-    return TrainingOverlap(none, none, named, named, False)
-
-
-def validation_overlap(
-    record: TrainingRecord, table: ImageTable, pixels_NCHW: Pixels
-) -> TrainingOverlap:
-    """The overlap with the validation pictures, which chose the weights and set the threshold."""
-    named = record.knows_names(table.identities(), "val")[table.labels()]
-    return _overlap(record, table, pixels_NCHW, named, "val")
-
-
-def unknown_reason(bundle: Bundle) -> str:
-    """Why it is unknown whether a model was trained on some pictures."""
-    origin = bundle.origin
-    if origin is None:
-        return "the model does not say what it was trained on"
-    if origin.record is None:
-        return "an older twinlens trained the model, and recorded names of identities only"
-    return f"{RECORD_FILE} of the model's run is not beside {bundle.path}"
-
-
-def _overlap(
-    record: TrainingRecord, table: ImageTable, pixels_NCHW: Pixels | None, named: Rows, split: str
-) -> TrainingOverlap:
-    """The overlap with one split of the record; without pixels no near copies are searched."""
-    copy = np.asarray(record.splits_of(content_digests(table)) == split, np.bool_)
-    near = np.zeros(len(table), np.bool_)
-    if record.thumb is not None and pixels_NCHW is not None:
-        rest = np.flatnonzero(~copy)
-        learned = record.thumb[record.split == SPLITS.index(split)]
-        near[rest] = near_copies(thumbnails_of(pixels_NCHW)[rest], learned)
-    label, num = table.labels(), len(table.identities())
-    num_all, num_near = (np.bincount(label[rows], minlength=num) for rows in (slice(None), near))
-    many = (num_near >= MIN_NEAR_COPIES) & (num_near >= MIN_NEAR_SHARE * num_all)
-    trained = many | (2 * num_near >= np.maximum(num_all, 1))
-    trained[label[copy | named]] = True
-    return TrainingOverlap(copy, near, named, trained[label], True)
+        copy = record.splits_of(content_digests(table))
+        if near and record.thumb is not None:
+            rest = np.flatnonzero(copy == "")
+            row = near_copies(record.thumb, thumbnails_of(pixels_NCHW)[rest])
+            alike[rest[row >= 0]] = record.learned_splits()[row[row >= 0]]
+    return KnownPictures(bundle, record, table, copy, alike)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from twinlens.commands.selection import data_settings
-from twinlens.commands.training_overlap import training_overlap
+from twinlens.commands.training_overlap import known_pictures
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
@@ -123,7 +123,7 @@ def _embed(matcher: Matcher, paths: list[str], file: Path) -> np.ndarray:
         )
     bundle = matcher.bundle
     record = find_record(bundle.path, bundle.origin)
-    overlap = training_overlap(bundle, record, decoded.table, decoded.pixels)
+    overlap = known_pictures(bundle, record, decoded.table, decoded.pixels).overlap("train")
     if overlap.picture.any():
         log.warning(
             "the model was trained on %d of the %d pictures in %s: expect worse figures for new "

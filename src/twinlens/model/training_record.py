@@ -8,10 +8,10 @@ random secret that only this file holds, so the model, which travels without it,
     split      (N,)      of each picture: index into `SPLITS`
     content    (N, 16)   keyed BLAKE2b of the digest of its content (see `data.contents`)
     identity   (N, 16)   keyed BLAKE2b of its identity's name, NFC-normalised
-    thumb      (N, T, T) grey thumbnail, for near copies; not in a gallery's copy
+    thumb      (L, T, T) grey thumbnails, for near copies; not in a gallery's copy
 
-All are uint8. Shapes: N pictures of the run, M of another table, T side of a thumbnail, C channels,
-H height, W width.
+All are uint8. Shapes: N pictures of the run, L of them for training and validation, M of another
+table, T side of a thumbnail, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from twinlens.data.contents import DIGEST_SIZE, NO_DIGEST, content_digests
-from twinlens.data.pixels import Pixels
+from twinlens.data.pixels import PixelRows, Pixels
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import ModelError, first_line, one_line
 from twinlens.files import writing_file
@@ -38,12 +38,13 @@ from twinlens.model.stored import Origin, hash_identities
 from twinlens.model.tensor_file import read_layout
 
 __all__ = ["RECORD_FILE", "TrainingRecord", "find_record", "read_record", "thumbnails_of",
-           "trained_names"]  # fmt: skip
+           "trained_names", "unknown_reason"]  # fmt: skip
 
 RECORD_FILE: Final = "trained_on.safetensors"
 RECORD_FORMAT: Final = "1"
 KEY_SIZE: Final = 32
 THUMBNAIL: Final = 16
+NUM_LEARNED: Final = 2  # splits that a model learns from: "train", and "val" for its threshold
 BLOCK_BYTES = 32 * 2**20
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as Pillow converts to grey
 
@@ -62,7 +63,7 @@ class TrainingRecord:
 
     @classmethod
     def of_table(
-        cls, table: ImageTable, pixels_NCHW: Pixels, key: bytes | None = None
+        cls, table: ImageTable, pixels_NCHW: NDArray[np.uint8], key: bytes | None = None
     ) -> TrainingRecord:
         """The record of a run's decoded pictures.
 
@@ -72,19 +73,19 @@ class TrainingRecord:
             key: secret of a resumed run; a new one by default.
         """
         key = secrets.token_bytes(KEY_SIZE) if key is None else key
-        index_of = {name: index for index, name in enumerate(SPLITS)}
-        used = np.asarray(table.split != "", dtype=np.bool_)  # Given splits may leave some out.
-        digests = [digest for digest, is_used in zip(content_digests(table), used, strict=True)
-                   if is_used]  # fmt: skip
-        names = table.identity[used].tolist()
+        rows = np.flatnonzero(table.split != "")  # Given splits may leave some out.
+        table = table.select(rows)
+        split = np.array([SPLITS.index(name) for name in table.split], np.uint8)
+        learned = rows[split < NUM_LEARNED]
+        names = table.identity.tolist()
         distinct = list(dict.fromkeys(names))
         hash_of = dict(zip(distinct, _hashed_names(key, distinct), strict=True))
         return cls(
             key,
-            np.array([index_of[name] for name in table.split[used]], np.uint8),
-            _matrix(_hashed(key, b"content", digests)),
+            split,
+            _matrix(_hashed(key, b"content", content_digests(table))),
             _matrix([hash_of[name] for name in names]),
-            thumbnails_of(pixels_NCHW)[used],
+            thumbnails_of(PixelRows(pixels_NCHW, learned)),
         )
 
     @property
@@ -118,9 +119,14 @@ class TrainingRecord:
         """The number of identities of a split."""
         return len(set(_values(self.identity[self.split == SPLITS.index(split)])))
 
-    def knows_names(self, names: Sequence[str], split: str) -> NDArray[np.bool_]:
-        """Which of M names are those of identities of a split, however their accents are stored."""
-        known = set(_values(self.identity[self.split == SPLITS.index(split)]))
+    def learned_splits(self) -> NDArray[np.object_]:
+        """(L,) the splits of the pictures that have a thumbnail."""
+        return np.array(SPLITS, dtype=object)[self.split[self.split < NUM_LEARNED]]
+
+    def knows_names(self, names: Sequence[str], *splits: str) -> NDArray[np.bool_]:
+        """Which of M names are those of identities of some splits, however accents are stored."""
+        rows = np.isin(self.split, [SPLITS.index(split) for split in splits])
+        known = set(_values(self.identity[rows]))
         return np.array([value in known for value in _hashed_names(self.key, names)], np.bool_)
 
     def without_thumbnails(self) -> TrainingRecord:
@@ -167,15 +173,34 @@ def find_record(model: Path, origin: Origin | None) -> TrainingRecord | None:
 
 
 def trained_names(
-    origin: Origin | None, record: TrainingRecord | None, names: Sequence[str]
+    origin: Origin | None,
+    record: TrainingRecord | None,
+    names: Sequence[str],
+    splits: Sequence[str] = ("train",),
 ) -> NDArray[np.bool_]:
-    """Which of M names were those of training identities: by the record, or as in format 1."""
+    """Which of M names were those of training identities: by the record, or as in format 1.
+
+    Args:
+        origin: the model's origin.
+        record: its record, if there is one.
+        names: M names.
+        splits: splits whose identities count; format 1 knows those of "train" only.
+    """
     if record is not None:
-        return record.knows_names(names, "train")
+        return record.knows_names(names, *splits)
     known = set() if origin is None else set(origin.identities)
     forms = ([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
              for name in names)  # fmt: skip
     return np.array([not known.isdisjoint(hash_identities(form)) for form in forms], np.bool_)
+
+
+def unknown_reason(model: Path, origin: Origin | None) -> str:
+    """Why it is unknown whether a model was trained on some pictures."""
+    if origin is None:
+        return "the model does not say what it was trained on"
+    if origin.record is None:
+        return "an older twinlens trained the model, and recorded names of identities only"
+    return f"{RECORD_FILE} of the model's run is not beside {model}"
 
 
 def read_record(path: Path) -> TrainingRecord | None:
@@ -232,7 +257,8 @@ def _checked(arrays: dict[str, NDArray[Any]]) -> TrainingRecord:
     shapes = {"key": (KEY_SIZE,), "split": (num,), "content": (num, DIGEST_SIZE),
               "identity": (num, DIGEST_SIZE)}  # fmt: skip
     if "thumb" in arrays:
-        shapes["thumb"] = (num, THUMBNAIL, THUMBNAIL)
+        learned = int((arrays["split"] < NUM_LEARNED).sum()) if num >= 0 else 0
+        shapes["thumb"] = (learned, THUMBNAIL, THUMBNAIL)
     layout = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     if layout != {name: (np.dtype(np.uint8), shape) for name, shape in shapes.items()}:
         shown = ", ".join(f"{name} {dtype} {shape}" for name, (dtype, shape) in layout.items())
