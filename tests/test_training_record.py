@@ -487,11 +487,14 @@ def test_clusters_of_trained_pictures_under_other_names_are_called_optimistic(
     )
     assert result.disjoint is False
     draw_pictures(tmp_path / "new", {"x": 3, "y": 3}, seed=9)
-    options = {"labelled": True, "threshold": 0.5, "quiet": True}
-    result = twinlens.cluster(people.run, tmp_path / "new", out=tmp_path / "out 2", **options)
+    result = twinlens.cluster(
+        people.run, tmp_path / "new", out=tmp_path / "2", labelled=True, threshold=0.5, quiet=True
+    )
     assert result.disjoint is True
     model = shutil.copytree(people.run / "model", tmp_path / "model")
-    result = twinlens.cluster(model, tmp_path / "new", out=tmp_path / "out 3", **options)
+    result = twinlens.cluster(
+        model, tmp_path / "new", out=tmp_path / "3", labelled=True, threshold=0.5, quiet=True
+    )
     assert result.as_json()["scores"]["identity_disjoint"] is None
     assert "unknown whether some of these identities were trained on" in result.as_text()
 

@@ -130,7 +130,8 @@ def select_pictures(
             f"{table.source} has no {name} pictures: give another folder, or another --on"
         )
     decoded = _decode(bundle, part, is_training_data)
-    table, pixels = decoded.table, decoded.pixels
+    table = decoded.table
+    pixels: Pixels = decoded.pixels
     known = _known(bundle, record, table, pixels, is_training_data)
     overlap, left_out = _overlap(known, is_training_data), list[str]()
     if split == "auto" and not is_training_data:
@@ -197,7 +198,7 @@ def select_probes_and_gallery(
     known = _known(bundle, record, probes, probe_pixels, is_training_data)
     overlap = _overlap(known, is_training_data)
     if split == "train":
-        notes = ("each training picture is compared with all of them, itself included",)
+        notes = ["each training picture is compared with all of them, itself included"]
     else:
         notes = _notes(bundle, record, overlap, split)
     for note in notes:
@@ -347,30 +348,30 @@ def _selection(
     overlap: TrainingOverlap,
 ) -> Selection:
     notes = _notes(bundle, record, overlap, name)
-    return Selection(table, pixels, name, overlap.identity_disjoint, notes=notes)
+    return Selection(table, pixels, name, overlap.identity_disjoint, notes=tuple(notes))
 
 
 def _notes(
     bundle: Bundle, record: TrainingRecord | None, overlap: TrainingOverlap, name: str
-) -> tuple[str, ...]:
+) -> list[str]:
     """Warnings of pictures that were trained on; a closed set needs none for its identities."""
     is_expected = name in ("val", "test") and _is_closed(bundle, record)
     if overlap.identity.any() and not is_expected:
-        return (
+        return [
             "the model was trained on some of these identities: expect worse figures for unseen "
-            f"identities ({overlap.reasons()})",
-        )
+            f"identities ({overlap.reasons()})"
+        ]
     if overlap.picture.any():
-        return (
+        return [
             "the model was trained on some of these pictures: expect worse figures for new ones "
-            f"({overlap.reasons()})",
-        )
+            f"({overlap.reasons()})"
+        ]
     if overlap.identity_disjoint is None:
-        return (
+        return [
             "it is unknown whether the model was trained on these pictures: "
-            f"{unknown_reason(bundle.path, bundle.origin)}",
-        )
-    return ()
+            f"{unknown_reason(bundle.path, bundle.origin)}"
+        ]
+    return []
 
 
 def _sentence(text: str) -> str:
