@@ -14,6 +14,7 @@ from twinlens.model import compute, device
 from twinlens.model.compute import (
     Compute,
     choose_compute,
+    deterministic,
     has_bfloat16,
     pick_device,
     time_formats,
@@ -91,6 +92,12 @@ def test_the_format_is_a_rule_of_hardware_and_network(
     )
     changed = Compute(device, not expected[0], not expected[1])
     assert choose_compute(model, other) == changed
+
+
+def test_determinism_ends_with_its_context() -> None:
+    with deterministic():
+        assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.deterministic
 
 
 def test_measuring_leaves_no_trace() -> None:

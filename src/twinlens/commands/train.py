@@ -30,7 +30,7 @@ from twinlens.measure.calibration import Calibration
 from twinlens.measure.evaluation_result import EvaluationResult
 from twinlens.model.bundle import Bundle, save_bundle, store_calibration
 from twinlens.model.comparators import make_comparator
-from twinlens.model.compute import Compute, choose_compute
+from twinlens.model.compute import Compute, choose_compute, deterministic
 from twinlens.model.device import keep_freed_memory, pick_device
 from twinlens.model.encoder import Encoder
 from twinlens.model.layers import glorot
@@ -173,7 +173,7 @@ def _fit(
         len(training.label), int(training.label.max()) + 1, compute,
     )  # fmt: skip
     progress = Progress("training", "steps")
-    with _memory_explained():
+    with _memory_explained(), deterministic():
         fitted = fit(
             encoder, comparator, training, validation if len(validation.label) else None, settings,
             compute=compute, run=run, spent=time.monotonic() - started,

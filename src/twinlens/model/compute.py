@@ -8,8 +8,8 @@ the network, and is written into the settings of a run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,7 @@ from twinlens.config import ModelSettings, TrainSettings
 from twinlens.model.device import has_bfloat16, pick_device
 from twinlens.model.encoder import Encoder
 
-__all__ = ["Compute", "choose_compute", "time_formats"]
+__all__ = ["Compute", "choose_compute", "deterministic", "time_formats"]
 
 WITHOUT_CONVOLUTIONS = ("mlp", "strokes")
 
@@ -48,6 +48,17 @@ class Compute:
     def __str__(self) -> str:
         precision = "bfloat16" if self.bfloat16 else "float32"
         return f"{self.device}, {precision}, channels {'last' if self.channels_last else 'first'}"
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Use cuDNN's deterministic algorithms; others add in an order that changes from run to run."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 def choose_compute(model: ModelSettings, train: TrainSettings) -> Compute:
