@@ -13,6 +13,7 @@ make the same templates; `batch(number)` says again what is in one.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -45,6 +46,10 @@ class Batch:
     metadata: list[dict[str, Any]]
 
 
+def hash_of(number: int, at: int) -> str:
+    return hashlib.blake2b(f"{number} {at}".encode(), digest_size=16).hexdigest()
+
+
 def batch(number: int, num: int | None = None) -> Batch:
     rng = np.random.default_rng(number)
     num = int(rng.integers(1, 40)) if num is None else num
@@ -52,7 +57,7 @@ def batch(number: int, num: int | None = None) -> Batch:
     return Batch(
         f"person-{number:07d}",
         [f"/pictures/{number:07d}-{at:03d}.png" for at in range(num)],
-        [f"hash-{number:07d}-{at:03d}" for at in range(num)],
+        [hash_of(number, at) for at in range(num)],
         emb,
         [{"at": at, "batch": number} for at in range(num)],
     )

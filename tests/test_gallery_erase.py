@@ -177,7 +177,7 @@ def centres(gallery: Gallery) -> NDArray[np.float32]:
 def test_an_index_that_the_settings_do_not_know(gallery: Gallery) -> None:
     """As a kill leaves it between building an index and writing what was measured of it."""
     same = np.repeat(batch(1, 1).emb, 300, axis=0)
-    names = [f"hash {number}" for number in range(300)]
+    names = [f"{number:032x}" for number in range(300)]
     gallery.enrol_embeddings(same, [WHO] * 300, fingerprint=gallery.fingerprint, hash=names)
     enrol(gallery, batch(2, 60))
     vector = np.array(gallery.store.find(limit=1)["vector"][0].as_py(), np.float32)

@@ -16,6 +16,7 @@ from gallery_traces import found_in, traces_of_texts, traces_of_vectors
 
 from twinlens.errors import DataError, GalleryError
 from twinlens.gallery.gallery import Gallery
+from twinlens.gallery.sources import digest
 
 DIM = 16
 SIZE = 8 << 20
@@ -48,10 +49,14 @@ def make_room(disk: Path) -> None:
     (disk / "filler").unlink()
 
 
+def hash_of(identity: str, at: int) -> str:
+    return digest(f"{identity} {at}".encode())
+
+
 def enrol(gallery: Gallery, identity: str, num: int, seed: int) -> np.ndarray:
     emb = np.random.default_rng(seed).standard_normal((num, DIM)).astype(np.float32)
     paths = [f"/pictures/{identity}-{at:05d}.png" for at in range(num)]
-    names = [f"{identity}-hash-{at:05d}" for at in range(num)]
+    names = [hash_of(identity, at) for at in range(num)]
     gallery.enrol_embeddings(
         emb, [identity] * num, fingerprint=gallery.fingerprint, path=paths, hash=names
     )
@@ -80,7 +85,7 @@ def test_enrolling_on_a_full_disk(disk: Path, tiny_run: TinyRun) -> None:
         for reader in (gallery, Gallery.open(disk / "gallery")):
             assert content(reader) == before
             hit = reader.search_embedding(emb[7], k=1)[0]
-            assert hit.hash == "first-hash-00007"
+            assert hit.hash == hash_of("first", 7)
         make_room(disk)
     enrol(gallery, "late", 6000, seed=1)
     assert Gallery.open(disk / "gallery").identities() == {"first": 500, "late": 6000}
@@ -118,7 +123,7 @@ def test_erasing_on_a_full_disk(disk: Path, tiny_run: TinyRun, indexed: bool) ->
         else:
             gallery.optimize(partitions=0)
         assert content(gallery) == others
-        texts = [who, *(f"{who}-hash-{number:05d}" for number in range(40))]
+        texts = [who, *(hash_of(who, number) for number in range(40))]
         assert found_in(disk, traces_of_vectors(emb) + traces_of_texts(texts)) == {}
     assert refused >= 2
 

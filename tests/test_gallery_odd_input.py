@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,15 +181,92 @@ def test_vectors_that_are_none(gallery: Gallery, vectors: np.ndarray, match: str
     assert len(gallery) == 0
 
 
-def test_vectors_of_length_zero(gallery: Gallery) -> None:
-    """No direction: far from everything, but no harm."""
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf, 1e-30, 1e30])
+def test_embeddings_without_a_length_are_named(gallery: Gallery, bad: float) -> None:
+    vectors, paths = emb(3, seed=0), ["/p/0.png", "/p/odd\n.png", ""]
+    vectors[1] = bad
+    refused = r"row 2 \(/p/odd\\n\.png\): its embedding h.*must be finite, and not zero"
+    with pytest.raises(GalleryError, match=refused):
+        gallery.enrol_embeddings(
+            vectors, ["a", "b", "c"], fingerprint=gallery.fingerprint, path=paths
+        )
+    assert len(gallery) == 0
+
+
+def test_a_probe_of_length_zero_does_no_harm(gallery: Gallery) -> None:
     enrol(gallery, "anna", emb(3, seed=0))
-    gallery.enrol_embeddings(
-        np.zeros((1, DIM), np.float32), ["nothing"], fingerprint=gallery.fingerprint
-    )
-    assert gallery.identify_embedding(emb(3, seed=0)[1]).candidates[0].identity == "anna"
     for hit in gallery.search_embedding(np.zeros(DIM, np.float32), k=4):
         assert np.isfinite(hit.distance)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_pictures_without_an_embedding_are_skipped(
+    gallery: Gallery, tiny_run: TinyRun, tmp_path: Path, value: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A model that fails on one picture: that one and its copy are named, the others enrolled."""
+    from twinlens.model import encoder
+
+    files = sorted((tiny_run.data / "thing 0").iterdir())[:3]
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(files[1].read_bytes())
+    real = encoder.embed_pixels
+
+    def broken(*args: Any, **more: Any) -> Any:
+        result = np.array(real(*args, **more))
+        result[1] = value
+        return result
+
+    monkeypatch.setattr(encoder, "embed_pixels", broken)
+    result = gallery.enrol_files("anna", [*files, copy])
+    assert (result.num_new, result.num_known) == (2, 0)
+    assert [Path(one.path) for one in result.skipped] == [files[1], copy]
+    assert all("its embedding h" in one.reason for one in result.skipped)
+    assert len(gallery) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"emb_ND": [["a"] * DIM]}, "embeddings must be numbers"),
+        ({"emb_ND": [[1.0], [1.0, 2.0]]}, "embeddings must be numbers"),
+        ({"emb_ND": None}, "embeddings must be numbers"),
+        ({"emb_ND": 1.0}, "must have shape"),
+        ({"emb_ND": np.full((2, DIM), 1e300)}, "holds NaN or infinity"),
+        ({"identity": "ab"}, "identities must be given as a list"),
+        ({"hash": ["0" * 31, "1" * 32]}, "row 1: its hash must have 32 digits"),
+        ({"hash": ["0" * 32, "G" * 32]}, "row 2: its hash must have 32 digits"),
+        ({"hash": ["0" * 32, "1" * 32 + "\n"]}, "row 2: its hash must have 32 digits"),
+        ({"hash": ["0" * 32, 7]}, "row 2: its hash must have 32 digits"),
+        ({"metadata": [{}, {"a": "x" * 200_000}]}, "found 200,0.. characters, at most 100,000"),
+        ({"metadata": [{}, "room=north"]}, "instead of keys and values"),
+        ({"metadata": [{}, {"a": 10**30}]}, "exceeds 64 bits"),
+        ({"fingerprint": "x\n" * 1000}, r"belong to the model x\\nx"),
+    ],
+)
+def test_wrong_kinds_of_values(gallery: Gallery, wrong: dict[str, Any], match: str) -> None:
+    given = {"emb_ND": emb(2, 0), "identity": ["a", "b"], "fingerprint": gallery.fingerprint}
+    with pytest.raises(GalleryError, match=match) as caught:
+        gallery.enrol_embeddings(**(given | wrong))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert len(gallery) == 0
+
+
+@pytest.mark.parametrize("probe", ["text", None, [[1.0], [1.0, 2.0]], [np.nan] * DIM, [1.0]])
+def test_probes_that_are_no_embedding(gallery: Gallery, probe: Any) -> None:
+    with pytest.raises(GalleryError, match="embeddings must"):
+        gallery.search_embedding(probe)
+
+
+def test_a_deep_value_of_metadata(gallery: Gallery) -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(GalleryError, match="metadata must be text"):
+        gallery.enrol_embeddings(
+            emb(1, 0), ["a"], fingerprint=gallery.fingerprint, metadata=[{"x": deep}]
+        )
 
 
 def test_other_lengths_are_refused(gallery: Gallery) -> None:

@@ -18,6 +18,7 @@ from gallery_traces import found_in, traces_of_texts, traces_of_vectors
 from gallery_writer import DIM, batch, enrol
 from lance.file import LanceFileSession
 from PIL import Image
+from test_matcher import make_matcher
 
 from twinlens.errors import GalleryError
 from twinlens.gallery.gallery import Gallery
@@ -280,3 +281,66 @@ def test_a_store_that_cannot_be_reached(options: dict[str, str]) -> None:
     away = options | {"aws_endpoint": "http://127.0.0.1:1", "client_max_retries": "0"}
     with pytest.raises(GalleryError, match="cannot open the gallery s3://bucket/away"):
         Gallery.open("s3://bucket/away", options=away)
+
+
+# --- a store that means harm ---
+
+
+def upload(place: str, options: dict[str, str], name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "upload").write_bytes(content)
+    session = LanceFileSession(place, storage_options=options)
+    session.upload_file(str(tmp_path / "upload"), name)
+
+
+def test_a_fingerprint_that_leads_out_of_the_cache(
+    gallery: Gallery, place: str, options: dict[str, str], own_cache: Path, tmp_path: Path
+) -> None:
+    gallery.store.change_settings(lambda old: old | {"fingerprint": "../../../OUTSIDE"})
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(GalleryError, match=r"is damaged: fingerprint: .*'\.\./\.\./\.\./OUTSIDE'"):
+        Gallery.open(place, options=options)
+    assert set(tmp_path.rglob("*")) == before
+    assert not own_cache.exists()
+
+
+def test_a_model_that_is_not_the_claimed_one_stays_out_of_the_cache(
+    gallery: Gallery, place: str, options: dict[str, str], own_cache: Path, tmp_path: Path,
+    tiny_run: TinyRun,
+) -> None:  # fmt: skip
+    """Otherwise a store could spoil the model of an honest gallery."""
+    other = make_matcher(tmp_path / "m", "grey")
+    folder = f"models/{gallery.fingerprint}"
+    picture = tiny_run.data / "thing 0" / "0.png"
+    for name in ("model.json", "model.safetensors"):
+        upload(place, options, f"{folder}/{name}", (other.path / name).read_bytes(), tmp_path)
+    with pytest.raises(GalleryError, match=f"holds the model {other.fingerprint}, but the gallery"):
+        Gallery.open(place, options=options).embed(picture)
+    upload(place, options, f"{folder}/model.json", b"{}", tmp_path)
+    with pytest.raises(GalleryError, match=f"is damaged: the model {gallery.fingerprint}"):
+        Gallery.open(place, options=options).embed(picture)
+    assert [path for path in own_cache.rglob("*") if path.is_file()] == []
+    for name in ("model.json", "model.safetensors"):
+        upload(place, options, f"{folder}/{name}", (tiny_run.model / name).read_bytes(), tmp_path)
+    assert Gallery.open(place, options=options).embed(picture).shape == (1, DIM)
+
+
+def test_other_names_in_a_store_are_left_alone(
+    gallery: Gallery, place: str, options: dict[str, str], own_cache: Path, tmp_path: Path,
+    tiny_run: TinyRun,
+) -> None:  # fmt: skip
+    """Neither fetched nor deleted: only a model's known files are."""
+    folder = f"models/{gallery.fingerprint}"
+    names = [f"{folder}/evil.py", "models/0123456789abcdef/model.json", f"{folder}/a/model.json"]
+    for name in names:
+        upload(place, options, name, b"evil", tmp_path)
+    gallery.enrol_files("anna", tiny_run.data / "thing 0" / "0.png")
+    opened = Gallery.open(place, options=options)
+    opened.embed(tiny_run.data / "thing 0" / "0.png")
+    fetched_names = {path.name for path in own_cache.rglob("*") if path.is_file()}
+    assert fetched_names == {"model.json", "model.safetensors"}
+    new = make_matcher(tmp_path / "m", "grey")
+    opened.rebuild(new)
+    left = LanceFileSession(place, storage_options=options).list("models")
+    assert set(left) == {
+        *names, *(f"models/{new.fingerprint}/{name}" for name in fetched_names)
+    }  # fmt: skip

@@ -8,6 +8,7 @@ Shapes: N pictures, D dimensions, K answers.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import threading
 from collections.abc import Sequence
@@ -20,15 +21,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from twinlens.data.download import cache_folder, create_once
-from twinlens.errors import CalibrationError, GalleryError, unknown_name
+from twinlens.errors import CalibrationError, GalleryError, ModelError, one_line, unknown_name
 from twinlens.gallery.decide import Threshold
-from twinlens.gallery.location import is_remote
+from twinlens.gallery.embeddings import BROKEN_MODEL, NOT_FINITE, as_float32
+from twinlens.gallery.location import MODEL_FILES, check_content, is_remote
 from twinlens.gallery.schema import quoted
 from twinlens.gallery.search import Lookup, RankedIdentity
-from twinlens.gallery.settings import MODEL_FILES, GalleryState, read_settings, read_state
+from twinlens.gallery.settings import GalleryState, model_settings, read_settings, read_state
 from twinlens.gallery.store import Store
 from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison
 from twinlens.measure.pairs import Comparison
+from twinlens.model.stored import GALLERY_MODELS, read_stored_model
 
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
@@ -53,8 +56,10 @@ class GalleryCore:
         self.store = store
         self._lock = threading.Lock()
         self._state: GalleryState | None = None
-        self.place, self.dim = store.place, store.dim
+        self.place = store.place
         settings = read_settings(store.place, store.settings())
+        store.check_size()
+        self.dim = store.dim
         self.fingerprint = settings.fingerprint
         name = settings.comparator
         is_euclidean = name in EUCLIDEAN_COMPARATORS
@@ -74,22 +79,44 @@ class GalleryCore:
         """
         from twinlens.match.matcher import Matcher
 
-        folder = f"models/{self.fingerprint}"
-
-        def fetch(part: Path) -> None:
-            for name in MODEL_FILES:
-                self.store.fetch_file(f"{folder}/{name}", part / name)
-
-        local = Path(self.place) / folder
+        folder = Path(self.place) / GALLERY_MODELS / self.fingerprint
         if is_remote(self.place):
-            local = create_once(cache_folder() / folder, fetch)
-        matcher = Matcher.load(local)
-        if matcher.fingerprint != self.fingerprint:
+            # By place too, so that no store changes the model of another one's gallery.
+            place = hashlib.blake2b(self.place.encode(), digest_size=8).hexdigest()
+            name = f"{self.fingerprint}-{place}"
+            folder = create_once(cache_folder() / GALLERY_MODELS / name, self._fetch_model)
+        else:
+            self.state()  # Says so if the gallery was rebuilt meanwhile.
+            check_content(self.place)
+        matcher = Matcher.load(folder)
+        self._check_own(matcher.fingerprint, folder)
+        stored, own = self.state().settings, model_settings(matcher)
+        dim = matcher.bundle.encoder.model_settings.embedding
+        if (stored.comparator, stored.scale, self.dim) != (own["comparator"], own["scale"], dim):
             raise GalleryError(
-                f"{local} holds the model {matcher.fingerprint}, but the gallery {self.place} "
-                f"belongs to the model {self.fingerprint}: put that model's files back"
+                f"the gallery {self.place} is damaged: it stores {self.dim} dimensions, "
+                f"{stored.comparator} and scale {stored.scale:g}, but its model has {dim}, "
+                f"{own['comparator']} and {own['scale']:g}. Restore it from a copy"
             )
         return matcher
+
+    def _fetch_model(self, part: Path) -> None:
+        """Copy the model from an object store; what is no such model stays out of the cache."""
+        for name in MODEL_FILES:
+            self.store.fetch_file(f"{GALLERY_MODELS}/{self.fingerprint}/{name}", part / name)
+        try:
+            fingerprint = read_stored_model(part).description.fingerprint
+        except ModelError as error:
+            reason = str(error).replace(str(part), self.fingerprint)
+            raise GalleryError(f"the gallery {self.place} is damaged: {reason}") from error
+        self._check_own(fingerprint, Path(GALLERY_MODELS) / self.fingerprint)
+
+    def _check_own(self, fingerprint: str, folder: Path) -> None:
+        if fingerprint != self.fingerprint:
+            raise GalleryError(
+                f"{folder} holds the model {fingerprint}, but the gallery {self.place} belongs to "
+                f"the model {self.fingerprint}: put that model's files back"
+            )
 
     def state(self) -> GalleryState:
         """Settings and size of the newest version."""
@@ -149,23 +176,20 @@ class GalleryCore:
         """Embeddings as they are stored: of length 1 if the comparator compares directions."""
         return emb_ND if self._plain is None else self._plain.prepared(emb_ND)
 
-    def check_vectors(self, emb_ND: Floats, fingerprint: str) -> None:
-        """Refuse embeddings of another model, another length, or with non-finite values.
+    def check_shape(self, emb_ND: NDArray[Any], fingerprint: str) -> None:
+        """Check that embeddings are of the gallery's model, with shape (N, D).
 
         Raises:
-            GalleryError: one of these, named in the message.
+            GalleryError: another model, or another shape.
         """
         if fingerprint != self.fingerprint:
             raise GalleryError(
-                f"these embeddings belong to the model {fingerprint}, but the gallery {self.place} "
-                f"belongs to the model {self.fingerprint}: embed the pictures with the gallery's "
-                "model, or change the gallery's model with `twinlens gallery rebuild`"
+                f"these embeddings belong to the model {one_line(str(fingerprint))}, but the "
+                f"gallery {self.place} belongs to the model {self.fingerprint}: embed the pictures "
+                "with the gallery's model, or change it with `twinlens gallery rebuild`"
             )
         if emb_ND.ndim != 2 or emb_ND.shape[1] != self.dim:
             raise GalleryError(f"embeddings must have shape (N, {self.dim}), found {emb_ND.shape}")
-        if not np.isfinite(emb_ND).all():
-            raise GalleryError("embeddings must be finite, found NaN or infinity: the model is "
-                               "broken, train it again")  # fmt: skip
 
     def nearest(
         self, emb_D: NDArray[Any], k: int, state: GalleryState | None = None
@@ -178,8 +202,10 @@ class GalleryCore:
 
     def probe(self, emb_D: NDArray[Any]) -> Floats:
         """A checked and prepared query vector (D,)."""
-        emb_1D = np.asarray(emb_D, dtype=np.float32).reshape(1, -1)
-        self.check_vectors(emb_1D, self.fingerprint)
+        emb_1D = as_float32(emb_D).reshape(1, -1)
+        self.check_shape(emb_1D, self.fingerprint)
+        if not np.isfinite(emb_1D).all():
+            raise GalleryError(f"embeddings must be finite, found {NOT_FINITE}: {BROKEN_MODEL}")
         prepared: Floats = self.prepared(emb_1D)[0]
         return prepared
 

@@ -51,7 +51,7 @@ def decide(
         open_set: the gallery's calibration, for the margin and the probability.
     """
     verdict, reason = _verdict(ranked, threshold.value, open_set)
-    if threshold.of == "pairs":
+    if threshold.of == "pairs" and ranked:
         reason += (
             "; the threshold is the model's for pairs, which in a gallery of this size may falsely "
             f"identify up to {threshold.fpir:.0%} of strangers: run `twinlens gallery calibrate`"

@@ -22,16 +22,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twinlens.data.decode import open_picture
-from twinlens.errors import GalleryError, PictureError
+from twinlens.errors import GalleryError, PictureError, first_line, short_repr
 from twinlens.gallery.core import GalleryCore
+from twinlens.gallery.embeddings import BROKEN_MODEL, unusable_embeddings
 from twinlens.gallery.results import EnrolResult, SkippedPicture
 from twinlens.gallery.schema import schema
-from twinlens.gallery.snapshot import vectors
 from twinlens.gallery.sources import Source, conflict, digest, read_source, text
+from twinlens.parsing import parse_json
 
 __all__ = ["Enrolment", "enrol_pictures", "make_rows"]
 
 AT_ONCE = 256
+MAX_METADATA = 100_000  # characters of a template's metadata, as JSON
 THREADS = 4
 THUMBNAIL = 160
 """The longer side of a thumbnail, in pixels."""
@@ -47,7 +49,11 @@ def make_rows(
     metadata: Sequence[Mapping[str, Any]],
     thumbnail: Sequence[bytes | None] | None = None,
 ) -> pa.Table:
-    """Rows of a gallery's table, in the columns of `schema`; their time is now."""
+    """Rows of a gallery's table, in the columns of `schema`; their time is now.
+
+    Raises:
+        GalleryError: names that are no text, or metadata that are no JSON.
+    """
     num, dim = emb_ND.shape
     rows = {
         "hash": pa.array(hashes, pa.string()),
@@ -65,11 +71,18 @@ def make_rows(
 
 def _json(metadata: Mapping[str, Any]) -> str:
     try:
-        return text(json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False))
-    except (TypeError, ValueError) as error:
+        if not isinstance(metadata, Mapping):
+            raise TypeError(f"found {short_repr(metadata)} instead of keys and values")
+        written = text(json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False))
+        if len(written) > MAX_METADATA:
+            raise ValueError(f"found {len(written):,} characters, at most {MAX_METADATA:,}")
+        parse_json(written)  # Its limits hold for every reader.
+    except (TypeError, ValueError, RecursionError) as error:
         raise GalleryError(
-            f"metadata must be text, numbers, booleans, or lists and objects of these: {error}"
+            "metadata must be text, numbers, booleans, or lists and objects of these: "
+            f"{first_line(error)}"
         ) from error
+    return written
 
 
 class Enrolment:
@@ -96,19 +109,18 @@ class Enrolment:
             for start in range(0, len(sources), AT_ONCE):
                 batch = sources[start : start + AT_ONCE]
                 new, copies = self._new(pool.map(_hashed, batch), batch)
-                kept: dict[str, tuple[Source, _Read]] = {}
-                for name, read in zip(new, pool.map(self._read, new.values()), strict=True):
-                    if isinstance(read, SkippedPicture):
-                        # Copies of a broken file are broken too.
-                        broken = [new[name], *copies.pop(name, [])]
-                        self.skipped += [SkippedPicture(copy.path, read.reason) for copy in broken]
+                pictures = dict(zip(new, pool.map(self._read, new.values()), strict=True))
+                emb_of = self._embeddings(pictures)
+                for name, result in emb_of.items():
+                    if isinstance(result, str):  # A reason, which is that of its copies too.
+                        left_out = [new[name], *copies.get(name, [])]
+                        self.skipped += [SkippedPicture(source.path, result) for source in left_out]
                     else:
-                        kept[name] = new[name], read
-                for name, sources_of_name in copies.items():
-                    for source in sources_of_name:
-                        self._count_known(source, new[name].identity)
+                        for source in copies.get(name, []):
+                            self._count_known(source, new[name].identity)
+                kept = {k: emb for k, emb in emb_of.items() if not isinstance(emb, str)}
                 if kept:
-                    yield self._rows(kept)
+                    yield self._rows(kept, new, pictures)
                 if progress is not None:
                     progress(start + len(batch), len(sources))
 
@@ -139,13 +151,14 @@ class Enrolment:
         else:
             self.skipped.append(conflict(source.path, owner))
 
-    def _read(self, source: Source) -> _Read | SkippedPicture:
+    def _read(self, source: Source) -> _Read | str:
+        """The picture, or the reason why it cannot be read."""
         try:
             content = source.content()
             pixels = read_source(self._matcher, source, content)
             return _Read(pixels, self._thumbnail(source, content) if self._keep else None)
         except PictureError as error:
-            return SkippedPicture(source.path, error.reason)
+            return error.reason
 
     def _thumbnail(self, source: Source, content: bytes) -> bytes:
         if source.pixels is not None:
@@ -158,21 +171,39 @@ class Enrolment:
         picture.save(stream, "JPEG", quality=85)
         return stream.getvalue()
 
-    def _embedded(self, pixels_NCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _embeddings(
+        self, pictures: Mapping[str, _Read | str]
+    ) -> dict[str, NDArray[np.float32] | str]:
+        """The embedding (D,) of each picture, or the reason why it has none, by hash."""
         from twinlens.model.encoder import embed_pixels
 
-        return self._core.prepared(embed_pixels(self._matcher.bundle.encoder, pixels_NCHW))
+        result: dict[str, NDArray[np.float32] | str] = {}
+        pixels = {name: read.pixels for name, read in pictures.items() if isinstance(read, _Read)}
+        result |= {name: read for name, read in pictures.items() if isinstance(read, str)}
+        if pixels:
+            emb_ND = embed_pixels(self._matcher.bundle.encoder, np.stack(list(pixels.values())))
+            unusable = unusable_embeddings(emb_ND)
+            for row, (name, emb_D) in enumerate(
+                zip(pixels, self._core.prepared(emb_ND), strict=True)
+            ):
+                result[name] = f"{unusable[row]}: {BROKEN_MODEL}" if row in unusable else emb_D
+        return {name: result[name] for name in pictures}
 
-    def _rows(self, kept: Mapping[str, tuple[Source, _Read]]) -> pa.Table:
-        sources, pictures = zip(*kept.values(), strict=True)
+    def _rows(
+        self,
+        emb_of: Mapping[str, NDArray[np.float32]],
+        new: Mapping[str, Source],
+        pictures: Mapping[str, _Read | str],
+    ) -> pa.Table:
+        sources = [new[name] for name in emb_of]
         self.identities.update(source.identity for source in sources)
         return make_rows(
-            self._embedded(np.stack([picture.pixels for picture in pictures])),
+            np.stack(list(emb_of.values())),
             [source.identity for source in sources],
             [source.path for source in sources],
-            list(kept),
+            list(emb_of),
             [source.metadata for source in sources],
-            [picture.thumbnail for picture in pictures],
+            [read.thumbnail for name in emb_of if isinstance(read := pictures[name], _Read)],
         )
 
 
@@ -187,7 +218,6 @@ def enrol_pictures(
     run = Enrolment(core, keep_thumbnails=keep_thumbnails)
     num_new = num_rows = 0
     for rows in run.rows(sources, progress):
-        core.check_vectors(vectors(rows["vector"]), core.fingerprint)
         num_rows += len(rows)
         num_new += core.insert(rows)
     # Rows that another writer enrolled meanwhile are known as well.

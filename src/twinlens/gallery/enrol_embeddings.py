@@ -5,6 +5,7 @@ Shapes: N templates, D dimensions.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from twinlens.errors import GalleryError
+from twinlens.errors import GalleryError, one_line, short_repr
 from twinlens.gallery.core import GalleryCore
+from twinlens.gallery.embeddings import as_float32, unusable_embeddings
 from twinlens.gallery.enrol import make_rows
 from twinlens.gallery.results import EnrolResult, SkippedPicture
 from twinlens.gallery.sources import check_identity, conflict, digest, forgery
@@ -22,6 +24,7 @@ __all__ = ["RowEnrolment", "enrol_embeddings", "rows_of_embeddings"]
 
 AT_ONCE = 50_000
 """Embeddings of a commit."""
+HASH = re.compile("[0-9a-f]{32}")
 
 Progress = Callable[[int, int], None]
 
@@ -34,20 +37,43 @@ def rows_of_embeddings(
     path: Sequence[str] | None = None,
     hash: Sequence[str] | None = None,
     metadata: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    first: int = 1,
 ) -> pa.Table:
-    """Rows of the store for existing embeddings; see `Gallery.enrol_embeddings`."""
-    emb = np.ascontiguousarray(emb_ND, dtype=np.float32)
+    """Rows of the store for existing embeddings; see `Gallery.enrol_embeddings`.
+
+    Args:
+        first: number of the first row in messages.
+    """
+    emb = as_float32(emb_ND)
     num = len(emb)
-    core.check_vectors(emb, fingerprint)
-    names = [check_identity(name) for name in identity]
+    core.check_shape(emb, fingerprint)
     path = [""] * num if path is None else path
     hash = [digest(row.tobytes()) for row in emb] if hash is None else hash
     metadata = [{}] * num if metadata is None else metadata
-    if not num == len(names) == len(path) == len(hash) == len(metadata):
+
+    def row_name(row: int) -> str:
+        name = f"row {first + row}"
+        return f"{name} ({one_line(path[row])})" if path[row] else name
+
+    if unusable := unusable_embeddings(emb):
+        row, reason = next(iter(unusable.items()))
+        more = f"; so do {len(unusable) - 1} more rows" if len(unusable) > 1 else ""
         raise GalleryError(
-            f"found {num} embeddings, {len(names)} identities, {len(path)} paths, {len(hash)} "
-            f"hashes and {len(metadata)} metadata: give as many of each"
+            f"{row_name(row)}: {reason}{more}. Embeddings must be finite, and not zero: leave such "
+            "rows out"
         )
+    names = []
+    for row, (name, key) in enumerate(zip(identity, hash, strict=True)):
+        try:
+            names.append(check_identity(name))
+        except GalleryError as error:
+            raise GalleryError(f"{row_name(row)}: {error}") from error
+        if not isinstance(key, str) or HASH.fullmatch(key) is None:
+            raise GalleryError(
+                f"{row_name(row)}: its hash must have 32 digits of 0-9 and a-f, found "
+                f"{short_repr(key)}"
+            )
     return make_rows(core.prepared(emb), names, path, hash, metadata)
 
 
@@ -106,7 +132,17 @@ def enrol_embeddings(
     progress: Progress | None,
 ) -> EnrolResult:
     """Enrol existing embeddings; see `Gallery.enrol_embeddings`."""
+    emb_ND = as_float32(emb_ND)
+    core.check_shape(emb_ND, fingerprint)
     num, enrolment = len(emb_ND), RowEnrolment(core)
+    columns = {"identities": identity, "paths": path, "hashes": hash, "metadata": metadata}
+    for name, values in columns.items():
+        if isinstance(values, str):  # Otherwise each letter would be one.
+            raise GalleryError(f"{name} must be given as a list, found {short_repr(values)}")
+        if values is not None and len(values) != num:
+            raise GalleryError(
+                f"found {num} embeddings, {len(values)} {name}: give as many of each"
+            )
     for start in range(0, num, AT_ONCE):
         part = slice(start, start + AT_ONCE)
         rows = rows_of_embeddings(
@@ -117,6 +153,7 @@ def enrol_embeddings(
             None if path is None else path[part],
             None if hash is None else hash[part],
             None if metadata is None else metadata[part],
+            first=start + 1,
         )
         enrolment.add(rows)
         if progress is not None:

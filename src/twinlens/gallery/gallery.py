@@ -9,7 +9,6 @@ Shapes: N pictures, M templates, D dimensions, K answers.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ from twinlens.gallery.results import (
     SkippedPicture,
     TemplateList,
 )
-from twinlens.gallery.schema import quoted
+from twinlens.gallery.schema import quoted, read_metadata
 from twinlens.gallery.search import Lookup, RankedIdentity
 from twinlens.gallery.settings import GalleryState, model_files, new_settings
 from twinlens.gallery.sources import Source, check_identity, read_labelled, sources_of, text
@@ -233,11 +232,14 @@ class Gallery:
             identity: N names.
             fingerprint: fingerprint of the model that made them.
             path: N paths of the pictures; "" by default.
-            hash: N unique hashes of the pictures; those of each vector's bytes by default.
+            hash: N unique hashes of the pictures, 32 hex digits each; those of each vector's
+                bytes by default.
             metadata: N mappings.
             progress: callback with the rows done and in all.
         Raises:
-            GalleryError: another model, unequal lengths, non-finite values, empty names.
+            GalleryError: another model, unequal lengths, embeddings that are not finite or of
+                length 0, empty names, hashes of another form; names the row. Rows of earlier
+                commits stay enrolled.
         """
         return enrol_embeddings(
             self.core, emb_ND, identity, fingerprint, path, hash, metadata, progress
@@ -281,7 +283,7 @@ class Gallery:
         state = self.state()
         threshold = self.core.threshold(far, state)
         # The second one shows whether the first stands out.
-        ranked = self.core.nearest(emb_D, max(k, 2), state)
+        ranked = self.core.nearest(emb_D, max(min(k, state.num_templates), 2), state)
         return decide(ranked, k, threshold, state.open_set)
 
     def nearest(self, emb_D: NDArray[Any], k: int) -> list[RankedIdentity]:
@@ -311,13 +313,14 @@ class Gallery:
         condition = None if where is None else condition_of(self.store, where)
         try:
             rows = self.lookup.templates(
-                self.core.probe(emb_D), k, state.nprobes, where=condition,
+                self.core.probe(emb_D), max(1, min(k, state.num_templates)), state.nprobes,
+                where=condition,
                 in_memory=self.core.is_in_memory(state), columns=TEMPLATE_COLUMNS,
             )  # fmt: skip
         except GalleryError as error:
             raise explain_cast(where, error) from error
         return tuple(
-            Hit(**{**row, "metadata": json.loads(row["metadata"])}) for row in rows.to_pylist()
+            Hit(**{**row, "metadata": read_metadata(row["metadata"])}) for row in rows.to_pylist()
         )
 
     def threshold(self, far: float | None = None) -> Threshold:
@@ -334,6 +337,8 @@ class Gallery:
 
     def erase(self, identity: str) -> EraseReceipt:
         """Erase an identity, so that no file of the gallery holds anything of it.
+
+        Outside of the gallery the identity may still be found; see `EraseReceipt.as_text`.
 
         Raises:
             GalleryError: no such identity, or the gallery cannot be written.
@@ -413,7 +418,7 @@ class Gallery:
         return maintain.training_overlap(self.core)
 
     def export(self, path: str | Path) -> int:
-        """Write all templates to a Parquet file; returns how many.
+        """Write all templates to a Parquet file that only its owner can read; returns how many.
 
         Raises:
             DataError: the file cannot be written.
@@ -425,8 +430,8 @@ class Gallery:
         """Enrol the rows of a file from `export` or `twinlens embed`; forgeries are skipped.
 
         Raises:
-            GalleryError: no such file, another model, or missing or ill-typed columns. Rows
-                imported before the error stay enrolled.
+            GalleryError: no such file, another model, missing or ill-typed columns, or an invalid
+                value, with the number of its row. Rows imported before the error stay enrolled.
         """
         return import_export.import_file(self.core, Path(path), progress)
 
@@ -453,7 +458,7 @@ class Gallery:
 
 
 def _check_count(k: int) -> None:
-    if not isinstance(k, int | np.integer):
+    if not isinstance(k, int | np.integer) or isinstance(k, bool):
         raise GalleryError(f"k must be a whole number of answers, found {k!r}")
     if k < 1:
         raise GalleryError(f"k must be at least 1, found {k}")

@@ -108,6 +108,7 @@ def needs_index(core: GalleryCore) -> bool:
 def sweep(store: Store, deletions: int) -> CleanupResult:
     """Delete unreferenced files, and count that many deletions as purged; see `settings`."""
     cleared = store.clear()
+    store.delete_models()  # Copies of a rebuild that was killed.
     store.change_index_settings(
         lambda old, num: (
             old

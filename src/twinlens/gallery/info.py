@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from twinlens.errors import CalibrationError
+from twinlens.errors import CalibrationError, one_line
 from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.index import measured_index
 
@@ -68,7 +68,7 @@ class GalleryInfo:
     def as_text(self) -> str:
         """A line for each fact."""
         lines = {
-            "gallery": self.place,
+            "gallery": one_line(self.place, None),
             "holds": f"{self.num_templates} templates of {self.num_identities} identities, "
             f"{self.num_thumbnails} with a thumbnail, {self.num_bytes / 1e6:.1f} MB",
             "model": f"{self.fingerprint}, {self.dim} dimensions, {self.comparator}",
@@ -85,6 +85,8 @@ class GalleryInfo:
         if self.threshold is None or self.expected_fpir is None:
             return "none: run `twinlens gallery calibrate`"
         fpir = f"{self.expected_fpir:.1%} of strangers (FPIR)"
+        if not self.num_templates:
+            return f"{self.threshold:.4f}, but no identity is enrolled yet"
         if self.threshold_of == "pairs":
             return (
                 f"{self.threshold:.4f}, falsely identifies up to {fpir}; it is the model's "

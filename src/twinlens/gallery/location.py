@@ -8,22 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
+import pyarrow as pa
 from lance.file import LanceFileSession
 
-from twinlens.errors import GalleryError, TwinlensError
-from twinlens.files import expand_user
-from twinlens.gallery.durable import fsync
+from twinlens.errors import GalleryError, TwinlensError, one_line
+from twinlens.files import expand_user, part_beside, sweep_parts
+from twinlens.gallery.durable import fsync, permissions, restrict
+from twinlens.model.stored import FINGERPRINT, GALLERY_MODELS
 
-__all__ = ["LOCKS", "copy_files", "gallery_error", "gallery_errors", "is_remote", "is_taken",
-           "missing_gallery", "normalized", "table_of"]  # fmt: skip
+__all__ = ["LOCKS", "MODEL_FILES", "READ_ERRORS", "check_content", "copy_files", "delete_model",
+           "gallery_error", "gallery_errors", "is_panic", "is_remote", "is_taken",
+           "missing_gallery", "model_names", "normalized", "open_files", "table_of"]  # fmt: skip
 
 TABLE = "templates.lance"
 LOCKS = (".lock", ".next")
+MODEL_FILES = ("model.safetensors", "model.json")
+"""The files of a model, in the order in which they are copied: the description last."""
+
+READ_ERRORS = (OSError, ValueError, RuntimeError, MemoryError, pa.ArrowException)
+"""Errors of Lance and Arrow for files that are missing or damaged."""
 LOCAL_ADDRESS = re.compile(r"file:(?:/?/?localhost)?(?://)?(/.*)", re.DOTALL)
 HALF_ADDRESS = re.compile(r"\w{2,}:/(?!/)")
 RUST_PLACE = re.compile(r",?\s*(location: )?\S+\.rs:\d+:\d+")
@@ -68,14 +78,43 @@ def is_taken(base: str, files: Mapping[str, Path], options: Mapping[str, str] | 
             return folder.exists()
         table = any((folder / TABLE / "_versions").glob("*.manifest"))
         return table or any(path.name not in created for path in folder.iterdir())
-    session = LanceFileSession(base, storage_options=None if options is None else dict(options))
-    names = session.list()
+    names = open_files(base, options).list()
     table = any(name.startswith(f"{TABLE}/_versions/") for name in names)
     return table or any(name.split("/", 1)[0] not in created for name in names)
 
 
+def check_content(place: str) -> None:
+    """Check that a gallery on disk holds nothing but folders and regular files.
+
+    Through a link, files outside of the gallery would be read, replaced or deleted; a pipe would
+    block.
+
+    Raises:
+        GalleryError: a link, a pipe or a device.
+    """
+    folders = [place]
+    while folders:
+        # Another process may delete files and folders at the same time.
+        with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif not entry.is_file(follow_symlinks=False):
+                    kind = "a link" if entry.is_symlink() else "a pipe or device"
+                    raise GalleryError(
+                        f"the gallery {place} holds {kind}, {one_line(entry.path, None)}: a "
+                        "gallery has only folders and files of its own; remove it, or restore the "
+                        "gallery from a copy (the gallery's folder itself may be a link)"
+                    )
+
+
 def missing_gallery(place: str) -> GalleryError:
     """The error for a place without a gallery."""
+    if not is_remote(place) and Path(place).exists() and not Path(place).is_dir():
+        return GalleryError(
+            f"{place} is a file, and a gallery is a folder: give a gallery's folder, or create one "
+            "at another place with `twinlens gallery create GALLERY --model MODEL`"
+        )
     if any((Path(place) / name).is_file() for name in ("model.json", "model/model.json")):
         return GalleryError(
             f"{place} is a model, not a gallery: create a gallery from it with "
@@ -87,15 +126,51 @@ def missing_gallery(place: str) -> GalleryError:
     )
 
 
+def open_files(base: str, options: Mapping[str, str] | None) -> LanceFileSession:
+    """Access to the files below `base`, a folder or an address in an object store."""
+    return LanceFileSession(base, storage_options=None if options is None else dict(options))
+
+
 def copy_files(base: str, files: Mapping[str, Path], options: Mapping[str, str] | None) -> None:
     """Copy files below `base`, a folder or an address in an object store, under their names."""
-    session = LanceFileSession(base, storage_options=None if options is None else dict(options))
     for name, path in files.items():
-        session.upload_file(str(path), name)
-        if not is_remote(base):
-            target = Path(base) / name
-            for place in (target, *target.parents[: len(Path(name).parents)]):
-                fsync(place)
+        if is_remote(base):
+            open_files(base, options).upload_file(str(path), name)
+            continue
+        target, mode = Path(base) / name, permissions(base)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with part_beside(target) as folder:
+            part = folder / target.name
+            shutil.copyfile(path, part)
+            fsync(part)
+            part.replace(target)
+        for place in (target, *target.parents[: len(Path(name).parents)]):
+            restrict(place, mode)
+            fsync(place)
+
+
+def model_names(base: str) -> list[str]:
+    """The fingerprints of the models whose copies a gallery on disk holds."""
+    folder = Path(base) / GALLERY_MODELS
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return [name for name in names if re.fullmatch(FINGERPRINT, name)]
+
+
+def delete_model(base: str, fingerprint: str, options: Mapping[str, str] | None) -> None:
+    """Delete the copy of a model: its known files by name, and the folder if that empties it."""
+    assert re.fullmatch(FINGERPRINT, fingerprint), fingerprint
+    if is_remote(base):
+        session = open_files(base, options)
+        for name in MODEL_FILES:
+            if session.contains(f"{GALLERY_MODELS}/{fingerprint}/{name}"):
+                session.delete_file(f"{GALLERY_MODELS}/{fingerprint}/{name}")
+        return
+    folder = Path(base) / GALLERY_MODELS / fingerprint
+    sweep_parts(folder)
+    for name in MODEL_FILES:
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # Files of others remain.
+        folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -105,18 +180,22 @@ def gallery_errors(task: str) -> Iterator[None]:
         yield
     except TwinlensError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except READ_ERRORS as error:
         raise gallery_error(error, task) from error
     except BaseException as error:
-        # On Python 3.13 pylance 14 panics if a commit fails, and hides the cause. A panic is no
-        # `Exception`.
-        if type(error).__name__ != "PanicException":
+        # On Python 3.13 pylance 14 panics if a commit fails, and hides the cause.
+        if not is_panic(error):
             raise
         advice = "check the free space and the permissions, and run this again"
         raise GalleryError(f"{task}: the commit failed; {advice}") from error
 
 
-def gallery_error(error: Exception, task: str) -> GalleryError:
+def is_panic(error: BaseException) -> bool:
+    """Whether Lance's own code failed, as on damaged files; such an error is no `Exception`."""
+    return type(error).__name__ == "PanicException"
+
+
+def gallery_error(error: BaseException, task: str) -> GalleryError:
     """The `GalleryError` for an error of Lance, without lines of its source."""
     text = RUST_PLACE.sub("", str(error)).strip().rstrip(",.")
     if "No space left on device" in text or getattr(error, "errno", None) == errno.ENOSPC:

@@ -42,7 +42,6 @@ def rebuild(
     if missing and not drop_missing:
         raise GalleryError(_missing_message(list(missing.values()), len(core)))
     store, old, dropped = core.store, core.fingerprint, set(missing)
-    store.copy_files(model_files(matcher))
     columns = with_settings(
         schema(matcher.bundle.encoder.model_settings.embedding),
         store.settings() | model_settings(matcher),
@@ -50,13 +49,14 @@ def rebuild(
     total = len(core) - len(missing)
 
     def batches(table: Any) -> pa.RecordBatchReader:
+        # Here no other process deletes them as the files of a killed rebuild.
+        store.copy_files(model_files(matcher))
         rows = _embedded(table, matcher, dropped, lambda done: progress and progress(done, total))
         return pa.RecordBatchReader.from_batches(columns, rows)
 
     store.table.replace_all(batches)
     store.clear()
-    if old != matcher.fingerprint:
-        store.delete_files(f"models/{old}")
+    store.delete_models(old)
     return RebuildResult(store.count(), tuple(missing.values()), matcher.fingerprint)
 
 
@@ -77,7 +77,7 @@ def _missing(core: GalleryCore) -> dict[str, SkippedPicture]:
 
 
 def _missing_message(missing: list[SkippedPicture], total: int) -> str:
-    shown = "\n".join(f"  {picture.path}: {picture.reason}" for picture in missing[:MAX_SHOWN])
+    shown = "\n".join(f"  {picture}" for picture in missing[:MAX_SHOWN])
     more = f"\n  and {len(missing) - MAX_SHOWN} more" if len(missing) > MAX_SHOWN else ""
     back = (
         "Put them back (those without a file can only be enrolled into a new gallery)"

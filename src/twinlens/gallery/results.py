@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from twinlens.errors import DataError, one_line
+from twinlens.gallery.schema import read_metadata
 from twinlens.measure.open_set_calibration import OpenSetCalibration
 
 __all__ = ["EnrolResult", "EraseReceipt", "ExportResult", "GalleryCalibrationResult",
@@ -18,6 +19,13 @@ __all__ = ["EnrolResult", "EraseReceipt", "ExportResult", "GalleryCalibrationRes
            "Template", "TemplateList"]  # fmt: skip
 
 MAX_WIDTH = 60  # of a name on a line
+
+NOT_ERASED = (
+    "not erased, since it lies outside of the gallery: the pictures themselves; pages and sheets "
+    "that show them (reports, clusters, --show); exports and files of `twinlens embed`; copies, "
+    "backups and snapshots. A model that was trained on them stays as it is: train again without "
+    "them, then `twinlens gallery rebuild`"
+)
 
 
 @dataclass(frozen=True)
@@ -106,11 +114,12 @@ class EraseReceipt:
         return asdict(self)
 
     def as_text(self) -> str:
-        """The counts in one line."""
+        """The counts, and what may still show the identity."""
         return (
             f"erased 1 identity: {self.num_templates} templates, {self.num_thumbnails} thumbnails; "
             f"removed {self.num_versions} older versions ({self.num_bytes / 1e6:.1f} MB); "
-            f"{self.num_left} templates of others remain ({self.time}, {self.seconds:.1f} s)"
+            f"{self.num_left} templates of others remain ({self.time}, {self.seconds:.1f} s)\n"
+            f"{NOT_ERASED}"
         )
 
 
@@ -282,7 +291,7 @@ class TemplateList:
     def of(cls, rows: pa.Table) -> TemplateList:
         """From rows of a gallery's table."""
         templates = [
-            Template(**(row | {"metadata": json.loads(row["metadata"])}))
+            Template(**(row | {"metadata": read_metadata(row["metadata"])}))
             for row in rows.to_pylist()
         ]
         return cls(tuple(sorted(templates, key=lambda row: (row.identity, row.path, row.hash))))

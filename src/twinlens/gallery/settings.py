@@ -12,25 +12,31 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from twinlens._version import __version__
 from twinlens.errors import GalleryError, validation_problems
+from twinlens.gallery.location import MODEL_FILES
 from twinlens.gallery.store import Store
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.open_set_calibration import OpenSetCalibration
+from twinlens.model.stored import GALLERY_MODELS, Fingerprint
 
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
 
-__all__ = ["FORMAT", "MODEL_FILES", "GallerySettings", "GalleryState", "IndexMeasurement",
+__all__ = ["FORMAT", "GallerySettings", "GalleryState", "IndexMeasurement",
            "model_files", "model_settings", "new_settings", "read_settings",
            "read_state"]  # fmt: skip
 
 FORMAT = 1
-MODEL_FILES = ("model.json", "model.safetensors")
+STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Partitions = Annotated[int, Field(ge=1, le=256)]
+Text = Annotated[str, Field(max_length=200)]
 
 
 class IndexMeasurement(BaseModel):
@@ -40,29 +46,47 @@ class IndexMeasurement(BaseModel):
     `partitions` finds.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = STRICT
 
-    partitions: PositiveInt
-    nprobes: PositiveInt
+    partitions: Partitions
+    nprobes: Partitions
     recall: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _probes_no_more_than_there_are(self) -> Self:
+        if self.nprobes > self.partitions:
+            raise ValueError(f"nprobes: found {self.nprobes} of {self.partitions} partitions")
+        return self
 
 
 class GallerySettings(BaseModel):
     """Settings of a gallery in format 1."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = STRICT
 
     format: Literal[1]
-    created: str  # ISO 8601
-    deletions: NonNegativeInt
-    purged: NonNegativeInt
-    twinlens: str
-    fingerprint: str = Field(min_length=1)
-    comparator: str
-    scale: float = Field(gt=0, allow_inf_nan=False)
+    created: Text  # ISO 8601
+    deletions: Count
+    purged: Count
+    twinlens: Text
+    fingerprint: Fingerprint
+    comparator: Literal["euclidean", "squared-euclidean", "cosine", "sigmoid", "network"]
+    scale: float = Field(gt=0, le=1e6)
     pairs: dict[str, Any] | None
     open_set: dict[str, Any] | None
     index: IndexMeasurement | None
+
+    @field_validator("created")
+    @classmethod
+    def _is_a_time(cls, created: str) -> str:
+        datetime.fromisoformat(created)
+        return created
+
+    @model_validator(mode="after")
+    def _purged_what_was_deleted(self) -> Self:
+        if self.purged > self.deletions:
+            raise ValueError(f"purged: found {self.purged} of {self.deletions} deletions")
+        return self
 
 
 @dataclass(frozen=True)
@@ -135,7 +159,7 @@ def read_settings(place: str, values: Mapping[str, Any]) -> GallerySettings:
         GalleryError: a newer format, or damaged settings; names every problem.
     """
     stored_format = values.get("format")
-    if isinstance(stored_format, int) and stored_format > FORMAT:
+    if type(stored_format) is int and stored_format > FORMAT:
         raise GalleryError(
             f"the gallery {place} has format {stored_format}, but twinlens {__version__} reads "
             f"formats up to {FORMAT}: upgrade twinlens"
@@ -175,4 +199,5 @@ def model_settings(matcher: Matcher) -> dict[str, Any]:
 
 def model_files(matcher: Matcher) -> dict[str, Path]:
     """A model's files, by their names below a gallery."""
-    return {f"models/{matcher.fingerprint}/{name}": matcher.path / name for name in MODEL_FILES}
+    folder = f"{GALLERY_MODELS}/{matcher.fingerprint}"
+    return {f"{folder}/{name}": matcher.path / name for name in MODEL_FILES}

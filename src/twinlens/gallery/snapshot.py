@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from twinlens.gallery.schema import check_rows
 from twinlens.gallery.store import Store
 
 __all__ = ["Snapshot", "Snapshots"]
@@ -211,7 +212,9 @@ class Snapshots:
             parts[key] = fragment.to_table(columns=list(HELD)) if part is None else part
         self._parts = parts
         empty = table.schema.empty_table().select(HELD)
-        return Snapshot.of(int(table.version), pa.concat_tables([empty, *parts.values()]))
+        rows = pa.concat_tables([empty, *parts.values()])
+        check_rows(rows)
+        return Snapshot.of(int(table.version), rows)
 
 
 def vectors(column: pa.ChunkedArray) -> NDArray[np.float32]:

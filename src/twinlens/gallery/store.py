@@ -8,6 +8,7 @@ Shapes: M templates of D dimensions.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,22 +19,27 @@ from typing import Any, TypeVar
 import lance
 import numpy as np
 import pyarrow as pa
-from lance.file import LanceFileSession
 from numpy.typing import NDArray
 
 from twinlens.errors import GalleryError
-from twinlens.gallery.durable import Durable, fsync
+from twinlens.gallery.durable import Durable, fsync, restrict, restrict_hint
 from twinlens.gallery.location import (
+    check_content,
     copy_files,
+    delete_model,
     gallery_errors,
     is_remote,
     is_taken,
+    model_names,
     normalized,
+    open_files,
     table_of,
 )
 from twinlens.gallery.schema import (
     COLUMNS,
     SETTINGS,
+    check_columns,
+    check_rows,
     quoted,
     schema,
     settings_json,
@@ -50,6 +56,12 @@ MAX_FRAGMENTS = 100
 """Fragments of the table, one per commit, above which they are compacted."""
 
 DELETED_AT_ONCE = 1000
+
+PRIVATE = 0o700
+"""Permissions of a new gallery's folder; its files have no more (see `durable`)."""
+
+ROWS_PER_BYTE = 1
+"""More rows than that in the table's files are no templates: each has a hash of its own."""
 
 Result = TypeVar("Result")
 
@@ -93,7 +105,11 @@ class Store:
             raise GalleryError(f"{place} exists already: name a new or an empty place")
         with gallery_errors(f"cannot create the gallery {place}"):
             if not is_remote(base):
-                Path(base).mkdir(parents=True, exist_ok=True)
+                Path(base).parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileExistsError):
+                    Path(base).mkdir(mode=PRIVATE)
+                restrict(base, PRIVATE)  # An empty folder that was there.
+                check_content(base)
             copy_files(base, files, options)
             # Last, since a place with a table is a gallery.
             lance.write_dataset(
@@ -103,6 +119,7 @@ class Store:
                 commit_lock=None if is_remote(base) else Durable(Path(table_of(base))),
             )
             if not is_remote(base):
+                restrict_hint(Path(table_of(base)))
                 for folder in (base, Path(base).parent):
                     fsync(folder)
         return cls(base, options)
@@ -133,13 +150,41 @@ class Store:
         return self.table.read(action)
 
     def settings(self) -> dict[str, Any]:
-        """The settings of the newest version."""
-        settings = self.read(stored_settings)
+        """The settings of the newest version.
+
+        Raises:
+            GalleryError: not the table of a gallery, or a damaged one.
+        """
+        settings = self.read(self._checked_settings)
         if settings is None:
             raise GalleryError(
                 f"{self.place} holds a Lance table, but not one of a twinlens gallery"
             )
         return settings
+
+    def _checked_settings(self, table: lance.LanceDataset) -> dict[str, Any] | None:
+        try:
+            settings = stored_settings(table)
+            if settings is not None:
+                check_columns(table.schema)
+        except ValueError as error:
+            raise GalleryError(
+                f"the gallery {self.place} is damaged: {error}. Restore it from a copy"
+            ) from error
+        return settings
+
+    def check_size(self) -> None:
+        """Check that the table's files can hold its rows, before any are read.
+
+        Raises:
+            GalleryError: a few bytes claim a great number of rows.
+        """
+        num, size = self.count(), self.num_bytes()
+        if num > ROWS_PER_BYTE * size:
+            raise GalleryError(
+                f"the gallery {self.place} is damaged: it claims {num:,} templates, and its files "
+                f"hold {size:,} bytes. Restore it from a copy"
+            )
 
     def count(self, where: str | None = None) -> int:
         """The number of templates, or of those that satisfy a condition."""
@@ -149,9 +194,19 @@ class Store:
         self, where: str | None = None, columns: Sequence[str] = COLUMNS, limit: int | None = None
     ) -> pa.Table:
         """The templates that satisfy an SQL condition."""
-        return self.read(
+        return self._rows(
             lambda table: table.to_table(columns=list(columns), filter=where, limit=limit)
         )
+
+    def _rows(self, action: Callable[[lance.LanceDataset], pa.Table]) -> pa.Table:
+        """Read rows, and check them."""
+
+        def checked(table: lance.LanceDataset) -> pa.Table:
+            rows = action(table)
+            check_rows(rows)
+            return rows
+
+        return self.read(checked)
 
     def nearest(
         self,
@@ -188,7 +243,7 @@ class Store:
         where: str | None,
         options: Mapping[str, Any],
     ) -> pa.Table:
-        return self.read(
+        return self._rows(
             lambda table: table.scanner(
                 columns=[*columns, "_distance"],
                 nearest={"column": "vector", "q": vector_D, "k": k, **options},
@@ -386,17 +441,21 @@ class Store:
     def fetch_file(self, name: str, target: Path) -> None:
         """Copy a file from beside the table."""
         with gallery_errors(f"cannot read {name} of the gallery {self.place}"):
-            self._files().download_file(name, str(target))
+            open_files(self.place, self.table.options).download_file(name, str(target))
 
-    def delete_files(self, folder: str) -> None:
-        """Delete the files of a folder beside the table."""
-        with gallery_errors(f"cannot write the gallery {self.place}"):
-            session = self._files()
-            for name in session.list(folder):
-                session.delete_file(name)
+    def delete_models(self, old: str | None = None) -> None:
+        """Delete the copies of models that the newest version does not use.
 
-    def _files(self) -> Any:
-        return LanceFileSession(self.place, storage_options=self.table.options)
+        Args:
+            old: fingerprint of the only one to delete in an object store, where others may be
+                copies of a rebuild at work.
+        """
+        with self.table.writing(single=False) as table:
+            used = _settings(table).get("fingerprint")
+            names = [old] if is_remote(self.place) else model_names(self.place)
+            for name in names:
+                if name is not None and name != used:
+                    delete_model(self.place, name, self.table.options)
 
 
 def _settings(table: lance.LanceDataset) -> dict[str, Any]:

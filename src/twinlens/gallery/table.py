@@ -24,12 +24,15 @@ from filelock import FileLock
 from lance.commit import CommitConflictError
 from lance.fragment import write_fragments
 
-from twinlens.errors import GalleryError
-from twinlens.gallery.durable import Durable
+from twinlens.errors import GalleryError, TwinlensError
+from twinlens.gallery.durable import Durable, permissions, restrict_hint
 from twinlens.gallery.location import (
     LOCKS,
+    READ_ERRORS,
+    check_content,
     gallery_error,
     gallery_errors,
+    is_panic,
     is_remote,
     missing_gallery,
     table_of,
@@ -88,7 +91,11 @@ class Table:
             try:
                 self.dataset.checkout_latest()
                 return action(self.dataset)
-            except (OSError, ValueError) as error:
+            except TwinlensError:
+                raise
+            except BaseException as error:
+                if not isinstance(error, READ_ERRORS) and not is_panic(error):
+                    raise
                 # Lance has no class for files of a deleted version.
                 if attempt == READ_ATTEMPTS - 1 or "not found" not in str(error).lower():
                     raise gallery_error(error, f"cannot read the gallery {self.place}") from error
@@ -122,6 +129,8 @@ class Table:
         with gallery_errors(task), self._write_lock():
             self.dataset.checkout_latest()
             yield self.dataset
+            if not is_remote(self.place):
+                restrict_hint(Path(table_of(self.place)))
 
     def replace_all(self, batches: Callable[[lance.LanceDataset], pa.RecordBatchReader]) -> None:
         """Replace all rows, the columns and the settings in one commit.
@@ -160,14 +169,22 @@ class Table:
         if is_remote(self.place):
             yield
             return
-        current, following = (FileLock(Path(self.place) / name) for name in LOCKS)
+        self._check_place()  # The lock files may be links.
+        mode = permissions(self.place) & 0o666
+        current, following = (FileLock(Path(self.place) / name, mode=mode) for name in LOCKS)
         # One waiting writer holds the second lock, so that a busy writer cannot take every turn.
         with following.acquire(poll_interval=LOCK_POLL):
             current.acquire(poll_interval=LOCK_POLL)
         try:
+            self._check_place()  # Other writers came before.
             yield
         finally:
             current.release()
+
+    def _check_place(self) -> None:
+        if not Path(self.place).is_dir():
+            raise missing_gallery(self.place)
+        check_content(self.place)
 
     def _commit_lock(self) -> Durable | None:
         return None if is_remote(self.place) else Durable(Path(table_of(self.place)))
@@ -176,14 +193,23 @@ class Table:
         self._opened.dataset = self._open()
 
     def _open(self) -> Any:
-        if not is_remote(self.place) and not Path(self.place).is_dir():
-            raise missing_gallery(self.place)  # At once: Lance retries for seconds on a file.
+        if not is_remote(self.place):
+            self._check_place()  # At once: Lance retries for seconds on a file.
         try:
-            return lance.dataset(
+            table = lance.dataset(
                 table_of(self.place), storage_options=self.options,
                 commit_lock=self._commit_lock(), session=self._caches,
             )  # fmt: skip
-        except (OSError, ValueError) as error:
+            is_elsewhere = bool(table.base_paths())
+        except BaseException as error:
+            if not isinstance(error, READ_ERRORS) and not is_panic(error):
+                raise
             if "not found" in str(error).lower():
                 raise missing_gallery(self.place) from error
             raise gallery_error(error, f"cannot open the gallery {self.place}") from error
+        if is_elsewhere:
+            raise GalleryError(
+                f"the gallery {self.place} names files at other places, which no command of "
+                "twinlens writes: restore it from a copy"
+            )
+        return table

@@ -11,22 +11,27 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from twinlens._version import __version__
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
-from twinlens.errors import ModelError, validation_problems
+from twinlens.errors import ModelError, first_line, validation_problems
+from twinlens.parsing import read_json
 
-__all__ = ["DESCRIPTION", "FORMAT", "WEIGHTS", "ModelDescription", "Origin", "StoredModel",
-           "damaged_model", "file_sha256", "fingerprint_of", "hash_identities", "model_folder",
-           "read_stored_model", "read_values", "tensors_under"]  # fmt: skip
+__all__ = ["DESCRIPTION", "FINGERPRINT", "FORMAT", "WEIGHTS", "Fingerprint", "ModelDescription",
+           "Origin", "StoredModel", "damaged_model", "file_sha256", "fingerprint_of",
+           "hash_identities", "model_folder", "read_stored_model", "read_values", "tensors_under"]  # fmt: skip
 
 FORMAT: Final = 2
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 GALLERY_MODELS = "models"  # the folder of a gallery that holds the copy of its model
+FINGERPRINT = "^[0-9a-f]{16}$"
 COPY_AGAIN = "Copy the whole folder again, or train again."
+
+Fingerprint = Annotated[str, Field(pattern=FINGERPRINT)]
+"""A model's fingerprint, see `fingerprint_of`; it is a name of a folder in galleries."""
 
 T = TypeVar("T")
 
@@ -61,8 +66,8 @@ class ModelDescription(BaseModel):
     twinlens: str = __version__
     picture: PictureSettings
     model: ModelSettings
-    weights: str  # SHA-256 of model.safetensors
-    fingerprint: str
+    weights: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # SHA-256 of model.safetensors
+    fingerprint: Fingerprint
     calibration: dict[str, Any] | None = None
     origin: Origin | None = None
 
@@ -144,9 +149,9 @@ def read_values(folder: Path) -> dict[str, Any]:
         ModelError: missing, no JSON object, or of a newer format.
     """
     try:
-        values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        values = read_json(folder / DESCRIPTION)
     except (OSError, ValueError) as error:
-        raise damaged_model(folder, f"{DESCRIPTION}: {error}") from error
+        raise damaged_model(folder, f"{DESCRIPTION}: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise damaged_model(folder, f"{DESCRIPTION} holds no JSON object")
     version = values.get("format")
