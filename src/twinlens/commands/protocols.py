@@ -8,9 +8,9 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.commands.selection import ProbeGallerySelection, Selection, select_rows
+from twinlens.commands.selection import ProbeGallerySelection, Selection
 from twinlens.data.duplicates import groups_of_equal
-from twinlens.data.pixels import Pixels
+from twinlens.data.pixels import Pixels, select_rows
 from twinlens.errors import DataError
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.distances import as_euclidean

@@ -22,7 +22,7 @@ from twinlens.config import DataSettings
 from twinlens.data.contents import content_digests
 from twinlens.data.folders import read_table
 from twinlens.data.pixel_cache import decode_table
-from twinlens.data.pixels import BrokenPicture, DecodedTable, PixelRows, Pixels
+from twinlens.data.pixels import BrokenPicture, DecodedTable, PixelRows, Pixels, select_rows
 from twinlens.data.splits import assign_splits
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import ConfigError, DataError, unknown_name
@@ -38,7 +38,6 @@ __all__ = [
     "read_data",
     "select_pictures",
     "select_probes_and_gallery",
-    "select_rows",
     "selection_of_split",
 ]
 
@@ -132,7 +131,7 @@ def select_pictures(
     decoded = _decode(bundle, part, is_training_data)
     table = decoded.table
     pixels: Pixels = decoded.pixels
-    known = _known(bundle, record, table, pixels, is_training_data)
+    known = known_pictures(bundle, record, table, pixels)
     overlap, left_out = _overlap(known, is_training_data), list[str]()
     if split == "auto" and not is_training_data:
         kept, note = _unseen(known, prefer)
@@ -152,7 +151,7 @@ def selection_of_split(
     bundle: Bundle, record: TrainingRecord, table: ImageTable, pixels: Pixels, split: str
 ) -> Selection:
     """The selection of a split of the training data; nothing is left out."""
-    overlap = _overlap(_known(bundle, record, table, pixels, True), True)
+    overlap = _overlap(known_pictures(bundle, record, table, pixels), True)
     selection = _selection(bundle, record, table, pixels, split, overlap)
     return replace(selection, notes=tuple(map(_sentence, selection.notes)))
 
@@ -195,7 +194,7 @@ def select_probes_and_gallery(
         for names in ([split], gallery_splits)
     )
     probes, probe_pixels = table.select(probe), PixelRows(decoded.pixels, probe)
-    known = _known(bundle, record, probes, probe_pixels, is_training_data)
+    known = known_pictures(bundle, record, probes, probe_pixels)
     overlap = _overlap(known, is_training_data)
     if split == "train":
         notes = ["each training picture is compared with all of them, itself included"]
@@ -265,13 +264,6 @@ def data_settings(bundle: Bundle) -> DataSettings:
     return DataSettings() if bundle.origin is None else bundle.origin.data
 
 
-def select_rows(pixels: Pixels, rows: NDArray[np.bool_] | NDArray[np.int64]) -> PixelRows:
-    """The pixels of some rows (mask or numbers), not copied."""
-    if isinstance(pixels, PixelRows):
-        return PixelRows(pixels.pixels, pixels.row[rows])
-    return PixelRows(pixels, np.arange(len(pixels))[rows])
-
-
 def _split_as_trained(
     bundle: Bundle, record: TrainingRecord | None, table: ImageTable
 ) -> tuple[ImageTable, bool]:
@@ -316,18 +308,6 @@ def _is_closed(bundle: Bundle, record: TrainingRecord | None) -> bool:
     """Whether a model is to be used on the identities that it was trained on."""
     is_given = bundle.origin is not None and bundle.origin.data.split == "images"
     return is_given or (record is not None and record.is_closed)
-
-
-def _known(
-    bundle: Bundle,
-    record: TrainingRecord | None,
-    table: ImageTable,
-    pixels: Pixels,
-    is_training_data: bool,
-) -> KnownPictures:
-    """Pictures that the record knows; near copies within a closed set are left to `inspect`."""
-    is_own_closed_set = is_training_data and _is_closed(bundle, record)
-    return known_pictures(bundle, record, table, pixels, near=not is_own_closed_set)
 
 
 def _overlap(known: KnownPictures, is_training_data: bool) -> TrainingOverlap:

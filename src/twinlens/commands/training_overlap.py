@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from twinlens.data.contents import content_digests
 from twinlens.data.duplicates import near_copies
-from twinlens.data.pixels import Pixels
+from twinlens.data.pixels import Pixels, select_rows
 from twinlens.data.table import ImageTable
 from twinlens.model.bundle import Bundle
 from twinlens.model.training_record import (
@@ -114,27 +114,24 @@ class KnownPictures:
 
 
 def known_pictures(
-    bundle: Bundle,
-    record: TrainingRecord | None,
-    table: ImageTable,
-    pixels_NCHW: Pixels,
-    *,
-    near: bool = True,
+    bundle: Bundle, record: TrainingRecord | None, table: ImageTable, pixels_NCHW: Pixels
 ) -> KnownPictures:
     """Compare decoded pictures with the record of a model's training.
+
+    Near copies are searched for among pictures of other data only; `inspect` shows those within
+    the training data.
 
     Args:
         bundle: the model.
         record: the record of its training, if there is one.
         table: N pictures.
         pixels_NCHW: their pixels at the model's size.
-        near: whether to search for near copies.
     """
     copy, alike = (np.full(len(table), "", dtype=object) for _ in range(2))
     if record is not None:
         copy = record.splits_of(content_digests(table))
-        if near and record.thumb is not None:
+        if record.thumb is not None:
             rest = np.flatnonzero(copy == "")
-            row = near_copies(record.thumb, thumbnails_of(pixels_NCHW)[rest])
+            row = near_copies(record.thumb, thumbnails_of(select_rows(pixels_NCHW, rest)))
             alike[rest[row >= 0]] = record.learned_splits()[row[row >= 0]]
     return KnownPictures(bundle, record, table, copy, alike)

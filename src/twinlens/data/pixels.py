@@ -24,7 +24,7 @@ from twinlens.data.decode import read_array, to_array
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, PictureError
 
-__all__ = ["BrokenPicture", "DecodeJob", "DecodedTable", "PixelRows", "Pixels"]
+__all__ = ["BrokenPicture", "DecodeJob", "DecodedTable", "PixelRows", "Pixels", "select_rows"]
 
 BLOCK_BYTES = 32 * 2**20
 SHOWN_BROKEN = 5
@@ -62,6 +62,13 @@ class PixelRows:
 
 Pixels = NDArray[np.uint8] | PixelRows
 """Pictures (N, C, H, W) that are read in batches."""
+
+
+def select_rows(pixels: Pixels, rows: NDArray[np.bool_] | NDArray[np.int64]) -> PixelRows:
+    """The pixels of some rows (mask or numbers), not copied."""
+    if isinstance(pixels, PixelRows):
+        return PixelRows(pixels.pixels, pixels.row[rows])
+    return PixelRows(pixels, np.arange(len(pixels))[rows])
 
 
 @dataclass(frozen=True, eq=False)
