@@ -4,12 +4,12 @@ Results go to standard output, progress and warnings to standard error. The exit
 `verify` exits with 1 for "different", `identify` with 1 unless every picture was identified, and
 every error with 2 and one message, without a traceback. SIGINT (Ctrl-C), SIGTERM and SIGHUP end a
 command alike: it cleans up, says what is kept, and exits with 128 and the signal's number. A second
-signal ends it at once. Nothing heavy is imported before a command runs.
+signal ends it at once. Nothing heavy is imported before a command runs, and nothing of twinlens
+before signals are handled.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import signal
@@ -17,15 +17,11 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from twinlens._version import __version__
-from twinlens.cli.arguments import Parser
-from twinlens.cli.commands import COMMANDS
-from twinlens.cli.gallery import GALLERY_COMMANDS
-from twinlens.errors import ConfigError, TwinlensError, unknown_name
-from twinlens.files import is_full
+if TYPE_CHECKING:
+    import argparse
+    from types import FrameType
 
 __all__ = ["main", "make_parser"]
 
@@ -47,24 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _signals_raised() as received:
         try:
             code = _run(words)
-        except TwinlensError as error:
-            code = _report(f"error: {error}", 2)
-        except BrokenPipeError:  # `twinlens ... | head`
-            code = 141
         except BaseException as error:
-            # An interrupted import may raise anything.
-            if not received and not isinstance(error, KeyboardInterrupt | OSError):
+            known = _explain(error, words, interrupted=bool(received))
+            if known is None:
                 raise  # SystemExit of --help; a fault of twinlens.
-            if received or isinstance(error, KeyboardInterrupt):
-                code = _report(f"interrupted: {_kept(words, error)}", 128 + signal.SIGINT)
-            else:
-                code = _report(f"error: {_os_error(error)}", 2)
+            code = known
     for stream in (sys.stdout, sys.stderr):
         _flush(stream)
     return 128 + received[0] if received else code
 
 
 def _run(words: Sequence[str]) -> int:
+    from twinlens.cli.commands import COMMANDS
+    from twinlens.cli.gallery import GALLERY_COMMANDS
+
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # File names need not be UTF-8.
     _check_name("command", words, COMMANDS)
@@ -76,6 +68,25 @@ def _run(words: Sequence[str]) -> int:
     finally:
         sys.stdout.flush()  # After --help too, which raises SystemExit.
     return code
+
+
+def _explain(error: BaseException, words: Sequence[str], *, interrupted: bool) -> int | None:
+    """Report an error that is no fault of twinlens; returns its exit code."""
+    from twinlens.errors import TwinlensError
+    from twinlens.files import is_full
+
+    if isinstance(error, TwinlensError):
+        return _report(f"error: {error}", 2)
+    if isinstance(error, BrokenPipeError):  # `twinlens ... | head`
+        return 141
+    if interrupted or isinstance(error, KeyboardInterrupt):  # An interrupted import raises others.
+        return _report(f"interrupted: {_kept(error, words)}", 128 + signal.SIGINT)
+    if isinstance(error, OSError):
+        # All files but standard output name themselves.
+        is_output = error.filename is None and is_full(error)
+        text = f"cannot write to standard output: {error.strerror}" if is_output else str(error)
+        return _report(f"error: {text}", 2)
+    return None
 
 
 @contextmanager
@@ -108,20 +119,13 @@ def _signals_raised() -> Iterator[list[int]]:
                 signal.signal(number, old)
 
 
-def _kept(words: Sequence[str], error: BaseException) -> str:
+def _kept(error: BaseException, words: Sequence[str]) -> str:
     if isinstance(error, KeyboardInterrupt) and str(error):
         return str(error)
     names = (" ".join(words[:2]), *words[:1])
     return next(
         (KEPT[name] for name in names if name in KEPT), "only files that were complete are written"
     )
-
-
-def _os_error(error: BaseException) -> str:
-    """The text of an error of the system; all files but standard output name themselves."""
-    if isinstance(error, OSError) and error.filename is None and is_full(error):
-        return f"cannot write to standard output: {error.strerror}"
-    return str(error)
 
 
 def _report(message: str, code: int) -> int:
@@ -149,6 +153,10 @@ def _flush(stream: TextIO) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
+    from twinlens._version import __version__
+    from twinlens.cli.arguments import Parser
+    from twinlens.cli.commands import COMMANDS
+
     parser = Parser(
         prog="twinlens",
         description="Teach a computer which pictures show the same thing.",
@@ -169,5 +177,7 @@ def _check_name(kind: str, words: Sequence[str], names: Iterable[str]) -> None:
     Raises:
         ConfigError: the first word is no option and no known name.
     """
+    from twinlens.errors import ConfigError, unknown_name
+
     if words and not words[0].startswith("-") and words[0] not in names:
         raise ConfigError(unknown_name(kind, words[0], names))
