@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from twinlens.clusters.linkage import contradiction
+from twinlens.data.csv_file import read_csv
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, one_line
 from twinlens.files import expand_user
@@ -133,22 +133,14 @@ def _contradiction_message(file: Path, cannot: _Line, chain: Sequence[_Line]) ->
 
 
 def _lines(file: Path) -> Iterator[_Line]:
-    try:
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-            header = text.readline()
-            delimiter = max(",;\t", key=header.count)
-            text.seek(0)
-            reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
-            names = [name.strip().lower() for name in next(reader, [])]
-            if not set(COLUMNS) <= set(names):
-                raise DataError(
-                    f"{file} has the columns {', '.join(names) or '(none)'}: pairs that must or "
-                    f"cannot be together need {','.join(COLUMNS)}"
-                )
-            for values in reader:
-                if values:
-                    cells = dict(zip(names, values, strict=False))
-                    a, b, link = (cells.get(name, "") for name in COLUMNS)
-                    yield _Line(reader.line_num, a, b, link.strip().lower())
-    except (OSError, csv.Error) as error:
-        raise DataError(f"cannot read {file}: {error}") from error
+    def check_columns(names: list[str]) -> None:
+        if not set(COLUMNS) <= set(names):
+            raise DataError(
+                f"{file} has the columns {', '.join(names) or '(none)'}: pairs that must or "
+                f"cannot be together need {','.join(COLUMNS)}"
+            )
+
+    # Names of files need not be UTF-8.
+    for number, cells in read_csv(file, "the pairs", check_columns, errors="surrogateescape"):
+        a, b, link = (cells[name] for name in COLUMNS)
+        yield _Line(number, a, b, link.strip().lower())

@@ -5,12 +5,12 @@ File names are unique within a folder, whatever the pictures are called.
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twinlens.clusters.linkage import Clustering
+from twinlens.data.csv_file import write_csv
 from twinlens.errors import PictureError, one_line
 from twinlens.files import save_picture
 from twinlens.progress import Progress
@@ -154,12 +155,10 @@ def write_list(
 
     `distance` is the mean distance to the other pictures of the cluster, empty for a singleton.
     """
-    # File names need not be UTF-8; those that are not are written escaped.
-    with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as text:
-        rows = csv.writer(text)
-        rows.writerow(COLUMNS)
-        for row, name in enumerate(names):
-            label = int(clustering.label[row])
-            distance = f"{clustering.doubt[row]:.6g}" if clustering.size[label] > 1 else ""
-            folder = placement.folders[min(label, num)]
-            rows.writerow([name, folder, distance, placement.files[row]])
+
+    def cells(row: int, name: str) -> list[str]:
+        label = int(clustering.label[row])
+        distance = f"{clustering.doubt[row]:.6g}" if clustering.size[label] > 1 else ""
+        return [name, placement.folders[min(label, num)], distance, placement.files[row]]
+
+    write_csv(file, COLUMNS, starmap(cells, enumerate(names)))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twinlens.clusters.linkage import Clustering, between_clusters
+from twinlens.data.csv_file import csv_cell
 from twinlens.errors import PictureError
 from twinlens.measure.clustering import ClusteringScores
 from twinlens.measure.pairs import Comparison
@@ -250,7 +251,7 @@ def _near_pairs(page: ClusterPage, num: int) -> Iterator[dict[str, Any]]:
 
 def _csv_line(*cells: str) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(cells)
+    csv.writer(text, lineterminator="").writerow(map(csv_cell, cells))
     return text.getvalue()
 
 

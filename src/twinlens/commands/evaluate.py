@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from twinlens.commands.selection import (
     select_probes_and_gallery,
 )
 from twinlens.commands.trials import run_trials
+from twinlens.data.csv_file import write_csv
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, DataError, unknown_name
 from twinlens.files import check_output_file, expand_user, writing_file
@@ -231,16 +231,13 @@ def _write_answers(path: str | Path, matcher: Matcher, result: NearestNeighbourE
     if matcher.calibration is not None:
         within = matches(distances.astype(np.float64), matcher.calibration.threshold)
         match = [str(int(is_match)) for is_match in within]
-    # File names need not be UTF-8; those that are not are written escaped.
-    with (
-        writing_file(path) as part,
-        part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream,
-    ):
-        writer = csv.writer(stream)
-        writer.writerow(ANSWERS)
-        for a, b, distance, text in zip(result.probe, nearest, distances, match, strict=True):
-            writer.writerow([table.relative(a), table.identity[a], table.identity[b],
-                             table.relative(b), f"{distance:.9g}", text])  # fmt: skip
+    rows = (
+        [table.relative(a), table.identity[a], table.identity[b], table.relative(b),
+         f"{distance:.9g}", text]
+        for a, b, distance, text in zip(result.probe, nearest, distances, match, strict=True)
+    )  # fmt: skip
+    with writing_file(path) as part:
+        write_csv(part, ANSWERS, rows)
 
 
 def _write_report(

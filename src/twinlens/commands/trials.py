@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from pathlib import Path
 
@@ -10,9 +9,10 @@ import numpy as np
 
 from twinlens.commands.selection import data_settings
 from twinlens.commands.training_overlap import known_pictures
+from twinlens.data.csv_file import read_csv
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
-from twinlens.errors import DataError
+from twinlens.errors import DataError, one_line
 from twinlens.match.matcher import Matcher
 from twinlens.measure.pairs import PairSet, pair_distances
 from twinlens.measure.trials import (
@@ -69,29 +69,25 @@ def run_trials(
 
 
 def _read(file: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            rows, header = list(reader), tuple(reader.fieldnames or ())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read the trials {file}: {error}") from error
-    for columns in (ONE_SHOT_COLUMNS, PAIR_COLUMNS):
-        if set(columns) <= set(header):
-            break
-    else:
-        raise DataError(
-            f"{file} has the columns {', '.join(header) or '(none)'}; trials need "
-            f"{','.join(PAIR_COLUMNS)} or {','.join(ONE_SHOT_COLUMNS)}"
-        )
-    if not rows:
+    def check_columns(names: list[str]) -> None:
+        if not any(set(columns) <= set(names) for columns in (ONE_SHOT_COLUMNS, PAIR_COLUMNS)):
+            raise DataError(
+                f"{file} has the columns {one_line(', '.join(names)) or '(none)'}; trials need "
+                f"{','.join(PAIR_COLUMNS)} or {','.join(ONE_SHOT_COLUMNS)}"
+            )
+
+    lines = list(read_csv(file, "the trials", check_columns))
+    if not lines:
         raise DataError(f"{file} holds no trials: it needs a line for each pair")
+    header = lines[0][1]
+    columns = ONE_SHOT_COLUMNS if set(ONE_SHOT_COLUMNS) <= set(header) else PAIR_COLUMNS
     needed = (*columns, CLUSTER) if CLUSTER in header else columns
-    for number, row in enumerate(rows, start=2):
-        if any(row[name] is None or not row[name].strip() for name in needed):
+    for number, row in lines:
+        if any(not row[name].strip() for name in needed):
             raise DataError(f"{file} line {number}: {', '.join(needed)} are all needed")
         if row["same"].strip().lower() not in TRUE + FALSE:
             raise DataError(f"{file} line {number}: same is 1 or 0, found '{row['same']}'")
-    return rows, columns
+    return [row for _, row in lines], columns
 
 
 def _find(name: str, file: Path, folder: Path | None) -> str:

@@ -8,13 +8,13 @@ reports missing and broken ones.
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from twinlens.data.csv_file import read_csv
 from twinlens.data.table import ImageTable, Row
 from twinlens.errors import DataError
 
@@ -108,32 +108,9 @@ def _require_columns(names: list[str], file: Path) -> None:
 
 
 def _csv_entries(file: Path) -> Iterator[Entry]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
-            header = text.readline()
-            delimiter = max(",;\t", key=header.count)
-            text.seek(0)
-            reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
-            names = [name.strip().lower() for name in next(reader, [])]
-            _require_columns(names, file)
-            for values in reader:
-                if values:
-                    yield _csv_entry(names, values, f"line {reader.line_num}", file)
-    except UnicodeDecodeError as error:
-        raise DataError(f"the manifest {file} is not UTF-8 ({error}): save it as UTF-8") from error
-    except (OSError, csv.Error) as error:
-        raise DataError(f"cannot read the manifest {file}: {error}") from error
-
-
-def _csv_entry(names: list[str], values: list[str], where: str, file: Path) -> Entry:
-    if len(values) > len(names):
-        raise DataError(
-            f"the manifest {file} has {len(values)} cells in {where} and {len(names)} columns:"
-            ' enclose names that contain a comma in "quotes"'
-        )
-    cells = dict(zip(names, values, strict=False))
-    others = {name: value for name, value in cells.items() if name not in COLUMNS and value}
-    return where, {name: cells.get(name, "") for name in COLUMNS}, others
+    for line, cells in read_csv(file, "the manifest", lambda names: _require_columns(names, file)):
+        others = {name: value for name, value in cells.items() if name not in COLUMNS and value}
+        yield f"line {line}", {name: cells.get(name, "") for name in COLUMNS}, others
 
 
 def _parquet_entries(file: Path) -> Iterator[Entry]:

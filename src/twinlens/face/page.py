@@ -5,10 +5,10 @@ The page uses the report's style sheet, and is one file that loads nothing.
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from twinlens.config import DataSettings
+from twinlens.data.csv_file import write_csv
 from twinlens.data.decode import open_picture
 from twinlens.errors import PictureError
 from twinlens.face.geometry import Box
@@ -72,12 +73,7 @@ def write_list(
     `faces` counts those with a sufficient score. The box (pixels of the upright photograph) and the
     score belong to the kept face, or else to the best one.
     """
-    # File names need not be UTF-8; others are written escaped.
-    with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as text:
-        rows = csv.writer(text)
-        rows.writerow(COLUMNS)
-        for name, place, result in zip(names, places, results, strict=True):
-            rows.writerow(_list_row(name, place, result))
+    write_csv(file, COLUMNS, starmap(_list_row, zip(names, places, results, strict=True)))
 
 
 def _list_row(name: str, place: Path, result: PhotographResult) -> list[Any]:

@@ -41,6 +41,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from twinlens.config import Settings
+from twinlens.data.csv_file import write_csv
 from twinlens.errors import TrainingError, first_line, validation_problems
 from twinlens.files import writing_file
 from twinlens.learn.auto import Choice
@@ -190,11 +191,8 @@ class RunFolder:
 
     def write_table(self, name: str, fields: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Write a CSV file of the run."""
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(fields)
-        writer.writerows(rows)
-        self._write(name, text.getvalue().encode("utf-8", "backslashreplace"))
+        with writing_file(self.path / name) as part:
+            write_csv(part, fields, rows)
 
     def write_history(self, rows: Sequence[HistoryRow]) -> None:
         """Write all of `history.csv`, a few hundred lines."""

@@ -1,0 +1,126 @@
+"""CSV files: one reader for all that people give, one writer for all that twinlens makes.
+
+A spreadsheet runs a cell such as `=cmd|' /C calc'!A0` as a formula, and names of files and
+identities are written by strangers. The writer puts an apostrophe before such a cell, and the
+reader removes it (https://owasp.org/www-community/attacks/CSV_Injection). Numbers stay numbers.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from twinlens.errors import DataError, first_line, one_line
+
+__all__ = ["csv_cell", "original_cell", "read_csv", "write_csv"]
+
+DELIMITERS = ",;\t"
+MAX_HEADER = 2**16  # characters that decide about the delimiter
+# The last four are the full-width forms of = + - @, which a spreadsheet runs in Japanese.
+FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+
+
+def read_csv(
+    file: Path,
+    kind: str,
+    check_columns: Callable[[list[str]], None],
+    *,
+    errors: str = "strict",
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Read a CSV file that a person or another program wrote.
+
+    Cells are separated by commas, semicolons or tabs. Text is UTF-8, with or without a byte order
+    mark, or UTF-16 with one. Names of columns are read without capitals and surrounding blanks.
+
+    Args:
+        file: the CSV file.
+        kind: content of the file, for messages, such as "the manifest".
+        check_columns: called with the names of the columns; raises if some are missing.
+        errors: handling of bytes that are not UTF-8, as in `open`.
+    Yields:
+        Number of the line, and its cells by column; missing cells at the end are "".
+    Raises:
+        DataError: unreadable, another encoding, a column twice, too many cells, or a quotation mark
+            that is not closed.
+    """
+    try:
+        with file.open("rb") as start:
+            is_utf_16 = start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding = "utf-16" if is_utf_16 else "utf-8-sig"
+        with file.open(encoding=encoding, errors=errors, newline="") as text:
+            delimiter = max(DELIMITERS, key=text.readline(MAX_HEADER).count)
+            text.seek(0)
+            reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
+            names = [name.strip().lower() for name in next(reader, [])]
+            twice = sorted({name for name in names if name and names.count(name) > 1})
+            if twice:
+                raise DataError(f"{kind} {file} has the column {one_line(twice[0])} twice")
+            check_columns(names)
+            for values in reader:
+                if len(values) > len(names):
+                    raise DataError(
+                        f"{kind} {file} has {len(values)} cells in line {reader.line_num} and "
+                        f"{len(names)} columns: enclose names that contain a {delimiter!r} in "
+                        '"quotes"'
+                    )
+                if any("\0" in value for value in values):
+                    raise DataError(f"{kind} {file} has a NUL in line {reader.line_num}")
+                if values:
+                    values += [""] * (len(names) - len(values))
+                    cells = map(original_cell, values)
+                    yield reader.line_num, dict(zip(names, cells, strict=True))
+    except UnicodeError as error:
+        raise DataError(
+            f"{kind} {file} is not UTF-8 ({first_line(error)}): save it as UTF-8"
+        ) from error
+    except csv.Error as error:
+        raise DataError(
+            f"cannot read {kind} {file}, line {reader.line_num}: {error}: close each quotation mark"
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot read {kind} {file}: {error.strerror}") from error
+
+
+def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file: UTF-8, with a header.
+
+    Names of files need not be UTF-8; those that are not are written escaped.
+    """
+    with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as text:
+        writer = csv.writer(text)
+        writer.writerow(columns)
+        writer.writerows([csv_cell(value) for value in row] for row in rows)
+
+
+def csv_cell(value: Any) -> Any:
+    """A value as a cell that no spreadsheet runs.
+
+    >>> csv_cell("=1+1"), csv_cell("-anna"), csv_cell("-0.5"), csv_cell(-0.5)
+    ("'=1+1", "'-anna", '-0.5', -0.5)
+    """
+    return f"'{value}" if isinstance(value, str) and _is_formula(value) else value
+
+
+def original_cell(text: str) -> str:
+    """The text that `csv_cell` wrote; cells of other programs stay as they are.
+
+    >>> original_cell("'=1+1"), original_cell("'anna'"), original_cell("=1+1")
+    ('=1+1', "'anna'", '=1+1')
+    """
+    return text[1:] if text.startswith("'") and _is_formula(text[1:]) else text
+
+
+def _is_formula(text: str) -> bool:
+    return FORMULA.match(text) is not None and not _is_number(text)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
