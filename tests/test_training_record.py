@@ -479,9 +479,7 @@ def test_lists_of_trials_of_trained_pictures_are_called_so(
 def test_clusters_of_trained_pictures_under_other_names_are_called_optimistic(
     people: TinyRun, tmp_path: Path
 ) -> None:
-    data = shutil.copytree(people.data / "faces", tmp_path / "data")
-    for number, folder in enumerate(sorted(data.iterdir())):
-        folder.rename(folder.with_name(f"person {number}"))
+    data = renamed_copy(people.data, tmp_path / "data")
     result = twinlens.cluster(
         people.run, data, out=tmp_path / "out", labelled=True, threshold=0.5, quiet=True
     )
@@ -513,3 +511,66 @@ def test_a_named_set_is_known_by_its_pixels(tmp_path: Path) -> None:
     chosen = select_pictures(bundle, mixed, split="all", prefer="test")
     assert chosen.identity_disjoint is False
     assert json.loads((bundle.path / DESCRIPTION).read_text())["format"] == 2
+
+
+# --- galleries ----------------------------------------------------------------------------------
+
+
+def renamed_copy(data: Path, folder: Path) -> Path:
+    shutil.copytree(data / "faces", folder)
+    for number, inner in enumerate(sorted(folder.iterdir())):
+        inner.rename(inner.with_name(f"person {number}"))
+    return folder
+
+
+def test_a_gallery_keeps_the_hashes_of_the_record(people: TinyRun, tmp_path: Path) -> None:
+    """Not its thumbnails; and not those of a model that it does not have any more."""
+    gallery = twinlens.Gallery.create(tmp_path / "g", people.run)
+    file = tmp_path / "g" / "models" / gallery.fingerprint / RECORD_FILE
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    record, own = read_record(people.run / RECORD_FILE), read_record(file)
+    assert record is not None
+    assert own is not None
+    assert (own.id, own.thumb) == (record.id, None)
+    np.testing.assert_array_equal(own.content, record.content)
+    gallery.enrol(people.data)
+    settings = TINY | {"train.steps": 2, "seed": 1}
+    twinlens.train(people.data, out=tmp_path / "other", settings=settings, quiet=True)
+    rebuilt = gallery.rebuild(tmp_path / "other")
+    models = [path.relative_to(tmp_path / "g" / "models") for path in
+              (tmp_path / "g" / "models").rglob("*") if path.is_file()]  # fmt: skip
+    assert {path.parent.name for path in models} == {rebuilt.fingerprint}
+    assert {path.name for path in models} == {"model.json", "model.safetensors", RECORD_FILE}
+
+
+def test_calibrating_a_gallery_of_trained_pictures_is_said(
+    people: TinyRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Under other names, enrolled or in DATA."""
+    gallery = twinlens.Gallery.create(tmp_path / "g", people.run)
+    assert gallery.training_overlap() is None
+    names = sorted(f"new {number}" for number in range(4))
+    draw_pictures(tmp_path / "new", dict.fromkeys(names, 5), size=(24, 24), seed=9)
+    gallery.enrol(tmp_path / "new")
+    gallery.calibrate(fpir=0.2)
+    assert gallery.training_overlap() is None
+    assert not caplog.records
+    renamed = renamed_copy(people.data, tmp_path / "renamed")
+    gallery.calibrate(renamed, fpir=0.2)
+    assert "the model was trained on 6 of the 10 identities of " in caplog.text
+    assert "(recognised: 36 copies, 0 names)" in caplog.text
+    caplog.clear()
+    gallery.enrol(renamed)
+    gallery.calibrate(fpir=0.2)
+    assert "the model was trained on 6 of the 14 identities enrolled" in caplog.text
+
+
+def test_a_gallery_of_a_model_without_its_record_does_not_know(
+    people: TinyRun, picture_folder: PictureFolder, tmp_path: Path
+) -> None:
+    model = shutil.copytree(people.run / "model", tmp_path / "given")
+    gallery = twinlens.Gallery.create(tmp_path / "g", model)
+    gallery.enrol(picture_folder({"new a": 3, "new b": 3}, seed=9))
+    warning = gallery.training_overlap()
+    assert warning is not None
+    assert "it is unknown whether the model was trained on the pictures enrolled" in warning

@@ -203,8 +203,6 @@ def _calibrate(place: str, **values: Any) -> Any:
     from twinlens.progress import Progress
 
     gallery = twinlens.Gallery.open(place)
-    if overlap := gallery.training_overlap():
-        log.warning(overlap)
     calibration = gallery.calibrate(**values, progress=Progress("calibrating", "probes"))
     pairs = gallery.state().pairs
     return GalleryCalibrationResult(calibration, None if pairs is None else pairs.threshold)

@@ -32,6 +32,7 @@ from twinlens.gallery.store import Store
 from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison
 from twinlens.measure.pairs import Comparison
 from twinlens.model.stored import GALLERY_MODELS, read_stored_model
+from twinlens.model.training_record import RECORD_FILE
 
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
@@ -102,8 +103,11 @@ class GalleryCore:
 
     def _fetch_model(self, part: Path) -> None:
         """Copy the model from an object store; what is no such model stays out of the cache."""
+        folder = f"{GALLERY_MODELS}/{self.fingerprint}"
         for name in MODEL_FILES:
-            self.store.fetch_file(f"{GALLERY_MODELS}/{self.fingerprint}/{name}", part / name)
+            self.store.fetch_file(f"{folder}/{name}", part / name)
+        if self.store.has_file(f"{folder}/{RECORD_FILE}"):
+            self.store.fetch_file(f"{folder}/{RECORD_FILE}", part / RECORD_FILE)
         try:
             fingerprint = read_stored_model(part).description.fingerprint
         except ModelError as error:

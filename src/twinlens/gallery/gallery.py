@@ -97,8 +97,8 @@ class Gallery:
 
         matcher = model if isinstance(model, Matcher) else Matcher.load(model)
         dim = matcher.bundle.encoder.model_settings.embedding
-        files = model_files(matcher)
-        return cls(Store.create(place, dim, new_settings(matcher), files, options=options))
+        with model_files(matcher) as files:
+            return cls(Store.create(place, dim, new_settings(matcher), files, options=options))
 
     @classmethod
     def open(cls, place: str | Path, *, options: Mapping[str, str] | None = None) -> Gallery:
@@ -414,7 +414,7 @@ class Gallery:
         return maintain.calibration_outgrown(self.core)
 
     def training_overlap(self) -> str | None:
-        """A warning if identities were trained on, so that their pictures lie closer, else None."""
+        """A warning if enrolled pictures were trained on, or if that is unknown, else None."""
         return maintain.training_overlap(self.core)
 
     def export(self, path: str | Path) -> int:

@@ -22,6 +22,7 @@ from twinlens.errors import GalleryError, TwinlensError, one_line
 from twinlens.files import expand_user, part_beside, sweep_parts
 from twinlens.gallery.durable import fsync, permissions, restrict
 from twinlens.model.stored import FINGERPRINT, GALLERY_MODELS
+from twinlens.model.training_record import RECORD_FILE
 
 __all__ = ["LOCKS", "MODEL_FILES", "READ_ERRORS", "check_content", "copy_files", "delete_model",
            "gallery_error", "gallery_errors", "is_panic", "is_remote", "is_taken",
@@ -161,13 +162,13 @@ def delete_model(base: str, fingerprint: str, options: Mapping[str, str] | None)
     assert re.fullmatch(FINGERPRINT, fingerprint), fingerprint
     if is_remote(base):
         session = open_files(base, options)
-        for name in MODEL_FILES:
+        for name in (RECORD_FILE, *MODEL_FILES):
             if session.contains(f"{GALLERY_MODELS}/{fingerprint}/{name}"):
                 session.delete_file(f"{GALLERY_MODELS}/{fingerprint}/{name}")
         return
     folder = Path(base) / GALLERY_MODELS / fingerprint
     sweep_parts(folder)
-    for name in MODEL_FILES:
+    for name in (RECORD_FILE, *MODEL_FILES):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # Files of others remain.
         folder.rmdir()

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from twinlens.data.contents import NO_DIGEST
 from twinlens.data.table import ImageTable
 from twinlens.errors import GalleryError
 from twinlens.gallery.core import GalleryCore
@@ -30,7 +31,7 @@ from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.fusion import check_rule
 from twinlens.measure.open_set_calibration import OpenSetCalibration, check_fpir
 from twinlens.measure.open_set_threshold import calibrate_open_set, calibrate_open_set_on_probes
-from twinlens.model.stored import hash_identities
+from twinlens.model.training_record import find_record, trained_names, unknown_reason
 
 __all__ = ["calibrate", "calibration_outgrown", "erase", "finish", "rename", "training_overlap"]
 
@@ -116,6 +117,8 @@ def calibrate(
     names, code_M, vector_MD = _all_templates(core)
     comparison = core.lookup.comparison
     if data is None:
+        if warning := training_overlap(core):
+            log.warning("%s", warning)
         calibration = calibrate_open_set(
             vector_MD, code_M, comparison, target_fpir=fpir, rule=rule, seed=seed,
             progress=progress,
@@ -166,6 +169,8 @@ def _probes(
             "identities and of strangers, or no DATA to leave out each template in turn"
         )
     probes = pa.concat_tables(rows)
+    if warning := _overlap_warning(core, probes, f"of {data}"):
+        log.warning("%s", warning)
     return vectors(probes["vector"]), probes["identity"].to_numpy(zero_copy_only=False)
 
 
@@ -185,16 +190,42 @@ def calibration_outgrown(core: GalleryCore) -> str | None:
 
 
 def training_overlap(core: GalleryCore) -> str | None:
-    """A warning if identities were trained on, so that their pictures lie closer, else None."""
-    origin = core.matcher.bundle.origin
-    if origin is None:
-        return None
-    trained, names = set(origin.identities), core.identities()
-    num = sum(not trained.isdisjoint(hash_identities([name])) for name in names)
-    if not num:
-        return None
-    return (
-        f"{num} of {len(names)} identities have names that the model was trained on, so the true "
-        "FPIR may be higher than measured: calibrate on other pictures, "
+    """A warning if enrolled pictures were trained on, or if that is unknown, else None."""
+    return _overlap_warning(core, core.store.find(columns=["identity", "hash"]), "enrolled")
+
+
+def _overlap_warning(core: GalleryCore, rows: pa.Table, which: str) -> str | None:
+    """The warning for rows with the columns `identity` and `hash`."""
+    bundle = core.matcher.bundle
+    record = find_record(bundle.path, bundle.origin)
+    names, code_M = np.unique(rows["identity"].to_numpy(), return_inverse=True)
+    is_copy = np.zeros(len(rows), np.bool_)
+    if record is not None:
+        is_copy = record.splits_of(list(map(_digest_of, rows["hash"].to_pylist()))) == "train"
+    is_trained = trained_names(bundle.origin, record, names.tolist())
+    num_named = np.count_nonzero(is_trained)
+    is_trained[code_M[is_copy]] = True
+    advice = (
+        "the true FPIR may be higher than measured: calibrate on other pictures, "
         f"`twinlens gallery calibrate {core.place} DATA`"
     )
+    if is_trained.any():
+        return (
+            f"the model was trained on {np.count_nonzero(is_trained)} of the {len(names)} "
+            f"identities {which} (recognised: {np.count_nonzero(is_copy)} copies, {num_named} "
+            f"names), so {advice}"
+        )
+    if record is None:
+        return (
+            f"it is unknown whether the model was trained on the pictures {which} "
+            f"({unknown_reason(bundle.path, bundle.origin)}). If so, {advice}"
+        )
+    return None
+
+
+def _digest_of(name: str) -> bytes:
+    """The digest behind the hash of a row; imported rows may have any text."""
+    try:
+        return bytes.fromhex(name)
+    except ValueError:
+        return NO_DIGEST

@@ -50,7 +50,8 @@ def rebuild(
 
     def batches(table: Any) -> pa.RecordBatchReader:
         # Here no other process deletes them as the files of a killed rebuild.
-        store.copy_files(model_files(matcher))
+        with model_files(matcher) as files:
+            store.copy_files(files)
         rows = _embedded(table, matcher, dropped, lambda done: progress and progress(done, total))
         return pa.RecordBatchReader.from_batches(columns, rows)
 

@@ -7,7 +7,9 @@ counts erasures begun, `purged` those of which no byte is left.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -23,6 +25,7 @@ from twinlens.gallery.store import Store
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.open_set_calibration import OpenSetCalibration
 from twinlens.model.stored import GALLERY_MODELS, Fingerprint
+from twinlens.model.training_record import RECORD_FILE, find_record
 
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
@@ -197,7 +200,18 @@ def model_settings(matcher: Matcher) -> dict[str, Any]:
     }
 
 
-def model_files(matcher: Matcher) -> dict[str, Path]:
-    """A model's files, by their names below a gallery."""
+@contextmanager
+def model_files(matcher: Matcher) -> Iterator[dict[str, Path]]:
+    """A model's files, and the hashes of its training record, by their names below a gallery.
+
+    The thumbnails of the record stay in the run.
+    """
     folder = f"{GALLERY_MODELS}/{matcher.fingerprint}"
-    return {f"{folder}/{name}": matcher.path / name for name in MODEL_FILES}
+    files = {name: matcher.path / name for name in MODEL_FILES}
+    record = find_record(matcher.path, matcher.bundle.origin)
+    with tempfile.TemporaryDirectory() as temporary:
+        if record is not None:
+            file = Path(temporary) / RECORD_FILE
+            record.without_thumbnails().save(file)
+            files = {RECORD_FILE: file, **files}
+        yield {f"{folder}/{name}": path for name, path in files.items()}

@@ -438,6 +438,11 @@ class Store:
         with gallery_errors(f"cannot write the gallery {self.place}"):
             copy_files(self.place, files, self.table.options)
 
+    def has_file(self, name: str) -> bool:
+        """Whether a file of that name lies beside the table."""
+        with gallery_errors(f"cannot read {name} of the gallery {self.place}"):
+            return bool(open_files(self.place, self.table.options).contains(name))
+
     def fetch_file(self, name: str, target: Path) -> None:
         """Copy a file from beside the table."""
         with gallery_errors(f"cannot read {name} of the gallery {self.place}"):
