@@ -42,7 +42,8 @@ def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Image.Im
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "TGA", "PCX", "SGI", "QOI"])
-def test_lossless_formats_keep_every_pixel(kind: str) -> None:
+def test_lossless_formats_keep_every_pixel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWINLENS_FORMATS", "pcx, SGI,qoi")
     picture = noise(5, 7)
     got = open_picture(encode(picture, kind), max_pixels=LIMIT)
     assert got.mode == "RGB"
@@ -239,10 +240,10 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(encode(noise(4, 4), "PNG"))
     if os.geteuid() == 0:  # Root may read everything; refuse as the system would.
 
-        def refuse(self: Path, *_: object) -> None:
-            raise PermissionError(13, "Permission denied", str(self))
+        def refuse(path: str, *_: object) -> None:
+            raise PermissionError(13, "Permission denied", path)
 
-        monkeypatch.setattr(Path, "open", refuse)
+        monkeypatch.setattr(os, "open", refuse)
     else:
         path.chmod(0)
     assert reason(path) == "no permission to read it"
@@ -254,10 +255,10 @@ def test_an_input_output_error_is_named_without_the_path(
     path = tmp_path / "bad-sector.png"
     path.write_bytes(encode(noise(4, 4), "PNG"))
 
-    def fail(self: Path, *_: object) -> None:
-        raise OSError(5, "Input/output error", str(self))
+    def fail(path: str, *_: object) -> None:
+        raise OSError(5, "Input/output error", path)
 
-    monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr(os, "open", fail)
     assert reason(path) == "broken (Input/output error)"
 
 

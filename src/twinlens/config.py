@@ -120,6 +120,13 @@ class DataSettings(Section):
     forged_suffix: Name = setting(
         "_forg", "A folder named `ID` and this suffix holds forgeries of the identity `ID`."
     )
+    identity_depth: int = setting(
+        0,
+        "Folders of a picture's path below DATA that name its identity: 0 takes all, 1 the first, "
+        "2 the first two, -1 the last. Only for class folders.",
+        ge=-100,
+        le=100,
+    )
     max_pixels: int = setting(
         100_000_000,
         "Pictures with more pixels (height times width, by their header) are not decoded and count "
@@ -156,6 +163,14 @@ class PictureSettings(Section):
         auto="data",
         ge=0,
         le=255,
+    )
+    depth: int | None = setting(
+        None,
+        "Bits that are used of 16-bit values, as those of a 12-bit sensor; the upper 8 of them are "
+        "taken. Unset, training takes as many as its 16-bit pictures use, and a model of 8-bit "
+        "pictures as many as each picture uses.",
+        ge=8,
+        le=16,
     )
     mean: tuple[Level, ...] = setting(
         (0.5,),
