@@ -286,6 +286,13 @@ def test_interrupting(
     code, out, err = run(capsys, "evaluate", tiny_run.run, tiny_run.data)
     message = "twinlens: interrupted: only files that were complete are written\n"
     assert (code, out, err) == (130, "", message)
+    monkeypatch.setattr(twinlens.Gallery, "open", interrupt)
+    for words, kept in (
+        ("enrol g d", "what is enrolled so far is kept; the same command enrols the rest"),
+        ("optimize g", "the gallery is intact; run the same command again to complete it"),
+    ):
+        code, out, err = run(capsys, "gallery", *words.split())
+        assert (code, out, err) == (130, "", f"twinlens: interrupted: {kept}\n")
 
 
 def test_recipes(capsys: Capture) -> None:
