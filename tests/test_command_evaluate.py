@@ -660,7 +660,7 @@ def test_one_shot_trials(model: Matcher, tiny_run: TinyRun, tmp_path: Path) -> N
         ("a,b,same\nx.png,none.png,1\n", r"1 of the 2 pictures .*none\.png: no such file"),
         ("a,b,same\nx.png,text.png,1\n", r"text\.png: not a picture"),
         ("trial,probe,candidate,same\n1,x.png,x.png,0\n", "no candidate marked same"),
-        ("a,b,same\n\xff,x.png,1\n", "cannot read the trials"),
+        ("a,b,same\n\xff,x.png,1\n", "not UTF-8"),
         ("a,b,same,cluster\nx.png,x.png,1,\n", "line 2: a, b, same, cluster are all needed"),
         (
             "trial,probe,candidate,same,cluster\n1,x.png,x.png,1,a\n1,x.png,x.png,0,b\n",
