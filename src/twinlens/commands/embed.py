@@ -37,7 +37,7 @@ def embed(
     Args:
         model: folder of a model or of a run.
         data: a folder, a manifest, the name of a set, or a table; all splits.
-        out: the file; its metadata holds the model's fingerprint.
+        out: the file, which only its owner can read; its metadata holds the model's fingerprint.
         root: folder of a named set's local copy.
         quiet: log warnings only.
     Returns:
@@ -72,6 +72,7 @@ def embed(
         ).replace_schema_metadata({"twinlens.fingerprint": matcher.fingerprint})
         with writing_file(out) as part:
             pq.write_table(rows, part)
+            part.chmod(0o600)  # It holds names and embeddings.
         return len(rows)
 
 
