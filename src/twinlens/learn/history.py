@@ -56,7 +56,8 @@ class _Events:
         from tensorboard.summary.writer.record_writer import RecordWriter
         from torch.utils.tensorboard import summary
 
-        self._event, self._record_writer, self._summary = event_pb2.Event, RecordWriter, summary
+        self._event, self._record_writer = event_pb2.Event, RecordWriter
+        self._summary: Any = summary
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._path = folder / name
         with writing_errors(folder):
