@@ -243,9 +243,10 @@ def warn_unused(recipe: Recipe, run: RunFolder) -> None:
 
 def _value(values: Mapping[str, Any], key: str) -> Any:
     """The value of "section.key" in nested settings; None if missing."""
+    value: Any = values
     for part in key.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return values
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def _resume(
