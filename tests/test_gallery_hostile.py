@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -337,6 +338,29 @@ def test_more_rows_than_its_files_can_hold(
         GalleryError, match=r"is damaged: it claims 3 templates, and its files hold"
     ):
         Gallery.open(gallery.place)
+
+
+def test_a_description_that_lance_cannot_report(gallery: Gallery) -> None:
+    """Its error has a NUL byte, at which Lance would end the process."""
+    (file,) = (Path(gallery.place) / "templates.lance" / "data").iterdir()
+    file.write_bytes(
+        file.read_bytes().replace(b"encodings21.PageLayout", b"encodings\0\0.PageLayout")
+    )
+    for _ in range(2):
+        with pytest.raises(GalleryError, match=r"cannot read the gallery"):
+            Gallery.open(gallery.place).identities()
+
+
+@pytest.mark.parametrize("at", [-40, -32, -24, -16, -12])
+@pytest.mark.parametrize("number", [2**32 - 1, 2**62])
+def test_a_file_that_claims_what_it_does_not_hold(gallery: Gallery, at: int, number: int) -> None:
+    (file,) = (Path(gallery.place) / "templates.lance" / "data").iterdir()
+    content = bytearray(file.read_bytes())
+    size = 4 if at >= -16 else 8
+    content[len(content) + at : len(content) + at + size] = number.to_bytes(8, "little")[:size]
+    file.write_bytes(content)
+    with contextlib.suppress(GalleryError):
+        Gallery.open(gallery.place).identities()
 
 
 def test_a_table_that_names_files_elsewhere(gallery: Gallery, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class GalleryCore:
         self._state: GalleryState | None = None
         self.place = store.place
         settings = read_settings(store.place, store.settings())
-        store.check_size()
+        store.check_files()
         self.dim = store.dim
         self.fingerprint = settings.fingerprint
         name = settings.comparator

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from twinlens.errors import GalleryError
 from twinlens.gallery.durable import Durable, fsync, restrict, restrict_hint
+from twinlens.gallery.lance_files import check_lance_file
 from twinlens.gallery.location import (
     check_content,
     copy_files,
@@ -173,12 +174,25 @@ class Store:
             ) from error
         return settings
 
-    def check_size(self) -> None:
-        """Check that the table's files can hold its rows, before any are read.
+    def check_files(self) -> None:
+        """Check the table's files before any row is read; those of an object store by size only.
 
         Raises:
-            GalleryError: a few bytes claim a great number of rows.
+            GalleryError: a damaged file (see `lance_files`), or a few bytes that claim very many
+                rows.
         """
+
+        def check(table: lance.LanceDataset) -> None:
+            folder = Path(table_of(self.place))
+            for fragment in table.get_fragments():
+                for file in fragment.data_files():
+                    check_lance_file(folder / "data" / file.path)
+            with contextlib.suppress(FileNotFoundError):  # Another process replaces an index.
+                for path in folder.glob("_indices/*/*.idx"):
+                    check_lance_file(path)
+
+        if not is_remote(self.place):
+            self.read(check)
         num, size = self.count(), self.num_bytes()
         if num > ROWS_PER_BYTE * size:
             raise GalleryError(
