@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from twinlens.data.table import ImageTable
 from twinlens.errors import GalleryError
 from twinlens.gallery import import_export, index, maintain, migrate
-from twinlens.gallery.conditions import condition_of, explain_cast
+from twinlens.gallery.conditions import explain_nested, filter_of
 from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.decide import Threshold, decide
 from twinlens.gallery.enrol import enrol_pictures
@@ -296,7 +296,7 @@ class Gallery:
         Args:
             picture: path, Pillow picture, array or tensor.
             k: number of hits.
-            where: SQL condition on `identity`, `path`, `time` and `metadata.KEY`, such as
+            where: condition on `identity`, `path`, `time` and `metadata.KEY`, such as
                 `identity LIKE 'a%' AND metadata.camera = 'north'`.
         Raises:
             GalleryError: an invalid condition.
@@ -310,7 +310,7 @@ class Gallery:
         """As `search`, for an embedding of shape (D,) by the gallery's model; needs no torch."""
         _check_count(k)
         state = self.state()
-        condition = None if where is None else condition_of(self.store, where)
+        condition = None if where is None else filter_of(where)
         try:
             rows = self.lookup.templates(
                 self.core.probe(emb_D), max(1, min(k, state.num_templates)), state.nprobes,
@@ -318,7 +318,7 @@ class Gallery:
                 in_memory=self.core.is_in_memory(state), columns=TEMPLATE_COLUMNS,
             )  # fmt: skip
         except GalleryError as error:
-            raise explain_cast(where, error) from error
+            raise explain_nested(where, error) from error
         return tuple(
             Hit(**{**row, "metadata": read_metadata(row["metadata"])}) for row in rows.to_pylist()
         )
