@@ -23,7 +23,7 @@ from twinlens.data.contents import NO_DIGEST, content_digests
 from twinlens.data.folders import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import ModelError
-from twinlens.gallery.sources import Source, digest
+from twinlens.gallery.sources import Source
 from twinlens.model.bundle import Bundle
 from twinlens.model.stored import DESCRIPTION, hash_identities
 from twinlens.model.training_record import (
@@ -65,12 +65,12 @@ def test_digests_are_those_of_a_gallery(picture_folder: PictureFolder) -> None:
     table = read_table(picture_folder({"a": 2, "b": 1}))
     for row, value in enumerate(content_digests(table)):
         source = Source(str(table.path[row]), "")
-        assert value.hex() == digest(source.content())
+        assert value.hex() == source.hash()
     table = made_up_table()
     assert table.pixels is not None
     sources = [Source("", "", pixels=picture) for picture in table.pixels]
     assert [value.hex() for value in content_digests(table)] == [
-        digest(source.content()) for source in sources
+        source.hash() for source in sources
     ]
 
 

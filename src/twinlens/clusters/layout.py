@@ -19,6 +19,7 @@ from PIL import Image
 
 from twinlens.clusters.linkage import Clustering
 from twinlens.data.csv_file import write_csv
+from twinlens.data.picture_file import open_file
 from twinlens.errors import PictureError, one_line
 from twinlens.files import save_picture
 from twinlens.progress import Progress
@@ -116,7 +117,8 @@ def _placer(
         place.symlink_to(os.path.abspath(files[row]))  # noqa: PTH100
 
     def copied(row: int, place: Path) -> None:
-        shutil.copyfile(files[row], place)
+        with open_file(files[row]) as source, place.open("wb") as target:
+            shutil.copyfileobj(source, target)
 
     if copy or not _can_link(folder):
         return "copies", copied

@@ -22,7 +22,7 @@ from twinlens.config import Settings
 from twinlens.data.folders import read_table
 from twinlens.data.inspection import sample_statistics
 from twinlens.data.pixel_cache import decode_table
-from twinlens.data.pixels import DecodedTable
+from twinlens.data.pixels import DecodedTable, table_depths
 from twinlens.data.samplers import Sampler, make_sampler
 from twinlens.data.splits import assign_splits, is_closed_set
 from twinlens.data.table import ImageTable, require_identities
@@ -133,7 +133,27 @@ def choose_run_settings(recipe: Recipe, table: ImageTable) -> tuple[Settings, li
     statistics = sample_statistics(table.of_split("train"), max_pixels=max_pixels)
     settings, choices = choose_settings(recipe, statistics, closed=is_closed_set(table))
     training_sampler(table, settings)
+    if statistics.sixteen_bit and settings.picture.depth is None:
+        settings, depth = _choose_depth(settings, table)
+        choices = choices + depth
     return settings, choices
+
+
+def _choose_depth(settings: Settings, table: ImageTable) -> tuple[Settings, list[Choice]]:
+    """The settings with the bits that the 16-bit pictures of a table use, and the choice."""
+    num_of = table_depths(
+        table, max_pixels=settings.data.max_pixels, progress=Progress("measuring depth")
+    )
+    if not num_of:
+        return settings, []
+    depth = max(num_of)
+    num = num_of.total()
+    why = f"the bits that {num:,} 16-bit pictures of {len(table):,} pictures use"
+    if num_of[depth] < num:
+        why += f", {num - num_of[depth]:,} of them fewer"
+    picture = settings.picture.model_copy(update={"depth": depth})
+    choice = Choice("picture.depth", depth, why)
+    return settings.model_copy(update={"picture": picture}), [choice]
 
 
 def training_sampler(table: ImageTable, settings: Settings) -> Sampler:

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twinlens.data.picture_file import file_digest
 from twinlens.data.table import ImageTable
+from twinlens.errors import PictureError
 
 __all__ = ["DIGEST_SIZE", "NO_DIGEST", "content_digests", "digest_of_pixels"]
 
 DIGEST_SIZE = 16
 NO_DIGEST = bytes(DIGEST_SIZE)
 AT_ONCE = 256  # A task for each picture would take longer than the hashing of small files.
-BLOCK_BYTES = 2**20
 
 
 def content_digests(table: ImageTable) -> list[bytes]:
@@ -54,14 +54,7 @@ def _digests_of_files(paths: list[str]) -> list[bytes]:
 
 
 def _digest_of_file(path: str) -> bytes:
-    digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
     try:
-        # A pipe or a device would have no end.
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  Paths are slower than hashing.
-            return NO_DIGEST
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-            while block := file.read(BLOCK_BYTES):
-                digest.update(block)
-    except (OSError, ValueError):
+        return file_digest(path, DIGEST_SIZE)
+    except PictureError:
         return NO_DIGEST
-    return digest.digest()

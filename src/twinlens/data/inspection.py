@@ -7,13 +7,11 @@ contradictions. Nothing is changed, and no settings are chosen here.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -24,6 +22,7 @@ from twinlens.config import DataSettings
 from twinlens.data.decode import Header, open_picture, read_header
 from twinlens.data.duplicates import groups_of_equal, near_duplicates, pixel_digest, thumbnail
 from twinlens.data.inspection_result import Contradiction, DuplicateGroups, Inspection, MinMedianMax
+from twinlens.data.picture_file import file_digest
 from twinlens.data.pixels import BrokenPicture
 from twinlens.data.splits import is_identity_disjoint
 from twinlens.data.table import SPLITS, ImageTable
@@ -64,6 +63,7 @@ class TableStatistics:
         grey: whether no picture of the sample has colour.
         border_level: median grey level, 0..255, of the outermost pixels.
         border_share: median share, 0..1, of pixels within 16 levels of a picture's border level.
+        sixteen_bit: whether a picture of the sample has 16-bit values.
     """
 
     num_pictures: int
@@ -78,6 +78,7 @@ class TableStatistics:
     grey: bool
     border_level: int
     border_share: float
+    sixteen_bit: bool = False
 
 
 def sample_statistics(
@@ -122,6 +123,7 @@ def sample_statistics(
         grey=not any(picture.color for picture in pictures),
         border_level=round(float(np.median([picture.border_level for picture in pictures]))),
         border_share=float(np.median([picture.border_share for picture in pictures])),
+        sixteen_bit=any(picture.header.sixteen_bit for picture in pictures),
     )
 
 
@@ -237,8 +239,7 @@ def _read_whole(table: ImageTable, row: int, max_pixels: int) -> _InspectedPictu
     if picture.size == (header.width, header.height):
         digest = pixel_digest(picture)
     else:
-        with Path(table.path[row]).open("rb") as stream:
-            digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).digest()
+        digest = file_digest(table.path[row])
     return _InspectedPicture(header, has_color(picture), digest, thumbnail(picture))
 
 

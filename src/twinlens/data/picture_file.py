@@ -24,9 +24,9 @@ from PIL import Image, UnidentifiedImageError
 
 from twinlens.errors import ConfigError, PictureError, short_repr
 
-__all__ = ["FORMATS", "MEMORY", "file_digest", "jxl_size", "open_file", "picture_formats",
-           "picture_suffixes", "read_bytes", "reason_of", "reserved",
-           "unread_content", "unread_suffix"]  # fmt: skip
+__all__ = ["FORMATS", "MEMORY", "file_digest", "jxl_size", "memory_limit", "open_file",
+           "picture_formats", "picture_suffixes", "reason_of", "reserved", "unread_content",
+           "unread_suffix"]  # fmt: skip
 
 FORMATS = "TWINLENS_FORMATS"
 MEMORY = "TWINLENS_DECODE_MEMORY"
@@ -231,19 +231,6 @@ def open_file(path: str | Path) -> BinaryIO:
 def _without_waiting(path: str, flags: int) -> int:
     # Opening a pipe would wait for a writer; a terminal would become ours.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
-
-
-def read_bytes(path: str | Path) -> bytes:
-    """The bytes of a file of `open_file`.
-
-    Raises:
-        PictureError: as in `open_file`.
-    """
-    with open_file(path) as stream:
-        try:
-            return stream.read(os.fstat(stream.fileno()).st_size)
-        except OSError as error:
-            raise PictureError(str(path), reason_of(error)) from error
 
 
 def file_digest(path: str | Path, size: int = 16) -> bytes:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from twinlens.config import PictureSettings
 from twinlens.data.download import cache_folder
+from twinlens.data.picture_file import memory_limit, picture_formats
 from twinlens.data.pixels import BrokenPicture, DecodedTable, DecodeJob
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
@@ -33,7 +34,7 @@ from twinlens.parsing import read_json
 
 __all__ = ["PixelStream", "decode_table"]
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2  # 1 has 16-bit values shifted by 8
 
 
 def decode_table(
@@ -155,7 +156,10 @@ def _cache_file(job: DecodeJob, cache_dir: Path | None) -> Path:
     folder = cache_folder() / "pixels" if cache_dir is None else cache_dir
     digest = hashlib.blake2b(digest_size=16)
     table, spec = job.table, job.spec
-    settings = (CACHE_FORMAT, PIL.__version__, spec.size, spec.color, spec.fit, spec.fill)
+    settings = (
+        CACHE_FORMAT, PIL.__version__, picture_formats(), memory_limit(),
+        spec.size, spec.color, spec.fit, spec.fill, spec.depth,
+    )  # fmt: skip
     digest.update(repr((settings, job.max_pixels, len(table))).encode())
     if table.pixels is not None:
         digest.update(table.fingerprint().encode())

@@ -9,7 +9,7 @@ Shapes: N pictures, C channels, H height, W width.
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.config import PictureSettings
-from twinlens.data.decode import read_array, to_array
+from twinlens.data.decode import read_array, read_depth, to_array
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, PictureError
 
-__all__ = ["BrokenPicture", "DecodeJob", "DecodedTable", "PixelRows", "Pixels", "select_rows"]
+__all__ = ["BrokenPicture", "DecodeJob", "DecodedTable", "PixelRows", "Pixels", "select_rows",
+           "table_depths"]  # fmt: skip
 
+AT_ONCE = 256
 BLOCK_BYTES = 32 * 2**20
 SHOWN_BROKEN = 5
 
@@ -206,6 +208,37 @@ class DecodeJob:
                 ahead.extend(pool.submit(decode, row) for row in islice(rows, 1))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def table_depths(
+    table: ImageTable, *, max_pixels: int, progress: Callable[[int, int], None] | None = None
+) -> Counter[int]:
+    """Number of the 16-bit pictures of a table by the bits that they use.
+
+    Only these are decoded. Unreadable pictures are left out.
+
+    Args:
+        table: files, or an array-backed set, which has none.
+        max_pixels: as in `open_picture`.
+        progress: called with (pictures done, all pictures).
+    """
+
+    def depth_of_row(row: int) -> int | None:
+        try:
+            return read_depth(str(table.path[row]), max_pixels=max_pixels)
+        except PictureError:
+            return None
+
+    num_of = Counter[int]()
+    if table.pixels is not None:
+        return num_of
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(table), AT_ONCE):
+            rows = range(start, min(start + AT_ONCE, len(table)))
+            num_of.update(depth for depth in pool.map(depth_of_row, rows) if depth is not None)
+            if progress is not None:
+                progress(rows.stop, len(table))
+    return num_of
 
 
 def _from_array(picture: NDArray[np.uint8], spec: PictureSettings) -> NDArray[np.uint8]:

@@ -27,7 +27,7 @@ from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.embeddings import BROKEN_MODEL, unusable_embeddings
 from twinlens.gallery.results import EnrolResult, SkippedPicture
 from twinlens.gallery.schema import schema
-from twinlens.gallery.sources import Source, conflict, digest, read_source, text
+from twinlens.gallery.sources import Source, conflict, read_source, text
 from twinlens.parsing import parse_json
 
 __all__ = ["Enrolment", "enrol_pictures", "make_rows"]
@@ -154,18 +154,17 @@ class Enrolment:
     def _read(self, source: Source) -> _Read | str:
         """The picture, or the reason why it cannot be read."""
         try:
-            content = source.content()
-            pixels = read_source(self._matcher, source, content)
-            return _Read(pixels, self._thumbnail(source, content) if self._keep else None)
+            pixels = read_source(self._matcher, source)
+            return _Read(pixels, self._thumbnail(source) if self._keep else None)
         except PictureError as error:
             return error.reason
 
-    def _thumbnail(self, source: Source, content: bytes) -> bytes:
+    def _thumbnail(self, source: Source) -> bytes:
         if source.pixels is not None:
             picture = Image.fromarray(source.pixels)
         else:
             size = (THUMBNAIL, THUMBNAIL)
-            picture = open_picture(content, max_pixels=self._matcher.max_pixels, target=size)
+            picture = open_picture(source.path, max_pixels=self._matcher.max_pixels, target=size)
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         stream = io.BytesIO()
         picture.save(stream, "JPEG", quality=85)
@@ -233,6 +232,6 @@ class _Read:
 
 def _hashed(source: Source) -> str | SkippedPicture:
     try:
-        return digest(source.content())
+        return source.hash()
     except PictureError as error:
         return SkippedPicture(source.path, error.reason)

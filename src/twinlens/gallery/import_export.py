@@ -433,6 +433,6 @@ def _hashes(columns: Mapping[str, pa.Array], emb_ND: NDArray[np.float32]) -> lis
 
 def _hash_of(path: str, emb_D: NDArray[np.float32]) -> str:
     try:
-        return digest(Source(path, "").content())
+        return Source(path, "").hash()
     except PictureError:
         return digest(emb_D.tobytes())

@@ -17,7 +17,7 @@ from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.results import RebuildResult, SkippedPicture
 from twinlens.gallery.schema import COLUMNS, schema, with_settings
 from twinlens.gallery.settings import model_files, model_settings
-from twinlens.gallery.sources import Source, digest, read_source
+from twinlens.gallery.sources import Source, read_source
 
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
@@ -67,7 +67,7 @@ def _missing(core: GalleryCore) -> dict[str, SkippedPicture]:
     missing = {}
     for path, name in zip(rows["path"].to_pylist(), rows["hash"].to_pylist(), strict=True):
         try:
-            same = digest(Source(path, "").content()) == name
+            same = Source(path, "").hash() == name
             reason = "it was changed since it was enrolled"
         except PictureError as error:
             # Files are enrolled by their full paths.
@@ -107,7 +107,7 @@ def _embedded(
         sources = [Source(path, "") for path in rows["path"].to_pylist()]
         if not sources:
             continue
-        pixels = np.stack([read_source(matcher, s, s.content()) for s in sources])
+        pixels = np.stack([read_source(matcher, s) for s in sources])
         emb_ND = embed_pixels(encoder, pixels)
         emb_ND = emb_ND if plain is None else plain.prepared(emb_ND)
         vector = pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), emb_ND.shape[1])

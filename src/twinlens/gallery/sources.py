@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.data.decode import open_picture, to_array
+from twinlens.data.decode import read_array, to_array
 from twinlens.data.folders import read_table
+from twinlens.data.picture_file import file_digest
 from twinlens.data.table import ImageTable
-from twinlens.errors import GalleryError, PictureError
+from twinlens.errors import GalleryError
 from twinlens.gallery.results import SkippedPicture
 
 if TYPE_CHECKING:
@@ -43,19 +44,15 @@ class Source:
         # abspath keeps links, which resolve would replace.
         return cls(os.path.abspath(os.path.expanduser(path)), identity, metadata)  # noqa: PTH100, PTH111
 
-    def content(self) -> bytes:
-        """The bytes that are hashed.
+    def hash(self) -> str:
+        """A hash of the file's bytes, or of the pixels: 32 hex digits.
 
         Raises:
             PictureError: the file cannot be read.
         """
-        if self.pixels is not None:
-            return repr(self.pixels.shape).encode() + self.pixels.tobytes()
-        try:
-            return Path(self.path).read_bytes()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise PictureError(self.path, reason) from error
+        if self.pixels is None:
+            return file_digest(self.path).hex()
+        return digest(repr(self.pixels.shape).encode() + self.pixels.tobytes())
 
 
 def read_labelled(
@@ -125,11 +122,11 @@ def conflict(path: str, owner: str) -> SkippedPicture:
 
 
 def digest(content: bytes) -> str:
-    """A hash of a picture's content: 32 hex digits."""
+    """A hash as of `Source.hash`: 32 hex digits."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def read_source(matcher: Matcher, source: Source, content: bytes) -> NDArray[np.uint8]:
+def read_source(matcher: Matcher, source: Source) -> NDArray[np.uint8]:
     """A picture as input of the network, shape (C, H, W).
 
     Raises:
@@ -138,9 +135,4 @@ def read_source(matcher: Matcher, source: Source, content: bytes) -> NDArray[np.
     spec = matcher.bundle.encoder.picture
     if source.pixels is not None:
         return to_array(source.pixels, spec)
-    try:
-        return to_array(
-            open_picture(content, max_pixels=matcher.max_pixels, target=spec.size), spec
-        )
-    except PictureError as error:
-        raise PictureError(source.path, error.reason) from error
+    return read_array(source.path, spec, max_pixels=matcher.max_pixels)
