@@ -18,11 +18,13 @@ import pytest
 import torch
 
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
+from twinlens.data.contents import digest_of_pixels
 from twinlens.errors import ModelError
 from twinlens.model.bundle import Bundle, load_bundle, save_bundle, store_calibration
 from twinlens.model.comparators import TorchComparison, make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.stored import FORMAT, Origin, hash_identities, model_folder
+from twinlens.model.training_record import find_record
 
 GOLDEN = Path(__file__).parent / "golden" / "bundle_1"
 PICTURE = PictureSettings(size=(8, 8), color="grey", mean=(0.3,), std=(0.25,))
@@ -71,6 +73,23 @@ def test_the_golden_bundle_still_gives_its_embeddings() -> None:
     assert json.loads((GOLDEN / "model" / "model.json").read_text())["format"] == 1
     assert bundle.calibration == {"threshold": 0.5}
     assert bundle.origin == replace(ORIGIN, record=None, identities=hash_identities(["1", "ü"]))
+
+
+def test_the_golden_bundle_of_format_2_finds_its_training_record() -> None:
+    """Recorded: flat pictures of 8 x 8 in memory, of the identities 1 and 2 in turn."""
+    bundle = load_bundle(GOLDEN.with_name("bundle_2"))
+    assert bundle.fingerprint == load_bundle(GOLDEN).fingerprint
+    assert bundle.origin is not None
+    assert bundle.origin == replace(ORIGIN, record=bundle.origin.record)
+    record = find_record(bundle.path, bundle.origin)
+    assert record is not None
+    pictures = np.arange(0, 240, 60, dtype=np.uint8)[:, None, None] + np.tile(
+        np.arange(8, dtype=np.uint8), (8, 1)
+    )
+    digests = [digest_of_pixels(picture) for picture in pictures]
+    assert record.splits_of(digests).tolist() == ["train", "train", "val", "test"]
+    assert record.knows_names(["1", "2", "3"], "train").tolist() == [True, True, False]
+    assert record.knows_names(["1", "2"], "val").tolist() == [True, False]
 
 
 @pytest.mark.parametrize("comparator", ["sigmoid", "network", "cosine"])

@@ -337,7 +337,7 @@ def test_other_names_in_a_store_are_left_alone(
     opened = Gallery.open(place, options=options)
     opened.embed(tiny_run.data / "thing 0" / "0.png")
     fetched_names = {path.name for path in own_cache.rglob("*") if path.is_file()}
-    assert fetched_names == {"model.json", "model.safetensors"}
+    assert fetched_names == {"model.json", "model.safetensors", "trained_on.safetensors"}
     new = make_matcher(tmp_path / "m", "grey")
     opened.rebuild(new)
     left = LanceFileSession(place, storage_options=options).list("models")
