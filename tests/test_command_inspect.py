@@ -176,3 +176,45 @@ def test_the_demo_in_small(
     assert f" of {num} genuine pairs are rejected (FRR), and " in lines[-3]
     assert f" of {3 * 64} impostor pairs are accepted (FAR)." in lines[-3]
     assert capsys.readouterr().out == ""
+
+
+def test_what_a_folder_leaves_out_and_may_mean(picture_folder: PictureFolder) -> None:
+    data = picture_folder({f"cam{cam}/p{who}": 2 for cam in "123" for who in "123456"})
+    for name in ("cam1/p1/x.CR2", "cam1/p1/y.cr2", "cam1/p1/._0.png", "cam2/p1/notes.txt"):
+        (data / name).write_bytes(b"x")
+    (data / "@eaDir/p1").mkdir(parents=True)
+    found = twinlens.inspect(data, quiet=True)
+    assert found.as_json()["left_out"] == {
+        "pictures": {".cr2": 2},
+        "others": {".txt": 1},
+        "hidden": 1,
+        "system_folders": {"@eaDir": 1},
+        "skipped": [],
+        "repeated": [],
+    }
+    text = found.as_text()
+    assert (
+        "left out      2 pictures that are not read here, 1 hidden, 1 system folders, 1 .txt"
+        in text
+    )
+    assert "! 2 pictures left out: 2 .cr2 (raw data of a camera: convert them" in text
+    assert "- 1 folder of the operating system left out: 1 @eaDir." in text
+    [hint] = found.as_json()["layout_hints"]
+    assert f"? {hint}" in text
+    merged = twinlens.inspect(data, settings={"data.identity_depth": -1}, quiet=True)
+    assert merged.as_json()["identities"] == 6
+    assert merged.as_json()["layout_hints"] == []
+
+
+def test_long_lists_are_cut_in_text_and_whole_in_json(tmp_path: Path) -> None:
+    """200 copies of one picture in each of 12 identities."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8))
+    for number in range(12):
+        (tmp_path / f"thing{number}").mkdir()
+        for copy in range(200):
+            picture.save(tmp_path / f"thing{number}" / f"{copy}.bmp")
+    found = twinlens.inspect(tmp_path, quiet=True)
+    assert max(map(len, found.as_text().splitlines())) < 400
+    assert "... 2,400 in all" in found.as_text()
+    [group] = found.as_json()["duplicates"]["exact"]["groups"]
+    assert len(group) == 2400

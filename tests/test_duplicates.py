@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from twinlens.data import duplicates
 from twinlens.data.datasets import read_idx
 from twinlens.data.duplicates import (
+    equal_pictures,
     groups_of_equal,
     near_copies,
     near_duplicates,
@@ -253,3 +254,14 @@ def test_digits_of_one_shape_are_no_copies() -> None:
     for name in variants(pictures[0]):
         copies = thumbs_of([variants(picture)[name] for picture in pictures[:200]])
         assert (near_copies(thumbs, copies) == np.arange(200)).mean() >= 0.97, name
+
+
+def test_equal_pictures_are_equal_in_every_pixel() -> None:
+    rng = np.random.default_rng(8)
+    pixels = rng.integers(0, 256, (50, 3, 20, 20), dtype=np.uint8)
+    pixels[[7, 30]] = pixels[3]
+    pixels[[9, 41]] = pixels[8]
+    pixels[41, 2, 19, 19] ^= 1
+    assert equal_pictures(pixels) == [(3, 7, 30), (8, 9)]
+    assert equal_pictures(pixels[:0]) == []
+    assert equal_pictures(np.zeros((3, 1, 1, 1), np.uint8)) == [(0, 1, 2)]

@@ -49,8 +49,7 @@ def test_hidden_files_and_other_extensions_are_ignored(picture_folder):
 def test_a_broken_file_with_a_pictures_extension_stays_in_the_table(picture_folder):
     folder = picture_folder({"a": 1, "b": 1})
     (folder / "a/broken.JPG").write_bytes(b"no picture")
-    (folder / "b/gone.pgm").symlink_to(folder / "nowhere.pgm")
-    assert list(meaning(read_table(folder))) == ["a/0.png", "a/broken.JPG", "b/0.png", "b/gone.pgm"]
+    assert list(meaning(read_table(folder))) == ["a/0.png", "a/broken.JPG", "b/0.png"]
 
 
 def test_picture_suffixes_are_those_that_pillow_opens():
@@ -196,6 +195,42 @@ def test_genuine_alone_is_a_name_like_any_other(picture_folder):
     ]
 
 
+@pytest.mark.parametrize(
+    ("depth", "identities"),
+    [
+        (0, ["lab/cam1/ann", "lab/cam1/bob", "lab/cam2/ann", "lab/cam2/bob", "solo"]),
+        (1, ["lab", "solo"]),
+        (2, ["lab/cam1", "lab/cam2", "solo"]),
+        (9, ["lab/cam1/ann", "lab/cam1/bob", "lab/cam2/ann", "lab/cam2/bob", "solo"]),
+        (-1, ["ann", "bob", "solo"]),
+        (-2, ["cam1/ann", "cam1/bob", "cam2/ann", "cam2/bob", "solo"]),
+        (-9, ["lab/cam1/ann", "lab/cam1/bob", "lab/cam2/ann", "lab/cam2/bob", "solo"]),
+    ],
+)
+def test_the_depth_of_the_identitys_name(picture_folder, depth, identities):
+    names = ["solo", *(f"lab/{cam}/{who}" for cam in ("cam1", "cam2") for who in ("ann", "bob"))]
+    folder = picture_folder(dict.fromkeys(names, 1))
+    table = read_table(folder, identity_depth=depth)
+    assert table.identities() == identities
+    assert len(table) == 5
+
+
+def test_the_depth_counts_below_splits_and_without_roles(picture_folder):
+    folder = picture_folder(
+        {"train/a/day1": 1, "train/a/day2": 1, "test/b/day1": 1, "test/b_forg/day1": 1}
+    )
+    assert meaning(read_table(folder, identity_depth=1)) == {
+        "train/a/day1/0.png": ("a", False, "train"),
+        "train/a/day2/0.png": ("a", False, "train"),
+        "test/b/day1/0.png": ("b", False, "test"),
+        "test/b_forg/day1/0.png": ("b", True, "test"),
+    }
+    inner = picture_folder({"x/a/genuine": 1, "x/a/forged": 1, "y/a/genuine": 1}, top="inner")
+    labels = meaning(read_table(inner, identity_depth=-1))
+    assert {identity for identity, _, _ in labels.values()} == {"a"}
+    assert labels["x/a/forged/0.png"] == ("a", True, "")
+
+
 def test_one_identity_can_be_read(picture_folder):
     assert read_table(picture_folder({"a": 2})).identities() == ["a"]
 
@@ -226,6 +261,24 @@ def test_an_empty_folder_is_refused_with_the_layouts(tmp_path):
     (tmp_path / "empty/deeper").mkdir(parents=True)
     with pytest.raises(DataError, match=r"empty holds no pictures: accepted are class folders"):
         read_table(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("file", "named_set"),
+    [
+        ("images_background.zip", "omniglot"),
+        ("cifar-10-batches-py/data_batch_1", "cifar10"),
+        ("train-images-idx3-ubyte.gz", "mnist"),
+        ("lfw-deepfunneled/readme.txt", "lfw"),
+    ],
+)
+def test_a_copy_of_a_named_set_without_pictures_names_the_set(tmp_path, file, named_set):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(b"x")
+    with pytest.raises(
+        DataError, match=rf"copy of {named_set}: give {named_set} --root {tmp_path}"
+    ):
+        read_table(tmp_path)
 
 
 def test_a_file_that_is_no_manifest_is_refused(picture_folder):

@@ -129,6 +129,8 @@ def test_every_number(mixed: ImageTable) -> None:
                 "forged": [False, True],
             },
         ],
+        "left_out": None,
+        "layout_hints": [],
     }  # fmt: skip
     assert json.loads(json.dumps(result.as_json())) == result.as_json()
 

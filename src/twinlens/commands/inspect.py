@@ -99,7 +99,10 @@ def inspect(
         loaded = load_recipe(recipe, settings)
         plain = loaded.settings()
         table = read_table(
-            data, root=None if root is None else Path(root), forged_suffix=plain.data.forged_suffix
+            data,
+            root=None if root is None else Path(root),
+            forged_suffix=plain.data.forged_suffix,
+            identity_depth=plain.data.identity_depth,
         )
         chosen, choices, problem = None, list[Choice](), None
         try:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.config import Settings
+from twinlens.data.duplicates import equal_pictures
 from twinlens.data.folders import read_table
 from twinlens.data.inspection import sample_statistics
 from twinlens.data.pixel_cache import decode_table
@@ -95,6 +96,7 @@ def prepare(
             data,
             root=None if root is None else Path(root),
             forged_suffix=settings.data.forged_suffix,
+            identity_depth=settings.data.identity_depth,
         )
         table = split_table(table, settings)
         if record is None or stored is None:  # New, or killed before its first file.
@@ -304,7 +306,26 @@ def _decode(table: ImageTable, settings: Settings) -> DecodedTable:
     if len(decoded.broken) > MOST_BROKEN:
         more = len(decoded.broken) - MOST_BROKEN
         log.warning("  and %d more; all of them are in the report", more)
+    _warn_of_conflicts(decoded)
     return decoded
+
+
+def _warn_of_conflicts(decoded: DecodedTable) -> None:
+    """Warn of pictures that are equal at the network's size, under two identities at once."""
+    table = decoded.table
+    groups = [
+        group
+        for group in equal_pictures(decoded.pixels)
+        if len({table.identity[row] for row in group}) > 1
+    ]
+    if groups:
+        some = [" = ".join(table.relative(row) for row in group[:2]) for group in groups[:2]]
+        log.warning(
+            "%d %s filed under more than one identity (%s%s), and a model cannot learn both: keep "
+            "the right one; `twinlens inspect` lists them all",
+            len(groups), "picture is" if len(groups) == 1 else "pictures are", "; ".join(some),
+            "; ..." if len(groups) > 2 else "",
+        )  # fmt: skip
 
 
 def _record(run: RunFolder, prepared: PreparedRun, command: str, root: str | Path | None) -> None:

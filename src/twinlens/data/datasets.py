@@ -24,7 +24,7 @@ from twinlens.data.download import download_once, unpack_once
 from twinlens.data.table import ImageTable, Row
 from twinlens.errors import DataError
 
-__all__ = ["NAMED_SETS", "read_idx"]
+__all__ = ["NAMED_SETS", "named_set_in", "read_idx"]
 
 FASHION_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -37,6 +37,21 @@ OMNIGLOT_SET = re.compile(r"images_(background|evaluation)")
 LFW_FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")
 
 ReadDataset = Callable[[Path | None], ImageTable]
+
+
+def named_set_in(folder: Path) -> str | None:
+    """The named set that a folder holds a copy of, judged by names of files; else None."""
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+    except OSError:
+        return None
+    if any(OMNIGLOT_SET.match(name) for name in names):
+        return "omniglot"
+    if "cifar-10-batches-py" in names:
+        return "cifar10"
+    if any(re.match(r"train-images[-.]idx3-ubyte", name) for name in names):
+        return "fashion-mnist" if "fashion" in folder.resolve().name.lower() else "mnist"
+    return "lfw" if names.intersection(LFW_FOLDERS) else None
 
 
 def read_idx(file: Path) -> NDArray[np.uint8]:

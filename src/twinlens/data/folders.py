@@ -1,20 +1,24 @@
 """Folders of pictures, manifests and named sets -> ImageTable.
 
 Only names of folders and files are read. No picture is opened here: a broken file with a picture's
-extension stays in the table, and the decoder reports it. Named sets are read by `datasets`,
-manifests by `manifests`.
+extension stays in the table, and the decoder reports it. `walk` lists the files; what it leaves out
+is logged here and stays with the table. Named sets are read by `datasets`, manifests by
+`manifests`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from twinlens.data.datasets import NAMED_SETS
+from twinlens.data.datasets import NAMED_SETS, named_set_in
 from twinlens.data.manifests import MANIFEST_SUFFIXES, SPLIT_NAMES, read_manifest
+from twinlens.data.picture_file import picture_suffixes
 from twinlens.data.table import ImageTable, Row
+from twinlens.data.walk import LeftOut, walk_pictures
 from twinlens.errors import DataError, unknown_name
 from twinlens.files import expand_user
 
@@ -27,11 +31,10 @@ __all__ = [
     "read_unlabelled",
 ]
 
+log = logging.getLogger("twinlens")
+
 FORGED_NAMES = ("forged", "forgeries", "forg")
 """Names of folders beside `genuine/` with the forgeries of an identity."""
-
-NOT_DECODED = {"BUFR", "GRIB", "HDF5", "MPEG"}
-"""Formats that Pillow identifies but cannot decode: not pictures in a folder."""
 
 LAYOUTS = (
     "accepted are class folders (DATA/thing/picture.png, any depth), class folders below train/,"
@@ -41,7 +44,11 @@ LAYOUTS = (
 
 
 def read_table(
-    data: str | Path | ImageTable, *, root: Path | None = None, forged_suffix: str = "_forg"
+    data: str | Path | ImageTable,
+    *,
+    root: Path | None = None,
+    forged_suffix: str = "_forg",
+    identity_depth: int = 0,
 ) -> ImageTable:
     """Read a table from a folder, a manifest or a named set.
 
@@ -54,6 +61,8 @@ def read_table(
         root: folder with a copy of a named set, or base folder of the paths of a manifest.
         forged_suffix: a folder `ID` + this suffix, beside a folder `ID`, holds forgeries of ID;
             "" for no such folders. Only for folders.
+        identity_depth: folders of a path that name the identity: 0 for all, 1 for the first, 2 for
+            the first two, -1 for the last. Only for class folders.
     Raises:
         DataError: missing data, or an unknown layout.
 
@@ -74,16 +83,23 @@ def read_table(
             f"a root belongs to a named set ({', '.join(NAMED_SETS)}) or a manifest; {path} is a"
             " folder of pictures: leave --root out"
         )
-    return read_folder(path, forged_suffix=forged_suffix, source=str(data))
+    return read_folder(
+        path, forged_suffix=forged_suffix, identity_depth=identity_depth, source=str(data)
+    )
 
 
 def read_folder(
-    folder: Path, *, forged_suffix: str = "_forg", source: str | None = None
+    folder: Path,
+    *,
+    forged_suffix: str = "_forg",
+    identity_depth: int = 0,
+    source: str | None = None,
 ) -> ImageTable:
-    """The pictures of a folder; hidden files, and files without a picture's extension, are ignored.
+    """The pictures of a folder; other files are left out, see `walk`.
 
     - Class folders: the identity of a picture is the path of its folder below the top, with
-      forward slashes.
+      forward slashes; only its first folders with a positive `identity_depth`, only its last ones
+      with a negative one.
     - Given splits: `train/`, `val/` (or `valid/`, `validation/`) and `test/` on top, if they
       contain class folders; identities are paths below these.
     - Counterparts: only `left/` and `right/` on top, with at least one file name (without its
@@ -96,35 +112,41 @@ def read_folder(
             folders.
     """
     source = str(folder) if source is None else source
-    files = [PurePosixPath(name) for name in _pictures_below(folder)]
+    walk = walk_pictures(folder)
+    files = [PurePosixPath(name) for name in walk.pictures]
     if not files:
-        raise DataError(f"{folder} holds no pictures: {LAYOUTS}")
+        raise DataError(_no_pictures(folder, walk.left_out, LAYOUTS))
+    _log_left_out(walk.left_out)
     splits = _given_splits(folder, files)
     rows: list[Row] = []
     for split_folder, split in splits.items():
         below = [file for file in files if not split_folder or file.parts[0] == split_folder]
         below = [file.relative_to(split_folder) for file in below]
         top = folder / split_folder
-        for file, identity, forged in _identify(top, below, forged_suffix):
+        for file, identity, forged in _identify(top, below, forged_suffix, identity_depth):
             rows.append((str(top / file), identity, forged, split))
-    return ImageTable.of_rows(rows, source, folder)
+    return ImageTable.of_rows(rows, source, folder, walk.left_out)
 
 
 def read_unlabelled(folder: Path, *, source: str | None = None) -> ImageTable:
     """The pictures of a folder, at any depth, without identities and splits ("").
 
-    Hidden files, and files without a picture's extension, are ignored.
+    Other files are left out, see `walk`.
 
     Raises:
         DataError: no pictures, or a folder that cannot be read.
     """
-    rows: list[Row] = [(str(folder / name), "", False, "") for name in _pictures_below(folder)]
+    walk = walk_pictures(folder)
+    rows: list[Row] = [(str(folder / name), "", False, "") for name in walk.pictures]
     if not rows:
-        raise DataError(
-            f"{folder} holds no pictures: needed are files, at any depth, with an extension of "
+        needed = (
+            "needed are files, at any depth, with an extension of "
             f"{' '.join(sorted(picture_suffixes()))}"
         )
-    return ImageTable.of_rows(rows, str(folder) if source is None else source, folder)
+        raise DataError(_no_pictures(folder, walk.left_out, needed))
+    _log_left_out(walk.left_out)
+    source = str(folder) if source is None else source
+    return ImageTable.of_rows(rows, source, folder, walk.left_out)
 
 
 @cache
@@ -135,15 +157,26 @@ def is_folder(source: str | Path | ImageTable) -> bool:
     return expand_user(source).is_dir()
 
 
-def picture_suffixes() -> frozenset[str]:
-    """Extensions, such as ".png", of all files that the installed Pillow can open."""
-    from PIL import Image
+def _no_pictures(folder: Path, left_out: LeftOut, needed: str) -> str:
+    named_set = named_set_in(folder)
+    if named_set is not None:
+        return (
+            f"{folder} holds no pictures, but looks like a copy of {named_set}: give {named_set} "
+            f"--root {folder} instead"
+        )
+    if left_out.pictures:
+        return f"{folder} holds no pictures that can be read: found {left_out.pictures_text()}"
+    if left_out.skipped:
+        return f"{folder} holds no pictures: {left_out.problems()[0]}"
+    text = left_out.text()
+    return f"{folder} holds no pictures{f' (left out: {text})' if text else ''}: {needed}"
 
-    return frozenset(
-        suffix
-        for suffix, format_name in Image.registered_extensions().items()
-        if format_name in Image.OPEN and format_name not in NOT_DECODED
-    )
+
+def _log_left_out(left_out: LeftOut) -> None:
+    for line in left_out.problems():
+        log.warning("%s", line)
+    for line in left_out.notes():
+        log.info("%s", line)
 
 
 def _existing(data: str | Path) -> Path:
@@ -156,43 +189,6 @@ def _existing(data: str | Path) -> Path:
     is_name = isinstance(data, str) and os.sep not in data and "/" not in data
     hint = f"; {unknown_name('named set', str(data), NAMED_SETS)}" if is_name else ""
     raise DataError(f"no such file or folder: '{data}'{hint}")
-
-
-def _pictures_below(folder: Path) -> Iterator[str]:
-    """Paths of pictures below a folder, with forward slashes; linked folders are followed."""
-    suffixes = picture_suffixes()
-    seen: dict[str, set[tuple[int, int]]] = {"": {_device_and_inode(folder)}}
-    pending = [""]
-    while pending:
-        below = pending.pop()
-        above = seen.pop(below)
-        for entry in _entries(folder / below):
-            name = f"{below}/{entry.name}" if below else entry.name
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                key = _device_and_inode(Path(entry.path))
-                if key not in above:  # A link to a folder above would recurse forever.
-                    seen[name] = above | {key}
-                    pending.append(name)
-            elif os.path.splitext(entry.name)[1].lower() in suffixes:  # noqa: PTH122
-                yield name
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
-
-
-def _device_and_inode(folder: Path) -> tuple[int, int]:
-    try:
-        status = folder.stat()
-    except OSError as error:
-        raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
-    return status.st_dev, status.st_ino
 
 
 def _given_splits(folder: Path, files: list[PurePosixPath]) -> dict[str, str]:
@@ -230,13 +226,13 @@ def _shorten(names: list[str]) -> str:
 
 
 def _identify(
-    top: Path, files: list[PurePosixPath], forged_suffix: str
+    top: Path, files: list[PurePosixPath], forged_suffix: str, identity_depth: int
 ) -> Iterable[tuple[PurePosixPath, str, bool]]:
     """Each file with its identity and role (forged or not); files are paths below `top`."""
     if _are_counterparts(files):
         return [(file, _stem_below(file), False) for file in files]
     parents = sorted({file.parent for file in files})
-    labels = _folder_labels(top, parents, forged_suffix)
+    labels = _folder_labels(top, parents, forged_suffix, identity_depth)
     return [(file, *labels[file.parent]) for file in files]
 
 
@@ -252,7 +248,7 @@ def _are_counterparts(files: list[PurePosixPath]) -> bool:
 
 
 def _folder_labels(
-    top: Path, parents: list[PurePosixPath], forged_suffix: str
+    top: Path, parents: list[PurePosixPath], forged_suffix: str, identity_depth: int
 ) -> dict[PurePosixPath, tuple[str, bool]]:
     """Class folder -> (identity, forged)."""
     folders = {folder for parent in parents for folder in (parent, *parent.parents)}
@@ -278,6 +274,7 @@ def _folder_labels(
                 forged = True
             else:
                 parts.append(name)
-        return "/".join(parts), forged
+        named = parts[:identity_depth] if identity_depth > 0 else parts[identity_depth:]
+        return "/".join(named), forged
 
     return {parent: label(parent) for parent in parents}

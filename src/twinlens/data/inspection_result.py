@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.data.pixels import BrokenPicture
+from twinlens.data.walk import LeftOut
 
 __all__ = ["Contradiction", "DuplicateGroups", "Inspection", "MinMedianMax"]
 
@@ -96,6 +97,8 @@ class Inspection:
         exact: groups of pictures with equal pixels.
         near: groups of near duplicates.
         contradictions: copies with conflicting labels.
+        left_out: files of the folder that are not read; None if the data is not a folder.
+        layout_hints: sentences on folders that may mean something else.
     """
 
     source: str
@@ -116,6 +119,8 @@ class Inspection:
     exact: DuplicateGroups
     near: DuplicateGroups
     contradictions: tuple[Contradiction, ...]
+    left_out: LeftOut | None
+    layout_hints: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """A plain dictionary with the keys of `docs/json.md`."""
@@ -150,6 +155,8 @@ class Inspection:
             "broken": [asdict(picture) for picture in self.broken],
             "duplicates": {"exact": self.exact.as_json(), "near": self.near.as_json()},
             "contradictions": [c.as_json() for c in self.contradictions],
+            "left_out": None if self.left_out is None else self.left_out.as_json(),
+            "layout_hints": list(self.layout_hints),
         }
 
     def as_text(self) -> str:
@@ -174,6 +181,9 @@ def _fact_lines(result: Inspection) -> list[str]:
         "per identity": _per_identity_text(result),
         "duplicates": f"{_groups_text(result.exact)} exact, {_groups_text(result.near)} near",
     }
+    left_out = "" if result.left_out is None else result.left_out.text()
+    if left_out:
+        facts["left out"] = left_out
     title = (
         f"{result.source}: {_count(result.num_pictures, 'picture')} of "
         f"{_count(result.num_identities, 'identity', 'identities')}{forged}"
@@ -219,13 +229,23 @@ def _groups_text(copies: DuplicateGroups) -> str:
 
 def _warning_lines(result: Inspection) -> list[str]:
     lines = [
+        *_left_out_lines(result),
         *_broken_lines(result),
         *_contradiction_lines(result),
         *_leak_lines(result),
         *_copy_lines(result),
         *_singleton_lines(result),
     ]
-    return ["Problems:", *lines] if lines else ["No problems."]
+    notes = [] if result.left_out is None else result.left_out.notes()
+    return [
+        *(["Problems:", *lines] if lines else ["No problems."]),
+        *(f"- {note}." for note in notes),
+        *(f"? {hint}" for hint in result.layout_hints),
+    ]
+
+
+def _left_out_lines(result: Inspection) -> list[str]:
+    return [] if result.left_out is None else [f"! {p}." for p in result.left_out.problems()]
 
 
 def _broken_lines(result: Inspection) -> list[str]:

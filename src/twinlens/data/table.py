@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twinlens.data.walk import LeftOut
 from twinlens.errors import DataError
 
 __all__ = ["SPLITS", "ImageTable", "Row", "pair_masks", "require_identities"]
@@ -41,6 +42,7 @@ class ImageTable:
         root: folder that contains the paths; None for named sets held in memory.
         pixels: None, or the pictures: (N, H, W) or (N, H, W, 3).
         metadata: None, or (N,) dicts of the other columns of a manifest.
+        left_out: files of the folder that are not in the table; None if it is not of a folder.
 
     All arrays are read-only.
 
@@ -56,6 +58,7 @@ class ImageTable:
     root: Path | None
     pixels: NDArray[np.uint8] | None = None
     metadata: NDArray[np.object_] | None = None
+    left_out: LeftOut | None = None
 
     def __post_init__(self) -> None:
         columns = {
@@ -79,11 +82,18 @@ class ImageTable:
         _check_distinct(self.path)
 
     @classmethod
-    def of_rows(cls, rows: Iterable[Row], source: str, root: Path | None) -> ImageTable:
+    def of_rows(
+        cls,
+        rows: Iterable[Row],
+        source: str,
+        root: Path | None,
+        left_out: LeftOut | None = None,
+    ) -> ImageTable:
         """A table of files from (path, identity, forged, split) tuples, in any order."""
         columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
         path, identity, forged, split = (np.array(column, dtype=object) for column in columns)
-        return cls(path, identity, forged.astype(np.bool_), split, source, root)
+        forged = forged.astype(np.bool_)
+        return cls(path, identity, forged, split, source, root, left_out=left_out)
 
     def __len__(self) -> int:
         return len(self.path)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twinlens.config import DataSettings
 from twinlens.data.decode import read_array, to_array
 from twinlens.data.folders import read_table
 from twinlens.data.picture_file import file_digest
@@ -58,14 +59,19 @@ class Source:
 def read_labelled(
     matcher: Matcher, data: str | Path | ImageTable, root: str | Path | None
 ) -> ImageTable:
-    """Read DATA with the suffix of forged folders that the model was trained with.
+    """Read DATA as for the training of the model: forged folders, depth of identities.
 
     Raises:
         DataError: nothing to read, or an unknown layout.
     """
     origin = matcher.bundle.origin
-    suffix = {} if origin is None else {"forged_suffix": origin.data.forged_suffix}
-    return read_table(data, root=None if root is None else Path(root), **suffix)
+    settings = DataSettings() if origin is None else origin.data
+    return read_table(
+        data,
+        root=None if root is None else Path(root),
+        forged_suffix=settings.forged_suffix,
+        identity_depth=settings.identity_depth,
+    )
 
 
 def sources_of(
