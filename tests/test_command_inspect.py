@@ -194,7 +194,7 @@ def test_what_a_folder_leaves_out_and_may_mean(picture_folder: PictureFolder) ->
     }
     text = found.as_text()
     assert (
-        "left out      2 pictures that are not read here, 1 hidden, 1 system folders, 1 .txt"
+        "left out      2 pictures that are not read here, 1 hidden, 1 of the operating system, 1 .txt"
         in text
     )
     assert "! 2 pictures left out: 2 .cr2 (raw data of a camera: convert them" in text
