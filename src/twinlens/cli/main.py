@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             code = _run(words)
         except BaseException as error:
-            known = _explain(error, words, interrupted=bool(received))
+            from twinlens.cli.terminal import escaped_streams
+
+            with escaped_streams():
+                known = _explain(error, words, interrupted=bool(received))
             if known is None:
                 raise  # SystemExit of --help; a fault of twinlens.
             code = known
@@ -56,17 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: Sequence[str]) -> int:
     from twinlens.cli.commands import COMMANDS
     from twinlens.cli.gallery import GALLERY_COMMANDS
+    from twinlens.cli.terminal import escaped_streams
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # File names need not be UTF-8.
     _check_name("command", words, COMMANDS)
     if words[:1] == ["gallery"]:
         _check_name("subcommand of gallery", words[1:], GALLERY_COMMANDS)
-    try:
-        args = make_parser().parse_args(words)
-        code: int = args.run(args)
-    finally:
-        sys.stdout.flush()  # After --help too, which raises SystemExit.
+    with escaped_streams():
+        try:
+            args = make_parser().parse_args(words)
+            code: int = args.run(args)
+        finally:
+            sys.stdout.flush()  # After --help too, which raises SystemExit.
     return code
 
 
