@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from twinlens.commands.prepare import choice_line, choose_run_settings
 from twinlens.config import PictureSettings
 from twinlens.data import pixels
 from twinlens.data.decode import read_array
+from twinlens.data.folders import read_table
 from twinlens.data.pixel_cache import PixelStream, decode_table
 from twinlens.data.pixels import BrokenPicture, DecodedTable
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
+from twinlens.recipes import load_recipe
 
 LIMIT = 1_000_000
 SPEC = PictureSettings(size=(8, 6), color="rgb")
@@ -334,6 +337,43 @@ def test_the_default_folder(folder: Path, own_cache: Path) -> None:
     table = table_of(sorted(folder.iterdir()), folder)
     decode(table, None, memory_limit=0)
     assert len(list((own_cache / "pixels").glob("*.npy"))) == 1
+
+
+# --- 16-bit pictures ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deep_folder(tmp_path: Path) -> Path:
+    """Two identities: seven pictures of 12 bits, one of them dark, and one of 8 bits."""
+    for i in range(8):
+        home = tmp_path / "deep" / f"id{i % 2}"
+        home.mkdir(parents=True, exist_ok=True)
+        values = np.linspace(0, 4095 if i else 1000, 48).astype(np.uint16).reshape(8, 6)
+        Image.fromarray(values if i < 7 else (values >> 4).astype(np.uint8)).save(home / f"{i}.png")
+    return tmp_path / "deep"
+
+
+def test_depths_of_a_table(deep_folder: Path) -> None:
+    table = read_table(deep_folder)
+    assert pixels.table_depths(table, max_pixels=LIMIT) == {10: 1, 12: 6}
+    assert pixels.table_depths(array_table(np.zeros((2, 4, 4), np.uint8)), max_pixels=LIMIT) == {}
+
+
+def test_training_takes_the_bits_of_the_data_set(deep_folder: Path) -> None:
+    table = read_table(deep_folder).with_split(np.array(["train"] * 8, dtype=object))
+    settings, choices = choose_run_settings(load_recipe("auto"), table)
+    assert settings.picture.depth == 12
+    line = next(choice_line(choice) for choice in choices if choice.key == "picture.depth")
+    assert line == (
+        "  picture.depth = 12: the bits that 7 16-bit pictures of 8 pictures use, 1 of them fewer"
+    )
+    spec = SPEC.model_copy(update={"depth": 12, "color": "grey"})
+    got = decode_table(table, spec, max_pixels=LIMIT, max_broken=0).pixels
+    row = {Path(path).name: i for i, path in enumerate(table.path)}
+    np.testing.assert_array_equal(got[row["1.png"]], got[row["7.png"]])
+    assert got[row["0.png"]].max() == 1000 >> 4
+    given, _ = choose_run_settings(load_recipe("auto", {"picture.depth": 16}), table)
+    assert given.picture.depth == 16
 
 
 # --- too many broken ones -----------------------------------------------------------------------
