@@ -189,7 +189,7 @@ class _Walker:
     def _read(self, below: str) -> None:
         with os.scandir(self.top / below) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
-        folders = []
+        folders: list[str] = []
         for entry in ordered:
             name = f"{below}/{entry.name}" if below else entry.name
             if entry.name.startswith("."):
