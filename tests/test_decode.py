@@ -416,6 +416,48 @@ def test_formats_of_a_plugin_are_named_with_the_extra(monkeypatch: pytest.Monkey
         picture_file._formats.cache_clear()
 
 
+@pytest.mark.parametrize(("kind", "suffix"), [("HEIF", ".heic"), ("JXL", ".jxl")])
+def test_formats_of_an_installed_plugin(
+    kind: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(picture_file.PLUGINS[kind], reason="needs the extra heif")
+    assert suffix in picture_suffixes()
+    smooth = Image.linear_gradient("L").resize((320, 240)).convert("RGB")
+    data = encode(smooth, kind)
+    got = open_picture(data, max_pixels=LIMIT)
+    assert (got.mode, got.size) == ("RGB", (320, 240))
+    assert np.abs(np.asarray(got).astype(int) - np.asarray(smooth)).mean() < 4
+    header = read_header(data, max_pixels=LIMIT)
+    assert (header.format, header.height, header.width) == (kind, 240, 320)
+    assert "over the limit of 100 (data.max_pixels)" in reason(data, max_pixels=100)
+    reason(data[: len(data) // 2])
+    monkeypatch.setenv("TWINLENS_DECODE_MEMORY", "1")
+    big = encode(smooth.resize((2000, 1500)), kind)
+    assert "TWINLENS_DECODE_MEMORY" in reason(big)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (320, 240), (641, 333), (3000, 2000), (40_000, 3)])
+@pytest.mark.parametrize("boxes", [False, True])
+def test_the_size_in_the_header_of_a_jpeg_xl(size: tuple[int, int], boxes: bool) -> None:
+    """Written by hand: small sides in units of 8, others of 9 to 30 bits; 0 for no ratio."""
+    width, height = size
+
+    def side(value: int) -> str:
+        bits, selector = next(
+            (bits, selector) for selector, bits in enumerate((9, 13, 18, 30)) if value <= 1 << bits
+        )
+        return f"{selector:02b}"[::-1] + f"{value - 1:0{bits}b}"[::-1]
+
+    if max(size) <= 256 and width % 8 == height % 8 == 0:
+        text = "1" + f"{height // 8 - 1:05b}"[::-1] + "000" + f"{width // 8 - 1:05b}"[::-1]
+    else:
+        text = "0" + side(height) + "000" + side(width)
+    data = b"\xff\x0a" + int(text[::-1], 2).to_bytes(12, "little")
+    if boxes:
+        data = picture_file.JXL_BOX + b"\0\0\0\x14ftypjxl \0\0\0\0jxl " + b"\0\0\0\0jxlc" + data
+    assert picture_file.jxl_size(io.BytesIO(data)) == size
+
+
 def test_other_files_than_regular_ones(tmp_path: Path) -> None:
     for device in ("/dev/zero", "/dev/null"):
         if Path(device).exists():
