@@ -649,10 +649,31 @@ def test_one_shot_trials(model: Matcher, tiny_run: TinyRun, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffa;b;same\r\nd/x.png;d/y.png;1\r\nd/x.png;d/y.png;0\r\n",
+        "A, B, Same \nd/x.png, d/y.png, yes\nd/x.png, d/y.png, No\n",
+        "same\tb\ta\n1\td\\y.png\td\\x.png\n0\td\\x.png\td\\y.png\n",
+    ],
+    ids=["Excel", "blanks and capitals", "tabs and Windows"],
+)
+def test_lists_are_read_as_manifests_are(text: str, tiny_run: TinyRun, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    for name in ("x", "y"):
+        Image.new("L", (8, 8), ord(name)).save(tmp_path / "d" / f"{name}.png")
+    (tmp_path / "list.csv").write_bytes(text.encode())
+    found = twinlens.evaluate(tiny_run.run, trials=tmp_path / "list.csv", quiet=True).trials
+    assert isinstance(found, PairTrialsResult)
+    assert (found.num_genuine, found.num_impostor) == (1, 1)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", r"has the columns \(none\); trials need a,b,same or trial,probe,candidate,same"),
         ("left,right,same\nx,y,1\n", "has the columns left, right, same; trials need"),
+        ("10\t300\nAnn\t1\t4\n", "pairs.txt of LFW.*write the line a,b,same, then"),
+        ("a,b,A,same\nx.png,x.png,x.png,1\n", "the column a twice"),
         ("a,b,same\n", "holds no trials"),
         ("a,b,same\nx.png,y.png,maybe\n", "line 2: same is 1 or 0, found 'maybe'"),
         ("a,b,same\nx.png,x.png,1\nx.png,,0\n", "line 3: a, b, same are all needed"),

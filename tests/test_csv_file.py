@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinlens.data.csv_file import csv_cell, original_cell, read_csv, write_csv
+from twinlens.data.csv_file import csv_cell, original_cell, path_of_cell, read_csv, write_csv
 from twinlens.errors import DataError
 
 
@@ -66,6 +66,11 @@ def test_files_of_other_programs(content: bytes, tmp_path: Path) -> None:
         (b'path\n"a\n', "close each quotation mark"),
         (b"path\na\0b\n", "NUL in line 2"),
         (b"path\n" + b"a" * 200_000, "field limit"),
+        (b'path,identity\na,b\nc,"d\n' + b"e,f\n" * 9, "the row that begins in line 3.*close each"),
+        (b"path\n" + b"a," * 2**20, "more than 1,048,576 characters in line 2"),
+        (b"a" * 2**21, "more than 1,048,576 characters in line 1"),
+        (b"path,,\na,,\nb,,c\n", "a cell in line 3 whose column has no name"),
+        ("path\na\n".encode("utf-16-le"), "NUL in line 2"),
     ],
 )
 def test_what_is_wrong_is_said(content: bytes, message: str, tmp_path: Path) -> None:
@@ -73,6 +78,21 @@ def test_what_is_wrong_is_said(content: bytes, message: str, tmp_path: Path) -> 
     file.write_bytes(content)
     with pytest.raises(DataError, match=message):
         rows(file)
+
+
+def test_columns_without_a_name_are_left_out_if_they_are_empty(tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text("a,,b,\n1,,2,\n")
+    assert rows(file) == [(2, {"a": "1", "b": "2"})]
+
+
+def test_backslashes_separate_folders_if_only_that_file_exists(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.png").touch()
+    assert path_of_cell(tmp_path, "a\\b.png") == tmp_path / "a" / "b.png"
+    assert path_of_cell(tmp_path, "a\\c.png") == tmp_path / "a\\c.png"
+    (tmp_path / "a\\b.png").touch()
+    assert path_of_cell(tmp_path, "a\\b.png") == tmp_path / "a\\b.png"
 
 
 def test_missing_cells_at_the_end_are_empty(tmp_path: Path) -> None:

@@ -142,6 +142,54 @@ def test_a_parquet_file_without_required_columns(tmp_path):
         read_manifest(tmp_path / "list.parquet")
 
 
+def test_paths_of_windows(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").touch()
+    table = read_manifest(write(tmp_path, "path,identity\na\\1.png,x\na/1.png,x\n"))
+    assert table.path.tolist() == [str(tmp_path / "a/1.png")]
+
+
+def test_columns_of_parquet_are_read_as_those_of_csv(tmp_path):
+    file = tmp_path / "list.parquet"
+    pq.write_table(pa.table({" Path": ["a"], "IDENTITY": ["x"], "Camera": ["north"]}), file)
+    table = read_manifest(file)
+    assert rows(table) == [("a", "x", False, "")]
+    assert table.metadata.tolist() == [{"Camera": "north"}]
+    pq.write_table(pa.table([["a"], ["b"], ["x"]], names=["path", "Path", "identity"]), file)
+    with pytest.raises(DataError, match="the column path twice"):
+        read_manifest(file)
+
+
+def test_parquet_that_claims_more_than_it_holds(tmp_path):
+    file = tmp_path / "list.parquet"
+
+    def refused(columns, message, **options):
+        pq.write_table(pa.table(columns), file, **options)
+        assert file.stat().st_size < 200_000
+        with pytest.raises(DataError, match=message):
+            read_manifest(file)
+
+    nothing = pa.nulls(3_000_000, pa.string())
+    refused({"path": nothing, "identity": nothing}, "claims 3,000,000 rows in .* do not fit")
+    long = ["x" * 10_000_000] * 20
+    refused({"path": long, "identity": long}, "200,000,.* when unpacked",
+            compression="zstd", use_dictionary=False)  # fmt: skip
+    refused({"path": long, "identity": long}, "a cell of 10,000,000 bytes in the column path",
+            compression="zstd")  # fmt: skip
+    refused({"path": ["a\0"], "identity": ["x"]}, "row 1: path holds a NUL")
+    broken = pa.array([b"\xff"], pa.binary()).view(pa.string())
+    refused({"path": broken, "identity": ["x"]}, "cannot read the manifest")
+
+
+def test_problems_are_counted_and_shown_on_one_line_each(tmp_path):
+    text = 'path,identity,role\na,x,"\x1b[31m\nfake"\n' + ",x,\n" * 5000
+    with pytest.raises(DataError) as caught:
+        read_manifest(write(tmp_path, text))
+    assert len(str(caught.value).splitlines()) == 12
+    assert "found '\\x1b[31m\\nfake'" in str(caught.value)
+    assert str(caught.value).endswith("and 4991 more")
+
+
 def test_further_columns_are_metadata_of_their_rows(tmp_path):
     text = "path,identity,Camera,year\nb.png,7,,2021\na/1.png,Zoë,north,2020\n"
     table = read_manifest(write(tmp_path, text))

@@ -88,9 +88,11 @@ def read_constraints(file: Path, rows: Mapping[str, int]) -> Constraints:
 
 
 def _row_of(name: str, rows: Mapping[str, int]) -> int | None:
-    for known in (name, os.path.normpath(name), os.path.abspath(expand_user(name))):  # noqa: PTH100
-        if known in rows:
-            return rows[known]
+    # The names as they are, and those of Windows.
+    for text in dict.fromkeys((name, name.replace("\\", "/"))):
+        for known in (text, os.path.normpath(text), os.path.abspath(expand_user(text))):  # noqa: PTH100
+            if known in rows:
+                return rows[known]
     return None
 
 

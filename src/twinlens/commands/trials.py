@@ -9,7 +9,7 @@ import numpy as np
 
 from twinlens.commands.selection import data_settings
 from twinlens.commands.training_overlap import known_pictures
-from twinlens.data.csv_file import read_csv
+from twinlens.data.csv_file import path_of_cell, read_csv
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, one_line
@@ -70,6 +70,12 @@ def run_trials(
 
 def _read(file: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
     def check_columns(names: list[str]) -> None:
+        if names and all(name.isdecimal() for name in names):
+            raise DataError(
+                f"{file} begins with numbers, as pairs.txt of LFW does, which is not read: write "
+                f"the line {','.join(PAIR_COLUMNS)}, then one for each pair, such as "
+                "NAME/NAME_0001.jpg,NAME/NAME_0002.jpg,1"
+            )
         if not any(set(columns) <= set(names) for columns in (ONE_SHOT_COLUMNS, PAIR_COLUMNS)):
             raise DataError(
                 f"{file} has the columns {one_line(', '.join(names)) or '(none)'}; trials need "
@@ -86,14 +92,17 @@ def _read(file: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
         if any(not row[name].strip() for name in needed):
             raise DataError(f"{file} line {number}: {', '.join(needed)} are all needed")
         if row["same"].strip().lower() not in TRUE + FALSE:
-            raise DataError(f"{file} line {number}: same is 1 or 0, found '{row['same']}'")
+            raise DataError(
+                f"{file} line {number}: same is 1 or 0, found '{one_line(row['same'])}'"
+            )
     return [row for _, row in lines], columns
 
 
 def _find(name: str, file: Path, folder: Path | None) -> str:
     for base in (file.parent, *([folder] if folder is not None else []), Path()):
-        if (base / name).is_file():
-            return str(base / name)
+        path = path_of_cell(base, name)
+        if path.is_file():
+            return str(path)
     return str(file.parent / name)
 
 

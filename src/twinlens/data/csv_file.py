@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import codecs
 import csv
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from twinlens.errors import DataError, first_line, one_line
 
-__all__ = ["csv_cell", "original_cell", "read_csv", "write_csv"]
+__all__ = ["csv_cell", "original_cell", "path_of_cell", "read_csv", "write_csv"]
 
 DELIMITERS = ",;\t"
 MAX_HEADER = 2**16  # characters that decide about the delimiter
+MAX_LINE = 2**20  # characters; the memory that a file of one line can take
 # The last four are the full-width forms of = + - @, which a spreadsheet runs in Japanese.
 FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
@@ -44,9 +46,10 @@ def read_csv(
     Yields:
         Number of the line, and its cells by column; missing cells at the end are "".
     Raises:
-        DataError: unreadable, another encoding, a column twice, too many cells, or a quotation mark
-            that is not closed.
+        DataError: unreadable, another encoding, a column twice, too many cells, cells without a
+            column's name, too long a line, or a quotation mark that is not closed.
     """
+    last = 0
     try:
         with file.open("rb") as start:
             is_utf_16 = start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -54,7 +57,8 @@ def read_csv(
         with file.open(encoding=encoding, errors=errors, newline="") as text:
             delimiter = max(DELIMITERS, key=text.readline(MAX_HEADER).count)
             text.seek(0)
-            reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
+            lines = _lines(text, f"{kind} {file}")
+            reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
             names = [name.strip().lower() for name in next(reader, [])]
             twice = sorted({name for name in names if name and names.count(name) > 1})
             if twice:
@@ -71,18 +75,47 @@ def read_csv(
                     raise DataError(f"{kind} {file} has a NUL in line {reader.line_num}")
                 if values:
                     values += [""] * (len(names) - len(values))
-                    cells = map(original_cell, values)
-                    yield reader.line_num, dict(zip(names, cells, strict=True))
+                    cells = dict(zip(names, map(original_cell, values), strict=True))
+                    if any(value and not name for name, value in zip(names, values, strict=True)):
+                        raise DataError(
+                            f"{kind} {file} has a cell in line {reader.line_num} whose column has "
+                            "no name: name it in the first line, or empty it"
+                        )
+                    cells.pop("", None)
+                    yield reader.line_num, cells
+                last = reader.line_num
     except UnicodeError as error:
         raise DataError(
             f"{kind} {file} is not UTF-8 ({first_line(error)}): save it as UTF-8"
         ) from error
     except csv.Error as error:
         raise DataError(
-            f"cannot read {kind} {file}, line {reader.line_num}: {error}: close each quotation mark"
+            f"cannot read {kind} {file}, the row that begins in line {last + 1}: {error}: close "
+            "each quotation mark"
         ) from error
     except OSError as error:
         raise DataError(f"cannot read {kind} {file}: {error.strerror}") from error
+
+
+def _lines(text: TextIO, name: str) -> Iterator[str]:
+    """The lines of a file, as long as its memory is bounded."""
+    number = 0
+    while line := text.readline(MAX_LINE):
+        number += 1
+        if len(line) == MAX_LINE and line[-1] not in "\r\n":
+            raise DataError(
+                f"{name} has more than {MAX_LINE:,} characters in line {number}: it is no CSV file"
+            )
+        yield line
+
+
+def path_of_cell(base: Path, name: str) -> Path:
+    r"""The path `base / name`; if only `a/b.png` exists, `a\b.png` of Windows means that."""
+    path = base / name
+    if "\\" in name and not os.path.lexists(path):
+        other = base / name.replace("\\", "/")
+        return other if os.path.lexists(other) else path
+    return path
 
 
 def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
