@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -183,6 +184,13 @@ def test_one_error_lists_all_mistakes_with_near_names() -> None:
 )
 def test_ill_typed_and_impossible_values_are_refused(key: str, value: object) -> None:
     assert f"  {key}" in error_of({key: value})
+
+
+def test_settings_of_python_programs_are_checked_too() -> None:
+    for wrong in ("seed=3", ["seed=3"], {3: 4}, {None: 1}):
+        with pytest.raises(ConfigError, match="settings need a value for each"):
+            load_recipe("auto", wrong)  # type: ignore[arg-type]
+    assert "model.channels: " in error_of({"model.channels": np.array([8, 8])})
 
 
 def test_a_whole_number_is_a_number() -> None:

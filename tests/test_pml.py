@@ -12,7 +12,7 @@ from pytorch_metric_learning import distances, reducers
 from pytorch_metric_learning import losses as library
 
 from twinlens.config import LossSettings
-from twinlens.errors import MissingExtraError
+from twinlens.errors import ConfigError, MissingExtraError
 from twinlens.learn.losses import check_loss
 from twinlens.learn.pml import pml_loss, roles_as_labels
 
@@ -101,3 +101,26 @@ def test_the_library_is_imported_only_for_its_losses():
     code = "import sys, twinlens.learn.losses; print('pytorch_metric_learning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("TripletMarginLoss", {"margin": "x"}),
+        ("TripletMarginLoss", {"margin": [1]}),
+        ("ProxyAnchorLoss", {"num_classes": 2}),
+        ("ArcFaceLoss", {"embedding_size": 3}),
+    ],
+)
+def test_arguments_that_fail_only_with_a_batch(name: str, args: dict[str, object]) -> None:
+    loss = pml_loss(f"pml:{name}", args, num_classes=4, embedding_size=2)
+    with pytest.raises(
+        ConfigError, match=rf"pml:{name} fails \(.*change or leave out its loss.args"
+    ):
+        loss(torch.rand(8, 2), torch.arange(8) % 4)
+
+
+def test_arguments_that_ask_for_memory() -> None:
+    for args in ({"num_classes": 10**9}, {"embedding_size": 10**12}):
+        with pytest.raises(ConfigError, match="pml:ArcFaceLoss would be too large"):
+            pml_loss("pml:ArcFaceLoss", args, num_classes=4, embedding_size=2)

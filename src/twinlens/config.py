@@ -166,9 +166,9 @@ class PictureSettings(Section):
     )
     depth: int | None = setting(
         None,
-        "Bits that are used of 16-bit values, as those of a 12-bit sensor; the upper 8 of them are "
-        "taken. Unset, training takes as many as its 16-bit pictures use, and a model of 8-bit "
-        "pictures as many as each picture uses.",
+        "Bits that are used of 16-bit values; the upper 8 of them are taken. Unset, training takes "
+        "as many as its 16-bit pictures use, and a model of 8-bit pictures as many as each picture "
+        "uses.",
         ge=8,
         le=16,
     )

@@ -8,19 +8,21 @@ Shapes: B pictures, D dimensions.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from twinlens.errors import ConfigError, MissingExtraError, unknown_name
+from twinlens.errors import ConfigError, MissingExtraError, first_line, unknown_name
 
 __all__ = ["PML", "PmlLoss", "pml_loss", "roles_as_labels"]
 
 PML = "pml:"
 """Prefix of the names of its losses."""
 
+MAX_NUMBERS = 2**28  # weights of a loss
 _EMBEDDING_SIZES = ("embedding_size", "descriptors_dim")
 # Arguments that are objects in the library, and the module of their classes.
 _PARTS = {
@@ -49,7 +51,11 @@ class PmlLoss(nn.Module):
         self.is_classification = is_classification
 
     def forward(self, emb_BD: Tensor, label_B: Tensor, forged_B: Tensor | None = None) -> Tensor:
-        """The loss of a batch, a scalar; 0 with a gradient if no picture is left."""
+        """The loss of a batch, a scalar; 0 with a gradient if no picture is left.
+
+        Raises:
+            ConfigError: arguments of a wrong type, or fewer classes than labels.
+        """
         emb_BD = emb_BD.to(torch.promote_types(emb_BD.dtype, torch.float32))
         if forged_B is not None and self.is_classification:
             emb_BD, label_B = emb_BD[~forged_B], label_B[~forged_B]
@@ -57,8 +63,16 @@ class PmlLoss(nn.Module):
             label_B = roles_as_labels(label_B, forged_B)
         if len(emb_BD) == 0:
             return emb_BD.sum() * 0
-        with torch.autocast(emb_BD.device.type, enabled=False):
-            value: Tensor = self.loss(emb_BD, label_B)
+        try:
+            with torch.autocast(emb_BD.device.type, enabled=False):
+                value: Tensor = self.loss(emb_BD, label_B)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # Some losses use wrong arguments only here.
+            raise ConfigError(
+                f"{PML}{type(self.loss).__name__} fails ({first_line(error)}): change or leave out "
+                "its loss.args"
+            ) from error
         return value
 
 
@@ -146,6 +160,11 @@ def _build(
             f"{name} needs loss.args.{' and loss.args.'.join(missing)}; it takes "
             f"{', '.join(sorted(accepted))}"
         )
+    # Classes, dimensions, centres: the loss allocates as many numbers as their product says.
+    sizes = {k: v for k, v in args.items() if isinstance(v, int) and v > 1}
+    if math.prod(sizes.values()) > MAX_NUMBERS:
+        shown = ", ".join(f"{key} {size}" for key, size in sizes.items())
+        raise ConfigError(f"{name} would be too large ({shown}): set smaller loss.args")
     try:
         parts = {key: _part(key, value) for key, value in args.items()}
         return kind(**parts)

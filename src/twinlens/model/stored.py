@@ -17,12 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from twinlens._version import __version__
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
-from twinlens.errors import ModelError, first_line, validation_problems
+from twinlens.errors import ModelError, first_line, one_line, validation_problems
 from twinlens.parsing import read_json
 
 __all__ = ["DESCRIPTION", "FINGERPRINT", "FORMAT", "WEIGHTS", "Fingerprint", "ModelDescription",
            "Origin", "StoredModel", "damaged_model", "file_sha256", "fingerprint_of",
-           "hash_identities", "model_folder", "read_stored_model", "read_values", "tensors_under"]  # fmt: skip
+           "hash_identities", "model_folder", "read_stored_model", "read_values",
+           "tensors_under"]  # fmt: skip
 
 FORMAT: Final = 2
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -51,7 +52,7 @@ class Origin:
 
     source: str
     fingerprint: str
-    seed: int
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)]
     data: DataSettings
     record: str | None = None
     identities: tuple[str, ...] = ()
@@ -103,9 +104,12 @@ def model_folder(path: str | Path) -> Path:
         ModelError: no model found.
     """
     path = Path(path)
-    for folder in (path, path / "model"):
-        if (folder / DESCRIPTION).is_file():
-            return folder
+    try:
+        for folder in (path, path / "model"):
+            if (folder / DESCRIPTION).is_file():
+                return folder
+    except OSError as error:  # A name that is too long, a folder without permission.
+        raise ModelError(f"{one_line(str(path))} is not a model: {error.strerror}") from error
     for inner in sorted(path.glob(f"{GALLERY_MODELS}/*/{DESCRIPTION}")):
         raise ModelError(
             f"{path} is a gallery, not a model; its model is {inner.parent}. `twinlens gallery "
@@ -113,7 +117,8 @@ def model_folder(path: str | Path) -> Path:
         )
     reason = "it holds no model.json" if path.exists() else "nothing is there"
     raise ModelError(
-        f"{path} is not a model: {reason}. Give the run folder of `twinlens train`, or its `model`."
+        f"{one_line(str(path), None)} is not a model: {reason}. Give the run folder of `twinlens "
+        "train`, or its `model`."
     )
 
 

@@ -39,7 +39,7 @@ def read_layout(path: Path) -> dict[str, TensorLayout]:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if size > MAX_HEADER:
-        raise ValueError(f"it is no safetensors file: its header would have {size:,} bytes")
+        raise ValueError(f"it is no safetensors file, or its header of {size:,} bytes is damaged")
     try:
         with safe_open(path, "numpy") as tensors:
             parts = ((name, tensors.get_slice(name)) for name in tensors.keys())  # noqa: SIM118

@@ -36,6 +36,7 @@ OTHER_FORMATS = {
     b"<": "it is a web page, so its download failed: download it again",
     b"version https://git-lfs": "it is a pointer of Git LFS: fetch its content with `git lfs pull`",
     b"\x1f\x8b": "it is compressed: unpack it",
+    b"{": "it is JSON: give the file of weights that it describes",
     b"BZh": "it is compressed: unpack it",
     b"\xfd7zXZ": "it is compressed: unpack it",
 }
@@ -223,14 +224,16 @@ def _parts(path: Path) -> Iterator[_Part]:
         start = file.read(64)
     if not start:
         raise ValueError("it is empty")
+    # First, since its length may look like the beginning of another format.
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**40:
+        yield _Part("", read_layout(path), safe_open(path, "pt").get_tensor)
+        return
     for magic, reason in OTHER_FORMATS.items():
         if start.lstrip().startswith(magic):
             raise ValueError(reason)
-    if start.startswith((ZIP, PICKLE)):
-        yield from _tensors_in(_read_torch(path, start), "", set())
-        return
-    layout = read_layout(path)
-    yield _Part("", layout, safe_open(path, "pt").get_tensor)
+    if not start.startswith((ZIP, PICKLE)):
+        raise ValueError("it is no safetensors file and none of torch.save")
+    yield from _tensors_in(_read_torch(path, start), "", set())
 
 
 def _tensors_in(content: Any, label: str, seen: set[int]) -> Iterator[_Part]:

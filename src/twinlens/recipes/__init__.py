@@ -154,7 +154,11 @@ def load_recipe(name: str = AUTO, overrides: Mapping[str, Any] | None = None) ->
     Raises:
         ConfigError: all unknown and ill-typed keys in one message, with similar names.
     """
-    overrides = dict(overrides or {})
+    overrides = {} if overrides is None else overrides
+    if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
+        raise ConfigError(
+            f"settings need a value for each 'section.key', found {short_repr(overrides)}"
+        )
     values = recipe_values(name)
     values.pop("about", None)
     train = values.get("train", {})
@@ -165,14 +169,18 @@ def load_recipe(name: str = AUTO, overrides: Mapping[str, Any] | None = None) ->
     for key, value in overrides.items():
         _put(values, key, value)
     _fill_from_settings(values)
-    auto = {key for key, value in _flat(values) if value == AUTO and key in AUTO_KEYS}
+    auto = {key for key, value in _flat(values) if _is_auto(value) and key in AUTO_KEYS}
     for key in auto:
         section, _, field = key.partition(".")
         del values[section][field]
-    recipe = Recipe(name, values, frozenset(auto), overrides)
+    recipe = Recipe(name, values, frozenset(auto), dict(overrides))
     # With defaults in place of values from the data: mistakes show before any work is done.
     recipe.settings()
     return recipe
+
+
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == AUTO  # Arrays compare item by item.
 
 
 def _check_frozen_layer(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
@@ -215,10 +223,11 @@ def _validate(values: dict[str, Any], source: str) -> Settings:
         return Settings.model_validate(values)
     except ValidationError as error:
         entries = error.errors()
-        lines = [f"  {_explain(entry)}" for entry in entries[:MAX_PROBLEMS]]
+        lines = [_explain(entry) for entry in entries[:MAX_PROBLEMS]]
         if len(entries) > MAX_PROBLEMS:
-            lines.append(f"  and {len(entries) - MAX_PROBLEMS} more")
-        raise ConfigError(f"wrong settings in {source}:\n" + "\n".join(lines)) from None
+            lines.append(f"and {len(entries) - MAX_PROBLEMS} more")
+        start = " " if len(lines) == 1 else "\n  "
+        raise ConfigError(f"wrong settings in {source}:{start}" + "\n  ".join(lines)) from None
 
 
 def _explain(entry: Any) -> str:
@@ -241,7 +250,10 @@ def _unknown_key(key: str) -> str:
     if same_name:
         return f"unknown key '{key}': did you mean {' or '.join(same_name)}?"
     sections = [name for name in Settings.model_fields if name not in known]
-    return unknown_name("key", key, known if "." in key else known + sections)
+    message = unknown_name("key", key, known if "." in key else known + sections)
+    suggestion, choices, _ = message.partition(": choose from ")
+    # A list of a hundred keys helps nobody.
+    return f"{suggestion} (`twinlens recipes auto` lists the keys)" if choices else message
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
