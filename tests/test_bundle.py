@@ -198,6 +198,11 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     assert "is not a model" in refusal(tmp_path / "file")
 
 
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    assert "is not a model: File name too long" in refusal(tmp_path / ("x" * 5000))
+    assert "a\\x00b is not a model: nothing is there" in refusal(tmp_path / "a\0b")
+
+
 def test_damaged_weights(tmp_path: Path) -> None:
     saved(tmp_path / "m")
     weights = tmp_path / "m" / "model.safetensors"
@@ -277,8 +282,9 @@ def test_all_problems_of_a_description_are_in_one_message(tmp_path: Path) -> Non
     rewrite(tmp_path / "m", model=wrong, origin={"source": "x"}, calibration=7)
     message = refusal(tmp_path / "m")
     for problem in (
-        "model.embedding: input should be greater than or equal to 1, found -1", "model.colour is unknown",
-        "origin.seed is missing", "calibration: input should be a valid dictionary, found 7",
+        "model.embedding: input should be greater than or equal to 1, found -1",
+        "model.colour is unknown", "origin.seed is missing",
+        "calibration: input should be a valid dictionary, found 7",
         "Copy the whole folder again",
     ):  # fmt: skip
         assert problem in message
