@@ -522,10 +522,17 @@ def test_words_that_are_wrong(
         (["verify", model, a, b, "--show", data / "no" / "x.png"], "there is no folder"),
         (["verify", model, a, b, "--show", data.parent / "x.nonsense"], "cannot write"),
         (["embed", model, data], "required: --out"),
+        (["embed", model, data, "--out", data.parent / "x.txt"], "name a file .parquet"),
+        (["gallery", "list", "g", "--foo"], "--foo (see `twinlens gallery list --help`)"),
+        (["verify", model, a, b, "--foo"], "--foo (see `twinlens verify --help`)"),
+        (["faces", data, data.parent / "f", "--detector", "x.onnx"], "file is given by --model"),
+        (["train", data, "--set", "zzz=1"], "'auto': unknown key 'zzz' (`twinlens recipes auto`"),
+        (["train", data, "--backbone", "zzz"], "unknown backbone 'zzz': choose from"),
     ]  # fmt: skip
     for words, message in wrong:
         found = refuse(capsys, *words)
         assert message in found, (words, found)
+        assert len(found) < 1000
     assert not list(tmp_path.glob("runs/*"))  # A run that is refused leaves no folder.
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinlens.errors import one_line, unknown_name
+from twinlens.errors import message_lines, one_line, unknown_name
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,13 @@ def test_one_line_is_one_line_of_at_most_max_length(text: str, max_length: int) 
     plain = text.isascii() and text.isprintable()
     if plain and len(text) <= max_length:
         assert shown == text
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n "])
+def test_a_name_begins_no_line_of_a_message(end: str) -> None:
+    message = message_lines(f"skipped a{end}twinlens: error: b.png")
+    assert len(message.splitlines()) == 1
+    assert message_lines("rows:\n  one\n  two") == "rows:\n  one\n  two"
 
 
 def test_unknown_names() -> None:

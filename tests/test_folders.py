@@ -243,7 +243,7 @@ def test_a_table_is_returned_unchanged(picture_folder):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("nowhere", "no such file or folder: 'nowhere'; unknown named set 'nowhere'"),
+        ("nowhere", "no such file or folder: 'nowhere', and no data set has that name: choose"),
         ("digit", "no such file or folder: 'digit'.*did you mean digits"),
         ("no/digits", "no such file or folder: 'no/digits'$"),
         (Path("digits"), "no such file or folder: 'digits'$"),

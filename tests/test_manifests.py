@@ -4,6 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from twinlens.commands.prepare import split_table
+from twinlens.config import Settings
 from twinlens.data.folders import read_table
 from twinlens.data.manifests import read_manifest
 from twinlens.errors import DataError
@@ -140,6 +142,28 @@ def test_a_parquet_file_without_required_columns(tmp_path):
     pq.write_table(pa.table({"path": ["a"]}), tmp_path / "list.parquet")
     with pytest.raises(DataError, match="no column identity, found path"):
         read_manifest(tmp_path / "list.parquet")
+
+
+@pytest.mark.parametrize(
+    ("split", "fractions", "message"),
+    [
+        ("test", (0.7, 0.15, 0.15), "its pictures are marked test: mark some as train"),
+        ("", (0, 0, 1), r"data.fractions is \[0.0, 0.0, 1.0\]: the first number is the share"),
+    ],
+)
+def test_no_pictures_for_training(tmp_path, split, fractions, message):
+    lines = [f"{name}/{number}.png,{name},{split}" for name in "abcdef" for number in range(4)]
+    table = read_manifest(write(tmp_path, "path,identity,split\n" + "\n".join(lines)))
+    settings = Settings.model_validate({"data": {"fractions": fractions}})
+    with pytest.raises(DataError, match=f"has no pictures for training, since {message}"):
+        split_table(table, settings)
+
+
+@pytest.mark.parametrize("fractions", [(-1, 1, 1), (float("nan"), 1, 1), (0, 0, 0), (1, 1)])
+def test_fractions_that_are_none(tmp_path, fractions):
+    table = read_manifest(write(tmp_path, "path,identity\na.png,a\nb.png,b\n"))
+    with pytest.raises(ValueError, match=r"fractions|greater than or equal to 0|finite|required"):
+        split_table(table, Settings.model_validate({"data": {"fractions": fractions}}))
 
 
 def test_paths_of_windows(tmp_path):

@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+from conftest import PictureFolder
 
 from twinlens.cli.main import main
 from twinlens.cli.terminal import escaped_streams
@@ -41,3 +42,20 @@ def test_messages_about_such_names(words: list[str], capsys: pytest.CaptureFixtu
     shown = capsys.readouterr()
     assert "\x1b" not in shown.out + shown.err
     assert "1b[31m" in shown.err
+
+
+def test_a_name_begins_no_line_of_a_report(
+    picture_folder: PictureFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Line breaks in the names of folders and files, among them files that cannot be read."""
+    data = picture_folder({"anna\n! forged": 2, "ben\r\nforged": 1, "carl": 3})
+    (data / "carl" / "2.png").rename(data / "carl" / "c\nforged.png")
+    (data / "carl" / "d\nforged.png").write_bytes(b"no picture")
+    (data / "carl" / "e\nforged.png").write_bytes((data / "carl" / "0.png").read_bytes())
+    assert main(["inspect", str(data), "--quiet"]) == 0
+    assert main(["inspect", f"{data}\ntwinlens: error: none"]) == 2
+    out, err = capsys.readouterr()
+    assert out.count("\\nforged.png") >= 2
+    lines = [*out.splitlines(), *err.splitlines()]
+    assert not [line for line in lines if line.startswith(("forged", "! forged"))]
+    assert err.count("\ntwinlens: error") == 0

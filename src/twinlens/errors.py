@@ -17,6 +17,7 @@ needed and what to do. The command line prints the message and exits 2.
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 import unicodedata
 from collections.abc import Iterable
@@ -36,6 +37,7 @@ __all__ = [
     "TrainingError",
     "TwinlensError",
     "first_line",
+    "message_lines",
     "one_line",
     "short_repr",
     "unknown_name",
@@ -43,7 +45,7 @@ __all__ = [
 ]
 
 
-MAX_NAMES = 80  # names that a message lists
+MAX_NAMES = 20  # names that a message lists
 MAX_LENGTH = 80  # characters of a name in a message
 MAX_PROBLEMS = 20  # of one file or value
 
@@ -105,6 +107,20 @@ def first_line(error: Exception) -> str:
     ('no network', 'OSError')
     """
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def message_lines(text: str) -> str:
+    r"""A message for people: a name in it begins no line.
+
+    Further lines of twinlens's messages begin with two blanks; any other line break is escaped.
+
+    >>> print(message_lines("invalid rows:\n  line 3: no path"))
+    invalid rows:
+      line 3: no path
+    >>> print(message_lines("cannot read a\nb.png"))
+    cannot read a\nb.png
+    """
+    return re.sub(r"\r?\n(?!  )|\r", lambda match: one_line(match[0]), text)
 
 
 def one_line(text: str, max_length: int | None = MAX_LENGTH) -> str:

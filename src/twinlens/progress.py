@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
 
+from twinlens.errors import message_lines
+
 __all__ = ["Progress", "console_log", "format_duration"]
 
 log = logging.getLogger("twinlens")
@@ -107,4 +109,4 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
         with suppress(*LOST):
-            tqdm.write(prefix + record.getMessage(), file=sys.stderr)
+            tqdm.write(prefix + message_lines(record.getMessage()), file=sys.stderr)

@@ -58,14 +58,21 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse options first and positionals second, unless there are subcommands."""
+        """Parse options first and positionals second, unless there are subcommands.
+
+        Raises:
+            ConfigError: unknown arguments, here, where the command is known.
+        """
         if self._is_intermixing or self._subparsers is not None:
             return super().parse_known_args(args, namespace)
         self._is_intermixing = True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            values, unknown = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._is_intermixing = False
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return values, unknown
 
 
 def values_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from twinlens.cli.arguments import (
     show_argument,
     values_of,
 )
-from twinlens.errors import ConfigError
+from twinlens.errors import ConfigError, message_lines
 from twinlens.files import check_output_file
 
 if TYPE_CHECKING:
@@ -292,7 +292,8 @@ def show_identifications(result: Any, args: argparse.Namespace) -> int:
     """Print the answers; returns 0 if all are identified, 1 if not, 2 for unreadable pictures."""
     print_result(result, args)
     for unread in result.unread:
-        print(f"twinlens: error: {unread.picture}: {unread.error}", file=sys.stderr)
+        message = message_lines(f"twinlens: error: {unread.picture}: {unread.error}")
+        print(message, file=sys.stderr)
     return 2 if result.unread else int(not result.all_identified)
 
 

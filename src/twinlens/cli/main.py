@@ -135,8 +135,10 @@ def _kept(error: BaseException, words: Sequence[str]) -> str:
 
 def _report(message: str, code: int) -> int:
     """Write a message to standard error, if anyone still reads it; returns the code."""
+    from twinlens.errors import message_lines
+
     with suppress(OSError, ValueError):
-        print(f"twinlens: {message}", file=sys.stderr)
+        print(f"twinlens: {message_lines(message)}", file=sys.stderr)
     return code
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from twinlens.commands.selection import data_settings, read_data
 from twinlens.data.pixel_cache import PixelStream
 from twinlens.data.table import ImageTable
+from twinlens.errors import DataError
 from twinlens.files import check_output_file, writing_file
 from twinlens.match.matcher import Matcher
 from twinlens.model.encoder import Encoder, default_batch_size, embed_pixels
@@ -43,13 +44,16 @@ def embed(
     Returns:
         The number of rows.
     Raises:
-        DataError: pictures that cannot be read, or a file that cannot be written.
+        DataError: pictures that cannot be read, or a file that cannot be written or is not called
+            .parquet.
 
     Example:
         >>> twinlens.embed("runs/photos", "photos/", out="photos.parquet")  # doctest: +SKIP
         4096
     """
     check_output_file(out)
+    if Path(out).suffix.lower() != ".parquet":
+        raise DataError(f"embeddings are written as Parquet: name a file .parquet, found {out}")
     with console_log(quiet):
         matcher = Matcher.load(model)
         settings = data_settings(matcher.bundle)

@@ -24,7 +24,7 @@ from twinlens.data.folders import read_table
 from twinlens.data.inspection import Inspection, inspect_table
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
-from twinlens.errors import DataError
+from twinlens.errors import DataError, message_lines
 from twinlens.files import check_output_file, save_picture, writing_file
 from twinlens.learn.auto import Choice, choose_levels
 from twinlens.progress import Progress, console_log
@@ -62,7 +62,7 @@ class InspectResult:
         """The report as lines of text."""
         lines = [self.inspection.as_text(), ""]
         if self.problem is not None:
-            return "\n".join([*lines, f"Training would fail: {self.problem}"])
+            return "\n".join([*lines, f"Training would fail: {message_lines(self.problem)}"])
         lines.append("Settings of a training run:")
         lines += [choice_line(choice) for choice in self.choices]
         return "\n".join(lines)

@@ -27,7 +27,7 @@ from twinlens.data.pixels import DecodedTable, table_depths
 from twinlens.data.samplers import Sampler, make_sampler
 from twinlens.data.splits import assign_splits, is_closed_set
 from twinlens.data.table import ImageTable, require_identities
-from twinlens.errors import TrainingError, TwinlensError
+from twinlens.errors import DataError, TrainingError, TwinlensError
 from twinlens.learn.auto import Choice, choose_levels, choose_settings
 from twinlens.learn.run_folder import RunFolder, RunRecord
 from twinlens.model.compute import choose_compute
@@ -114,12 +114,19 @@ def split_table(table: ImageTable, settings: Settings) -> ImageTable:
     """The table with its splits.
 
     Raises:
-        DataError: too few identities.
+        DataError: too few identities, or no training pictures.
     """
     require_identities(table, minimum=2, purpose="training")
-    table = assign_splits(
-        table, mode=settings.data.split, fractions=settings.data.fractions, seed=settings.seed
-    )
+    fractions = settings.data.fractions
+    given = sorted(set(table.split) - {""})
+    table = assign_splits(table, mode=settings.data.split, fractions=fractions, seed=settings.seed)
+    if not len(table.of_split("train")):
+        cause = (
+            f"its pictures are marked {' and '.join(given)}: mark some as train, or none at all"
+            if given
+            else f"data.fractions is {list(fractions)}: the first number is the share of training"
+        )
+        raise DataError(f"{table.source} has no pictures for training, since {cause}")
     require_identities(table.of_split("train"), minimum=2, purpose="training")
     return table
 

@@ -19,7 +19,7 @@ from twinlens.data.manifests import MANIFEST_SUFFIXES, SPLIT_NAMES, read_manifes
 from twinlens.data.picture_file import picture_suffixes
 from twinlens.data.table import ImageTable, Row
 from twinlens.data.walk import LeftOut, walk_pictures
-from twinlens.errors import DataError, unknown_name
+from twinlens.errors import DataError, one_line, unknown_name
 from twinlens.files import expand_user
 
 __all__ = [
@@ -187,8 +187,11 @@ def _existing(data: str | Path) -> Path:
     except OSError as error:  # A name that is too long, or a folder without permission.
         raise DataError(f"cannot read {data}: {error.strerror}") from error
     is_name = isinstance(data, str) and os.sep not in data and "/" not in data
-    hint = f"; {unknown_name('named set', str(data), NAMED_SETS)}" if is_name else ""
-    raise DataError(f"no such file or folder: '{data}'{hint}")
+    problem = f"no such file or folder: '{one_line(str(data), 200)}'"
+    if is_name:
+        hint = unknown_name("named set", str(data), NAMED_SETS).partition(": ")[2]
+        problem += f", and no data set has that name: {hint}"
+    raise DataError(problem)
 
 
 def _given_splits(folder: Path, files: list[PurePosixPath]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from twinlens.data.pixels import BrokenPicture
 from twinlens.data.walk import LeftOut
+from twinlens.errors import one_line
 
 __all__ = ["Contradiction", "DuplicateGroups", "Inspection", "MinMedianMax"]
 
@@ -161,7 +162,7 @@ class Inspection:
 
     def as_text(self) -> str:
         """Lines of text: the facts, then each problem with its remedy."""
-        lines = [*_fact_lines(self), "", *_warning_lines(self)]
+        lines = [one_line(line, None) for line in (*_fact_lines(self), "", *_warning_lines(self))]
         # A file name that is not UTF-8 must not break the terminal.
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
 

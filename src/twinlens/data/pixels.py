@@ -180,7 +180,7 @@ class DecodeJob:
         raise DataError(
             f"{len(broken):,} of {num:,} pictures of {self.table.source} cannot be read "
             f"({len(broken) / num:.1%}, at most {self.max_broken:.1%} allowed):{shown}\n"
-            "Repair or remove them, or raise data.max_broken to skip them."
+            "  Repair or remove them, or raise data.max_broken to skip them."
         )
 
     def _results(self, prefetch: bool) -> Iterator[NDArray[np.uint8] | str]:
