@@ -183,7 +183,7 @@ def test_one_error_lists_all_mistakes_with_near_names() -> None:
     ids=lambda value: short_repr(value),
 )
 def test_ill_typed_and_impossible_values_are_refused(key: str, value: object) -> None:
-    assert f"  {key}" in error_of({key: value})
+    assert f" {key}" in error_of({key: value})
 
 
 def test_settings_of_python_programs_are_checked_too() -> None:
