@@ -439,7 +439,7 @@ def test_wrong_words_about_galleries(
         (["identify", gallery, a, "--far", "0.0001"], "0.0001 needs at least 10000"),
         (["identify", gallery, a, "--far", "2"], "the target FPIR must be in (0, 1), found 2"),
         (["identify", gallery, a, "--show", tmp_path], "it is a folder"),
-        (["search", gallery, a, "--where", "colour = 'x'"], "No field named colour"),
+        (["search", gallery, a, "--where", "colour = 'x'"], "written metadata.colour"),
         (["search", gallery, tmp_path / "none.png"], "no such file"),
         (["verify", gallery, a, a], "is a gallery, not a model; its model is"),
         (["evaluate", gallery, tiny_run.data], "is a gallery, not a model"),
