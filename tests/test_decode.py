@@ -544,6 +544,22 @@ def test_the_memory_is_that_of_all_threads(monkeypatch: pytest.MonkeyPatch) -> N
             open_picture(data, max_pixels=LIMIT)
 
 
+def test_a_big_picture_waits_for_those_of_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWINLENS_DECODE_MEMORY", "100")
+    monkeypatch.setattr(picture_file, "_memory", picture_file._Memory())
+    lock = threading.Lock()
+    picture_file.share_memory(4, lock)
+    small, big = (encode(Image.new("RGB", (side, side)), "PNG") for side in (1000, 2300))
+    with lock, ThreadPoolExecutor(1) as pool:
+        open_picture(small, max_pixels=LIMIT)
+        waiting = pool.submit(open_picture, big, max_pixels=LIMIT)
+        time.sleep(0.1)
+        assert not waiting.done()
+        lock.release()
+        assert waiting.result(30).size == (2300, 2300)
+        lock.acquire()
+
+
 def test_a_file_that_is_read_whole_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWINLENS_DECODE_MEMORY", "6")
     small = lossless_webp(8, 8)

@@ -16,17 +16,18 @@ import io
 import os
 import stat
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
 from twinlens.errors import ConfigError, PictureError, short_repr
 
 __all__ = ["FORMATS", "MEMORY", "file_digest", "jxl_size", "memory_limit", "open_file",
-           "picture_formats", "picture_suffixes", "reason_of", "reserved", "unread_content",
-           "unread_suffix"]  # fmt: skip
+           "picture_formats", "picture_suffixes", "reason_of", "reserved", "share_memory",
+           "unread_content", "unread_suffix"]  # fmt: skip
 
 FORMATS = "TWINLENS_FORMATS"
 MEMORY = "TWINLENS_DECODE_MEMORY"
@@ -287,6 +288,8 @@ class _Memory:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._held = {"file": 0, "pixels": 0}
+        self.num_processes = 1
+        self.big: AbstractContextManager[Any] = nullcontext()  # a lock, if there are several
 
     def take(self, kind: str, num_bytes: int, limit: int) -> None:
         rest = self._held if kind == "file" else {"pixels": 0}
@@ -306,6 +309,16 @@ class _Memory:
 
 
 _memory = _Memory()
+
+
+def share_memory(num_processes: int, lock: AbstractContextManager[Any]) -> None:
+    """Share the memory with other processes, each of which calls this.
+
+    Args:
+        num_processes: all of them.
+        lock: lock of all of them, held for a picture that needs more than an equal share.
+    """
+    _memory.num_processes, _memory.big = num_processes, lock
 
 
 def memory_limit() -> int:
@@ -343,13 +356,22 @@ class reserved:  # noqa: N801  A function that returns a context, without a gene
             self._limit = memory_limit()
             _check_memory(name, num_bytes + besides, self._limit)
 
+        is_big = (
+            self._kind == "pixels" and self._num_bytes * _memory.num_processes > self._limit > 0
+        )
+        self._lock = _memory.big if is_big else None
+
     def __enter__(self) -> None:
+        if self._lock is not None:
+            self._lock.__enter__()
         if self._limit:
             _memory.take(self._kind, self._num_bytes, self._limit)
 
     def __exit__(self, *error: object) -> None:
         if self._limit:
             _memory.give_back(self._kind, self._num_bytes)
+        if self._lock is not None:
+            self._lock.__exit__(None, None, None)
 
 
 def _check_memory(name: str, num_bytes: int, limit: int) -> None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from multiprocessing import get_context, parent_process, resource_tracker
@@ -21,6 +21,7 @@ from typing import Any
 
 from twinlens.config import DataSettings
 from twinlens.data.decode import open_picture
+from twinlens.data.picture_file import share_memory
 from twinlens.errors import PictureError, TwinlensError
 from twinlens.face.crop import Keep, choose_face, crop_face
 from twinlens.face.detection import Detector, detect_faces, refine_eyes
@@ -91,7 +92,9 @@ def _in_workers(
 ) -> Generator[PhotographResult, None, None]:
     """Crop in worker processes; results are in the order of the tasks."""
     # Not forked: a child would lack the threads of torch and OpenCV.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (options,))
+    context = get_context("spawn")
+    shared = (options, workers, context.Lock())
+    pool = ProcessPoolExecutor(workers, context, _begin_worker, shared)
     try:
         with _signals_blocked():
             results = pool.map(partial(_crop, options), tasks)  # Starts them all.
@@ -119,7 +122,10 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin_worker(options: CropOptions) -> None:
+def _begin_worker(
+    options: CropOptions, num_workers: int, lock: AbstractContextManager[Any]
+) -> None:
+    share_memory(num_workers, lock)
     for number in SIGNALS:  # For systems without masks.
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
