@@ -17,7 +17,8 @@ from typing import Any
 
 from twinlens.errors import one_line
 
-__all__ = ["MAX_DEPTH", "check_depth", "parse_json", "parse_toml", "read_json", "read_text"]
+__all__ = ["MAX_DEPTH", "check_depth", "parse_json", "parse_toml", "read_content", "read_json",
+           "read_text"]  # fmt: skip
 
 MAX_BYTES = 64 * 2**20  # of a JSON file: the training record of a million pictures fits
 MAX_ITEMS = 2_000_000  # objects, lists and keys of a JSON text; a few hundred bytes of memory each
@@ -33,13 +34,24 @@ def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
         OSError: it cannot be read.
         ValueError: it is too large, no regular file, or not UTF-8.
     """
+    return _decoded(read_content(path, max_bytes))
+
+
+def read_content(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        OSError: it cannot be read.
+        ValueError: it is too large, or no regular file.
+    """
     if path.exists() and not path.is_file():  # Opening a pipe would wait for a writer.
         raise ValueError(f"it is a {'folder' if path.is_dir() else 'device or pipe'}, not a file")
     with path.open("rb") as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise ValueError(f"it is larger than {max_bytes / 2**20:g} MiB")
-    return _decoded(content)
+    return content
 
 
 def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:

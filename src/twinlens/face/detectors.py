@@ -24,6 +24,7 @@ from twinlens.data.download import download_once
 from twinlens.errors import ConfigError, DataError, MissingExtraError, unknown_name
 from twinlens.face.detection import Detector
 from twinlens.face.geometry import Box, Face
+from twinlens.parsing import read_content
 
 __all__ = [
     "DETECTORS",
@@ -47,7 +48,7 @@ YUNET_URL = (
 )
 """OpenCV Zoo, MIT; Wu, Peng and Yu, YuNet: A Tiny Millisecond-level Face Detector, 2023."""
 YUNET_SHA256 = "ebafce4e3c118d6554634be5c27ab333b4c047a9a8c3faf1d7cf93101c22f0f0"
-MOST_BYTES = 16 * 2**20  # limit of a download
+MAX_BYTES = 16 * 2**20  # of YuNet's model; it has 0.2 MB
 
 LEAST_INPUT = 64
 """Smaller pictures are padded: with a side of up to 32 pixels, OpenCV 4.14 detects other faces on
@@ -94,7 +95,8 @@ def choose_detector(name: str, model: Path | None = None) -> DetectorChoice:
         MissingExtraError: no OpenCV, or version 5.
     """
     if name not in DETECTORS:
-        raise ConfigError(unknown_name("detector", name, DETECTORS))
+        advice = "; a model's file is given by --model" if name.endswith(".onnx") else ""
+        raise ConfigError(unknown_name("detector", name, DETECTORS) + advice)
     opencv()
     if name == "haar":
         if model is not None:
@@ -124,7 +126,7 @@ def yunet_file(url: str = YUNET_URL, sha256: str = YUNET_SHA256) -> Path:
     def fill(folder: Path) -> None:
         try:
             with urllib.request.urlopen(url) as answer:
-                content: bytes = answer.read(MOST_BYTES)
+                content: bytes = answer.read(MAX_BYTES)
         except urllib.error.HTTPError as error:
             error.close()  # The error holds an open connection.
             raise
@@ -181,9 +183,10 @@ class YuNet:
     def __init__(self, model: Path, floor: float) -> None:
         cv2 = opencv()
         try:
-            content = np.frombuffer(model.read_bytes(), np.uint8)
-        except OSError as error:
-            raise DataError(f"cannot read the model {model}: {error.strerror}") from error
+            content = np.frombuffer(read_content(model, MAX_BYTES), np.uint8)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DataError(f"cannot read the model {model}: {reason}") from error
         try:
             self._net = cv2.FaceDetectorYN.create(
                 "onnx", content, np.empty(0, np.uint8), (32, 32), floor, 0.3, 5000
