@@ -271,6 +271,13 @@ def test_encrypted_files(gallery: Gallery, tmp_path: Path) -> None:
     refused(gallery, path, "cannot read")
 
 
+def test_a_name_of_a_column_that_is_no_text(gallery: Gallery, tmp_path: Path) -> None:
+    path = written(file_of(gallery), tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"thumbnail", b"thumb\xff\xfeil"))
+    refused(gallery, path, f"^cannot read {path}: ")
+
+
 @pytest.mark.slow
 def test_changed_bytes(gallery: Gallery, tmp_path: Path) -> None:
     """Ends in an import or in one message, whatever was changed."""

@@ -128,7 +128,7 @@ def _import(
             enrolment.add(pa.concat_tables(parts), np.concatenate(forged))
             waiting.clear()
 
-    for batch in read_batches(file, path, core.dim):
+    for batch in read_batches(file, core.dim):
         try:
             columns = cast_columns(batch, core.dim, done + 1)
             stored = _stored(core, columns, fingerprint, done + 1)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from twinlens.errors import GalleryError, first_line, one_line, short_repr
+from twinlens.errors import GalleryError, TwinlensError, first_line, one_line, short_repr
 from twinlens.gallery.enrol import MAX_METADATA
 from twinlens.gallery.location import READ_ERRORS
 from twinlens.model.stored import FINGERPRINT as FORM_OF_FINGERPRINT
@@ -60,7 +60,7 @@ EXPANSION, SLACK = 200, 64 << 20
 
 @contextmanager
 def opened(path: Path, packed: list[str] | None = None) -> Iterator[pq.ParquetFile]:
-    """The open file.
+    """The open file; errors of Arrow are raised as `GalleryError`, those within the block too.
 
     Args:
         path: a regular file.
@@ -70,19 +70,12 @@ def opened(path: Path, packed: list[str] | None = None) -> Iterator[pq.ParquetFi
         reason = "it is no regular file" if path.exists() else "no such file"
         raise GalleryError(f"cannot read {path}: {reason}")
     limits = {"thrift_string_size_limit": MAX_FOOTER, "thrift_container_size_limit": MAX_FOOTER}
-    with _reading_errors(path):
-        file = pq.ParquetFile(path, read_dictionary=packed, **limits)
-    with file:
-        yield file
-
-
-@contextmanager
-def _reading_errors(path: Path) -> Iterator[None]:
     try:
-        yield
-    except READ_ERRORS as error:
-        if isinstance(error, GalleryError):
-            raise
+        with pq.ParquetFile(path, read_dictionary=packed, **limits) as file:
+            yield file
+    except TwinlensError:
+        raise
+    except READ_ERRORS as error:  # Any part of it may be damaged, names of columns too.
         reason = one_line(first_line(error), 200)
         raise GalleryError(f"cannot read {path}: {reason}") from error
 
@@ -191,14 +184,13 @@ def _check_size(metadata: pq.FileMetaData, columns: pa.Schema, size: int, dim: i
         raise GalleryError(f"it claims {num_bytes:,} bytes of data, packed into {size:,}")
 
 
-def read_batches(file: pq.ParquetFile, path: Path, dim: int) -> Iterator[pa.RecordBatch]:
+def read_batches(file: pq.ParquetFile, dim: int) -> Iterator[pa.RecordBatch]:
     """The rows of a file, in its known columns; their values are not checked yet."""
     names = list(_kinds(file.schema_arrow, dim))
     size = max(1, min(ROWS_READ, NUMBERS_READ // dim))
-    with _reading_errors(path):
-        for batch in file.iter_batches(batch_size=size, columns=names, use_threads=False):
-            batch.validate(full=True)  # Offsets and UTF-8 of a damaged file.
-            yield batch
+    for batch in file.iter_batches(batch_size=size, columns=names, use_threads=False):
+        batch.validate(full=True)  # Offsets and UTF-8 of a damaged file.
+        yield batch
 
 
 def cast_columns(batch: pa.RecordBatch, dim: int, first: int) -> dict[str, pa.Array]:
