@@ -189,6 +189,12 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (top / "c" / "broken.png").write_bytes(b"no picture")
     with Image.open(top / "d" / "0.png") as picture:
         picture.point([min(255, level + 3) for level in range(256)]).save(top / "d" / "nearly.png")
+    for name in ("a/raw.cr2", "notes.txt", ".hidden"):
+        (top / name).write_bytes(b"x")
+    for name in ("@eaDir", "lfw"):  # Of a system, and as in a named set.
+        (top / name).mkdir()
+    (top / "gone.png").symlink_to("nowhere")
+    (top / "again").symlink_to("a")
     check("inspect", printed(capsys, "inspect", top, "--json"))
     alone = tmp_path / "one"
     (alone / "x").mkdir(parents=True)
