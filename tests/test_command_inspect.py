@@ -194,8 +194,8 @@ def test_what_a_folder_leaves_out_and_may_mean(picture_folder: PictureFolder) ->
     }
     text = found.as_text()
     assert (
-        "left out      2 pictures that are not read here, 1 hidden, 1 of the operating system, 1 .txt"
-        in text
+        "left out      2 pictures that are not read here, 1 hidden, 1 of the operating system, "
+        "1 .txt" in text
     )
     assert "! 2 pictures left out: 2 .cr2 (raw data of a camera: convert them" in text
     assert "- 1 folder of the operating system left out: 1 @eaDir." in text
