@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from safetensors import SafetensorError
 
 from twinlens.errors import DataError
@@ -195,6 +196,22 @@ def test_parts_of_a_killed_process_are_swept_by_the_next(tmp_path: Path) -> None
         process.kill()
     write_text(tmp_path / "c.txt", "x")
     assert below(tmp_path) == ["c.txt"]
+
+
+def test_a_part_that_was_not_locked_yet_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process killed right after making it leaves it; one that lives makes it again."""
+    acquire = FileLock.acquire
+
+    def swept_before(lock: FileLock) -> object:
+        sweep_parts(tmp_path)
+        assert below(tmp_path) == []
+        return acquire(lock)
+
+    monkeypatch.setattr(FileLock, "acquire", swept_before)
+    write_text(tmp_path / "a.txt", "x")
+    assert below(tmp_path) == ["a.txt"]
 
 
 def test_parts_of_another_machine_are_swept_after_a_day(

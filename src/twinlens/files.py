@@ -136,7 +136,8 @@ def part_beside(path: Path) -> Iterator[Path]:
     lock = FileLock(part / LOCK, timeout=0)
     try:
         with suppress(OSError, NotImplementedError):  # Not every file system has locks.
-            lock.acquire()
+            lock.acquire()  # Makes the folder again if it was swept.
+            part.chmod(0o700)
         yield part
     finally:
         lock.release()
@@ -173,7 +174,12 @@ def sweep_parts(folder: Path) -> None:
     """
     for part in folder.glob(".*.part-*"):
         with suppress(OSError):  # Another process may delete it at the same time.
-            if PART.fullmatch(part.name) and part.is_dir() and not _is_written(part):
+            if not PART.fullmatch(part.name) or not part.is_dir():
+                continue
+            if f".part-{_machine()}-" in part.name and not (part / LOCK).exists():
+                with suppress(OSError):  # Not empty.
+                    part.rmdir()  # Killed before it was locked; a living process makes it again.
+            if part.exists() and not _is_written(part):
                 shutil.rmtree(part, ignore_errors=True)
 
 
