@@ -39,7 +39,7 @@ from twinlens.config import DataSettings, PictureSettings
 from twinlens.data.decode import read_array
 from twinlens.data.folders import read_table
 from twinlens.data.pixel_cache import decode_table
-from twinlens.files import replacing_file
+from twinlens.files import writing_file
 from twinlens.measure.trials import OneShotTrialsResult, one_shot_trials
 
 OMNIGLOT = Path(__file__).parents[2] / "shared" / "data" / "omniglot"
@@ -175,7 +175,7 @@ def part(name: str, minutes: float, *, anew: bool) -> Measured:
     if anew or not file.exists() or json.loads(file.read_text())["of"]["minutes"] != minutes:
         result = PARTS[name](minutes)
         result["of"] = {"minutes": minutes, "date": time.strftime("%Y-%m-%d"), "on": heading()}
-        with replacing_file(file, file.with_suffix(".part")) as written:
+        with writing_file(file) as written:
             written.write_text(json.dumps(result, indent=1), encoding="utf-8")
     kept: Measured = json.loads(file.read_text(encoding="utf-8"))
     return kept

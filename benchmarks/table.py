@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from twinlens.commands.doctor import machine, versions
-from twinlens.files import replacing_file
+from twinlens.files import writing_file
 
 __all__ = ["Line", "heading", "keep", "write_page"]
 
@@ -68,7 +68,7 @@ def keep(name: str, doc: str, lines: Iterable[Line], *, complete: bool) -> None:
         "complete": complete,
         "lines": [asdict(line) for line in lines],
     }
-    with replacing_file(KEPT / f"{name}.json", KEPT / f"{name}.part") as part:
+    with writing_file(KEPT / f"{name}.json") as part:
         part.write_text(json.dumps(kept, indent=1), encoding="utf-8")
 
 
@@ -77,7 +77,7 @@ def write_page(names: Iterable[str]) -> Path:
     files = [KEPT / f"{name}.json" for name in names]
     kept = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
     text = "\n".join([_top(kept), *map(_section, kept)])
-    with replacing_file(PAGE, PAGE.with_suffix(".part")) as part:
+    with writing_file(PAGE) as part:
         part.write_text(text, encoding="utf-8")
     return PAGE
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.table import ROOT
 from twinlens.errors import TwinlensError, unknown_name
-from twinlens.files import replacing_file
+from twinlens.files import writing_file
 
 __all__ = ["PEERS", "Answer", "PeerError", "ask", "interpreter"]
 
@@ -79,7 +79,7 @@ def interpreter(name: str, home: Path = HOME) -> Path:
     stamp.unlink(missing_ok=True)
     _make([sys.executable, "-m", "venv", "--clear", str(folder)], name)
     _make([str(python), "-m", "pip", "install", "--quiet", *PEERS[name]], name)
-    with replacing_file(stamp, folder / f"{STAMP}.part") as part:
+    with writing_file(stamp) as part:
         part.write_text(wanted, encoding="utf-8")
     return python
 
