@@ -155,10 +155,14 @@ def png(width: int, height: int, *, depth: int = 8, color: int = 0, body: bytes 
 
 
 def webp(width: int, height: int) -> bytes:
-    """34 bytes that claim a lossless WebP of a size."""
-    bits = (width - 1) | (height - 1) << 14
-    body = b"VP8L" + struct.pack("<I", 13) + b"\x2f" + struct.pack("<I", bits) + b"\x88\x88\x08" * 2
-    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body + b"\0" * 3
+    """Some 34 bytes that decode to a lossless WebP of a size, in one colour."""
+    stream = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(stream, "WEBP", lossless=True)
+    content = bytearray(stream.getvalue())
+    at = content.index(b"VP8L") + 9
+    bits = int.from_bytes(content[at : at + 4], "little") >> 28 << 28
+    content[at : at + 4] = (bits | (width - 1) | (height - 1) << 14).to_bytes(4, "little")
+    return bytes(content)
 
 
 def claim(draw: random.Random) -> tuple[str, bytes]:

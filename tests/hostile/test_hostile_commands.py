@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are f
 HERE = Path(__file__).parent
 QUICK = 1  # inputs of a family
 SLOW = {
-    "pictures": 1500, "folders": 400, "tables": 800, "models": 500, "runs": 250, "galleries": 600,
-    "conditions": 400, "recipes": 400, "options": 300, "weights": 150,
+    "pictures": 1200, "folders": 300, "tables": 600, "models": 700, "runs": 80, "galleries": 600,
+    "conditions": 700, "recipes": 1000, "options": 300, "weights": 60,
 }  # fmt: skip
 KILLS = 200
 
