@@ -22,8 +22,8 @@ from twinlens.config import DataSettings
 from twinlens.data.decode import Header, open_picture, read_header
 from twinlens.data.duplicates import groups_of_equal, near_duplicates, pixel_digest, thumbnail
 from twinlens.data.inspection_result import Contradiction, DuplicateGroups, Inspection, MinMedianMax
-from twinlens.data.picture_file import file_digest
 from twinlens.data.layout_hints import layout_hints
+from twinlens.data.picture_file import file_digest
 from twinlens.data.pixels import BrokenPicture
 from twinlens.data.splits import is_identity_disjoint
 from twinlens.data.table import SPLITS, ImageTable
