@@ -637,10 +637,8 @@ def galleries(draw: random.Random, base: Path) -> Words:
             if draw.random() < 0.7:
                 place_odd_file(folder, draw)
         case _:
-            for _ in range(draw.choice((1, 1, 3))):
-                file = draw.choice(files)
-                if file.is_file() and not file.is_symlink():
-                    mutate_file(file, draw)
+            for file in draw.sample(files, draw.choice((1, 1, 3))):
+                mutate_file(file, draw)
     picture = str(base / "pictures" / "thing 0" / "0.png")
     where = ["--where", draw.choice(("identity = 'thing 1'", "metadata.room = 'north'"))]
     return draw.choice(

@@ -131,7 +131,8 @@ class Running:
             for number, name in enumerate(("/dev/null", self._log("out"), self._log("err"))):
                 flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC * (number > 0)
                 os.dup2(os.open(name, flags), number)
-            sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+            sys.stdout = open(1, "w")  # noqa: SIM115
+            sys.stderr = open(2, "w", 1, errors="backslashreplace")  # noqa: SIM115
             code = call()
         except SystemExit as end:  # --help
             code = end.code if isinstance(end.code, int) else 1
