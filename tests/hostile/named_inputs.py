@@ -132,6 +132,19 @@ def model_key(key: str, value: object) -> Callable[[str], str]:
     return change
 
 
+def terabyte(base: Path) -> Words:
+    """A sparse file instead of the weights."""
+    shutil.copytree(base / "bundle", "m")
+    os.truncate("m/model.safetensors", 2**40)
+    picture = str(base / "pictures/thing 0/0.png")
+    return ["verify", "m", picture, picture]
+
+
+def yunet_pipe(base: Path) -> Words:
+    os.mkfifo("y.onnx")
+    return ["faces", str(base / "photos"), "f", "--detector", "yunet", "--model", "y.onnx"]
+
+
 def import_of(table: Callable[[pa.Table], pa.Table]) -> Callable[[Path], Words]:
     def make(base: Path) -> Words:
         shutil.copytree(base / "gallery", "g")
@@ -338,6 +351,8 @@ NAMED: Mapping[str, Named] = {
     "a deep model.json": Named(
         model_with(lambda _: '{"a":' * 100_000 + "1" + "}" * 100_000), 2, "nested"
     ),
+    "a terabyte of weights": Named(terabyte, 2, "not the file"),
+    "a pipe for a detector": Named(yunet_pipe, 2, "not a file"),
     "3 million rows": Named(import_of(many_rows), 2, "claims 3,000,000 rows"),
     "vectors of zeros": Named(import_of(with_vectors(0.0)), 2, "zero"),
     "vectors of NaN": Named(import_of(with_vectors(float("nan"))), 2, "finite|NaN"),
