@@ -76,7 +76,7 @@ def test_random_inputs(scratch: Path) -> None:
 @pytest.mark.slow
 def test_kill_9(scratch: Path) -> None:
     """Everything is as before or as after, the next run completes, and no part is left."""
-    finished = run("kills.py", "all", 1, 14, scratch)
+    finished = run("kills.py", "all", 1, 16, scratch)
     assert finished.returncode == 0, finished.stdout[-20_000:] + finished.stderr[-2000:]
     count = re.search(r"(\d+) of \d+ kills", finished.stdout)
     assert count is not None
