@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from twinlens.errors import DataError
 from twinlens.report import embedding_map as maps
 from twinlens.report import page as report
 from twinlens.report.content import (
@@ -342,7 +343,7 @@ def test_a_failure_keeps_the_old_page(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DataError, match="disk full"):
         write_report(path, content)
     assert [item.name for item in tmp_path.iterdir()] == ["report.html"]
     assert path.read_text() == "old"
