@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,12 @@ def test_missing_cells_at_the_end_are_empty(tmp_path: Path) -> None:
     file = tmp_path / "list.csv"
     file.write_text("a,b,c\n1\n\n2,3\n")
     assert rows(file) == [(2, {"a": "1", "b": "", "c": ""}), (4, {"a": "2", "b": "3", "c": ""})]
+
+
+def test_a_pipe_is_read_in_one_pass(tmp_path: Path) -> None:
+    pipe = tmp_path / "list.csv"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("a;b\n1;2\n",))
+    writer.start()
+    assert rows(pipe) == [(2, {"a": "1", "b": "2"})]
+    writer.join()

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,7 +22,6 @@ from twinlens.errors import DataError, first_line, one_line
 __all__ = ["csv_cell", "original_cell", "path_of_cell", "read_csv", "write_csv"]
 
 DELIMITERS = ",;\t"
-MAX_HEADER = 2**16  # characters that decide about the delimiter
 MAX_LINE = 2**20  # characters; the memory that a file of one line can take
 # The last four are the full-width forms of = + - @, which a spreadsheet runs in Japanese.
 FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
@@ -51,13 +52,14 @@ def read_csv(
     """
     last = 0
     try:
-        with file.open("rb") as start:
-            is_utf_16 = start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        encoding = "utf-16" if is_utf_16 else "utf-8-sig"
-        with file.open(encoding=encoding, errors=errors, newline="") as text:
-            delimiter = max(DELIMITERS, key=text.readline(MAX_HEADER).count)
-            text.seek(0)
+        with file.open("rb") as stream:  # In one pass: it may be a pipe.
+            is_utf_16 = stream.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            encoding = "utf-16" if is_utf_16 else "utf-8-sig"
+            text = io.TextIOWrapper(stream, encoding, errors, newline="")
             lines = _lines(text, f"{kind} {file}")
+            header = next(lines, "")
+            delimiter = max(DELIMITERS, key=header.count)
+            lines = chain([header], lines)
             reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
             names = [name.strip().lower() for name in next(reader, [])]
             twice = sorted({name for name in names if name and names.count(name) > 1})
@@ -94,7 +96,7 @@ def read_csv(
             "each quotation mark"
         ) from error
     except OSError as error:
-        raise DataError(f"cannot read {kind} {file}: {error.strerror}") from error
+        raise DataError(f"cannot read {kind} {file}: {error.strerror or error}") from error
 
 
 def _lines(text: TextIO, name: str) -> Iterator[str]:
