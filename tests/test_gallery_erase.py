@@ -291,3 +291,13 @@ def test_readers_continue_during_erasures(gallery: Gallery) -> None:
         thread.join()
     assert problems == []
     assert gallery.identities() == {"person-0000004": 20, "person-0000005": 20}
+
+
+def test_an_erasure_deletes_the_temporary_files_of_killed_writers(gallery: Gallery) -> None:
+    enrol(gallery, batch(0))
+    table = Path(gallery.place) / "templates.lance"
+    left = [table / folder / ".tmpA1b2C3" for folder in ("data", "_transactions", "_versions")]
+    for path in left:
+        path.write_text(batch(0).hash[0])
+    gallery.erase(batch(0).identity)
+    assert not [path for path in left if path.exists()]

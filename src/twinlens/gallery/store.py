@@ -439,7 +439,10 @@ class Store:
             )
             if not is_remote(self.place):
                 # A loss of power must not bring back deleted files.
-                for folder, _, _ in os.walk(table_of(self.place)):
+                for folder, _, names in os.walk(table_of(self.place)):
+                    for name in names:
+                        if name.startswith(".tmp"):  # Lance keeps some of killed writers.
+                            Path(folder, name).unlink()
                     fsync(folder)
             return CleanupResult(int(removed.old_versions), int(removed.bytes_removed))
 
