@@ -121,7 +121,10 @@ def check_description(file: pq.ParquetFile, size: int, dim: int) -> None:
         GalleryError: columns of other types, or more rows and bytes than fit into its size.
     """
     _check_columns(file.schema_arrow, dim)
-    _check_size(file.metadata, file.schema_arrow, size, dim)
+    _check_size(file.metadata, size)
+    # Arrow ends the process if `column` meets damaged statistics; here it raises an error.
+    file.scan_contents()
+    _check_chunks(file.metadata, dim)
 
 
 def _check_columns(columns: pa.Schema, dim: int) -> None:
@@ -156,32 +159,36 @@ def _wrong_type(name: str, own: pa.DataType, kind: pa.DataType, reason: str = ""
     )
 
 
-def _check_size(metadata: pq.FileMetaData, columns: pa.Schema, size: int, dim: int) -> None:
-    """Check the numbers of rows, of values and of bytes against the size of the file."""
+def _check_size(metadata: pq.FileMetaData, size: int) -> None:
+    """Check the numbers of rows and of bytes against the size of the file."""
     groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
     rows = [group.num_rows for group in groups]
     if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
         raise GalleryError("it is damaged: its parts do not have as many rows as the file")
     if sum(rows) > size:  # Each row has a picture of its own, and so a hash.
         raise GalleryError(f"it claims {sum(rows):,} rows, which its {size:,} bytes cannot hold")
-    num_bytes = 0
-    for group in groups:
-        chunks = [group.column(at) for at in range(group.num_columns)]
-        for chunk in chunks:
+    num_bytes = [group.total_byte_size for group in groups]
+    if min(num_bytes, default=0) < 0:
+        raise GalleryError(f"it is damaged: a part of it has {min(num_bytes)} bytes")
+    if sum(num_bytes) > SLACK + EXPANSION * size:
+        raise GalleryError(f"it claims {sum(num_bytes):,} bytes of data, packed into {size:,}")
+
+
+def _check_chunks(metadata: pq.FileMetaData, dim: int) -> None:
+    """Check the numbers of values and of bytes of the columns of each group of rows."""
+    for group in (metadata.row_group(at) for at in range(metadata.num_row_groups)):
+        for chunk in (group.column(at) for at in range(group.num_columns)):
             name = chunk.path_in_schema.split(".")[0]
             sizes = chunk.total_uncompressed_size, chunk.total_compressed_size, chunk.num_values
             if min(sizes) < 0:
                 raise GalleryError(
                     f"it is damaged: its column {one_line(name)} has {min(sizes)} bytes"
                 )
-            num_bytes += chunk.total_uncompressed_size if name in _kinds(columns, dim) else 0
             if name == "embedding" and chunk.num_values > group.num_rows * dim:
                 raise GalleryError(
                     f"its column embedding holds {chunk.num_values:,} numbers in "
                     f"{group.num_rows:,} rows, but each row needs {dim}"
                 )
-    if num_bytes > SLACK + EXPANSION * size:
-        raise GalleryError(f"it claims {num_bytes:,} bytes of data, packed into {size:,}")
 
 
 def read_batches(file: pq.ParquetFile, dim: int) -> Iterator[pa.RecordBatch]:
