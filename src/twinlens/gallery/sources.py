@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.config import DataSettings
+from twinlens.data.contents import digest_of_pixels
 from twinlens.data.decode import read_array, to_array
 from twinlens.data.folders import read_table
 from twinlens.data.picture_file import file_digest
@@ -53,7 +54,7 @@ class Source:
         """
         if self.pixels is None:
             return file_digest(self.path).hex()
-        return digest(repr(self.pixels.shape).encode() + self.pixels.tobytes())
+        return digest_of_pixels(self.pixels).hex()  # As the training record has it.
 
 
 def read_labelled(
