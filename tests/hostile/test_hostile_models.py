@@ -138,18 +138,25 @@ def signed(text: str) -> str:
 @quick_and_slow
 def test_descriptions_of_models(every: bool, model: Path) -> None:
     file = model / "model.json"
-    original = file.read_text()
 
     def read(mutant: Mutant) -> None:
         text = mutant.text
         file.write_text(text if mutant.name.startswith("fingerprint") else signed(text))
         use_model(model)
 
-    try:
+    with restored(file) as original:
         each(QUICK, selected(json.loads(original), every), read)
-    finally:
-        file.write_text(original)
     use_model(model)
+
+
+@contextlib.contextmanager
+def restored(path: Path) -> Iterator[str]:
+    """The text of a file, which is written back at the end."""
+    text = path.read_text()
+    try:
+        yield text
+    finally:
+        path.write_text(text)
 
 
 @contextlib.contextmanager
@@ -171,20 +178,15 @@ def header_of(path: Path) -> Iterator[tuple[dict[str, Any], Callable[[str], None
 
 @quick_and_slow
 def test_headers_of_weights(every: bool, model: Path) -> None:
-    file = model / "model.json"
-    original = file.read_text()
     weights = model / "model.safetensors"
-    with header_of(weights) as (header, write):
+    with restored(model / "model.json"), header_of(weights) as (header, write):
 
         def read(mutant: Mutant) -> None:
             write(mutant.text)
             sign_weights(model)
             use_model(model)
 
-        try:
-            each(QUICK, selected(header, every), read)
-        finally:
-            file.write_text(original)
+        each(QUICK, selected(header, every), read)
     use_model(model)
 
 
@@ -286,16 +288,13 @@ def resume(run: RunFolder) -> None:
 @pytest.mark.parametrize("name", ["settings.json", "run.json"])
 def test_files_of_runs(name: str, every: bool, run: RunFolder) -> None:
     file = run.path / name
-    original = file.read_text()
 
     def read(mutant: Mutant) -> None:
         file.write_text(mutant.text)
         resume(run)
 
-    try:
+    with restored(file) as original:
         each(QUICK, selected(json.loads(original), every), read)
-    finally:
-        file.write_text(original)
     resume(run)
 
 
@@ -347,8 +346,7 @@ def test_tensors_of_checkpoints(kind: str, run: RunFolder) -> None:
 
 def test_histories_of_runs(run: RunFolder) -> None:
     file = run.path / "history.csv"
-    original = file.read_text()
-    lines = original.splitlines()
+    lines = file.read_text().splitlines()
     cells = [*TOKENS.values(), "\0", '"', "é", "1,2,3,4,5,6,7,8,9", "\udcff"]
     every = [
         Mutant(f"{column} {cell[:20]!r}", "\n".join([*lines, ",".join(row)]))
@@ -361,10 +359,8 @@ def test_histories_of_runs(run: RunFolder) -> None:
         file.write_text(mutant.text, encoding="utf-8", errors="surrogateescape")
         run.read_history(10)
 
-    try:
+    with restored(file):
         each(len(every), every, read)
-    finally:
-        file.write_text(original)
 
 
 CALIBRATIONS: Mapping[str, tuple[Any, Callable[[Any], Any]]] = {
