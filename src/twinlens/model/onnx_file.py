@@ -91,8 +91,8 @@ def _header(file: IO[bytes], size: int) -> OnnxHeader:
         elif field.number == GRAPH:
             num_graphs += 1
         elif field.number == OPSET_IMPORT:
-            domain, version = _pair(field.content)
-            opsets.append((_text(domain), version.value))
+            maker, version = _pair(field.content)
+            opsets.append((_text(maker), version.value))
         elif field.number == METADATA:
             name, text = map(_text, _pair(field.content))
             if name in metadata:
