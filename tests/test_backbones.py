@@ -26,8 +26,7 @@ from twinlens.model.backbones import (
 from twinlens.model.comparators import make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.layers import make_head
-from twinlens.model.own_backbones import OWN_BACKBONES, is_own
-from twinlens.model.strokes import Strokes
+from twinlens.model.own_backbones import OWN_BACKBONES, Strokes, is_own
 from twinlens.model.timm_backbones import has_pretrained, pretrained_picture, stage_strides
 from twinlens.model.weights import load_weights
 from twinlens.recipes import load_recipe

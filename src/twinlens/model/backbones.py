@@ -15,8 +15,8 @@ from torch.func import functional_call
 
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, first_line, unknown_name
-from twinlens.model.own_backbones import OWN_BACKBONES, is_own
-from twinlens.model.strokes import MEASURE_STD, Strokes
+from twinlens.model.own_backbones import OWN_BACKBONES, Strokes, is_own
+from twinlens.model.strokes import MEASURE_STD
 from twinlens.model.timm_backbones import Stage, timm_backbone
 from twinlens.model.weights import load_weights
 

@@ -1,4 +1,4 @@
-"""Networks for small pictures: convolutions, residual, fully connected, SigNet's.
+"""Networks for small pictures: convolutions, residual, fully connected, SigNet's, strokes.
 
 Each is built from the settings `picture` and `model`. It takes normalised float pictures
 (B, C, H, W) and gives features (B, F).
@@ -6,13 +6,15 @@ Each is built from the settings `picture` and `model`. It takes normalised float
 
 from __future__ import annotations
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.model.layers import HalvingMaxPool
-from twinlens.model.strokes import Strokes
+from twinlens.model.strokes import grey_features
 
-__all__ = ["OWN_BACKBONES", "conv", "is_own", "mlp", "residual", "signet"]
+__all__ = ["OWN_BACKBONES", "Strokes", "conv", "is_own", "mlp", "residual", "signet"]
 
 
 def conv(picture: PictureSettings, model: ModelSettings) -> nn.Sequential:
@@ -134,6 +136,28 @@ def signet(picture: PictureSettings, model: ModelSettings) -> nn.Sequential:
         *_pooling(model.pool, "flatten"),
         nn.Flatten(),
     )  # fmt: skip
+
+
+class Strokes(nn.Module):
+    """Normalised pictures (B, 1 or 3, H, W) to measures of their strokes (B, F), without weights.
+
+    Each picture is measured by itself, by `model.strokes`, on the CPU and without a gradient.
+    """
+
+    def __init__(self, picture: PictureSettings, model: ModelSettings) -> None:
+        super().__init__()
+        self.picture = picture
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """The measures (B, F), float32."""
+        mean, std = (
+            np.array(numbers, dtype=np.float32)[:, None, None]
+            for numbers in (self.picture.mean, self.picture.std)
+        )
+        pictures = x_BCHW.detach().float().cpu().numpy()
+        grey_BHW = ((x_CHW * std + mean).mean(0) for x_CHW in pictures)
+        features_BF = np.stack([grey_features(grey_HW, self.picture) for grey_HW in grey_BHW])
+        return torch.from_numpy(features_BF).to(x_BCHW.device)
 
 
 OWN_BACKBONES = {

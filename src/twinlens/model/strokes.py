@@ -5,20 +5,23 @@ little in shape, and much in how dark, wide, rough and slanted its strokes are. 
 network learns less than these measures contain. Pictures have full resolution, since pressure shows
 in single pixels. The head learns the weight of each measure.
 
-Shapes: B pictures, C channels, H x W pixels, K bins, F measures.
+Shapes: C channels, H x W pixels, I pixels of ink, K bins, F measures.
 """
 
 from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 
-from twinlens.config import ModelSettings, PictureSettings
+from twinlens.config import PictureSettings
 
-__all__ = ["MEASURE_STD", "Strokes"]
+__all__ = ["MEASURE_STD", "grey_features", "stroke_features"]
+
+Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
 INK = 0.16
 """Least difference of ink from the background, as a share of the range of grey."""
@@ -41,139 +44,143 @@ MEASURE_STD = (
 writers). Divided by it, all measures have one range and one learning rate."""
 
 
-class Strokes(nn.Module):
-    """Normalised pictures (B, 1 or 3, H, W) to measures of their strokes (B, F).
+def stroke_features(pixels_CHW: NDArray[np.uint8], picture: PictureSettings) -> Floats:
+    """Measures (F,), float32, of a decoded picture, uint8 (1 or 3, H, W).
 
     The background is the grey level `fill` of the picture's settings. Ink differs from it, darker
     or lighter. A picture without ink has finite measures too.
     """
-
-    def __init__(self, picture: PictureSettings, model: ModelSettings) -> None:
-        super().__init__()
-        self.mean, self.std = torch.tensor(picture.mean), torch.tensor(picture.std)
-        self.background = picture.fill / 255
-        self.measure_std = torch.tensor(MEASURE_STD)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """The measures (B, F), float32; each picture is measured by itself."""
-        mean_C11, std_C11 = self.mean.to(x_BCHW)[:, None, None], self.std.to(x_BCHW)[:, None, None]
-        with torch.autocast(x_BCHW.device.type, enabled=False):
-            grey_BHW = (x_BCHW * std_C11 + mean_C11).float().mean(1)
-            dark_BHW = (grey_BHW - self.background).abs()
-            measures_BF = torch.stack([stroke_measures(_boxed(dark_HW)) for dark_HW in dark_BHW])
-        return measures_BF / self.measure_std.to(measures_BF)
+    return grey_features(pixels_CHW.mean(0, dtype=np.float32) / 255, picture)
 
 
-def stroke_measures(dark_HW: Tensor) -> Tensor:
+def grey_features(grey_HW: Floats, picture: PictureSettings) -> Floats:
+    """`stroke_features` of grey levels in [0, 1], which augmentation leaves between whole levels.
+
+    Returns:
+        Measures (F,), float32, divided by their standard deviations.
+    """
+    dark_HW = np.abs(grey_HW - np.float32(picture.fill / 255))
+    return np.asarray(stroke_measures(_boxed(dark_HW)) / MEASURE_STD, dtype=np.float32)
+
+
+def stroke_measures(dark_HW: Floats) -> Floats:
     """All measures (F,) of one picture, given its differences from the background in [0, 1]."""
     ink_HW = dark_HW > INK
-    parts = [
+    parts: list[ArrayLike] = [
         *_extent(ink_HW),
         *_pressure(dark_HW, ink_HW),
         *_width(ink_HW),
         *_slants(dark_HW),
         *_texture(dark_HW, ink_HW),
     ]
-    return torch.cat([part.flatten() for part in parts])
+    return np.hstack([np.asarray(part) for part in parts]).astype(np.float32)
 
 
-def _boxed(dark_HW: Tensor) -> Tensor:
+def _boxed(dark_HW: Floats) -> Floats:
     """The bounding box of the ink with a margin of two pixels; the whole picture without ink."""
     ink_HW = dark_HW > INK
-    rows, columns = ink_HW.any(1).nonzero()[:, 0], ink_HW.any(0).nonzero()[:, 0]
+    rows, columns = np.flatnonzero(ink_HW.any(1)), np.flatnonzero(ink_HW.any(0))
     if len(rows):
         dark_HW = dark_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return F.pad(dark_HW, (2, 2, 2, 2))
+    return np.pad(dark_HW, 2)
 
 
-def _mean(value_HW: Tensor, ink_HW: Tensor) -> Tensor:
-    return (value_HW * ink_HW).sum() / ink_HW.sum().clamp_min(1)
+def _mean(value_I: NDArray[np.floating]) -> float:
+    """The mean over the ink; 0 without ink."""
+    return float(value_I.mean(dtype=np.float64)) if len(value_I) else 0.0
 
 
-def _moments(value_HW: Tensor, ink_HW: Tensor) -> Tensor:
+def _moments(value_I: NDArray[np.floating]) -> tuple[float, float]:
     """Mean and standard deviation over the ink."""
-    mean = _mean(value_HW, ink_HW)
-    std = _mean((value_HW - mean).square(), ink_HW).clamp_min(1e-10).sqrt()
-    return torch.stack([mean, std])
+    mean = _mean(value_I)
+    return mean, math.sqrt(max(_mean((value_I - mean) ** 2), 1e-10))
 
 
-def _extent(ink_HW: Tensor) -> list[Tensor]:
+def _extent(ink_HW: Mask) -> list[float]:
     """Proportions of the box, its share of ink, and position and slope of the ink in it."""
     height, width = ink_HW.shape
-    y_H = torch.linspace(0, 1, height, device=ink_HW.device)[:, None].expand(height, width)
-    x_W = torch.linspace(0, 1, width, device=ink_HW.device).expand(height, width)
-    y, x = _moments(y_H, ink_HW), _moments(x_W, ink_HW)
-    slope = _mean((y_H - y[0]) * (x_W - x[0]), ink_HW) / (y[1] * x[1]).clamp_min(1e-6)
-    full = ink_HW.float().mean().clamp_min(1e-6).log()
-    return [y.new_tensor(math.log(height / width)), full, y, x, slope]
+    row_I, column_I = np.nonzero(ink_HW)
+    y_I, x_I = row_I / (height - 1), column_I / (width - 1)
+    (y, y_std), (x, x_std) = _moments(y_I), _moments(x_I)
+    slope = _mean((y_I - y) * (x_I - x)) / max(y_std * x_std, 1e-6)
+    full = math.log(max(ink_HW.mean(), 1e-6))
+    return [math.log(height / width), full, y, y_std, x, x_std, slope]
 
 
-def _pressure(dark_HW: Tensor, ink_HW: Tensor) -> list[Tensor]:
+def _pressure(dark_HW: Floats, ink_HW: Mask) -> list[ArrayLike]:
     """Darkness of the ink: moments, shares of grey levels, and moments inside the strokes."""
-    level = ((dark_HW[ink_HW] - INK) * (LEVELS / (DARKEST - INK))).long().clamp(0, LEVELS - 1)
-    shares_K = torch.bincount(level, minlength=LEVELS) / max(1, len(level))
-    return [_moments(dark_HW, ink_HW), shares_K, _moments(dark_HW, _eroded(ink_HW))]
+    dark_I = dark_HW[ink_HW]
+    level_I = ((dark_I - INK) * (LEVELS / (DARKEST - INK))).astype(int).clip(0, LEVELS - 1)
+    shares_K = np.bincount(level_I, minlength=LEVELS) / max(1, len(level_I))
+    return [_moments(dark_I), shares_K, _moments(dark_HW[_eroded(ink_HW)])]
 
 
-def _eroded(ink_HW: Tensor) -> Tensor:
-    """The ink without its outermost pixels."""
-    return F.max_pool2d((~ink_HW).float()[None], 3, 1, 1)[0] < 0.5
+def _eroded(ink_HW: Mask) -> Mask:
+    """The ink without its outermost pixels; ink at the edge of the picture stays."""
+    return np.asarray(ndimage.binary_erosion(ink_HW, np.ones((3, 3)), border_value=1))
 
 
-def _width(ink_HW: Tensor) -> list[Tensor]:
+def _width(ink_HW: Mask) -> list[float]:
     """Shares of the ink that remain after one to four erosions by a pixel."""
-    total, left, inner_HW = ink_HW.sum().clamp_min(1), [], ink_HW
+    total, left, inner_HW = max(1, ink_HW.sum()), [], ink_HW
     for _ in range(4):
         inner_HW = _eroded(inner_HW)
         left.append(inner_HW.sum() / total)
-    width = -torch.log((1 - left[0]).clamp_min(1e-3))
-    return [torch.stack(left), width]
+    return [*left, -math.log(max(1 - left[0], 1e-3))]
 
 
-def _gradient(dark_HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Sobel's gradient of grey: magnitude per pixel, and direction in half turns, in [0, 1)."""
-    across = dark_HW.new_tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
-    kernel_K133 = torch.stack([across, across.T])[:, None]
-    padded = F.pad(dark_HW[None, None], (1, 1, 1, 1), mode="replicate")
-    right_HW, down_HW = F.conv2d(padded, kernel_K133)[0]
-    return torch.hypot(right_HW, down_HW), (torch.atan2(down_HW, right_HW) / math.pi) % 1
+def _gradient(dark_HW: Floats, ink_HW: Mask) -> tuple[Floats, Floats]:
+    """Sobel's gradient at the ink: magnitudes (I,), and directions (I,) as half turns in [0, 1)."""
+    right_I, down_I = (
+        ndimage.sobel(dark_HW, axis, mode="nearest")[ink_HW] / np.float32(8) for axis in (1, 0)
+    )
+    return np.hypot(right_I, down_I), (np.arctan2(down_I, right_I) / np.float32(np.pi)) % 1
 
 
-def _slants(dark_HW: Tensor) -> list[Tensor]:
+def _reduced(dark_HW: Floats, size: int) -> Floats:
+    """Means of blocks of `size` x `size` pixels; smaller blocks at the lower and right edge."""
+    starts = [np.arange(0, length, size) for length in dark_HW.shape]
+    sums = np.add.reduceat(np.add.reduceat(dark_HW, starts[0], 0), starts[1], 1)
+    heights, widths = (
+        np.diff(start, append=length) for start, length in zip(starts, dark_HW.shape, strict=True)
+    )
+    return np.asarray(sums / np.outer(heights, widths), dtype=np.float32)
+
+
+def _slants(dark_HW: Floats) -> list[NDArray[np.float64]]:
     """Histograms of edge directions at three sizes, linearly shared by neighbouring bins."""
     parts = []
     for size, bins in ANGLES.items():
-        small_HW = F.avg_pool2d(dark_HW[None], size, ceil_mode=True)[0]
-        slope_HW, turn_HW = _gradient(small_HW)
-        ink_HW = small_HW > INK / size**0.5
-        weight, position = slope_HW[ink_HW], turn_HW[ink_HW] * bins
-        low, part = position.floor().long(), position.frac()
-        count_K = weight.new_zeros(bins).index_add_(0, low % bins, weight * (1 - part))
-        count_K.index_add_(0, (low + 1) % bins, weight * part)
-        parts.append(count_K / count_K.sum().clamp_min(1e-6))
+        small_HW = _reduced(dark_HW, size)
+        slope_I, turn_I = _gradient(small_HW, small_HW > INK / size**0.5)
+        position_I = turn_I * bins
+        low_I = np.floor(position_I).astype(int)
+        part_I = position_I - low_I
+        count_K = np.bincount(low_I % bins, slope_I * (1 - part_I), bins)
+        count_K += np.bincount((low_I + 1) % bins, slope_I * part_I, bins)
+        parts.append(count_K / max(count_K.sum(), 1e-6))
     return parts
 
 
-def _texture(dark_HW: Tensor, ink_HW: Tensor) -> list[Tensor]:
+def _texture(dark_HW: Floats, ink_HW: Mask) -> list[ArrayLike]:
     """Sharpness of edges, roughness, and local binary patterns (Ojala 2002) at two distances."""
-    slope_HW, _ = _gradient(dark_HW)
+    slope_I, _ = _gradient(dark_HW, ink_HW)
     rough = [
-        _mean((dark_HW - F.avg_pool2d(dark_HW[None], side, 1, side // 2)[0]).abs(), ink_HW)
+        _mean(np.abs(dark_HW - ndimage.uniform_filter(dark_HW, side, mode="constant"))[ink_HW])
         for side in (3, 5)
     ]
-    patterns = [_patterns(dark_HW, ink_HW, step) for step in (1, 3)]
-    return [_moments(slope_HW, ink_HW), *rough, *patterns]
+    return [_moments(slope_I), rough, *(_patterns(dark_HW, ink_HW, s) for s in (1, 3))]
 
 
-def _patterns(dark_HW: Tensor, ink_HW: Tensor, step: int) -> Tensor:
+def _patterns(dark_HW: Floats, ink_HW: Mask, step: int) -> NDArray[np.float64]:
     """Shares of ink by the number of darker neighbours of 8; the tenth: non-uniform patterns."""
     height, width = dark_HW.shape
-    padded = F.pad(dark_HW, (step,) * 4)
+    padded = np.pad(dark_HW, step)
     around = ((0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0))
-    neighbour_8HW = torch.stack(
+    neighbour_8HW = np.stack(
         [padded[i * step : i * step + height, j * step : j * step + width] for i, j in around]
     )
-    darker_8HW = neighbour_8HW > dark_HW + 0.02
-    changes_HW = (darker_8HW != darker_8HW.roll(1, 0)).sum(0)
-    code_HW = torch.where(changes_HW <= 2, darker_8HW.sum(0), 9)
-    return torch.bincount(code_HW[ink_HW], minlength=10) / ink_HW.sum().clamp_min(1)
+    darker_8I = (neighbour_8HW > dark_HW + 0.02)[:, ink_HW]
+    changes_I = (darker_8I != np.roll(darker_8I, 1, 0)).sum(0)
+    code_I = np.where(changes_I <= 2, darker_8I.sum(0), 9)
+    return np.bincount(code_I, minlength=10) / max(1, len(code_I))
