@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from twinlens.commands.selection import select_pictures
-from twinlens.data.pixels import Pixels
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError
 from twinlens.match.matcher import Matcher
 from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.calibration import Calibration, fit_calibration
-from twinlens.measure.pairs import draw_pairs, pair_distances
-from twinlens.model.bundle import Bundle, load_bundle, store_calibration
-from twinlens.model.comparators import TorchComparison
-from twinlens.model.encoder import embed_pixels
+from twinlens.measure.pairs import Comparison, draw_pairs, pair_distances
+from twinlens.model.stored import store_calibration
 from twinlens.progress import Progress, console_log
 
 __all__ = ["calibrate", "calibrate_on", "explain"]
@@ -59,20 +57,20 @@ def calibrate(
         raise ConfigError(f"far must be in (0, 1), such as 0.01; found {far}")
     check_seed(seed)
     with console_log(quiet):
-        bundle = load_bundle(model)
-        selection = select_pictures(bundle, data, split=split, prefer="val", root=root)
-        calibration = calibrate_on(bundle, selection.table, selection.pixels, far, seed=seed)
-        return Matcher(store_calibration(bundle, calibration.as_json()))
+        matcher = Matcher.load(model)
+        selection = select_pictures(matcher, data, split=split, prefer="val", root=root)
+        emb_ND = matcher.embed_pixels(selection.pixels, Progress("embedding"))
+        calibration = calibrate_on(emb_ND, selection.table, matcher.comparison, far, seed=seed)
+        return Matcher(store_calibration(matcher.stored, calibration.as_json()))
 
 
 def calibrate_on(
-    bundle: Bundle, table: ImageTable, pixels_NCHW: Pixels, far: float, *, seed: int
+    emb_ND: NDArray[np.float32], table: ImageTable, comparison: Comparison, far: float, *, seed: int
 ) -> Calibration:
-    """The calibration of a model on decoded pictures; nothing is stored."""
-    emb_ND = embed_pixels(bundle.encoder, pixels_NCHW, progress=Progress("embedding"))
+    """The calibration of a model on embeddings (N, D) of the pictures of a table."""
     rng = np.random.default_rng(seed)
     pairs = draw_pairs(table.labels(), table.forged, rng=rng)
-    distance = pair_distances(emb_ND, pairs, TorchComparison(bundle.comparator))
+    distance = pair_distances(emb_ND, pairs, comparison)
     identity = table.identity.astype(str)
     return fit_calibration(
         distance, pairs.same, identity[pairs.a], identity[pairs.b], target_far=far, seed=seed

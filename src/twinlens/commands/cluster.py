@@ -15,7 +15,6 @@ from twinlens.clusters.result import ClusterResult, Cut
 from twinlens.clusters.write import EmbeddedPictures, write_clusters
 from twinlens.commands.selection import read_data
 from twinlens.commands.training_overlap import known_pictures
-from twinlens.config import DataSettings
 from twinlens.data.folders import is_folder, read_unlabelled
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.pixels import DecodedTable
@@ -25,9 +24,6 @@ from twinlens.files import check_output_folder, expand_user
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.snapshot import vectors
 from twinlens.match.matcher import Matcher
-from twinlens.measure.pairs import Comparison
-from twinlens.model.bundle import Bundle
-from twinlens.model.encoder import embed_pixels
 from twinlens.model.training_record import find_record
 from twinlens.progress import Progress, console_log
 
@@ -89,12 +85,12 @@ def cluster(
                                labelled is not False, neighbours, root)  # fmt: skip
         matcher = Matcher.load(model)
         cut = _cut(matcher, far, threshold, neighbours)
-        table, is_labelled = _read(matcher.bundle, data, root, labelled)
+        table, is_labelled = _read(matcher, data, root, labelled)
         folder = table.root if is_folder(data) else None
         out = check_output_folder(expand_user(out), "the clusters", folder)
         file = None if constraints is None else expand_user(constraints)
         pairs = _constraints(file, table)
-        decoded = _decoded(matcher.bundle, table)
+        decoded = _decoded(matcher, table)
         if decoded.broken:
             pairs = _constraints(file, decoded.table)
         pictures = _embedded(matcher, decoded, is_labelled)
@@ -104,7 +100,7 @@ def cluster(
             "--labelled": bool(labelled), "--no-labelled": labelled is False,
         }  # fmt: skip
         return write_clusters(
-            pictures, _comparison_of(matcher), cut, out, constraints=pairs, min_size=min_size,
+            pictures, matcher.comparison, cut, out, constraints=pairs, min_size=min_size,
             copy=copy, broken=len(decoded.broken),
             command="" if isinstance(data, ImageTable) else _command(model, data, options),
         )  # fmt: skip
@@ -121,7 +117,7 @@ def _check(far: float | None, threshold: float | None, min_size: int, neighbours
 
 
 def _cut(matcher: Matcher, far: float | None, threshold: float | None, neighbours: int) -> Cut:
-    angular = matcher.bundle.encoder.model_settings.comparator == "cosine"
+    angular = matcher.settings.comparator == "cosine"
     if threshold is not None:
         return Cut(threshold, None, angular, neighbours)
     known = matcher.require_calibration()
@@ -134,22 +130,13 @@ def _cut(matcher: Matcher, far: float | None, threshold: float | None, neighbour
     return Cut(known.threshold, known.target_far, angular, neighbours)
 
 
-def _comparison_of(matcher: Matcher) -> Comparison:
-    """The model's comparator, without torch if possible.
-
-    Hundreds of thousands of small matrices are computed, for which torch takes twice as long.
-    """
-    plain = matcher.euclidean_comparison
-    return matcher.comparison if plain is None else plain
-
-
 def _read(
-    bundle: Bundle, data: str | Path | ImageTable, root: str | Path | None, labelled: bool | None
+    matcher: Matcher, data: str | Path | ImageTable, root: str | Path | None, labelled: bool | None
 ) -> tuple[ImageTable, bool]:
     """The pictures, and whether they are labelled."""
     if not isinstance(data, ImageTable) and is_folder(data) and not labelled and root is None:
         return read_unlabelled(expand_user(data), source=str(data)), False
-    table = read_data(bundle, data, root)
+    table = read_data(matcher, data, root)
     return table, labelled is not False and table.identities() != [""]
 
 
@@ -190,15 +177,15 @@ def _of_gallery(
         rows = {path: row for row, path in enumerate(paths)}
         pairs = read_constraints(expand_user(constraints), rows)
     return write_clusters(
-        pictures, _comparison_of(gallery.matcher), cut, out, constraints=pairs, min_size=min_size,
+        pictures, gallery.matcher.comparison, cut, out, constraints=pairs, min_size=min_size,
         copy=copy,
     )  # fmt: skip
 
 
-def _decoded(bundle: Bundle, table: ImageTable) -> DecodedTable:
-    settings = DataSettings() if bundle.origin is None else bundle.origin.data
+def _decoded(matcher: Matcher, table: ImageTable) -> DecodedTable:
+    settings = matcher.data_settings
     decoded = decode_table(
-        table, bundle.encoder.picture, max_pixels=settings.max_pixels,
+        table, matcher.picture, max_pixels=settings.max_pixels,
         max_broken=settings.max_broken, progress=Progress("reading"),
     )  # fmt: skip
     for broken in decoded.broken:
@@ -207,12 +194,12 @@ def _decoded(bundle: Bundle, table: ImageTable) -> DecodedTable:
 
 
 def _embedded(matcher: Matcher, decoded: DecodedTable, labelled: bool) -> EmbeddedPictures:
-    bundle, kept = matcher.bundle, decoded.table
-    emb_ND = embed_pixels(bundle.encoder, decoded.pixels, progress=Progress("embedding"))
+    kept = decoded.table
+    emb_ND = matcher.embed_pixels(decoded.pixels, progress=Progress("embedding"))
     disjoint = None
     if labelled:
-        record = find_record(bundle.path, bundle.origin)
-        known = known_pictures(bundle, record, kept, decoded.pixels)
+        record = find_record(matcher.path, matcher.origin)
+        known = known_pictures(matcher, record, kept, decoded.pixels)
         disjoint = known.overlap("train").identity_disjoint
     return EmbeddedPictures(
         source=kept.source,

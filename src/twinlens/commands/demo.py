@@ -60,8 +60,8 @@ def demo(*, out: str | Path | None = None, quiet: bool = False) -> Iterator[str]
         answer = model.verify(tests.pixels[first], tests.pixels[second])
         right = "right" if answer.match == (a == b) else "wrong"
         yield f"  a {a} and a {b}: {answer.explain()} [{right}]"
-    selection = select_pictures(model.bundle, table, split="test", prefer="test")
-    scores = evaluate_standard(model.bundle, model.calibration, selection).verification
+    selection = select_pictures(model, table, split="test", prefer="test")
+    scores = evaluate_standard(model, selection).verification
     calibrated = scores.calibrated
     if calibrated is not None:
         yield (

@@ -11,18 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from twinlens.commands.selection import data_settings, read_data
+from twinlens.commands.selection import read_data
 from twinlens.data.pixel_cache import PixelStream
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 from twinlens.files import check_output_file, writing_file
 from twinlens.match.matcher import Matcher
-from twinlens.model.encoder import Encoder, default_batch_size, embed_pixels
 from twinlens.progress import Progress, console_log
 
 __all__ = ["embed", "embed_stream"]
 
 log = logging.getLogger("twinlens")
+
+BATCH_BYTES, MAX_BATCH = 2**26, 1024  # of the pictures that are decoded, then embedded
 
 
 def embed(
@@ -56,14 +57,14 @@ def embed(
         raise DataError(f"embeddings are written as Parquet: name a file .parquet, found {out}")
     with console_log(quiet):
         matcher = Matcher.load(model)
-        settings = data_settings(matcher.bundle)
+        settings = matcher.data_settings
         stream = PixelStream(
-            read_data(matcher.bundle, data, root),
-            matcher.bundle.encoder.picture,
+            read_data(matcher, data, root),
+            matcher.picture,
             max_pixels=settings.max_pixels,
             max_broken=settings.max_broken,
         )
-        emb_ND = embed_stream(matcher.bundle.encoder, stream)
+        emb_ND = embed_stream(matcher, stream)
         for broken in stream.broken:
             log.warning("skipped %s: %s", broken.path, broken.reason)
         rows = pa.table(
@@ -80,12 +81,14 @@ def embed(
         return len(rows)
 
 
-def embed_stream(encoder: Encoder, stream: PixelStream) -> NDArray[np.float32]:
-    """The embeddings (N, D) of the readable pictures, in the batches of `embed_pixels`."""
+def embed_stream(matcher: Matcher, stream: PixelStream) -> NDArray[np.float32]:
+    """The embeddings (N, D) of the readable pictures."""
     progress, total = Progress("embedding"), len(stream.table)
-    parts, prefetch = [], encoder.device.type != "cpu"
-    for seen, pixels in stream.batches(default_batch_size(encoder), prefetch=prefetch):
-        parts.append(embed_pixels(encoder, pixels, batch_size=len(pixels)))
+    height, width = matcher.picture.size
+    size = max(1, BATCH_BYTES // (matcher.picture.channels * height * width))
+    parts = []
+    for seen, pixels in stream.batches(min(size, MAX_BATCH), prefetch=not matcher.on_cpu):
+        parts.append(matcher.embed_pixels(pixels))
         progress(seen, total)
     progress.close()
     return np.concatenate(parts)

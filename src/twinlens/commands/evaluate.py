@@ -138,18 +138,18 @@ def evaluate(
             return TrialEvaluation(trial_scores)
         if protocol == "nearest":
             return _nearest(matcher, table, split, seed, answers, report)
-        selection = select_pictures(matcher.bundle, table, split=split, prefer="test")
+        selection = select_pictures(matcher, table, split=split, prefer="test")
         shot = 1 if shot is None else shot
         result: EvaluationResult | OpenSetEvaluation
         if protocol == "open-set":
             result = evaluate_open_set(
-                matcher.bundle, matcher.calibration, selection, shot=shot,
+                matcher, selection, shot=shot,
                 rule="nearest" if rule is None else rule, seed=seed,
             )  # fmt: skip
             rows = np.flatnonzero(~selection.table.forged)
         else:
             scores = evaluate_standard(
-                matcher.bundle, matcher.calibration, selection, pairs=pairs, shot=shot,
+                matcher, selection, pairs=pairs, shot=shot,
                 way=20 if way is None else way, episodes=1000 if episodes is None else episodes,
                 seed=seed,
             )  # fmt: skip
@@ -190,7 +190,7 @@ def _read(
 ) -> ImageTable | None:
     """The labelled pictures; None for a folder without classes, if `trials_only` is allowed."""
     try:
-        return read_data(matcher.bundle, data, root)
+        return read_data(matcher, data, root)
     except DataError as error:
         if not trials_only or isinstance(data, ImageTable) or not expand_user(data).is_dir():
             raise
@@ -213,8 +213,8 @@ def _nearest(
     answers: str | Path | None,
     report: str | Path | None,
 ) -> NearestNeighbourEvaluation:
-    selection = select_probes_and_gallery(matcher.bundle, table, split=split)
-    result = evaluate_nearest(matcher.bundle, selection, seed=seed)
+    selection = select_probes_and_gallery(matcher, table, split=split)
+    result = evaluate_nearest(matcher, selection, seed=seed)
     if answers is not None:
         _write_answers(answers, matcher, result)
     if report is not None:
@@ -256,4 +256,4 @@ def _write_report(
         broken=[(broken.path, broken.reason) for broken in selection.broken],
         findings=selection.notes,
     )
-    write_model_report(Path(path), matcher.bundle, result, facts)
+    write_model_report(Path(path), matcher, result, facts)

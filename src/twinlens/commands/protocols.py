@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.commands.selection import ProbeGallerySelection, Selection
-from twinlens.data.duplicates import groups_of_equal
 from twinlens.data.pixels import Pixels, select_rows
 from twinlens.errors import DataError
-from twinlens.measure.calibration import Calibration
+from twinlens.match.matcher import Matcher
 from twinlens.measure.distances import as_euclidean
 from twinlens.measure.evaluation_result import (
     EvaluationResult,
@@ -26,9 +24,6 @@ from twinlens.measure.open_set import open_set
 from twinlens.measure.pairs import count_pairs
 from twinlens.measure.retrieval import retrieval
 from twinlens.measure.verification import verification
-from twinlens.model.bundle import Bundle
-from twinlens.model.comparators import TorchComparison
-from twinlens.model.encoder import embed_pixels
 from twinlens.progress import Progress
 
 __all__ = ["evaluate_nearest", "evaluate_open_set", "evaluate_standard"]
@@ -37,8 +32,7 @@ log = logging.getLogger("twinlens")
 
 
 def evaluate_standard(
-    bundle: Bundle,
-    calibration: Calibration | None,
+    matcher: Matcher,
     selection: Selection,
     *,
     pairs: int | None = None,
@@ -53,12 +47,13 @@ def evaluate_standard(
         DataError: no genuine or no impostor pair, or embeddings that are not finite.
     """
     table = selection.table
-    emb_ND = _embeddings(bundle, selection.pixels)
-    comparison = TorchComparison(bundle.comparator)
+    emb_ND = _embeddings(matcher, selection.pixels)
+    comparison = matcher.comparison
     label, forged = table.labels(), table.forged
     verified = verification(
-        emb_ND, label, forged, comparison, calibrated=calibration, num_pairs=pairs, seed=seed
-    )
+        emb_ND, label, forged, comparison,
+        calibrated=matcher.calibration, num_pairs=pairs, seed=seed,
+    )  # fmt: skip
     all_pairs, drawn = None, (verified.num_genuine, verified.num_impostor)
     # A learned comparator would take hours for all pairs.
     is_plain = as_euclidean(comparison) is not None
@@ -83,26 +78,23 @@ def evaluate_standard(
 
 
 def evaluate_nearest(
-    bundle: Bundle, selection: ProbeGallerySelection, *, seed: int = 0
+    matcher: Matcher, selection: ProbeGallerySelection, *, seed: int = 0
 ) -> NearestNeighbourEvaluation:
     """Identify each probe by its nearest gallery picture.
 
-    A probe that equals a gallery picture has distance 0 to it. Both get the same embedding, since
-    the last bits of a network's output may depend on a picture's position in its batch.
+    A probe that equals a gallery picture has distance 0 to it.
 
     Raises:
         DataError: embeddings that are not finite.
     """
-    emb_ND = _embeddings(bundle, selection.pixels)
-    for rows in groups_of_equal([_digest(picture) for picture in selection.pixels]):
-        emb_ND[list(rows)] = emb_ND[rows[0]]
+    emb_ND = _embeddings(matcher, selection.pixels)
     label, probe, gallery = selection.table.labels(), selection.probe, selection.gallery
     return NearestNeighbourEvaluation(
         split=selection.split,
         identity_disjoint=selection.identity_disjoint,
         nearest=nearest_neighbour(
             emb_ND[probe], label[probe], emb_ND[gallery], label[gallery],
-            TorchComparison(bundle.comparator), seed=seed, progress=Progress("comparing"),
+            matcher.comparison, seed=seed, progress=Progress("comparing"),
         ),
         table=selection.table,
         pixels=selection.pixels,
@@ -113,8 +105,7 @@ def evaluate_nearest(
 
 
 def evaluate_open_set(
-    bundle: Bundle,
-    calibration: Calibration | None,
+    matcher: Matcher,
     selection: Selection,
     *,
     shot: int = 1,
@@ -130,9 +121,10 @@ def evaluate_open_set(
     """
     genuine = np.flatnonzero(~selection.table.forged)
     table, pixels = selection.table.select(genuine), select_rows(selection.pixels, genuine)
-    emb_ND = _embeddings(bundle, pixels)
+    emb_ND = _embeddings(matcher, pixels)
+    calibration = matcher.calibration
     rates = open_set(
-        emb_ND, table.labels(), TorchComparison(bundle.comparator), shot=shot, rule=rule,
+        emb_ND, table.labels(), matcher.comparison, shot=shot, rule=rule,
         pair_threshold=None if calibration is None else calibration.threshold, seed=seed,
         progress=Progress("comparing"),
     )  # fmt: skip
@@ -153,12 +145,8 @@ def evaluate_open_set(
     )
 
 
-def _digest(picture: NDArray[np.uint8]) -> bytes:
-    return hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
-
-
-def _embeddings(bundle: Bundle, pixels: Pixels) -> NDArray[np.float32]:
-    emb_ND = embed_pixels(bundle.encoder, pixels, progress=Progress("embedding"))
+def _embeddings(matcher: Matcher, pixels: Pixels) -> NDArray[np.float32]:
+    emb_ND = matcher.embed_pixels(pixels, progress=Progress("embedding"))
     if not np.isfinite(emb_ND).all():
         raise DataError("some embeddings are not finite: the model is broken, train it again")
     return emb_ND

@@ -18,7 +18,6 @@ from twinlens.commands.training_overlap import (
     TrainingOverlap,
     known_pictures,
 )
-from twinlens.config import DataSettings
 from twinlens.data.contents import content_digests
 from twinlens.data.folders import read_table
 from twinlens.data.pixel_cache import decode_table
@@ -26,7 +25,7 @@ from twinlens.data.pixels import BrokenPicture, DecodedTable, PixelRows, Pixels,
 from twinlens.data.splits import assign_splits
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import ConfigError, DataError, unknown_name
-from twinlens.model.bundle import Bundle
+from twinlens.match.matcher import Matcher
 from twinlens.model.stored import hash_identities
 from twinlens.model.training_record import TrainingRecord, find_record, unknown_reason
 from twinlens.progress import Progress
@@ -91,7 +90,7 @@ class ProbeGallerySelection:
 
 
 def select_pictures(
-    bundle: Bundle,
+    matcher: Matcher,
     data: str | Path | ImageTable,
     *,
     split: str,
@@ -107,7 +106,7 @@ def select_pictures(
     preferred and enough remains.
 
     Args:
-        bundle: the model.
+        matcher: the model.
         data: a folder, a manifest, the name of a set, or a table.
         split: "train", "val", "test", "all", or "auto": `prefer` if there is one, else unseen
             pictures.
@@ -120,18 +119,18 @@ def select_pictures(
     """
     if split not in (*SPLITS, "all", "auto"):
         raise ConfigError(unknown_name("split", split, (*SPLITS, "all", "auto")))
-    record = find_record(bundle.path, bundle.origin)
-    table, is_training_data = _split_as_trained(bundle, record, read_data(bundle, data, root))
+    record = find_record(matcher.path, matcher.origin)
+    table, is_training_data = _split_as_trained(matcher, record, read_data(matcher, data, root))
     name = _resolve(table, split, prefer)
     part = table if name == "all" else table.of_split(name)
     if not len(part):
         raise DataError(
             f"{table.source} has no {name} pictures: give another folder, or another --on"
         )
-    decoded = _decode(bundle, part, is_training_data)
+    decoded = _decode(matcher, part, is_training_data)
     table = decoded.table
     pixels: Pixels = decoded.pixels
-    known = known_pictures(bundle, record, table, pixels)
+    known = known_pictures(matcher, record, table, pixels)
     overlap, left_out = _overlap(known, is_training_data), list[str]()
     if split == "auto" and not is_training_data:
         kept, note = _unseen(known, prefer)
@@ -140,7 +139,7 @@ def select_pictures(
             left_out = [_sentence(note)]
             table, pixels, overlap = table.select(kept), select_rows(pixels, kept), overlap.of(kept)
             name = "unseen" if name == "all" else name
-    selection = _selection(bundle, record, table, pixels, name, overlap)
+    selection = _selection(matcher, record, table, pixels, name, overlap)
     for note in selection.notes:
         log.warning("%s", note)
     notes = (*left_out, *map(_sentence, selection.notes))
@@ -148,16 +147,16 @@ def select_pictures(
 
 
 def selection_of_split(
-    bundle: Bundle, record: TrainingRecord, table: ImageTable, pixels: Pixels, split: str
+    matcher: Matcher, record: TrainingRecord, table: ImageTable, pixels: Pixels, split: str
 ) -> Selection:
     """The selection of a split of the training data; nothing is left out."""
-    overlap = _overlap(known_pictures(bundle, record, table, pixels), True)
-    selection = _selection(bundle, record, table, pixels, split, overlap)
+    overlap = _overlap(known_pictures(matcher, record, table, pixels), True)
+    selection = _selection(matcher, record, table, pixels, split, overlap)
     return replace(selection, notes=tuple(map(_sentence, selection.notes)))
 
 
 def select_probes_and_gallery(
-    bundle: Bundle, data: ImageTable, *, split: str
+    matcher: Matcher, data: ImageTable, *, split: str
 ) -> ProbeGallerySelection:
     """Decode the pictures of a split as probes, and the training pictures as the gallery.
 
@@ -166,7 +165,7 @@ def select_probes_and_gallery(
     are left out, since their identity is unknown.
 
     Args:
-        bundle: the model.
+        matcher: the model.
         data: the table of `read_data`.
         split: "test", "val", "train", or "auto": test if there is one, else val.
     Raises:
@@ -180,26 +179,26 @@ def select_probes_and_gallery(
         )
     if split not in (*SPLITS, "auto"):
         raise ConfigError(unknown_name("split", split, (*SPLITS, "auto")))
-    record = find_record(bundle.path, bundle.origin)
-    table, is_training_data = _split_as_trained(bundle, record, data)
+    record = find_record(matcher.path, matcher.origin)
+    table, is_training_data = _split_as_trained(matcher, record, data)
     split = _resolve(table, split, "test")
     gallery_splits = {"train"} if split == "val" or "val" in data.split else {"train", "val"}
     is_used = np.isin(table.split.astype(str), [split, *gallery_splits]) & ~table.forged
     table = table.select(is_used)
     _check_overlap(table, split, gallery_splits)
-    decoded = _decode(bundle, table, is_training_data)
+    decoded = _decode(matcher, table, is_training_data)
     table = decoded.table
     probe, gallery = (
         np.flatnonzero(np.isin(table.split.astype(str), list(names)))
         for names in ([split], gallery_splits)
     )
     probes, probe_pixels = table.select(probe), PixelRows(decoded.pixels, probe)
-    known = known_pictures(bundle, record, probes, probe_pixels)
+    known = known_pictures(matcher, record, probes, probe_pixels)
     overlap = _overlap(known, is_training_data)
     if split == "train":
         notes = ["each training picture is compared with all of them, itself included"]
     else:
-        notes = _notes(bundle, record, overlap, split)
+        notes = _notes(matcher, record, overlap, split)
     for note in notes:
         log.warning("%s", note)
     return ProbeGallerySelection(
@@ -229,11 +228,11 @@ def _check_overlap(table: ImageTable, split: str, gallery_splits: set[str]) -> N
         )
 
 
-def _decode(bundle: Bundle, table: ImageTable, is_training_data: bool) -> DecodedTable:
-    settings = data_settings(bundle)
+def _decode(matcher: Matcher, table: ImageTable, is_training_data: bool) -> DecodedTable:
+    settings = matcher.data_settings
     decoded = decode_table(
         table,
-        bundle.encoder.picture,
+        matcher.picture,
         max_pixels=settings.max_pixels,
         # Training checked the share of the whole; a small split may hold most of the broken ones.
         max_broken=1.0 if is_training_data else settings.max_broken,
@@ -244,13 +243,15 @@ def _decode(bundle: Bundle, table: ImageTable, is_training_data: bool) -> Decode
     return decoded
 
 
-def read_data(bundle: Bundle, data: str | Path | ImageTable, root: str | Path | None) -> ImageTable:
+def read_data(
+    matcher: Matcher, data: str | Path | ImageTable, root: str | Path | None
+) -> ImageTable:
     """Read DATA as for the training of a model.
 
     Raises:
         DataError: nothing to read, or an unknown format.
     """
-    settings = data_settings(bundle)
+    settings = matcher.data_settings
     return read_table(
         data,
         root=None if root is None else Path(root),
@@ -259,16 +260,11 @@ def read_data(bundle: Bundle, data: str | Path | ImageTable, root: str | Path | 
     )
 
 
-def data_settings(bundle: Bundle) -> DataSettings:
-    """The data settings of a model's training, or the defaults."""
-    return DataSettings() if bundle.origin is None else bundle.origin.data
-
-
 def _split_as_trained(
-    bundle: Bundle, record: TrainingRecord | None, table: ImageTable
+    matcher: Matcher, record: TrainingRecord | None, table: ImageTable
 ) -> tuple[ImageTable, bool]:
     """The table with the splits of the training, and whether it is the training data."""
-    origin = bundle.origin
+    origin = matcher.origin
     if origin is None:
         return table, False
     is_same = origin.fingerprint == table.fingerprint()
@@ -276,7 +272,7 @@ def _split_as_trained(
         divided = assign_splits(
             table, mode=origin.data.split, fractions=origin.data.fractions, seed=origin.seed
         )
-        if _is_trained_on(bundle, record, divided.of_split("train").identities()):
+        if _is_trained_on(matcher, record, divided.of_split("train").identities()):
             return divided, True
     if record is not None and not table.split.any():
         splits = record.splits_of(content_digests(table))
@@ -295,24 +291,24 @@ def _split_as_trained(
     return table, False
 
 
-def _is_trained_on(bundle: Bundle, record: TrainingRecord | None, names: list[str]) -> bool:
+def _is_trained_on(matcher: Matcher, record: TrainingRecord | None, names: list[str]) -> bool:
     """Whether all training identities are among some names; True if that is unknown."""
-    assert bundle.origin is not None
+    assert matcher.origin is not None
     if record is None:
         # Pictures that broke since may be missing.
-        return set(bundle.origin.identities) <= set(hash_identities(names))
+        return set(matcher.origin.identities) <= set(hash_identities(names))
     return bool(record.knows_names(names, "train").sum() >= record.num_identities("train"))
 
 
-def _is_closed(bundle: Bundle, record: TrainingRecord | None) -> bool:
+def _is_closed(matcher: Matcher, record: TrainingRecord | None) -> bool:
     """Whether a model is to be used on the identities that it was trained on."""
-    is_given = bundle.origin is not None and bundle.origin.data.split == "images"
+    is_given = matcher.origin is not None and matcher.origin.data.split == "images"
     return is_given or (record is not None and record.is_closed)
 
 
 def _overlap(known: KnownPictures, is_training_data: bool) -> TrainingOverlap:
     """The overlap with the training pictures."""
-    overlap, origin = known.overlap("train"), known.bundle.origin
+    overlap, origin = known.overlap("train"), known.matcher.origin
     # Names and sizes of all files are the same, and format 1 lists the training identities.
     is_of_format_1 = origin is not None and bool(origin.identities)
     is_known = overlap.is_known or (is_training_data and is_of_format_1)
@@ -320,22 +316,22 @@ def _overlap(known: KnownPictures, is_training_data: bool) -> TrainingOverlap:
 
 
 def _selection(
-    bundle: Bundle,
+    matcher: Matcher,
     record: TrainingRecord | None,
     table: ImageTable,
     pixels: Pixels,
     name: str,
     overlap: TrainingOverlap,
 ) -> Selection:
-    notes = _notes(bundle, record, overlap, name)
+    notes = _notes(matcher, record, overlap, name)
     return Selection(table, pixels, name, overlap.identity_disjoint, notes=tuple(notes))
 
 
 def _notes(
-    bundle: Bundle, record: TrainingRecord | None, overlap: TrainingOverlap, name: str
+    matcher: Matcher, record: TrainingRecord | None, overlap: TrainingOverlap, name: str
 ) -> list[str]:
     """Warnings of pictures that were trained on; a closed set needs none for its identities."""
-    is_expected = name in ("val", "test") and _is_closed(bundle, record)
+    is_expected = name in ("val", "test") and _is_closed(matcher, record)
     if overlap.identity.any() and not is_expected:
         return [
             "the model was trained on some of these identities: expect worse figures for unseen "
@@ -349,7 +345,7 @@ def _notes(
     if overlap.identity_disjoint is None:
         return [
             "it is unknown whether the model was trained on these pictures: "
-            f"{unknown_reason(bundle.path, bundle.origin)}"
+            f"{unknown_reason(matcher.path, matcher.origin)}"
         ]
     return []
 
@@ -380,7 +376,7 @@ def _unseen(known: KnownPictures, prefer: str) -> tuple[NDArray[np.bool_], str]:
     trained on, and if fewer than two identities would remain. Of a closed set only copies of
     training pictures are left out.
     """
-    table, is_closed = known.table, _is_closed(known.bundle, known.record)
+    table, is_closed = known.table, _is_closed(known.matcher, known.record)
     seen = {"trained on": known.overlap("train")}
     if known.record is not None and prefer == "test":
         seen = {"trained on or validated with": known.overlap("train", "val"), **seen}

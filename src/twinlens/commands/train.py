@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from twinlens.commands.calibrate import calibrate_on
 from twinlens.commands.prepare import PreparedRun, prepare, resume_command, warn_unused
 from twinlens.commands.protocols import evaluate_standard
 from twinlens.commands.selection import selection_of_split
-from twinlens.config import without_effect
+from twinlens.config import Settings, without_effect
 from twinlens.data.pixels import DecodedTable
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import CalibrationError, ConfigError, DataError, ModelError, TrainingError
@@ -27,14 +28,16 @@ from twinlens.learn.run_folder import RunFolder, lock_run_folder, new_run_folder
 from twinlens.learn.validation import MAX_PICTURES
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration
+from twinlens.measure.error_rates import matches
 from twinlens.measure.evaluation_result import EvaluationResult
-from twinlens.model.bundle import Bundle, save_bundle, store_calibration
+from twinlens.measure.pairs import Comparison, draw_pairs, pair_distances
 from twinlens.model.comparators import make_comparator
 from twinlens.model.compute import Compute, choose_compute, deterministic
 from twinlens.model.device import keep_freed_memory, pick_device
 from twinlens.model.encoder import Encoder
 from twinlens.model.layers import glorot
-from twinlens.model.stored import Origin
+from twinlens.model.networks import Networks, check_parity, save_model
+from twinlens.model.stored import Origin, store_calibration
 from twinlens.model.training_record import RECORD_FILE, TrainingRecord, read_record
 from twinlens.progress import Progress, console_log, format_duration
 from twinlens.recipes import Recipe, load_recipe
@@ -102,18 +105,16 @@ def train(
                 return Matcher.load(run.path)
             prepared = prepare(data, root, loaded, run, resume)
             record = _record(prepared, run)
-            bundle, fitted = _fit(prepared, record, run, started)
-            calibration = _calibrate(bundle, prepared)
-            if calibration is not None:
-                bundle = store_calibration(bundle, calibration.as_json())
-            result, notes = _evaluate(bundle, calibration, prepared, record)
-            _write_results(run, bundle, prepared, fitted, result, notes, started)
+            networks, fitted = _fit(prepared, run, started)
+            matcher = _save(networks, prepared, record, run)
+            result, notes = _evaluate(matcher, prepared, record)
+            _write_results(run, matcher, prepared, fitted, result, notes, started)
             if fitted.interrupted:
                 again = resume_command(data, root, loaded, run)
                 log.warning("the run was interrupted; resume it with: %s", again)
             else:
                 run.finish()
-            return Matcher(bundle)
+            return matcher
 
 
 @contextmanager
@@ -156,9 +157,7 @@ def _record(prepared: PreparedRun, run: RunFolder) -> TrainingRecord:
     return record
 
 
-def _fit(
-    prepared: PreparedRun, record: TrainingRecord, run: RunFolder, started: float
-) -> tuple[Bundle, FitResult]:
+def _fit(prepared: PreparedRun, run: RunFolder, started: float) -> tuple[Networks, FitResult]:
     settings, decoded = prepared.settings, prepared.decoded
     torch.manual_seed(settings.seed)
     # A checkpoint holds all weights; the file of initial weights may be gone by now.
@@ -186,11 +185,44 @@ def _fit(
         "trained %d steps in %s; the weights of step %d are kept",
         fitted.steps, format_duration(fitted.seconds), fitted.best_step,
     )  # fmt: skip
+    encoder.to(memory_format=torch.contiguous_format)
+    return Networks(encoder, comparator), fitted
+
+
+def _save(
+    networks: Networks, prepared: PreparedRun, record: TrainingRecord, run: RunFolder
+) -> Matcher:
+    """Save the model, compare its graph with torch on the validation pictures, and calibrate it.
+
+    Raises:
+        ModelError: torch and the graph disagree.
+    """
+    settings, decoded = prepared.settings, prepared.decoded
     origin = Origin(
         decoded.table.source, prepared.fingerprint, settings.seed, settings.data, record.id
     )
-    encoder.to(memory_format=torch.contiguous_format)
-    return save_bundle(run.model, encoder, comparator, origin=origin), fitted
+    matcher = Matcher(save_model(run.model, networks, origin), "cpu")
+    rows = np.flatnonzero(decoded.table.split == "val")
+    if not len(rows):
+        log.warning("the model is not calibrated: there are no validation pictures")
+        return matcher
+    table = decoded.table.select(rows)
+    emb_ND, torch_ND = check_parity(matcher.stored, networks.encoder, decoded.rows(rows))
+    calibration = _calibrate(emb_ND, table, matcher.comparison, settings)
+    if calibration is not None:
+        matcher = Matcher(store_calibration(matcher.stored, calibration.as_json()))
+        rng = np.random.default_rng(settings.seed)
+        pairs = draw_pairs(table.labels(), table.forged, rng=rng)
+        verdict, torch_verdict = (
+            matches(pair_distances(emb, pairs, matcher.comparison), calibration.threshold)
+            for emb in (emb_ND, torch_ND)
+        )
+        log.info(
+            "model.onnx agrees with torch on %d pictures: embeddings to %.0e, %d of %d verdicts "
+            "differ", len(rows), np.abs(emb_ND - torch_ND).max(),
+            np.count_nonzero(verdict != torch_verdict), len(pairs),
+        )  # fmt: skip
+    return matcher
 
 
 def _show_step(progress: Progress, metric: str, report: StepReport) -> None:
@@ -237,20 +269,15 @@ def _compute(run: RunFolder, prepared: PreparedRun) -> Compute:
     return compute
 
 
-def _calibrate(bundle: Bundle, prepared: PreparedRun) -> Calibration | None:
+def _calibrate(
+    emb_ND: NDArray[np.float32], table: ImageTable, comparison: Comparison, settings: Settings
+) -> Calibration | None:
     """Calibrate on the validation pictures, for the target FAR or the next one that they allow."""
-    decoded = prepared.decoded
-    rows = np.flatnonzero(decoded.table.split == "val")
-    target = prepared.settings.train.target_far
-    problem = "there are no validation pictures"
+    target = settings.train.target_far
+    problem = ""
     for far in (target, *(far for far in EASIER_FARS if far > target)):
-        if not len(rows):
-            break
         try:
-            calibration = calibrate_on(
-                bundle, decoded.table.select(rows), decoded.rows(rows), far,
-                seed=prepared.settings.seed,
-            )  # fmt: skip
+            calibration = calibrate_on(emb_ND, table, comparison, far, seed=settings.seed)
         except CalibrationError as error:
             problem = str(error)
             continue
@@ -262,7 +289,7 @@ def _calibrate(bundle: Bundle, prepared: PreparedRun) -> Calibration | None:
 
 
 def _evaluate(
-    bundle: Bundle, calibration: Calibration | None, prepared: PreparedRun, record: TrainingRecord
+    matcher: Matcher, prepared: PreparedRun, record: TrainingRecord
 ) -> tuple[EvaluationResult | None, list[str]]:
     """Evaluate on the test pictures, or on the validation pictures if that fails.
 
@@ -276,9 +303,9 @@ def _evaluate(
         if not len(rows):
             notes.append(_missing_split(split, prepared))
             continue
-        selection = selection_of_split(bundle, record, table.select(rows), pixels(rows), split)
+        selection = selection_of_split(matcher, record, table.select(rows), pixels(rows), split)
         try:
-            result = evaluate_standard(bundle, calibration, selection, seed=prepared.settings.seed)
+            result = evaluate_standard(matcher, selection, seed=prepared.settings.seed)
         except DataError as error:
             notes.append(f"The {split} pictures cannot be used for evaluation: {error}.")
             continue
@@ -303,7 +330,7 @@ def _missing_split(split: str, prepared: PreparedRun) -> str:
 
 def _write_results(
     run: RunFolder,
-    bundle: Bundle,
+    matcher: Matcher,
     prepared: PreparedRun,
     fitted: FitResult,
     result: EvaluationResult | None,
@@ -334,6 +361,6 @@ def _write_results(
     )
     if result is not None:
         run.write_json("results.json", result.as_json())
-    write_model_report(run.path / "report.html", bundle, result, facts)
+    write_model_report(run.path / "report.html", matcher, result, facts)
     log.info("model: %s", run.model)
     log.info("report: %s", run.path / "report.html")

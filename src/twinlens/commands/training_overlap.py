@@ -14,7 +14,7 @@ from twinlens.data.contents import content_digests
 from twinlens.data.duplicates import near_copies
 from twinlens.data.pixels import Pixels, select_rows
 from twinlens.data.table import ImageTable
-from twinlens.model.bundle import Bundle
+from twinlens.match.matcher import Matcher
 from twinlens.model.training_record import (
     TrainingRecord,
     thumbnails_of,
@@ -83,7 +83,7 @@ class KnownPictures:
     """What a model and the record of its training know of N pictures.
 
     Attributes:
-        bundle: the model.
+        matcher: the model.
         record: the record of its training; without it only names are compared, and those only for
             models of format 1.
         table: the pictures.
@@ -91,7 +91,7 @@ class KnownPictures:
         near: (N,) split of the training or validation picture that it resembles, or "".
     """
 
-    bundle: Bundle
+    matcher: Matcher
     record: TrainingRecord | None
     table: ImageTable
     copy: NDArray[np.object_]
@@ -100,7 +100,7 @@ class KnownPictures:
     def overlap(self, *splits: str) -> TrainingOverlap:
         """The overlap with some splits of the training data."""
         label, names = self.table.labels(), self.table.identities()
-        is_named = trained_names(self.bundle.origin, self.record, names, splits)
+        is_named = trained_names(self.matcher.origin, self.record, names, splits)
         copy, near = (np.isin(part.astype(str), splits) for part in (self.copy, self.near))
         num_all, num_near = (
             np.bincount(label[rows], minlength=len(names)) for rows in (slice(None), near)
@@ -114,7 +114,7 @@ class KnownPictures:
 
 
 def known_pictures(
-    bundle: Bundle, record: TrainingRecord | None, table: ImageTable, pixels_NCHW: Pixels
+    matcher: Matcher, record: TrainingRecord | None, table: ImageTable, pixels_NCHW: Pixels
 ) -> KnownPictures:
     """Compare decoded pictures with the record of a model's training.
 
@@ -122,7 +122,7 @@ def known_pictures(
     the training data.
 
     Args:
-        bundle: the model.
+        matcher: the model.
         record: the record of its training, if there is one.
         table: N pictures.
         pixels_NCHW: their pixels at the model's size.
@@ -134,4 +134,4 @@ def known_pictures(
             rest = np.flatnonzero(copy == "")
             row = near_copies(record.thumb, thumbnails_of(select_rows(pixels_NCHW, rest)))
             alike[rest[row >= 0]] = record.learned_splits()[row[row >= 0]]
-    return KnownPictures(bundle, record, table, copy, alike)
+    return KnownPictures(matcher, record, table, copy, alike)

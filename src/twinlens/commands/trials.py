@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from twinlens.commands.selection import data_settings
 from twinlens.commands.training_overlap import known_pictures
 from twinlens.data.csv_file import path_of_cell, read_csv
 from twinlens.data.pixel_cache import decode_table
@@ -21,7 +20,6 @@ from twinlens.measure.trials import (
     one_shot_trials,
     pair_trials,
 )
-from twinlens.model.encoder import embed_pixels
 from twinlens.model.training_record import find_record
 from twinlens.progress import Progress
 
@@ -107,7 +105,7 @@ def _find(name: str, file: Path, folder: Path | None) -> str:
 
 
 def _embed(matcher: Matcher, paths: list[str], file: Path) -> np.ndarray:
-    settings = data_settings(matcher.bundle)
+    settings = matcher.data_settings
     unknown = np.full(len(paths), "", dtype=object)
     table = ImageTable(
         np.array(paths, dtype=object), unknown, np.zeros(len(paths), dtype=bool), unknown,
@@ -115,7 +113,7 @@ def _embed(matcher: Matcher, paths: list[str], file: Path) -> np.ndarray:
     )  # fmt: skip
     decoded = decode_table(
         table,
-        matcher.bundle.encoder.picture,
+        matcher.picture,
         max_pixels=settings.max_pixels,
         max_broken=1.0,
         progress=Progress("reading"),
@@ -126,13 +124,12 @@ def _embed(matcher: Matcher, paths: list[str], file: Path) -> np.ndarray:
             f"{len(decoded.broken)} of the {len(paths)} pictures in {file} cannot be read "
             f"({named}): repair them, or remove their trials"
         )
-    bundle = matcher.bundle
-    record = find_record(bundle.path, bundle.origin)
-    overlap = known_pictures(bundle, record, decoded.table, decoded.pixels).overlap("train")
+    record = find_record(matcher.path, matcher.origin)
+    overlap = known_pictures(matcher, record, decoded.table, decoded.pixels).overlap("train")
     if overlap.picture.any():
         log.warning(
             "the model was trained on %d of the %d pictures in %s: expect worse figures for new "
             "pictures (%s)",
             overlap.picture.sum(), len(paths), file, overlap.reasons(),
         )  # fmt: skip
-    return embed_pixels(bundle.encoder, decoded.pixels, progress=Progress("embedding"))
+    return matcher.embed_pixels(decoded.pixels, progress=Progress("embedding"))

@@ -52,7 +52,7 @@ def verify(
     """
     if show is not None:
         check_output_file(show)
-    matcher = Matcher.lazy(model)
+    matcher = Matcher.load(model)
     answer = matcher.verify(a, b)
     if show is not None:
         from twinlens.report.answer_sheet import draw_verdict

@@ -24,14 +24,14 @@ from twinlens.data.download import cache_folder, create_once
 from twinlens.errors import CalibrationError, GalleryError, ModelError, one_line, unknown_name
 from twinlens.gallery.decide import Threshold
 from twinlens.gallery.embeddings import BROKEN_MODEL, NOT_FINITE, as_float32
-from twinlens.gallery.location import MODEL_FILES, check_content, is_remote
+from twinlens.gallery.location import check_content, is_remote
 from twinlens.gallery.schema import quoted
 from twinlens.gallery.search import Lookup, RankedIdentity
 from twinlens.gallery.settings import GalleryState, model_settings, read_settings, read_state
 from twinlens.gallery.store import Store
 from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison
 from twinlens.measure.pairs import Comparison
-from twinlens.model.stored import GALLERY_MODELS, read_stored_model
+from twinlens.model.stored import DESCRIPTION, GALLERY_MODELS, MODEL_FILES, read_stored_model
 from twinlens.model.training_record import RECORD_FILE
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class GalleryCore:
         matcher = Matcher.load(folder)
         self._check_own(matcher.fingerprint, folder)
         stored, own = self.state().settings, model_settings(matcher)
-        dim = matcher.bundle.encoder.model_settings.embedding
+        dim = matcher.settings.embedding
         if (stored.comparator, stored.scale, self.dim) != (own["comparator"], own["scale"], dim):
             raise GalleryError(
                 f"the gallery {self.place} is damaged: it stores {self.dim} dimensions, "
@@ -104,10 +104,9 @@ class GalleryCore:
     def _fetch_model(self, part: Path) -> None:
         """Copy the model from an object store; what is no such model stays out of the cache."""
         folder = f"{GALLERY_MODELS}/{self.fingerprint}"
-        for name in MODEL_FILES:
-            self.store.fetch_file(f"{folder}/{name}", part / name)
-        if self.store.has_file(f"{folder}/{RECORD_FILE}"):
-            self.store.fetch_file(f"{folder}/{RECORD_FILE}", part / RECORD_FILE)
+        for name in (RECORD_FILE, *MODEL_FILES):
+            if name == DESCRIPTION or self.store.has_file(f"{folder}/{name}"):
+                self.store.fetch_file(f"{folder}/{name}", part / name)
         try:
             fingerprint = read_stored_model(part).description.fingerprint
         except ModelError as error:

@@ -174,13 +174,11 @@ class Enrolment:
         self, pictures: Mapping[str, _Read | str]
     ) -> dict[str, NDArray[np.float32] | str]:
         """The embedding (D,) of each picture, or the reason why it has none, by hash."""
-        from twinlens.model.encoder import embed_pixels
-
         result: dict[str, NDArray[np.float32] | str] = {}
         pixels = {name: read.pixels for name, read in pictures.items() if isinstance(read, _Read)}
         result |= {name: read for name, read in pictures.items() if isinstance(read, str)}
         if pixels:
-            emb_ND = embed_pixels(self._matcher.bundle.encoder, np.stack(list(pixels.values())))
+            emb_ND = self._matcher.embed_pixels(np.stack(list(pixels.values())))
             unusable = unusable_embeddings(emb_ND)
             for row, (name, emb_D) in enumerate(
                 zip(pixels, self._core.prepared(emb_ND), strict=True)

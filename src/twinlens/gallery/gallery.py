@@ -96,7 +96,7 @@ class Gallery:
         from twinlens.match.matcher import Matcher
 
         matcher = model if isinstance(model, Matcher) else Matcher.load(model)
-        dim = matcher.bundle.encoder.model_settings.embedding
+        dim = matcher.settings.embedding
         with model_files(matcher) as files:
             return cls(Store.create(place, dim, new_settings(matcher), files, options=options))
 

@@ -21,18 +21,15 @@ from lance.file import LanceFileSession
 from twinlens.errors import GalleryError, TwinlensError, one_line
 from twinlens.files import expand_user, part_beside, sweep_parts
 from twinlens.gallery.durable import fsync, permissions, restrict
-from twinlens.model.stored import FINGERPRINT, GALLERY_MODELS
+from twinlens.model.stored import FINGERPRINT, GALLERY_MODELS, MODEL_FILES
 from twinlens.model.training_record import RECORD_FILE
 
-__all__ = ["LOCKS", "MODEL_FILES", "READ_ERRORS", "check_content", "copy_files", "delete_model",
+__all__ = ["LOCKS", "READ_ERRORS", "check_content", "copy_files", "delete_model",
            "gallery_error", "gallery_errors", "is_panic", "is_remote", "is_taken",
            "missing_gallery", "model_names", "normalized", "open_files", "table_of"]  # fmt: skip
 
 TABLE = "templates.lance"
 LOCKS = (".lock", ".next")
-MODEL_FILES = ("model.safetensors", "model.json")
-"""The files of a model, in the order in which they are copied: the description last."""
-
 READ_ERRORS = (OSError, ValueError, RuntimeError, MemoryError, pa.ArrowException)
 """Errors of Lance and Arrow for files that are missing or damaged."""
 LOCAL_ADDRESS = re.compile(r"file:(?:/?/?localhost)?(?://)?(/.*)", re.DOTALL)

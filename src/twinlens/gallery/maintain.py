@@ -196,13 +196,13 @@ def training_overlap(core: GalleryCore) -> str | None:
 
 def _overlap_warning(core: GalleryCore, rows: pa.Table, which: str) -> str | None:
     """The warning for rows with the columns `identity` and `hash`."""
-    bundle = core.matcher.bundle
-    record = find_record(bundle.path, bundle.origin)
+    matcher = core.matcher
+    record = find_record(matcher.path, matcher.origin)
     names, code_M = np.unique(rows["identity"].to_numpy(), return_inverse=True)
     is_copy = np.zeros(len(rows), np.bool_)
     if record is not None:
         is_copy = record.splits_of(list(map(_digest_of, rows["hash"].to_pylist()))) == "train"
-    is_trained = trained_names(bundle.origin, record, names.tolist())
+    is_trained = trained_names(matcher.origin, record, names.tolist())
     num_named = np.count_nonzero(is_trained)
     is_trained[code_M[is_copy]] = True
     advice = (
@@ -218,7 +218,7 @@ def _overlap_warning(core: GalleryCore, rows: pa.Table, which: str) -> str | Non
     if record is None:
         return (
             f"it is unknown whether the model was trained on the pictures {which} "
-            f"({unknown_reason(bundle.path, bundle.origin)}). If so, {advice}"
+            f"({unknown_reason(matcher.path, matcher.origin)}). If so, {advice}"
         )
     return None
 

@@ -18,6 +18,7 @@ from twinlens.gallery.results import RebuildResult, SkippedPicture
 from twinlens.gallery.schema import COLUMNS, schema, with_settings
 from twinlens.gallery.settings import model_files, model_settings
 from twinlens.gallery.sources import Source, read_source
+from twinlens.measure.distances import as_euclidean
 
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
@@ -43,7 +44,7 @@ def rebuild(
         raise GalleryError(_missing_message(list(missing.values()), len(core)))
     store, old, dropped = core.store, core.fingerprint, set(missing)
     columns = with_settings(
-        schema(matcher.bundle.encoder.model_settings.embedding),
+        schema(matcher.settings.embedding),
         store.settings() | model_settings(matcher),
     )
     total = len(core) - len(missing)
@@ -95,9 +96,7 @@ def _embedded(
     table: Any, matcher: Matcher, dropped: set[str], done: Callable[[int], object]
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a table with vectors of another model, batch by batch."""
-    from twinlens.model.encoder import embed_pixels
-
-    encoder, plain = matcher.bundle.encoder, matcher.euclidean_comparison
+    plain = as_euclidean(matcher.comparison)
     kept = [name for name in COLUMNS if name != "vector"]
     num = 0
     for batch in table.to_batches(columns=kept, batch_size=AT_ONCE):
@@ -108,7 +107,7 @@ def _embedded(
         if not sources:
             continue
         pixels = np.stack([read_source(matcher, s) for s in sources])
-        emb_ND = embed_pixels(encoder, pixels)
+        emb_ND = matcher.embed_pixels(pixels)
         emb_ND = emb_ND if plain is None else plain.prepared(emb_ND)
         vector = pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), emb_ND.shape[1])
         rows = rows.add_column(COLUMNS.index("vector"), "vector", vector)

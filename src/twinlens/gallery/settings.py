@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from twinlens._version import __version__
 from twinlens.errors import GalleryError, validation_problems
-from twinlens.gallery.location import MODEL_FILES
 from twinlens.gallery.store import Store
 from twinlens.measure.calibration import Calibration
+from twinlens.measure.distances import as_euclidean
 from twinlens.measure.open_set_calibration import OpenSetCalibration
-from twinlens.model.stored import GALLERY_MODELS, Fingerprint
+from twinlens.model.stored import DESCRIPTION, GALLERY_MODELS, Fingerprint
 from twinlens.model.training_record import RECORD_FILE, find_record
 
 if TYPE_CHECKING:
@@ -188,13 +188,13 @@ def new_settings(matcher: Matcher) -> dict[str, Any]:
 
 def model_settings(matcher: Matcher) -> dict[str, Any]:
     """The settings that change with the model, as stored."""
-    plain = matcher.euclidean_comparison
+    plain = as_euclidean(matcher.comparison)
     return {
         "twinlens": __version__,
         "fingerprint": matcher.fingerprint,
-        "comparator": matcher.bundle.encoder.model_settings.comparator,
+        "comparator": matcher.settings.comparator,
         "scale": 1.0 if plain is None else plain.scale,
-        "pairs": matcher.bundle.calibration,
+        "pairs": matcher.stored.description.calibration,
         "open_set": None,
         "index": None,
     }
@@ -204,11 +204,12 @@ def model_settings(matcher: Matcher) -> dict[str, Any]:
 def model_files(matcher: Matcher) -> Iterator[dict[str, Path]]:
     """A model's files, and the hashes of its training record, by their names below a gallery.
 
-    The thumbnails of the record stay in the run.
+    The weights, which only learning needs, and the thumbnails of the record stay in the run.
     """
     folder = f"{GALLERY_MODELS}/{matcher.fingerprint}"
-    files = {name: matcher.path / name for name in MODEL_FILES}
-    record = find_record(matcher.path, matcher.bundle.origin)
+    names = (*matcher.stored.description.graphs, DESCRIPTION)
+    files = {name: matcher.path / name for name in names}
+    record = find_record(matcher.path, matcher.origin)
     with tempfile.TemporaryDirectory() as temporary:
         if record is not None:
             file = Path(temporary) / RECORD_FILE

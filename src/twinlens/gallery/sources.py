@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.config import DataSettings
 from twinlens.data.contents import digest_of_pixels
 from twinlens.data.decode import read_array, to_array
 from twinlens.data.folders import read_table
@@ -65,8 +64,7 @@ def read_labelled(
     Raises:
         DataError: nothing to read, or an unknown layout.
     """
-    origin = matcher.bundle.origin
-    settings = DataSettings() if origin is None else origin.data
+    settings = matcher.data_settings
     return read_table(
         data,
         root=None if root is None else Path(root),
@@ -139,7 +137,7 @@ def read_source(matcher: Matcher, source: Source) -> NDArray[np.uint8]:
     Raises:
         PictureError: a file that cannot be read.
     """
-    spec = matcher.bundle.encoder.picture
+    spec = matcher.picture
     if source.pixels is not None:
         return to_array(source.pixels, spec)
     return read_array(source.path, spec, max_pixels=matcher.max_pixels)

@@ -22,8 +22,7 @@ from twinlens.learn.muon import Muon
 from twinlens.learn.objective import Objective
 from twinlens.learn.run_folder import Checkpoint
 from twinlens.model.encoder import Encoder
-from twinlens.model.stored import tensors_under
-from twinlens.model.tensor_file import layout_problem
+from twinlens.model.tensor_file import layout_problem, tensors_under
 from twinlens.model.weights import layout_of, not_finite
 
 __all__ = ["Learner", "TrainingState", "make_checkpoint", "make_optimizer", "restore_checkpoint"]

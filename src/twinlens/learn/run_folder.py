@@ -47,8 +47,7 @@ from twinlens.files import writing_file
 from twinlens.learn.auto import Choice
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import encoder_layout
-from twinlens.model.stored import tensors_under
-from twinlens.model.tensor_file import layout_problem, read_layout
+from twinlens.model.tensor_file import layout_problem, read_layout, tensors_under
 from twinlens.parsing import parse_json, read_json, read_text
 
 __all__ = ["Checkpoint", "HistoryRow", "RunFolder", "RunRecord", "lock_run_folder",

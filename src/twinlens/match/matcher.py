@@ -1,14 +1,12 @@
 """Matcher: a trained model that embeds pictures and verifies pairs of them.
 
-`load` builds the networks with torch at once, `lazy` when they are needed.
-
 Shapes: N pictures, C channels, H x W pixels, D dimensions.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -17,26 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinlens.config import DataSettings
+from twinlens.config import DataSettings, ModelSettings, PictureSettings
 from twinlens.data.decode import read_array, to_array
+from twinlens.data.pixels import Pixels
 from twinlens.errors import CalibrationError, DataError, ModelError
 from twinlens.match.answers import VerifyAnswer
 from twinlens.measure.calibration import Calibration
-from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison, as_euclidean
+from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison
 from twinlens.measure.error_rates import matches
 from twinlens.measure.pairs import Comparison
-from twinlens.model.numpy_encoder import NumpyEncoder, load_numpy_encoder, sigmoid_scale
-from twinlens.model.stored import ModelDescription, StoredModel, read_stored_model
+from twinlens.model.runtime import GraphComparison, OnnxEncoder
+from twinlens.model.stored import (
+    COMPARATOR_GRAPH,
+    Origin,
+    StoredModel,
+    damaged_model,
+    read_stored_model,
+)
 
 if TYPE_CHECKING:
     import torch
 
-    from twinlens.model.bundle import Bundle
-
 __all__ = ["Matcher", "Picture"]
-
-MAX_NUMPY_PICTURES = 16
-"""Pictures at once up to which a lazy matcher uses `model.numpy_encoder` instead of torch."""
 
 Picture: TypeAlias = "str | Path | Image.Image | NDArray[Any] | torch.Tensor"
 """A path, a Pillow picture, an array (H, W[, C]), or a tensor (C, H, W) or (H, W).
@@ -46,13 +46,14 @@ Arrays and tensors are uint8, bool, or floats in [0, 1].
 
 
 class Matcher:
-    """A loaded model.
+    """A loaded model; its graphs are opened at the first picture.
 
     Attributes:
-        path: the model's folder.
+        stored: the model's folder and description.
         fingerprint: 16 hex digits; embeddings of different fingerprints cannot be compared.
         calibration: threshold and probabilities of pairs; None in an uncalibrated model, which
             cannot verify.
+        max_pixels: largest height x width that is decoded.
 
     >>> import twinlens
     >>> matcher = twinlens.load("runs/digits")  # doctest: +SKIP
@@ -60,88 +61,93 @@ class Matcher:
     'same'
     """
 
-    def __init__(self, model: Bundle | StoredModel) -> None:
-        self._source = model
-        if isinstance(model, StoredModel):
-            facts: Bundle | ModelDescription = model.description
-            self._network, self._picture = model.description.model, model.description.picture
-        else:
-            facts = model
-            self._network, self._picture = model.encoder.model_settings, model.encoder.picture
-        self.path = model.path
-        self.fingerprint = facts.fingerprint
+    def __init__(self, stored: StoredModel, device: str = "auto") -> None:
+        self.stored = stored
+        description = stored.description
+        self.fingerprint = description.fingerprint
         self.calibration = (
-            None if facts.calibration is None else Calibration.from_json(facts.calibration)
+            None
+            if description.calibration is None
+            else Calibration.from_json(description.calibration)
         )
-        self.max_pixels = (facts.origin.data if facts.origin else DataSettings()).max_pixels
+        self.max_pixels = self.data_settings.max_pixels
+        self._encoder = OnnxEncoder(stored, device)
 
     @classmethod
-    def load(cls, path: str | Path) -> Matcher:
+    def load(cls, path: str | Path, device: str = "auto") -> Matcher:
         """Load a model folder, or the one inside a run folder.
 
+        A model of an older format gets its graphs now, once, which needs torch.
+
+        Args:
+            path: the folder.
+            device: "auto" (CUDA if ONNX Runtime has it, else the CPU), "cpu", "cuda", "cuda:1",
+                "coreml", "openvino" or "directml".
         Raises:
             ModelError: no model, a damaged one, or one of a newer format.
+            ConfigError: no such device.
+            MissingExtraError: a model of an older format, without torch.
         """
-        from twinlens.model.bundle import load_bundle
+        stored = read_stored_model(path)
+        if not stored.description.graphs:
+            from twinlens.model.networks import complete_model
 
-        return cls(load_bundle(path))
-
-    @classmethod
-    def lazy(cls, path: str | Path) -> Matcher:
-        """As `load`, but build the networks when they are needed.
-
-        Up to 16 pictures are embedded without torch if the network is not timm's and the comparator
-        not "network". Their distances differ from those of `load` in the last bits (up to 1e-5).
-
-        Raises:
-            ModelError: no model, a damaged one, or one of a newer format. Weights of another
-                network are noticed when it is built.
-        """
-        return cls(read_stored_model(path))
+            stored = complete_model(stored)
+        return cls(stored, device)
 
     def __repr__(self) -> str:
         state = "uncalibrated" if self.calibration is None else "calibrated"
         return f"Matcher({str(self.path)!r}, {state}, fingerprint {self.fingerprint})"
 
-    @cached_property
-    def bundle(self) -> Bundle:
-        """The networks, with torch.
+    @property
+    def path(self) -> Path:
+        """The model's folder."""
+        return self.stored.path
 
-        Raises:
-            ModelError: the weights belong to another network.
-        """
-        if not isinstance(self._source, StoredModel):
-            return self._source
-        from twinlens.model.bundle import build_bundle
+    @property
+    def settings(self) -> ModelSettings:
+        """Settings of the network."""
+        return self.stored.description.model
 
-        return build_bundle(self._source)
+    @property
+    def picture(self) -> PictureSettings:
+        """Settings of the network's pictures."""
+        return self.stored.description.picture
 
-    @cached_property
-    def euclidean_comparison(self) -> EuclideanComparison | None:
-        """The comparator without torch; None for the comparator "network"."""
-        name = self._network.comparator
-        if name not in EUCLIDEAN_COMPARATORS:
-            return None
-        if name != "sigmoid":
-            return EuclideanComparison(name)
-        if isinstance(self._source, StoredModel):
-            return EuclideanComparison(name, sigmoid_scale(self._source))
-        from twinlens.model.comparators import TorchComparison
+    @property
+    def origin(self) -> Origin | None:
+        """The training data, if known."""
+        return self.stored.description.origin
 
-        return as_euclidean(TorchComparison(self.bundle.comparator))
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the CPU computes embeddings."""
+        return self._encoder.on_cpu
+
+    @property
+    def data_settings(self) -> DataSettings:
+        """The data settings of the training, or the defaults."""
+        return DataSettings() if self.origin is None else self.origin.data
 
     @cached_property
     def comparison(self) -> Comparison:
-        """The comparator for arrays of embeddings; without torch in a lazy matcher, if possible.
+        """The comparator for arrays of embeddings.
 
         Raises:
-            ModelError: the weights belong to another network.
+            ModelError: the graph of a learned comparator is damaged.
         """
-        if isinstance(self._source, StoredModel) and self.euclidean_comparison is not None:
-            return self.euclidean_comparison
-        from twinlens.model.comparators import TorchComparison
-
-        return TorchComparison(self.bundle.comparator)
+        name = self.settings.comparator
+        if name in ("euclidean", "squared-euclidean", "cosine"):
+            return EuclideanComparison(name)
+        graph = GraphComparison(self.stored)
+        if name not in EUCLIDEAN_COMPARATORS:
+            return graph
+        # A factor of the Euclidean distance, which numpy applies faster.
+        unit_1D = np.eye(1, self.settings.embedding, dtype=np.float32)
+        scale = float(graph.pairwise(np.zeros_like(unit_1D), unit_1D)[0])
+        if not 0 < scale < np.inf:
+            raise damaged_model(self.path, f"{COMPARATOR_GRAPH} gives no usable number")
+        return EuclideanComparison(name, scale)
 
     def pixels(self, pictures: Picture | Sequence[Picture]) -> NDArray[np.uint8]:
         """Pictures decoded for the network, uint8, shape (N, C, H, W).
@@ -158,16 +164,25 @@ class Matcher:
             raise DataError("no pictures were given: pass at least one")
         return np.stack([self._decode(picture) for picture in pictures])
 
-    def embed(
-        self, pictures: Picture | Sequence[Picture], *, batch_size: int | None = None
-    ) -> NDArray[np.float32]:
+    def embed(self, pictures: Picture | Sequence[Picture]) -> NDArray[np.float32]:
         """Embeddings, shape (N, D), of pictures in any form of `Picture`.
 
         Raises:
             PictureError: a file that cannot be read.
             ModelError: embeddings that are not finite.
         """
-        return self._embed(self.pixels(pictures), batch_size)
+        return self._embed(self.pixels(pictures))
+
+    def embed_pixels(
+        self, pixels_NCHW: Pixels, progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """Embeddings, shape (N, D), of decoded pictures (N, C, H, W); NaN of a damaged model too.
+
+        Args:
+            pixels_NCHW: uint8 pictures of the model's size, in memory or memory-mapped.
+            progress: called with (done, N) after each small batch.
+        """
+        return self._encoder.embed(pixels_NCHW, progress)
 
     def distance(self, a: Picture, b: Picture) -> float:
         """The distance of two pictures; lower is closer, exactly 0 for equal pictures."""
@@ -212,22 +227,12 @@ class Matcher:
         self, a: Picture, b: Picture
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The embeddings of two pictures, shape (1, D) each."""
-        # Each distinct picture is embedded once and alone: the last bits of an embedding may depend
-        # on the batch, and equal pictures must have distance 0.
-        first, second = self.pixels([a])[0], self.pixels([b])[0]
-        emb_a = self._embed(first[None])
-        same = np.array_equal(first, second)
-        return emb_a, emb_a if same else self._embed(second[None])
+        first, second = self.pixels([a]), self.pixels([b])
+        emb_a = self._embed(first)
+        return emb_a, emb_a if np.array_equal(first, second) else self._embed(second)
 
-    def _embed(
-        self, pixels_NCHW: NDArray[np.uint8], batch_size: int | None = None
-    ) -> NDArray[np.float32]:
-        if len(pixels_NCHW) <= MAX_NUMPY_PICTURES and self._numpy_encoder is not None:
-            emb_ND = self._numpy_encoder.embed(pixels_NCHW)
-        else:
-            from twinlens.model.encoder import embed_pixels
-
-            emb_ND = embed_pixels(self.bundle.encoder, pixels_NCHW, batch_size=batch_size)
+    def _embed(self, pixels_NCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+        emb_ND = self.embed_pixels(pixels_NCHW)
         if not np.isfinite(emb_ND).all():
             raise ModelError(
                 f"the model {self.path} gives embeddings with NaN or infinite numbers, so its "
@@ -235,13 +240,8 @@ class Matcher:
             )
         return emb_ND
 
-    @cached_property
-    def _numpy_encoder(self) -> NumpyEncoder | None:
-        """The encoder without torch of a lazy matcher, if its network has one."""
-        return load_numpy_encoder(self._source) if isinstance(self._source, StoredModel) else None
-
     def _decode(self, picture: Picture) -> NDArray[np.uint8]:
-        spec = self._picture
+        spec = self.picture
         if isinstance(picture, str | Path):
             return read_array(picture, spec, max_pixels=self.max_pixels)
         if _is_tensor(picture):

@@ -6,7 +6,7 @@ Shapes: B pictures, C channels, H x W pixels, F features, D dimensions of the em
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -50,7 +50,8 @@ class Encoder(nn.Module):
         self.model_settings = model
         self.picture = picture
         self.backbone = make_backbone(model, picture, load)
-        self.head = make_head(num_features(self.backbone, picture), model)
+        self.num_features = num_features(self.backbone, picture)
+        self.head = make_head(self.num_features, model)
         if model.init == "glorot":
             self.head.apply(glorot)
             if is_own(model.backbone) and model.weights is None:
@@ -87,7 +88,13 @@ class Encoder(nn.Module):
         if self.training or not self.model_settings.shifts:
             return self.project(self.features(x_BCHW))
         views = _shifted(_as_float(x_BCHW))
-        emb_BD = torch.stack([self.project(self.features(view)) for view in views]).mean(0)
+        return self.average([self.project(self.features(view)) for view in views])
+
+    def average(self, views: Sequence[Tensor]) -> Tensor:
+        """The embedding (B, D) of pictures from the embeddings (B, D) of their views."""
+        if len(views) == 1:
+            return views[0]
+        emb_BD = torch.stack(list(views)).mean(0)
         unit = self.model_settings.normalize or self.model_settings.classes
         return F.normalize(emb_BD, dim=1) if unit else emb_BD
 

@@ -50,7 +50,8 @@ class HalvingMaxPool(nn.MaxPool2d):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """The pooled map (B, C, H // 2, W // 2)."""
-        if x_BCHW.requires_grad or x_BCHW.device.type != "cpu":
+        is_slow = x_BCHW.device.type == "cpu" and not x_BCHW.requires_grad
+        if not is_slow or torch.compiler.is_exporting():
             pooled: Tensor = super().forward(x_BCHW)
             return pooled
         height, width = x_BCHW.shape[2] // 2 * 2, x_BCHW.shape[3] // 2 * 2

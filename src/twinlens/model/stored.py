@@ -1,4 +1,8 @@
-"""A model on disk: a folder with `model.safetensors` and `model.json`. No pickle anywhere.
+"""A model on disk: a folder with graphs that answer, weights to learn on, and `model.json`.
+
+`model.onnx` maps pictures to embeddings; `comparator.onnx`, only for learned comparators, maps
+pairs of embeddings to distances. `model.safetensors` holds the same weights for torch. Models of
+formats 1 and 2 have no graphs until they are completed. No pickle anywhere.
 
 `ModelDescription` is the schema of `model.json`. The calibration is plain data here; its schema is
 `measure.calibration`. Reading a model builds no network and needs no torch.
@@ -9,25 +13,36 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from twinlens._version import __version__
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
 from twinlens.errors import ModelError, first_line, one_line, validation_problems
+from twinlens.files import write_text
+from twinlens.model.onnx_file import read_onnx_header
 from twinlens.model.tensor_file import read_layout
 from twinlens.parsing import read_json
 
-__all__ = ["DESCRIPTION", "FINGERPRINT", "FORMAT", "WEIGHTS", "Fingerprint", "ModelDescription",
-           "Origin", "StoredModel", "damaged_model", "file_sha256", "fingerprint_of",
-           "hash_identities", "model_folder", "read_stored_model", "read_values",
-           "tensors_under"]  # fmt: skip
+__all__ = ["COMPARATOR_GRAPH", "DESCRIPTION", "FINGERPRINT", "FORMAT", "GRAPH", "MODEL_FILES",
+           "OPENVINO_FILES", "WEIGHTS", "WEIGHTS_KEY", "Fingerprint", "ModelDescription", "Origin",
+           "StoredModel", "damaged_model", "file_sha256", "fingerprint_of", "hash_identities",
+           "model_folder", "read_stored_model", "read_values", "store_calibration",
+           "write_description"]  # fmt: skip
 
-FORMAT: Final = 2
+FORMAT: Final = 3
+GRAPH, COMPARATOR_GRAPH = "model.onnx", "comparator.onnx"
+OPENVINO_FILES = ("model.xml", "model.bin")
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+MODEL_FILES = (GRAPH, *OPENVINO_FILES, COMPARATOR_GRAPH, WEIGHTS, DESCRIPTION)
+"""Every file that a model may have, in the order in which they are copied: the description last."""
+
+WEIGHTS_KEY = "twinlens.weights"
+"""Key of a graph's metadata: SHA-256 of the weights that it was made from."""
+
 GALLERY_MODELS = "models"  # the folder of a gallery that holds the copy of its model
 FINGERPRINT = "^[0-9a-f]{16}$"
 COPY_AGAIN = "Copy the whole folder again, or train again."
@@ -35,7 +50,8 @@ COPY_AGAIN = "Copy the whole folder again, or train again."
 Fingerprint = Annotated[str, Field(pattern=FINGERPRINT)]
 """A model's fingerprint, see `fingerprint_of`; it is a name of a folder in galleries."""
 
-T = TypeVar("T")
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+GraphName = Literal["model.onnx", "comparator.onnx", "model.xml", "model.bin"]
 
 
 @dataclass(frozen=True)
@@ -60,15 +76,28 @@ class Origin:
 
 
 class ModelDescription(BaseModel):
-    """Contents of `model.json` in formats 1 and 2, which differ in `origin`."""
+    """Contents of `model.json` in formats 1 to 3.
+
+    Formats 1 and 2 differ in `origin`. Format 3 has graphs, which its fingerprint covers; a model
+    of an older format keeps its fingerprint when it is completed.
+
+    Attributes:
+        weights: SHA-256 of `model.safetensors`; None in exports, which cannot be learned on.
+        graphs: SHA-256 of each graph; empty before completion.
+        precision: of the graph's arithmetic.
+        resize: whether the graph takes pictures of the size `picture.size`, or of any size.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    format: Literal[1, 2] = FORMAT
+    format: Literal[1, 2, 3] = FORMAT
     twinlens: str = __version__
     picture: PictureSettings
     model: ModelSettings
-    weights: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # SHA-256 of model.safetensors
+    weights: Sha256 | None
+    graphs: dict[GraphName, Sha256] = Field(default_factory=dict)
+    precision: Literal["float32", "int8"] = "float32"
+    resize: Literal["outside", "inside"] = "outside"
     fingerprint: Fingerprint
     calibration: dict[str, Any] | None = None
     origin: Origin | None = None
@@ -76,7 +105,7 @@ class ModelDescription(BaseModel):
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model folder that was read and checked; its networks are not built yet."""
+    """A model folder that was read and checked; its graphs are not loaded yet."""
 
     path: Path
     description: ModelDescription
@@ -85,6 +114,11 @@ class StoredModel:
     def weights_file(self) -> Path:
         """Weights of encoder and comparator; each name begins with "encoder." or "comparator."."""
         return self.path / WEIGHTS
+
+    @property
+    def num_embedding(self) -> int:
+        """Dimensions D of the embedding."""
+        return self.description.model.embedding
 
 
 def hash_identities(names: Sequence[str]) -> tuple[str, ...]:
@@ -135,25 +169,52 @@ def read_stored_model(path: str | Path) -> StoredModel:
         description = ModelDescription.model_validate(values)
     except ValidationError as error:
         raise damaged_model(folder, f"{DESCRIPTION}: {validation_problems(error)}") from error
-    if not _is_file_of(folder / WEIGHTS, description):
-        raise damaged_model(
-            folder, f"{WEIGHTS} is missing or is not the file that {DESCRIPTION} names"
-        )
     if description.fingerprint != fingerprint_of(values):
         raise damaged_model(
             folder,
             f"{DESCRIPTION} was changed after it was written, which would change the embeddings",
         )
+    # Galleries and exports hold the graphs only.
+    is_needed = not description.graphs or (folder / WEIGHTS).exists()
+    if is_needed and not _is_file_of(folder / WEIGHTS, description.weights):
+        raise damaged_model(
+            folder, f"{WEIGHTS} is missing or is not the file that {DESCRIPTION} names"
+        )
+    for name, expected in description.graphs.items():
+        _check_graph(folder / name, expected, description)
     return StoredModel(folder, description)
 
 
-def _is_file_of(weights: Path, description: ModelDescription) -> bool:
-    """Whether this is the file of weights that a description names."""
+def _is_file_of(weights: Path, expected: str | None) -> bool:
+    """Whether a file of weights has the hash that a description names."""
     try:
         read_layout(weights)  # A sparse file would be hashed for hours.
-        return file_sha256(weights) == description.weights
+        return file_sha256(weights) == expected
     except (OSError, ValueError):
         return False
+
+
+def _check_graph(file: Path, expected: str, description: ModelDescription) -> None:
+    """Check a file that answers, before anything of it is loaded.
+
+    Raises:
+        ModelError: missing, damaged, of another model, or of other weights.
+    """
+    try:
+        made_from = None
+        if file.suffix == ".onnx":
+            made_from = read_onnx_header(file).metadata.get(WEIGHTS_KEY)
+        elif not file.is_file():
+            raise ValueError("it is missing, or no regular file")
+        is_same = file_sha256(file) == expected
+    except (OSError, ValueError) as error:
+        raise damaged_model(file.parent, f"{file.name}: {first_line(error)}") from error
+    if description.weights is not None and made_from not in (None, description.weights):
+        raise damaged_model(
+            file.parent, f"{file.name} and {WEIGHTS} disagree: they hold different weights"
+        )
+    if not is_same:
+        raise damaged_model(file.parent, f"{file.name} is not the file that {DESCRIPTION} names")
 
 
 def read_values(folder: Path) -> dict[str, Any]:
@@ -182,18 +243,28 @@ def damaged_model(folder: Path, problem: str) -> ModelError:
     return ModelError(f"the model {folder} is damaged: {' '.join(problem.split())}. {COPY_AGAIN}")
 
 
-def tensors_under(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
-    """The tensors whose names begin with `prefix`, under the rest of their names.
+def write_description(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write `model.json`; an older one is replaced."""
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # Names of files need not be UTF-8.
+    write_text(folder / DESCRIPTION, text.encode("utf-8", "backslashreplace").decode())
 
-    >>> tensors_under({"encoder.head.0.bias": 1, "comparator.bias": 2}, "encoder.")
-    {'head.0.bias': 1}
-    """
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+def store_calibration(stored: StoredModel, calibration: dict[str, Any]) -> StoredModel:
+    """Write a calibration into an existing model folder; everything else there stays as it is."""
+    write_description(stored.path, read_values(stored.path) | {"calibration": calibration})
+    description = stored.description.model_copy(update={"calibration": calibration})
+    return replace(stored, description=description)
 
 
 def fingerprint_of(values: Mapping[str, Any]) -> str:
-    """16 hex digits over all that decides an embedding: picture, model and weights as written."""
-    parts = {key: values.get(key) for key in ("picture", "model", "weights")}
+    """16 hex digits over all that decides an answer: picture, model, weights and, since format 3,
+    the graphs, as written.
+    """
+    keys = ["picture", "model", "weights"]
+    if values.get("format", FORMAT) not in (1, 2):
+        keys.append("graphs")
+    parts = {key: values.get(key) for key in keys}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

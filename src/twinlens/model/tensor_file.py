@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
 from twinlens.errors import first_line, one_line
 
-__all__ = ["TensorLayout", "layout_problem", "read_layout"]
+__all__ = ["TensorLayout", "layout_problem", "read_layout", "tensors_under"]
+
+T = TypeVar("T")
 
 MAX_HEADER = 32 * 2**20  # bytes; safetensors reads up to 100 MB, which take a gigabyte of memory
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
@@ -81,3 +83,12 @@ def layout_problem(
 def _some(names: Iterable[str]) -> str:
     first, *rest = map(one_line, names)
     return first if not rest else f"{first}, ..."
+
+
+def tensors_under(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """The tensors whose names begin with `prefix`, under the rest of their names.
+
+    >>> tensors_under({"encoder.head.0.bias": 1, "comparator.bias": 2}, "encoder.")
+    {'head.0.bias': 1}
+    """
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

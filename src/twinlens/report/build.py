@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ import numpy as np
 from twinlens.config import Settings
 from twinlens.learn.auto import Choice
 from twinlens.learn.run_folder import HistoryRow
+from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.evaluation_result import (
     EvaluationResult,
     NearestNeighbourEvaluation,
     OpenSetEvaluation,
 )
-from twinlens.model.bundle import Bundle
 from twinlens.model.device import machine, versions
 from twinlens.progress import format_duration
 from twinlens.report.content import (
@@ -67,7 +67,7 @@ class ReportFacts:
 
 def write_model_report(
     path: Path,
-    bundle: Bundle,
+    matcher: Matcher,
     result: EvaluationResult | NearestNeighbourEvaluation | OpenSetEvaluation | None,
     facts: ReportFacts,
 ) -> None:
@@ -86,13 +86,13 @@ def write_model_report(
         data=facts.data,
         results={} if result is None else result.as_json(),
         splits=[SplitCount(*counts) for counts in facts.splits],
-        operating=_operating(bundle.calibration),
+        operating=_operating(matcher.calibration),
         history=[_history_row(row) for row in facts.history],
         metric=METRICS[metric],
         broken=facts.broken,
         findings=facts.findings,
         settings=_setting_rows(facts),
-        facts=_fact_rows(bundle, facts),
+        facts=_fact_rows(matcher, facts),
         command=facts.command,
         **parts,
     )
@@ -169,10 +169,9 @@ def _worst_pairs(
     ]  # fmt: skip
 
 
-def _operating(stored: Mapping[str, Any] | None) -> OperatingPoint | None:
-    if stored is None:
+def _operating(calibration: Calibration | None) -> OperatingPoint | None:
+    if calibration is None:
         return None
-    calibration = Calibration.from_json(stored)
     return OperatingPoint(
         calibration.threshold,
         calibration.target_far,
@@ -201,8 +200,8 @@ def _setting_rows(facts: ReportFacts) -> list[SettingRow]:
     return rows
 
 
-def _fact_rows(bundle: Bundle, facts: ReportFacts) -> list[tuple[str, str]]:
-    rows = [("Model fingerprint", bundle.fingerprint)]
+def _fact_rows(matcher: Matcher, facts: ReportFacts) -> list[tuple[str, str]]:
+    rows = [("Model fingerprint", matcher.fingerprint)]
     if facts.fingerprint is not None:
         rows.append(("Data fingerprint", facts.fingerprint))
     if facts.settings is not None:

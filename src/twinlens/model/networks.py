@@ -1,0 +1,196 @@
+"""A model's networks in torch: saved after training, and loaded to make graphs of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from twinlens.data.pixels import Pixels
+from twinlens.errors import DataError, ModelError
+from twinlens.files import creating_folder, writing_errors, writing_file
+from twinlens.model.comparators import Comparator, make_comparator
+from twinlens.model.encoder import Encoder, embed_pixels, encoder_layout
+from twinlens.model.onnx_graphs import write_comparator, write_encoder
+from twinlens.model.runtime import OnnxEncoder
+from twinlens.model.stored import (
+    COMPARATOR_GRAPH,
+    GRAPH,
+    WEIGHTS,
+    ModelDescription,
+    Origin,
+    StoredModel,
+    damaged_model,
+    file_sha256,
+    fingerprint_of,
+    read_stored_model,
+    read_values,
+    write_description,
+)
+from twinlens.model.tensor_file import (
+    TensorLayout,
+    layout_problem,
+    read_layout,
+    tensors_under,
+)
+from twinlens.model.weights import layout_of, not_finite
+
+__all__ = ["Networks", "check_parity", "complete_model", "load_networks", "save_model"]
+
+TOLERANCE = 1e-4
+"""Largest difference of an embedding's numbers from torch's, as a share of the largest number."""
+
+LEARNED = ("sigmoid", "network")  # comparators with weights
+NUM_NOISE = 4  # pictures that every graph is compared on at once
+
+
+class Networks(NamedTuple):
+    """Encoder and comparator of a model."""
+
+    encoder: Encoder
+    comparator: Comparator
+
+
+def save_model(folder: Path, networks: Networks, origin: Origin | None = None) -> StoredModel:
+    """Write a model folder, weights first, then its graphs; an older folder is replaced.
+
+    Args:
+        folder: the model folder.
+        networks: encoder and comparator, on any device.
+        origin: the training data.
+    Raises:
+        ModelError: the graphs cannot be made, or give other embeddings than torch. The weights are
+            kept, and the graphs are made when the model is loaded.
+    """
+    parts = {"encoder": networks.encoder, "comparator": networks.comparator}
+    weights = {
+        f"{part}.{name}": tensor.detach().cpu().contiguous()
+        for part, network in parts.items()
+        for name, tensor in network.state_dict().items()
+    }
+    # The initial weights belong to the run's history; the model brings its own.
+    model = networks.encoder.model_settings.model_copy(
+        update={"weights": None, "pretrained": False}
+    )
+    with creating_folder(folder, str(folder.parent), "name another place", replace=True) as part:
+        with writing_errors(folder / WEIGHTS):
+            save_file(weights, part / WEIGHTS)
+        description = ModelDescription(
+            picture=networks.encoder.picture,
+            model=model,
+            weights=file_sha256(part / WEIGHTS),
+            fingerprint="0" * 16,  # Computed below.
+            origin=origin,
+        )
+        values = description.model_dump(mode="json", exclude={"origin": {"identities"}})
+        write_description(part, values | {"fingerprint": fingerprint_of(values)})
+    return _write_graphs(folder, networks)
+
+
+def complete_model(stored: StoredModel) -> StoredModel:
+    """Make the graphs of a model of format 1 or 2, or of one whose graphs could not be made.
+
+    Raises:
+        ModelError: as in `save_model`; or a folder that cannot be written.
+    """
+    try:
+        return _write_graphs(stored.path, load_networks(stored))
+    except DataError as error:
+        raise ModelError(
+            f"the model {stored.path} has no {GRAPH} yet, which would be made there once: {error}. "
+            "Copy its folder to a place where you may write"
+        ) from error
+
+
+def check_parity(
+    stored: StoredModel, encoder: Encoder, pixels_NCHW: Pixels
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Compare a model's graph with the network that it was made from.
+
+    Returns:
+        The embeddings (N, D) of ONNX Runtime, and those of torch.
+    Raises:
+        ModelError: they differ by more than `TOLERANCE`; the model has no graphs any more.
+    """
+    emb_ND = OnnxEncoder(stored, "cpu").embed(pixels_NCHW)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        reference_ND = embed_pixels(encoder, pixels_NCHW)
+    largest = float(np.abs(reference_ND).max(initial=np.finfo(np.float32).tiny))
+    difference = float(np.abs(emb_ND - reference_ND).max(initial=0)) / largest
+    if not difference <= TOLERANCE:  # Also NaN.
+        write_description(stored.path, read_values(stored.path) | {"graphs": {}})
+        raise ModelError(
+            f"the graph {stored.path / GRAPH} differs from torch by {difference:.1e} of the "
+            f"largest number of an embedding, at most {TOLERANCE:.0e} is allowed. The weights are "
+            f"kept in {stored.weights_file}; please report this network "
+            f"('{encoder.model_settings.backbone}')"
+        )
+    return emb_ND, reference_ND
+
+
+def _write_graphs(folder: Path, networks: Networks) -> StoredModel:
+    """Write the graphs beside the weights, and name them in the description."""
+    values, encoder = read_values(folder), networks.encoder
+    graphs = {}
+    # Processes that complete a model at once replace whole files by equal ones.
+    with writing_file(folder / GRAPH) as part:
+        write_encoder(encoder, part, values["weights"])
+        graphs[GRAPH] = file_sha256(part)
+    if networks.comparator.name in LEARNED:
+        with writing_file(folder / COMPARATOR_GRAPH) as part:
+            dim = encoder.model_settings.embedding
+            write_comparator(networks.comparator, dim, part, values["weights"])
+            graphs[COMPARATOR_GRAPH] = file_sha256(part)
+    values["graphs"] = graphs
+    write_description(folder, values | {"fingerprint": fingerprint_of(values)})
+    stored = read_stored_model(folder)
+    shape = (NUM_NOISE, encoder.picture.channels, *encoder.picture.size)
+    noise_NCHW = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    check_parity(stored, encoder, noise_NCHW)
+    return stored
+
+
+def load_networks(stored: StoredModel) -> Networks:
+    """Build the networks of a stored model, on the CPU.
+
+    Raises:
+        ModelError: its weights belong to another network than its settings, or are not there.
+    """
+    description = stored.description
+    model = description.model
+    try:
+        # Before the network is built: a name or a number in a file could claim any size.
+        problem = layout_problem(read_layout(stored.weights_file), _layout(description))
+        if problem is None:
+            networks = Networks(
+                Encoder(model, description.picture, load=False),
+                make_comparator(model.comparator, model.embedding),
+            )
+            weights = load_file(stored.weights_file)
+            networks.encoder.load_state_dict(tensors_under(weights, "encoder."))
+            networks.comparator.load_state_dict(tensors_under(weights, "comparator."))
+            problem = not_finite(networks.encoder.state_dict() | networks.comparator.state_dict())
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise damaged_model(stored.path, str(error)) from error
+    if problem is not None:
+        raise damaged_model(stored.path, f"{WEIGHTS}: {problem}")
+    for network in networks:
+        network.eval()
+    return networks
+
+
+def _layout(description: ModelDescription) -> dict[str, TensorLayout]:
+    """The layout of the weights that a description needs."""
+    model = description.model
+    with torch.device("meta"):
+        comparator = make_comparator(model.comparator, model.embedding).state_dict()
+    parts = {
+        "encoder": encoder_layout(model, description.picture),
+        "comparator": layout_of(comparator),
+    }
+    return {f"{part}.{name}": value for part, own in parts.items() for name, value in own.items()}

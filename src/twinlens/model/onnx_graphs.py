@@ -1,0 +1,151 @@
+"""A network of torch as ONNX graphs: pictures to embeddings, pairs of embeddings to distances.
+
+Shapes: N pictures or pairs, H x W pixels, C channels, V views of `model.shifts`, F features,
+D dimensions of the embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from twinlens._version import __version__
+from twinlens.config import SHIFTS
+from twinlens.errors import ModelError, first_line
+from twinlens.model.comparators import Comparator
+from twinlens.model.encoder import Encoder
+from twinlens.model.stored import WEIGHTS_KEY
+
+__all__ = ["write_comparator", "write_encoder"]
+
+SEVERAL = 2  # torch takes a dimension of 1 for a constant.
+
+
+class _OfPixels(nn.Module):
+    """Pictures as they are decoded, uint8 (N, H, W, C), to embeddings (N, D)."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        emb_ND: Tensor = self.encoder(pixels.permute(0, 3, 1, 2))
+        return emb_ND
+
+
+class _OfFeatures(nn.Module):
+    """Features that are computed outside of the graph (N, V, F) to embeddings (N, D)."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.encoder.average([self.encoder.project(view) for view in features.unbind(1)])
+
+
+class _Distance(nn.Module):
+    """Embeddings (N, D) of both pictures of a pair to distances (N,)."""
+
+    def __init__(self, comparator: Comparator) -> None:
+        super().__init__()
+        self.comparator = comparator
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.comparator.pairwise(a, b)
+
+
+def write_encoder(encoder: Encoder, file: Path, weights: str) -> None:
+    """Write `model.onnx`.
+
+    Its input is `pixels`, uint8 (N, H, W, C), or for the backbone "strokes" `features`, float32
+    (N, V, F); its output is `embedding`, float32 (N, D).
+
+    Args:
+        encoder: the network, on any device.
+        file: path of the graph.
+        weights: SHA-256 of `model.safetensors`, stored in the graph's metadata.
+    Raises:
+        ModelError: torch cannot export the network.
+    """
+    encoder = copy.deepcopy(encoder).cpu().to(memory_format=torch.contiguous_format).eval()
+    settings, picture = encoder.model_settings, encoder.picture
+    metadata = {
+        "twinlens.version": __version__,
+        "twinlens.picture": picture.model_dump_json(),
+        "twinlens.model": settings.model_dump_json(exclude={"weights", "pretrained"}),
+        WEIGHTS_KEY: weights,
+    }
+    if settings.backbone == "strokes":
+        views = len(SHIFTS) if settings.shifts else 1
+        features = torch.rand(SEVERAL, views, encoder.num_features)
+        _write(_OfFeatures(encoder), {"features": features}, "embedding", file, metadata)
+    else:
+        shape = (SEVERAL, *picture.size, picture.channels)
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
+        _write(_OfPixels(encoder), {"pixels": pixels}, "embedding", file, metadata)
+
+
+def write_comparator(comparator: Comparator, dim: int, file: Path, weights: str) -> None:
+    """Write `comparator.onnx`: `a`, `b`, float32 (N, D), to `distance`, float32 (N,).
+
+    Raises:
+        ModelError: torch cannot export the comparator.
+    """
+    # Two tensors: the exporter merges inputs that are one object.
+    pair = {name: torch.rand(SEVERAL, dim) for name in ("a", "b")}
+    comparator = copy.deepcopy(comparator).cpu().eval()
+    metadata = {"twinlens.version": __version__, WEIGHTS_KEY: weights}
+    _write(_Distance(comparator), pair, "distance", file, metadata)
+
+
+def _write(
+    network: nn.Module, inputs: Mapping[str, Tensor], output: str, file: Path,
+    metadata: Mapping[str, str],
+) -> None:  # fmt: skip
+    num = torch.export.Dim("N")
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                network.eval(), tuple(inputs.values()), dynamo=True, verbose=False,
+                input_names=list(inputs), output_names=[output],
+                dynamic_shapes=tuple({0: num} for _ in inputs),
+            )  # fmt: skip
+    except Exception as error:  # torch and onnxscript raise many kinds.
+        raise ModelError(
+            f"torch cannot export this network to ONNX: {first_line(error)}"
+        ) from error
+    assert program is not None
+    graph = program.model
+    # The exporter describes every operation by lines of source, with paths of this machine.
+    for node in graph.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    graph.graph.metadata_props.clear()
+    graph.metadata_props.clear()
+    graph.metadata_props.update(metadata)
+    program.save(file)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter, which prints its steps and warns of parts of torch itself."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
