@@ -123,7 +123,7 @@ def check_parity(
     largest = float(np.abs(reference_ND).max(initial=np.finfo(np.float32).tiny))
     difference = float(np.abs(emb_ND - reference_ND).max(initial=0)) / largest
     if not difference <= TOLERANCE:  # Also NaN.
-        write_description(stored.path, read_values(stored.path) | {"graphs": {}})
+        _name_graphs(stored.path, {})
         raise ModelError(
             f"the graph {stored.path / GRAPH} differs from torch by {difference:.1e} of the "
             f"largest number of an embedding, at most {TOLERANCE:.0e} is allowed. The weights are "
@@ -135,24 +135,28 @@ def check_parity(
 
 def _write_graphs(folder: Path, networks: Networks) -> StoredModel:
     """Write the graphs beside the weights, and name them in the description."""
-    values, encoder = read_values(folder), networks.encoder
+    weights, encoder = read_values(folder)["weights"], networks.encoder
     graphs = {}
     # Processes that complete a model at once replace whole files by equal ones.
     with writing_file(folder / GRAPH) as part:
-        write_encoder(encoder, part, values["weights"])
+        write_encoder(encoder, part, weights)
         graphs[GRAPH] = file_sha256(part)
     if networks.comparator.name in LEARNED:
         with writing_file(folder / COMPARATOR_GRAPH) as part:
             dim = encoder.model_settings.embedding
-            write_comparator(networks.comparator, dim, part, values["weights"])
+            write_comparator(networks.comparator, dim, part, weights)
             graphs[COMPARATOR_GRAPH] = file_sha256(part)
-    values["graphs"] = graphs
-    write_description(folder, values | {"fingerprint": fingerprint_of(values)})
+    _name_graphs(folder, graphs)
     stored = read_stored_model(folder)
     shape = (NUM_NOISE, encoder.picture.channels, *encoder.picture.size)
     noise_NCHW = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     check_parity(stored, encoder, noise_NCHW)
     return stored
+
+
+def _name_graphs(folder: Path, graphs: dict[str, str]) -> None:
+    values = read_values(folder) | {"graphs": graphs}
+    write_description(folder, values | {"fingerprint": fingerprint_of(values)})
 
 
 def load_networks(stored: StoredModel) -> Networks:
