@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from benchmarks.table import ROOT, Line
 from benchmarks.timing import Row
 from benchmarks.venvs import PeerError, interpreter
-from twinlens.measure.parallel import available_cores
+from twinlens.machine import available_cores
 
 THREADS = available_cores()
 LIMIT = 600

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from twinlens.commands.doctor import machine, versions
 from twinlens.files import writing_file
+from twinlens.machine import machine, versions
 
 __all__ = ["Line", "heading", "keep", "write_page"]
 

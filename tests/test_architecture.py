@@ -26,6 +26,7 @@ ROOMS = (
     "files",
     "parsing",
     "config",
+    "machine",
     "recipes",
     "progress",
     "data",

@@ -304,16 +304,6 @@ def test_recipes(capsys: Capture) -> None:
     assert 'name = "auto"' in out
 
 
-def test_doctor_in_words(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    from twinlens.commands import doctor
-
-    monkeypatch.setattr(doctor, "TRIALS", {})
-    code, out, _ = run(capsys, "doctor")
-    assert code == 0
-    for word in ("versions", "torch", "processor", "cores", "AMX", "devices", "disk", "bfloat16"):
-        assert word in out
-
-
 def test_help_names_every_command(capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--help"])

@@ -10,7 +10,7 @@ import torch
 
 from twinlens.config import ModelSettings, PictureSettings, TrainSettings
 from twinlens.errors import ConfigError
-from twinlens.model import compute, device
+from twinlens.model import compute
 from twinlens.model.compute import (
     Compute,
     choose_compute,
@@ -19,7 +19,6 @@ from twinlens.model.compute import (
     pick_device,
     time_formats,
 )
-from twinlens.model.device import versions
 from twinlens.model.encoder import Encoder
 
 
@@ -38,12 +37,6 @@ def test_the_device() -> None:
             pick_device(name)
     with pytest.raises(ConfigError, match="'cuda:99' cannot be used here"):
         pick_device("cuda:99")
-
-
-def test_versions_leave_out_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert versions().keys() >= {"twinlens", "python", "torch", "timm"}
-    monkeypatch.setattr(device, "PACKAGES", ("torch", "no-such-package"))
-    assert versions().keys() == {"twinlens", "python", "torch"}
 
 
 def test_bfloat16_is_for_hardware_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from twinlens.cli.main import main
 from twinlens.commands import doctor as doctor_job
 from twinlens.config import ModelSettings, Settings
 from twinlens.data.table import ImageTable
+from twinlens.machine import machine
 from twinlens.match.matcher import Matcher
 from twinlens.measure.probability import Isotonic, Platt
 
@@ -288,6 +289,7 @@ def test_cluster(tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     small = {"conv 32x32": (*doctor_job.TRIALS["conv 32x32"][:2], 2)}
     monkeypatch.setattr(doctor_job, "TRIALS", small)
+    monkeypatch.setattr(doctor_job, "machine", lambda: machine() | {"gpus": ["H200"]})
     check("doctor", printed(capsys, "doctor", "--json"))
 
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, ModelError
+from twinlens.machine import num_threads
 from twinlens.model.comparators import (
     Comparator,
     Network,
@@ -31,7 +32,7 @@ from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.networks import Networks, check_parity, save_model
 from twinlens.model.onnx_file import read_onnx_header
 from twinlens.model.own_backbones import OWN_BACKBONES
-from twinlens.model.runtime import GraphComparison, OnnxEncoder, num_threads
+from twinlens.model.runtime import GraphComparison, OnnxEncoder
 from twinlens.model.stored import StoredModel, file_sha256, read_stored_model
 
 SMALL: dict[str, Any] = {"size": (13, 10), "color": "rgb", "mean": (0.4, 0.5, 0.6), "std": (0.2,)}

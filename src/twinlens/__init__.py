@@ -101,7 +101,10 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'twinlens' has no attribute '{name}'")
-    return getattr(import_module(f"twinlens.{_HOMES.get(name, 'errors')}"), name)
+    from twinlens.errors import naming_extras
+
+    with naming_extras():
+        return getattr(import_module(f"twinlens.{_HOMES.get(name, 'errors')}"), name)
 
 
 def __dir__() -> list[str]:

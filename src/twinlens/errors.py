@@ -20,13 +20,15 @@ import difflib
 import re
 import reprlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
 __all__ = [
+    "EXTRAS",
     "CalibrationError",
     "ConfigError",
     "DataError",
@@ -38,12 +40,20 @@ __all__ = [
     "TwinlensError",
     "first_line",
     "message_lines",
+    "naming_extras",
     "one_line",
     "short_repr",
     "unknown_name",
     "validation_problems",
 ]
 
+
+EXTRAS: Mapping[str, str] = {
+    "torch": "train", "torchvision": "train", "timm": "train", "onnxscript": "train",
+    "onnx": "export", "openvino": "openvino", "cv2": "faces", "pillow_heif": "heif",
+    "pillow_jxl": "heif", "pytorch_metric_learning": "losses", "tensorboard": "tensorboard",
+}  # fmt: skip
+"""Imported package -> the extra of twinlens that installs it."""
 
 MAX_NAMES = 20  # names that a message lists
 MAX_LENGTH = 80  # characters of a name in a message
@@ -98,6 +108,24 @@ class MissingExtraError(TwinlensError, ImportError):
 
     def __init__(self, extra: str, reason: str = "an optional dependency is missing") -> None:
         super().__init__(f"{reason}: pip install 'twinlens[{extra}]'")
+
+
+@contextmanager
+def naming_extras() -> Iterator[None]:
+    """Turn the failed import of an extra's package into `MissingExtraError`.
+
+    >>> with naming_extras():
+    ...     raise ModuleNotFoundError(name="torchvision.datasets")
+    Traceback (most recent call last):
+    twinlens.errors.MissingExtraError: this needs torchvision: pip install 'twinlens[train]'
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise MissingExtraError(EXTRAS[package], f"this needs {package}") from error
 
 
 def first_line(error: Exception) -> str:

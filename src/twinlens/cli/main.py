@@ -60,6 +60,7 @@ def _run(words: Sequence[str]) -> int:
     from twinlens.cli.commands import COMMANDS
     from twinlens.cli.gallery import GALLERY_COMMANDS
     from twinlens.cli.terminal import escaped_streams
+    from twinlens.errors import naming_extras
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # File names need not be UTF-8.
@@ -69,7 +70,8 @@ def _run(words: Sequence[str]) -> int:
     with escaped_streams():
         try:
             args = make_parser().parse_args(words)
-            code: int = args.run(args)
+            with naming_extras():
+                code: int = args.run(args)
         finally:
             sys.stdout.flush()  # After --help too, which raises SystemExit.
     return code

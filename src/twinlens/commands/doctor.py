@@ -1,4 +1,4 @@
-"""`twinlens doctor`: facts about this machine, and the speed of its training steps."""
+"""`twinlens doctor`: facts about machine and installation, and the speed of training steps."""
 
 from __future__ import annotations
 
@@ -9,15 +9,7 @@ from typing import Any
 
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.data.download import cache_folder
-from twinlens.model.compute import Compute, time_formats
-from twinlens.model.device import (
-    has_bfloat16,
-    keep_freed_memory,
-    machine,
-    pick_device,
-    versions,
-)
-from twinlens.model.encoder import Encoder
+from twinlens.machine import installed_extras, machine, versions
 
 __all__ = ["as_text", "doctor"]
 
@@ -39,54 +31,115 @@ TRIALS: Mapping[str, tuple[ModelSettings, PictureSettings, int]] = {
 
 
 def doctor() -> dict[str, Any]:
-    """Versions, machine, free disk space, and training speed in each number format.
+    """Versions, extras, machine, free disk space, and training speed in each number format.
 
     Returns:
-        Plain data; see docs/json.md.
+        Plain data; see docs/json.md. `training` is None without the extra `train`.
 
     Example:
         >>> twinlens.doctor()["machine"]["cores"]  # doctest: +SKIP
         2
     """
-    cache = cache_folder()
-    keep_freed_memory()  # As training does.
-    formats = {name: _time(*trial) for name, trial in TRIALS.items()}
+    cache, extras, here = cache_folder(), installed_extras(), machine()
+    names = versions()
+    missing = {name: f"pip install 'twinlens[{name}]'" for name, is_there in extras.items()
+               if not is_there}  # fmt: skip
+    # Both packages write into one folder, and the one that pip wrote last is used.
+    if here["gpus"] and "CUDAExecutionProvider" not in here["providers"]:
+        missing["cuda"] = (
+            "pip install --force-reinstall --no-deps onnxruntime-gpu"
+            if "onnxruntime-gpu" in names
+            else "pip install 'twinlens[cuda]', then the second command in docs/install.md"
+        )
     return {
-        "versions": versions(),
-        "machine": machine(),
+        "versions": names,
+        "extras": extras,
+        "missing": missing,
+        "machine": here,
         "cache": str(cache),
         "disk_free_gb": {
             "here": _free_gb(Path.cwd()),
             "cache": _free_gb(cache),
         },
-        "formats": formats,
-        "bfloat16_pays": {name: _bfloat16_pays(rows) for name, rows in formats.items()},
+        "training": _training() if extras["train"] else None,
     }
 
 
 def as_text(facts: Mapping[str, Any]) -> str:
     """The facts of `doctor` as lines of text."""
-    here = facts["machine"]
+    here, training = facts["machine"], facts["training"]
     lines = ["versions    " + ", ".join(f"{k} {v}" for k, v in facts["versions"].items())]
+    lines.append(f"installed   answers{' and trains' if training else ', and cannot train'}")
+    lines += [f"  without {name:9} {line}" for name, line in facts["missing"].items()]
     lines.append(
-        f"processor   {here['processor']}, {here['cores']} cores, {here['threads']} threads"
+        f"processor   {here['processor']}, {_count(here['cores'], 'core')}, "
+        f"{_count(here['threads'], 'thread')}"
     )
-    lines.append(f"            {here['instructions']}, AMX {'yes' if here['amx'] else 'no'}")
-    lines.append(f"devices     {', '.join(here['devices'])}")
+    memory = "unknown" if here["memory_gb"] is None else f"{here['memory_gb']} GB"
+    lines.append(f"            {here['instructions'] or 'instructions unknown'}, "
+                 f"AMX {'yes' if here['amx'] else 'no'}; memory {memory}")  # fmt: skip
+    lines.append(f"gpus        {', '.join(here['gpus']) or 'none of NVIDIA'}")
+    lines.append(f"answers on  {', '.join(here['providers'])}")
     for place, free in facts["disk_free_gb"].items():
         lines.append(
             f"disk        {free} GB free ({facts['cache'] if place == 'cache' else place})"
         )
-    paying = [name for name, pays in facts["bfloat16_pays"].items() if pays]
-    if not here["bfloat16"]:
-        lines.append("bfloat16    no gain: the processor has no bfloat16 instructions")
+    return "\n".join([*lines, *(_training_lines(training) if training else [])])
+
+
+def _training_lines(training: Mapping[str, Any]) -> list[str]:
+    paying = [name for name, pays in training["bfloat16_pays"].items() if pays]
+    lines = [f"weights     {training['weights']}"]
+    if not training["bfloat16"]:
+        lines.append("bfloat16    no gain: the device has no bfloat16 instructions")
     else:
         lines.append(f"bfloat16    faster for: {', '.join(paying) or 'neither network'}")
-    lines.append("training speed, pictures per second:")
-    for name, formats in facts["formats"].items():
+    threads = _count(training["threads"], "thread")
+    lines.append(f"training speed on {training['device']} with {threads}, pictures per second:")
+    for name, formats in training["formats"].items():
         for row in formats:
             lines.append(f"  {name:18} {row['format']:34} {row['pictures_per_second']:>9,.0f}")
-    return "\n".join(lines)
+    return lines
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _training() -> dict[str, Any]:
+    """Device and threads of torch, the folder of pretrained weights, and timed training steps."""
+    import torch
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from twinlens.model.device import has_bfloat16, keep_freed_memory, pick_device
+
+    keep_freed_memory()  # As training does.
+    device = pick_device("auto")
+    formats = {name: _time(device, *trial) for name, trial in TRIALS.items()}
+    return {
+        "device": torch.cuda.get_device_name(device) if device == "cuda" else device,
+        "threads": torch.get_num_threads(),
+        "weights": HF_HUB_CACHE,
+        "bfloat16": has_bfloat16(device),
+        "formats": formats,
+        "bfloat16_pays": {name: _bfloat16_pays(rows) for name, rows in formats.items()},
+    }
+
+
+def _time(
+    device: str, model: ModelSettings, picture: PictureSettings, batch: int
+) -> list[dict[str, Any]]:
+    from twinlens.model.compute import Compute, time_formats
+    from twinlens.model.device import has_bfloat16
+    from twinlens.model.encoder import Encoder
+
+    precisions = [False, True] if has_bfloat16(device) else [False]
+    options = [Compute(device, half, last) for half in precisions for last in (False, True)]
+    seconds = time_formats(Encoder(model, picture), options, batch)
+    return [
+        {"format": str(option), "pictures_per_second": round(batch / duration, 1)}
+        for option, duration in zip(options, seconds, strict=True)
+    ]
 
 
 def _bfloat16_pays(formats: list[dict[str, Any]]) -> bool:
@@ -96,17 +149,6 @@ def _bfloat16_pays(formats: list[dict[str, Any]]) -> bool:
         half = "bfloat16" in row["format"]
         best[half] = max(best[half], row["pictures_per_second"])
     return bool(best[True] > GAIN * best[False])
-
-
-def _time(model: ModelSettings, picture: PictureSettings, batch: int) -> list[dict[str, Any]]:
-    device = pick_device("auto")
-    precisions = [False, True] if has_bfloat16(device) else [False]
-    options = [Compute(device, half, last) for half in precisions for last in (False, True)]
-    seconds = time_formats(Encoder(model, picture), options, batch)
-    return [
-        {"format": str(option), "pictures_per_second": round(batch / duration, 1)}
-        for option, duration in zip(options, seconds, strict=True)
-    ]
 
 
 def _free_gb(path: Path) -> float:

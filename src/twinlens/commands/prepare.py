@@ -30,8 +30,8 @@ from twinlens.data.table import ImageTable, require_identities
 from twinlens.errors import DataError, TrainingError, TwinlensError
 from twinlens.learn.auto import Choice, choose_levels, choose_settings
 from twinlens.learn.run_folder import RunFolder, RunRecord
+from twinlens.machine import machine, versions
 from twinlens.model.compute import choose_compute
-from twinlens.model.device import machine, versions
 from twinlens.model.encoder import Encoder, encoder_layout
 from twinlens.progress import Progress
 from twinlens.recipes import Recipe, parse_overrides

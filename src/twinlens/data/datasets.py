@@ -3,7 +3,7 @@
 `digits` comes with scikit-learn. The others are read from the folder that the user gives, or are
 downloaded once into the cache. torchvision imports torch, which takes seconds. So it is imported
 only for downloads and for CIFAR-10, whose files are pickles: torchvision checks their MD5 before
-it opens them. numpy reads IDX files.
+it opens them. numpy reads IDX files. Without the extra `train` only these two are refused.
 
 Shapes: N pictures, H x W pixels.
 """
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from twinlens.data.download import download_once, unpack_once
 from twinlens.data.table import ImageTable, Row
-from twinlens.errors import DataError
+from twinlens.errors import DataError, naming_extras
 
 __all__ = ["NAMED_SETS", "named_set_in", "read_idx"]
 
@@ -134,6 +134,7 @@ def _idx_file(root: Path, folder: str, stem: str, ending: str) -> Path:
     )
 
 
+@naming_extras()
 def _cifar10(root: Path | None) -> ImageTable:
     from torchvision.datasets import CIFAR10
 
@@ -275,6 +276,7 @@ def _in_memory(
     )
 
 
+@naming_extras()
 def _download(name: str, class_name: str, calls: Sequence[dict[str, Any]], hint: str) -> Path:
     """Download the files of a torchvision class into the cache, once for each of `calls`."""
     from torchvision import datasets

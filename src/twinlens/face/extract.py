@@ -28,6 +28,7 @@ from twinlens.face.detection import Detector, detect_faces, refine_eyes
 from twinlens.face.detectors import DetectorChoice, one_thread, opencv
 from twinlens.face.result import Outcome, PhotographResult
 from twinlens.files import save_picture
+from twinlens.machine import available_cores
 from twinlens.progress import Progress
 
 __all__ = ["CropOptions", "crop_all"]
@@ -69,7 +70,7 @@ def crop_all(
     progress, done_results = Progress("cropping faces"), []
     _detector(options.choice, min(FLOOR, options.score))  # Fails early, and once.
     if workers is None:
-        workers = max(1, min(_cores(), len(tasks) // PICTURES_A_WORKER))
+        workers = max(1, min(available_cores(), len(tasks) // PICTURES_A_WORKER))
     results = (
         _in_this_process(options, tasks) if workers == 1 else _in_workers(options, tasks, workers)
     )
@@ -167,9 +168,3 @@ def _crop(options: CropOptions, task: tuple[str, str]) -> PhotographResult:
     save_picture(cut, place, **(JPEG if place.suffix.lower() in (".jpg", ".jpeg") else {}))
     outcome: Outcome = "single" if len(sure) == 1 else "several"
     return PhotographResult(outcome, tuple(detections), kept=face, num_sure=len(sure))
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

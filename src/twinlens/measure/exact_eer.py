@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from twinlens.data.table import pair_masks
 from twinlens.errors import DataError
+from twinlens.machine import available_cores
 from twinlens.measure.bootstrap import Estimate
 from twinlens.measure.distances import as_euclidean
 from twinlens.measure.error_rates import SortedPairs, eer
@@ -31,7 +32,7 @@ from twinlens.measure.pairs import (
     extract_genuine,
     pair_distances,
 )
-from twinlens.measure.parallel import available_cores, parallel_map
+from twinlens.measure.parallel import parallel_map
 
 __all__ = ["ExactEer", "exact_eer"]
 

@@ -25,9 +25,10 @@ from threading import Lock, local
 import numpy as np
 from numpy.typing import NDArray
 
+from twinlens.machine import available_cores
 from twinlens.measure import pairs
 from twinlens.measure.distances import EuclideanComparison
-from twinlens.measure.parallel import available_cores, parallel_map
+from twinlens.measure.parallel import parallel_map
 
 __all__ = ["NearestRanks", "nearest_ranks", "smallest"]
 

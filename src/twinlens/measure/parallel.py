@@ -7,22 +7,14 @@ same core, so BLAS keeps to one thread.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["available_cores", "parallel_map"]
+__all__ = ["parallel_map"]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
-
-
-def available_cores() -> int:
-    """Number of cores available to this process."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def parallel_map(

@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
+from twinlens.machine import available_cores
 from twinlens.measure.bootstrap import REPLICATES, Estimate, mean_estimates
 from twinlens.measure.distances import ProductForm, as_euclidean
 from twinlens.measure.half_matrix_knn import NearestRanks, nearest_ranks, smallest
 from twinlens.measure.pairs import Comparison, OnProgress, blocks, extract_genuine
-from twinlens.measure.parallel import available_cores, parallel_map
+from twinlens.measure.parallel import parallel_map
 
 __all__ = ["KS", "RetrievalResult", "map_at_r", "recall_at_k", "retrieval"]
 

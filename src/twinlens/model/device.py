@@ -1,24 +1,14 @@
-"""The machine: device, bfloat16 hardware, the allocator's memory, and facts for reports."""
+"""What learning uses of the machine: device, bfloat16 hardware, the allocator's memory."""
 
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
-from contextlib import suppress
-from importlib import metadata
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from twinlens._version import __version__
 from twinlens.errors import ConfigError, first_line
 
-__all__ = ["has_bfloat16", "keep_freed_memory", "machine", "pick_device", "versions"]
-
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn",
-            "pytorch-metric-learning")  # fmt: skip
+__all__ = ["has_bfloat16", "keep_freed_memory", "pick_device"]
 
 
 def pick_device(name: str) -> str:
@@ -68,42 +58,3 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
-
-
-def versions() -> dict[str, str]:
-    """Versions of twinlens, Python and those of `PACKAGES` that are installed."""
-    table = {"twinlens": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            table[name] = metadata.version(name)
-    return table
-
-
-def machine() -> dict[str, Any]:
-    """Processor, memory, devices and threads."""
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "amx": bool(torch.cpu._is_amx_tile_supported()),
-        "bfloat16": has_bfloat16(pick_device("auto")),
-        "devices": ["cpu"] + [torch.cuda.get_device_name(i) for i in range(_num_gpus())],
-    }  # fmt: skip
-
-
-def _num_gpus() -> int:
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _processor_name() -> str:
-    """The processor's name; on Linux it is only in a file."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

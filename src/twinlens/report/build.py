@@ -12,6 +12,7 @@ import numpy as np
 from twinlens.config import Settings
 from twinlens.learn.auto import Choice
 from twinlens.learn.run_folder import HistoryRow
+from twinlens.machine import machine, versions
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.evaluation_result import (
@@ -19,7 +20,6 @@ from twinlens.measure.evaluation_result import (
     NearestNeighbourEvaluation,
     OpenSetEvaluation,
 )
-from twinlens.model.device import machine, versions
 from twinlens.progress import format_duration
 from twinlens.report.content import (
     MapPictures,
