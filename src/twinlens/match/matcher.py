@@ -27,6 +27,7 @@ from twinlens.measure.pairs import Comparison
 from twinlens.model.runtime import GraphComparison, OnnxEncoder
 from twinlens.model.stored import (
     COMPARATOR_GRAPH,
+    OPENVINO_FILES,
     Origin,
     StoredModel,
     damaged_model,
@@ -35,6 +36,8 @@ from twinlens.model.stored import (
 
 if TYPE_CHECKING:
     import torch
+
+    from twinlens.model.openvino_runtime import OpenvinoEncoder
 
 __all__ = ["Matcher", "Picture"]
 
@@ -71,7 +74,7 @@ class Matcher:
             else Calibration.from_json(description.calibration)
         )
         self.max_pixels = self.data_settings.max_pixels
-        self._encoder = OnnxEncoder(stored, device)
+        self._encoder = _encoder(stored, device)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Matcher:
@@ -129,6 +132,24 @@ class Matcher:
         """The data settings of the training, or the defaults."""
         return DataSettings() if self.origin is None else self.origin.data
 
+    def require_outside_resize(self) -> None:
+        """Check that the model takes pictures that twinlens resized, as whole data sets are.
+
+        Raises:
+            ModelError: an export that resizes pictures inside its graph, one at a time.
+        """
+        if self._resizes:
+            raise ModelError(
+                f"the export {self.path} resizes pictures itself, one at a time, and this needs "
+                "many at once: use the model that it was exported from, or export that with "
+                "--resize outside"
+            )
+
+    @property
+    def _resizes(self) -> bool:
+        """Whether the graph takes pictures of any size."""
+        return self.stored.description.resize == "inside"
+
     @cached_property
     def comparison(self) -> Comparison:
         """The comparator for arrays of embeddings.
@@ -155,14 +176,10 @@ class Matcher:
         Raises:
             PictureError: a file that cannot be read.
             DataError: no pictures, or an object of another type.
+            ModelError: an export that takes pictures of any size.
         """
-        if isinstance(pictures, np.ndarray) and pictures.dtype.kind in "OU":
-            pictures = list(pictures.ravel())  # Paths of a table.
-        if not isinstance(pictures, Sequence) or isinstance(pictures, str | bytes):
-            pictures = [pictures]
-        if not pictures:
-            raise DataError("no pictures were given: pass at least one")
-        return np.stack([self._decode(picture) for picture in pictures])
+        self.require_outside_resize()
+        return np.stack([self._decode(picture) for picture in _as_list(pictures)])
 
     def embed(self, pictures: Picture | Sequence[Picture]) -> NDArray[np.float32]:
         """Embeddings, shape (N, D), of pictures in any form of `Picture`.
@@ -171,18 +188,36 @@ class Matcher:
             PictureError: a file that cannot be read.
             ModelError: embeddings that are not finite.
         """
-        return self._embed(self.pixels(pictures))
+        if self._resizes:
+            each = [self._embed_one(self._decode(picture)) for picture in _as_list(pictures)]
+            return np.concatenate(each)
+        return self.embed_pixels(self.pixels(pictures))
 
     def embed_pixels(
         self, pixels_NCHW: Pixels, progress: Callable[[int, int], None] | None = None
     ) -> NDArray[np.float32]:
-        """Embeddings, shape (N, D), of decoded pictures (N, C, H, W); NaN of a damaged model too.
+        """Embeddings, shape (N, D), of decoded pictures (N, C, H, W).
 
         Args:
             pixels_NCHW: uint8 pictures of the model's size, in memory or memory-mapped.
             progress: called with (done, N) after each small batch.
+        Raises:
+            ModelError: embeddings that are not finite, or a damaged graph.
         """
-        return self._encoder.embed(pixels_NCHW, progress)
+        self.require_outside_resize()
+        return self._finite(self._encoder.embed(pixels_NCHW, progress))
+
+    def _embed_one(self, pixels_CHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The embedding (1, D) of a decoded picture, of any size if the graph resizes."""
+        return self._finite(self._encoder.embed(pixels_CHW[None]))
+
+    def _finite(self, emb_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+        if not np.isfinite(emb_ND).all():
+            raise ModelError(
+                f"the model {self.path} gives embeddings with NaN or infinite numbers, so its "
+                "weights are damaged: copy its folder again, or train again"
+            )
+        return emb_ND
 
     def distance(self, a: Picture, b: Picture) -> float:
         """The distance of two pictures; lower is closer, exactly 0 for equal pictures."""
@@ -227,34 +262,44 @@ class Matcher:
         self, a: Picture, b: Picture
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The embeddings of two pictures, shape (1, D) each."""
-        first, second = self.pixels([a]), self.pixels([b])
-        emb_a = self._embed(first)
-        return emb_a, emb_a if np.array_equal(first, second) else self._embed(second)
-
-    def _embed(self, pixels_NCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
-        emb_ND = self.embed_pixels(pixels_NCHW)
-        if not np.isfinite(emb_ND).all():
-            raise ModelError(
-                f"the model {self.path} gives embeddings with NaN or infinite numbers, so its "
-                "weights are damaged: copy its folder again, or train again"
-            )
-        return emb_ND
+        first, second = self._decode(a), self._decode(b)
+        emb_a = self._embed_one(first)
+        return emb_a, emb_a if np.array_equal(first, second) else self._embed_one(second)
 
     def _decode(self, picture: Picture) -> NDArray[np.uint8]:
-        spec = self.picture
+        spec, resize = self.picture, not self._resizes
         if isinstance(picture, str | Path):
-            return read_array(picture, spec, max_pixels=self.max_pixels)
+            return read_array(picture, spec, max_pixels=self.max_pixels, resize=resize)
         if _is_tensor(picture):
             picture = picture.detach().cpu()
             # NumPy has no bfloat16.
             array = (picture.float() if picture.is_floating_point() else picture).numpy()
-            return to_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array, spec)
+            array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+            return to_array(array, spec, resize=resize)
         if isinstance(picture, Image.Image | np.ndarray):
-            return to_array(picture, spec)
+            return to_array(picture, spec, resize=resize)
         raise DataError(
             "a picture is a path, a Pillow picture, an array (H, W[, C]) or a tensor (C, H, W), "
             f"found {type(picture).__name__}"
         )
+
+
+def _encoder(stored: StoredModel, device: str) -> OnnxEncoder | OpenvinoEncoder:
+    if OPENVINO_FILES[0] not in stored.description.graphs:
+        return OnnxEncoder(stored, device)
+    from twinlens.model.openvino_runtime import OpenvinoEncoder
+
+    return OpenvinoEncoder(stored, device)
+
+
+def _as_list(pictures: Picture | Sequence[Picture]) -> Sequence[Picture]:
+    if isinstance(pictures, np.ndarray) and pictures.dtype.kind in "OU":
+        pictures = list(pictures.ravel())  # Paths of a table.
+    if not isinstance(pictures, Sequence) or isinstance(pictures, str | bytes):
+        pictures = [pictures]
+    if not pictures:
+        raise DataError("no pictures were given: pass at least one")
+    return pictures
 
 
 def _is_tensor(picture: Any) -> TypeGuard[torch.Tensor]:
