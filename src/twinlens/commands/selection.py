@@ -38,6 +38,7 @@ __all__ = [
     "select_pictures",
     "select_probes_and_gallery",
     "selection_of_split",
+    "split_as_trained",
 ]
 
 log = logging.getLogger("twinlens")
@@ -120,7 +121,7 @@ def select_pictures(
     if split not in (*SPLITS, "all", "auto"):
         raise ConfigError(unknown_name("split", split, (*SPLITS, "all", "auto")))
     record = find_record(matcher.path, matcher.origin)
-    table, is_training_data = _split_as_trained(matcher, record, read_data(matcher, data, root))
+    table, is_training_data = split_as_trained(matcher, record, read_data(matcher, data, root))
     name = _resolve(table, split, prefer)
     part = table if name == "all" else table.of_split(name)
     if not len(part):
@@ -180,7 +181,7 @@ def select_probes_and_gallery(
     if split not in (*SPLITS, "auto"):
         raise ConfigError(unknown_name("split", split, (*SPLITS, "auto")))
     record = find_record(matcher.path, matcher.origin)
-    table, is_training_data = _split_as_trained(matcher, record, data)
+    table, is_training_data = split_as_trained(matcher, record, data)
     split = _resolve(table, split, "test")
     gallery_splits = {"train"} if split == "val" or "val" in data.split else {"train", "val"}
     is_used = np.isin(table.split.astype(str), [split, *gallery_splits]) & ~table.forged
@@ -250,7 +251,9 @@ def read_data(
 
     Raises:
         DataError: nothing to read, or an unknown format.
+        ModelError: an export that resizes pictures itself.
     """
+    matcher.require_outside_resize()
     settings = matcher.data_settings
     return read_table(
         data,
@@ -260,7 +263,7 @@ def read_data(
     )
 
 
-def _split_as_trained(
+def split_as_trained(
     matcher: Matcher, record: TrainingRecord | None, table: ImageTable
 ) -> tuple[ImageTable, bool]:
     """The table with the splits of the training, and whether it is the training data."""

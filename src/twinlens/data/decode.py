@@ -136,7 +136,7 @@ def read_depth(source: str | Path | bytes, *, max_pixels: int) -> int | None:
 
 
 def read_array(
-    source: str | Path | bytes, spec: PictureSettings, *, max_pixels: int
+    source: str | Path | bytes, spec: PictureSettings, *, max_pixels: int, resize: bool = True
 ) -> NDArray[np.uint8]:
     """`to_array(open_picture(...))` with the depth of `spec`, for both training and answers.
 
@@ -145,8 +145,9 @@ def read_array(
     Raises:
         PictureError: as in `open_picture`.
     """
-    with _opened(source, max_pixels) as file, _memory(file, spec.size):
-        array = _fitted(_plain(_loaded(file, spec.depth), spec.depth), spec)
+    target = spec.size if resize else None
+    with _opened(source, max_pixels) as file, _memory(file, target):
+        array = _fitted(_plain(_loaded(file, spec.depth), spec.depth), spec, resize)
         if spec.depth is None and file.depth not in (None, 16):
             _warn_once(
                 "16-bit pictures of fewer bits are scaled by the bits that each uses, %d in %s; "
@@ -156,7 +157,9 @@ def read_array(
         return array
 
 
-def to_array(picture: Image.Image | NDArray[Any], spec: PictureSettings) -> NDArray[np.uint8]:
+def to_array(
+    picture: Image.Image | NDArray[Any], spec: PictureSettings, *, resize: bool = True
+) -> NDArray[np.uint8]:
     """Convert a picture to the size, proportions and colour of `spec`.
 
     Resizing uses Pillow's bilinear filter, which is antialiased when shrinking. "stretch" ignores
@@ -167,15 +170,16 @@ def to_array(picture: Image.Image | NDArray[Any], spec: PictureSettings) -> NDAr
         picture: any Pillow picture, or an array (H, W) or (H, W, 1 | 3 | 4) of uint8, bool, or
             floats in [0, 1]. Pillow pictures are converted as in `open_picture`.
         spec: picture settings of a model.
+        resize: False for a network that resizes pictures itself: only the colour is converted.
     Returns:
-        uint8, shape (C, spec.size[0], spec.size[1]), contiguous.
+        uint8, shape (C, spec.size[0], spec.size[1]), contiguous; without resizing (C, H, W).
     Raises:
         DataError: an array of another shape, type or range.
         PictureError: a Pillow picture whose file is broken.
     """
     if isinstance(picture, Image.Image):
-        return _fitted(_from_picture(picture, spec.depth), spec)
-    return _fitted(_from_array(picture), spec)
+        return _fitted(_from_picture(picture, spec.depth), spec, resize)
+    return _fitted(_from_array(picture), spec, resize)
 
 
 # --- opening ------------------------------------------------------------------------------------
@@ -576,10 +580,10 @@ def _unit_to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
 # --- to the network's size ----------------------------------------------------------------------
 
 
-def _fitted(plain: Image.Image, spec: PictureSettings) -> NDArray[np.uint8]:
+def _fitted(plain: Image.Image, spec: PictureSettings, resize: bool) -> NDArray[np.uint8]:
     if spec.color == "grey" and plain.mode != "L":
         plain = plain.convert("L")  # Before resizing: a third of the work.
-    fitted = _FITS[spec.fit](plain, spec)
+    fitted = _FITS[spec.fit](plain, spec) if resize else plain
     if spec.color == "rgb" and fitted.mode != "RGB":
         fitted = fitted.convert("RGB")
     array: NDArray[np.uint8] = np.asarray(fitted, dtype=np.uint8)

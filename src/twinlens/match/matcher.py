@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from twinlens.model.openvino_runtime import OpenvinoEncoder
 
-__all__ = ["Matcher", "Picture"]
+__all__ = ["Matcher", "Picture", "open_encoder"]
 
 Picture: TypeAlias = "str | Path | Image.Image | NDArray[Any] | torch.Tensor"
 """A path, a Pillow picture, an array (H, W[, C]), or a tensor (C, H, W) or (H, W).
@@ -74,7 +74,7 @@ class Matcher:
             else Calibration.from_json(description.calibration)
         )
         self.max_pixels = self.data_settings.max_pixels
-        self._encoder = _encoder(stored, device)
+        self._encoder = open_encoder(stored, device)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Matcher:
@@ -284,12 +284,15 @@ class Matcher:
         )
 
 
-def _encoder(stored: StoredModel, device: str) -> OnnxEncoder | OpenvinoEncoder:
+def open_encoder(
+    stored: StoredModel, device: str = "auto", threads: int | None = None
+) -> OnnxEncoder | OpenvinoEncoder:
+    """The encoder of a model, on OpenVINO if it was exported for it, else on ONNX Runtime."""
     if OPENVINO_FILES[0] not in stored.description.graphs:
-        return OnnxEncoder(stored, device)
+        return OnnxEncoder(stored, device, threads)
     from twinlens.model.openvino_runtime import OpenvinoEncoder
 
-    return OpenvinoEncoder(stored, device)
+    return OpenvinoEncoder(stored, device, threads)
 
 
 def _as_list(pictures: Picture | Sequence[Picture]) -> Sequence[Picture]:
