@@ -1,0 +1,1 @@
+"""Formats of `twinlens export`: models for other runtimes, each with its own threshold."""
