@@ -12,7 +12,8 @@ import torch
 from twinlens.config import AugmentSettings, Settings
 from twinlens.data.inspection import TableStatistics
 from twinlens.errors import ConfigError
-from twinlens.learn.auto import Choice, choose_levels, choose_settings
+from twinlens.learn.auto import choose_levels, choose_settings
+from twinlens.learn.records import Choice
 from twinlens.recipes import AUTO_KEYS, load_recipe
 
 LEVELS = {"picture.mean", "picture.std"}

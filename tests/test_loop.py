@@ -33,7 +33,8 @@ from twinlens.learn.learner import (
 )
 from twinlens.learn.loop import StepReport
 from twinlens.learn.objective import Objective
-from twinlens.learn.run_folder import HistoryRow, RunFolder
+from twinlens.learn.records import HistoryRow
+from twinlens.learn.run_folder import RunFolder
 from twinlens.learn.schedule import RunLength
 from twinlens.learn.validation import Validator
 from twinlens.model.comparators import make_comparator

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from twinlens.commands.prepare import split_table
+from twinlens.commands.training_table import split_table
 from twinlens.config import Settings
 from twinlens.data.folders import read_table
 from twinlens.data.manifests import read_manifest

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twinlens.commands.prepare import choice_line, choose_run_settings
+from twinlens.commands.prepare import choose_run_settings
+from twinlens.commands.training_table import choice_line
 from twinlens.config import PictureSettings
 from twinlens.data import pixels
 from twinlens.data.decode import read_array

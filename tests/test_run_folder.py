@@ -14,9 +14,9 @@ from conftest import file_limit
 
 from twinlens.config import Settings
 from twinlens.errors import DataError, TrainingError
-from twinlens.learn.auto import Choice
 from twinlens.learn.history import History
-from twinlens.learn.run_folder import Checkpoint, HistoryRow, RunFolder, RunRecord
+from twinlens.learn.records import Choice, HistoryRow
+from twinlens.learn.run_folder import Checkpoint, RunFolder, RunRecord
 from twinlens.model.compute import Compute
 
 ROWS = [

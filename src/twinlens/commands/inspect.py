@@ -11,24 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinlens.commands.prepare import (
-    choice_line,
-    choose_run_settings,
-    sample_rows,
-    split_table,
-    training_sampler,
-)
+from twinlens.commands.training_table import choice_line, sample_rows, split_table, training_sampler
 from twinlens.config import Settings
 from twinlens.data.decode import open_picture
 from twinlens.data.folders import read_table
 from twinlens.data.inspection import Inspection, inspect_table
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
-from twinlens.errors import DataError, message_lines
+from twinlens.errors import DataError, MissingExtraError, message_lines, naming_extras
 from twinlens.files import check_output_file, save_picture, writing_file
-from twinlens.learn.auto import Choice, choose_levels
+from twinlens.learn.records import Choice
 from twinlens.progress import Progress, console_log
-from twinlens.recipes import load_recipe
+from twinlens.recipes import Recipe, load_recipe
 from twinlens.report.montage import draw_montage
 
 __all__ = ["InspectResult", "inspect"]
@@ -42,7 +36,7 @@ class InspectResult:
         inspection: the report.
         settings: settings of a run; None if it would fail.
         choices: settings chosen from the data, with reasons.
-        problem: reason why a run would fail; None if it would not.
+        problem: reason why a run would fail, such as a missing extra; None if it would not.
     """
 
     inspection: Inspection
@@ -107,13 +101,15 @@ def inspect(
         chosen, choices, problem = None, list[Choice](), None
         try:
             table = split_table(table, plain)
-            chosen, choices = choose_run_settings(loaded, table)
-        except DataError as error:
+            chosen, choices = _choose(loaded, table)
+        except (DataError, MissingExtraError) as error:
             problem = str(error)
         inspection = inspect_table(
             table, max_pixels=plain.data.max_pixels, progress=Progress("inspecting")
         )
         if chosen is not None:
+            from twinlens.learn.auto import choose_levels
+
             try:
                 readable = _readable(table, inspection, chosen)
                 chosen, levels = choose_levels(loaded, chosen, _sample(readable, chosen))
@@ -125,6 +121,14 @@ def inspect(
                 raise DataError(f"there are no pairs to draw: {problem}")
             _draw(table, chosen, montage)
         return InspectResult(inspection, chosen, tuple(choices), problem)
+
+
+@naming_extras()
+def _choose(recipe: Recipe, table: ImageTable) -> tuple[Settings, list[Choice]]:
+    """The settings of a run, which need the networks of the extra `train`."""
+    from twinlens.commands.prepare import choose_run_settings
+
+    return choose_run_settings(recipe, table)
 
 
 def _readable(table: ImageTable, inspection: Inspection, settings: Settings) -> ImageTable:

@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from twinlens.commands.training_table import choice_line, sample_rows, split_table, training_sampler
 from twinlens.config import Settings
 from twinlens.data.duplicates import equal_pictures
 from twinlens.data.folders import read_table
 from twinlens.data.inspection import sample_statistics
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.pixels import DecodedTable, table_depths
-from twinlens.data.samplers import Sampler, make_sampler
-from twinlens.data.splits import assign_splits, is_closed_set
-from twinlens.data.table import ImageTable, require_identities
-from twinlens.errors import DataError, TrainingError, TwinlensError
-from twinlens.learn.auto import Choice, choose_levels, choose_settings
+from twinlens.data.splits import is_closed_set
+from twinlens.data.table import ImageTable
+from twinlens.errors import TrainingError, TwinlensError
+from twinlens.learn.auto import choose_levels, choose_settings
+from twinlens.learn.records import Choice
 from twinlens.learn.run_folder import RunFolder, RunRecord
 from twinlens.machine import machine, versions
 from twinlens.model.compute import choose_compute
@@ -38,20 +38,15 @@ from twinlens.recipes import Recipe, parse_overrides
 
 __all__ = [
     "PreparedRun",
-    "choice_line",
     "choose_run_settings",
     "prepare",
     "resume_command",
-    "sample_rows",
-    "split_table",
-    "training_sampler",
     "warn_unused",
 ]
 
 log = logging.getLogger("twinlens")
 
 MOST_BROKEN = 20  # in the log
-SAMPLE_SIZE = 1000  # pictures, for mean and standard deviation
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,27 +105,6 @@ def prepare(
         raise
 
 
-def split_table(table: ImageTable, settings: Settings) -> ImageTable:
-    """The table with its splits.
-
-    Raises:
-        DataError: too few identities, or no training pictures.
-    """
-    require_identities(table, minimum=2, purpose="training")
-    fractions = settings.data.fractions
-    given = sorted(set(table.split) - {""})
-    table = assign_splits(table, mode=settings.data.split, fractions=fractions, seed=settings.seed)
-    if not len(table.of_split("train")):
-        cause = (
-            f"its pictures are marked {' and '.join(given)}: mark some as train, or none at all"
-            if given
-            else f"data.fractions is {list(fractions)}: the first number is the share of training"
-        )
-        raise DataError(f"{table.source} has no pictures for training, since {cause}")
-    require_identities(table.of_split("train"), minimum=2, purpose="training")
-    return table
-
-
 def choose_run_settings(recipe: Recipe, table: ImageTable) -> tuple[Settings, list[Choice]]:
     """The settings for a table with splits, except `picture.mean` and `picture.std`.
 
@@ -163,29 +137,6 @@ def _choose_depth(settings: Settings, table: ImageTable) -> tuple[Settings, list
     picture = settings.picture.model_copy(update={"depth": depth})
     choice = Choice("picture.depth", depth, why)
     return settings.model_copy(update={"picture": picture}), [choice]
-
-
-def training_sampler(table: ImageTable, settings: Settings) -> Sampler:
-    """The sampler of a run over the training pictures.
-
-    Raises:
-        DataError: no genuine or no impostor pair.
-        ConfigError: settings that give no batch.
-    """
-    training = table.of_split("train")
-    return make_sampler(training.labels(), training.forged, settings.sampler, settings.seed)
-
-
-def sample_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """About a thousand evenly spaced rows, for mean and standard deviation."""
-    return rows[:: max(1, len(rows) // SAMPLE_SIZE)]
-
-
-def choice_line(choice: Choice) -> str:
-    """A chosen setting with its reason, as a line of text."""
-    value = choice.value
-    text = " x ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-    return f"  {choice.key} = {text}: {choice.why}"
 
 
 def _start(

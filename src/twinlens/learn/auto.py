@@ -7,7 +7,6 @@ that the recipe sets to "auto" are chosen; settings of the user stay.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,12 @@ from twinlens.data.inspection import TableStatistics
 from twinlens.learn import auto_network as network
 from twinlens.learn import auto_training as training
 from twinlens.learn.auto_facts import Facts, Rule
+from twinlens.learn.records import Choice
 from twinlens.model.backbones import check_backbone
 from twinlens.model.timm_backbones import pretrained_picture
 from twinlens.recipes import Recipe
 
-__all__ = ["Choice", "choose_levels", "choose_settings"]
+__all__ = ["choose_levels", "choose_settings"]
 
 # In this order: a rule reads the choices of the rules above it.
 RULES: Mapping[str, Rule] = {
@@ -59,15 +59,6 @@ RULES: Mapping[str, Rule] = {
     "train.steps": training.steps,
     "train.metric": training.metric,
 }
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A setting chosen from the data, with the reason."""
-
-    key: str
-    value: Any
-    why: str
 
 
 def choose_settings(

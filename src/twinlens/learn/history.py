@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from twinlens.files import writing_errors
-from twinlens.learn.run_folder import HistoryRow, RunFolder
+from twinlens.learn.records import HistoryRow
+from twinlens.learn.run_folder import RunFolder
 
 __all__ = ["History"]
 

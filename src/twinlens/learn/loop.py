@@ -31,7 +31,8 @@ from twinlens.learn.learner import (
     restore_checkpoint,
 )
 from twinlens.learn.objective import Objective
-from twinlens.learn.run_folder import HistoryRow, RunFolder
+from twinlens.learn.records import HistoryRow
+from twinlens.learn.run_folder import RunFolder
 from twinlens.learn.schedule import RunLength, run_length, schedule_factor
 from twinlens.learn.validation import Validator
 from twinlens.learn.whitening import whiten_head

@@ -29,7 +29,6 @@ from typing import Annotated, Any, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
@@ -44,13 +43,13 @@ from twinlens.config import Settings
 from twinlens.data.csv_file import write_csv
 from twinlens.errors import TrainingError, first_line, validation_problems
 from twinlens.files import writing_file
-from twinlens.learn.auto import Choice
+from twinlens.learn.records import Choice, HistoryRow
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import encoder_layout
 from twinlens.model.tensor_file import layout_problem, read_layout, tensors_under
 from twinlens.parsing import parse_json, read_json, read_text
 
-__all__ = ["Checkpoint", "HistoryRow", "RunFolder", "RunRecord", "lock_run_folder",
+__all__ = ["Checkpoint", "RunFolder", "RunRecord", "lock_run_folder",
            "new_run_folder"]  # fmt: skip
 
 log = logging.getLogger("twinlens")
@@ -81,22 +80,6 @@ class RunRecord(BaseModel):
     choices: list[Choice]
     compute: Compute | None = None
     finished: StrictBool = False
-
-
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-@dataclass(frozen=True)
-class HistoryRow:
-    """A line of `history.csv`; `metric` is None between validations, `event` usually empty."""
-
-    step: Annotated[int, Field(ge=0, le=10**12)]
-    epoch: NonNegative
-    seconds: NonNegative
-    loss: float  # NaN without a step
-    rate: NonNegative
-    metric: Annotated[NonNegative | None, BeforeValidator(lambda text: text or None)] = None
-    event: str = ""
 
 
 _HISTORY = TypeAdapter(list[HistoryRow])

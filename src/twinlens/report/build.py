@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from twinlens.config import Settings
-from twinlens.learn.auto import Choice
-from twinlens.learn.run_folder import HistoryRow
+from twinlens.learn.records import Choice, HistoryRow
 from twinlens.machine import machine, versions
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration
