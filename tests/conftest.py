@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import io
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from twinlens.model.stored import Origin, StoredModel, read_stored_model, store_calibration
+
+if TYPE_CHECKING:
+    from twinlens.model.comparators import Comparator
+    from twinlens.model.encoder import Encoder
+
 PictureFolder = Callable[..., Path]
+EXPORTS = tempfile.TemporaryDirectory()
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +133,39 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
         patch.setenv("TWINLENS_CACHE", str(top / "cache"))
         twinlens.train(top / "pictures", out=top / "run", settings=TINY)
     return TinyRun(top / "run", top / "pictures", said.getvalue())
+
+
+def save_networks(
+    folder: Path,
+    encoder: Encoder,
+    comparator: Comparator,
+    *,
+    origin: Origin | None = None,
+    calibration: dict[str, Any] | None = None,
+) -> StoredModel:
+    """A model folder, with a calibration if given; equal networks are exported once."""
+    from twinlens.model.networks import Networks, save_model
+
+    networks = Networks(encoder.eval(), comparator.eval())
+    content = hashlib.sha256(repr((encoder.model_settings, encoder.picture, origin)).encode())
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            content.update(name.encode() + tensor.numpy().tobytes())
+    made = Path(EXPORTS.name) / content.hexdigest()
+    if not made.exists():
+        save_model(made, networks, origin)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    stored = read_stored_model(folder)
+    return stored if calibration is None else store_calibration(stored, calibration)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_exports() -> Iterator[None]:
+    """torch's exporter reads its own operators anew each time, half of its time in tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        with contextlib.suppress(ImportError):
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            cached = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+            patch.setattr(ONNXRegistry, "from_torchlib", cached)
+        yield

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, PictureFolder, TinyRun, draw_pictures
+from conftest import TINY, PictureFolder, TinyRun, draw_pictures, save_networks
 from PIL import Image
 
 import twinlens
@@ -36,7 +36,6 @@ from twinlens.measure.trials import (
     one_shot_trials,
     pair_trials,
 )
-from twinlens.model.bundle import save_bundle
 from twinlens.model.comparators import COMPARATORS, TorchComparison, make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.report import build as pages
@@ -89,19 +88,19 @@ def test_training_data_is_split_as_it_was(
     copy = shutil.copytree(tiny_run.data, tmp_path / "a copy is the same data")
     lines = (tiny_run.run / "split.csv").read_text(encoding="utf-8").splitlines()[1:]
     for split in ("train", "val", "test"):
-        chosen = select_pictures(model.bundle, copy, split=split, prefer="test")
+        chosen = select_pictures(model, copy, split=split, prefer="test")
         found = {chosen.table.relative(row) for row in range(len(chosen.table))}
         assert found == {line.split(",")[0] for line in lines if line.endswith(f",{split}")}
         assert chosen.identity_disjoint == (split != "train")
-    auto = select_pictures(model.bundle, copy, split="auto", prefer="test")
+    auto = select_pictures(model, copy, split="auto", prefer="test")
     assert (auto.split, auto.identity_disjoint) == ("test", True)
-    whole = select_pictures(model.bundle, copy, split="all", prefer="test")
+    whole = select_pictures(model, copy, split="all", prefer="test")
     assert (whole.split, len(whole.table), whole.identity_disjoint) == ("all", 60, False)
 
 
 def test_other_data_is_taken_whole(model: Matcher, picture_folder: PictureFolder) -> None:
     new = picture_folder({"new a": 3, "new b": 3})
-    chosen = select_pictures(model.bundle, new, split="auto", prefer="test")
+    chosen = select_pictures(model, new, split="auto", prefer="test")
     assert (chosen.split, len(chosen.table), chosen.identity_disjoint) == ("all", 6, True)
     assert chosen.pixels.shape == (6, 1, 16, 16)
 
@@ -130,7 +129,7 @@ def test_of_a_copy_with_more_pictures_only_the_unseen_is_taken(
     ) in capsys.readouterr().err
     assert (found.split, found.identity_disjoint) == ("unseen", True)
     assert set(found.table.identities()) == names["test"]
-    chosen = select_pictures(model.bundle, copy, split="auto", prefer="val")
+    chosen = select_pictures(model, copy, split="auto", prefer="val")
     assert (chosen.split, chosen.identity_disjoint) == ("unseen", True)
     assert set(chosen.table.identities()) == names["val"] | names["test"]
     found = twinlens.evaluate(model.path, copy, split="all")
@@ -148,7 +147,7 @@ def test_where_too_little_is_unseen_all_is_taken(
         shutil.rmtree(copy / name)
     draw_pictures(copy / unseen[0], {"": 1}, seed=5, suffix=" new.png")
     capsys.readouterr()
-    chosen = select_pictures(model.bundle, copy, split="auto", prefer="test")
+    chosen = select_pictures(model, copy, split="auto", prefer="test")
     assert (chosen.split, len(chosen.table), chosen.identity_disjoint) == ("all", 43, False)
     twinlens.evaluate(model.path, copy)
     said = capsys.readouterr().err
@@ -158,10 +157,10 @@ def test_where_too_little_is_unseen_all_is_taken(
 
 def test_of_a_closed_set_only_pictures_are_left_out(closed: ClosedRun, tmp_path: Path) -> None:
     """Its identities are those of the training, as they are meant to be."""
-    bundle = twinlens.load(closed.run).bundle
+    matcher = twinlens.load(closed.run)
     shutil.copytree(closed.data / "train", tmp_path / "more")
     draw_pictures(tmp_path / "more", dict.fromkeys(PLACES, 3), seed=5, suffix=" new.png")
-    chosen = select_pictures(bundle, tmp_path / "more", split="auto", prefer="test")
+    chosen = select_pictures(matcher, tmp_path / "more", split="auto", prefer="test")
     assert (chosen.split, chosen.identity_disjoint) == ("unseen", False)
     assert {Path(path).name for path in chosen.table.path} == {f"{n} new.png" for n in range(3)}
     assert chosen.table.identities() == sorted(PLACES)
@@ -171,11 +170,11 @@ def test_other_data_is_taken_by_its_own_splits(
     model: Matcher, picture_folder: PictureFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = picture_folder({f"{split}/{name}": 3 for split in ("train", "test") for name in "ab"})
-    found = select_pictures(model.bundle, data, split="auto", prefer="test")
+    found = select_pictures(model, data, split="auto", prefer="test")
     assert (found.split, len(found.table)) == ("test", 6)
     with pytest.raises(DataError, match="has no val pictures"):
-        select_pictures(model.bundle, data, split="val", prefer="test")
-    instead = select_pictures(model.bundle, data, split="auto", prefer="val")
+        select_pictures(model, data, split="val", prefer="test")
+    instead = select_pictures(model, data, split="auto", prefer="val")
     assert instead.split == "test"
 
 
@@ -419,7 +418,7 @@ def test_a_copy_of_a_training_picture_is_at_distance_zero(
         ),
         PictureSettings.model_validate({"size": (12, 12), "color": "grey"}),
     )
-    save_bundle(tmp_path / "model", encoder, make_comparator(comparator, 8))
+    save_networks(tmp_path / "model", encoder, make_comparator(comparator, 8))
 
     def uneven(*args: Any, **more: Any) -> Any:
         emb_ND = embed_pixels(*args, **more)
@@ -822,9 +821,7 @@ def test_trials_are_taken_in_blocks(
 
 def test_a_named_set(tiny_run: TinyRun) -> None:
     """Array-backed pictures go the same way as files."""
-    chosen = select_pictures(
-        twinlens.load(tiny_run.run).bundle, "digits", split="auto", prefer="test"
-    )
+    chosen = select_pictures(twinlens.load(tiny_run.run), "digits", split="auto", prefer="test")
     assert (chosen.split, chosen.identity_disjoint) == ("all", True)
     assert chosen.pixels.shape == (len(read_table("digits")), 1, 16, 16)
 
@@ -838,10 +835,10 @@ def test_open_set_is_that_of_the_embeddings(model: Matcher, tiny_run: TinyRun) -
         seed=3, quiet=True,
     )  # fmt: skip
     table = read_table(tiny_run.data)
-    pixels = select_pictures(model.bundle, table, split="all", prefer="test").pixels
+    pixels = select_pictures(model, table, split="all", prefer="test").pixels
     assert model.calibration is not None
     expected = open_set(
-        embed_pixels(model.bundle.encoder, pixels), table.labels(), model.comparison, shot=2,
+        model.embed_pixels(pixels), table.labels(), model.comparison, shot=2,
         rule="mean", pair_threshold=model.calibration.threshold, seed=3,
     )  # fmt: skip
     assert found.open_set == expected is not None

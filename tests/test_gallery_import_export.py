@@ -320,11 +320,13 @@ def test_calibration_leaves_out_the_models_forgeries(
         (tmp_path / "data" / name).mkdir(parents=True)
         shutil.copy(tiny_run.data / "thing 0" / f"{number}.png", tmp_path / "data" / name)
     gallery.enrol_files("c", tiny_run.data / "thing 1" / "0.png")
-    bundle = gallery.matcher.bundle
-    assert bundle.origin is not None
-    data = bundle.origin.data.model_copy(update={"forged_suffix": "_fake"})
-    origin = replace(bundle.origin, data=data)
-    monkeypatch.setattr(gallery.core, "matcher", Matcher(replace(bundle, origin=origin)))
+    matcher = gallery.matcher
+    assert matcher.origin is not None
+    data = matcher.origin.data.model_copy(update={"forged_suffix": "_fake"})
+    origin = replace(matcher.origin, data=data)
+    description = matcher.stored.description.model_copy(update={"origin": origin})
+    stored = replace(matcher.stored, description=description)
+    monkeypatch.setattr(gallery.core, "matcher", Matcher(stored))
     asked: list[list[str]] = []
     steps: list[tuple[int, int]] = []
 

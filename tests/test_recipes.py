@@ -18,11 +18,12 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-import twinlens
 from twinlens.cli.main import main
 from twinlens.commands import train as train_job
 from twinlens.config import without_effect
 from twinlens.model.encoder import Encoder
+from twinlens.model.networks import load_networks
+from twinlens.model.stored import read_stored_model
 from twinlens.recipes import load_recipe, recipe_names, recipe_values
 
 FIXED = ("train.precision=float32", "train.channels_last=no", "train.target_far=0.1")
@@ -164,7 +165,7 @@ def test_faces_triplet(tmp_path: Path) -> None:
     before, after = learn("faces-triplet", tmp_path / "things", tmp_path / "run", *small)
     assert before > 0.3
     assert after["all"] < 0.5 * before
-    learned = twinlens.load(tmp_path / "run").bundle.encoder
+    learned = load_networks(read_stored_model(tmp_path / "run")).encoder
     torch.manual_seed(0)
     initial = Encoder(learned.model_settings, learned.picture)
     for name, tensor in learned.backbone.state_dict().items():

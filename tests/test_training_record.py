@@ -24,7 +24,7 @@ from twinlens.data.folders import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import ModelError
 from twinlens.gallery.sources import Source
-from twinlens.model.bundle import Bundle
+from twinlens.match.matcher import Matcher
 from twinlens.model.stored import DESCRIPTION, hash_identities
 from twinlens.model.training_record import (
     RECORD_FILE,
@@ -221,8 +221,8 @@ def test_thumbnails_are_means_of_areas() -> None:
 
 
 def test_a_run_records_what_it_used(tiny_run: TinyRun) -> None:
-    bundle = twinlens.load(tiny_run.run).bundle
-    record = find_record(bundle.path, bundle.origin)
+    matcher = twinlens.load(tiny_run.run)
+    record = find_record(matcher.path, matcher.origin)
     assert record is not None
     table = read_table(tiny_run.data)
     lines = (tiny_run.run / "split.csv").read_text(encoding="utf-8").splitlines()[1:]
@@ -231,7 +231,7 @@ def test_a_run_records_what_it_used(tiny_run: TinyRun) -> None:
     ]
     assert stat.S_IMODE((tiny_run.run / RECORD_FILE).stat().st_mode) == 0o600
     # The folder "model" need not be called so, and the record may lie within.
-    assert find_record(tiny_run.model / "..", bundle.origin) is not None
+    assert find_record(tiny_run.model / "..", matcher.origin) is not None
 
 
 def test_a_resumed_run_keeps_the_key(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_resumed_run_keeps_the_key(tmp_path: Path) -> None:
     draw_pictures(tmp_path / "data", dict.fromkeys("abcdefgh", 4))
     run, settings = tmp_path / "run", TINY | {"train.steps": 2}
     twinlens.train(tmp_path / "data", out=run, settings=settings, quiet=True)
-    file, first = run / RECORD_FILE, twinlens.load(run).bundle
+    file, first = run / RECORD_FILE, twinlens.load(run)
     before = file.read_bytes()
     facts = json.loads((run / "run.json").read_text()) | {"finished": False}
     (run / "run.json").write_text(json.dumps(facts))
@@ -249,7 +249,7 @@ def test_a_resumed_run_keeps_the_key(tmp_path: Path) -> None:
     (run / "run.json").write_text(json.dumps(facts))
     file.write_bytes(b"damaged")
     twinlens.train(tmp_path / "data", out=run, resume=True, quiet=True)
-    again = twinlens.load(run).bundle
+    again = twinlens.load(run)
     assert again.origin != first.origin
     assert find_record(again.path, again.origin) is not None
     assert find_record(first.path, first.origin) is None
@@ -287,7 +287,7 @@ def copies_of(data: Path, top: Path) -> dict[str, Path]:
 def test_training_data_is_recognised_under_other_names(
     people: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = twinlens.load(people.run).bundle
+    matcher = twinlens.load(people.run)
     expected = json.loads((people.run / "results.json").read_text())
     assert (expected["split"], expected["identity_disjoint"]) == ("test", True)
     for data in copies_of(people.data, tmp_path).values():
@@ -297,7 +297,7 @@ def test_training_data_is_recognised_under_other_names(
         assert (result.split, result.identity_disjoint) == ("test", True)
         eer = expected["verification"]["eer"]["value"]
         assert result.verification.eer.value == pytest.approx(eer, abs=1e-6)
-        assert select_pictures(bundle, data, split="auto", prefer="val").split == "val"
+        assert select_pictures(matcher, data, split="auto", prefer="val").split == "val"
         whole = twinlens.evaluate(people.run, data, split="all")
         assert (len(whole.table), whole.identity_disjoint) == (60, False)
         assert "was trained on some of these identities" in capsys.readouterr().err
@@ -370,7 +370,7 @@ def test_a_model_is_written_after_its_record(
         assert read_record(folder.parent / RECORD_FILE) is not None
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("twinlens.commands.train.save_bundle", killed)
+    monkeypatch.setattr("twinlens.commands.train.save_model", killed)
     draw_pictures(tmp_path / "data", dict.fromkeys("abcdefgh", 4))
     settings = TINY | {"train.steps": 2}
     with pytest.raises(KeyboardInterrupt):
@@ -445,21 +445,23 @@ def test_a_model_without_its_record_does_not_know(
 def test_a_model_of_format_1_knows_names_however_accents_are_stored(
     people: TinyRun, tmp_path: Path
 ) -> None:
-    bundle = of_format_1(twinlens.load(people.run).bundle, people)
+    matcher = of_format_1(twinlens.load(people.run), people)
     names = [f"faces/{NFC}", f"faces/{NFD}", "new"]
     is_trained = f"faces/{NFC}" in identities(people.run, "train")
-    assert trained_names(bundle.origin, None, names).tolist() == [is_trained, is_trained, False]
-    same = select_pictures(bundle, people.data, split="auto", prefer="test")
+    assert trained_names(matcher.origin, None, names).tolist() == [is_trained, is_trained, False]
+    same = select_pictures(matcher, people.data, split="auto", prefer="test")
     assert (same.split, same.identity_disjoint) == ("test", True)
     draw_pictures(tmp_path / "data", {"new a": 4, "new b": 4}, seed=9)
-    other = select_pictures(bundle, tmp_path / "data", split="auto", prefer="test")
+    other = select_pictures(matcher, tmp_path / "data", split="auto", prefer="test")
     assert (other.split, other.identity_disjoint) == ("all", None)
 
 
-def of_format_1(bundle: Bundle, run: TinyRun) -> Bundle:
-    assert bundle.origin is not None
+def of_format_1(matcher: Matcher, run: TinyRun) -> Matcher:
+    assert matcher.origin is not None
     hashes = hash_identities(identities(run.run, "train"))
-    return replace(bundle, origin=replace(bundle.origin, record=None, identities=hashes))
+    origin = replace(matcher.origin, record=None, identities=hashes)
+    description = matcher.stored.description.model_copy(update={"origin": origin})
+    return Matcher(replace(matcher.stored, description=description))
 
 
 def test_lists_of_trials_of_trained_pictures_are_called_so(
@@ -502,15 +504,15 @@ def test_a_named_set_is_known_by_its_pixels(tmp_path: Path) -> None:
     digits = read_table("digits")
     few = digits.select(np.arange(0, len(digits), 12))
     twinlens.train(few, out=tmp_path / "run", settings=TINY | {"train.steps": 2}, quiet=True)
-    bundle = twinlens.load(tmp_path / "run").bundle
+    matcher = twinlens.load(tmp_path / "run")
     other = replace(few, identity=np.array([f"digit {name}" for name in few.identity], object))
     assert other.fingerprint() != few.fingerprint()
-    chosen = select_pictures(bundle, other, split="auto", prefer="test")
+    chosen = select_pictures(matcher, other, split="auto", prefer="test")
     assert (chosen.split, chosen.identity_disjoint) == ("test", True)
     mixed = digits.select(np.arange(0, len(digits), 6))
-    chosen = select_pictures(bundle, mixed, split="all", prefer="test")
+    chosen = select_pictures(matcher, mixed, split="all", prefer="test")
     assert chosen.identity_disjoint is False
-    assert json.loads((bundle.path / DESCRIPTION).read_text())["format"] == 2
+    assert json.loads((matcher.path / DESCRIPTION).read_text())["format"] == 3
 
 
 # --- galleries ----------------------------------------------------------------------------------

@@ -22,10 +22,11 @@ from twinlens.config import SHIFTS
 from twinlens.errors import ModelError, first_line
 from twinlens.model.comparators import Comparator
 from twinlens.model.encoder import Encoder
-from twinlens.model.stored import WEIGHTS_KEY
+from twinlens.model.stored import MODEL_KEY, PICTURE_KEY, WEIGHTS_KEY
 
 __all__ = ["write_comparator", "write_encoder"]
 
+CHATTY = ("torch.onnx", "torch.__trace", "onnxscript", "onnx_ir")  # loggers
 SEVERAL = 2  # torch takes a dimension of 1 for a constant.
 
 
@@ -80,8 +81,8 @@ def write_encoder(encoder: Encoder, file: Path, weights: str) -> None:
     settings, picture = encoder.model_settings, encoder.picture
     metadata = {
         "twinlens.version": __version__,
-        "twinlens.picture": picture.model_dump_json(),
-        "twinlens.model": settings.model_dump_json(exclude={"weights", "pretrained"}),
+        PICTURE_KEY: picture.model_dump_json(),
+        MODEL_KEY: settings.model_dump_json(exclude={"weights", "pretrained"}),
         WEIGHTS_KEY: weights,
     }
     if settings.backbone == "strokes":
@@ -140,12 +141,13 @@ def _write(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporter, which prints its steps and warns of parts of torch itself."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    levels = {name: logging.getLogger(name).level for name in CHATTY}
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

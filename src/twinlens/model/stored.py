@@ -15,9 +15,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twinlens._version import __version__
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
@@ -27,11 +27,33 @@ from twinlens.model.onnx_file import read_onnx_header
 from twinlens.model.tensor_file import read_layout
 from twinlens.parsing import read_json
 
-__all__ = ["COMPARATOR_GRAPH", "DESCRIPTION", "FINGERPRINT", "FORMAT", "GRAPH", "MODEL_FILES",
-           "OPENVINO_FILES", "WEIGHTS", "WEIGHTS_KEY", "Fingerprint", "ModelDescription", "Origin",
-           "StoredModel", "damaged_model", "file_sha256", "fingerprint_of", "hash_identities",
-           "model_folder", "read_stored_model", "read_values", "store_calibration",
-           "write_description"]  # fmt: skip
+__all__ = [
+    "COMPARATOR_GRAPH",
+    "DESCRIPTION",
+    "FINGERPRINT",
+    "FORMAT",
+    "GRAPH",
+    "LEARNED_COMPARATORS",
+    "MODEL_FILES",
+    "MODEL_KEY",
+    "OPENVINO_FILES",
+    "PICTURE_KEY",
+    "WEIGHTS",
+    "WEIGHTS_KEY",
+    "Fingerprint",
+    "ModelDescription",
+    "Origin",
+    "StoredModel",
+    "damaged_model",
+    "file_sha256",
+    "fingerprint_of",
+    "hash_identities",
+    "model_folder",
+    "read_stored_model",
+    "read_values",
+    "store_calibration",
+    "write_description",
+]
 
 FORMAT: Final = 3
 GRAPH, COMPARATOR_GRAPH = "model.onnx", "comparator.onnx"
@@ -40,8 +62,11 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 MODEL_FILES = (GRAPH, *OPENVINO_FILES, COMPARATOR_GRAPH, WEIGHTS, DESCRIPTION)
 """Every file that a model may have, in the order in which they are copied: the description last."""
 
-WEIGHTS_KEY = "twinlens.weights"
-"""Key of a graph's metadata: SHA-256 of the weights that it was made from."""
+LEARNED_COMPARATORS = ("sigmoid", "network")
+"""Comparators with weights, which are a graph of their own."""
+
+MODEL_KEY, PICTURE_KEY, WEIGHTS_KEY = "twinlens.model", "twinlens.picture", "twinlens.weights"
+"""Keys of a graph's metadata: settings as JSON, and SHA-256 of the weights behind it."""
 
 GALLERY_MODELS = "models"  # the folder of a gallery that holds the copy of its model
 FINGERPRINT = "^[0-9a-f]{16}$"
@@ -101,6 +126,18 @@ class ModelDescription(BaseModel):
     fingerprint: Fingerprint
     calibration: dict[str, Any] | None = None
     origin: Origin | None = None
+
+    @model_validator(mode="after")
+    def _has_all_graphs(self) -> Self:
+        """A graph without a hash would be loaded unchecked."""
+        learned = [COMPARATOR_GRAPH] if self.model.comparator in LEARNED_COMPARATORS else []
+        needed = [{*names, *learned} for names in ((GRAPH,), OPENVINO_FILES)]
+        if self.graphs and not any(names <= self.graphs.keys() for names in needed):
+            raise ValueError(
+                f"graphs must name {' and '.join(sorted(needed[0]))}, "
+                f"found {' and '.join(sorted(self.graphs))}"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -201,20 +238,34 @@ def _check_graph(file: Path, expected: str, description: ModelDescription) -> No
         ModelError: missing, damaged, of another model, or of other weights.
     """
     try:
-        made_from = None
+        metadata = dict[str, str]()
         if file.suffix == ".onnx":
-            made_from = read_onnx_header(file).metadata.get(WEIGHTS_KEY)
+            metadata = read_onnx_header(file).metadata
         elif not file.is_file():
             raise ValueError("it is missing, or no regular file")
         is_same = file_sha256(file) == expected
     except (OSError, ValueError) as error:
         raise damaged_model(file.parent, f"{file.name}: {first_line(error)}") from error
-    if description.weights is not None and made_from not in (None, description.weights):
+    if file.name == GRAPH and not _describes(metadata, description):
+        raise damaged_model(
+            file.parent, f"{file.name} and {DESCRIPTION} disagree: they are of different networks"
+        )
+    if metadata.get(WEIGHTS_KEY) not in (None, description.weights):
         raise damaged_model(
             file.parent, f"{file.name} and {WEIGHTS} disagree: they hold different weights"
         )
     if not is_same:
         raise damaged_model(file.parent, f"{file.name} is not the file that {DESCRIPTION} names")
+
+
+def _describes(metadata: Mapping[str, str], description: ModelDescription) -> bool:
+    """Whether the metadata of a graph names the network and the pictures of a description."""
+    try:
+        model = ModelSettings.model_validate_json(metadata[MODEL_KEY])
+        picture = PictureSettings.model_validate_json(metadata[PICTURE_KEY])
+    except (KeyError, ValidationError):
+        return False
+    return (model, picture) == (description.model, description.picture)
 
 
 def read_values(folder: Path) -> dict[str, Any]:
