@@ -112,6 +112,19 @@ def test_a_model_of_format_1_is_completed_and_still_gives_its_embeddings(tmp_pat
     assert after == before
 
 
+def test_the_golden_model_of_format_3_still_gives_its_answers() -> None:
+    golden = GOLDEN.with_name("bundle_3")
+    answer = json.loads((golden / "answer.json").read_text())
+    matcher = Matcher.load(golden)
+    emb_ND = matcher.embed_pixels(pixels())
+    np.testing.assert_allclose(emb_ND, answer["embeddings"], atol=1e-6)
+    dist_NN = matcher.comparison.matrix(emb_ND, emb_ND)
+    np.testing.assert_allclose(dist_NN, answer["distances"], atol=3e-3)
+    assert matcher.calibration == CALIBRATION
+    assert matcher.stored.description.format == 3
+    assert matcher.origin == ORIGIN
+
+
 def test_the_golden_model_of_format_2_finds_its_training_record() -> None:
     """Recorded: flat pictures of 8 x 8 in memory, of the identities 1 and 2 in turn."""
     stored = read_stored_model(GOLDEN.with_name("bundle_2"))
