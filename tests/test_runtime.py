@@ -21,6 +21,7 @@ from torch import nn
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, ModelError
 from twinlens.machine import num_threads
+from twinlens.machine import num_threads
 from twinlens.model.comparators import (
     Comparator,
     Network,
@@ -42,7 +43,11 @@ slow = pytest.mark.slow
 def stored_network(
     folder: Path, model: dict[str, Any], picture: dict[str, Any] = SMALL
 ) -> tuple[Networks, StoredModel]:
-    """Networks with statistics and slopes that are not where they begin."""
+    """Networks with statistics and slopes that are not where they begin.
+
+    In a deep network slopes up to 3 would make rounding large, also that of torch alone.
+    """
+    slope, mean = (3, 1) if model["backbone"] in OWN_BACKBONES else (1.5, 0.1)
     torch.manual_seed(0)
     settings = ModelSettings.model_validate({"embedding": 6} | model)
     encoder = Encoder(settings, PictureSettings.model_validate(picture)).eval()
@@ -50,9 +55,9 @@ def stored_network(
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             assert module.running_mean is not None
             assert module.running_var is not None
-            module.running_mean.uniform_(-1, 1)
+            module.running_mean.uniform_(-mean, mean)
             module.running_var.uniform_(0.5, 2)
-            module.weight.data.uniform_(1, 3)
+            module.weight.data.uniform_(1, slope)
             module.bias.data.uniform_(-0.5, 1)
     comparator = make_comparator(settings.comparator, settings.embedding)
     if isinstance(comparator, Network):  # Else all its distances may be 0.
@@ -164,11 +169,13 @@ def test_strokes(shifts: bool, tmp_path: Path) -> None:
 
 @slow
 @pytest.mark.parametrize(
-    "backbone",
-    ["test_resnet.r160_in1k", "test_vit", "resnet18", "mobilenetv3_small_050",
-     "tf_efficientnet_lite0", "vit_tiny_patch16_224", "convnext_atto"],
+    ("backbone", "shifts"),
+    [
+        ("test_resnet.r160_in1k", True), ("test_vit", False), ("resnet18", False),
+        ("mobilenetv3_small_050", False), ("tf_efficientnet_lite0", False),
+        ("tf_efficientnet_lite0", True), ("vit_tiny_patch16_224", False), ("convnext_atto", False),
+    ],
 )  # fmt: skip
-@pytest.mark.parametrize("shifts", [False, True])
 def test_networks_of_timm(backbone: str, shifts: bool, tmp_path: Path) -> None:
     side = 224 if "224" in backbone else 160 if "vit" in backbone else 64
     model = {"backbone": backbone, "shifts": shifts, "pretrained": False}
