@@ -22,6 +22,7 @@ __all__ = [
     "Command",
     "Parser",
     "data_argument",
+    "device_argument",
     "json_argument",
     "model_argument",
     "print_json",
@@ -143,6 +144,13 @@ def show_argument(parser: argparse.ArgumentParser, text: str) -> None:
 def json_argument(parser: argparse.ArgumentParser) -> None:
     """`--json`."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def device_argument(parser: argparse.ArgumentParser) -> None:
+    """`--device`."""
+    parser.add_argument("--device", default="auto", metavar="NAME",
+                        help="computes embeddings: cpu, cuda, cuda:1, coreml, openvino, directml, "
+                        "or auto: CUDA if ONNX Runtime has it")  # fmt: skip
 
 
 def quiet_argument(parser: argparse.ArgumentParser) -> None:

@@ -12,10 +12,12 @@ from twinlens.cli.arguments import (
     MODEL_HELP,
     Command,
     data_argument,
+    device_argument,
     json_argument,
     model_argument,
     print_json,
     quiet_argument,
+    root_argument,
     show_argument,
     values_of,
 )
@@ -113,6 +115,7 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     data_argument(parser, nargs="?")  # Optional here, so that a gallery's error comes first.
     parser.add_argument("--far", type=float, default=0.01, help="target false accept rate (0.01)")
     _add_split(parser)
+    device_argument(parser)
     json_argument(parser)
     quiet_argument(parser)
 
@@ -167,6 +170,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a report")
     parser.add_argument("--seed", type=int, default=0,
                         help="random seed for pairs, episodes and bootstrap (0)")  # fmt: skip
+    device_argument(parser)
     json_argument(parser)
     quiet_argument(parser)
 
@@ -175,6 +179,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
     parser.add_argument("a", metavar="A", type=Path, help="a picture")
     parser.add_argument("b", metavar="B", type=Path, help="another picture")
+    device_argument(parser)
     json_argument(parser)
     show_argument(parser, "draw both pictures and the verdict")
 
@@ -192,6 +197,26 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     data_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.parquet",
                         help="file to write or replace")  # fmt: skip
+    device_argument(parser)
+    quiet_argument(parser)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    model_argument(parser)
+    parser.add_argument("out", metavar="OUT", type=Path, help="new folder")
+    parser.add_argument("--format", default="onnx", metavar="NAME",
+                        help="onnx (default), onnx-int8: smaller and faster, openvino, hub: for a "
+                        "model hub, or web: a page that compares pictures")  # fmt: skip
+    parser.add_argument("--resize", default="outside", metavar="WHERE",
+                        help="outside (default), or inside: an ONNX graph takes pictures of any "
+                        "size")  # fmt: skip
+    parser.add_argument("--data", metavar="DATA", help="labelled pictures to measure and calibrate "
+                        "the export on (default: those of the training)")  # fmt: skip
+    root_argument(parser)
+    parser.add_argument("--onnxruntime-web", type=Path, metavar="FOLDER",
+                        help="with web: the npm package (default: npm fetches it)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="random seed for pairs and bootstrap")
+    json_argument(parser)
     quiet_argument(parser)
 
 
@@ -245,6 +270,7 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
                         help="score the clusters by the labels of DATA "
                         "(default: not for a folder, which is taken as unlabelled)",
                         )  # fmt: skip
+    device_argument(parser)
     json_argument(parser)
     quiet_argument(parser)
 
@@ -334,6 +360,10 @@ COMMANDS: dict[str, Command] = {
     "embed": Command(
         "write the embeddings of pictures to a file", _add_embed, lambda: twinlens.embed,
         show=_show_count,
+    ),
+    "export": Command(
+        "write a model for other runtimes, and measure what it changes", _add_export,
+        lambda: twinlens.export,
     ),
     "faces": Command("crop the faces out of photographs", _add_faces, lambda: twinlens.faces),
     "cluster": Command(

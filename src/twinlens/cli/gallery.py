@@ -1,7 +1,7 @@
 """The commands of galleries: `twinlens gallery ...`, `twinlens identify`, `twinlens search`.
 
 A subcommand of `gallery` is a method of `gallery.gallery.Gallery`. Subcommands that embed nothing
-do not load torch.
+open no graph.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from twinlens.cli.arguments import (
     MODEL_HELP,
     Parser,
     data_argument,
+    device_argument,
     json_argument,
     print_result,
     quiet_argument,
@@ -93,6 +94,7 @@ def _add_enrol(parser: argparse.ArgumentParser) -> None:
                         )  # fmt: skip
     parser.add_argument("--keep-thumbnails", action="store_true",
                         help="store small pictures in the gallery too")  # fmt: skip
+    device_argument(parser)
     quiet_argument(parser)
 
 
@@ -102,6 +104,7 @@ def _enrol(
     identity: str | None,
     root: Path | None,
     metadata: Sequence[str],
+    device: str,
     **values: Any,
 ) -> EnrolResult:
     from twinlens.progress import Progress
@@ -113,13 +116,13 @@ def _enrol(
                 f"enrol needs one DATA ({DATA_HELP}), or --identity NAME and its files; found "
                 f"{len(data)} words after GALLERY"
             )
-        gallery = twinlens.Gallery.open(place)
+        gallery = twinlens.Gallery.open(place, device=device)
         return _finish_enrolment(gallery, gallery.enrol(data[0], root=root, **values))
     if root is not None:
         raise ConfigError("--root belongs to DATA: leave it out with --identity")
     if not data:
         raise ConfigError("--identity NAME needs one file or more of that identity")
-    gallery = twinlens.Gallery.open(place)
+    gallery = twinlens.Gallery.open(place, device=device)
     return _finish_enrolment(gallery, gallery.enrol_files(identity, data, **values))
 
 
@@ -195,14 +198,15 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
                         "the best")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0,
                         help="random seed for probes and bootstrap (0)")  # fmt: skip
+    device_argument(parser)
     quiet_argument(parser)
 
 
-def _calibrate(place: str, **values: Any) -> Any:
+def _calibrate(place: str, device: str, **values: Any) -> Any:
     from twinlens.gallery.results import GalleryCalibrationResult
     from twinlens.progress import Progress
 
-    gallery = twinlens.Gallery.open(place)
+    gallery = twinlens.Gallery.open(place, device=device)
     calibration = gallery.calibrate(**values, progress=Progress("calibrating", "probes"))
     pairs = gallery.state().pairs
     return GalleryCalibrationResult(calibration, None if pairs is None else pairs.threshold)
@@ -227,6 +231,7 @@ def _add_rebuild(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, metavar="NEW", help="the new model")
     parser.add_argument("--drop-missing", action="store_true",
                         help="drop templates whose picture is missing")  # fmt: skip
+    device_argument(parser)
     quiet_argument(parser)
 
 
@@ -284,6 +289,7 @@ def add_identify(parser: argparse.ArgumentParser) -> None:
                         help="false positive identification rate (default: the calibration's)",
                         )  # fmt: skip
     show_argument(parser, "draw the pictures beside their candidates")
+    device_argument(parser)
     json_argument(parser)
     quiet_argument(parser)
 
@@ -304,6 +310,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-k", type=int, default=20, help="number of hits (20)")
     parser.add_argument("--where", metavar="CONDITION", help=WHERE_HELP)
     show_argument(parser, "draw the hits")
+    device_argument(parser)
     json_argument(parser)
 
 

@@ -28,6 +28,7 @@ def calibrate(
     split: str = "auto",
     root: str | Path | None = None,
     seed: int = 0,
+    device: str = "auto",
     quiet: bool = False,
 ) -> Matcher:
     """Find the threshold for a target false accept rate, fit a probability, and store both.
@@ -41,6 +42,7 @@ def calibrate(
             model was trained on.
         root: folder of a named set's local copy.
         seed: random seed for pairs and bootstrap.
+        device: device of the embeddings, as in `twinlens.load`.
         quiet: log warnings only.
     Returns:
         The calibrated model.
@@ -57,7 +59,7 @@ def calibrate(
         raise ConfigError(f"far must be in (0, 1), such as 0.01; found {far}")
     check_seed(seed)
     with console_log(quiet):
-        matcher = Matcher.load(model)
+        matcher = Matcher.load(model, device)
         selection = select_pictures(matcher, data, split=split, prefer="val", root=root)
         emb_ND = matcher.embed_pixels(selection.pixels, Progress("embedding"))
         calibration = calibrate_on(emb_ND, selection.table, matcher.comparison, far, seed=seed)

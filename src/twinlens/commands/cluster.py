@@ -45,6 +45,7 @@ def cluster(
     labelled: bool | None = None,
     neighbours: int | None = None,
     root: str | Path | None = None,
+    device: str = "auto",
     quiet: bool = False,
 ) -> ClusterResult:
     """Cluster pictures so that each cluster shows one thing.
@@ -65,6 +66,7 @@ def cluster(
             does not, and everything else does, a gallery included.
         neighbours: nearest pictures by which each picture can be merged; 32 by default.
         root: folder of a named set's copy, or of a manifest's relative paths.
+        device: device of the embeddings, as in `twinlens.load`.
         quiet: whether to log only warnings.
     Raises:
         CalibrationError: the model is not calibrated, or not for `far`, and no `threshold`.
@@ -83,7 +85,7 @@ def cluster(
         if data is None:
             return _of_gallery(model, expand_user(out), far, threshold, constraints, min_size, copy,
                                labelled is not False, neighbours, root)  # fmt: skip
-        matcher = Matcher.load(model)
+        matcher = Matcher.load(model, device)
         cut = _cut(matcher, far, threshold, neighbours)
         table, is_labelled = _read(matcher, data, root, labelled)
         folder = table.root if is_folder(data) else None

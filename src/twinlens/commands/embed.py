@@ -32,6 +32,7 @@ def embed(
     *,
     out: str | Path,
     root: str | Path | None = None,
+    device: str = "auto",
     quiet: bool = False,
 ) -> int:
     """Write the embedding of every picture to a Parquet file: path, identity, forged, embedding.
@@ -41,6 +42,7 @@ def embed(
         data: a folder, a manifest, the name of a set, or a table; all splits.
         out: the file, which only its owner can read; its metadata holds the model's fingerprint.
         root: folder of a named set's local copy.
+        device: device of the embeddings, as in `twinlens.load`.
         quiet: log warnings only.
     Returns:
         The number of rows.
@@ -56,7 +58,7 @@ def embed(
     if Path(out).suffix.lower() != ".parquet":
         raise DataError(f"embeddings are written as Parquet: name a file .parquet, found {out}")
     with console_log(quiet):
-        matcher = Matcher.load(model)
+        matcher = Matcher.load(model, device)
         settings = matcher.data_settings
         stream = PixelStream(
             read_data(matcher, data, root),

@@ -69,6 +69,7 @@ def evaluate(
     answers: str | Path | None = None,
     root: str | Path | None = None,
     seed: int = 0,
+    device: str = "auto",
     quiet: bool = False,
 ) -> Evaluation:
     """Evaluate a model on pictures that it was not trained on.
@@ -102,6 +103,7 @@ def evaluate(
             the calibrated threshold, else 0, and empty without a calibration.
         root: folder of a named set's local copy.
         seed: random seed for pairs, episodes and bootstrap.
+        device: device of the embeddings, as in `twinlens.load`.
         quiet: log warnings only.
     Returns:
         The results of the protocol; `as_text()` and `as_json()` show them.
@@ -126,7 +128,7 @@ def evaluate(
         if file is not None:
             check_output_file(file)
     with console_log(quiet):
-        matcher = Matcher.load(model)
+        matcher = Matcher.load(model, device)
         table = None if data is None else _read(matcher, data, root, trials_only=trials is not None)
         if table is None and report is not None:
             raise DataError(f"{data} has no classes, which a report needs: leave out --report")

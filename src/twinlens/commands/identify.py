@@ -112,6 +112,7 @@ def identify(
     k: int = 5,
     far: float | None = None,
     show: str | Path | None = None,
+    device: str = "auto",
     quiet: bool = False,
 ) -> IdentificationResult:
     """Identify picture files in a gallery, or answer "nobody".
@@ -122,6 +123,7 @@ def identify(
         k: number of candidates of each picture, at most.
         far: false positive identification rate; the calibration's by default.
         show: file for a picture of them beside their candidates.
+        device: device of the embeddings, as in `twinlens.load`.
         quiet: log warnings only.
     Raises:
         GalleryError: no gallery, or a damaged one.
@@ -140,7 +142,7 @@ def identify(
     if show is not None:
         check_sheet(show)
     with console_log(quiet):
-        opened = _open(gallery)
+        opened = _open(gallery, device)
         result = IdentificationResult(_identify_all(opened, names, k, far))
         _check_any_read(result)
         if show is not None:
@@ -155,6 +157,7 @@ def search(
     k: int = 20,
     where: str | None = None,
     show: str | Path | None = None,
+    device: str = "auto",
 ) -> SearchResult:
     """Find the templates of a gallery that are nearest to a picture file.
 
@@ -165,6 +168,7 @@ def search(
         where: condition on templates, such as "identity = 'anna'" or "metadata.camera = 'north'
             AND time > date '2026-01-01'".
         show: file for a picture of the hits.
+        device: device of the embeddings, as in `twinlens.load`.
     Raises:
         GalleryError: no gallery, or a condition that is not understood.
         PictureError: the picture cannot be read.
@@ -178,15 +182,15 @@ def search(
     if show is not None:
         check_sheet(show)
     with console_log():
-        opened = _open(gallery)
+        opened = _open(gallery, device)
         result = SearchResult(str(picture), opened.search(str(picture), k=k, where=where))
         if show is not None:
             draw_hits(show, opened, result.picture, result.hits)
     return result
 
 
-def _open(gallery: str | Path | Gallery) -> Gallery:
-    return gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
+def _open(gallery: str | Path | Gallery, device: str) -> Gallery:
+    return gallery if isinstance(gallery, Gallery) else Gallery.open(gallery, device=device)
 
 
 def _identify_all(

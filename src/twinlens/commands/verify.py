@@ -12,11 +12,13 @@ from twinlens.match.matcher import Matcher
 __all__ = ["load", "verify"]
 
 
-def load(path: str | Path) -> Matcher:
+def load(path: str | Path, device: str = "auto") -> Matcher:
     """Load a trained model.
 
     Args:
         path: folder of a model or of a run.
+        device: computes embeddings: "auto" (CUDA if ONNX Runtime has it, else the CPU), "cpu",
+            "cuda", "cuda:1", "coreml", "openvino" or "directml".
     Raises:
         ModelError: no model, a damaged one, or one of a newer format.
 
@@ -25,22 +27,27 @@ def load(path: str | Path) -> Matcher:
         >>> model.distance("a.jpg", "b.jpg")  # doctest: +SKIP
         0.4137
     """
-    return Matcher.load(path)
+    return Matcher.load(path, device)
 
 
 def verify(
-    model: str | Path, a: str | Path, b: str | Path, *, show: str | Path | None = None
+    model: str | Path,
+    a: str | Path,
+    b: str | Path,
+    *,
+    show: str | Path | None = None,
+    device: str = "auto",
 ) -> VerifyAnswer:
     """Verify that two picture files show the same thing.
 
-    Torch is not loaded for the backbones `conv`, `mlp`, `residual` and `signet` with a comparator
-    without weights. For many pairs, `load(model).verify(a, b)` is faster.
+    For many pairs, `load(model).verify(a, b)` is faster.
 
     Args:
         model: folder of a model or of a run.
         a: a picture file.
         b: another picture file.
         show: file for a picture of both and the verdict; its ending sets the format.
+        device: device of the embeddings, as in `twinlens.load`.
     Raises:
         CalibrationError: the model is not calibrated.
         PictureError: a file that cannot be read.
@@ -52,7 +59,7 @@ def verify(
     """
     if show is not None:
         check_output_file(show)
-    matcher = Matcher.load(model)
+    matcher = Matcher.load(model, device)
     answer = matcher.verify(a, b)
     if show is not None:
         from twinlens.report.answer_sheet import draw_verdict

@@ -51,10 +51,11 @@ class GalleryCore:
         place: folder, or address in an object store.
         fingerprint: fingerprint of the model; vectors of another model are refused.
         dim: D.
+        device: device of the model, as in `Matcher.load`.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, device: str = "auto") -> None:
+        self.store, self.device = store, device
         self._lock = threading.Lock()
         self._state: GalleryState | None = None
         self.place = store.place
@@ -89,7 +90,7 @@ class GalleryCore:
         else:
             self.state()  # Says so if the gallery was rebuilt meanwhile.
             check_content(self.place)
-        matcher = Matcher.load(folder)
+        matcher = Matcher.load(folder, self.device)
         self._check_own(matcher.fingerprint, folder)
         stored, own = self.state().settings, model_settings(matcher)
         dim = matcher.settings.embedding

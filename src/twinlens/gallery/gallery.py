@@ -70,8 +70,8 @@ class Gallery:
         dim: D.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.core = GalleryCore(store)
+    def __init__(self, store: Store, device: str = "auto") -> None:
+        self.core = GalleryCore(store, device)
         self.place, self.fingerprint = self.core.place, self.core.fingerprint
         self.dim = self.core.dim
 
@@ -82,6 +82,7 @@ class Gallery:
         model: str | Path | Matcher,
         *,
         options: Mapping[str, str] | None = None,
+        device: str = "auto",
     ) -> Gallery:
         """Create an empty gallery, which carries a copy of the model.
 
@@ -89,25 +90,36 @@ class Gallery:
             place: new or empty folder, or an address such as `s3://bucket/faces`.
             model: model folder, run folder, or a loaded model.
             options: Lance's `storage_options` for the object store.
+            device: as in `Matcher.load`.
         Raises:
             ModelError: no model.
             GalleryError: the place is not empty, or cannot be written.
         """
         from twinlens.match.matcher import Matcher
 
-        matcher = model if isinstance(model, Matcher) else Matcher.load(model)
+        matcher = model if isinstance(model, Matcher) else Matcher.load(model, device)
         dim = matcher.settings.embedding
         with model_files(matcher) as files:
-            return cls(Store.create(place, dim, new_settings(matcher), files, options=options))
+            return cls(Store.create(place, dim, new_settings(matcher), files, options=options), device)
 
     @classmethod
-    def open(cls, place: str | Path, *, options: Mapping[str, str] | None = None) -> Gallery:
+    def open(
+        cls,
+        place: str | Path,
+        *,
+        options: Mapping[str, str] | None = None,
+        device: str = "auto",
+    ) -> Gallery:
         """Open an existing gallery.
 
+        Args:
+            place: folder of the gallery, or its address.
+            options: Lance's `storage_options` for the object store.
+            device: as in `Matcher.load`.
         Raises:
             GalleryError: missing, damaged, or of a newer format.
         """
-        return cls(Store.open(place, options=options))
+        return cls(Store.open(place, options=options), device)
 
     def __repr__(self) -> str:
         return f"Gallery({self.place!r}, {len(self)} templates, model {self.fingerprint})"
@@ -440,6 +452,7 @@ class Gallery:
         model: str | Path | Matcher,
         *,
         drop_missing: bool = False,
+        device: str = "auto",
         progress: Progress | None = None,
     ) -> RebuildResult:
         """Embed all pictures again, with another model, from their stored paths.
@@ -449,12 +462,16 @@ class Gallery:
         Args:
             model: the new model.
             drop_missing: whether to drop templates whose picture is missing.
+            device: as in `Matcher.load`.
             progress: callback with the pictures done and in all.
         Raises:
             GalleryError: pictures are missing or changed and `drop_missing` is not set; the gallery
                 is unchanged.
         """
-        return migrate.rebuild(self.core, model, drop_missing, progress)
+        from twinlens.match.matcher import Matcher
+
+        matcher = model if isinstance(model, Matcher) else Matcher.load(model, device)
+        return migrate.rebuild(self.core, matcher, drop_missing, progress)
 
 
 def _check_count(k: int) -> None:

@@ -33,12 +33,9 @@ Progress = Callable[[int, int], None]
 
 
 def rebuild(
-    core: GalleryCore, model: str | Path | Matcher, drop_missing: bool, progress: Progress | None
+    core: GalleryCore, matcher: Matcher, drop_missing: bool, progress: Progress | None
 ) -> RebuildResult:
     """Embed all pictures again with another model; see `Gallery.rebuild`."""
-    from twinlens.match.matcher import Matcher
-
-    matcher = model if isinstance(model, Matcher) else Matcher.load(model)
     missing = _missing(core)
     if missing and not drop_missing:
         raise GalleryError(_missing_message(list(missing.values()), len(core)))
