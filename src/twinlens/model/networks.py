@@ -21,6 +21,7 @@ from twinlens.model.runtime import OnnxEncoder
 from twinlens.model.stored import (
     COMPARATOR_GRAPH,
     GRAPH,
+    LEARNED_COMPARATORS,
     WEIGHTS,
     ModelDescription,
     Origin,
@@ -45,7 +46,6 @@ __all__ = ["Networks", "check_parity", "complete_model", "load_networks", "save_
 TOLERANCE = 1e-4
 """Largest difference of an embedding's numbers from torch's, as a share of the largest number."""
 
-LEARNED = ("sigmoid", "network")  # comparators with weights
 NUM_NOISE = 4  # pictures that every graph is compared on at once
 
 
@@ -141,7 +141,7 @@ def _write_graphs(folder: Path, networks: Networks) -> StoredModel:
     with writing_file(folder / GRAPH) as part:
         write_encoder(encoder, part, weights)
         graphs[GRAPH] = file_sha256(part)
-    if networks.comparator.name in LEARNED:
+    if networks.comparator.name in LEARNED_COMPARATORS:
         with writing_file(folder / COMPARATOR_GRAPH) as part:
             dim = encoder.model_settings.embedding
             write_comparator(networks.comparator, dim, part, weights)

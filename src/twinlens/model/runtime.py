@@ -5,12 +5,9 @@ Shapes: N, M pictures, C channels, H x W pixels, V views, F features, D dimensio
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +16,12 @@ from numpy.typing import NDArray
 
 from twinlens.config import SHIFTS
 from twinlens.data.pixels import Pixels
-from twinlens.errors import ConfigError, ModelError, first_line
+from twinlens.errors import ConfigError, ModelError, first_line, one_line
+from twinlens.machine import num_threads
 from twinlens.model.stored import COMPARATOR_GRAPH, GRAPH, StoredModel, damaged_model
 from twinlens.model.strokes import stroke_features
 
-__all__ = ["PROVIDERS", "GraphComparison", "OnnxEncoder", "num_threads", "pick_provider"]
+__all__ = ["PROVIDERS", "GraphComparison", "OnnxEncoder", "graph_inputs", "pick_provider"]
 
 Floats = NDArray[np.float32]
 OnProgress = Callable[[int, int], None]
@@ -49,21 +47,6 @@ MAX_CHUNK = 64
 and a core's cache holds less of them."""
 DEVICE_CHUNK = 64
 BLOCK = 2**22  # numbers of the pairs that a comparator takes at once: 16 MiB
-
-
-def num_threads() -> int:
-    """Threads for arithmetic: OMP_NUM_THREADS, or the cores that this process may use.
-
-    A container's share of the cores counts, if Linux tells it.
-    """
-    with suppress(KeyError, ValueError):
-        return max(1, int(os.environ["OMP_NUM_THREADS"]))
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        cores = min(cores, -(-int(quota) // int(period)))
-    return max(1, cores)
 
 
 def pick_provider(device: str) -> tuple[str, dict[str, str]]:
@@ -102,14 +85,17 @@ class OnnxEncoder:
     Args:
         stored: the model.
         device: as in `pick_provider`.
+        threads: number of threads; `num_threads` by default.
     Raises:
         ConfigError: no such device.
     """
 
-    def __init__(self, stored: StoredModel, device: str = "auto") -> None:
+    def __init__(
+        self, stored: StoredModel, device: str = "auto", threads: int | None = None
+    ) -> None:
         self._stored = stored
         self._provider, self._options = pick_provider(device)
-        self._threads = num_threads()
+        self._threads = num_threads() if threads is None else threads
         self._session = lru_cache(self._open)
 
     def embed(self, pixels_NCHW: Pixels, progress: OnProgress | None = None) -> Floats:
@@ -146,13 +132,7 @@ class OnnxEncoder:
             yield from zip(parts, pool.map(run, parts), strict=True)
 
     def _run(self, session: ort.InferenceSession, pixels_NCHW: NDArray[np.uint8]) -> Floats:
-        (name,) = self._shapes
-        inputs = (
-            self._features(pixels_NCHW)
-            if name == "features"
-            else np.ascontiguousarray(pixels_NCHW.transpose(0, 2, 3, 1))
-        )
-        emb_ND = _run(session, {name: inputs}, self._stored, GRAPH)
+        emb_ND = _run(session, graph_inputs(self._stored, pixels_NCHW), self._stored, GRAPH)
         expected = (len(pixels_NCHW), self._stored.num_embedding)
         if emb_ND.shape != expected:
             raise damaged_model(
@@ -160,22 +140,14 @@ class OnnxEncoder:
             )
         return emb_ND
 
-    def _features(self, pixels_NCHW: NDArray[np.uint8]) -> Floats:
-        """Features (N, V, F) of strokes, which no graph computes."""
-        shifts = SHIFTS if self._stored.description.model.shifts else SHIFTS[:1]
-        picture = self._stored.description.picture
-        return np.stack([
-            [stroke_features(view_CHW, picture) for view_CHW in _views(pixels_CHW, shifts)]
-            for pixels_CHW in pixels_NCHW
-        ]).astype(np.float32)  # fmt: skip
-
     @cached_property
     def _shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Type and shape, without N, of the graph's only input, by its name."""
         picture, model = self._stored.description.picture, self._stored.description.model
         if model.backbone == "strokes":
             return {"features": ("tensor(float)", (len(SHIFTS) if model.shifts else 1, -1))}
-        return {"pixels": ("tensor(uint8)", (*picture.size, picture.channels))}
+        size = picture.size if self._stored.description.resize == "outside" else (-1, -1)
+        return {"pixels": ("tensor(uint8)", (*size, picture.channels))}
 
     @property
     def on_cpu(self) -> bool:
@@ -186,6 +158,8 @@ class OnnxEncoder:
     def _chunk(self) -> int:
         picture = self._stored.description.picture
         numbers = picture.channels * picture.size[0] * picture.size[1]
+        if self._stored.description.resize == "inside":
+            return 1
         if not self.on_cpu:
             return DEVICE_CHUNK
         return max(1, min(MAX_CHUNK, CHUNK_NUMBERS // numbers))
@@ -209,12 +183,21 @@ class GraphComparison:
         )  # fmt: skip
 
     def pairwise(self, a_ND: NDArray[Any], b_ND: NDArray[Any]) -> Floats:
-        """`res[i]` = distance of a[i] and b[i], shape (N,)."""
+        """`res[i]` = distance of a[i] and b[i], shape (N,).
+
+        Raises:
+            ModelError: the graph gives no distances.
+        """
         pair = {"a": np.asarray(a_ND, np.float32), "b": np.asarray(b_ND, np.float32)}
         distance_N = _run(self._session, pair, self._stored, COMPARATOR_GRAPH)
         if distance_N.shape != (len(a_ND),):
             raise damaged_model(
                 self._stored.path, f"{COMPARATOR_GRAPH} gives numbers of shape {distance_N.shape}"
+            )
+        if not (np.isfinite(distance_N) & (distance_N >= 0)).all():
+            raise damaged_model(
+                self._stored.path,
+                f"{COMPARATOR_GRAPH} gives distances that are negative or no finite numbers",
             )
         return distance_N
 
@@ -228,6 +211,19 @@ class GraphComparison:
             left, right = np.repeat(part, num, axis=0), np.tile(b_MD, (len(part), 1))
             dist_NM[start : start + rows] = self.pairwise(left, right).reshape(len(part), num)
         return dist_NM
+
+
+def graph_inputs(stored: StoredModel, pixels_NCHW: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """Inputs of a model's graph, by name: pixels (N, H, W, C), or features (N, V, F) of strokes."""
+    description = stored.description
+    if description.model.backbone != "strokes":
+        return {"pixels": np.ascontiguousarray(pixels_NCHW.transpose(0, 2, 3, 1))}
+    shifts = SHIFTS if description.model.shifts else SHIFTS[:1]
+    features = [
+        [stroke_features(view_CHW, description.picture) for view_CHW in _views(pixels_CHW, shifts)]
+        for pixels_CHW in pixels_NCHW
+    ]
+    return {"features": np.array(features, dtype=np.float32)}
 
 
 def _views(
@@ -253,7 +249,7 @@ def _open(
         stored: the model.
         name: file of the graph.
         inputs: type and shape without N of each input, by name; -1 stands for any length.
-        output: name and number of dimensions of the output.
+        output: name and number of dimensions of the output, which is float32.
         provider: ONNX Runtime's provider and its options.
         threads: threads of an operation.
     Raises:
@@ -266,10 +262,13 @@ def _open(
     # A waiting thread would take the time of those that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = ort.InferenceSession(stored.path / name, options, providers=[provider])
+        # It would otherwise print, and compute on another device.
+        session = ort.InferenceSession(
+            stored.path / name, options, providers=[provider], enable_fallback=False
+        )
     except Exception as error:  # ONNX Runtime raises a dozen kinds.
         raise damaged_model(
-            stored.path, f"ONNX Runtime cannot load {name}: {first_line(error)}"
+            stored.path, f"ONNX Runtime cannot load {name}: {_reason(error)}"
         ) from error
     if session.get_providers()[0] != provider[0]:
         raise ConfigError(
@@ -277,8 +276,8 @@ def _open(
             "See `twinlens doctor`, or choose the device cpu"
         )
     own = {node.name: (node.type, tuple(node.shape[1:])) for node in session.get_inputs()}
-    outputs = [(node.name, len(node.shape)) for node in session.get_outputs()]
-    if not _fits(own, inputs) or outputs != [output]:
+    outputs = [(node.name, node.type, len(node.shape)) for node in session.get_outputs()]
+    if not _fits(own, inputs) or outputs != [(output[0], "tensor(float)", output[1])]:
         raise damaged_model(stored.path, f"the inputs and outputs of {name} are of another model")
     return session
 
@@ -295,6 +294,11 @@ def _fits(
     )
 
 
+def _reason(error: Exception) -> str:
+    """The first line of an error of ONNX Runtime, which may quote any name in a graph."""
+    return one_line(first_line(error), 300)
+
+
 def _run(
     session: ort.InferenceSession, inputs: Mapping[str, NDArray[Any]], stored: StoredModel,
     name: str,
@@ -303,6 +307,6 @@ def _run(
         (result,) = session.run(None, dict(inputs))
     except Exception as error:  # As above; also no memory.
         raise ModelError(
-            f"ONNX Runtime cannot compute {name} of the model {stored.path}: {first_line(error)}"
+            f"ONNX Runtime cannot compute {name} of the model {stored.path}: {_reason(error)}"
         ) from error
     return np.asarray(result, dtype=np.float32)
