@@ -564,7 +564,7 @@ def mutate_file(path: Path, draw: random.Random) -> None:
 
 
 def sign(bundle: Path) -> None:
-    """Make the checksum of the weights and the fingerprint right again, where possible."""
+    """Make the checksums of weights and graphs and the fingerprint right, where possible."""
     import hashlib
 
     from twinlens.model.stored import fingerprint_of
@@ -573,6 +573,8 @@ def sign(bundle: Path) -> None:
         values = json.loads((bundle / "model.json").read_text())
         weights = (bundle / "model.safetensors").read_bytes()
         values["weights"] = hashlib.sha256(weights).hexdigest()
+        for name in values["graphs"]:
+            values["graphs"][name] = hashlib.sha256((bundle / name).read_bytes()).hexdigest()
         values["fingerprint"] = fingerprint_of(values)
         (bundle / "model.json").write_text(json.dumps(values))
     except Exception:  # Too odd for a fingerprint.
@@ -581,7 +583,8 @@ def sign(bundle: Path) -> None:
 
 def models(draw: random.Random, base: Path) -> Words:
     bundle = Path(shutil.copytree(base / "bundle", "m"))
-    mutate_file(bundle / draw.choice(("model.json", "model.json", "model.safetensors")), draw)
+    names = ("model.json", "model.json", "model.safetensors", "model.onnx", "model.onnx")
+    mutate_file(bundle / draw.choice(names), draw)
     if draw.random() < 0.7 and all(p.is_file() and not p.is_symlink() for p in bundle.iterdir()):
         sign(bundle)
     Path("d").symlink_to(base / "pictures")

@@ -140,6 +140,31 @@ def terabyte(base: Path) -> Words:
     return ["verify", "m", picture, picture]
 
 
+def graph_with(change: Callable[[Path], object]) -> Callable[[Path], Words]:
+    """A model whose graph is changed, with the checksum and the fingerprint that fit."""
+
+    def make(base: Path) -> Words:
+        shutil.copytree(base / "bundle", "m")
+        change(Path("m/model.onnx"))
+        if Path("m/model.onnx").stat().st_size < 2**30:
+            sign(Path("m"))
+        picture = str(base / "pictures/thing 0/0.png")
+        return ["verify", "m", picture, picture]
+
+    return make
+
+
+def weights_outside(path: Path) -> None:
+    import onnx
+
+    model = onnx.load(path)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../../etc/passwd")
+    onnx.save(model, path)
+
+
 def yunet_pipe(base: Path) -> Words:
     os.mkfifo("y.onnx")
     return ["faces", str(base / "photos"), "f", "--detector", "yunet", "--model", "y.onnx"]
@@ -352,6 +377,8 @@ NAMED: Mapping[str, Named] = {
         model_with(lambda _: '{"a":' * 100_000 + "1" + "}" * 100_000), 2, "nested"
     ),
     "a terabyte of weights": Named(terabyte, 2, "not the file"),
+    "a terabyte of graph": Named(graph_with(lambda p: os.truncate(p, 2**40)), 2, "at most 2,147"),
+    "weights outside of the folder": Named(graph_with(weights_outside), 2, "from another file"),
     "a pipe for a detector": Named(yunet_pipe, 2, "not a file"),
     "3 million rows": Named(import_of(many_rows), 2, "claims 3,000,000 rows"),
     "vectors of zeros": Named(import_of(with_vectors(0.0)), 2, "zero"),
