@@ -19,7 +19,6 @@ from twinlens.data.pixels import Pixels
 from twinlens.errors import ConfigError, ModelError, first_line, one_line
 from twinlens.machine import num_threads
 from twinlens.model.stored import COMPARATOR_GRAPH, GRAPH, StoredModel, damaged_model
-from twinlens.model.strokes import stroke_features
 
 __all__ = ["PROVIDERS", "GraphComparison", "OnnxEncoder", "graph_inputs", "pick_provider"]
 
@@ -218,6 +217,8 @@ def graph_inputs(stored: StoredModel, pixels_NCHW: NDArray[np.uint8]) -> dict[st
     description = stored.description
     if description.model.backbone != "strokes":
         return {"pixels": np.ascontiguousarray(pixels_NCHW.transpose(0, 2, 3, 1))}
+    from twinlens.model.strokes import stroke_features  # Its scipy takes as long as an answer.
+
     shifts = SHIFTS if description.model.shifts else SHIFTS[:1]
     features = [
         [stroke_features(view_CHW, description.picture) for view_CHW in _views(pixels_CHW, shifts)]
