@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from twinlens.model.encoder import Encoder
 
 PictureFolder = Callable[..., Path]
+# Run by `make test-answer`, and by tests/test_without_torch.py.
+collect_ignore_glob = [] if find_spec("torch") is None else ["answering/*"]
 EXPORTS = tempfile.TemporaryDirectory()
 
 

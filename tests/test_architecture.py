@@ -7,6 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import twinlens
+from twinlens.errors import EXTRAS
 
 SOURCE = Path(twinlens.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
@@ -35,6 +37,7 @@ ROOMS = (
     "learn",
     "match",
     "report",
+    "exports",
     "gallery",
     "clusters",
     "face",
@@ -51,17 +54,22 @@ FORBIDDEN = {
     "clusters": {"learn", "gallery"},
     "face": {"model", "learn", "match", "gallery", "clusters"},
 }
-NO_TORCH = (
-    "errors.py",
-    "files.py",
-    "parsing.py",
-    "config.py",
-    "cli",
-    "data/table.py",
-    "data/folders.py",
-    "model/stored.py",
-    "measure",
+# Modules that may import the packages of extras, such as torch, and each other.
+LEARNING = re.compile(
+    r"twinlens\.(commands\.(demo|prepare|train)|data\.augment|learn\.(?!records$)\w+"
+    r"|model\.(backbones|comparators|compute|device|encoder|layers|networks|onnx_graphs"
+    r"|own_backbones|timm_backbones|weights))"
 )
+# Functions of other modules that import them when they are called.
+LAZY = {
+    "twinlens.commands.doctor",  # times training steps
+    "twinlens.commands.export",  # origin of pretrained weights
+    "twinlens.commands.inspect",  # settings of a training run
+    "twinlens.data.datasets",  # downloads
+    "twinlens.match.matcher",  # graphs of models of older formats
+}
+# Extras without torch, for one function each.
+OTHER_EXTRAS = {"cv2", "onnx", "openvino", "pillow_heif", "pillow_jxl"}
 
 
 def room_of(module: str) -> str:
@@ -114,14 +122,37 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("place", NO_TORCH)
-def test_no_torch_at_the_top_of(place: str) -> None:
-    files = sorted((SOURCE / place).rglob("*.py")) if "." not in place else [SOURCE / place]
-    assert files
-    for path in files:
-        assert not {
-            n for n in imports_of(path) if n.split(".")[0] in ("torch", "torchvision", "timm")
-        }
+def imports_at(path: Path) -> tuple[set[str], set[str]]:
+    """Modules that a file imports at once, and those that its functions import; not for types."""
+    at_once: set[str] = set()
+    lazily: set[str] = set()
+
+    def walk(node: ast.AST, names: set[str]) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                continue
+            if isinstance(child, ast.Import):
+                names |= {alias.name for alias in child.names}
+            elif isinstance(child, ast.ImportFrom) and child.module:
+                inner = {f"{child.module}.{alias.name}" for alias in child.names} & set(NAMES)
+                names |= inner or {child.module}
+            walk(child, lazily if isinstance(child, ast.FunctionDef) else names)
+
+    walk(ast.parse(path.read_text(encoding="utf-8")), at_once)
+    return at_once, lazily
+
+
+def learns(module: str, packages: Iterable[str] = EXTRAS) -> bool:
+    """Whether a module belongs to learning or to the package of an extra."""
+    return LEARNING.fullmatch(module) is not None or module.split(".")[0] in packages
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not learns(name)])
+def test_what_answers_imports_nothing_for_learning(name: str) -> None:
+    at_once, lazily = imports_at(NAMES[name])
+    assert not set(filter(learns, at_once))
+    if name not in LAZY:
+        assert not {used for used in lazily if learns(used, EXTRAS.keys() - OTHER_EXTRAS)}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -111,13 +111,18 @@ class MissingExtraError(TwinlensError, ImportError):
 
 
 @contextmanager
-def naming_extras() -> Iterator[None]:
+def naming_extras(purpose: str = "this") -> Iterator[None]:
     """Turn the failed import of an extra's package into `MissingExtraError`.
 
-    >>> with naming_extras():
+    >>> with naming_extras("the download"):
     ...     raise ModuleNotFoundError(name="torchvision.datasets")
     Traceback (most recent call last):
-    twinlens.errors.MissingExtraError: this needs torchvision: pip install 'twinlens[train]'
+    twinlens.errors.MissingExtraError: the download needs torchvision: pip install 'twinlens[train]'
+
+    Args:
+        purpose: subject of the message.
+    Raises:
+        MissingExtraError: the package is one of `EXTRAS`. Other errors are passed on.
     """
     try:
         yield
@@ -125,7 +130,7 @@ def naming_extras() -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        raise MissingExtraError(EXTRAS[package], f"this needs {package}") from error
+        raise MissingExtraError(EXTRAS[package], f"{purpose} needs {package}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -123,7 +123,7 @@ def inspect(
         return InspectResult(inspection, chosen, tuple(choices), problem)
 
 
-@naming_extras()
+@naming_extras("training")
 def _choose(recipe: Recipe, table: ImageTable) -> tuple[Settings, list[Choice]]:
     """The settings of a run, which need the networks of the extra `train`."""
     from twinlens.commands.prepare import choose_run_settings

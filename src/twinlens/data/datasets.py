@@ -134,7 +134,7 @@ def _idx_file(root: Path, folder: str, stem: str, ending: str) -> Path:
     )
 
 
-@naming_extras()
+@naming_extras("CIFAR-10")
 def _cifar10(root: Path | None) -> ImageTable:
     from torchvision.datasets import CIFAR10
 
@@ -276,7 +276,7 @@ def _in_memory(
     )
 
 
-@naming_extras()
+@naming_extras("a download")
 def _download(name: str, class_name: str, calls: Sequence[dict[str, Any]], hint: str) -> Path:
     """Download the files of a torchvision class into the cache, once for each of `calls`."""
     from torchvision import datasets

@@ -18,7 +18,7 @@ from PIL import Image
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
 from twinlens.data.decode import read_array, to_array
 from twinlens.data.pixels import Pixels
-from twinlens.errors import CalibrationError, DataError, ModelError
+from twinlens.errors import CalibrationError, DataError, ModelError, naming_extras
 from twinlens.match.answers import VerifyAnswer
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison
@@ -93,7 +93,8 @@ class Matcher:
         """
         stored = read_stored_model(path)
         if not stored.description.graphs:
-            from twinlens.model.networks import complete_model
+            with naming_extras(f"the model {stored.path}, of an older format,"):
+                from twinlens.model.networks import complete_model
 
             stored = complete_model(stored)
         return cls(stored, device)
