@@ -29,7 +29,6 @@ from twinlens.commands.selection import select_pictures
 from twinlens.match.matcher import Matcher
 from twinlens.measure.clustering import b_cubed
 from twinlens.model.comparators import Cosine, TorchComparison
-from twinlens.model.encoder import embed_pixels
 
 CUTS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7)
 
@@ -75,8 +74,8 @@ def main() -> None:
 
 
 def embedded(matcher: Matcher, data: str, root: str | None, split: str) -> tuple[Any, Any]:
-    chosen = select_pictures(matcher.bundle, data, split=split, prefer=split, root=root)
-    return embed_pixels(matcher.bundle.encoder, chosen.pixels), chosen.table.labels()
+    chosen = select_pictures(matcher, data, split=split, prefer=split, root=root)
+    return matcher.embed_pixels(chosen.pixels), chosen.table.labels()
 
 
 def first_of_each(label: np.ndarray, each: int | None) -> np.ndarray:
@@ -109,7 +108,7 @@ def by_cut(matcher: Matcher, emb: np.ndarray) -> dict[str, Callable[[float], np.
     from scipy.spatial.distance import squareform
     from sklearn.cluster import AgglomerativeClustering
 
-    dist, angular = distances(matcher, emb), isinstance(matcher.bundle.comparator, Cosine)
+    dist, angular = distances(matcher, emb), matcher.settings.comparator == "cosine"
     trees = {name: linkage(squareform(dist), name) for name in ("average", "complete")}
     near = nearest_neighbours(emb, matcher.comparison, angular=angular)
     first = np.repeat(np.arange(len(emb)), near.row.shape[1])
@@ -192,11 +191,10 @@ def scale(matcher: Matcher, emb: np.ndarray, label: np.ndarray, num: int) -> Non
     before = peak_mb()
     start, begun = time.perf_counter(), time.process_time()
     marks: list[float] = []
-    comparison = matcher.euclidean_comparison
     result = cluster_embeddings(
-        many, matcher.comparison if comparison is None else comparison,
+        many, matcher.comparison,
         threshold=matcher.require_calibration().threshold,
-        angular=isinstance(matcher.bundle.comparator, Cosine),
+        angular=matcher.settings.comparator == "cosine",
         progress=lambda done, total: marks.append(time.perf_counter()),
     )  # fmt: skip
     seconds, cpu = time.perf_counter() - start, time.process_time() - begun

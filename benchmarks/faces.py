@@ -28,11 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.table import Line
-from twinlens.model.bundle import load_bundle
-from twinlens.model.encoder import embed_pixels
+from twinlens.match.matcher import Matcher
 
 __all__ = ["Trained", "lines", "train"]
 
@@ -100,12 +97,12 @@ def train(run: Path, *options: str) -> Trained:
 
 def seconds_a_pass(run: Path) -> float:
     """Seconds a picture of a model's forward pass, in batches of 32, after one that warms up."""
-    encoder = load_bundle(run).encoder
-    shape = (96, encoder.picture.channels, *encoder.picture.size)
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8).numpy()
-    embed_pixels(encoder, pixels[:32])
+    matcher = Matcher.load(run)
+    shape = (96, matcher.picture.channels, *matcher.picture.size)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    matcher.embed_pixels(pixels[:32])
     started = time.perf_counter()
-    embed_pixels(encoder, pixels)
+    matcher.embed_pixels(pixels)
     return (time.perf_counter() - started) / len(pixels)
 
 

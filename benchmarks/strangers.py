@@ -25,7 +25,6 @@ from twinlens.errors import CalibrationError
 from twinlens.measure.error_rates import matches
 from twinlens.measure.fusion import rank_identities
 from twinlens.measure.open_set_threshold import calibrate_open_set
-from twinlens.model.encoder import embed_pixels
 
 DIVISIONS = 10
 TARGETS = (0.01, 0.1)
@@ -39,8 +38,8 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("twinlens").setLevel(logging.WARNING)
     model = twinlens.load(args.model)
-    chosen = select_pictures(model.bundle, args.data, split="test", prefer="test", root=args.root)
-    emb, label = embed_pixels(model.bundle.encoder, chosen.pixels), chosen.table.labels()
+    chosen = select_pictures(model, args.data, split="test", prefer="test", root=args.root)
+    emb, label = model.embed_pixels(chosen.pixels), chosen.table.labels()
     print(f"{label.max() + 1} unseen identities, {len(label)} pictures of {args.data}")
     print(f"{'':38}{'strangers taken':>16}{'rightly named':>15}")
     for shot in (1, 5):

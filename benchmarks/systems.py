@@ -22,7 +22,8 @@ import numpy as np
 import twinlens
 from twinlens.measure.bootstrap import Estimate
 from twinlens.measure.error_rates import matches
-from twinlens.model.bundle import load_bundle
+from twinlens.model.networks import load_networks
+from twinlens.model.stored import read_stored_model
 
 SHARED = Path(__file__).parents[2] / "shared"
 DATA = SHARED / "data"
@@ -110,9 +111,8 @@ def pair_accuracy(words: list[str], run: Path, published: float | None = None) -
 
 
 def on_fashion(run: Path, work: Path) -> str:
-    bundle = load_bundle(run)
-    name = bundle.encoder.model_settings.comparator
-    bias = getattr(bundle.comparator, "bias", None)
+    comparator = load_networks(read_stored_model(run)).comparator
+    name, bias = comparator.name, getattr(comparator, "bias", None)
     published = {"sigmoid": None if bias is None else float(bias), "euclidean": 0.5}.get(name)
     return pair_accuracy(fashion(work), run, published)
 
