@@ -119,7 +119,7 @@ class OnnxEncoder:
     def _run_all(self, pixels: Pixels, parts: list[slice]) -> Iterator[tuple[slice, Floats]]:
         """Batches in parallel, each on one thread; a single batch on all threads."""
         num_workers = max(1, min(self._threads, len(parts))) if self.on_cpu else 1
-        session = self._session(1 if num_workers > 1 else self._threads)
+        session = self._session(1 if num_workers > 1 else self._threads, len(parts) > 1)
 
         def run(part: slice) -> Floats:
             return self._run(session, np.asarray(pixels[part]))
@@ -127,8 +127,11 @@ class OnnxEncoder:
         if num_workers == 1:
             yield from ((part, run(part)) for part in parts)
             return
-        with ThreadPoolExecutor(num_workers) as pool:
+        pool = ThreadPoolExecutor(num_workers)
+        try:
             yield from zip(parts, pool.map(run, parts), strict=True)
+        finally:
+            pool.shutdown(cancel_futures=True)  # After Ctrl-C the rest is not computed.
 
     def _run(self, session: ort.InferenceSession, pixels_NCHW: NDArray[np.uint8]) -> Floats:
         emb_ND = _run(session, graph_inputs(self._stored, pixels_NCHW), self._stored, GRAPH)
@@ -163,10 +166,10 @@ class OnnxEncoder:
             return DEVICE_CHUNK
         return max(1, min(MAX_CHUNK, CHUNK_NUMBERS // numbers))
 
-    def _open(self, threads: int) -> ort.InferenceSession:
+    def _open(self, threads: int, keep_memory: bool) -> ort.InferenceSession:
         return _open(
             self._stored, GRAPH, self._shapes, ("embedding", 2),
-            (self._provider, self._options), threads,
+            (self._provider, self._options), threads, keep_memory,
         )  # fmt: skip
 
 
@@ -178,7 +181,7 @@ class GraphComparison:
         self._stored = stored
         self._session = _open(
             stored, COMPARATOR_GRAPH, {"a": shape, "b": shape}, ("distance", 1),
-            (PROVIDERS["cpu"], {}), num_threads(),
+            (PROVIDERS["cpu"], {}), num_threads(), True,
         )  # fmt: skip
 
     def pairwise(self, a_ND: NDArray[Any], b_ND: NDArray[Any]) -> Floats:
@@ -243,6 +246,7 @@ def _views(
 def _open(
     stored: StoredModel, name: str, inputs: Mapping[str, tuple[str, tuple[int, ...]]],
     output: tuple[str, int], provider: tuple[str, dict[str, str]], threads: int,
+    keep_memory: bool,
 ) -> ort.InferenceSession:  # fmt: skip
     """Load a graph that `read_stored_model` has checked.
 
@@ -253,12 +257,15 @@ def _open(
         output: name and number of dimensions of the output, which is float32.
         provider: ONNX Runtime's provider and its options.
         threads: threads of an operation.
+        keep_memory: whether to keep freed memory for the next batch: up to a fifth faster, and
+            10 MB larger for one picture of 224 x 224.
     Raises:
         ModelError: ONNX Runtime cannot load it, or its inputs and outputs are others.
         ConfigError: the provider does not start.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.enable_cpu_mem_arena = keep_memory
     options.log_severity_level = 4  # Its errors are raised as well.
     # A waiting thread would take the time of those that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
