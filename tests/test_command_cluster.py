@@ -210,7 +210,7 @@ def test_a_broken_picture_is_named_left_out_and_cannot_be_linked_to(
     file = tmp_path / "pairs.csv"
     file.write_text("a,b,link\na3.png,a1.png,must\n")
     # Before the work: nothing is embedded.
-    monkeypatch.setattr("twinlens.commands.cluster.embed_pixels", None)
+    monkeypatch.setattr("twinlens.match.matcher.Matcher.embed_pixels", None)
     with pytest.raises(DataError, match=r"'a3\.png' is not among the pictures that were read"):
         twinlens.cluster(
             tiny_run.run, flat, out=tmp_path / "b", threshold=cut, constraints=file, quiet=True

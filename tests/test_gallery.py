@@ -528,7 +528,7 @@ def test_the_model_that_lies_in_a_gallery_must_be_its_own(
 ) -> None:
     other = make_matcher(tmp_path / "m", "grey")
     folder = Path(gallery.place) / "models" / gallery.fingerprint
-    for name in ("model.json", "model.safetensors"):
+    for name in ("model.json", "model.onnx"):
         shutil.copy(other.path / name, folder / name)
     with pytest.raises(
         GalleryError, match=rf"{other.fingerprint}, but the .*{gallery.fingerprint}"

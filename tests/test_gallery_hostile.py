@@ -174,7 +174,7 @@ def test_a_rebuild_deletes_known_files_only(gallery: Gallery, new_model: Path) -
     new = Gallery.open(gallery.place).fingerprint
     assert {str(path.relative_to(models)) for path in models.rglob("*") if path.is_file()} == {
         f"{gallery.fingerprint}/notes.txt", "mine/model.json",
-        f"{new}/model.json", f"{new}/model.safetensors",
+        f"{new}/model.json", f"{new}/model.onnx",
     }  # fmt: skip
     assert not killed.exists()
 
@@ -381,7 +381,7 @@ def test_a_table_that_names_files_elsewhere(gallery: Gallery, tmp_path: Path) ->
 
 def test_a_model_that_was_swapped(gallery: Gallery, new_model: Path, tiny_run: TinyRun) -> None:
     folder = Path(gallery.place) / "models" / gallery.fingerprint
-    for name in ("model.json", "model.safetensors"):
+    for name in ("model.json", "model.onnx"):
         shutil.copy(new_model / name, folder / name)
     with pytest.raises(GalleryError, match=r"holds the model .*: put that model's files back"):
         Gallery.open(gallery.place).enrol(tiny_run.data)

@@ -15,6 +15,7 @@ from gallery_writer import DIM
 from twinlens.errors import GalleryError
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.schema import quoted
+from twinlens.match.matcher import Matcher
 
 ODD = {
     "quote": "d'Arc",
@@ -205,19 +206,17 @@ def test_pictures_without_an_embedding_are_skipped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A model that fails on one picture: that one and its copy are named, the others enrolled."""
-    from twinlens.model import encoder
-
     files = sorted((tiny_run.data / "thing 0").iterdir())[:3]
     copy = tmp_path / "copy.png"
     copy.write_bytes(files[1].read_bytes())
-    real = encoder.embed_pixels
+    real = Matcher.embed_pixels
 
     def broken(*args: Any, **more: Any) -> Any:
         result = np.array(real(*args, **more))
         result[1] = value
         return result
 
-    monkeypatch.setattr(encoder, "embed_pixels", broken)
+    monkeypatch.setattr(Matcher, "embed_pixels", broken)
     result = gallery.enrol_files("anna", [*files, copy])
     assert (result.num_new, result.num_known) == (2, 0)
     assert [Path(one.path) for one in result.skipped] == [files[1], copy]

@@ -311,7 +311,7 @@ def test_a_model_that_is_not_the_claimed_one_stays_out_of_the_cache(
     other = make_matcher(tmp_path / "m", "grey")
     folder = f"models/{gallery.fingerprint}"
     picture = tiny_run.data / "thing 0" / "0.png"
-    for name in ("model.json", "model.safetensors"):
+    for name in ("model.json", "model.onnx"):
         upload(place, options, f"{folder}/{name}", (other.path / name).read_bytes(), tmp_path)
     with pytest.raises(GalleryError, match=f"holds the model {other.fingerprint}, but the gallery"):
         Gallery.open(place, options=options).embed(picture)
@@ -319,7 +319,7 @@ def test_a_model_that_is_not_the_claimed_one_stays_out_of_the_cache(
     with pytest.raises(GalleryError, match=f"is damaged: the model {gallery.fingerprint}"):
         Gallery.open(place, options=options).embed(picture)
     assert [path for path in own_cache.rglob("*") if path.is_file()] == []
-    for name in ("model.json", "model.safetensors"):
+    for name in ("model.json", "model.onnx"):
         upload(place, options, f"{folder}/{name}", (tiny_run.model / name).read_bytes(), tmp_path)
     assert Gallery.open(place, options=options).embed(picture).shape == (1, DIM)
 
@@ -337,7 +337,7 @@ def test_other_names_in_a_store_are_left_alone(
     opened = Gallery.open(place, options=options)
     opened.embed(tiny_run.data / "thing 0" / "0.png")
     fetched_names = {path.name for path in own_cache.rglob("*") if path.is_file()}
-    assert fetched_names == {"model.json", "model.safetensors", "trained_on.safetensors"}
+    assert fetched_names == {"model.json", "model.onnx", "trained_on.safetensors"}
     new = make_matcher(tmp_path / "m", "grey")
     opened.rebuild(new)
     left = LanceFileSession(place, storage_options=options).list("models")

@@ -21,7 +21,6 @@ from torch import nn
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, ModelError
 from twinlens.machine import num_threads
-from twinlens.machine import num_threads
 from twinlens.model.comparators import (
     Comparator,
     Network,

@@ -542,7 +542,7 @@ def test_a_gallery_keeps_the_hashes_of_the_record(people: TinyRun, tmp_path: Pat
     models = [path.relative_to(tmp_path / "g" / "models") for path in
               (tmp_path / "g" / "models").rglob("*") if path.is_file()]  # fmt: skip
     assert {path.parent.name for path in models} == {rebuilt.fingerprint}
-    assert {path.name for path in models} == {"model.json", "model.safetensors", RECORD_FILE}
+    assert {path.name for path in models} == {"model.json", "model.onnx", RECORD_FILE}
 
 
 def test_calibrating_a_gallery_of_trained_pictures_is_said(

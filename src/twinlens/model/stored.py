@@ -250,7 +250,8 @@ def _check_graph(file: Path, expected: str, description: ModelDescription) -> No
         raise damaged_model(
             file.parent, f"{file.name} and {DESCRIPTION} disagree: they are of different networks"
         )
-    if metadata.get(WEIGHTS_KEY) not in (None, description.weights):
+    made_from = metadata.get(WEIGHTS_KEY) if description.weights is not None else None
+    if made_from not in (None, description.weights):
         raise damaged_model(
             file.parent, f"{file.name} and {WEIGHTS} disagree: they hold different weights"
         )
