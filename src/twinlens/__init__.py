@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from twinlens.commands.doctor import doctor
     from twinlens.commands.embed import embed
     from twinlens.commands.evaluate import evaluate
+    from twinlens.commands.export import export
     from twinlens.commands.faces import faces
     from twinlens.commands.identify import identify, search
     from twinlens.commands.inspect import inspect
@@ -66,6 +67,7 @@ __all__ = [
     "doctor",
     "embed",
     "evaluate",
+    "export",
     "faces",
     "identify",
     "inspect",
@@ -88,6 +90,7 @@ _HOMES = {
     "doctor": "commands.doctor",
     "embed": "commands.embed",
     "evaluate": "commands.evaluate",
+    "export": "commands.export",
     "faces": "commands.faces",
     "identify": "commands.identify",
     "inspect": "commands.inspect",
@@ -103,7 +106,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'twinlens' has no attribute '{name}'")
     from twinlens.errors import naming_extras
 
-    with naming_extras():
+    with naming_extras(f"twinlens.{name}"):
         return getattr(import_module(f"twinlens.{_HOMES.get(name, 'errors')}"), name)
 
 

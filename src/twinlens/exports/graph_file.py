@@ -40,6 +40,10 @@ def write_graph(graph: ModelProto, file: Path, metadata: Mapping[str, str]) -> N
     """Write a graph; `metadata` replaces entries of the same names and is added to the others."""
     import onnx
 
+    domains = {node.domain for node in graph.graph.node} | {""}
+    used = [opset for opset in graph.opset_import if opset.domain in domains]
+    del graph.opset_import[:]
+    graph.opset_import.extend(used)
     entries = {entry.key: entry.value for entry in graph.metadata_props}
     onnx.helper.set_model_props(graph, entries | dict(metadata))
     onnx.save(graph, file)

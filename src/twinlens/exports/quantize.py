@@ -116,7 +116,7 @@ def _fold_normalisation(model: ModelProto, picture: PictureSettings) -> int | No
     graph.initializer.extend([
         numpy_helper.from_array(weight_OCKK.astype(np.float32), WEIGHT),
         numpy_helper.from_array(bias_O.astype(np.float32), BIAS),
-        numpy_helper.from_array(np.float32(zero), f"{LEVELS}_zero"),
+        numpy_helper.from_array(np.array(zero, np.float32), f"{LEVELS}_zero"),
     ])  # fmt: skip
     before = [
         helper.make_node("Transpose", ["pixels"], [IMAGE], perm=[0, 3, 1, 2]),
