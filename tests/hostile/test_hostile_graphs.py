@@ -334,6 +334,18 @@ def test_graphs_that_are_not_named(graphs: Any, message: str, model: Path) -> No
 
 
 @pytest.mark.usefixtures("nothing_is_loaded")
+def test_a_graph_of_openvino_of_5_gb(model: Path) -> None:
+    (model / "model.xml").write_text("<net/>")
+    (model / "model.bin").touch()
+    os.truncate(model / "model.bin", 5 * 10**9)
+    names = ("model.xml", "comparator.onnx")
+    hashes = {name: file_sha256(model / name) for name in names} | {"model.bin": "0" * 64}
+    sign(model, graphs=hashes)
+    with pytest.raises(TwinlensError, match=r"model\.bin: it has more than 2,147,483,647 bytes"):
+        Matcher.load(model)
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
 @pytest.mark.parametrize(
     ("key", "value"),
     [("precision", "int2"), ("resize", "any"), ("weights", "x"), ("format", 4), ("format", 0)],
@@ -355,6 +367,11 @@ def with_graph(path: Path, graph: bytes) -> None:
     model = onnx.load(path)
     model.ClearField("graph")
     path.write_bytes(model.SerializeToString() + graph)
+
+
+def not_utf8(path: Path) -> None:
+    encoder(path, node("Teleport", ["e"], ["embedding"]))
+    path.write_bytes(path.read_bytes().replace(b"Teleport", b"Tele\x80ort"))
 
 
 ENCODERS: dict[str, tuple[Change, str]] = {
@@ -433,6 +450,7 @@ ENCODERS: dict[str, tuple[Change, str]] = {
         ),
         "cannot load {}",
     ),
+    "a name that is not UTF-8": (not_utf8, "cannot load {}"),
     "a graph of junk": (lambda p: with_graph(p, b"\x3a\x05hello"), "cannot load {}"),
     "no operation": (lambda p: with_graph(p, b"\x3a\x00"), "cannot load {}|" + OTHER),
     "4 TB when it is loaded": (
@@ -463,7 +481,7 @@ ENCODERS: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_graphs_of_another_kind(kind: str, model: Path) -> None:
+def test_graphs_of_another_kind(kind: str, model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     change, message = ENCODERS[kind]
     change(model / "model.onnx")
     sign(model)
@@ -471,6 +489,7 @@ def test_graphs_of_another_kind(kind: str, model: Path) -> None:
         Matcher.load(model).embed(list(PICTURES))
     assert str(caught.value).isprintable(), caught.value
     assert len(str(caught.value)) < 1000
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("kind", ["three channels", "words", "NaN", "4 TB when it is used"])

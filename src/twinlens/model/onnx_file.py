@@ -15,12 +15,12 @@ from typing import IO, NamedTuple
 
 from twinlens.errors import one_line
 
-__all__ = ["OnnxHeader", "read_onnx_header"]
+__all__ = ["MAX_SIZE", "OnnxHeader", "read_onnx_header"]
 
 MIN_OPSET, MAX_OPSET = 18, 21  # those that twinlens writes
 DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})  # both names of ONNX's own operators
 KNOWN_DOMAINS = DEFAULT_DOMAINS | {"com.microsoft"}  # written by onnxruntime's quantisation
-MAX_SIZE = 2**31 - 1  # bytes of a message
+MAX_SIZE = 2**31 - 1  # bytes of a message, thus of a file
 MAX_FIELDS, MAX_TEXT = 10_000, 2**20  # of a message: fields; bytes of those that are read
 WINDOW = 2**18  # bytes that are searched at once
 
