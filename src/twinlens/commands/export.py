@@ -356,7 +356,9 @@ def _embed_whole(
 ) -> tuple[NDArray[np.float32], LevelDifference]:
     """Embeddings (N, D) of pictures at their own size, and how their resizing differs."""
     graph = resizing_graph(made.picture).SerializeToString()
-    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # It warns of constants that this way of fitting does not need.
+    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     progress, num = Progress("embedding by the export"), len(selection.table)
     embeddings, means, largest = [], [], 0
     for row in range(num):
