@@ -85,10 +85,13 @@ class Encoder(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Pictures (B, C, H, W), uint8 or float in [0, 1], to embeddings (B, D) in float32."""
+        return self.average([self.project(self.features(view)) for view in self.views(x_BCHW)])
+
+    def views(self, x_BCHW: Tensor) -> list[Tensor]:
+        """The pictures, in inference with `model.shifts` shifted by each of `SHIFTS`."""
         if self.training or not self.model_settings.shifts:
-            return self.project(self.features(x_BCHW))
-        views = _shifted(_as_float(x_BCHW))
-        return self.average([self.project(self.features(view)) for view in views])
+            return [x_BCHW]
+        return list(_shifted(_as_float(x_BCHW)))
 
     def average(self, views: Sequence[Tensor]) -> Tensor:
         """The embedding (B, D) of pictures from the embeddings (B, D) of their views."""

@@ -38,8 +38,12 @@ class _OfPixels(nn.Module):
         self.encoder = encoder
 
     def forward(self, pixels: Tensor) -> Tensor:
-        emb_ND: Tensor = self.encoder(pixels.permute(0, 3, 1, 2))
-        return emb_ND
+        views = self.encoder.views(pixels.permute(0, 3, 1, 2))
+        if len(views) == 1:
+            return self.encoder.project(self.encoder.features(views[0]))
+        # All views in one pass: a graph with the network once is smaller, and exported sooner.
+        emb = self.encoder.project(self.encoder.features(torch.cat(views)))
+        return self.encoder.average(emb.unflatten(0, (len(views), -1)).unbind(0))
 
 
 class _OfFeatures(nn.Module):

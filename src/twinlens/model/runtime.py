@@ -159,7 +159,8 @@ class OnnxEncoder:
     @property
     def _chunk(self) -> int:
         picture = self._stored.description.picture
-        numbers = picture.channels * picture.size[0] * picture.size[1]
+        views = len(SHIFTS) if self._stored.description.model.shifts else 1
+        numbers = views * picture.channels * picture.size[0] * picture.size[1]
         if self._stored.description.resize == "inside":
             return 1
         if not self.on_cpu:
