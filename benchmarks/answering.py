@@ -74,7 +74,9 @@ COMMAND = "import sys; from twinlens.cli.main import main; main(sys.argv[1:])"
 def lines() -> Iterator[Line]:
     """Each row of the table, with its aim."""
     with tempfile.TemporaryDirectory() as folder:
-        table = write_photographs(Path(folder) / "photographs", NUM_FILES)
+        photographs = Path(folder) / "photographs"
+        photographs.mkdir()
+        table = write_photographs(photographs, NUM_FILES)
         files = [str(path) for path in table.path[:2]]
         stored = {name: _saved(Path(folder) / name, *MODELS[name][:2]) for name in MODELS}
         for name, (_, _, aim) in MODELS.items():

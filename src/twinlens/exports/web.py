@@ -83,8 +83,8 @@ def _write_check(folder: Path) -> None:
     """
     down, right = np.mgrid[0:90, 0:140].astype(np.float64)
     waves = [np.sin(down / 9 + shift) * np.cos(right / (11 + shift)) for shift in range(3)]
-    rgb = np.uint8(np.rint(127.5 + 127.5 * np.stack(waves, axis=-1)))
-    alpha = np.uint8(np.rint(255 * right / right.max()))
+    rgb = np.rint(127.5 + 127.5 * np.stack(waves, axis=-1)).astype(np.uint8)
+    alpha = np.rint(255 * right / right.max()).astype(np.uint8)
     gamma = PngInfo()
     gamma.add(b"gAMA", (100_000).to_bytes(4, "big"))
     Image.fromarray(np.dstack([rgb, alpha])).save(folder / "check-a.png", pnginfo=gamma)

@@ -100,7 +100,8 @@ class Gallery:
         matcher = model if isinstance(model, Matcher) else Matcher.load(model, device)
         dim = matcher.settings.embedding
         with model_files(matcher) as files:
-            return cls(Store.create(place, dim, new_settings(matcher), files, options=options), device)
+            store = Store.create(place, dim, new_settings(matcher), files, options=options)
+        return cls(store, device)
 
     @classmethod
     def open(

@@ -43,7 +43,7 @@ class _OfPixels(nn.Module):
             return self.encoder.project(self.encoder.features(views[0]))
         # All views in one pass: a graph with the network once is smaller, and exported sooner.
         emb = self.encoder.project(self.encoder.features(torch.cat(views)))
-        return self.encoder.average(emb.unflatten(0, (len(views), -1)).unbind(0))
+        return self.encoder.average(emb.reshape(len(views), -1, emb.shape[1]).unbind(0))
 
 
 class _OfFeatures(nn.Module):
