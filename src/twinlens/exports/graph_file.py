@@ -14,7 +14,7 @@ from twinlens.errors import MissingExtraError
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["optimised", "read_graph", "require_onnx", "write_graph"]
+__all__ = ["drop_unused", "optimised", "read_graph", "require_onnx", "write_graph"]
 
 
 def require_onnx() -> None:
@@ -40,6 +40,7 @@ def write_graph(graph: ModelProto, file: Path, metadata: Mapping[str, str]) -> N
     """Write a graph; `metadata` replaces entries of the same names and is added to the others."""
     import onnx
 
+    drop_unused(graph)
     domains = {node.domain for node in graph.graph.node} | {""}
     used = [opset for opset in graph.opset_import if opset.domain in domains]
     del graph.opset_import[:]
@@ -47,6 +48,15 @@ def write_graph(graph: ModelProto, file: Path, metadata: Mapping[str, str]) -> N
     entries = {entry.key: entry.value for entry in graph.metadata_props}
     onnx.helper.set_model_props(graph, entries | dict(metadata))
     onnx.save(graph, file)
+
+
+def drop_unused(graph: ModelProto) -> None:
+    """Remove the constants that no operation takes; ONNX Runtime warns of each."""
+    used = {name for node in graph.graph.node for name in node.input}
+    used |= {output.name for output in graph.graph.output}
+    kept = [tensor for tensor in graph.graph.initializer if tensor.name in used]
+    del graph.graph.initializer[:]
+    graph.graph.initializer.extend(kept)
 
 
 def optimised(file: Path) -> ModelProto:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.config import PictureSettings
-from twinlens.exports.graph_file import optimised, read_graph, write_graph
+from twinlens.exports.graph_file import drop_unused, optimised, read_graph, write_graph
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -124,11 +124,9 @@ def _fold_normalisation(model: ModelProto, picture: PictureSettings) -> int | No
         helper.make_node("Sub", [f"{IMAGE}_float", f"{LEVELS}_zero"], [LEVELS]),
     ]
     nodes = [*before, *graph.node]
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    for field, values in ((graph.node, nodes), (graph.initializer, kept)):
-        del field[:]
-        field.extend(values)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    drop_unused(model)
     return zero
 
 

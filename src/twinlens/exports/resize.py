@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from twinlens.config import PictureSettings
+from twinlens.exports.graph_file import drop_unused
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -87,6 +88,7 @@ def resizing_graph(picture: PictureSettings) -> ModelProto:
     {{ {STEPS[picture.fit]} }}
     """
     model: ModelProto = onnx.parser.parse_model(text)
+    drop_unused(model)
     return model
 
 
