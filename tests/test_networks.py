@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
 from twinlens.data.contents import digest_of_pixels
 from twinlens.errors import ModelError
+from twinlens.gallery.gallery import Gallery
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.probability import Platt
@@ -110,6 +112,26 @@ def test_a_model_of_format_1_is_completed_and_still_gives_its_embeddings(tmp_pat
     after = json.loads((tmp_path / "old" / "model" / "model.json").read_text())
     assert after.pop("graphs").keys() == {"model.onnx", "comparator.onnx"}
     assert after == before
+
+
+def test_a_gallery_of_an_older_version_is_completed(tmp_path: Path) -> None:
+    """It holds the weights and no graph."""
+    shutil.copytree(GOLDEN / "model", tmp_path / "m")
+    rewrite(tmp_path / "m", refresh=False, calibration=None)
+    old = json.loads((tmp_path / "m" / "model.json").read_text())
+    gallery = Gallery.create(tmp_path / "g", tmp_path / "m")
+    picture = tmp_path / "a.png"
+    Image.fromarray(pixels()[0, 0]).save(picture)
+    gallery.enrol_files("anna", picture)
+    folder = tmp_path / "g" / "models" / old["fingerprint"]
+    for name in ("model.onnx", "comparator.onnx"):
+        (folder / name).unlink()
+    shutil.copy(GOLDEN / "model" / "model.safetensors", folder)
+    (folder / "model.json").write_text(json.dumps(old))
+    opened = Gallery.open(tmp_path / "g")
+    assert opened.search(picture)[0].distance == pytest.approx(0, abs=1e-4)
+    assert opened.fingerprint == old["fingerprint"]
+    assert (folder / "model.onnx").is_file()
 
 
 def test_the_golden_model_of_format_3_still_gives_its_answers() -> None:
