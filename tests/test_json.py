@@ -266,6 +266,18 @@ def test_gallery(
     assert ask("info")["fingerprint"] == found["fingerprint"]
 
 
+def test_export(tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = shutil.copytree(tiny_run.model, tmp_path / "m")
+    description = json.loads((model / "model.json").read_text())
+    description |= {"origin": None, "calibration": None}
+    (model / "model.json").write_text(json.dumps(description))
+    words = [
+        (tiny_run.run, tmp_path / "a", "--data", tiny_run.data, "--resize", "inside"),
+        (model, tmp_path / "b"),  # neither calibrated nor measured
+    ]
+    check("export", *(printed(capsys, "export", *one, "--json", "--quiet") for one in words))
+
+
 def test_gallery_calibrate(gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = printed(capsys, "gallery", "calibrate", gallery, "--fpir", "0.4", "--json")
     opened = twinlens.Gallery.open(gallery)
