@@ -111,6 +111,16 @@ def test_the_command_prints_the_comparison(
     assert "not empty" in capsys.readouterr().err
 
 
+def test_calibrating_an_export_names_the_threshold_in_its_graph(
+    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twinlens.export(tiny_run.run, tmp_path / "out", quiet=True)
+    twinlens.calibrate(tmp_path / "out", tiny_run.data, far=0.2)
+    assert "keeps the threshold of the export" in capsys.readouterr().err
+    twinlens.calibrate(shutil.copytree(tiny_run.model, tmp_path / "m"), tiny_run.data, far=0.2)
+    assert "keeps the threshold" not in capsys.readouterr().err
+
+
 def test_wrong_words_are_refused_before_any_work(
     tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from twinlens.match.matcher import Matcher
 from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.calibration import Calibration, fit_calibration
 from twinlens.measure.pairs import Comparison, draw_pairs, pair_distances
-from twinlens.model.stored import store_calibration
+from twinlens.model.stored import GRAPH, THRESHOLD_KEY, graph_metadata, store_calibration
 from twinlens.progress import Progress, console_log
 
 __all__ = ["calibrate", "calibrate_on", "explain"]
+
+log = logging.getLogger("twinlens")
 
 
 def calibrate(
@@ -63,7 +66,13 @@ def calibrate(
         selection = select_pictures(matcher, data, split=split, prefer="val", root=root)
         emb_ND = matcher.embed_pixels(selection.pixels, Progress("embedding"))
         calibration = calibrate_on(emb_ND, selection.table, matcher.comparison, far, seed=seed)
-        return Matcher(store_calibration(matcher.stored, calibration.as_json()))
+        stored = store_calibration(matcher.stored, calibration.as_json())
+        if THRESHOLD_KEY in graph_metadata(stored):
+            log.warning(
+                "the metadata of %s keeps the threshold of the export, which programs without "
+                "twinlens read: export the model again for them", stored.path / GRAPH,
+            )  # fmt: skip
+        return Matcher(stored)
 
 
 def calibrate_on(

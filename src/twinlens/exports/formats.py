@@ -25,6 +25,7 @@ from twinlens.model.stored import (
     FORMAT,
     GRAPH,
     OPENVINO_FILES,
+    THRESHOLD_KEY,
     WEIGHTS,
     StoredModel,
     file_sha256,
@@ -131,7 +132,7 @@ def add_calibration(stored: StoredModel, calibration: Calibration | None) -> Sto
     values = read_values(stored.path)
     if calibration is not None:
         values["calibration"] = calibration.as_json()
-        metadata["twinlens.threshold"] = repr(calibration.threshold)
+        metadata[THRESHOLD_KEY] = repr(calibration.threshold)
         metadata["twinlens.target_far"] = repr(calibration.target_far)
     if GRAPH in description.graphs:
         file = stored.path / GRAPH
@@ -152,7 +153,7 @@ def _describe(folder: Path, values: Mapping[str, Any]) -> StoredModel:
 def _convert(graph: Path, file: Path) -> None:
     """Write a graph in OpenVINO's own form, with all bits of its weights.
 
-    `openvino.convert_model` would do the same, and report its use to the makers by the network.
+    `openvino.convert_model` would do the same, by a tool that comes with telemetry.
     """
     import openvino
 

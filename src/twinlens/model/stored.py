@@ -38,6 +38,7 @@ __all__ = [
     "MODEL_KEY",
     "OPENVINO_FILES",
     "PICTURE_KEY",
+    "THRESHOLD_KEY",
     "WEIGHTS",
     "WEIGHTS_KEY",
     "Fingerprint",
@@ -47,6 +48,7 @@ __all__ = [
     "damaged_model",
     "file_sha256",
     "fingerprint_of",
+    "graph_metadata",
     "hash_identities",
     "model_folder",
     "read_stored_model",
@@ -67,6 +69,9 @@ LEARNED_COMPARATORS = ("sigmoid", "network")
 
 MODEL_KEY, PICTURE_KEY, WEIGHTS_KEY = "twinlens.model", "twinlens.picture", "twinlens.weights"
 """Keys of a graph's metadata: settings as JSON, and SHA-256 of the weights behind it."""
+
+THRESHOLD_KEY = "twinlens.threshold"
+"""Key of an exported graph's metadata, for programs without twinlens."""
 
 GALLERY_MODELS = "models"  # the folder of a gallery that holds the copy of its model
 FINGERPRINT = "^[0-9a-f]{16}$"
@@ -295,6 +300,12 @@ def read_values(folder: Path) -> dict[str, Any]:
 def damaged_model(folder: Path, problem: str) -> ModelError:
     """The error for a model folder with invalid contents."""
     return ModelError(f"the model {folder} is damaged: {' '.join(problem.split())}. {COPY_AGAIN}")
+
+
+def graph_metadata(stored: StoredModel) -> dict[str, str]:
+    """The metadata of a model's graph; empty for a graph of OpenVINO."""
+    file = stored.path / GRAPH
+    return read_onnx_header(file).metadata if file.is_file() else {}
 
 
 def write_description(folder: Path, values: Mapping[str, Any]) -> None:
