@@ -3,14 +3,19 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# The installation that answers: without torch.
+ANSWER := .venv-answer
 
-.PHONY: demo test test-slow coverage check audit docs bench clean
+.PHONY: demo test test-answer test-slow coverage check audit docs bench clean
 
 demo: $(READY)
 	$(VENV)/bin/twinlens demo
 
 test: $(READY)
 	$(PYTHON) -m pytest
+
+test-answer: $(ANSWER)/.ready
+	$(ANSWER)/bin/python -m pytest -q -p no:cacheprovider tests/answering
 
 test-slow: $(READY)
 	$(PYTHON) -m pytest -m slow
@@ -53,5 +58,10 @@ $(READY): pyproject.toml
 	$(PYTHON) -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+$(ANSWER)/.ready: pyproject.toml
+	test -x $(ANSWER)/bin/python || python3 -m venv $(ANSWER)
+	$(ANSWER)/bin/python -m pip install --quiet --editable . 'pytest>=9.0.3'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist
+	rm -rf $(VENV) $(ANSWER) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist
