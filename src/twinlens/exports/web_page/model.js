@@ -43,7 +43,8 @@ class Model {
 }
 
 async function fetched(name) {
-  const answer = await fetch(name);
+  // Without it a browser may keep the graph of an earlier export beside a new model.json.
+  const answer = await fetch(name, { cache: "no-cache" });
   if (!answer.ok) throw new Error(`${name}: the server answers ${answer.status}`);
   return new Uint8Array(await answer.arrayBuffer());
 }
@@ -55,7 +56,7 @@ async function checked(name, expected) {
     const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
     const hex = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
     if (hex !== expected) {
-      throw new Error(`${name} is not the file that model.json names; reload without the cache`);
+      throw new Error(`${name} is not the file that model.json names; copy the folder again`);
     }
   }
   return bytes;
