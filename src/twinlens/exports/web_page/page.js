@@ -194,7 +194,7 @@ function cautionsOf(pictures) {
     const { raster, isJpeg, isExact } = pictures[i];
     const cautions = [];
     if (isJpeg && draftFactor(raster, size) > 1) {
-      cautions.push(`${title}: a large JPEG; the command's distance may differ by 2 %.`);
+      cautions.push(`${title}: a large JPEG; the command's distance may differ by a few percent.`);
     }
     if (!isExact) {
       cautions.push(`${title}: this browser rounds the colours of transparent pictures.`);
