@@ -71,10 +71,14 @@ def available_cores() -> int:
 
 
 def num_threads() -> int:
-    """Threads for arithmetic: OMP_NUM_THREADS if set, else one for each available core."""
+    """Threads for arithmetic: one for each available core, at most OMP_NUM_THREADS if set.
+
+    More threads than cores gain nothing, and some thousands of them stop a machine.
+    """
+    cores = available_cores()
     with suppress(KeyError, ValueError):
-        return max(1, int(os.environ["OMP_NUM_THREADS"]))
-    return available_cores()
+        return max(1, min(cores, int(os.environ["OMP_NUM_THREADS"])))
+    return cores
 
 
 def providers() -> list[str]:
