@@ -36,7 +36,7 @@ def test_an_installation_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["training"] is None
     text = doctor.as_text(facts)
     assert "answers, and cannot train" in text
-    assert "without train     pip install 'twinlens[train]'" in text
+    assert "without train       pip install 'twinlens[train]'" in text
     assert "training speed" not in text
 
 

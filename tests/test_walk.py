@@ -221,7 +221,7 @@ def test_the_depth_is_bounded(tmp_path, monkeypatch):
 def test_what_is_left_out_is_no_part_of_the_fingerprint(picture_folder):
     folder = picture_folder({"a": 1, "b": 1})
     before = read_table(folder).fingerprint()
-    touch(folder, "a/x.heic", "@eaDir/1.png", "notes.txt")
+    touch(folder, "a/x.cr2", "@eaDir/1.png", "notes.txt")
     table = read_table(folder)
     assert table.fingerprint() == before
     assert table.of_split("").left_out == table.left_out

@@ -70,7 +70,7 @@ def as_text(facts: Mapping[str, Any]) -> str:
     here, training = facts["machine"], facts["training"]
     lines = ["versions    " + ", ".join(f"{k} {v}" for k, v in facts["versions"].items())]
     lines.append(f"installed   answers{' and trains' if training else ', and cannot train'}")
-    lines += [f"  without {name:9} {line}" for name, line in facts["missing"].items()]
+    lines += [f"  without {name:11} {line}" for name, line in facts["missing"].items()]
     lines.append(
         f"processor   {here['processor']}, {_count(here['cores'], 'core')}, "
         f"{_count(here['threads'], 'thread')}"
