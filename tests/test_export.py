@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import TinyRun, save_networks
-from PIL import Image
+from PIL import ExifTags, Image
 
 import twinlens
 from twinlens.config import ModelSettings, PictureSettings
-from twinlens.errors import ConfigError, DataError, MissingExtraError, ModelError
+from twinlens.errors import CalibrationError, ConfigError, DataError, MissingExtraError, ModelError
 from twinlens.exports import readme
 from twinlens.exports.web import RUNTIME_VERSION
 from twinlens.measure.calibration import Calibration
@@ -204,6 +204,19 @@ def test_strokes_are_refused_where_a_graph_needs_pictures(tmp_path: Path) -> Non
 # --- used alone ---------------------------------------------------------------------------------
 
 
+def run_alone(folder: Path, *files: Path) -> Any:
+    """The answer of the Python script, where importing twinlens fails."""
+    blocked = (
+        "import sys\n"
+        "for name in ('twinlens', 'torch', 'timm', 'pydantic'): sys.modules[name] = None\n"
+    )
+    script = folder.parent / "compare.py"
+    script.write_text(blocked + block("python"))
+    return subprocess.run(
+        [sys.executable, script, folder, *files], capture_output=True, text=True, check=False
+    )
+
+
 def block(language: str) -> str:
     """The script of docs/export.md in a language."""
     found = re.search(rf"```{language}\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
@@ -225,18 +238,46 @@ def test_a_graph_is_used_alone(comparator: str, tmp_path: Path) -> None:
     for seed in range(2):
         files.append(tmp_path / f"{seed}.png")
         smooth((60, 50), seed, color).save(files[-1])
-    blocked = (
-        "import sys\n"
-        "for name in ('twinlens', 'torch', 'timm', 'pydantic'): sys.modules[name] = None\n"
-    )
-    (tmp_path / "compare.py").write_text(blocked + block("python"))
-    run = subprocess.run(
-        [sys.executable, "compare.py", "out", *(file.name for file in files)],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    answer, expected = json.loads(run.stdout), twinlens.verify(tmp_path / "out", *files)
+    answer = json.loads(run_alone(tmp_path / "out", *files).stdout)
+    expected = twinlens.verify(tmp_path / "out", *files)
     assert answer["distance"] == pytest.approx(expected.distance, abs=1e-4)
     assert answer["verdict"] == expected.verdict
+
+
+@pytest.mark.parametrize("color", ["grey", "rgb"])
+def test_turned_and_transparent_pictures_used_alone(color: str, tmp_path: Path) -> None:
+    model = conv_model(tmp_path / "m", color=color)
+    twinlens.export(model, tmp_path / "out", quiet=True)
+    turned, clear, deep = (tmp_path / name for name in ("a.png", "b.png", "c.png"))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    smooth((60, 40), 0, "rgb").save(turned, exif=exif)
+    picture = smooth((50, 50), 1, "rgb").convert("RGBA")
+    picture.putalpha(smooth((50, 50), 2))
+    picture.save(clear)
+    answer = json.loads(run_alone(tmp_path / "out", turned, clear).stdout)
+    expected = twinlens.load(tmp_path / "out").distance(turned, clear)
+    assert answer["distance"] == pytest.approx(expected, abs=1e-4)
+    Image.fromarray(np.full((20, 20), 40_000, np.uint16)).save(deep)
+    run = run_alone(tmp_path / "out", deep, clear)
+    assert (run.returncode, "convert it to 8 bits" in run.stderr) == (1, True)
+
+
+def test_an_uncalibrated_graph_used_alone_gives_no_verdict(tmp_path: Path) -> None:
+    model = conv_model(tmp_path / "m")
+    description = json.loads((model / "model.json").read_text()) | {"calibration": None}
+    (model / "model.json").write_text(json.dumps(description))
+    result = twinlens.export(model, tmp_path / "out", resize="inside", quiet=True)
+    assert result.calibration.endswith("export again with --data DATA")
+    file = tmp_path / "a.png"
+    smooth((30, 30), 0).save(file)
+    assert json.loads(run_alone(tmp_path / "out", file, file).stdout) == {
+        "distance": 0, "verdict": None,
+    }  # fmt: skip
+    with pytest.raises(CalibrationError, match="export its model again"):
+        twinlens.verify(tmp_path / "out", file, file)
+    with pytest.raises(DataError, match="lies in the model"):
+        twinlens.export(model, model / "inner", quiet=True)
 
 
 @pytest.mark.slow

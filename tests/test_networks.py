@@ -307,7 +307,7 @@ def rewrite(folder: Path, refresh: bool = True, **changes: object) -> None:
     file = folder / "model.json"
     description = json.loads(file.read_text()) | changes
     if refresh:
-        keys = ("picture", "model", "weights", "graphs")
+        keys = ("picture", "model", "weights", "graphs", "precision", "resize")
         parts = {key: description.get(key) for key in keys}
         text = json.dumps(parts, sort_keys=True)
         description["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -55,6 +55,7 @@ DEFAULT_FAR = 0.01
 AGREEMENT = 1e-4  # largest difference of distances with which a calibration stays valid
 NUM_RANGE_PICTURES = 64  # that give the ranges of activations; 128 gave the same
 NUM_NOISE = 16
+MAX_CHANGED = 0.05  # share of verdicts
 README, RESULT = "README.md", "export.json"
 
 
@@ -150,6 +151,8 @@ def export(
         check_export(matcher.stored, format, resize)
         source = Path(data) if isinstance(data, str | Path) and Path(data).is_dir() else None
         check_output_folder(out, "the export", source)
+        if out.resolve().is_relative_to(matcher.path.resolve()):
+            raise DataError(f"{out} lies in the model {matcher.path}: name a folder elsewhere")
         selection = _labelled(matcher, data, root)
         ranges = _range_pictures(matcher, data, root) if format == "onnx-int8" else None
         with creating_folder(out, str(out.parent), "name another place") as part:
@@ -159,6 +162,7 @@ def export(
             else:
                 result = exporter.write(part, format, resize, ranges)
             finished, comparison, calibration = result
+            _warn_of_changes(comparison)
             facts = ExportResult(
                 out, format, resize, matcher.fingerprint, finished.description.fingerprint,
                 calibration, comparison,
@@ -244,7 +248,12 @@ class _Exporter:
         if before is not None and description.precision == "float32" and moved <= AGREEMENT:
             return before, f"that of the model, since distances agree to {AGREEMENT:.0e}"
         if measured is None or self.selection is None:
-            return None, "none, without labelled pictures: twinlens calibrate OUT DATA"
+            again = (
+                "export again with --data DATA"
+                if description.resize == "inside"
+                else ("twinlens calibrate OUT DATA")
+            )
+            return None, f"none, without labelled pictures: {again}"
         far = DEFAULT_FAR if before is None else before.target_far
         try:
             fitted = calibrate_on(
@@ -252,7 +261,9 @@ class _Exporter:
             )
         except CalibrationError as error:
             return None, f"none: {error}"
-        return fitted, f"fitted to the export's distances of the {self.selection.split} pictures"
+        split = self.selection.split
+        which = f"all {len(self.selection.table):,}" if split == "all" else f"the {split}"
+        return fitted, f"fitted to the export's distances of {which} pictures"
 
     def _moved_by_noise(self, made: Matcher) -> float:
         noise_NCHW = self._noise(NUM_NOISE)
@@ -289,6 +300,18 @@ class _Measured:
     embeddings: NDArray[np.float32]
     pairs: PairMeasures
     results: tuple[VerificationResult, VerificationResult]
+
+
+def _warn_of_changes(comparison: ExportComparison) -> None:
+    """Log a warning if so many verdicts change that the export is another model."""
+    pairs, changed = comparison.pairs, comparison.num_changed
+    if pairs is not None and changed is not None:
+        share = changed / (pairs.num_genuine + pairs.num_impostor)
+        if share > MAX_CHANGED:
+            log.warning(
+                "%.0f %% of the verdicts change: look at both EERs before you use this export",
+                100 * share,
+            )  # fmt: skip
 
 
 def _labelled(

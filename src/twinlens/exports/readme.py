@@ -16,14 +16,20 @@ __all__ = ["PYTHON", "comparison_notes", "comparison_rows", "export_readme", "hu
 PYTHON = """\
 import json, sys
 import numpy as np, onnxruntime as ort
-from PIL import Image
+from PIL import Image, ImageOps
 
 folder, *pictures = sys.argv[1:]
 model = ort.InferenceSession(f"{folder}/model.onnx")
 facts = model.get_modelmeta().custom_metadata_map
 spec, embeddings = json.loads(facts["twinlens.picture"]), []
 for path in pictures:
-    picture = Image.open(path).convert("L" if spec["color"] == "grey" else "RGB")
+    picture = ImageOps.exif_transpose(Image.open(path))
+    if picture.mode.startswith(("I", "F")):
+        sys.exit(f"{path}: convert it to 8 bits")
+    if picture.has_transparency_data:
+        ground = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(ground, picture.convert("RGBA"))
+    picture = picture.convert("L" if spec["color"] == "grey" else "RGB")
     if facts["twinlens.resize"] == "outside":
         picture = picture.resize(spec["size"][::-1], Image.Resampling.BILINEAR)
     embeddings += [model.run(None, {"pixels": np.atleast_3d(picture)[None]})[0]]
@@ -35,7 +41,9 @@ if name in ("sigmoid", "network"):
 else:
     square = np.square(a - b).sum()
     distance = {"cosine": square / 2, "euclidean": square**0.5}.get(name, square)
-verdict = "same" if distance <= float(facts.get("twinlens.threshold", "nan")) else "different"
+threshold, verdict = facts.get("twinlens.threshold"), None  # None: not calibrated.
+if threshold is not None:
+    verdict = "same" if distance <= float(threshold) else "different"
 print(json.dumps({"distance": float(distance), "verdict": verdict}))
 """
 """A script that needs onnxruntime, numpy and Pillow; a test runs it as docs/export.md shows it."""

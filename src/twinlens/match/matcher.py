@@ -252,10 +252,14 @@ class Matcher:
             CalibrationError: the model is not calibrated; the message says how to calibrate it.
         """
         if self.calibration is None:
+            remedy = (
+                f"run `twinlens calibrate {self.path} DATA` on labelled pictures of identities "
+                "that it was not trained on"
+            )
+            if self.stored.description.resize == "inside":  # It takes no whole data sets.
+                remedy = "export its model again, with labelled pictures: --data DATA"
             raise CalibrationError(
-                f"the model {self.path} is not calibrated, so it has no threshold: run `twinlens "
-                f"calibrate {self.path} DATA` on labelled pictures of identities that it was not "
-                "trained on"
+                f"the model {self.path} is not calibrated, so it has no threshold: {remedy}"
             )
         return self.calibration
 

@@ -323,12 +323,12 @@ def store_calibration(stored: StoredModel, calibration: dict[str, Any]) -> Store
 
 
 def fingerprint_of(values: Mapping[str, Any]) -> str:
-    """16 hex digits over all that decides an answer: picture, model, weights and, since format 3,
-    the graphs, as written.
+    """16 hex digits over all that decides an answer, as written: picture, model, weights and, since
+    format 3, the graphs and their kind.
     """
     keys = ["picture", "model", "weights"]
     if values.get("format", FORMAT) not in (1, 2):
-        keys.append("graphs")
+        keys += ["graphs", "precision", "resize"]
     parts = {key: values.get(key) for key in keys}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
