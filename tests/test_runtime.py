@@ -20,7 +20,6 @@ from torch import nn
 
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, ModelError
-from twinlens.machine import num_threads
 from twinlens.model.comparators import (
     Comparator,
     Network,
@@ -218,20 +217,14 @@ def conv(tmp_path_factory: pytest.TempPathFactory) -> tuple[Networks, StoredMode
     return stored_network(tmp_path_factory.mktemp("runtime") / "m", model)
 
 
-@pytest.fixture(params=["1", "3"])
-def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("OMP_NUM_THREADS", request.param)
-    return str(request.param)
-
-
+@pytest.mark.parametrize("threads", [1, 3])
 def test_a_picture_does_not_depend_on_the_others(
-    conv: tuple[Networks, StoredModel], threads: str
+    conv: tuple[Networks, StoredModel], threads: int
 ) -> None:
     """Bit for bit, whatever stands beside it, and whatever the number of threads."""
     networks, stored = conv
-    assert num_threads() == int(threads)
     pixels = random_pixels(networks.encoder.picture, 150)
-    encoder = OnnxEncoder(stored)
+    encoder = OnnxEncoder(stored, threads=threads)
     together = encoder.embed(pixels)
     np.testing.assert_array_equal(encoder.embed(pixels[::-1])[::-1], together)
     for num in (1, 2, 3, 63, 64, 65, 129):
