@@ -262,11 +262,12 @@ def test_arrays_of_any_layout(conv: tuple[Networks, StoredModel], tmp_path: Path
     np.testing.assert_array_equal(encoder.embed(np.repeat(pixels, 2, 0)[::2]), expected)
 
 
-def test_progress(conv: tuple[Networks, StoredModel], threads: str) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_progress(conv: tuple[Networks, StoredModel], threads: int) -> None:
     networks, stored = conv
     calls: list[tuple[int, int]] = []
     pixels = random_pixels(networks.encoder.picture, 150)
-    OnnxEncoder(stored).embed(pixels, lambda done, num: calls.append((done, num)))
+    OnnxEncoder(stored, threads=threads).embed(pixels, lambda done, num: calls.append((done, num)))
     assert calls == [(64, 150), (128, 150), (150, 150)]
 
 
