@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 
 import numpy as np
-from numpy.typing import NDArray
 
 from twinlens.commands.selection import ProbeGallerySelection, Selection
-from twinlens.data.pixels import Pixels, select_rows
+from twinlens.data.pixels import select_rows
 from twinlens.match.matcher import Matcher
 from twinlens.measure.distances import as_euclidean
 from twinlens.measure.evaluation_result import (
@@ -47,7 +46,7 @@ def evaluate_standard(
         ModelError: embeddings that are not finite.
     """
     table = selection.table
-    emb_ND = _embeddings(matcher, selection.pixels)
+    emb_ND = matcher.embed_pixels(selection.pixels, Progress("embedding"))
     comparison = matcher.comparison
     label, forged = table.labels(), table.forged
     verified = verification(
@@ -87,7 +86,7 @@ def evaluate_nearest(
     Raises:
         ModelError: embeddings that are not finite.
     """
-    emb_ND = _embeddings(matcher, selection.pixels)
+    emb_ND = matcher.embed_pixels(selection.pixels, Progress("embedding"))
     label, probe, gallery = selection.table.labels(), selection.probe, selection.gallery
     return NearestNeighbourEvaluation(
         split=selection.split,
@@ -121,7 +120,7 @@ def evaluate_open_set(
     """
     genuine = np.flatnonzero(~selection.table.forged)
     table, pixels = selection.table.select(genuine), select_rows(selection.pixels, genuine)
-    emb_ND = _embeddings(matcher, pixels)
+    emb_ND = matcher.embed_pixels(pixels, Progress("embedding"))
     calibration = matcher.calibration
     rates = open_set(
         emb_ND, table.labels(), matcher.comparison, shot=shot, rule=rule,
@@ -143,7 +142,3 @@ def evaluate_open_set(
         pixels=pixels,
         embeddings=emb_ND,
     )
-
-
-def _embeddings(matcher: Matcher, pixels: Pixels) -> NDArray[np.float32]:
-    return matcher.embed_pixels(pixels, progress=Progress("embedding"))

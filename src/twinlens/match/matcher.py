@@ -27,6 +27,7 @@ from twinlens.measure.pairs import Comparison
 from twinlens.model.runtime import GraphComparison, OnnxEncoder
 from twinlens.model.stored import (
     COMPARATOR_GRAPH,
+    LEARNED_COMPARATORS,
     OPENVINO_FILES,
     Origin,
     StoredModel,
@@ -159,7 +160,7 @@ class Matcher:
             ModelError: the graph of a learned comparator is damaged.
         """
         name = self.settings.comparator
-        if name in ("euclidean", "squared-euclidean", "cosine"):
+        if name not in LEARNED_COMPARATORS:
             return EuclideanComparison(name)
         graph = GraphComparison(self.stored)
         if name not in EUCLIDEAN_COMPARATORS:
@@ -256,7 +257,7 @@ class Matcher:
                 f"run `twinlens calibrate {self.path} DATA` on labelled pictures of identities "
                 "that it was not trained on"
             )
-            if self.stored.description.resize == "inside":  # It takes no whole data sets.
+            if self._resizes:  # It takes no whole data sets.
                 remedy = "export its model again, with labelled pictures: --data DATA"
             raise CalibrationError(
                 f"the model {self.path} is not calibrated, so it has no threshold: {remedy}"
