@@ -154,6 +154,15 @@ def test_digits_mlp(tmp_path: Path) -> None:
     assert after["all"] < 0.6 * before
 
 
+@pytest.mark.slow
+def test_faces_contrastive(tmp_path: Path) -> None:
+    """Digits in place of faces, which are grey and centred too."""
+    small = ("data.split=images", "picture.size=[12,12]", "train.steps=200")
+    before, after = learn("faces-contrastive", "digits", tmp_path / "run", *small)
+    assert before > 0.17
+    assert after["all"] < 0.5 * before
+
+
 # --- an ImageNet network, from random weights -----------------------------------------------------
 
 
@@ -270,6 +279,6 @@ def test_a_recipe_names_its_source_and_has_no_key_without_effect(name: str) -> N
 
 def test_names_of_the_published_systems() -> None:
     assert PUBLISHED == [
-        "cifar", "digits-bce", "digits-contrastive", "digits-mlp", "faces-triplet", "landmarks",
-        "lookalikes", "omniglot-eca", "signet",
+        "cifar", "digits-bce", "digits-contrastive", "digits-mlp", "faces-contrastive",
+        "faces-triplet", "landmarks", "lookalikes", "omniglot-eca", "signet",
     ]  # fmt: skip

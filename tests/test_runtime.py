@@ -96,6 +96,7 @@ SLOW: dict[str, dict[str, Any]] = {
     "conv, even kernel of four": {"backbone": "conv", "channels": (5,), "kernel": 4, "leak": 0.1},
     "conv, kernel of one": {"backbone": "conv", "channels": (5, 7), "kernel": 1},
     "conv, kernel of five": {"backbone": "conv", "channels": (5, 7), "kernel": 5},
+    "conv, without pooling": {"backbone": "conv", "channels": (2, 3), "max_pool": False},
     "conv, leaking": {"backbone": "conv", "channels": (5, 7), "leak": 0.2},
     "mlp": {"backbone": "mlp", "channels": (9, 8, 7)},
     "mlp, leaking": {"backbone": "mlp", "channels": (9,), "leak": 0.3},
@@ -184,9 +185,9 @@ def test_networks_of_timm(backbone: str, shifts: bool, tmp_path: Path) -> None:
 def test_every_setting_of_a_network_is_known() -> None:
     """A new one must be added to the networks above."""
     assert set(ModelSettings.model_fields) == {
-        "backbone", "channels", "kernel", "batch_norm", "block_dropout", "leak", "attention",
-        "stride", "init", "pool", "pretrained", "weights", "freeze", "head", "head_norm",
-        "dropout", "embedding", "normalize", "classes", "shifts", "comparator",
+        "backbone", "channels", "kernel", "batch_norm", "max_pool", "block_dropout", "leak",
+        "attention", "stride", "init", "pool", "pretrained", "weights", "freeze", "head",
+        "head_norm", "dropout", "embedding", "normalize", "classes", "shifts", "comparator",
         "stage", "grid",  # of timm's networks alone
     }  # fmt: skip
     known = {str(network["backbone"]) for network in (QUICK | SLOW).values()}

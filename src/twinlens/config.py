@@ -226,6 +226,7 @@ class ModelSettings(Section):
     )
     kernel: Small = setting(3, "Side of the convolution kernels, in pixels.", read_by=("conv",))
     batch_norm: bool = setting(True, "Batch norm after each convolution.", read_by=("conv",))
+    max_pool: bool = setting(True, "2x2 max pooling after each convolution.", read_by=("conv",))
     block_dropout: BelowOne = setting(
         0.0, "Dropout probability after each block of the backbone.", read_by=("conv",)
     )

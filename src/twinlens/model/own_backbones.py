@@ -22,7 +22,7 @@ def conv(picture: PictureSettings, model: ModelSettings) -> nn.Sequential:
 
     The network of Koch 2015 and of prototypical networks (Snell 2017, section 3.1), with the widths
     `channels`; with 2x2 kernels, dropout and no batch norm, that of many tutorials. A block pools
-    only if both sides have at least two pixels.
+    only with `max_pool`, and if both sides have at least two pixels.
     """
     blocks: list[nn.Module] = []
     width, (height, length) = picture.channels, picture.size
@@ -30,7 +30,7 @@ def conv(picture: PictureSettings, model: ModelSettings) -> nn.Sequential:
         layers = [*_same(width, channel, model.kernel, bias=not model.batch_norm)]
         if model.batch_norm:
             layers.append(nn.BatchNorm2d(channel))
-        if min(height, length) >= 2:
+        if model.max_pool and min(height, length) >= 2:
             # Max pooling and ReLU commute; in this order ReLU has a quarter of the work.
             layers.append(HalvingMaxPool())
             height, length = height // 2, length // 2
