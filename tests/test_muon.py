@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch.optim import Muon as TorchMuon
 
+from twinlens.learn import muon
 from twinlens.learn.muon import MOMENTUM, STEP_RMS, Muon, orthogonal
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 on any hardware."""
+    monkeypatch.setattr(muon, "has_bfloat16", lambda device: False)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (5, 40), (40, 5), (1, 6)])
@@ -55,6 +62,19 @@ def test_a_convolution_is_a_matrix_of_its_output_channels() -> None:
     Muon([{"params": [kernel], "weight_decay": 0.0, "matrices": True}], lr=1.0).step()
     expected = -STEP_RMS * 18**0.5 * orthogonal(gradient.flatten(1)).view_as(gradient)
     assert torch.allclose(kernel.detach(), expected, atol=1e-5)
+
+
+def test_bfloat16_gives_nearly_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stepped() -> torch.Tensor:
+        kernel = torch.nn.Parameter(torch.zeros(8, 2, 3, 3))
+        kernel.grad = torch.randn(8, 2, 3, 3, generator=torch.Generator().manual_seed(5))
+        Muon([{"params": [kernel], "weight_decay": 0.0, "matrices": True}], lr=1.0).step()
+        return kernel.detach()
+
+    expected = stepped()
+    monkeypatch.setattr(muon, "has_bfloat16", lambda device: True)
+    error = (stepped() - expected).norm() / expected.norm()
+    assert 0 < float(error) < 0.05
 
 
 def test_the_memory_format_changes_nothing() -> None:
