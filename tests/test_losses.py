@@ -439,6 +439,15 @@ def test_unknown_mining():
         triplet(*by_hand(), 0.3, "semihard")
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_classes_are_the_cross_entropy_of_torch(smoothing: float) -> None:
+    logits = 5 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    label = torch.tensor([0, 1, 2, 3, 0, 1])
+    theirs = torch.nn.functional.cross_entropy(logits, label, label_smoothing=smoothing)
+    roots = logits.log_softmax(1).div(2).exp()
+    torch.testing.assert_close(module.classes(roots, label, smoothing), theirs)
+
+
 def test_classes_by_hand() -> None:
     # p of the right identity: 0.64 and 0.25.
     emb = torch.tensor([[0.8, 0.6], [0.5, 0.75**0.5]], requires_grad=True)

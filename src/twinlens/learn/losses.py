@@ -235,7 +235,7 @@ def supcon_terms(
     return ((all_A - genuine_A) * anchor_A).sum(), anchor_A.sum().long()
 
 
-def classes(emb_BD: Tensor, label_B: Tensor) -> Tensor:
+def classes(emb_BD: Tensor, label_B: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy, for embeddings that are square roots of the identities' probabilities.
 
     The cosine similarity of two such embeddings is the sum of sqrt(p q) over the identities, the
@@ -245,11 +245,14 @@ def classes(emb_BD: Tensor, label_B: Tensor) -> Tensor:
     Args:
         emb_BD: embeddings of length 1 without negative numbers, (B, D).
         label_B: identities, int64 below D, (B,).
+        smoothing: label smoothing: the share of the target that is spread over all D identities.
     Returns:
         The mean of -log p of the true identity, (); 0 with a gradient without pictures.
     """
-    root_B = at_least_float32(emb_BD).gather(1, label_B[:, None])[:, 0]
-    return -2 * root_B.clamp_min(1e-30).log().sum() / max(len(label_B), 1)
+    log_BD = 2 * at_least_float32(emb_BD).clamp_min(1e-30).log()
+    true_B = log_BD.gather(1, label_B[:, None])[:, 0]
+    target_B = torch.lerp(true_B, log_BD.mean(1), smoothing) if smoothing else true_B
+    return -target_B.sum() / max(len(label_B), 1)
 
 
 LOSSES = ("classes", "contrastive", "triplet", "bce", "supcon")

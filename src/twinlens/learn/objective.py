@@ -64,7 +64,7 @@ class Objective(nn.Module):
             loss: Tensor = self.library(emb_BD, label, forged)
             return loss
         if self.settings.name == "classes":
-            return losses.classes(emb_BD[~forged], label[~forged])
+            return losses.classes(emb_BD[~forged], label[~forged], self.settings.smoothing)
         if self.settings.name == "bce":
             return self._on_logits(emb_BD, label, forged, batch)
         if batch.triplets is not None and self.settings.name == "triplet":
