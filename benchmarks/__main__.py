@@ -2,7 +2,8 @@
 
 Each line is printed as it is measured; the page `benchmarks/RESULTS.md` is written after each
 module. Some need a registry, from which the peers are installed, or data that is not at hand: they
-say so, and the others go on.
+say so, and the others go on. `python -m benchmarks regret [OPTIONS]` takes hours, hence is not
+among "every"; it has options of its own and writes a page of its own, see `--help`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ NAMES = (
 
 def main() -> int:
     """Measure, print and write."""
+    if sys.argv[1:2] == ["regret"]:
+        return import_module("benchmarks.regret").main(sys.argv[2:])
     names = tuple(sys.argv[1:]) or NAMES
     unknown = sorted(set(names) - set(NAMES))
     if unknown:
