@@ -101,6 +101,20 @@ def test_a_shift_moves_by_its_share_and_fills(monkeypatch):
     torch.testing.assert_close(moved[:, :, :, :4], torch.full((1, 1, 20, 4), 0.25))
 
 
+def test_shifts_alone_are_by_whole_pixels():
+    x = torch.rand(64, 1, 10, 20, generator=seeded())
+    moved = augment(x, AugmentSettings(translate=0.1, flip=True), seeded(), 0.0)
+    places = [(down, right) for down in (-1, 0, 1) for right in (-2, -1, 0, 1, 2)]
+    for before, after in zip(x[:, 0], moved[:, 0], strict=True):
+        inside = after[1:-1, 2:-2]
+        views = [
+            source.roll(place, (0, 1))[1:-1, 2:-2]
+            for source in (before, before.flip(1))
+            for place in places
+        ]
+        assert min(float((inside - view).abs().max()) for view in views) < 1e-4
+
+
 @pytest.mark.parametrize(("unit", "factor"), [(1.0, 1.25), (-1.0, 0.8)])
 def test_a_scale_grows_or_shrinks_about_the_centre(monkeypatch, unit, factor):
     drawing(monkeypatch, scale=unit)

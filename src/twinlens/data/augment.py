@@ -35,7 +35,8 @@ def augment(
       - `shear`: columns slant by an angle of up to +-`shear` degrees;
       - `scale`: by a factor in [1 / (1 + scale), 1 + scale], log-uniform;
       - `rotate`: by up to +-`rotate` degrees; proportions are kept if H differs from W;
-      - `translate`: by up to +-`translate` of the height and width;
+      - `translate`: by up to +-`translate` of the height and width, in whole pixels unless another
+        change resamples the picture anyway: fractions blur it;
       - `flip`: mirrored left to right with probability 1/2.
     Then its grey levels change: `contrast` scales them about the mean of the picture by a factor
     in 1 +- `contrast`, `brightness` adds up to +-`brightness`, and the result is clamped to [0, 1].
@@ -126,6 +127,9 @@ def _views(x_BCHW: Tensor, settings: AugmentSettings, unit: dict[str, Tensor]) -
     xy_B, yx_B = xy_B * (height / width), yx_B * (width / height)
     right_B = 2 * settings.translate * unit["right"]
     down_B = 2 * settings.translate * unit["down"]
+    if max(settings.rotate, settings.scale, settings.shear, settings.crop) == 0:
+        right_B = (right_B * (width / 2)).round() / (width / 2)
+        down_B = (down_B * (height / 2)).round() / (height / 2)
     x_B, y_B = -(xx_B * right_B + xy_B * down_B), -(yx_B * right_B + yy_B * down_B)
     return torch.stack([xx_B, xy_B, x_B, yx_B, yy_B, y_B], dim=1).view(-1, 2, 3)
 
