@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,8 @@ PictureFolder = Callable[..., Path]
 # Run by `make test-answer`, and by tests/test_without_torch.py.
 collect_ignore_glob = [] if find_spec("torch") is None else ["answering/*"]
 EXPORTS = tempfile.TemporaryDirectory()
+# No test downloads weights, or takes those of the user. The hub's client reads these once.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": f"{EXPORTS.name}/hub", "TWINLENS_WEIGHTS": ""}
 
 
 @pytest.fixture(autouse=True)

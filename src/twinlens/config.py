@@ -28,6 +28,7 @@ __all__ = [
     "AugmentSettings",
     "DataSettings",
     "LossSettings",
+    "Member",
     "ModelSettings",
     "OptimizerSettings",
     "PictureSettings",
@@ -224,6 +225,12 @@ class ModelSettings(Section):
         min_length=1,
         max_length=64,
     )
+    convolutions: Small = setting(
+        1,
+        "Convolutions in a block; the first one is pooled, the others work on the pooled map.",
+        auto="data",
+        read_by=("conv",),
+    )
     kernel: Small = setting(3, "Side of the convolution kernels, in pixels.", read_by=("conv",))
     batch_norm: bool = setting(True, "Batch norm after each convolution.", read_by=("conv",))
     max_pool: bool = setting(True, "2x2 max pooling after each convolution.", read_by=("conv",))
@@ -260,6 +267,7 @@ class ModelSettings(Section):
     pool: Literal["own", "average", "flatten"] = setting(
         "own",
         "Last feature map to features: global `average`, `flatten`, or the network's `own` way.",
+        auto="data",
         unread_by=("mlp",),
     )
     pretrained: bool = setting(
@@ -273,6 +281,13 @@ class ModelSettings(Section):
         "Frozen part of the backbone, batch statistics included: `none`, `all`, or everything "
         "before the layer of this name.",
         auto="data",
+    )
+    norms: Literal["batch", "frozen"] = setting(
+        "batch",
+        "Batch norms of trained layers, in training: statistics of the batch, or `frozen` ones of "
+        "the initial weights.",
+        auto="data",
+        unread_by=("mlp", "signet", "strokes"),
     )
     head: tuple[Width, ...] = setting(
         (),
@@ -303,12 +318,33 @@ class ModelSettings(Section):
         "pixel to each side. Takes five times as long; training uses the picture alone.",
         auto="data",
     )
+    mirrored: bool = setting(
+        False,
+        "Test-time augmentation: an embedding is the mean over the picture and its mirror image, "
+        "with `shifts` over those of both. Takes twice as long; training uses the picture alone.",
+        auto="data",
+        unread_by=("strokes",),
+    )
     comparator: Literal["euclidean", "squared-euclidean", "cosine", "sigmoid", "network"] = setting(
         "cosine",
         "Distance between two embeddings; `sigmoid` and `network` are learned, with the loss "
         "`bce`.",
         auto="settings",
     )
+
+
+class Member(Section):
+    """A member of a fused model: a network or descriptor, the pictures that it takes, its weight.
+
+    Attributes:
+        model: settings of the network and of its map to an embedding.
+        picture: the member's own pictures, made of those of the fused model.
+        weight: of its distance; only the ratio to the weights of other members counts.
+    """
+
+    model: ModelSettings
+    picture: PictureSettings
+    weight: Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 SHIFTS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
@@ -353,9 +389,9 @@ class LossSettings(Section):
     )
     smoothing: BelowOne = setting(
         0.0,
-        "Label smoothing (Szegedy 2016, arXiv 1512.00567): the targets are 1 - smoothing / 2 and "
-        "smoothing / 2.",
-        read_by=("bce",),
+        "Label smoothing (Szegedy 2016, arXiv 1512.00567): the share of the target that is spread "
+        "over all classes; those of `bce` are genuine and impostor.",
+        read_by=("bce", "classes"),
     )
     args: dict[Name, Any] = Field(
         default_factory=dict, description="Arguments of a `pml:` loss, by name.", max_length=100
@@ -539,6 +575,10 @@ class TrainSettings(Section):
         "pairs it is 0.1, or there is no calibration, with a warning.",
         gt=0,
         lt=1,
+    )
+    accept_licence: bool = setting(
+        False,
+        "Let `auto` take pretrained weights under a licence with conditions (no commercial use).",
     )
     chunk: int | None = setting(
         None,

@@ -28,7 +28,7 @@ __all__ = ["COMMANDS"]
 
 SETTINGS = (
     "model.backbone", "model.weights", "loss.name", "train.epochs", "train.steps",
-    "train.time_budget", "data.split", "seed",
+    "train.time_budget", "train.accept_licence", "data.split", "seed",
 )  # fmt: skip
 """Settings with an option of their own; its `dest` is the key of the setting."""
 
@@ -60,6 +60,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
                         help="conv, mlp, residual, signet, strokes, or one of timm's")  # fmt: skip
     parser.add_argument("--weights", dest="model.weights", metavar="WEIGHTS",
                         help="a .safetensors or .pth file for the backbone")  # fmt: skip
+    parser.add_argument("--accept-licence", dest="train.accept_licence", action="store_const",
+                        const=True, help="take pretrained weights with a non-free licence too",
+                        )  # fmt: skip
     parser.add_argument("--loss", dest="loss.name", metavar="LOSS",
                         help="contrastive, triplet, bce, supcon, classes, or pml:ClassName",
                         )  # fmt: skip

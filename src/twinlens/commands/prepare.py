@@ -27,12 +27,13 @@ from twinlens.data.pixels import DecodedTable, table_depths
 from twinlens.data.splits import is_closed_set
 from twinlens.data.table import ImageTable
 from twinlens.errors import TrainingError, TwinlensError
-from twinlens.learn.auto import choose_levels, choose_settings
+from twinlens.learn.auto import choose_levels, choose_settings, start_for
 from twinlens.learn.records import Choice
 from twinlens.learn.run_folder import RunFolder, RunRecord
 from twinlens.machine import machine, versions
 from twinlens.model.compute import choose_compute
-from twinlens.model.encoder import Encoder, encoder_layout
+from twinlens.model.encoder import Encoder
+from twinlens.model.fused import encoder_layout
 from twinlens.progress import Progress
 from twinlens.recipes import Recipe, parse_overrides
 
@@ -105,16 +106,24 @@ def prepare(
         raise
 
 
-def choose_run_settings(recipe: Recipe, table: ImageTable) -> tuple[Settings, list[Choice]]:
+def choose_run_settings(
+    recipe: Recipe, table: ImageTable, *, download: bool = False
+) -> tuple[Settings, list[Choice]]:
     """The settings for a table with splits, except `picture.mean` and `picture.std`.
 
+    Args:
+        recipe: recipe with the user's overrides.
+        table: table with splits.
+        download: whether pretrained weights may be downloaded.
     Raises:
         DataError: training pictures that give no pairs, or cannot be read.
         ConfigError: settings that do not fit them.
     """
     max_pixels = recipe.settings().data.max_pixels
     statistics = sample_statistics(table.of_split("train"), max_pixels=max_pixels)
-    settings, choices = choose_settings(recipe, statistics, closed=is_closed_set(table))
+    closed = is_closed_set(table)
+    start = start_for(recipe, statistics, closed=closed, download=download)
+    settings, choices = choose_settings(recipe, statistics, closed=closed, start=start)
     training_sampler(table, settings)
     if statistics.sixteen_bit and settings.picture.depth is None:
         settings, depth = _choose_depth(settings, table)
@@ -147,7 +156,7 @@ def _start(
     run: RunFolder,
 ) -> PreparedRun:
     """Choose the settings from the data, and record the run."""
-    settings, choices = choose_run_settings(recipe, table)
+    settings, choices = choose_run_settings(recipe, table, download=True)
     _warn_without_effect(recipe, settings, table)
     encoder_layout(settings.model, settings.picture)  # A network beyond any memory fails here.
     # Built and dropped, so that wrong weights or layers fail before the long decoding.

@@ -16,13 +16,15 @@ from twinlens.config import Settings
 from twinlens.data.inspection import TableStatistics
 from twinlens.learn import auto_network as network
 from twinlens.learn import auto_training as training
-from twinlens.learn.auto_facts import Facts, Rule
+from twinlens.learn.auto_facts import PLENTY, Facts, Rule
 from twinlens.learn.records import Choice
 from twinlens.model.backbones import check_backbone
+from twinlens.model.device import pick_device
+from twinlens.model.pretrained import Start, find_start
 from twinlens.model.timm_backbones import pretrained_picture
 from twinlens.recipes import Recipe
 
-__all__ = ["choose_levels", "choose_settings"]
+__all__ = ["choose_levels", "choose_settings", "start_for"]
 
 # In this order: a rule reads the choices of the rules above it.
 RULES: Mapping[str, Rule] = {
@@ -38,7 +40,9 @@ RULES: Mapping[str, Rule] = {
     "model.init": network.init,
     "picture.fit": network.fit,
     "picture.fill": network.fill,
+    "model.convolutions": network.convolutions,
     "model.channels": network.channels,
+    "model.pool": network.pool,
     "model.embedding": network.embedding,
     "sampler.rotations": training.rotations,
     "model.shifts": network.shifts,
@@ -50,6 +54,7 @@ RULES: Mapping[str, Rule] = {
     "augment.scale": training.view(0.15, 0.1),
     "augment.shear": training.view(8.0, 4.0),
     "augment.flip": training.flip,
+    "model.mirrored": network.mirrored,
     "augment.brightness": training.view(0.0, 0.1),
     "augment.contrast": training.view(0.0, 0.2),
     "optimizer.name": training.optimizer,
@@ -62,7 +67,7 @@ RULES: Mapping[str, Rule] = {
 
 
 def choose_settings(
-    recipe: Recipe, data: TableStatistics, *, closed: bool
+    recipe: Recipe, data: TableStatistics, *, closed: bool, start: Start | None = None
 ) -> tuple[Settings, list[Choice]]:
     """Choose all settings that the recipe leaves to the data, except mean and std.
 
@@ -70,6 +75,7 @@ def choose_settings(
         recipe: recipe with the user's overrides.
         data: statistics of the training pictures.
         closed: closed set: the model will be used on the identities that it is trained on.
+        start: from `start_for`; None to learn from nothing.
     Returns:
         The full settings, and each choice with its reason.
     Raises:
@@ -82,10 +88,36 @@ def choose_settings(
     for key, rule in RULES.items():
         if key not in recipe.auto:
             continue
-        value, why = rule(Facts(data, recipe.settings(chosen), closed))
+        value, why = rule(Facts(data, recipe.settings(chosen), closed, start))
         chosen[key] = value
         choices.append(Choice(key, value, why))
     return recipe.settings(chosen), choices
+
+
+def start_for(
+    recipe: Recipe, data: TableStatistics, *, closed: bool, download: bool = True
+) -> Start | None:
+    """Pretrained weights to begin with: for photographs, if the recipe leaves the network open.
+
+    A closed set with many pictures learns a better network from nothing.
+
+    Args:
+        recipe: recipe with the user's overrides.
+        data: statistics of the training pictures.
+        closed: as in `choose_settings`.
+        download: whether weights may be downloaded.
+    Raises:
+        ConfigError: no such device, or TWINLENS_WEIGHTS names no folder.
+    """
+    settings = recipe.settings()
+    facts = Facts(data, settings, closed)
+    is_open = {"model.backbone", "model.pretrained", "picture.color"} <= recipe.auto
+    if not is_open or settings.model.weights is not None or facts.drawing:
+        return None
+    if closed and data.num_pictures >= PLENTY:
+        return None
+    device = pick_device(settings.train.device)
+    return find_start(device, accept_licence=settings.train.accept_licence, download=download)
 
 
 def choose_levels(

@@ -8,13 +8,17 @@ from typing import Any, TypeAlias
 
 from twinlens.config import Settings
 from twinlens.data.inspection import TableStatistics
+from twinlens.model.device import has_bfloat16, pick_device
 from twinlens.model.own_backbones import is_own
+from twinlens.model.pretrained import Start
 
 __all__ = ["FROZEN", "LARGE", "MANY", "PLENTY", "Facts", "Reasoned", "Rule"]
 
 MANY = 50  # identities: enough to learn one-shot comparison
 PLENTY = 5000  # pictures: enough for a wide network, which overfits fewer
 LARGE = 4096  # pixels of a picture: with more, a batch takes twice as long
+
+UNLIMITED = 600.0  # seconds that a network may learn if there is no time budget
 
 FROZEN = "a frozen backbone then embeds each picture once"
 
@@ -27,11 +31,13 @@ class Facts:
         data: statistics of the training pictures.
         settings: defaults stand in for settings that are not chosen yet.
         closed: the model will be used on the identities that it is trained on.
+        start: pretrained weights at hand that `auto` may begin with.
     """
 
     data: TableStatistics
     settings: Settings
     closed: bool
+    start: Start | None = None
 
     @property
     def drawing(self) -> bool:
@@ -63,6 +69,13 @@ class Facts:
         """The backbone's features are useful before training."""
         model = self.settings.model
         return model.pretrained or model.weights is not None or self.strokes
+
+    @property
+    def seconds_each(self) -> float:
+        """Seconds to learn from each training picture; worth a fifth without bfloat16."""
+        budget = self.settings.train.time_budget
+        seconds = (UNLIMITED if budget is None else budget) / max(1, self.data.num_pictures)
+        return seconds if has_bfloat16(pick_device(self.settings.train.device)) else seconds / 5
 
     @property
     def turns(self) -> int:

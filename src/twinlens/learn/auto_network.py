@@ -14,12 +14,15 @@ __all__ = [
     "channels",
     "classes",
     "color",
+    "convolutions",
     "embedding",
     "fill",
     "fit",
     "freeze",
     "grid",
     "init",
+    "mirrored",
+    "pool",
     "pretrained",
     "shifts",
     "size",
@@ -28,11 +31,16 @@ __all__ = [
 
 TINY = 24  # pixels of the longer side: below, rotations and shifts are too coarse
 FULL = 512  # pixels of the longer side: beyond, strokes show no more detail
+# Seconds for each training picture, in units of a machine that multiplies bfloat16: a network as
+# deep or wide then sees each picture at least about five times.
+DEEP, WIDE = 1e-3, 4e-3
 FEW_CLASSES, EACH = 100, 100  # most identities, and fewest pictures of each, to learn as classes
 
 
 def color(f: Facts) -> Reasoned:
     """`picture.color`."""
+    if f.start is not None:
+        return "rgb", f"{f.start.pretrained.name} takes colour pictures"
     if not f.built_in:
         return "rgb", f"{f.settings.model.backbone} takes colour pictures"
     if f.data.grey:
@@ -81,6 +89,9 @@ def _size_for_pretrained(f: Facts, native: int) -> Reasoned:
         if side < native:
             why = f"twice the median picture's {longest} on the longer side keeps all detail"
             return (side, side), f"{why}; {native} takes longer and adds none"
+    if f.start is not None and f.start.pretrained.size < native:
+        side = f.start.pretrained.size
+        return (side, side), f"{native} takes several times as long"
     return (native, native), f"the size that {f.settings.model.backbone} was trained with"
 
 
@@ -100,6 +111,12 @@ def fill(f: Facts) -> Reasoned:
 
 def backbone(f: Facts) -> Reasoned:
     """`model.backbone`."""
+    if f.start is not None:
+        weights, place = f.start.pretrained, f.start.place
+        how = f"pretrained on {weights.trained_on} ({weights.licence}), from {place}"
+        return weights.name, f"photographs: {how}"
+    if f.settings.model.classes:
+        return "conv", "closed set: a plain convolutional network learns most in a given time"
     if f.handwriting and f.settings.picture.color == "grey":
         return "strokes", "handwriting with forgeries: measures of strokes separate them best"
     if f.settings.picture.color == "grey":
@@ -171,6 +188,8 @@ def channels(f: Facts) -> Reasoned:
         return (512, 256), "two layers"
     if f.settings.model.backbone == "residual":
         return (32, 64, 128), "three stages"
+    if f.settings.model.classes and f.seconds_each >= WIDE:
+        return (64, 256, 256), "closed set with many pictures, and time for three wide blocks"
     if f.data.num_identities >= MANY:
         return (64, 128, 128, 256), "many identities: four wide blocks"
     if f.data.num_pictures >= PLENTY:
@@ -178,6 +197,20 @@ def channels(f: Facts) -> Reasoned:
     if max(f.settings.picture.size) <= 40:
         return (32, 64, 64), "few, small pictures: three narrow blocks keep positions"
     return (32, 64, 128, 128), "few pictures: four blocks"
+
+
+def convolutions(f: Facts) -> Reasoned:
+    """`model.convolutions`."""
+    if f.settings.model.classes and f.seconds_each >= DEEP:
+        return 2, "closed set with many pictures: a second convolution on the small, pooled maps"
+    return 1, "one in a block"
+
+
+def pool(f: Facts) -> Reasoned:
+    """`model.pool`."""
+    if f.settings.model.backbone == "conv" and f.settings.model.convolutions > 1:
+        return "average", "deep enough that positions in the last map matter no more"
+    return "own", "as the network was published"
 
 
 def classes(f: Facts) -> Reasoned:
@@ -209,3 +242,10 @@ def shifts(f: Facts) -> Reasoned:
     if f.built_in and f.drawing and f.settings.sampler.rotations and height * width <= LARGE:
         return True, "small drawings: averaging over shifts by one pixel is slightly more accurate"
     return False, "five times the work, worthwhile for small drawings only"
+
+
+def mirrored(f: Facts) -> Reasoned:
+    """`model.mirrored`."""
+    if f.settings.augment.flip and not f.strokes:
+        return True, "photographs may show either side: the mean over both is more accurate"
+    return False, "a mirror image shows something else, or was not learned"

@@ -15,8 +15,10 @@ from twinlens.data.pixels import Pixels
 from twinlens.errors import DataError, ModelError
 from twinlens.files import creating_folder, writing_errors, writing_file
 from twinlens.model.comparators import Comparator, make_comparator
-from twinlens.model.encoder import Encoder, embed_pixels, encoder_layout
+from twinlens.model.encoder import Encoder, embed_pixels
+from twinlens.model.fused import encoder_layout, make_encoder
 from twinlens.model.onnx_graphs import write_comparator, write_encoder
+from twinlens.model.pretrained import describe_start
 from twinlens.model.runtime import OnnxEncoder
 from twinlens.model.stored import (
     COMPARATOR_GRAPH,
@@ -46,6 +48,7 @@ __all__ = ["Networks", "check_parity", "complete_model", "load_networks", "save_
 TOLERANCE = 1e-4
 """Largest difference of an embedding's numbers from torch's, as a share of the largest number."""
 
+OWN_WEIGHTS = {"weights": None, "pretrained": False}
 NUM_NOISE = 4  # pictures that every graph is compared on at once
 
 
@@ -74,8 +77,14 @@ def save_model(folder: Path, networks: Networks, origin: Origin | None = None) -
         for name, tensor in network.state_dict().items()
     }
     # The initial weights belong to the run's history; the model brings its own.
-    model = networks.encoder.model_settings.model_copy(
-        update={"weights": None, "pretrained": False}
+    model = networks.encoder.model_settings.model_copy(update=OWN_WEIGHTS)
+    members = tuple(
+        member.model_copy(update={"model": member.model.model_copy(update=OWN_WEIGHTS)})
+        for member in networks.encoder.members
+    )
+    starts = map(
+        describe_start,
+        [networks.encoder.model_settings, *(member.model for member in networks.encoder.members)],
     )
     with creating_folder(folder, str(folder.parent), "name another place", replace=True) as part:
         with writing_errors(folder / WEIGHTS):
@@ -83,9 +92,11 @@ def save_model(folder: Path, networks: Networks, origin: Origin | None = None) -
         description = ModelDescription(
             picture=networks.encoder.picture,
             model=model,
+            members=members,
             weights=file_sha256(part / WEIGHTS),
             fingerprint="0" * 16,  # Computed below.
             origin=origin,
+            start=next((start for start in starts if start is not None), None),
         )
         values = description.model_dump(mode="json", exclude={"origin": {"identities"}})
         write_description(part, values | {"fingerprint": fingerprint_of(values)})
@@ -172,7 +183,7 @@ def load_networks(stored: StoredModel) -> Networks:
         problem = layout_problem(read_layout(stored.weights_file), _layout(description))
         if problem is None:
             networks = Networks(
-                Encoder(model, description.picture, load=False),
+                make_encoder(model, description.picture, description.members, load=False),
                 make_comparator(model.comparator, model.embedding),
             )
             weights = load_file(stored.weights_file)
@@ -194,7 +205,7 @@ def _layout(description: ModelDescription) -> dict[str, TensorLayout]:
     with torch.device("meta"):
         comparator = make_comparator(model.comparator, model.embedding).state_dict()
     parts = {
-        "encoder": encoder_layout(model, description.picture),
+        "encoder": encoder_layout(model, description.picture, description.members),
         "comparator": layout_of(comparator),
     }
     return {f"{part}.{name}": value for part, own in parts.items() for name, value in own.items()}

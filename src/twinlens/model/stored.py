@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twinlens._version import __version__
-from twinlens.config import DataSettings, ModelSettings, PictureSettings
+from twinlens.config import DataSettings, Member, ModelSettings, PictureSettings
 from twinlens.errors import ModelError, first_line, one_line, validation_problems
 from twinlens.files import write_text
 from twinlens.model.onnx_file import MAX_SIZE, read_onnx_header
@@ -44,6 +44,7 @@ __all__ = [
     "Fingerprint",
     "ModelDescription",
     "Origin",
+    "StartRecord",
     "StoredModel",
     "damaged_model",
     "file_sha256",
@@ -95,6 +96,7 @@ class Origin:
         data: settings of reading and splitting.
         record: id of the `model.training_record` that lies beside the model; None in format 1.
         identities: `hash_identities` of the training identities; empty since format 2.
+        refitted: whether the model was fitted to the validation pictures too, in the end.
     """
 
     source: str
@@ -103,6 +105,28 @@ class Origin:
     data: DataSettings
     record: str | None = None
     identities: tuple[str, ...] = ()
+    refitted: bool = False
+
+
+@dataclass(frozen=True)
+class StartRecord:
+    """The pretrained weights that training began with.
+
+    Attributes:
+        name: timm's name of network and weights, or the file's name.
+        licence: as timm records it; "unknown" for a file of the user.
+        source: address or file name.
+        trained_on: pictures of the pretraining, in words.
+        fingerprint: SHA-256 of the table of these pictures, if twinlens trained on them.
+        identities: number of their identities, if known.
+    """
+
+    name: str
+    licence: str
+    source: str
+    trained_on: str
+    fingerprint: str | None = None
+    identities: int | None = None
 
 
 class ModelDescription(BaseModel):
@@ -112,6 +136,8 @@ class ModelDescription(BaseModel):
     of an older format keeps its fingerprint when it is completed.
 
     Attributes:
+        start: pretrained weights of the network; None if it learned from nothing.
+        members: of a fused model (`model.fused`); empty for all others.
         weights: SHA-256 of `model.safetensors`; None in exports, which cannot be learned on.
         graphs: SHA-256 of each graph; empty before completion.
         precision: of the graph's arithmetic.
@@ -124,6 +150,7 @@ class ModelDescription(BaseModel):
     twinlens: str = __version__
     picture: PictureSettings
     model: ModelSettings
+    members: Annotated[tuple[Member, ...], Field(max_length=100, strict=False)] = ()
     weights: Sha256 | None
     graphs: dict[GraphName, Sha256] = Field(default_factory=dict)
     precision: Literal["float32", "int8"] = "float32"
@@ -131,10 +158,13 @@ class ModelDescription(BaseModel):
     fingerprint: Fingerprint
     calibration: dict[str, Any] | None = None
     origin: Origin | None = None
+    start: StartRecord | None = None
 
     @model_validator(mode="after")
-    def _has_all_graphs(self) -> Self:
-        """A graph without a hash would be loaded unchecked."""
+    def _is_whole(self) -> Self:
+        """Refuse a fused model without members, and a graph without a hash, loaded unchecked."""
+        if (self.model.backbone == "fused") != bool(self.members):
+            raise ValueError("a fused model has members, and no other has")
         learned = [COMPARATOR_GRAPH] if self.model.comparator in LEARNED_COMPARATORS else []
         needed = [{*names, *learned} for names in ((GRAPH,), OPENVINO_FILES)]
         if self.graphs and not any(names <= self.graphs.keys() for names in needed):
@@ -329,6 +359,8 @@ def fingerprint_of(values: Mapping[str, Any]) -> str:
     keys = ["picture", "model", "weights"]
     if values.get("format", FORMAT) not in (1, 2):
         keys += ["graphs", "precision", "resize"]
+    if values.get("members"):
+        keys.append("members")
     parts = {key: values.get(key) for key in keys}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

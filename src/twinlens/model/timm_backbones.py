@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, first_line
+from twinlens.model.hub import cached_weights, check_hub, timm_record, weights_in_folder
 from twinlens.model.own_backbones import is_own
+from twinlens.model.weights import load_weights
 
-__all__ = ["Stage", "has_pretrained", "pretrained_picture", "stage_strides", "timm_backbone"]
-
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # weights in a repository of the hub
-HUB_SECONDS = 10
+__all__ = [
+    "Stage",
+    "Taps",
+    "has_pretrained",
+    "last_blocks",
+    "pretrained_picture",
+    "stage_precedes",
+    "stage_strides",
+    "stage_widths",
+    "timm_backbone",
+]
 
 
 class Stage(nn.Module):
@@ -52,6 +61,35 @@ class Stage(nn.Module):
         return features_BF
 
 
+class Taps(nn.Module):
+    """A whole network, and the features at several places of it by one forward pass.
+
+    Args:
+        network: network of timm.
+        taps: (stage, grid) of each tap, as `model.stage` and `model.grid`; a stage of None is the
+            network's own last features.
+    """
+
+    def __init__(self, network: nn.Module, taps: Sequence[tuple[int | None, int]]) -> None:
+        super().__init__()
+        self.network, self.taps = network, tuple(taps)
+        self.stages = sorted({stage for stage, _ in taps if stage is not None})
+
+    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, ...]:
+        """Normalised pictures (B, C, H, W) to features (B, F) of each tap."""
+        network: Any = self.network
+        if not self.stages:
+            return tuple(network(x_BCHW) for _ in self.taps[:1]) * len(self.taps)
+        last, maps = network.forward_intermediates(x_BCHW, indices=self.stages)
+        map_of = dict(zip(self.stages, maps, strict=True))
+        return tuple(
+            network.forward_head(last)
+            if stage is None
+            else F.adaptive_avg_pool2d(map_of[stage], grid).flatten(1)
+            for stage, grid in self.taps
+        )
+
+
 def stage_strides(name: str) -> tuple[int, ...]:
     """Pixels between two cells of the feature map after each stage of a network.
 
@@ -63,7 +101,7 @@ def stage_strides(name: str) -> tuple[int, ...]:
     """
     import timm
 
-    record = _record(name)
+    record = timm_record(name)
     if is_own(name) or record is None or record.fixed_input_size:
         return ()
     with torch.device("meta"):  # Without memory for weights.
@@ -74,78 +112,89 @@ def stage_strides(name: str) -> tuple[int, ...]:
     return strides if can_prune and len(set(strides)) > 1 else ()
 
 
+def stage_widths(name: str) -> tuple[tuple[int, int], ...]:
+    """Stride and channels of the feature map after each stage; empty as `stage_strides`."""
+    import timm
+
+    if not stage_strides(name):
+        return ()
+    with torch.device("meta"):
+        network = timm.create_model(name, pretrained=False, num_classes=0)
+    return tuple((int(stage["reduction"]), int(stage["num_chs"])) for stage in network.feature_info)
+
+
+def stage_precedes(name: str, stage: int, layer: str) -> bool:
+    """Whether the map of a stage is computed before a layer."""
+    import timm
+
+    with torch.device("meta"):
+        network = timm.create_model(name, pretrained=False, num_classes=0)
+    order = [module for module, _ in network.named_modules()]
+    return order.index(network.feature_info[stage]["module"]) < order.index(layer)
+
+
+def last_blocks(name: str) -> str:
+    """The layer with which the last third of a network's blocks begins; "none" if unknown.
+
+    >>> last_blocks("resnet18"), last_blocks("tf_efficientnet_lite0")
+    ('layer4', 'blocks.5')
+    """
+    import timm
+
+    with torch.device("meta"):
+        network = timm.create_model(name, pretrained=False, num_classes=0)
+    children = dict(network.named_children())
+    for group in ("blocks", "stages"):
+        if group in children:
+            names = [f"{group}.{number}" for number, _ in children[group].named_children()]
+            return names[-(-2 * len(names) // 3)]
+    layers = [child for child in children if child.startswith("layer") and child[5:].isdigit()]
+    return layers[-(-2 * len(layers) // 3)] if layers else "none"
+
+
 def timm_backbone(model: ModelSettings, picture: PictureSettings, pretrained: bool) -> nn.Module:
     """A network of timm without its classifier.
 
     Raises:
-        ConfigError: timm cannot build it, or its weights cannot be downloaded.
+        ConfigError: timm cannot build it, or its weights are damaged or cannot be downloaded.
     """
     import timm
 
-    if pretrained:
-        _check_hub(model.backbone)
+    file = None
+    if pretrained and cached_weights(model.backbone) is None:
+        file = weights_in_folder(model.backbone)
+        if file is None:
+            check_hub(model.backbone)
+    by_timm = pretrained and file is None
     arguments: dict[str, Any] = {"num_classes": 0, "in_chans": picture.channels}
-    if "img_size" in _arguments_of(model.backbone):
+    has_size = "img_size" in _arguments_of(model.backbone)
+    if has_size and file is None:
         arguments["img_size"] = picture.size
     if model.pool != "own":
         arguments["global_pool"] = "" if model.pool == "flatten" else "avg"
     try:
-        backbone: nn.Module = timm.create_model(model.backbone, pretrained=pretrained, **arguments)
+        backbone: nn.Module = timm.create_model(model.backbone, pretrained=by_timm, **arguments)
     except Exception as error:
         # timm and its hub client raise many kinds of error, from unknown tags to no network.
         line = first_line(error).rstrip(".")
-        part = "the pretrained weights of" if pretrained else "the network"
+        part = "the pretrained weights of" if by_timm else "the network"
         raise ConfigError(
             f"timm could not build {part} '{model.backbone}' for {picture.channels}-channel "
             f"pictures of {picture.size[0]}x{picture.size[1]}: {line}"
-            + ("; a local copy can be given with --weights FILE" if pretrained else "")
+            + ("; a local copy can be given with --weights FILE" if by_timm else "")
         ) from error
+    if file is not None:
+        load_weights(backbone, file)
+        if has_size:  # The positions of its weights are those of one size.
+            resize: Any = backbone.set_input_size
+            resize(img_size=picture.size)
     return backbone
-
-
-def _check_hub(name: str) -> None:
-    """Fail fast if weights must be downloaded and their host cannot be reached.
-
-    The hub's client tries each of several files five times, which takes minutes.
-
-    Raises:
-        ConfigError: the weights are not cached, and their host does not answer.
-    """
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    record = _record(name)
-    if record is None or not record.hf_hub_id or record.file:
-        return
-    cached = (try_to_load_from_cache(record.hf_hub_id, file) for file in HUB_FILES)
-    if any(isinstance(path, str) for path in cached):
-        return
-    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
-    except urllib.error.HTTPError:
-        return  # The host answers; timm reports its errors.
-    except OSError as error:
-        raise ConfigError(
-            f"the pretrained weights of '{name}' cannot be downloaded ({error}): give a local copy "
-            "with --weights FILE (and its network with --backbone), or begin with random weights: "
-            "--set model.pretrained=false"
-        ) from error
 
 
 def _arguments_of(name: str) -> frozenset[str]:
     """Arguments of a network's builder: vision transformers need the picture's size."""
-    record = _record(name)
+    record = timm_record(name)
     return frozenset({"img_size"} if record is not None and record.fixed_input_size else ())
-
-
-def _record(name: str) -> Any:
-    """timm's record of a network and its weights; None for an unknown name or tag."""
-    import timm
-
-    try:
-        return timm.models.get_pretrained_cfg(name)
-    except RuntimeError:
-        return None
 
 
 def has_pretrained(name: str) -> bool:
@@ -154,7 +203,7 @@ def has_pretrained(name: str) -> bool:
     >>> has_pretrained("resnet50"), has_pretrained("conv")
     (True, False)
     """
-    record = _record(name)
+    record = timm_record(name)
     return record is not None and bool(record.has_weights)
 
 
@@ -166,7 +215,7 @@ def pretrained_picture(model: ModelSettings) -> dict[str, Any] | None:
     """
     if is_own(model.backbone) or not (model.pretrained or model.weights is not None):
         return None
-    record = _record(model.backbone)
+    record = timm_record(model.backbone)
     if record is None:
         return None
     return {"size": record.input_size[-1], "mean": record.mean, "std": record.std}

@@ -1,0 +1,160 @@
+"""Starts: networks with pretrained weights, the one to begin with on this machine, its licence.
+
+The table holds facts of timm's own records; a test compares them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from twinlens.config import ModelSettings
+from twinlens.errors import first_line
+from twinlens.model.hub import (
+    cached_weights,
+    download_weights,
+    hub_problem,
+    timm_record,
+    weights_in_folder,
+)
+from twinlens.model.stored import StartRecord
+
+__all__ = ["FREE", "STARTS", "Pretrained", "Start", "describe_start", "find_start"]
+
+log = logging.getLogger("twinlens")
+
+
+class Pretrained(NamedTuple):
+    """A network of timm with pretrained weights.
+
+    Attributes:
+        name: timm's name, with the tag of the weights.
+        licence: as timm records it.
+        megabytes: size of the file.
+        trained_on: pictures of the pretraining.
+        size: side of the pictures that it takes here, in pixels.
+        cpu: rank among those for CPUs, lowest first; None if too slow there.
+        gpu: rank among those for GPUs.
+    """
+
+    name: str
+    licence: str
+    megabytes: int
+    trained_on: str
+    size: int
+    cpu: int | None
+    gpu: int
+
+
+# Measured here: tf_efficientnet_lite0.in1k alone (docs/pretrained.md). No weights of the others
+# were at hand, so their ranks follow published retrieval results and their cost.
+STARTS = (
+    Pretrained("tf_efficientnet_lite0.in1k", "apache-2.0", 13, "ImageNet-1k", 224, 0, 6),
+    Pretrained("mobilenetv4_conv_medium.e500_r256_in1k", "apache-2.0", 34, "ImageNet-1k",
+               256, 1, 5),
+    Pretrained("convnext_tiny.in12k_ft_in1k", "apache-2.0", 111, "ImageNet-12k", 224, 3, 3),
+    Pretrained("vit_small_patch14_reg4_dinov2.lvd142m", "apache-2.0", 88,
+               "LVD-142M, without labels (DINOv2)", 224, 2, 2),
+    Pretrained("vit_base_patch16_siglip_224.v2_webli", "apache-2.0", 372,
+               "WebLI, pictures with texts (SigLIP 2)", 224, None, 0),
+    Pretrained("vit_pe_core_base_patch16_224.fb", "apache-2.0", 372,
+               "pictures and videos with texts (Perception Encoder)", 224, None, 1),
+    Pretrained("vit_small_patch16_dinov3.lvd1689m", "dinov3-license", 86,
+               "LVD-1689M, without labels (DINOv3)", 256, 4, 4),
+    Pretrained("convnextv2_tiny.fcmae_ft_in22k_in1k", "cc-by-nc-4.0", 111, "ImageNet-22k",
+               224, 5, 7),
+)  # fmt: skip
+FREE = ("apache-2.0", "mit", "bsd-3-clause")  # licences that need no consent
+
+
+@dataclass(frozen=True)
+class Start:
+    """Pretrained weights at hand.
+
+    Attributes:
+        pretrained: network and weights.
+        place: source of the weights, in words.
+    """
+
+    pretrained: Pretrained
+    place: str
+
+
+def find_start(device: str, *, accept_licence: bool = False, download: bool = True) -> Start | None:
+    """The best start for photographs that this machine can use and whose weights are at hand.
+
+    Searches the cache of huggingface_hub, then the folder TWINLENS_WEIGHTS, then downloads. Logs
+    one line if nothing is at hand.
+
+    Args:
+        device: as torch names it; on CPUs fast networks come first.
+        accept_licence: whether licences with conditions are accepted.
+        download: whether weights may be downloaded.
+    Raises:
+        ConfigError: TWINLENS_WEIGHTS names no folder.
+    """
+    ranked = _ranked(device)
+    usable = [start for start in ranked if accept_licence or start.licence in FREE]
+    places = (("the hub's cache", cached_weights), ("TWINLENS_WEIGHTS", weights_in_folder))
+    for place, file_of in places:
+        for pretrained in usable:
+            if file_of(pretrained.name) is not None:
+                return Start(pretrained, place)
+    if download and _download(usable[0]):
+        return Start(usable[0], "a download")
+    for pretrained in ranked:
+        if any(file_of(pretrained.name) is not None for _, file_of in places):
+            log.warning(
+                "learning from nothing: the only pretrained weights at hand, %s, have the licence "
+                "%s; --accept-licence takes them", pretrained.name, pretrained.licence,
+            )  # fmt: skip
+            return None
+    log.warning(
+        "learning from nothing: no pretrained weights are at hand, and on photographs they help "
+        "(groceries: EER 12 %% instead of 19 %%). Put %s.safetensors (timm's) into a folder and "
+        "name it in TWINLENS_WEIGHTS, give a file with --backbone and --weights, or allow the "
+        "download from the network", usable[0].name,
+    )  # fmt: skip
+    return None
+
+
+def describe_start(model: ModelSettings) -> StartRecord | None:
+    """The pretrained weights that settings name, for the description of a model; None if none."""
+    if model.weights is not None:
+        file = Path(model.weights).name
+        return StartRecord(file, "unknown", file, "unknown")
+    record = timm_record(model.backbone) if model.pretrained else None
+    if record is None:
+        return None
+    name = f"{record.architecture}.{record.tag}" if record.tag else record.architecture
+    source = f"https://huggingface.co/{record.hf_hub_id}" if record.hf_hub_id else record.url
+    known = {start.name: start.trained_on for start in STARTS}
+    return StartRecord(
+        name, record.license or "unknown", source or "unknown", known.get(name, record.tag)
+    )
+
+
+def _ranked(device: str) -> Sequence[Pretrained]:
+    """The starts for a device, best first."""
+    if device.startswith("cuda"):
+        return sorted(STARTS, key=lambda start: start.gpu)
+    ranks = {start: start.cpu for start in STARTS if start.cpu is not None}
+    return sorted(ranks, key=ranks.__getitem__)
+
+
+@cache  # One try in a process.
+def _download(pretrained: Pretrained) -> bool:
+    """Whether the weights are in the hub's cache after a download."""
+    if hub_problem() is not None:
+        return False
+    log.info("downloading %s (%d MB)", pretrained.name, pretrained.megabytes)
+    try:
+        download_weights(pretrained.name)
+    except Exception as error:  # The hub's client raises many kinds of error.
+        log.warning("cannot download %s: %s", pretrained.name, first_line(error))
+        return False
+    return True
