@@ -13,7 +13,15 @@ from typing import Any
 from twinlens._version import __version__
 from twinlens.errors import EXTRAS
 
-__all__ = ["available_cores", "installed_extras", "machine", "num_threads", "providers", "versions"]
+__all__ = [
+    "available_cores",
+    "installed_extras",
+    "machine",
+    "memory",
+    "num_threads",
+    "providers",
+    "versions",
+]
 
 PACKAGES = (
     "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "numpy",
@@ -102,14 +110,19 @@ def _processor_facts() -> dict[str, str]:
     return facts
 
 
-def _memory_gb() -> float | None:
-    """Memory of the machine, or of the container if that is less; None if unknown."""
+def memory() -> int | None:
+    """Bytes of memory of the machine, or of the container if that is less; None if unknown."""
     limits = []
     with suppress(AttributeError, OSError, ValueError):
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with suppress(OSError, ValueError):
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
-    return round(min(limits) / 1e9, 1) if limits else None
+    return min(limits) if limits else None
+
+
+def _memory_gb() -> float | None:
+    size = memory()
+    return None if size is None else round(size / 1e9, 1)
 
 
 def _gpus() -> list[str]:

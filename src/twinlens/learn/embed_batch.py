@@ -19,12 +19,12 @@ from twinlens.config import Settings
 from twinlens.data.augment import augment, mirror, quarter_turns
 from twinlens.data.batch import Batch
 from twinlens.data.pixels import PixelRows
-from twinlens.learn.features import backbone_features, can_precompute
+from twinlens.learn.features import BATCH, FrozenPart, can_precompute
 from twinlens.learn.grad_cache import chunks_of, embed_in_chunks, moving_norms
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder
 
-__all__ = ["BatchEmbedder", "LabelledPixels"]
+__all__ = ["BatchEmbedder", "LabelledPixels", "StoredInputs"]
 
 log = logging.getLogger("twinlens")
 
@@ -52,16 +52,39 @@ class LabelledPixels:
         """All the pictures, M = N."""
         return cls(pixels, np.arange(len(label)), label, forged)
 
+    def select(self, position: NDArray[np.int64]) -> LabelledPixels:
+        """Some of the pictures, by position, with labels counted from 0 again."""
+        label = np.unique(self.label[position], return_inverse=True)[1]
+        return LabelledPixels(self.pixels, self.row[position], label, self.forged[position])
+
     def take(self, position: NDArray[np.int64]) -> NDArray[np.uint8]:
         """A copy of the pixels (B, C, H, W) of pictures by their position among the N."""
         return PixelRows(self.pixels, self.row)[position]
 
 
+@dataclass(frozen=True, eq=False)
+class StoredInputs:
+    """What the frozen layers of a network give for some rows, in each view.
+
+    Attributes:
+        views: (N, ...) of each view.
+        row: rows of these pictures, ascending, (N,).
+    """
+
+    views: tuple[Tensor, ...]
+    row: NDArray[np.int64]
+
+    def rows(self, view: int, row_B: NDArray[np.int64]) -> Tensor:
+        """The stored part (B, ...) of some rows in one view."""
+        place = torch.from_numpy(np.searchsorted(self.row, row_B))
+        return self.views[view][place.to(self.views[view].device)]
+
+
 class BatchEmbedder:
     """`embed(batch, seed)` gives the embeddings of a batch, with their graph.
 
-    If the backbone is frozen and pictures are at most mirrored, `features` (V, N, F) are computed
-    once. With `train.chunk` the graph of that many pictures is in memory at once.
+    If layers are frozen and pictures are at most mirrored, what these layers give is computed once:
+    `stored` (V, N, ...). With `train.chunk` the graph of that many pictures is in memory at once.
     """
 
     def __init__(
@@ -71,22 +94,18 @@ class BatchEmbedder:
         settings: Settings,
         compute: Compute,
         progress: Callable[[int, int], None] | None = None,
+        stored: StoredInputs | None = None,
     ) -> None:
         self.encoder, self.images, self.compute = encoder, images, compute
         self.chunk = settings.train.chunk
         self.augmentation = settings.augment
         self.rotations = settings.sampler.rotations
         self.fill = settings.picture.fill / 255
-        self.features: Tensor | None = None
+        self.stored = stored
         if can_precompute(settings):
-            views = [
-                backbone_features(
-                    encoder, images.pixels, compute, images.row, progress, mirrored=mirrored
-                )
-                for mirrored in ((False, True) if self.augmentation.flip else (False,))
-            ]
-            # A single view is not copied: it may fill half of the memory.
-            self.features = torch.stack(views) if len(views) > 1 else views[0][None]
+            self.frozen = FrozenPart(encoder, compute)
+            if stored is None:
+                self.stored = self._compute_stored(progress)
         elif self.chunk is not None and moving_norms(encoder.train()):
             log.warning(
                 "train.chunk: batch norm uses the statistics of %d pictures, not of the whole "
@@ -97,11 +116,16 @@ class BatchEmbedder:
     def __call__(self, batch: Batch, seed: int) -> Tensor:
         """The embeddings (B, D) of a batch, float32; the views depend on `seed` alone."""
         self.encoder.train()
-        if self.features is not None:
+        if self.stored is not None:
             generator = torch.Generator().manual_seed(seed)
-            view_B = torch.randint(len(self.features), (len(batch.row),), generator=generator)
-            rows = torch.from_numpy(batch.row).to(self.features.device)
-            return self.encoder.project(self.features[view_B.to(rows.device), rows])
+            view_B = torch.randint(len(self.stored.views), (len(batch.row),), generator=generator)
+            rows = self.images.row[batch.row]
+            parts = [self.stored.rows(view, rows) for view in range(len(self.stored.views))]
+            stored = parts[0]
+            for view, part in enumerate(parts[1:], 1):
+                chosen = (view_B == view).to(part.device).view(-1, *[1] * (part.dim() - 1))
+                stored = torch.where(chosen, part, stored)
+            return self.encoder.project(self.frozen.after(stored))
         if self.chunk is None or self.chunk >= len(batch.row):
             return self._forward(self.pictures(batch, seed))
         generator = torch.Generator().manual_seed(seed)
@@ -113,6 +137,31 @@ class BatchEmbedder:
             return self._forward(self._views(_part_of(batch, part), generator))
 
         return embed_in_chunks(embed, chunks_of(len(batch.row), self.chunk), self.encoder)
+
+    def _compute_stored(self, progress: Callable[[int, int], None] | None) -> StoredInputs | None:
+        order = np.sort(self.images.row)
+        views = []
+        for mirrored in (False, True) if self.augmentation.flip else (False,):
+            view = self.frozen.compute_all(self.images.pixels, order, progress, mirrored=mirrored)
+            if view is None:
+                return None
+            views.append(view)
+        return StoredInputs(tuple(views), order)
+
+    def initial_features(self) -> Tensor:
+        """The features (V x N, F) of the initial weights, of each stored view."""
+        if self.stored is not None:
+            views = range(len(self.stored.views))
+            each = (self.stored.rows(view, self.images.row) for view in views)
+            return torch.cat([self.frozen.features(view) for view in each])
+        self.encoder.eval()
+        parts = []
+        with torch.no_grad(), self.compute.autocast():
+            for start in range(0, len(self.images.row), BATCH):
+                positions = np.arange(start, min(start + BATCH, len(self.images.row)))
+                pixels = torch.from_numpy(self.images.take(positions)).to(self.encoder.device)
+                parts.append(self.encoder.features(pixels).float())
+        return torch.cat(parts)
 
     def pictures(self, batch: Batch, seed: int) -> Tensor:
         """The views (B, C, H, W) of a batch's pictures, float in [0, 1], on the device."""

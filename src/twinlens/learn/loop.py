@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from twinlens.config import Settings, TrainSettings
 from twinlens.data.samplers import make_sampler
 from twinlens.errors import TrainingError
-from twinlens.learn.embed_batch import BatchEmbedder, LabelledPixels
+from twinlens.learn.embed_batch import BatchEmbedder, LabelledPixels, StoredInputs
 from twinlens.learn.guard import Guard, Intervention, relative_std
 from twinlens.learn.history import History
 from twinlens.learn.learner import (
@@ -94,6 +94,7 @@ def fit(
     reserve: Callable[[float], float] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     on_features: Callable[[int, int], None] | None = None,
+    stored: StoredInputs | None = None,
 ) -> FitResult:
     """Train the encoder and the comparator in place, and leave the best weights in them.
 
@@ -112,6 +113,7 @@ def fit(
             the work after training needs.
         on_step: called after each step.
         on_features: called with (done, all) while a frozen backbone computes features.
+        stored: what frozen layers give for these pictures, if it is known already.
     Raises:
         DataError: the pictures cannot make a batch.
         TrainingError: the run keeps collapsing before a validation, or its checkpoint is damaged.
@@ -121,12 +123,12 @@ def fit(
     compute.place(encoder)
     learner = _make_learner(encoder, comparator, sampler.num_labels, settings, compute)
     state = _resume(learner, run)  # Before a frozen backbone computes features.
-    embed = BatchEmbedder(encoder, train, settings, compute, on_features)
+    embed = BatchEmbedder(encoder, train, settings, compute, on_features, stored)
     validator = _make_validator(val, settings, compute, encoder)
     if state is None:
         state = TrainingState(mining=settings.loss.mining)
         if settings.model.init == "whitened":
-            _whiten(encoder, embed.features, train)
+            _whiten(encoder, embed, train)
     guard = Guard(settings.loss, state.guard)
     history = History(run, state.step)
     seconds = _validate_first(learner, state, history, validator, settings.train)
@@ -189,19 +191,14 @@ def fit(
     )
 
 
-def _whiten(encoder: Encoder, features_VNF: Tensor | None, train: LabelledPixels) -> None:
-    if features_VNF is None:
-        log.warning(
-            "model.init 'whitened' has no effect, since augmentation or sampler.rotations vary the "
-            "pictures: the head begins with random weights. Turn both off, or raise optimizer.rate"
-        )
-        return
+def _whiten(encoder: Encoder, embed: BatchEmbedder, train: LabelledPixels) -> None:
+    """Begin with a linear head that whitens the features of the training pictures."""
     head = encoder.head[-1]
     assert isinstance(head, nn.Linear)
+    features_NF = embed.initial_features()
     label_N = torch.from_numpy(np.where(train.forged, -1 - train.label, train.label))
-    whiten_head(
-        head, features_VNF.flatten(0, 1), label_N.to(features_VNF.device).repeat(len(features_VNF))
-    )
+    repeated = label_N.to(features_NF.device).repeat(len(features_NF) // len(label_N))
+    whiten_head(head, features_NF, repeated)
 
 
 def _make_learner(

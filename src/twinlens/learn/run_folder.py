@@ -45,7 +45,7 @@ from twinlens.errors import TrainingError, first_line, validation_problems
 from twinlens.files import writing_file
 from twinlens.learn.records import Choice, HistoryRow
 from twinlens.model.compute import Compute
-from twinlens.model.encoder import encoder_layout
+from twinlens.model.fused import encoder_layout
 from twinlens.model.tensor_file import layout_problem, read_layout, tensors_under
 from twinlens.parsing import parse_json, read_json, read_text
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from twinlens.config import Settings
 from twinlens.errors import DataError
 from twinlens.learn.embed_batch import LabelledPixels
-from twinlens.learn.features import backbone_features, can_precompute
+from twinlens.learn.features import FrozenPart, can_precompute
 from twinlens.measure.error_rates import det_curve, eer
 from twinlens.measure.pairs import PairSet, draw_pairs, pair_distances
 from twinlens.measure.retrieval import retrieval
@@ -49,11 +49,12 @@ class Validator:
         self.own_forgery = self.forged[b] & (self.label[a] == self.label[b])
         identity, num_genuine = np.unique(self.label[~self.forged], return_counts=True)
         self.num_mated = int(np.isin(self.label, identity[num_genuine > 1]).sum())
-        self.features: Tensor | None = None
+        self.stored: Tensor | None = None
         self.pixels: NDArray[np.uint8] | None = None
         if can_precompute(settings):
-            self.features = backbone_features(encoder, val.pixels, compute, val.row[rows])
-        else:
+            self.frozen = FrozenPart(encoder, compute)
+            self.stored = self.frozen.compute_all(val.pixels, val.row[rows])
+        if self.stored is None:
             self.pixels = val.take(rows)
 
     @classmethod
@@ -70,8 +71,8 @@ class Validator:
 
     def __call__(self, encoder: Encoder, comparator: Comparator) -> float:
         """The metric of the present weights; NaN if embeddings are not finite."""
-        if self.features is not None:
-            emb_ND = embed_features(encoder, self.features)
+        if self.stored is not None:
+            emb_ND = embed_features(encoder, self.frozen.features(self.stored))
         else:
             assert self.pixels is not None
             emb_ND = embed_pixels(encoder, self.pixels, bfloat16=self.compute.bfloat16)

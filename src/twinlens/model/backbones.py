@@ -49,6 +49,8 @@ def make_backbone(model: ModelSettings, picture: PictureSettings, load: bool = T
         ConfigError: an unknown name, weights that do not fit, or a failed download.
     """
     if is_own(model.backbone):
+        if model.backbone not in OWN_BACKBONES:
+            raise ConfigError("'fused' is made by `auto` of several networks, not trained itself")
         if model.pretrained:
             raise ConfigError(
                 f"there are no pretrained weights for '{model.backbone}': set "

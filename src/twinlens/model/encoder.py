@@ -5,7 +5,6 @@ Shapes: B pictures, C channels, H x W pixels, F features, D dimensions of the em
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
@@ -15,20 +14,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from twinlens.config import SHIFTS, ModelSettings, PictureSettings
+from twinlens.config import SHIFTS, Member, ModelSettings, PictureSettings
 from twinlens.data.pixels import Pixels
-from twinlens.errors import ConfigError, first_line
 from twinlens.model.backbones import freeze_before, make_backbone, num_features
 from twinlens.model.layers import glorot, make_head
 from twinlens.model.own_backbones import is_own
-from twinlens.model.tensor_file import TensorLayout
-from twinlens.model.weights import layout_of
 
-__all__ = ["Encoder", "default_batch_size", "embed_features", "embed_pixels", "encoder_layout"]
-
-
-MAX_NUMBERS = 2**31
-"""Weights of the largest encoder: 8 GiB in float32, and four times as much in training."""
+__all__ = ["Encoder", "default_batch_size", "embed_features", "embed_pixels"]
 
 
 class Encoder(nn.Module):
@@ -42,6 +34,7 @@ class Encoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    members: tuple[Member, ...] = ()
 
     def __init__(
         self, model: ModelSettings, picture: PictureSettings, *, load: bool = True
@@ -66,6 +59,10 @@ class Encoder(nn.Module):
         super().train(mode)
         for module in self._frozen:
             module.eval()
+        if self.model_settings.norms == "frozen":
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         return self
 
     def features(self, x_BCHW: Tensor) -> Tensor:
@@ -88,10 +85,13 @@ class Encoder(nn.Module):
         return self.average([self.project(self.features(view)) for view in self.views(x_BCHW)])
 
     def views(self, x_BCHW: Tensor) -> list[Tensor]:
-        """The pictures, in inference with `model.shifts` shifted by each of `SHIFTS`."""
-        if self.training or not self.model_settings.shifts:
+        """The pictures; in inference shifted by each of `SHIFTS`, and mirrored, if so set."""
+        if self.training:
             return [x_BCHW]
-        return list(_shifted(_as_float(x_BCHW)))
+        shifts = self.model_settings.shifts
+        views = list(_shifted(_as_float(x_BCHW))) if shifts else [x_BCHW]
+        mirrored = [view.flip(3) for view in views] if self.model_settings.mirrored else []
+        return views + mirrored
 
     def average(self, views: Sequence[Tensor]) -> Tensor:
         """The embedding (B, D) of pictures from the embeddings (B, D) of their views."""
@@ -126,26 +126,6 @@ def _shifted(x_BCHW: Tensor) -> Iterator[Tensor]:
     padded = F.pad(x_BCHW, (1, 1, 1, 1), mode="replicate")
     for down, right in SHIFTS:
         yield padded[:, :, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
-
-
-def encoder_layout(model: ModelSettings, picture: PictureSettings) -> dict[str, TensorLayout]:
-    """The layout of an encoder's tensors, by name, without memory for them.
-
-    Raises:
-        ConfigError: no such network, one that cannot take such pictures, or one that is too large.
-    """
-    try:
-        with torch.device("meta"):
-            layout = layout_of(Encoder(model, picture, load=False).state_dict())
-    except RuntimeError as error:  # A size beyond 64 bits.
-        raise ConfigError(f"the network cannot be built: {first_line(error)}") from error
-    num = sum(math.prod(tensor.shape) for tensor in layout.values())
-    if num > MAX_NUMBERS:
-        raise ConfigError(
-            f"the network would have {num:,} numbers, at most {MAX_NUMBERS:,}: set smaller "
-            "model.channels, model.head or picture.size, or another model.backbone"
-        )
-    return layout
 
 
 def default_batch_size(encoder: Encoder) -> int:

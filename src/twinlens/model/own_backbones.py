@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from twinlens.config import ModelSettings, PictureSettings
+from twinlens.model.descriptors import DESCRIPTORS
 from twinlens.model.layers import HalvingMaxPool
 from twinlens.model.strokes import grey_features
 
@@ -22,19 +23,26 @@ def conv(picture: PictureSettings, model: ModelSettings) -> nn.Sequential:
 
     The network of Koch 2015 and of prototypical networks (Snell 2017, section 3.1), with the widths
     `channels`; with 2x2 kernels, dropout and no batch norm, that of many tutorials. A block pools
-    only with `max_pool`, and if both sides have at least two pixels.
+    only with `max_pool`, and if both sides have at least two pixels. Further `convolutions` of a
+    block follow on the pooled map, as in Jordan 2024 (arXiv 2404.00498), where they cost a quarter.
     """
     blocks: list[nn.Module] = []
     width, (height, length) = picture.channels, picture.size
     for channel in model.channels:
         layers = [*_same(width, channel, model.kernel, bias=not model.batch_norm)]
-        if model.batch_norm:
-            layers.append(nn.BatchNorm2d(channel))
-        if model.max_pool and min(height, length) >= 2:
-            # Max pooling and ReLU commute; in this order ReLU has a quarter of the work.
-            layers.append(HalvingMaxPool())
+        pools = model.max_pool and min(height, length) >= 2
+        # Max pooling and ReLU commute; in this order ReLU has a quarter of the work.
+        norm_and_pool = [nn.BatchNorm2d(channel)] if model.batch_norm else []
+        if pools:
+            norm_and_pool.append(HalvingMaxPool())
             height, length = height // 2, length // 2
-        layers.append(_relu(model.leak))
+        if model.convolutions > 1:
+            norm_and_pool.reverse()  # So has batch norm; models of one convolution stay the same.
+        layers += [*norm_and_pool, _relu(model.leak)]
+        for _ in range(model.convolutions - 1):
+            layers += _same(channel, channel, model.kernel, bias=not model.batch_norm)
+            layers += [nn.BatchNorm2d(channel)] if model.batch_norm else []
+            layers.append(_relu(model.leak))
         if model.block_dropout:
             layers.append(nn.Dropout(model.block_dropout))
         blocks.append(nn.Sequential(*layers))
@@ -162,9 +170,10 @@ class Strokes(nn.Module):
 
 OWN_BACKBONES = {
     "conv": conv, "mlp": mlp, "residual": residual, "signet": signet, "strokes": Strokes,
+    **DESCRIPTORS,
 }  # fmt: skip
 
 
 def is_own(name: str) -> bool:
-    """Whether a backbone is one of this module rather than timm's."""
-    return name in OWN_BACKBONES
+    """Whether a backbone is one of this module, or several in one, rather than timm's."""
+    return name in OWN_BACKBONES or name == "fused"

@@ -1,0 +1,386 @@
+"""The choice of a model among candidates, by held-out pictures, and its fit to all of them.
+
+Cheap candidates come first: features of frozen networks and descriptors, with maps in closed form,
+on every fold. Then networks learn, each on a fold or more as the time allows. The fused model is
+put together greedily, and everything in it is fitted again to all pictures.
+
+Shapes: N pictures, D dimensions of an embedding.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinlens.config import Member, Settings
+from twinlens.learn.candidates import feature_candidates, tapped_before, tuned
+from twinlens.learn.cross_validation import (
+    FeatureBank,
+    cosine_distances,
+    fit_whitened,
+    held_out_network,
+    train_network,
+    whitened_embeddings,
+)
+from twinlens.learn.embed_batch import LabelledPixels, StoredInputs
+from twinlens.measure.bootstrap import Estimate
+from twinlens.measure.held_out import Fold, Scores, assign_folds, fuse, gain, make_fold, scores
+from twinlens.model.compute import Compute
+from twinlens.model.encoder import Encoder, embed_pixels
+from twinlens.model.fused import FusedEncoder, fused_settings
+
+__all__ = ["CandidateScores", "HeldOutPairs", "ModelSelection", "Selected"]
+
+log = logging.getLogger("twinlens")
+
+FIRST_STEPS, MOST_STEPS = 100, 800  # of tuning
+TUNED_FOLDS = 3
+BETTER = 0.97  # of the error: a longer training goes on if it is below
+SHORT = 30  # steps of tuning that are not worth the time
+
+Progress = Callable[[str], Callable[[int, int], None]]
+
+
+@dataclass(frozen=True)
+class CandidateScores:
+    """A candidate on held-out pictures.
+
+    Attributes:
+        name: what it is.
+        scores: its errors.
+        folds: number of folds that it was tried on.
+        seconds: time that it took.
+        weight: in the fused model; 0 if it is no member.
+        loss: its EER less that of the chosen model, on the same pictures.
+    """
+
+    name: str
+    scores: Scores
+    folds: int
+    seconds: float
+    weight: float = 0.0
+    loss: Estimate | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutPairs:
+    """Distances of the chosen model between held-out pictures, for its threshold.
+
+    Attributes:
+        distance: of each pair, (Q,).
+        same: whether it is genuine, (Q,).
+        a: position of its first picture, (Q,).
+        b: position of its second picture, (Q,).
+    """
+
+    distance: NDArray[np.float64]
+    same: NDArray[np.bool_]
+    a: NDArray[np.int64]
+    b: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """The chosen model, fitted to all pictures.
+
+    Attributes:
+        encoder: the model.
+        pairs: its distances on held-out pictures.
+        candidates: all candidates, best first; the chosen model is the first.
+    """
+
+    encoder: Encoder
+    pairs: HeldOutPairs
+    candidates: list[CandidateScores]
+
+
+@dataclass(eq=False)
+class _Candidate:
+    """A candidate with its distances (n, n) on some folds."""
+
+    member: Member
+    matrices: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    settings: Settings | None = None  # of its training
+    seconds: float = 0.0
+
+
+class ModelSelection:
+    """Tries candidates on the pictures of training and validation.
+
+    Args:
+        settings: of the best single network, before training; its pictures are those of `images`.
+        images: N pictures for training and validation.
+        is_validation: which of them are for validation, (N,).
+        closed: closed set, so that folds divide the pictures of each identity.
+        grey: whether no picture has colour.
+        compute: device and number format.
+        seconds: time for everything here; None for no limit.
+        progress: makes a progress callback of a title.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        images: LabelledPixels,
+        is_validation: NDArray[np.bool_],
+        *,
+        closed: bool,
+        grey: bool,
+        compute: Compute,
+        seconds: float | None,
+        progress: Progress,
+    ) -> None:
+        self.settings, self.images, self.grey, self.compute = settings, images, grey, compute
+        self.progress, self.limit, self.started = progress, seconds, time.monotonic()
+        self.fold_N = assign_folds(
+            images.label, is_validation, by_identity=not closed, seed=settings.seed
+        )
+        made = {
+            int(number): make_fold(rows, images.label[rows], images.forged[rows], settings.seed)
+            for number in np.unique(self.fold_N)
+            for rows in [np.flatnonzero(self.fold_N == number)]
+        }
+        self.folds: dict[int, Fold] = {k: fold for k, fold in made.items() if fold is not None}
+        self.candidates: dict[str, _Candidate] = {}
+        self.bank: FeatureBank | None = None
+
+    def rest(self, number: int) -> NDArray[np.int64]:
+        """Positions of the pictures outside of a fold."""
+        return np.flatnonzero(self.fold_N != number)
+
+    def left(self) -> float:
+        """Seconds that are left."""
+        spent = time.monotonic() - self.started
+        return float("inf") if self.limit is None else self.limit - spent
+
+    def add_features(self) -> None:
+        """Try features of frozen networks and descriptors on every fold."""
+        settings = self.settings
+        members = feature_candidates(settings, grey=self.grey)
+        can_tune = settings.model.weights or settings.model.pretrained
+        on_gpu = self.compute.device.startswith("cuda")
+        recipe = tuned(settings, FIRST_STEPS, on_gpu=on_gpu) if can_tune else None
+        begun = time.monotonic()
+        self.bank = FeatureBank.of(
+            members, settings.picture, self.images, self.compute,
+            mirrored=settings.augment.flip, tuned=recipe, progress=self.progress("features"),
+        )  # fmt: skip
+        shared = (time.monotonic() - begun) / len(members)
+        for name, member in members.items():
+            begun, candidate = time.monotonic(), _Candidate(member)
+            for number, fold in self.folds.items():
+                emb_ND = whitened_embeddings(
+                    self.bank.features[name], self.images.label, member.model.embedding, fold,
+                    self.rest(number),
+                )  # fmt: skip
+                candidate.matrices[number] = cosine_distances(emb_ND)
+            candidate.seconds = shared + time.monotonic() - begun
+            self.candidates[name] = candidate
+            self._log(name)
+
+    def add_tuned(self) -> None:
+        """Tune the network that has weights, longer as long as that helps and time allows."""
+        network = self.settings.model
+        if self.bank is None or not (network.pretrained or network.weights):
+            return
+        on_gpu = self.compute.device.startswith("cuda")
+        numbers = list(self.folds)[:TUNED_FOLDS]
+        steps, best, best_steps = FIRST_STEPS, None, 0
+        while steps <= MOST_STEPS:
+            # As many more trainings follow: the other folds, and the last one on all pictures.
+            first = tuned(self.settings, steps, on_gpu=on_gpu)
+            per_step = None if best is None else best.seconds / best_steps
+            cost = 0.0 if per_step is None else per_step * steps * (len(numbers) + 1)
+            if cost > self.left():
+                break
+            trial = self._train(first, numbers[:1])
+            if best is not None and not self._is_better(trial, best, numbers[:1]):
+                best.seconds += trial.seconds
+                break
+            if best is not None:
+                trial.seconds += best.seconds
+            best, best_steps, steps = trial, steps, 2 * steps
+        if best is None:
+            return
+        assert best.settings is not None
+        for number in numbers[1:]:
+            if best.seconds * 2 > self.left():
+                break
+            more = self._train(best.settings, [number])
+            best.matrices |= more.matrices
+            best.seconds += more.seconds
+        name = f"{network.backbone.partition('.')[0]}, tuned for {best_steps} steps"
+        self.candidates[name] = best
+        self._log(name)
+
+    def _train(self, settings: Settings, numbers: list[int]) -> _Candidate:
+        begun = time.monotonic()
+        member = Member(model=settings.model, picture=settings.picture, weight=1.0)
+        candidate = _Candidate(member, settings=settings)
+        for number in numbers:
+            emb_ND = held_out_network(
+                settings, self.images, self.rest(number), self.folds[number], self.compute,
+                self.stored,
+            )  # fmt: skip
+            candidate.matrices[number] = cosine_distances(emb_ND)
+        candidate.seconds = time.monotonic() - begun
+        return candidate
+
+    @property
+    def stored(self) -> StoredInputs | None:
+        """Inputs of the first tuned layer."""
+        return None if self.bank is None else self.bank.tuned
+
+    def _is_better(self, trial: _Candidate, best: _Candidate, numbers: list[int]) -> bool:
+        both = (
+            scores(self.folds, {n: one.matrices[n] for n in numbers}).error for one in (trial, best)
+        )
+        return next(both) < BETTER * next(both)
+
+    def add_network(self, name: str, encoder: Encoder, settings: Settings) -> None:
+        """Add a network that learned from the pictures outside of the first fold."""
+        member = Member(model=settings.model, picture=settings.picture, weight=1.0)
+        candidate = _Candidate(member, settings=settings)
+        number = next(iter(self.folds))
+        pixels = self.images.take(self.folds[number].row)
+        emb_ND = embed_pixels(encoder, pixels, bfloat16=self.compute.bfloat16)
+        candidate.matrices[number] = cosine_distances(emb_ND)
+        self.candidates[name] = candidate
+        self._log(name)
+
+    def _log(self, name: str) -> None:
+        candidate = self.candidates[name]
+        result = scores(self.folds, candidate.matrices)
+        log.info(
+            "  %s: EER %.1f %%, recall at 1 %.1f %% (%d of %d folds, %.0f s)", name,
+            100 * result.eer, 100 * (1 - result.recall_error), len(candidate.matrices),
+            len(self.folds), candidate.seconds,
+        )  # fmt: skip
+
+    def choose(self) -> tuple[dict[str, float], list[CandidateScores], HeldOutPairs]:
+        """The members of the chosen model with their weights, the table, and its distances.
+
+        A tuned network and frozen features of its last layers are never fused: the model would
+        hold two networks of one kind.
+        """
+        common = [
+            number
+            for number in self.folds
+            if all(number in candidate.matrices for candidate in self.candidates.values())
+        ]
+        trials = [
+            fuse(
+                {number: self.folds[number] for number in common},
+                {
+                    name: {number: self.candidates[name].matrices[number] for number in common}
+                    for name in names
+                },
+            )
+            for names in self._compatible()
+        ]
+        weights, fused_scores = min(trials, key=lambda trial: trial[1].error)
+        chosen = self._fused(weights, common)
+        rows = [CandidateScores("the chosen model", fused_scores, len(common), 0.0, 1.0)]
+        for name, candidate in self.candidates.items():
+            on_common = {number: candidate.matrices[number] for number in common}
+            rows.append(
+                CandidateScores(
+                    name,
+                    scores(self.folds, on_common),
+                    len(candidate.matrices),
+                    candidate.seconds,
+                    weights.get(name, 0.0),
+                    gain(self.folds, chosen, on_common, seed=self.settings.seed),
+                )
+            )
+        rows[1:] = sorted(rows[1:], key=lambda row: row.scores.error)
+        numbers = [
+            number
+            for number in self.folds
+            if all(number in self.candidates[name].matrices for name in weights)
+        ]
+        return weights, rows, self._pairs(self._fused(weights, numbers))
+
+    def _compatible(self) -> list[list[str]]:
+        """Names of the candidates that may be fused, in one set or more."""
+        trained = [name for name, one in self.candidates.items() if one.settings is not None]
+        sets = []
+        for name in [None, *trained]:
+            member = None if name is None else self.candidates[name].member
+            sets.append(
+                [
+                    other
+                    for other, one in self.candidates.items()
+                    if other == name or (one.settings is None and tapped_before(one.member, member))
+                ]
+            )
+        return [names for names in sets if names]
+
+    def _fused(
+        self, weights: Mapping[str, float], numbers: list[int]
+    ) -> dict[int, NDArray[np.float32]]:
+        return {
+            number: np.sum(
+                [w * self.candidates[name].matrices[number] for name, w in weights.items()], axis=0
+            )
+            for number in numbers
+        }
+
+    def _pairs(self, matrices: Mapping[int, NDArray[np.float32]]) -> HeldOutPairs:
+        parts = [(self.folds[number], dist) for number, dist in matrices.items()]
+        return HeldOutPairs(
+            np.concatenate([dist[fold.pairs.a, fold.pairs.b] for fold, dist in parts]).astype(
+                np.float64
+            ),
+            np.concatenate([fold.pairs.same for fold, _ in parts]),
+            np.concatenate([fold.row[fold.pairs.a] for fold, _ in parts]),
+            np.concatenate([fold.row[fold.pairs.b] for fold, _ in parts]),
+        )
+
+    def refit(
+        self, weights: Mapping[str, float], networks: Mapping[str, Encoder] | None = None
+    ) -> FusedEncoder:
+        """The fused model, each member fitted to all pictures.
+
+        Args:
+            weights: of each member.
+            networks: members that are trained already.
+        """
+        everything = np.arange(len(self.images.row))
+        encoders = dict(networks or {})
+        for name in weights:
+            settings = self.candidates[name].settings
+            if settings is not None and name not in encoders:
+                encoders[name] = train_network(
+                    settings, self.images, everything, self.compute, self.stored
+                )
+        layer = next(
+            (one.member.model.freeze for name, one in self.candidates.items() if name in encoders),
+            "all",
+        )
+        members = []
+        for name, weight in weights.items():
+            member = self.candidates[name].member
+            if member.model.weights or member.model.pretrained:  # One network for all its taps.
+                model = member.model.model_copy(update={"freeze": layer})
+                member = member.model_copy(update={"model": model})
+            members.append(member.model_copy(update={"weight": weight}))
+        settings = self.settings
+        shifts = any(encoder.model_settings.shifts for encoder in encoders.values())
+        fused = FusedEncoder(fused_settings(members, shifts), settings.picture, members, load=True)
+        for number, name in enumerate(weights):
+            if name in encoders:
+                fused.take_over(number, encoders[name])
+                continue
+            assert self.bank is not None
+            head = fit_whitened(
+                self.bank.features[name], self.images.label, members[number].model.embedding,
+                everything,
+            )  # fmt: skip
+            fused.heads[number][-1].load_state_dict(head.state_dict())
+        return fused.eval()

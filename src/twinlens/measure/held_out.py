@@ -1,0 +1,227 @@
+"""Scores of candidate models on pictures that they did not learn from, and their fusion.
+
+The pictures are divided into folds. A candidate that learned without a fold embeds its pictures,
+and these are compared with each other only: embeddings of different folds are of different models.
+The fused distance is a weighted sum of the candidates' cosine distances.
+
+Shapes: K folds; n pictures of a fold; Q pairs of a fold; M candidates; I identities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinlens.measure.bootstrap import Estimate, interval, pair_weights, replicate
+from twinlens.measure.error_rates import SortedPairs, det_curve, eer
+from twinlens.measure.pairs import PairSet, draw_pairs
+
+__all__ = ["Fold", "Scores", "assign_folds", "fuse", "gain", "make_fold", "scores"]
+
+MAX_PICTURES = 1500  # of a fold
+MAX_PAIRS = 20_000  # of each kind, of a fold
+REPLICATES = 200
+MAX_ROUNDS = 12  # of fusion, so a weight is a multiple of a twelfth or more
+LEAST_GAIN = 0.01  # relative, of a further member
+
+Matrices = Mapping[int, NDArray[np.float32]]
+"""Distances (n, n) of each fold's pictures, by fold."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Pictures that are held out together.
+
+    Attributes:
+        row: their rows, (n,).
+        label: their identities, (n,).
+        pairs: genuine and impostor pairs among them, by place in `row`.
+    """
+
+    row: NDArray[np.int64]
+    label: NDArray[np.int64]
+    pairs: PairSet
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Errors on held-out pictures, shares: lower is better.
+
+    Attributes:
+        eer: equal error rate of all pairs.
+        recall_error: 1 - recall at 1, each picture among the others of its fold.
+    """
+
+    eer: float
+    recall_error: float
+
+    @property
+    def error(self) -> float:
+        """The mean of both, by which candidates are chosen."""
+        return (self.eer + self.recall_error) / 2
+
+
+def assign_folds(
+    label: NDArray[np.int64],
+    is_validation: NDArray[np.bool_],
+    *,
+    by_identity: bool,
+    seed: int,
+    most: int = 5,
+) -> NDArray[np.int64]:
+    """The fold of each picture, (N,): 0 for validation pictures, the others in parts as large.
+
+    Args:
+        label: identities, (N,).
+        is_validation: whether each picture is of the validation split, (N,).
+        by_identity: whether an identity is in one fold, as for open sets.
+        seed: random seed.
+        most: largest number of folds.
+
+    >>> label = np.repeat(np.arange(6), 2)
+    >>> assign_folds(label, label < 2, by_identity=True, seed=0).tolist()
+    [0, 0, 0, 0, 2, 2, 1, 1, 1, 1, 2, 2]
+    """
+    fold_N = np.zeros(len(label), dtype=np.int64)
+    unit = label if by_identity else np.arange(len(label))
+    rest = np.unique(unit[~is_validation])
+    num_validation = len(np.unique(unit[is_validation]))
+    num = round(len(rest) / num_validation) if num_validation else most - 1
+    # Two identities at least, for impostor pairs.
+    num = max(0, min(most - 1, num, len(rest) // 2))
+    shuffled = np.random.default_rng([seed, 5]).permutation(rest)
+    first = 1 if num_validation else 0
+    parts = np.array_split(shuffled, num) if num else [shuffled]
+    for number, part in enumerate(parts, first):
+        fold_N[np.isin(unit, part) & ~is_validation] = number
+    return fold_N
+
+
+def make_fold(
+    row: NDArray[np.int64], label: NDArray[np.int64], forged: NDArray[np.bool_], seed: int
+) -> Fold | None:
+    """A fold of some rows, of at most 1,500 pictures; None without pairs of both kinds.
+
+    Args:
+        row: rows of the pictures, (n,).
+        label: their identities, (n,).
+        forged: whether they are forged, (n,).
+        seed: random seed of the sample.
+    """
+    rng = np.random.default_rng([seed, 6])
+    order = rng.permutation(len(row))
+    _, code = np.unique(label[order], return_inverse=True)
+    by_identity = np.argsort(code, kind="stable")
+    place = np.arange(len(row)) - np.searchsorted(code[by_identity], code[by_identity])
+    share = max(4, MAX_PICTURES // (code.max(initial=0) + 1))
+    kept = np.sort(order[by_identity[place < share]][:MAX_PICTURES])
+    pairs = draw_pairs(label[kept], forged[kept], num_pairs=MAX_PAIRS, rng=rng)
+    if not pairs.same.any() or pairs.same.all():
+        return None
+    return Fold(row[kept], label[kept], pairs)
+
+
+def scores(folds: Mapping[int, Fold], matrices: Matrices) -> Scores:
+    """The mean errors over the folds that have distances."""
+    results = []
+    for number, dist in matrices.items():
+        fold, pairs = folds[number], folds[number].pairs
+        distance = dist[pairs.a, pairs.b]
+        curve = det_curve(distance[pairs.same], distance[~pairs.same])
+        results.append((eer(curve), 1 - float(_is_nearest(dist, fold).mean())))
+    mean = np.mean(results, axis=0)
+    return Scores(float(mean[0]), float(mean[1]))
+
+
+def _is_nearest(dist: NDArray[np.float32], fold: Fold) -> NDArray[np.bool_]:
+    """Whether the nearest other picture shows the same identity, of pictures with a mate, (n,)."""
+    others = dist.copy()
+    np.fill_diagonal(others, np.inf)
+    _, code, count = np.unique(fold.label, return_inverse=True, return_counts=True)
+    right: NDArray[np.bool_] = fold.label[others.argmin(1)] == fold.label
+    return right[count[code] > 1]
+
+
+def fuse(
+    folds: Mapping[int, Fold], matrices: Mapping[str, Matrices]
+) -> tuple[dict[str, float], Scores]:
+    """The weights of candidates, chosen greedily on held-out pictures, and the fused scores.
+
+    Caruana 2004: in each round the candidate that helps most gets one more unit of weight, until
+    none helps by a hundredth of the error.
+
+    Args:
+        folds: the folds.
+        matrices: distances of each candidate; all of them in the same folds.
+    Returns:
+        The weight of each chosen candidate, which sum to 1.
+    """
+    first = min(matrices, key=lambda name: scores(folds, matrices[name]).error)
+    count = {first: 1}
+    total = {number: dist.copy() for number, dist in matrices[first].items()}
+    best = scores(folds, total)
+    for _ in range(MAX_ROUNDS - 1):
+        trials = {
+            name: {number: total[number] + dist for number, dist in own.items()}
+            for name, own in matrices.items()
+        }
+        trial_scores = {name: scores(folds, trial) for name, trial in trials.items()}
+        name = min(trials, key=lambda name: trial_scores[name].error)
+        if trial_scores[name].error > (1 - LEAST_GAIN) * best.error:
+            break
+        total, best = trials[name], trial_scores[name]
+        count[name] = count.get(name, 0) + 1
+    units = sum(count.values())
+    return {name: number / units for name, number in count.items()}, best
+
+
+def gain(folds: Mapping[int, Fold], own: Matrices, other: Matrices, *, seed: int) -> Estimate:
+    """The EER of `other` less that of `own`, with an interval from a bootstrap over identities.
+
+    Above 0, `own` is better. Both are resampled alike, since the same pictures are hard for both.
+    """
+    parts = [_FoldPairs.of(folds[number], own[number], other[number]) for number in own]
+    starts = np.cumsum([0, *(part.num_identities for part in parts)])
+
+    def statistic(count_I: NDArray[np.int64]) -> NDArray[np.float64]:
+        differences = [
+            part.difference(count_I[low:high])
+            for part, low, high in zip(parts, starts[:-1], starts[1:], strict=True)
+        ]
+        return np.array([np.nanmean(differences)])
+
+    ones = np.ones(int(starts[-1]), dtype=np.int64)
+    values = replicate(statistic, int(starts[-1]), seed=seed, replicates=REPLICATES)
+    low, high = interval(values[:, 0] if len(values) else [])
+    return Estimate(float(statistic(ones)[0]), low, high)
+
+
+@dataclass(frozen=True, eq=False)
+class _FoldPairs:
+    """The pairs of a fold by two candidates, sorted once for all replicates."""
+
+    sorted_pairs: Sequence[SortedPairs]
+    identities: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    num_identities: int
+
+    @classmethod
+    def of(cls, fold: Fold, own: NDArray[np.float32], other: NDArray[np.float32]) -> _FoldPairs:
+        pairs = fold.pairs
+        _, code = np.unique(fold.label, return_inverse=True)
+        kinds = (pairs.same, ~pairs.same)
+        both = [
+            SortedPairs.of(*(dist[pairs.a[kind], pairs.b[kind]] for kind in kinds))
+            for dist in (own, other)
+        ]
+        identities = [(code[pairs.a[kind]], code[pairs.b[kind]]) for kind in kinds]
+        return cls(both, identities, int(code.max()) + 1)
+
+    def difference(self, count_I: NDArray[np.int64]) -> float:
+        genuine, impostor = (pair_weights(count_I, a, b) for a, b in self.identities)
+        if not genuine.any() or not impostor.any():
+            return np.nan
+        own, other = (eer(pairs.curve(genuine, impostor)) for pairs in self.sorted_pairs)
+        return other - own
