@@ -12,6 +12,7 @@ import torch
 from twinlens.config import AugmentSettings, Settings
 from twinlens.data.inspection import TableStatistics
 from twinlens.errors import ConfigError
+from twinlens.learn import auto_facts
 from twinlens.learn.auto import choose_levels, choose_settings
 from twinlens.learn.records import Choice
 from twinlens.recipes import AUTO_KEYS, load_recipe
@@ -311,6 +312,37 @@ def test_a_closed_set_with_many_pictures_is_learned_as_classes() -> None:
         chosen(statistics(num_identities=101, median_pictures=500.0), closed=True),
     ):
         assert (settings.loss.name, settings.model.classes) == ("supcon", False)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fast", "channels", "convolutions"),
+    [
+        (None, True, (64, 256, 256), 2), (600.0, True, (64, 256, 256), 2),
+        (60.0, True, (32, 64, 128), 2), (20.0, True, (32, 64, 128), 1),
+        (600.0, False, (32, 64, 128), 2), (60.0, False, (32, 64, 128), 1),
+    ],
+)  # fmt: skip
+def test_the_network_of_a_closed_set_follows_the_time(
+    seconds: float | None, fast: bool, channels: tuple[int, ...], convolutions: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(auto_facts, "has_bfloat16", lambda device: fast)
+    garments = statistics(num_pictures=40_000, num_identities=10, median_pictures=4000.0)
+    for data in (garments, replace(garments, **PHOTOS)):
+        budget = {} if seconds is None else {"train.time_budget": seconds}
+        model = chosen(data, budget, closed=True)[0].model
+        assert (model.backbone, model.channels, model.convolutions) == (
+            "conv", channels, convolutions,
+        )  # fmt: skip
+        assert model.pool == ("average" if convolutions > 1 else "own")
+
+
+def test_photographs_that_learn_mirrored_are_embedded_mirrored_too() -> None:
+    for closed in (False, True):
+        assert chosen(KINDS["photos"], closed=closed)[0].model.mirrored
+        assert not chosen(CHARACTERS, closed=closed)[0].model.mirrored
+    assert not chosen(KINDS["photos"], {"augment.flip": False})[0].model.mirrored
+    assert not chosen(KINDS["photos"], {"model.mirrored": False})[0].model.mirrored
 
 
 def test_many_identities_get_muon() -> None:

@@ -393,6 +393,20 @@ def test_a_convolution_that_keeps_the_size_pads_as_keras_does(kernel: int) -> No
     torch.testing.assert_close(nn.Sequential(*layers)(x)[0], expected)
 
 
+def test_the_convolutions_of_a_block_after_the_first_work_on_the_pooled_map() -> None:
+    model = ModelSettings(backbone="conv", channels=(2, 3), convolutions=2)
+    torch.manual_seed(0)
+    network = make_backbone(model, grey(6, 7)).eval()
+    convs = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    x = x0 = torch.rand(4, 1, 6, 7)
+    for index, conv in enumerate(convs):
+        x = F.conv2d(x, conv.weight, padding=1)
+        x = F.max_pool2d(x, 2) if index in (0, 2) else x
+        x = F.relu(x / (1 + 1e-5) ** 0.5)
+    torch.testing.assert_close(network(x0), x.flatten(1))
+    assert [tuple(c.weight.shape[:2]) for c in convs] == [(2, 1), (2, 2), (3, 2), (3, 3)]
+
+
 def test_channel_attention_by_hand() -> None:
     model = ModelSettings(backbone="residual", channels=(64, 128, 256, 512), attention="eca")
     stages = make_backbone(model, grey(8, 8))[1:5]

@@ -119,6 +119,19 @@ def test_shifts_are_averaged_in_inference_and_not_in_training(normalize: bool) -
     )
 
 
+def test_mirror_images_are_averaged_in_inference_and_not_in_training() -> None:
+    pixels = pictures(4)
+    plain, mirrored = made(), made(mirrored=True)
+    mirrored.load_state_dict(plain.state_dict())
+    expected = embed_pixels(plain, pixels) + embed_pixels(plain, pixels[..., ::-1].copy())
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(embed_pixels(mirrored, pixels), expected, atol=1e-6)
+    x = torch.from_numpy(pixels)
+    torch.testing.assert_close(mirrored.train()(x), plain.train()(x))
+    both = torch.stack(made(mirrored=True, shifts=True).eval().views(x))
+    torch.testing.assert_close(both[5:], both[:5].flip(4))
+
+
 def test_features_then_projection_is_the_whole() -> None:
     encoder, pixels = made(), pictures(6)
     with torch.no_grad():

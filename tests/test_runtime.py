@@ -82,8 +82,11 @@ QUICK: dict[str, dict[str, Any]] = {
         "backbone": "conv", "channels": (5, 7), "kernel": 2, "batch_norm": False,
         "block_dropout": 0.3, "pool": "average", "init": "glorot",
     },
+    "conv, several in a block": {"backbone": "conv", "channels": (5, 7), "convolutions": 2},
     "residual, attention": {"backbone": "residual", "channels": (3, 40), "attention": "eca"},
-    "classes, shifts": {"backbone": "mlp", "channels": (9,), "classes": True, "shifts": True},
+    "classes, shifts, mirrored": {
+        "backbone": "mlp", "channels": (9,), "classes": True, "shifts": True, "mirrored": True,
+    },
     "head, normed": {
         "backbone": "mlp", "channels": (9,), "head": (8, 7), "head_norm": "all", "dropout": 0.5,
         "normalize": False,
@@ -97,6 +100,10 @@ SLOW: dict[str, dict[str, Any]] = {
     "conv, kernel of one": {"backbone": "conv", "channels": (5, 7), "kernel": 1},
     "conv, kernel of five": {"backbone": "conv", "channels": (5, 7), "kernel": 5},
     "conv, without pooling": {"backbone": "conv", "channels": (2, 3), "max_pool": False},
+    "conv, several in a block, as in tutorials": {
+        "backbone": "conv", "channels": (5, 7), "convolutions": 3, "kernel": 2, "leak": 0.1,
+        "batch_norm": False, "block_dropout": 0.3,
+    },
     "conv, leaking": {"backbone": "conv", "channels": (5, 7), "leak": 0.2},
     "mlp": {"backbone": "mlp", "channels": (9, 8, 7)},
     "mlp, leaking": {"backbone": "mlp", "channels": (9,), "leak": 0.3},
@@ -114,6 +121,7 @@ SLOW: dict[str, dict[str, Any]] = {
     "frozen": {"backbone": "conv", "channels": (5, 7), "freeze": "all"},
     "classes": {"backbone": "conv", "channels": (5, 7), "classes": True},
     "shifts": {"backbone": "conv", "channels": (5, 7), "shifts": True},
+    "mirrored": {"backbone": "conv", "channels": (5, 7), "mirrored": True},
     "shifts, not normalised": {
         "backbone": "residual", "channels": (5,), "shifts": True, "normalize": False,
     },
@@ -185,9 +193,10 @@ def test_networks_of_timm(backbone: str, shifts: bool, tmp_path: Path) -> None:
 def test_every_setting_of_a_network_is_known() -> None:
     """A new one must be added to the networks above."""
     assert set(ModelSettings.model_fields) == {
-        "backbone", "channels", "kernel", "batch_norm", "max_pool", "block_dropout", "leak",
-        "attention", "stride", "init", "pool", "pretrained", "weights", "freeze", "head",
-        "head_norm", "dropout", "embedding", "normalize", "classes", "shifts", "comparator",
+        "backbone", "channels", "convolutions", "kernel", "batch_norm", "max_pool",
+        "block_dropout", "leak", "attention", "stride", "init", "pool", "pretrained", "weights",
+        "freeze", "head", "head_norm", "dropout", "embedding", "normalize", "classes", "shifts",
+        "mirrored", "comparator",
         "stage", "grid",  # of timm's networks alone
     }  # fmt: skip
     known = {str(network["backbone"]) for network in (QUICK | SLOW).values()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from twinlens.learn.auto_facts import FROZEN, LARGE, MANY, PLENTY, Facts, Reasoned, Rule
 
 __all__ = [
+    "candidates",
     "flip",
     "forged_per_label",
     "forged_weight",
@@ -14,6 +15,7 @@ __all__ = [
     "metric",
     "optimizer",
     "rate",
+    "refit",
     "rotations",
     "steps",
     "temperature",
@@ -71,6 +73,8 @@ def images_per_label(f: Facts) -> Reasoned:
         return images, "features are computed once, so large batches cost little"
     # With few pictures, smaller batches generalised better on faces and digits.
     batch = 128 if f.data.num_pictures >= PLENTY or f.data.num_identities >= MANY else 64
+    if f.settings.model.classes and f.settings.model.convolutions > 1:
+        batch = 256  # A fifth more pictures in the same time.
     images = max(3, round(batch / f.settings.sampler.labels_per_batch))
     images = int(max(2, min(images, f.data.median_pictures)))
     return images, f"about {batch} pictures a batch; median identity: {f.data.median_pictures:g}"
@@ -136,8 +140,29 @@ def steps(f: Facts) -> Reasoned:
         return 100, "the whitened head is nearly right from the start"
     pictures = (f.data.num_pictures - f.data.num_forged) * f.turns
     batch = f.settings.sampler.labels_per_batch * f.settings.sampler.images_per_label
-    steps = int(min(1500, max(300, round(15 * pictures / batch, -1))))
-    return steps, f"15 times each of {pictures} pictures, between 300 and 1500 steps"
+    most = 3000 if f.settings.model.classes else 1500
+    steps = int(min(most, max(300, round(15 * pictures / batch, -1))))
+    return steps, f"15 times each of {pictures} pictures, between 300 and {most} steps"
+
+
+def candidates(f: Facts) -> Reasoned:
+    """`train.candidates`."""
+    sections = ("model.", "loss.", "sampler.", "optimizer.", "augment.")
+    given = sorted(key for key in f.given if key.startswith(sections))
+    if given:
+        return False, f"the network was chosen by {given[0]}"
+    if f.strokes or f.data.num_forged:
+        return False, "forgeries: measures of strokes"
+    if f.settings.model.classes:
+        return False, "a closed set learned as classes"
+    return True, "features that need no training may be better, or help"
+
+
+def refit(f: Facts) -> Reasoned:
+    """`train.refit`."""
+    if not f.has_test:
+        return False, "without test pictures, the validation pictures measure the model"
+    return True, "the more identities a model learns from, the better"
 
 
 def metric(f: Facts) -> Reasoned:

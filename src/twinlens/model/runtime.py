@@ -158,8 +158,8 @@ class OnnxEncoder:
 
     @property
     def _chunk(self) -> int:
-        picture = self._stored.description.picture
-        views = len(SHIFTS) if self._stored.description.model.shifts else 1
+        picture, model = self._stored.description.picture, self._stored.description.model
+        views = (len(SHIFTS) if model.shifts else 1) * (2 if model.mirrored else 1)
         numbers = views * picture.channels * picture.size[0] * picture.size[1]
         if self._stored.description.resize == "inside":
             return 1
