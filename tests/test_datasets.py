@@ -368,7 +368,9 @@ def test_a_download_with_wrong_content_is_refused(server, own_cache, monkeypatch
 
 
 def test_every_named_set_of_the_readme_exists():
-    assert sorted(NAMED_SETS) == ["cifar10", "digits", "fashion-mnist", "lfw", "mnist", "omniglot"]
+    assert sorted(NAMED_SETS) == [
+        "cifar10", "digits", "fashion-mnist", "glyphs", "lfw", "mnist", "omniglot",
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")

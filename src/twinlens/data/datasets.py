@@ -1,9 +1,10 @@
 """Named data sets: read from the user's copy, or downloaded by torchvision's classes.
 
-`digits` comes with scikit-learn. The others are read from the folder that the user gives, or are
-downloaded once into the cache. torchvision imports torch, which takes seconds. So it is imported
-only for downloads and for CIFAR-10, whose files are pickles: torchvision checks their MD5 before
-it opens them. numpy reads IDX files. Without the extra `train` only these two are refused.
+`digits` comes with scikit-learn, and `glyphs` is drawn. The others are read from the folder that
+the user gives, or are downloaded once into the cache. torchvision imports torch, which takes
+seconds. So it is imported only for downloads and for CIFAR-10, whose files are pickles: torchvision
+checks their MD5 before it opens them. numpy reads IDX files. Without the extra `train` only these
+two are refused.
 
 Shapes: N pictures, H x W pixels.
 """
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.data.download import download_once, unpack_once
+from twinlens.data.glyphs import glyphs
 from twinlens.data.table import ImageTable, Row
 from twinlens.errors import DataError, naming_extras
 
@@ -90,6 +92,12 @@ def _digits(root: Path | None) -> ImageTable:
     bunch = load_digits()
     pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     return _in_memory("digits", [("", pixels, bunch.target)], [str(digit) for digit in range(10)])
+
+
+def _glyphs(root: Path | None) -> ImageTable:
+    if root is not None:
+        raise DataError("glyphs are drawn and take no root: leave --root out")
+    return glyphs()
 
 
 def _mnist(root: Path | None) -> ImageTable:
@@ -246,6 +254,7 @@ NAMED_SETS: dict[str, ReadDataset] = {
     "cifar10": _cifar10,
     "digits": _digits,
     "fashion-mnist": _fashion_mnist,
+    "glyphs": _glyphs,
     "lfw": _lfw,
     "mnist": _mnist,
     "omniglot": _omniglot,
