@@ -1,4 +1,4 @@
-"""`inspect`: report and settings of a run; `demo`: a run on digits."""
+"""`inspect`: report and settings of a run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from conftest import TINY, PictureFolder, TinyRun, draw_pictures
 from PIL import Image
 
 import twinlens
-from twinlens.commands import demo as demo_job
-from twinlens.commands import train as train_job
-from twinlens.commands.demo import demo, demo_table
 from twinlens.errors import ConfigError, DataError
 
 Capture = pytest.CaptureFixture[str]
@@ -138,44 +135,6 @@ def test_wrong_settings_are_errors(tiny_run: TinyRun) -> None:
         twinlens.inspect(tiny_run.data, settings={"model.backbone": "resnet51"}, quiet=True)
     with pytest.raises(ConfigError, match="unknown key"):
         twinlens.inspect(tiny_run.data, settings={"loss.magrin": 1}, quiet=True)
-
-
-# --- demo ---------------------------------------------------------------------------------------
-
-
-def test_the_demo_keeps_its_word() -> None:
-    """7, 8 and 9 are not trained on."""
-    table = demo_table()
-    seen = set(table.of_split("train").identities()) | set(table.of_split("val").identities())
-    assert seen == set("0123456")
-    assert table.of_split("test").identities() == ["7", "8", "9"]
-    assert len(table) == 1797
-
-
-def test_the_demo_in_small(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    table = demo_table()
-    few = np.concatenate([np.flatnonzero(table.identity == str(digit))[:8] for digit in range(10)])
-    small = table.select(few)
-    monkeypatch.setattr(demo_job, "demo_table", lambda: small)
-    monkeypatch.setattr(demo_job, "SETTINGS", TINY | {"picture.size": (8, 8)})
-    monkeypatch.setattr(train_job, "write_model_report", lambda path, *said: path.touch())
-    monkeypatch.chdir(tmp_path)
-    for folder in ("demo", "demo-2"):
-        lines = list(demo(quiet=True))
-        assert lines[-1] == f"Report: {Path('runs', folder, 'report.html')}"
-        assert Path("runs", folder, "report.html").is_file()
-    verdicts = [line for line in lines if line.startswith("  a ")]
-    assert len(verdicts) == 6
-    for line in verdicts:
-        same = line.split()[1] == line.split()[4].rstrip(":")
-        said = line.split(": ")[1]
-        assert line.endswith("[right]" if (said == "same") == same else "[wrong]")
-    num = 3 * 8 * 7 // 2
-    assert f" of {num} genuine pairs are rejected (FRR), and " in lines[-3]
-    assert f" of {3 * 64} impostor pairs are accepted (FAR)." in lines[-3]
-    assert capsys.readouterr().out == ""
 
 
 def test_what_a_folder_leaves_out_and_may_mean(picture_folder: PictureFolder) -> None:

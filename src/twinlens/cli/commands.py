@@ -380,7 +380,7 @@ COMMANDS: dict[str, Command] = {
         lambda: twinlens.doctor, show=_show_machine,
     ),
     "demo": Command(
-        "learn the digits 0-6, then verify pairs of 7, 8 and 9", _add_demo, lambda: twinlens.demo,
+        "learn letters, then identify those of another script", _add_demo, lambda: twinlens.demo,
         show=_show_lines,
     ),
 }  # fmt: skip
