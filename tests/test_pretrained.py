@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import http.server
 import logging
-import os
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -17,16 +14,18 @@ from safetensors.torch import save_file
 
 import twinlens
 from twinlens.commands.prepare import choose_run_settings
+from twinlens.config import ModelSettings, PictureSettings
 from twinlens.data.folders import read_table
 from twinlens.data.splits import assign_splits
 from twinlens.errors import ConfigError
 from twinlens.model import hub, pretrained
 from twinlens.model.encoder import Encoder
 from twinlens.model.pretrained import STARTS, describe_start, find_start
-from twinlens.model.stored import read_stored_model
+from twinlens.model.stored import StartRecord, read_stored_model
 from twinlens.recipes import load_recipe
 
 LITE = "tf_efficientnet_lite0.in1k"
+LEVELS = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 NON_FREE = "convnextv2_tiny.fcmae_ft_in22k_in1k"
 
 
@@ -207,7 +206,15 @@ def test_weights_of_another_network_are_refused(weights_folder):
         Encoder(settings.model, settings.picture.model_copy(update={"color": "rgb"}))
 
 
-def test_the_model_names_its_start(photographs, weights_folder, lite_weights, tmp_path):
+def test_the_start_of_a_named_network_is_described():
+    name = "convnextv2_atto.fcmae"
+    record = describe_start(ModelSettings(backbone="convnextv2_atto.fcmae", pretrained=True))
+    source = f"https://huggingface.co/timm/{name}"
+    assert record == StartRecord(name, "cc-by-nc-4.0", source, "fcmae")
+
+
+@pytest.mark.slow
+def test_training_begins_with_the_weights(photographs, weights_folder, lite_weights, tmp_path):
     (weights_folder / lite_weights.name).symlink_to(lite_weights)
     overrides = {"train.steps": 1, "picture.size": (32, 32), "train.validations": 1}
     twinlens.train(photographs, out=tmp_path / "run", settings=overrides, quiet=True)
@@ -240,9 +247,7 @@ def test_a_vision_transformer_takes_another_size(weights_folder):
     name = "vit_small_patch14_reg4_dinov2.lvd142m"
     save_file(timm.create_model(name).state_dict(), weights_folder / f"{name}.safetensors")
     settings = load_recipe("auto", {"model.backbone": name, "model.pretrained": True}).settings()
-    picture = settings.picture.model_copy(update={
-        "color": "rgb", "size": (56, 56), "mean": (0.5,) * 3, "std": (0.5,) * 3,
-    })  # fmt: skip
+    picture = PictureSettings(size=(56, 56), color="rgb", **LEVELS)
     encoder = Encoder(settings.model, picture)
     assert encoder(torch.zeros(1, 3, 56, 56)).shape == (1, settings.model.embedding)
     same = Encoder(settings.model, picture, load=False)
@@ -281,39 +286,38 @@ def local_hub(lite_weights, monkeypatch, tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
-    environment = {
-        "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(tmp_path / "hub"),
-        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TWINLENS_WEIGHTS": "",
-    }  # fmt: skip
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     yield paths
     server.shutdown()
     server.server_close()
 
 
-FIND = "from twinlens.model.pretrained import find_start; print(find_start('cpu'))"
-
-
-def find_in_a_process():
-    return subprocess.run(
-        [sys.executable, "-c", FIND], capture_output=True, text=True, check=True, env=os.environ
-    )
-
-
 def test_weights_are_downloaded_once(local_hub):
-    assert "place='a download'" in find_in_a_process().stdout
+    start = find_start("cpu")
+    assert start is not None
+    assert start.place == "a download"
     num = len(local_hub)
-    assert num > 0
-    assert 'place="the hub\'s cache"' in find_in_a_process().stdout
-    assert len(local_hub) == num
+    start = find_start("cpu")
+    assert start is not None
+    assert start.place == "the hub's cache"
+    assert len(local_hub) == num > 0
 
 
 def test_offline_nothing_is_requested(local_hub, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    done = find_in_a_process()
-    assert done.stdout == "None\n"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert find_start("cpu") is None
     assert local_hub == []
+
+
+def test_weights_that_are_not_there_are_explained(local_hub, monkeypatch, caplog):
+    gone = STARTS[0]._replace(name="mobilenetv4_conv_small.e2400_r224_in1k")
+    monkeypatch.setattr(pretrained, "STARTS", (gone,))
+    assert find_start("cpu") is None
+    assert "cannot download mobilenetv4_conv_small" in caplog.text
 
 
 def test_a_hub_that_does_not_answer_is_tried_once(monkeypatch, caplog):
