@@ -30,7 +30,7 @@ Floats = NDArray[np.float32]
 
 FOLDS = 5
 MOST_TO_FIT = 4000  # pictures; of more, a random part chooses and fits
-SHRINKAGE = (0.01, 0.1, 0.5)
+SHRINKAGE = (0.01, 0.1, 0.5, 2.0)
 LITE0_SIZE, LITE0_BATCH = 224, 16
 
 
