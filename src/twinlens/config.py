@@ -274,13 +274,23 @@ class ModelSettings(Section):
         False, "Start with timm's pretrained weights, unless `weights` is set.", auto="data"
     )
     weights: PathText | None = setting(
-        None, "Local file (.safetensors or .pth) with the backbone's initial weights."
+        None,
+        "Local file (.safetensors or .pth) with the backbone's initial weights.",
+        auto="data",
     )
     freeze: Name = setting(
         "none",
         "Frozen part of the backbone, batch statistics included: `none`, `all`, or everything "
         "before the layer of this name.",
         auto="data",
+    )
+    clip: float = setting(
+        0.0,
+        "Features are standardised by the training pictures and clipped to so many standard "
+        "deviations, before a `whitened` head; 0 leaves them as they are.",
+        auto="data",
+        ge=0,
+        le=1000,
     )
     norms: Literal["batch", "frozen"] = setting(
         "batch",
@@ -555,6 +565,18 @@ class TrainSettings(Section):
         "the EER against forgeries of the claimed identity (`eer_forged`), or recall at 1.",
         auto="data",
     )
+    candidates: bool = setting(
+        False,
+        "Compare the network with features that need no training, on held-out identities, and join "
+        "those that help.",
+        auto="data",
+    )
+    refit: bool = setting(
+        False,
+        "Fit the model to the training and validation pictures together, in the end; its threshold "
+        "is then that of the model before.",
+        auto="data",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",
         "Arithmetic of the forward pass, which the weights depend on; `auto` is bfloat16 for "
@@ -630,6 +652,11 @@ class Settings(Section):
             raise ValueError(
                 "model.init 'whitened' needs model.freeze 'all' and no model.head, found "
                 f"'{self.model.freeze}' and {list(self.model.head)}"
+            )
+        if self.model.clip and self.model.init != "whitened":
+            raise ValueError(
+                "model.clip needs model.init 'whitened', which measures the features before "
+                f"training, found '{self.model.init}'"
             )
         if self.model.shifts and (self.model.freeze == "all" or self.model.backbone == "strokes"):
             still = "model.freeze 'all'" if self.model.freeze == "all" else "'strokes'"

@@ -19,6 +19,7 @@ import numpy as np
 
 from twinlens.commands.training_table import choice_line, sample_rows, split_table, training_sampler
 from twinlens.config import Settings
+from twinlens.data.contents import content_digests
 from twinlens.data.duplicates import equal_pictures
 from twinlens.data.folders import read_table
 from twinlens.data.inspection import sample_statistics
@@ -34,6 +35,7 @@ from twinlens.machine import machine, versions
 from twinlens.model.compute import choose_compute
 from twinlens.model.encoder import Encoder
 from twinlens.model.fused import encoder_layout
+from twinlens.model.training_record import RECORD_FILE, read_record
 from twinlens.progress import Progress
 from twinlens.recipes import Recipe, parse_overrides
 
@@ -123,7 +125,10 @@ def choose_run_settings(
     statistics = sample_statistics(table.of_split("train"), max_pixels=max_pixels)
     closed = is_closed_set(table)
     start = start_for(recipe, statistics, closed=closed, download=download)
-    settings, choices = choose_settings(recipe, statistics, closed=closed, start=start)
+    has_test = len(table.of_split("test")) > 0
+    settings, choices = choose_settings(
+        recipe, statistics, closed=closed, start=start, has_test=has_test
+    )
     training_sampler(table, settings)
     if statistics.sixteen_bit and settings.picture.depth is None:
         settings, depth = _choose_depth(settings, table)
@@ -171,7 +176,23 @@ def _start(
     _record(run, prepared, _command(data, recipe, root), root)
     for choice in prepared.choices:
         log.info("%s", choice_line(choice))
+    _warn_of_pretraining(settings, decoded.table)
     return prepared
+
+
+def _warn_of_pretraining(settings: Settings, table: ImageTable) -> None:
+    """Warn of pictures that are held out here and were learned from by the start."""
+    weights = settings.model.weights
+    record = None if weights is None else read_record(Path(weights).with_name(RECORD_FILE))
+    if record is None:
+        return
+    held_out = table.select(np.flatnonzero(table.split != "train"))
+    num = np.count_nonzero(record.splits_of(content_digests(held_out)) != "")
+    if num:
+        log.warning(
+            "%d of %d held-out pictures belong to the pretraining of the start, so the figures are "
+            "too good; --set model.pretrained=false learns from nothing", num, len(held_out),
+        )  # fmt: skip
 
 
 def _choose_formats(settings: Settings) -> tuple[Settings, list[Choice]]:

@@ -34,6 +34,7 @@ from twinlens.report.formatting import count_of
 __all__ = [
     "ProbeGallerySelection",
     "Selection",
+    "learned_table",
     "read_data",
     "select_pictures",
     "select_probes_and_gallery",
@@ -263,6 +264,13 @@ def read_data(
     )
 
 
+def learned_table(table: ImageTable, refitted: bool) -> ImageTable:
+    """The table with the validation pictures among those of training, if a model has both."""
+    if not refitted:
+        return table
+    return table.with_split(np.where(table.split == "val", "train", table.split).astype(object))
+
+
 def split_as_trained(
     matcher: Matcher, record: TrainingRecord | None, table: ImageTable
 ) -> tuple[ImageTable, bool]:
@@ -275,6 +283,7 @@ def split_as_trained(
         divided = assign_splits(
             table, mode=origin.data.split, fractions=origin.data.fractions, seed=origin.seed
         )
+        divided = learned_table(divided, origin.refitted)
         if _is_trained_on(matcher, record, divided.of_split("train").identities()):
             return divided, True
     if record is not None and not table.split.any():

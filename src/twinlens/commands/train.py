@@ -4,42 +4,34 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from twinlens.commands.calibrate import calibrate_on
+from twinlens.commands.fit_model import FittedModel, fit_model
 from twinlens.commands.prepare import PreparedRun, prepare, resume_command, warn_unused
 from twinlens.commands.protocols import evaluate_standard
-from twinlens.commands.selection import selection_of_split
+from twinlens.commands.selection import learned_table, selection_of_split
 from twinlens.config import Settings, without_effect
-from twinlens.data.pixels import DecodedTable
 from twinlens.data.table import SPLITS, ImageTable
-from twinlens.errors import CalibrationError, ConfigError, DataError, ModelError, TrainingError
-from twinlens.learn.loop import FitResult, LabelledPixels, StepReport, fit
+from twinlens.errors import CalibrationError, ConfigError, DataError, ModelError
 from twinlens.learn.losses import check_loss
+from twinlens.learn.model_selection import HeldOutPairs
 from twinlens.learn.run_folder import RunFolder, lock_run_folder, new_run_folder
-from twinlens.learn.validation import MAX_PICTURES
 from twinlens.match.matcher import Matcher
-from twinlens.measure.calibration import Calibration
+from twinlens.measure.calibration import Calibration, fit_calibration
 from twinlens.measure.error_rates import matches
 from twinlens.measure.evaluation_result import EvaluationResult
-from twinlens.measure.pairs import Comparison, draw_pairs, pair_distances
-from twinlens.model.comparators import make_comparator
-from twinlens.model.compute import Compute, choose_compute, deterministic
+from twinlens.measure.pairs import draw_pairs, pair_distances
 from twinlens.model.device import keep_freed_memory, pick_device
-from twinlens.model.encoder import Encoder
-from twinlens.model.layers import glorot
-from twinlens.model.networks import Networks, check_parity, save_model
+from twinlens.model.networks import check_parity, save_model
 from twinlens.model.stored import Origin, store_calibration
 from twinlens.model.training_record import RECORD_FILE, TrainingRecord, read_record
-from twinlens.progress import Progress, console_log, format_duration
+from twinlens.progress import console_log
 from twinlens.recipes import Recipe, load_recipe
 from twinlens.report.build import ReportFacts, write_model_report
 
@@ -105,11 +97,11 @@ def train(
                 return Matcher.load(run.path)
             prepared = prepare(data, root, loaded, run, resume)
             record = _record(prepared, run)
-            networks, fitted = _fit(prepared, run, started)
-            matcher = _save(networks, prepared, record, run)
+            fitted = fit_model(prepared, run, started)
+            matcher = _save(fitted, prepared, record, run)
             result, notes = _evaluate(matcher, prepared, record)
             _write_results(run, matcher, prepared, fitted, result, notes, started)
-            if fitted.interrupted:
+            if fitted.fit.interrupted:
                 again = resume_command(data, root, loaded, run)
                 log.warning("the run was interrupted; resume it with: %s", again)
             else:
@@ -136,13 +128,6 @@ def _run_name(data: str | Path | ImageTable) -> str:
     return name or "run"
 
 
-def _labelled_pixels(decoded: DecodedTable, split: str) -> LabelledPixels:
-    """The pictures of one split, labelled from 0."""
-    rows = np.flatnonzero(decoded.table.split == split)
-    part = decoded.table.select(rows)
-    return LabelledPixels(decoded.pixels, rows, part.labels(), part.forged)
-
-
 def _record(prepared: PreparedRun, run: RunFolder) -> TrainingRecord:
     """Record the pictures of the run before the first step, so that no model lacks its record."""
     path = run.path / RECORD_FILE
@@ -152,132 +137,71 @@ def _record(prepared: PreparedRun, run: RunFolder) -> TrainingRecord:
         stored = None
     # A resumed run may have a model already, which names the record by its key.
     key = None if stored is None else stored.key
-    record = TrainingRecord.of_table(prepared.decoded.table, prepared.decoded.pixels, key)
+    table = learned_table(prepared.decoded.table, prepared.settings.train.refit)
+    record = TrainingRecord.of_table(table, prepared.decoded.pixels, key)
     record.save(path)
     return record
 
 
-def _fit(prepared: PreparedRun, run: RunFolder, started: float) -> tuple[Networks, FitResult]:
-    settings, decoded = prepared.settings, prepared.decoded
-    torch.manual_seed(settings.seed)
-    # A checkpoint holds all weights; the file of initial weights may be gone by now.
-    encoder = Encoder(settings.model, settings.picture, load=not run.has_checkpoint)
-    comparator = make_comparator(settings.model.comparator, settings.model.embedding)
-    if settings.model.init == "glorot":
-        comparator.apply(glorot)
-    training, validation = _labelled_pixels(decoded, "train"), _labelled_pixels(decoded, "val")
-    compute = _compute(run, prepared)
-    log.info(
-        "training on %d pictures of %d identities (%s)",
-        len(training.label), int(training.label.max()) + 1, compute,
-    )  # fmt: skip
-    progress = Progress("training", "steps")
-    with _memory_explained(), deterministic():
-        fitted = fit(
-            encoder, comparator, training, validation if len(validation.label) else None, settings,
-            compute=compute, run=run, spent=time.monotonic() - started,
-            on_step=partial(_show_step, progress, settings.train.metric),
-            on_features=Progress("computing features"),
-            reserve=_reserve(decoded, len(validation.label)),
-        )  # fmt: skip
-    progress.close()
-    log.info(
-        "trained %d steps in %s; the weights of step %d are kept",
-        fitted.steps, format_duration(fitted.seconds), fitted.best_step,
-    )  # fmt: skip
-    encoder.to(memory_format=torch.contiguous_format)
-    return Networks(encoder, comparator), fitted
-
-
 def _save(
-    networks: Networks, prepared: PreparedRun, record: TrainingRecord, run: RunFolder
+    fitted: FittedModel, prepared: PreparedRun, record: TrainingRecord, run: RunFolder
 ) -> Matcher:
     """Save the model, compare its graph with torch on the validation pictures, and calibrate it.
+
+    If it was fitted to these pictures, it is calibrated by the distances of the model before.
 
     Raises:
         ModelError: torch and the graph disagree.
     """
     settings, decoded = prepared.settings, prepared.decoded
     origin = Origin(
-        decoded.table.source, prepared.fingerprint, settings.seed, settings.data, record.id
-    )
-    matcher = Matcher(save_model(run.model, networks, origin), "cpu")
+        decoded.table.source, prepared.fingerprint, settings.seed, settings.data, record.id,
+        refitted=settings.train.refit,
+    )  # fmt: skip
+    matcher = Matcher(save_model(run.model, fitted.networks, origin), "cpu")
     rows = np.flatnonzero(decoded.table.split == "val")
     if not len(rows):
         log.warning("the model is not calibrated: there are no validation pictures")
         return matcher
     table = decoded.table.select(rows)
-    emb_ND, torch_ND = check_parity(matcher.stored, networks.encoder, decoded.rows(rows))
-    calibration = _calibrate(emb_ND, table, matcher.comparison, settings)
+    encoder = fitted.networks.encoder
+    emb_ND, torch_ND = check_parity(matcher.stored, encoder, decoded.rows(rows))
+    pairs = draw_pairs(table.labels(), table.forged, rng=np.random.default_rng(settings.seed))
+    distance, torch_distance = (
+        pair_distances(emb, pairs, matcher.comparison) for emb in (emb_ND, torch_ND)
+    )
+    if fitted.pairs is None:
+        names = table.identity.astype(str)
+        held_out = HeldOutPairs(distance.astype(np.float64), pairs.same, pairs.a, pairs.b)
+    else:
+        is_used = np.isin(decoded.table.split.astype(str), ("train", "val"))
+        names, held_out = decoded.table.identity[is_used].astype(str), fitted.pairs
+    calibration = _calibrate(held_out, names, settings)
     if calibration is not None:
         matcher = Matcher(store_calibration(matcher.stored, calibration.as_json()))
-        rng = np.random.default_rng(settings.seed)
-        pairs = draw_pairs(table.labels(), table.forged, rng=rng)
-        verdict, torch_verdict = (
-            matches(pair_distances(emb, pairs, matcher.comparison), calibration.threshold)
-            for emb in (emb_ND, torch_ND)
+        differ = matches(distance, calibration.threshold) != matches(
+            torch_distance, calibration.threshold
         )
         log.info(
             "model.onnx agrees with torch on %d pictures: embeddings to %.0e, %d of %d verdicts "
-            "differ", len(rows), np.abs(emb_ND - torch_ND).max(),
-            np.count_nonzero(verdict != torch_verdict), len(pairs),
+            "differ", len(rows), np.abs(emb_ND - torch_ND).max(), np.count_nonzero(differ),
+            len(pairs),
         )  # fmt: skip
     return matcher
 
 
-def _show_step(progress: Progress, metric: str, report: StepReport) -> None:
-    progress.note = f"loss {report.loss:.3f}"
-    progress(report.step, max(report.step, round(report.step / max(report.progress, 1e-9))))
-    if report.metric is not None:
-        log.info(
-            "step %d (%s): loss %.4f, validation %s %.4f", report.step,
-            format_duration(report.seconds), report.loss, metric,
-            report.metric if metric == "recall_at_1" else 1 - report.metric,
-        )  # fmt: skip
-
-
-@contextmanager
-def _memory_explained() -> Iterator[None]:
-    """Name the settings that help a GPU with too little memory."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            "the GPU's memory does not hold a step of this training: set a smaller train.chunk "
-            "(such as train.chunk=32) or picture.size, or train.device=cpu"
-        ) from error
-
-
-def _reserve(decoded: DecodedTable, validated: int) -> Callable[[float], float]:
-    """Seconds for calibration, evaluation and report, from the seconds of one validation."""
-    later = int(np.isin(decoded.table.split.astype(str), ("val", "test")).sum())
-    pictures = max(1, min(validated, MAX_PICTURES))
-    # Drawn pairs and their bootstrap are bounded; the EER on all pairs is not. About twice the
-    # time of two idle cores.
-    pairs = 4 + 10 * min(1.0, later / 2000) + 8e-9 * later**2
-    return lambda seconds: seconds * later / pictures + pairs
-
-
-def _compute(run: RunFolder, prepared: PreparedRun) -> Compute:
-    """Device and number format; those of the start for a resumed run, which must agree bitwise."""
-    record = run.read_record()
-    if record is not None and record.compute is not None:
-        pick_device(record.compute.device)  # The run may have moved to another machine.
-        return record.compute
-    compute = choose_compute(prepared.settings.model, prepared.settings.train)
-    run.update_record(compute=compute)
-    return compute
-
-
 def _calibrate(
-    emb_ND: NDArray[np.float32], table: ImageTable, comparison: Comparison, settings: Settings
+    pairs: HeldOutPairs, names_N: NDArray[np.str_], settings: Settings
 ) -> Calibration | None:
-    """Calibrate on the validation pictures, for the target FAR or the next one that they allow."""
+    """Calibrate on held-out pairs, for the target FAR or the next one that they allow."""
     target = settings.train.target_far
     problem = ""
     for far in (target, *(far for far in EASIER_FARS if far > target)):
         try:
-            calibration = calibrate_on(emb_ND, table, comparison, far, seed=settings.seed)
+            calibration = fit_calibration(
+                pairs.distance, pairs.same, names_N[pairs.a], names_N[pairs.b], target_far=far,
+                seed=settings.seed,
+            )  # fmt: skip
         except CalibrationError as error:
             problem = str(error)
             continue
@@ -298,7 +222,7 @@ def _evaluate(
     """
     table, pixels = prepared.decoded.table, prepared.decoded.rows
     notes, result = list[str](), None
-    for split in ("test", "val"):
+    for split in ("test",) if prepared.settings.train.refit else ("test", "val"):
         rows = np.flatnonzero(table.split == split)
         if not len(rows):
             notes.append(_missing_split(split, prepared))
@@ -332,7 +256,7 @@ def _write_results(
     run: RunFolder,
     matcher: Matcher,
     prepared: PreparedRun,
-    fitted: FitResult,
+    fitted: FittedModel,
     result: EvaluationResult | None,
     notes: list[str],
     started: float,
@@ -350,10 +274,10 @@ def _write_results(
         settings=prepared.settings,
         recipe=prepared.recipe,
         choices=prepared.choices,
-        history=fitted.history,
+        history=fitted.fit.history,
         seconds=time.monotonic() - started,
-        steps=fitted.steps,
-        best_step=fitted.best_step,
+        steps=fitted.fit.steps,
+        best_step=fitted.fit.best_step,
         fingerprint=prepared.fingerprint,
         broken=[(broken.path, broken.reason) for broken in prepared.decoded.broken],
         findings=notes,

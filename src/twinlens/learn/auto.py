@@ -6,6 +6,7 @@ that the recipe sets to "auto" are chosen; settings of the user stay.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,11 +21,16 @@ from twinlens.learn.auto_facts import PLENTY, Facts, Rule
 from twinlens.learn.records import Choice
 from twinlens.model.backbones import check_backbone
 from twinlens.model.device import pick_device
-from twinlens.model.pretrained import Start, find_start
+from twinlens.model.pretrained import Start, find_drawing_start, find_start
 from twinlens.model.timm_backbones import pretrained_picture
 from twinlens.recipes import Recipe
 
 __all__ = ["choose_levels", "choose_settings", "start_for"]
+
+log = logging.getLogger("twinlens")
+
+OPEN = {"model.backbone", "model.pretrained", "model.weights", "picture.color"}
+"""Settings that the user must leave open for a start."""
 
 # In this order: a rule reads the choices of the rules above it.
 RULES: Mapping[str, Rule] = {
@@ -32,12 +38,14 @@ RULES: Mapping[str, Rule] = {
     "loss.name": training.loss,
     "picture.color": network.color,
     "model.backbone": network.backbone,
+    "model.weights": network.weights,
     "model.pretrained": network.pretrained,
     "model.freeze": network.freeze,
     "picture.size": network.size,
     "model.stage": network.stage,
     "model.grid": network.grid,
     "model.init": network.init,
+    "model.clip": network.clip,
     "picture.fit": network.fit,
     "picture.fill": network.fill,
     "model.convolutions": network.convolutions,
@@ -50,7 +58,7 @@ RULES: Mapping[str, Rule] = {
     "sampler.images_per_label": training.images_per_label,
     "sampler.forged_per_label": training.forged_per_label,
     "augment.rotate": training.view(10.0, 8.0),
-    "augment.translate": training.view(0.08, 0.05),
+    "augment.translate": training.view(0.08, 0.05, often=1 / 16),
     "augment.scale": training.view(0.15, 0.1),
     "augment.shear": training.view(8.0, 4.0),
     "augment.flip": training.flip,
@@ -63,11 +71,18 @@ RULES: Mapping[str, Rule] = {
     "optimizer.rate": training.rate,
     "train.steps": training.steps,
     "train.metric": training.metric,
+    "train.candidates": training.candidates,
+    "train.refit": training.refit,
 }
 
 
 def choose_settings(
-    recipe: Recipe, data: TableStatistics, *, closed: bool, start: Start | None = None
+    recipe: Recipe,
+    data: TableStatistics,
+    *,
+    closed: bool,
+    start: Start | None = None,
+    has_test: bool = True,
 ) -> tuple[Settings, list[Choice]]:
     """Choose all settings that the recipe leaves to the data, except mean and std.
 
@@ -76,6 +91,7 @@ def choose_settings(
         data: statistics of the training pictures.
         closed: closed set: the model will be used on the identities that it is trained on.
         start: from `start_for`; None to learn from nothing.
+        has_test: whether there are test pictures.
     Returns:
         The full settings, and each choice with its reason.
     Raises:
@@ -88,7 +104,12 @@ def choose_settings(
     for key, rule in RULES.items():
         if key not in recipe.auto:
             continue
-        value, why = rule(Facts(data, recipe.settings(chosen), closed, start))
+        given = frozenset(recipe.overrides)
+        facts = Facts(data, recipe.settings(chosen), closed, start, given, has_test)
+        if start is not None and key in start.settings:
+            value, why = start.settings[key], start.reason
+        else:
+            value, why = rule(facts)
         chosen[key] = value
         choices.append(Choice(key, value, why))
     return recipe.settings(chosen), choices
@@ -97,9 +118,10 @@ def choose_settings(
 def start_for(
     recipe: Recipe, data: TableStatistics, *, closed: bool, download: bool = True
 ) -> Start | None:
-    """Pretrained weights to begin with: for photographs, if the recipe leaves the network open.
+    """Pretrained weights to begin with, if the recipe leaves the network open.
 
-    A closed set with many pictures learns a better network from nothing.
+    Those of timm for photographs, those of `twinlens pretrain` for drawings. A closed set with many
+    pictures learns a better network from nothing.
 
     Args:
         recipe: recipe with the user's overrides.
@@ -107,17 +129,25 @@ def start_for(
         closed: as in `choose_settings`.
         download: whether weights may be downloaded.
     Raises:
-        ConfigError: no such device, or TWINLENS_WEIGHTS names no folder.
+        ConfigError: no such device, TWINLENS_WEIGHTS names no folder, or a damaged start.
     """
     settings = recipe.settings()
-    facts = Facts(data, settings, closed)
-    is_open = {"model.backbone", "model.pretrained", "picture.color"} <= recipe.auto
-    if not is_open or settings.model.weights is not None or facts.drawing:
+    plenty = closed and data.num_pictures >= PLENTY
+    if not recipe.auto >= OPEN or plenty or data.num_forged:
         return None
-    if closed and data.num_pictures >= PLENTY:
+    if not Facts(data, settings, closed).drawing:
+        device, accept = pick_device(settings.train.device), settings.train.accept_licence
+        return find_start(device, accept_licence=accept, download=download)
+    start = find_drawing_start(data.border_level)
+    if start is None:
         return None
-    device = pick_device(settings.train.device)
-    return find_start(device, accept_licence=settings.train.accept_licence, download=download)
+    given = settings.model_dump()
+    for key, value in start.settings.items():
+        section, _, name = key.partition(".")
+        if key not in recipe.auto and given[section][name] != value:
+            log.info("the start for drawings is not used: it has %s %s", key, value)
+            return None
+    return start
 
 
 def choose_levels(

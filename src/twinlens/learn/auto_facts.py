@@ -12,12 +12,15 @@ from twinlens.model.device import has_bfloat16, pick_device
 from twinlens.model.own_backbones import is_own
 from twinlens.model.pretrained import Start
 
-__all__ = ["FROZEN", "LARGE", "MANY", "PLENTY", "Facts", "Reasoned", "Rule"]
+__all__ = ["DEEP", "FROZEN", "LARGE", "MANY", "PLENTY", "WIDE", "Facts", "Reasoned", "Rule"]
 
 MANY = 50  # identities: enough to learn one-shot comparison
 PLENTY = 5000  # pictures: enough for a wide network, which overfits fewer
 LARGE = 4096  # pixels of a picture: with more, a batch takes twice as long
 
+# Seconds for each training picture, in units of a machine that multiplies bfloat16: a network as
+# deep or wide then sees each picture at least about five times.
+DEEP, WIDE = 1e-3, 4e-3
 UNLIMITED = 600.0  # seconds that a network may learn if there is no time budget
 
 FROZEN = "a frozen backbone then embeds each picture once"
@@ -32,12 +35,16 @@ class Facts:
         settings: defaults stand in for settings that are not chosen yet.
         closed: the model will be used on the identities that it is trained on.
         start: pretrained weights at hand that `auto` may begin with.
+        given: keys of the settings that the user gave.
+        has_test: whether there are test pictures.
     """
 
     data: TableStatistics
     settings: Settings
     closed: bool
     start: Start | None = None
+    given: frozenset[str] = frozenset()
+    has_test: bool = True
 
     @property
     def drawing(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twinlens.learn.auto_facts import FROZEN, LARGE, MANY, PLENTY, Facts, Reasoned, Rule
+from twinlens.learn.auto_facts import FROZEN, LARGE, MANY, PLENTY, WIDE, Facts, Reasoned, Rule
 
 __all__ = [
     "candidates",
@@ -33,7 +33,7 @@ def loss(f: Facts) -> Reasoned:
 def temperature(f: Facts) -> Reasoned:
     """`loss.temperature`."""
     if f.strokes:
-        return 0.05, "forgeries are near: more weight on the nearest impostors"
+        return 0.02, "forgeries are near: most weight on the nearest impostors"
     if f.settings.sampler.rotations and f.data.num_identities >= MANY:
         return 0.05, "many similar identities: more weight on the nearest impostors"
     return 0.1, "the usual value"
@@ -87,13 +87,18 @@ def forged_per_label(f: Facts) -> Reasoned:
     return 2, "two forgeries of each identity that has any"
 
 
-def view(drawing: float, photo: float) -> Rule:
-    """The rule for a setting of `augment`, by its values for drawings and for photographs."""
+def view(drawing: float, photo: float, often: float = 0.0) -> Rule:
+    """The rule for a setting of `augment`, by its values for drawings and for photographs.
+
+    Classes have enough pictures without views, until each was seen many times: then `often`.
+    """
 
     def rule(f: Facts) -> Reasoned:
         if f.frozen:
             return 0.0, FROZEN
         if f.settings.model.classes:
+            if often and f.seconds_each >= WIDE:
+                return often, "there is time to see each picture many times"
             return 0.0, f"{f.data.median_pictures:g} pictures of each identity vary enough"
         if f.drawing:
             return drawing, "drawings on an even ground"
@@ -127,6 +132,8 @@ def rate(f: Facts) -> Reasoned:
         return 3e-2, "a linear head on standardised measures"
     if f.settings.model.init == "whitened":
         return 3e-4, "the whitened head is nearly right from the start"
+    if f.built_in and f.start is not None:
+        return 1e-3, "a small network learns on from a start"
     if f.built_in or f.frozen or not f.useful_features:
         return 3e-3, "random initial weights"
     return 3e-4, "fine-tuning of a pretrained network"
@@ -135,7 +142,7 @@ def rate(f: Facts) -> Reasoned:
 def steps(f: Facts) -> Reasoned:
     """`train.steps`."""
     if f.strokes:
-        return 150, "a linear head on measures of strokes learns fast"
+        return 300, "a linear head on measures of strokes learns fast"
     if f.settings.model.init == "whitened":
         return 100, "the whitened head is nearly right from the start"
     pictures = (f.data.num_pictures - f.data.num_forged) * f.turns

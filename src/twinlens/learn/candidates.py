@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from twinlens.config import AugmentSettings, Member, ModelSettings, PictureSettings, Settings
-from twinlens.model.own_backbones import is_own
-from twinlens.model.timm_backbones import last_blocks, stage_precedes, stage_widths
+from twinlens.model.timm_backbones import is_pretrained, last_blocks, stage_precedes, stage_widths
 
 __all__ = ["feature_candidates", "tapped_before", "tuned"]
 
@@ -39,7 +38,7 @@ def feature_candidates(settings: Settings, *, grey: bool) -> dict[str, Member]:
         for backbone, name in DESCRIPTIONS.items()
         if not (backbone == "histogram" and grey)
     }
-    if is_own(model.backbone) or not (model.pretrained or model.weights):
+    if not is_pretrained(model):
         return members
     start = {name: getattr(model, name) for name in ("backbone", "pretrained", "weights")}
     short = model.backbone.partition(".")[0]

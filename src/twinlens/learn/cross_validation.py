@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from twinlens.config import Member, PictureSettings, Settings
+from twinlens.config import Member, ModelSettings, PictureSettings, Settings
 from twinlens.learn.embed_batch import LabelledPixels, StoredInputs
 from twinlens.learn.features import BATCH, FrozenPart
 from twinlens.learn.loop import fit
@@ -76,7 +76,7 @@ class FeatureBank:
             progress: called with (done, all).
         """
         every = tuple(members.values())
-        fused = FusedEncoder(fused_settings(every, False), picture, every, load=True)
+        fused = FusedEncoder(fused_settings(every, ModelSettings()), picture, every, load=True)
         compute.place(fused)
         fused.eval()
         part = None
@@ -121,12 +121,29 @@ def fit_whitened(
 
 @torch.no_grad()
 def whitened_embeddings(
-    features_VNF: Tensor, label_N: NDArray[np.int64], dim: int, fold: Fold, rest: NDArray[np.int64]
+    features_VNF: Tensor,
+    label_N: NDArray[np.int64],
+    dim: int,
+    fold: Fold,
+    rest: NDArray[np.int64],
+    *,
+    mirrored: bool,
 ) -> NDArray[np.float32]:
-    """Embeddings (n, D) of a fold, by a map that was fitted to the other pictures."""
+    """Embeddings (n, D) of a fold, by a map that was fitted to the other pictures.
+
+    Args:
+        features_VNF: features of all pictures, and of their mirror images.
+        label_N: identities.
+        dim: D.
+        fold: pictures to embed.
+        rest: positions of the pictures to fit to.
+        mirrored: whether an embedding is the mean over a picture and its mirror image.
+    """
     head = fit_whitened(features_VNF, label_N, dim, rest)
     place = torch.from_numpy(fold.row).to(features_VNF.device)
-    emb_ND: NDArray[np.float32] = F.normalize(head(features_VNF[0, place]), dim=1).cpu().numpy()
+    views = features_VNF[: 2 if mirrored else 1, place]
+    emb_VND = F.normalize(head(views), dim=2)
+    emb_ND: NDArray[np.float32] = F.normalize(emb_VND.mean(0), dim=1).cpu().numpy()
     return emb_ND
 
 
@@ -151,7 +168,11 @@ def held_out_network(
     encoder = train_network(settings, images, train, compute, stored)
     if stored is not None:
         part = FrozenPart(encoder, compute)
-        return embed_features(encoder, part.features(stored.rows(0, images.row[fold.row])))
+        views = range(len(stored.views) if settings.model.mirrored else 1)
+        rows = images.row[fold.row]
+        emb_VND = [embed_features(encoder, part.features(stored.rows(v, rows))) for v in views]
+        emb_ND = np.asarray(np.mean(emb_VND, axis=0), dtype=np.float32)
+        return np.asarray(emb_ND / np.linalg.norm(emb_ND, axis=1, keepdims=True))
     return embed_pixels(encoder, images.take(fold.row), bfloat16=compute.bfloat16)
 
 
@@ -168,8 +189,11 @@ def train_network(
     if encoder is None:
         encoder = Encoder(settings.model, settings.picture)
     comparator = make_comparator(settings.model.comparator, settings.model.embedding)
-    fit(encoder, comparator, images.select(train), None, settings, compute=compute, stored=stored)
-    return encoder
+    part = images.select(train)
+    result = fit(encoder, comparator, part, None, settings, compute=compute, stored=stored)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return encoder.eval()
 
 
 def cosine_distances(emb_ND: NDArray[np.float32]) -> NDArray[np.float32]:

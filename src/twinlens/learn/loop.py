@@ -39,6 +39,7 @@ from twinlens.learn.whitening import whiten_head
 from twinlens.model.comparators import Comparator
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder
+from twinlens.model.layers import Clipped
 
 __all__ = ["FitResult", "LabelledPixels", "StepReport", "fit"]
 
@@ -95,6 +96,7 @@ def fit(
     on_step: Callable[[StepReport], None] | None = None,
     on_features: Callable[[int, int], None] | None = None,
     stored: StoredInputs | None = None,
+    share: float = 1.0,
 ) -> FitResult:
     """Train the encoder and the comparator in place, and leave the best weights in them.
 
@@ -113,6 +115,7 @@ def fit(
             the work after training needs.
         on_step: called after each step.
         on_features: called with (done, all) while a frozen backbone computes features.
+        share: of the time that a time budget leaves, for this training.
         stored: what frozen layers give for these pictures, if it is known already.
     Raises:
         DataError: the pictures cannot make a batch.
@@ -133,7 +136,7 @@ def fit(
     history = History(run, state.step)
     seconds = _validate_first(learner, state, history, validator, settings.train)
     reserved = spent + (time.monotonic() - started) + (0.0 if reserve is None else reserve(seconds))
-    length = run_length(settings.train, sampler.steps_per_epoch, reserved)
+    length = run_length(settings.train, sampler.steps_per_epoch, reserved, share)
     if length.seconds == 0:
         log.warning("the time budget leaves no time to train: one step is done")
     if state.planned == 0:
@@ -193,9 +196,13 @@ def fit(
 
 def _whiten(encoder: Encoder, embed: BatchEmbedder, train: LabelledPixels) -> None:
     """Begin with a linear head that whitens the features of the training pictures."""
-    head = encoder.head[-1]
+    *layers, head = encoder.head
     assert isinstance(head, nn.Linear)
     features_NF = embed.initial_features()
+    for layer in layers:
+        if isinstance(layer, Clipped):
+            layer.measure(features_NF)
+            features_NF = layer(features_NF)
     label_N = torch.from_numpy(np.where(train.forged, -1 - train.label, train.label))
     repeated = label_N.to(features_NF.device).repeat(len(features_NF) // len(label_N))
     whiten_head(head, features_NF, repeated)

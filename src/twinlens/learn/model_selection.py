@@ -33,6 +33,7 @@ from twinlens.measure.held_out import Fold, Scores, assign_folds, fuse, gain, ma
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.fused import FusedEncoder, fused_settings
+from twinlens.model.timm_backbones import is_pretrained
 
 __all__ = ["CandidateScores", "HeldOutPairs", "ModelSelection", "Selected"]
 
@@ -162,7 +163,7 @@ class ModelSelection:
         """Try features of frozen networks and descriptors on every fold."""
         settings = self.settings
         members = feature_candidates(settings, grey=self.grey)
-        can_tune = settings.model.weights or settings.model.pretrained
+        can_tune = is_pretrained(settings.model)
         on_gpu = self.compute.device.startswith("cuda")
         recipe = tuned(settings, FIRST_STEPS, on_gpu=on_gpu) if can_tune else None
         begun = time.monotonic()
@@ -176,7 +177,7 @@ class ModelSelection:
             for number, fold in self.folds.items():
                 emb_ND = whitened_embeddings(
                     self.bank.features[name], self.images.label, member.model.embedding, fold,
-                    self.rest(number),
+                    self.rest(number), mirrored=settings.model.mirrored,
                 )  # fmt: skip
                 candidate.matrices[number] = cosine_distances(emb_ND)
             candidate.seconds = shared + time.monotonic() - begun
@@ -186,7 +187,7 @@ class ModelSelection:
     def add_tuned(self) -> None:
         """Tune the network that has weights, longer as long as that helps and time allows."""
         network = self.settings.model
-        if self.bank is None or not (network.pretrained or network.weights):
+        if self.bank is None or not is_pretrained(network):
             return
         on_gpu = self.compute.device.startswith("cuda")
         numbers = list(self.folds)[:TUNED_FOLDS]
@@ -242,10 +243,10 @@ class ModelSelection:
         )
         return next(both) < BETTER * next(both)
 
-    def add_network(self, name: str, encoder: Encoder, settings: Settings) -> None:
-        """Add a network that learned from the pictures outside of the first fold."""
+    def add_network(self, name: str, encoder: Encoder, settings: Settings, seconds: float) -> None:
+        """Add a network that learned from the training pictures, all but the first fold."""
         member = Member(model=settings.model, picture=settings.picture, weight=1.0)
-        candidate = _Candidate(member, settings=settings)
+        candidate = _Candidate(member, settings=settings, seconds=seconds)
         number = next(iter(self.folds))
         pixels = self.images.take(self.folds[number].row)
         emb_ND = embed_pixels(encoder, pixels, bfloat16=self.compute.bfloat16)
@@ -343,21 +344,24 @@ class ModelSelection:
         )
 
     def refit(
-        self, weights: Mapping[str, float], networks: Mapping[str, Encoder] | None = None
+        self,
+        weights: Mapping[str, float],
+        rows: NDArray[np.int64],
+        networks: Mapping[str, Encoder] | None = None,
     ) -> FusedEncoder:
-        """The fused model, each member fitted to all pictures.
+        """The fused model, each member fitted to some pictures.
 
         Args:
             weights: of each member.
+            rows: positions of the pictures.
             networks: members that are trained already.
         """
-        everything = np.arange(len(self.images.row))
         encoders = dict(networks or {})
         for name in weights:
             settings = self.candidates[name].settings
             if settings is not None and name not in encoders:
                 encoders[name] = train_network(
-                    settings, self.images, everything, self.compute, self.stored
+                    settings, self.images, rows, self.compute, self.stored
                 )
         layer = next(
             (one.member.model.freeze for name, one in self.candidates.items() if name in encoders),
@@ -366,21 +370,21 @@ class ModelSelection:
         members = []
         for name, weight in weights.items():
             member = self.candidates[name].member
-            if member.model.weights or member.model.pretrained:  # One network for all its taps.
+            if is_pretrained(member.model):  # One network for all its taps.
                 model = member.model.model_copy(update={"freeze": layer})
                 member = member.model_copy(update={"model": model})
             members.append(member.model_copy(update={"weight": weight}))
-        settings = self.settings
-        shifts = any(encoder.model_settings.shifts for encoder in encoders.values())
-        fused = FusedEncoder(fused_settings(members, shifts), settings.picture, members, load=True)
+        views = next((one.model_settings for one in encoders.values()), self.settings.model)
+        fused = FusedEncoder(
+            fused_settings(members, views), self.settings.picture, members, load=True
+        )
         for number, name in enumerate(weights):
             if name in encoders:
                 fused.take_over(number, encoders[name])
                 continue
             assert self.bank is not None
             head = fit_whitened(
-                self.bank.features[name], self.images.label, members[number].model.embedding,
-                everything,
-            )  # fmt: skip
-            fused.heads[number][-1].load_state_dict(head.state_dict())
+                self.bank.features[name], self.images.label, members[number].model.embedding, rows
+            )
+            fused.heads[number].load_state_dict({f"0.{k}": v for k, v in head.state_dict().items()})
         return fused.eval()

@@ -38,16 +38,20 @@ class RunLength:
         return min(1.0, seconds / max(self.seconds, 1e-9)) if step else 0.0
 
 
-def run_length(train: TrainSettings, steps_per_epoch: int, reserved: float) -> RunLength:
+def run_length(
+    train: TrainSettings, steps_per_epoch: int, reserved: float, share: float = 1.0
+) -> RunLength:
     """The length that the settings set; 10 epochs by default.
 
     Args:
         train: settings with `steps`, `epochs` or `time_budget`.
         steps_per_epoch: steps of an epoch of the sampler.
         reserved: seconds of the time budget for other work than training.
+        share: of the seconds that remain.
     """
     if train.time_budget is not None:
-        return RunLength(None, max(0.0, train.time_budget - reserved), steps_per_epoch)
+        seconds = max(0.0, train.time_budget - reserved) * share
+        return RunLength(None, seconds, steps_per_epoch)
     if train.steps is not None:
         return RunLength(train.steps, None, steps_per_epoch)
     epochs = DEFAULT_EPOCHS if train.epochs is None else train.epochs

@@ -83,7 +83,7 @@ def assign_folds(
 
     >>> label = np.repeat(np.arange(6), 2)
     >>> assign_folds(label, label < 2, by_identity=True, seed=0).tolist()
-    [0, 0, 0, 0, 2, 2, 1, 1, 1, 1, 2, 2]
+    [0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 1, 1]
     """
     fold_N = np.zeros(len(label), dtype=np.int64)
     unit = label if by_identity else np.arange(len(label))
@@ -191,7 +191,8 @@ def gain(folds: Mapping[int, Fold], own: Matrices, other: Matrices, *, seed: int
             part.difference(count_I[low:high])
             for part, low, high in zip(parts, starts[:-1], starts[1:], strict=True)
         ]
-        return np.array([np.nanmean(differences)])
+        valid = [value for value in differences if not np.isnan(value)]
+        return np.array([np.mean(valid) if valid else np.nan])
 
     ones = np.ones(int(starts[-1]), dtype=np.int64)
     values = replicate(statistic, int(starts[-1]), seed=seed, replicates=REPLICATES)

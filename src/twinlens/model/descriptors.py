@@ -67,7 +67,8 @@ class Pixels(nn.Module):
         """Features (B, C x 256)."""
         small_BF = self.resize(x_BCHW).flatten(1)
         small_BF = small_BF - small_BF.mean(1, keepdim=True)
-        return small_BF / (small_BF.square().mean(1, keepdim=True) + 1e-4).sqrt()
+        features: Tensor = small_BF / (small_BF.square().mean(1, keepdim=True) + 1e-4).sqrt()
+        return features
 
 
 class Histogram(nn.Module):
@@ -84,13 +85,15 @@ class Histogram(nn.Module):
         self.num = COLOR_LEVELS if picture.channels == 3 else GREY_LEVELS
         size = tuple(min(side, 64) // BLOCKS * BLOCKS for side in picture.size)
         self.resize = Resize(picture.size, (size[0], size[1]))
-        levels = torch.arange(self.num, device="cpu", dtype=torch.float32).view(1, 1, -1, 1, 1)
+        levels = torch.arange(self.num, device="cpu", dtype=torch.float32)
         self.register_buffer("levels", levels, persistent=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Features (B, 4 x levels^C) of pictures in [0, 1]."""
         x_BCHW = self.resize(x_BCHW)
-        share = F.relu(1 - (x_BCHW[:, :, None] * (self.num - 1) - self.levels).abs())
+        share = F.relu(
+            1 - (x_BCHW[:, :, None] * (self.num - 1) - self.levels.view(1, 1, -1, 1, 1)).abs()
+        )
         height, width = x_BCHW.shape[2] // BLOCKS, x_BCHW.shape[3] // BLOCKS
         parts = []
         for top in range(BLOCKS):
@@ -104,7 +107,7 @@ class Histogram(nn.Module):
                 last = cut[:, -1].transpose(1, 2)
                 joint = joint @ last if cut.shape[1] > 1 else joint.sum(2)
                 parts.append(joint.flatten(1) / (height * width))
-        return torch.cat(parts, 1).clamp_min(1e-9).sqrt()
+        return torch.cat(parts, 1).add(1e-4).sqrt()
 
 
 class Gradients(nn.Module):
@@ -129,12 +132,15 @@ class Gradients(nn.Module):
         grey = F.pad(self.resize(x_BCHW).mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
         right = grey[:, :, 1:-1, 2:] - grey[:, :, 1:-1, :-2]
         down = grey[:, :, 2:, 1:-1] - grey[:, :, :-2, 1:-1]
-        length = (right.square() + down.square() + 1e-8).sqrt()
+        # ONNX Runtime takes an addend of 1e-8 for none.
+        length = (right.square() + down.square() + 1e-6).sqrt()
         projection = (right * self.cosine + down * self.sine).abs()
         near = F.relu(projection - math.cos(math.pi / ORIENTATIONS) * length)
         cells = self.pool(near)
         norm = (cells.square().sum(1, keepdim=True) + 1e-5).sqrt()
-        return (cells / norm + 1e-6).sqrt().flatten(1)
+        # Where a root is steep, rounding would differ between torch and ONNX Runtime.
+        features: Tensor = (cells / norm + 1e-3).sqrt().flatten(1)
+        return features
 
 
 DESCRIPTORS = {"pixels": Pixels, "histogram": Histogram, "gradients": Gradients}

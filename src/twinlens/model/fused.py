@@ -37,10 +37,12 @@ MAX_NUMBERS = 2**31
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns colours into grey levels
 
 
-def fused_settings(members: Sequence[Member], shifts: bool) -> ModelSettings:
-    """The settings of the model that joins some members."""
+def fused_settings(members: Sequence[Member], views: ModelSettings) -> ModelSettings:
+    """The settings of the model that joins some members, with the `shifts` and `mirrored` given."""
     dim = sum(member.model.embedding for member in members)
-    return ModelSettings(backbone="fused", embedding=dim, shifts=shifts)
+    return ModelSettings(
+        backbone="fused", embedding=dim, shifts=views.shifts, mirrored=views.mirrored
+    )
 
 
 def network_key(member: Member) -> tuple[str, str]:
@@ -100,7 +102,7 @@ class FusedEncoder(Encoder):
         self._frozen: list[nn.Module] = []
         keys = list(dict.fromkeys(map(network_key, members)))
         self._network_of = [keys.index(network_key(member)) for member in members]
-        self.inputs, self.networks, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.inputs, self.backbone, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self._tap_of = [0] * len(members)
         widths = [0] * len(members)
         for index in range(len(keys)):
@@ -108,7 +110,7 @@ class FusedEncoder(Encoder):
             first = members[of_network[0]]
             self.inputs.append(_Input(first.picture, picture))
             network = _network([members[i] for i in of_network], load)
-            self.networks.append(network)
+            self.backbone.append(network)
             for tap, (number, width) in enumerate(
                 zip(of_network, _widths(network, first.picture), strict=True)
             ):
@@ -119,13 +121,12 @@ class FusedEncoder(Encoder):
             self.heads.append(make_head(width, member.model))
         total = sum(member.weight for member in members)
         self._scale = [math.sqrt(member.weight / total) for member in members]
-        self.backbone = self.networks
         # `device` reads it.
         self.register_buffer("mean", torch.zeros(1), persistent=False)
 
     def take_over(self, number: int, encoder: Encoder) -> None:
         """Load the network and the head of a trained encoder as member `number`."""
-        network = self.networks[self._network_of[number]]
+        network = self.backbone[self._network_of[number]]
         whole = network.network if isinstance(network, Taps) else network
         whole.load_state_dict(encoder.backbone.state_dict())
         self.heads[number].load_state_dict(encoder.head.state_dict())
@@ -134,11 +135,20 @@ class FusedEncoder(Encoder):
         """The features (B, F) of all members in a row."""
         x_BCHW = x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
         taps = []
-        for inputs, network in zip(self.inputs, self.networks, strict=True):
+        for inputs, network in zip(self.inputs, self.backbone, strict=True):
             features = network(inputs(x_BCHW))
             taps.append(features if isinstance(features, tuple) else (features,))
         places = zip(self._network_of, self._tap_of, strict=True)
         return torch.cat([taps[number][tap].flatten(1) for number, tap in places], 1)
+
+    def average(self, views: Sequence[Tensor]) -> Tensor:
+        """The embedding (B, D) of pictures from those of their views, member by member."""
+        if len(views) == 1:
+            return views[0]
+        dims = [member.model.embedding for member in self.members]
+        parts = torch.split(torch.stack(list(views)).mean(0), dims, dim=1)
+        joined = zip(parts, self._scale, strict=True)
+        return torch.cat([F.normalize(part, dim=1) * scale for part, scale in joined], 1)
 
     def project(self, features_BF: Tensor) -> Tensor:
         """The embedding (B, D), of length 1."""

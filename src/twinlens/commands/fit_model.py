@@ -1,0 +1,285 @@
+"""From prepared pictures to a fitted model: candidates, training, and a last fit to all of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from twinlens.commands.prepare import PreparedRun
+from twinlens.config import Settings
+from twinlens.data.pixels import DecodedTable
+from twinlens.data.splits import is_closed_set
+from twinlens.errors import TrainingError
+from twinlens.learn.cross_validation import train_network
+from twinlens.learn.loop import FitResult, LabelledPixels, StepReport, fit
+from twinlens.learn.model_selection import CandidateScores, HeldOutPairs, ModelSelection
+from twinlens.learn.run_folder import RunFolder
+from twinlens.learn.validation import MAX_PICTURES
+from twinlens.measure.pairs import draw_pairs, pair_distances
+from twinlens.model.comparators import TorchComparison, make_comparator
+from twinlens.model.compute import Compute, choose_compute, deterministic
+from twinlens.model.device import pick_device
+from twinlens.model.encoder import Encoder, embed_pixels
+from twinlens.model.layers import glorot
+from twinlens.model.networks import Networks
+from twinlens.model.timm_backbones import is_pretrained
+from twinlens.progress import Progress, format_duration
+
+__all__ = ["FittedModel", "fit_model"]
+
+log = logging.getLogger("twinlens")
+
+REFIT_SHARE = 0.3
+"""Steps of the last fit as a share of those before; of a time budget, the same share."""
+
+REFIT_RATE = 0.5
+"""Highest learning rate of the last fit, relative to the one before."""
+
+
+@dataclass(frozen=True, eq=False)
+class FittedModel:
+    """Networks, and what is known of them before they are evaluated.
+
+    Attributes:
+        networks: the model.
+        fit: steps, curves and kept step of the network that was trained.
+        pairs: distances of held-out pictures by the model before its last fit; None if there were
+            none, or if the model was not fitted to the validation pictures.
+        candidates: every candidate on held-out pictures, the chosen model first.
+    """
+
+    networks: Networks
+    fit: FitResult
+    pairs: HeldOutPairs | None = None
+    candidates: list[CandidateScores] = field(default_factory=list)
+
+
+def fit_model(prepared: PreparedRun, run: RunFolder, started: float) -> FittedModel:
+    """Compare the candidates, train the network, and fit the result to all pictures.
+
+    Args:
+        prepared: pictures and settings.
+        run: folder for the checkpoint.
+        started: `time.monotonic()` at the start of the command, for a time budget.
+    Raises:
+        TrainingError: the training collapses, or the GPU's memory is too small.
+    """
+    settings, decoded = prepared.settings, prepared.decoded
+    rows = np.flatnonzero(np.isin(decoded.table.split.astype(str), ("train", "val")))
+    part = decoded.table.select(rows)
+    images = LabelledPixels(decoded.pixels, rows, part.labels(), part.forged)
+    is_validation = np.asarray(part.split == "val")
+    compute = _compute(run, prepared)
+    with _memory_explained(), deterministic():
+        if settings.train.candidates and is_validation.any():
+            return _fit_candidates(prepared, run, started, images, is_validation, compute)
+        networks, result = _fit(prepared, run, started, compute)
+        if not settings.train.refit or not is_validation.any() or result.interrupted:
+            return FittedModel(networks, result)
+        pairs = _validation_pairs(networks, images, np.flatnonzero(is_validation), settings)
+        seconds = None if settings.train.time_budget is None else _left(prepared, started)
+        encoder = _refit(networks.encoder, images, settings, result, compute, seconds)
+        return FittedModel(Networks(encoder, networks.comparator), result, pairs)
+
+
+def _fit_candidates(
+    prepared: PreparedRun,
+    run: RunFolder,
+    started: float,
+    images: LabelledPixels,
+    is_validation: NDArray[np.bool_],
+    compute: Compute,
+) -> FittedModel:
+    settings, table = prepared.settings, prepared.decoded.table
+    budget = settings.train.time_budget
+    log.info("candidates on held-out pictures:")
+    selection = ModelSelection(
+        settings, images, is_validation, closed=is_closed_set(table),
+        grey=settings.picture.color == "grey", compute=compute,
+        seconds=None if budget is None else _left(prepared, started), progress=_progress,
+    )  # fmt: skip
+    selection.add_features()
+    encoders = dict[str, Encoder]()
+    comparator = make_comparator(settings.model.comparator, settings.model.embedding)
+    result = FitResult(0, 0.0, None, 0, [], False)
+    if is_pretrained(settings.model):
+        selection.add_tuned()
+    else:
+        networks, result = _fit(prepared, run, started, compute)
+        if result.interrupted:
+            return FittedModel(networks, result)
+        began = "nothing" if settings.model.weights is None else "a start"
+        name = f"{settings.model.backbone}, from {began}"
+        encoders[name] = networks.encoder
+        selection.add_network(name, networks.encoder, settings, result.seconds)
+    weights, candidates, pairs = selection.choose()
+    log.info("chosen: %s", ", ".join(f"{w:.0%} {name}" for name, w in weights.items()))
+    rows = np.arange(len(images.row)) if settings.train.refit else np.flatnonzero(~is_validation)
+    if settings.train.refit:
+        seconds = None if budget is None else _left(prepared, started)
+        encoders = {
+            name: _refit(encoder, images, settings, result, compute, seconds)
+            for name, encoder in encoders.items()
+            if name in weights
+        }
+    used = {name: encoder for name, encoder in encoders.items() if name in weights}
+    if set(weights) == set(used):
+        (encoder,) = used.values()
+    else:
+        encoder = selection.refit(weights, rows, used)
+    encoder.to("cpu").to(memory_format=torch.contiguous_format)
+    kept = pairs if settings.train.refit else None
+    return FittedModel(Networks(encoder, comparator), result, kept, candidates)
+
+
+def _fit(
+    prepared: PreparedRun, run: RunFolder, started: float, compute: Compute
+) -> tuple[Networks, FitResult]:
+    """Train a network on the training pictures; the validation pictures choose its weights."""
+    settings, decoded = prepared.settings, prepared.decoded
+    torch.manual_seed(settings.seed)
+    # A checkpoint holds all weights; the file of initial weights may be gone by now.
+    encoder = Encoder(settings.model, settings.picture, load=not run.has_checkpoint)
+    comparator = make_comparator(settings.model.comparator, settings.model.embedding)
+    if settings.model.init == "glorot":
+        comparator.apply(glorot)
+    training, validation = _labelled_pixels(decoded, "train"), _labelled_pixels(decoded, "val")
+    log.info(
+        "training on %d pictures of %d identities (%s)",
+        len(training.label), int(training.label.max()) + 1, compute,
+    )  # fmt: skip
+    progress = Progress("training", "steps")
+    share = REFIT_SHARE if settings.train.refit and len(validation.label) else 0.0
+    result = fit(
+        encoder, comparator, training, validation if len(validation.label) else None, settings,
+        compute=compute, run=run, spent=time.monotonic() - started,
+        on_step=partial(_show_step, progress, settings.train.metric),
+        on_features=Progress("computing features"),
+        reserve=_reserve(decoded, len(validation.label)), share=1 - share,
+    )  # fmt: skip
+    progress.close()
+    log.info(
+        "trained %d steps in %s; the weights of step %d are kept",
+        result.steps, format_duration(result.seconds), result.best_step,
+    )  # fmt: skip
+    encoder.to(memory_format=torch.contiguous_format)
+    return Networks(encoder, comparator), result
+
+
+def _refit(
+    encoder: Encoder,
+    images: LabelledPixels,
+    settings: Settings,
+    result: FitResult,
+    compute: Compute,
+    seconds: float | None,
+) -> Encoder:
+    """Fit a trained network to all pictures: on from its weights, or again if it is soon fitted.
+
+    Args:
+        encoder: the trained network.
+        images: pictures of training and validation.
+        settings: of the training.
+        result: of the training.
+        compute: device and number format.
+        seconds: time that is left; None for no limit.
+    """
+    again = settings.model.init == "whitened"
+    steps = max(1, round(result.best_step * (1 if again else REFIT_SHARE)))
+    if seconds is not None and result.steps:
+        steps = min(steps, max(1, int(seconds * result.steps / max(result.seconds, 1e-9))))
+    rate = settings.optimizer.rate * (1 if again else REFIT_RATE)
+    updates = {
+        "train": settings.train.model_copy(
+            update={"steps": steps, "epochs": None, "time_budget": None}
+        ),
+        "optimizer": settings.optimizer.model_copy(update={"rate": rate}),
+    }
+    log.info("fitting to all %d pictures, %d steps", len(images.row), steps)
+    everything = np.arange(len(images.row))
+    last = settings.model_copy(update=updates)
+    return train_network(last, images, everything, compute, None, None if again else encoder)
+
+
+def _validation_pairs(
+    networks: Networks, images: LabelledPixels, rows: NDArray[np.int64], settings: Settings
+) -> HeldOutPairs:
+    """Distances of the validation pictures by a model that was not fitted to them."""
+    label, forged = images.label[rows], images.forged[rows]
+    emb_ND = embed_pixels(networks.encoder, images.take(rows))
+    pairs = draw_pairs(label, forged, rng=np.random.default_rng(settings.seed))
+    distance = pair_distances(emb_ND, pairs, TorchComparison(networks.comparator))
+    return HeldOutPairs(
+        np.asarray(distance, dtype=np.float64), pairs.same, rows[pairs.a], rows[pairs.b]
+    )
+
+
+def _left(prepared: PreparedRun, started: float) -> float:
+    """Seconds of the time budget that are left before the work after training."""
+    budget = prepared.settings.train.time_budget
+    assert budget is not None
+    reserve = _reserve(prepared.decoded, 0)(0.0)
+    return max(0.0, budget - (time.monotonic() - started) - reserve)
+
+
+def _progress(title: str) -> Callable[[int, int], None]:
+    return Progress(f"computing {title}")
+
+
+def _labelled_pixels(decoded: DecodedTable, split: str) -> LabelledPixels:
+    """The pictures of one split, labelled from 0."""
+    rows = np.flatnonzero(decoded.table.split == split)
+    part = decoded.table.select(rows)
+    return LabelledPixels(decoded.pixels, rows, part.labels(), part.forged)
+
+
+def _show_step(progress: Progress, metric: str, report: StepReport) -> None:
+    progress.note = f"loss {report.loss:.3f}"
+    progress(report.step, max(report.step, round(report.step / max(report.progress, 1e-9))))
+    if report.metric is not None:
+        log.info(
+            "step %d (%s): loss %.4f, validation %s %.4f", report.step,
+            format_duration(report.seconds), report.loss, metric,
+            report.metric if metric == "recall_at_1" else 1 - report.metric,
+        )  # fmt: skip
+
+
+@contextmanager
+def _memory_explained() -> Iterator[None]:
+    """Name the settings that help a GPU with too little memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            "the GPU's memory does not hold a step of this training: set a smaller train.chunk "
+            "(such as train.chunk=32) or picture.size, or train.device=cpu"
+        ) from error
+
+
+def _reserve(decoded: DecodedTable, validated: int) -> Callable[[float], float]:
+    """Seconds for calibration, evaluation and report, from the seconds of one validation."""
+    later = int(np.isin(decoded.table.split.astype(str), ("val", "test")).sum())
+    pictures = max(1, min(validated, MAX_PICTURES))
+    # Drawn pairs and their bootstrap are bounded; the EER on all pairs is not. About twice the
+    # time of two idle cores.
+    pairs = 4 + 10 * min(1.0, later / 2000) + 8e-9 * later**2
+    return lambda seconds: seconds * later / pictures + pairs
+
+
+def _compute(run: RunFolder, prepared: PreparedRun) -> Compute:
+    """Device and number format; those of the start for a resumed run, which must agree bitwise."""
+    record = run.read_record()
+    if record is not None and record.compute is not None:
+        pick_device(record.compute.device)  # The run may have moved to another machine.
+        return record.compute
+    compute = choose_compute(prepared.settings.model, prepared.settings.train)
+    run.update_record(compute=compute)
+    return compute
