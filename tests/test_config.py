@@ -260,6 +260,7 @@ def test_an_overriding_length_replaces_the_recipes_own(length: str, plain_recipe
         ({"sampler.rotations": True, "picture.size": [8, 9]}, "square picture.size, found [8, 9]"),
         ({"model.shifts": True, "model.freeze": "all"}, "shifts needs a backbone that learns"),
         ({"model.shifts": True, "model.backbone": "strokes"}, "learns, found 'strokes'"),
+        ({"model.clip": 3.0}, "model.clip needs model.init 'whitened'"),
         ({"picture.mean": [0.5, 0.5]}, "picture: mean needs 1 or 3 numbers"),
         (
             {"picture.color": "grey", "picture.std": [0.5] * 3},

@@ -1,4 +1,4 @@
-"""Halving by the largest: torch's own pooling to the bit, with and without a gradient."""
+"""Halving by the largest, to torch's bits; and features clipped by the training pictures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from twinlens.model.layers import HalvingMaxPool
+from twinlens.model.layers import Clipped, HalvingMaxPool
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 6), (1, 4, 7, 9), (3, 1, 2, 3)])
@@ -23,3 +23,11 @@ def test_the_gradient_is_torchs() -> None:
     (ours,) = torch.autograd.grad(HalvingMaxPool()(x).square().sum(), x)
     (theirs,) = torch.autograd.grad(F.max_pool2d(x, 2).square().sum(), x)
     assert torch.equal(ours, theirs)
+
+
+def test_features_are_standardised_and_clipped_and_constants_are_0() -> None:
+    layer = Clipped(3, limit=1.5)
+    layer.measure(torch.tensor([[1.0, 10.0, 7.0], [3.0, 30.0, 7.0]]))
+    x = torch.tensor([[2.0, 30.0, 7.0], [2.5, -90.0, 8.0], [9.0, 20.0, 0.0]])
+    expected = torch.tensor([[0.0, 1.0, 0.0], [0.5, -1.5, 0.0], [1.5, 0.0, 0.0]])
+    torch.testing.assert_close(layer(x), expected)

@@ -558,11 +558,15 @@ def test_mirrored_features_are_those_of_the_mirrored_pictures() -> None:
 
 def test_a_whitened_head_is_better_before_the_first_step() -> None:
     first = {}
-    for init in ("own", "whitened"):
-        settings = digit_settings(augment={}, model__freeze="all", model__init=init, train__steps=1)
-        _, _, fitted = start(settings)
-        first[init] = fitted.history[0].metric
-    assert first["whitened"] > first["own"]
+    for init, clip in (("own", 0.0), ("whitened", 0.0), ("whitened", 3.0)):
+        settings = digit_settings(
+            augment={}, model__freeze="all", model__init=init, model__clip=clip, train__steps=1
+        )
+        encoder, _, fitted = start(settings)
+        first[init, clip] = fitted.history[0].metric
+    assert min(first["whitened", 0.0], first["whitened", 3.0]) > first["own", 0.0]
+    clipped = encoder.head[:-1](encoder.features(torch.from_numpy(TRAIN.pixels[:9])))
+    assert clipped.abs().max() <= 3
 
 
 def test_a_frozen_backbone_trains_its_head_only() -> None:

@@ -165,11 +165,11 @@ def test_signet(stride: int, pool: str, tmp_path: Path) -> None:
     assert_same(networks.encoder, stored, 2)
 
 
-@pytest.mark.parametrize("shifts", [True, pytest.param(False, marks=slow)])
-def test_strokes(shifts: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{"shifts": True, "head": (7,)}, {"clip": 0.5}, {}])
+def test_strokes(options: dict[str, object], tmp_path: Path) -> None:
     """Their features are computed in front of the graph."""
     picture = {"size": (20, 24), "color": "grey", "mean": (0.3,), "std": (0.2,)}
-    model = {"backbone": "strokes", "head": (7,), "shifts": shifts}
+    model = {"backbone": "strokes", **options}
     networks, stored = stored_network(tmp_path / "m", model, picture)
     assert_same(networks.encoder, stored)
 
@@ -196,7 +196,7 @@ def test_every_setting_of_a_network_is_known() -> None:
         "backbone", "channels", "convolutions", "kernel", "batch_norm", "max_pool",
         "block_dropout", "leak", "attention", "stride", "init", "pool", "pretrained", "weights",
         "freeze", "head", "head_norm", "dropout", "embedding", "normalize", "classes", "shifts",
-        "mirrored", "comparator",
+        "mirrored", "comparator", "clip", "norms",
         "stage", "grid",  # of timm's networks alone
     }  # fmt: skip
     known = {str(network["backbone"]) for network in (QUICK | SLOW).values()}

@@ -13,6 +13,7 @@ __all__ = [
     "backbone",
     "channels",
     "classes",
+    "clip",
     "color",
     "convolutions",
     "embedding",
@@ -180,6 +181,13 @@ def init(f: Facts) -> Reasoned:
     if local and linear and known and f.data.num_pictures < PLENTY:
         return "whitened", "few pictures: a head that whitens features overfits less"
     return "own", "random weights"
+
+
+def clip(f: Facts) -> Reasoned:
+    """`model.clip`."""
+    if f.strokes and f.settings.model.init == "whitened":
+        return 3.0, "a single odd measure must not outweigh all others"
+    return 0.0, "features as they are"
 
 
 def channels(f: Facts) -> Reasoned:

@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from twinlens.config import ModelSettings
 
-__all__ = ["HalvingMaxPool", "glorot", "make_head"]
+__all__ = ["Clipped", "HalvingMaxPool", "glorot", "make_head"]
+
+
+CONSTANT = 1e-3
+"""Largest share of the widest feature's standard deviation that counts as constant."""
 
 
 def make_head(num_features: int, model: ModelSettings) -> nn.Sequential:
@@ -18,12 +22,12 @@ def make_head(num_features: int, model: ModelSettings) -> nn.Sequential:
 
     Each hidden layer of `model.head` is followed by ReLU, dropout and batch norm; with
     `model.head_norm` "between" the last one has no batch norm. Without hidden layers the head is
-    one linear layer.
+    one linear layer. With `model.clip`, `Clipped` comes first.
 
     >>> len(make_head(8, ModelSettings(head=(5,), embedding=2)))
     3
     """
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [Clipped(num_features, model.clip)] if model.clip else []
     width = num_features
     for index, hidden in enumerate(model.head):
         layers += [nn.Linear(width, hidden), nn.ReLU(inplace=True)]
@@ -36,6 +40,31 @@ def make_head(num_features: int, model: ModelSettings) -> nn.Sequential:
     if model.dropout and not model.head:
         layers.append(nn.Dropout(model.dropout))
     return nn.Sequential(*layers, nn.Linear(width, model.embedding))
+
+
+class Clipped(nn.Module):
+    """Features (B, F), standardised, and clipped to `limit` standard deviations."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, num_features: int, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("scale", torch.ones(num_features))
+
+    @torch.no_grad()
+    def measure(self, features_NF: Tensor) -> None:
+        """Take mean and standard deviation from the training pictures; constant features: 0."""
+        std_F, mean_F = torch.std_mean(features_NF.double(), 0, correction=0)
+        self.mean.copy_(mean_F)
+        constant_F = std_F <= CONSTANT * std_F.max()
+        self.scale.copy_((1 / std_F).masked_fill(constant_F, 0))
+
+    def forward(self, features_BF: Tensor) -> Tensor:
+        """The features (B, F) in [-limit, limit]."""
+        return ((features_BF - self.mean) * self.scale).clamp(-self.limit, self.limit)
 
 
 class HalvingMaxPool(nn.MaxPool2d):
