@@ -295,14 +295,19 @@ def test_levels_of_pretrained_weights_and_levels_of_the_user() -> None:
     assert grey.picture.mean == (0.449,)
 
 
-def test_a_closed_set_with_many_pictures_is_learned_as_classes() -> None:
+def test_a_closed_set_with_many_pictures_is_learned_as_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(auto_facts, "has_bfloat16", lambda device: True)
     garments = statistics(num_pictures=40_000, num_identities=10, median_pictures=4000.0)
     settings, choices = chosen(garments, closed=True)
     assert (settings.loss.name, settings.model.classes, settings.model.embedding) == (
         "classes", True, 10,
     )  # fmt: skip
     assert "4000 pictures each" in choices["model.classes"].why
-    assert settings.augment == AugmentSettings()
+    assert settings.augment == AugmentSettings(translate=1 / 16)
+    short, _ = chosen(garments, {"train.time_budget": 60.0}, closed=True)
+    assert short.augment == AugmentSettings()
     for settings, _ in (
         chosen(garments),  # An open set.
         chosen(garments, {"loss.name": "supcon"}, closed=True),
