@@ -104,8 +104,8 @@ def test_the_best_for_the_device_is_taken_from_the_folder(weights_folder):
     (weights_folder / f"{LITE}.safetensors").touch()
     (weights_folder / "vit_pe_core_base_patch16_224.fb.safetensors").touch()
     (weights_folder / "resnet18.a1_in1k.safetensors").touch()
-    assert find_start("cpu").pretrained.name == LITE
-    assert find_start("cuda").pretrained.name == "vit_pe_core_base_patch16_224.fb"
+    assert find_start("cpu").name == LITE
+    assert find_start("cuda").name == "vit_pe_core_base_patch16_224.fb"
     assert find_start("cuda:1").place == "TWINLENS_WEIGHTS"
 
 
@@ -115,7 +115,7 @@ def test_licences_with_conditions_need_consent(weights_folder, caplog):
     (record,) = caplog.records
     assert "--accept-licence" in record.message
     assert "cc-by-nc-4.0" in record.message
-    assert find_start("cpu", accept_licence=True).pretrained.name == NON_FREE
+    assert find_start("cpu", accept_licence=True).name == NON_FREE
 
 
 def test_a_missing_folder_is_named(tmp_path, monkeypatch):

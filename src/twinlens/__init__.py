@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from twinlens.commands.faces import faces
     from twinlens.commands.identify import identify, search
     from twinlens.commands.inspect import inspect
+    from twinlens.commands.pretrain import pretrain
     from twinlens.commands.train import train
     from twinlens.commands.verify import load, verify
     from twinlens.data.table import ImageTable
@@ -72,6 +73,7 @@ __all__ = [
     "identify",
     "inspect",
     "load",
+    "pretrain",
     "search",
     "train",
     "verify",
@@ -95,6 +97,7 @@ _HOMES = {
     "identify": "commands.identify",
     "inspect": "commands.inspect",
     "load": "commands.verify",
+    "pretrain": "commands.pretrain",
     "search": "commands.identify",
     "train": "commands.train",
     "verify": "commands.verify",

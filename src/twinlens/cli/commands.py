@@ -81,11 +81,21 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
                         help="override any setting; may be repeated")  # fmt: skip
 
 
+def _add_pretrain(parser: argparse.ArgumentParser) -> None:
+    data_argument(parser)
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
+    parser.add_argument("--time-budget", dest="train.time_budget", metavar="TIME", type=_seconds,
+                        help="total time: 90s, 5m, 1h")  # fmt: skip
+    parser.add_argument("--set", dest="settings", metavar="KEY=VALUE", action="append", default=[],
+                        help="override any setting; may be repeated")  # fmt: skip
+    quiet_argument(parser)
+
+
 def _with_settings(args: argparse.Namespace) -> dict[str, Any]:
     from twinlens.recipes import parse_overrides
 
     values = values_of(args)
-    options = {key: values.pop(key) for key in SETTINGS}
+    options = {key: values.pop(key, None) for key in SETTINGS}
     overrides = {key: value for key, value in options.items() if value is not None}
     return values | {"settings": overrides | parse_overrides(args.settings)}
 
@@ -333,6 +343,10 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         "train, calibrate and evaluate a model on pictures", _add_train, lambda: twinlens.train,
         show=_show_run, values=_with_settings,
+    ),
+    "pretrain": Command(
+        "train a start for drawings, which later trainings begin with", _add_pretrain,
+        lambda: twinlens.pretrain, values=_with_settings,
     ),
     "inspect": Command(
         "report on a data set before training", _add_inspect, lambda: twinlens.inspect,

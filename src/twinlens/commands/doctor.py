@@ -90,6 +90,10 @@ def as_text(facts: Mapping[str, Any]) -> str:
 def _training_lines(training: Mapping[str, Any]) -> list[str]:
     paying = [name for name, pays in training["bfloat16_pays"].items() if pays]
     lines = [f"weights     {training['weights']}"]
+    lines += [
+        f"  {start['name']:42} {start['licence']:15} {start['place'] or 'not at hand'}"
+        for start in training["starts"]
+    ]
     if not training["bfloat16"]:
         lines.append("bfloat16    no gain: the device has no bfloat16 instructions")
     else:
@@ -112,6 +116,7 @@ def _training() -> dict[str, Any]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     from twinlens.model.device import has_bfloat16, keep_freed_memory, pick_device
+    from twinlens.model.pretrained import place_of, ranked_starts
 
     keep_freed_memory()  # As training does.
     device = pick_device("auto")
@@ -120,6 +125,10 @@ def _training() -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device == "cuda" else device,
         "threads": torch.get_num_threads(),
         "weights": HF_HUB_CACHE,
+        "starts": [
+            {"name": start.name, "licence": start.licence, "place": place_of(start.name)}
+            for start in ranked_starts(device)
+        ],
         "bfloat16": has_bfloat16(device),
         "formats": formats,
         "bfloat16_pays": {name: _bfloat16_pays(rows) for name, rows in formats.items()},

@@ -8,7 +8,7 @@ from typing import Any
 
 from twinlens.exports.comparison import ExportComparison
 from twinlens.measure.bootstrap import Estimate
-from twinlens.model.stored import OPENVINO_FILES, ModelDescription
+from twinlens.model.stored import OPENVINO_FILES, ModelDescription, StartRecord
 from twinlens.report.formatting import count_of, number, percent, span
 
 __all__ = ["PYTHON", "comparison_notes", "comparison_rows", "export_readme", "hub_readme"]
@@ -139,9 +139,19 @@ def export_readme(description: ModelDescription, comparison: ExportComparison) -
         f"{description.picture.color}; network `{description.model.backbone}`, "
         f"{description.precision}, comparator `{description.model.comparator}`. A pair matches at "
         "a distance of at most the threshold.", "",
+        *_start(description.start),
         "```", "twinlens verify FOLDER a.jpg b.jpg", "```", "",
         *_table(comparison), "", alone,
     ])  # fmt: skip
+
+
+def _start(start: StartRecord | None) -> list[str]:
+    if start is None:
+        return []
+    return [
+        f"Training began with the weights {start.name} (licence: {start.licence}; source: "
+        f"{start.source}), pretrained on {start.trained_on}.", "",
+    ]  # fmt: skip
 
 
 def hub_readme(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from twinlens.learn.auto_facts import LARGE, MANY, PLENTY, Facts, Reasoned
+from twinlens.learn.auto_facts import DEEP, LARGE, MANY, PLENTY, WIDE, Facts, Reasoned
 from twinlens.learn.features import can_precompute
 from twinlens.model.device import pick_device
 from twinlens.model.timm_backbones import has_pretrained, pretrained_picture, stage_strides
@@ -28,20 +28,16 @@ __all__ = [
     "shifts",
     "size",
     "stage",
+    "weights",
 ]
 
 TINY = 24  # pixels of the longer side: below, rotations and shifts are too coarse
 FULL = 512  # pixels of the longer side: beyond, strokes show no more detail
-# Seconds for each training picture, in units of a machine that multiplies bfloat16: a network as
-# deep or wide then sees each picture at least about five times.
-DEEP, WIDE = 1e-3, 4e-3
 FEW_CLASSES, EACH = 100, 100  # most identities, and fewest pictures of each, to learn as classes
 
 
 def color(f: Facts) -> Reasoned:
     """`picture.color`."""
-    if f.start is not None:
-        return "rgb", f"{f.start.pretrained.name} takes colour pictures"
     if not f.built_in:
         return "rgb", f"{f.settings.model.backbone} takes colour pictures"
     if f.data.grey:
@@ -90,9 +86,8 @@ def _size_for_pretrained(f: Facts, native: int) -> Reasoned:
         if side < native:
             why = f"twice the median picture's {longest} on the longer side keeps all detail"
             return (side, side), f"{why}; {native} takes longer and adds none"
-    if f.start is not None and f.start.pretrained.size < native:
-        side = f.start.pretrained.size
-        return (side, side), f"{native} takes several times as long"
+    if f.start is not None and f.start.size is not None and f.start.size < native:
+        return (f.start.size, f.start.size), f"{native} takes several times as long"
     return (native, native), f"the size that {f.settings.model.backbone} was trained with"
 
 
@@ -112,10 +107,6 @@ def fill(f: Facts) -> Reasoned:
 
 def backbone(f: Facts) -> Reasoned:
     """`model.backbone`."""
-    if f.start is not None:
-        weights, place = f.start.pretrained, f.start.place
-        how = f"pretrained on {weights.trained_on} ({weights.licence}), from {place}"
-        return weights.name, f"photographs: {how}"
     if f.settings.model.classes:
         return "conv", "closed set: a plain convolutional network learns most in a given time"
     if f.handwriting and f.settings.picture.color == "grey":
@@ -136,10 +127,17 @@ def pretrained(f: Facts) -> Reasoned:
     return True, "timm has weights for it"
 
 
+def weights(f: Facts) -> Reasoned:
+    """`model.weights`."""
+    return None, "no start for these pictures is at hand"
+
+
 def freeze(f: Facts) -> Reasoned:
     """`model.freeze`."""
     if f.strokes:
         return "all", "strokes has no weights; the head learns"
+    if f.built_in and f.start is not None:
+        return "none", "all layers learn on"
     if f.useful_features and not pick_device(f.settings.train.device).startswith("cuda"):
         return "all", "without a GPU, a pretrained backbone embeds each picture once"
     return "none", "all layers learn"

@@ -6,14 +6,15 @@ The table holds facts of timm's own records; a test compares them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from twinlens.config import ModelSettings
 from twinlens.errors import first_line
+from twinlens.model.drawing_start import START_WEIGHTS, drawing_start_folder, read_start
 from twinlens.model.hub import (
     cached_weights,
     download_weights,
@@ -23,7 +24,17 @@ from twinlens.model.hub import (
 )
 from twinlens.model.stored import StartRecord
 
-__all__ = ["FREE", "STARTS", "Pretrained", "Start", "describe_start", "find_start"]
+__all__ = [
+    "FREE",
+    "STARTS",
+    "Pretrained",
+    "Start",
+    "describe_start",
+    "find_drawing_start",
+    "find_start",
+    "place_of",
+    "ranked_starts",
+]
 
 log = logging.getLogger("twinlens")
 
@@ -71,17 +82,39 @@ STARTS = (
 FREE = ("apache-2.0", "mit", "bsd-3-clause")  # licences that need no consent
 
 
+PLACES = {"the hub's cache": cached_weights, "TWINLENS_WEIGHTS": weights_in_folder}
+MIDDLE = 127  # grey level between dark and light grounds
+
+
 @dataclass(frozen=True)
 class Start:
     """Pretrained weights at hand.
 
     Attributes:
-        pretrained: network and weights.
+        name: of network and weights.
         place: source of the weights, in words.
+        settings: settings ("section.key" -> value) that belong to the weights.
+        size: side of the pictures of a whole network of timm, in pixels; None if set already.
+        reason: the weights in words, for the log.
     """
 
-    pretrained: Pretrained
+    name: str
     place: str
+    settings: Mapping[str, Any]
+    size: int | None
+    reason: str
+
+    @classmethod
+    def of_timm(cls, pretrained: Pretrained, place: str) -> Start:
+        """The start with weights of timm's."""
+        return cls(
+            pretrained.name,
+            place,
+            {"model.backbone": pretrained.name, "picture.color": "rgb"},
+            pretrained.size,
+            f"photographs: {pretrained.name} was pretrained on {pretrained.trained_on} "
+            f"({pretrained.licence}); from {place}",
+        )
 
 
 def find_start(device: str, *, accept_licence: bool = False, download: bool = True) -> Start | None:
@@ -97,17 +130,16 @@ def find_start(device: str, *, accept_licence: bool = False, download: bool = Tr
     Raises:
         ConfigError: TWINLENS_WEIGHTS names no folder.
     """
-    ranked = _ranked(device)
+    ranked = ranked_starts(device)
     usable = [start for start in ranked if accept_licence or start.licence in FREE]
-    places = (("the hub's cache", cached_weights), ("TWINLENS_WEIGHTS", weights_in_folder))
-    for place, file_of in places:
+    for place, file_of in PLACES.items():
         for pretrained in usable:
             if file_of(pretrained.name) is not None:
-                return Start(pretrained, place)
+                return Start.of_timm(pretrained, place)
     if download and _download(usable[0]):
-        return Start(usable[0], "a download")
+        return Start.of_timm(usable[0], "a download")
     for pretrained in ranked:
-        if any(file_of(pretrained.name) is not None for _, file_of in places):
+        if place_of(pretrained.name) is not None:
             log.warning(
                 "learning from nothing: the only pretrained weights at hand, %s, have the licence "
                 "%s; --accept-licence takes them", pretrained.name, pretrained.licence,
@@ -122,11 +154,31 @@ def find_start(device: str, *, accept_licence: bool = False, download: bool = Tr
     return None
 
 
+def find_drawing_start(border_level: int) -> Start | None:
+    """The start for drawings that `twinlens pretrain` left in the cache; None without.
+
+    Args:
+        border_level: grey level, 0..255, of the ground; a start knows drawings on a dark ground or
+            on a light one.
+    Raises:
+        ConfigError: a damaged start.
+    """
+    folder = drawing_start_folder()
+    start = read_start(folder)
+    if start is None or (start.picture.fill > MIDDLE) != (border_level > MIDDLE):
+        return None
+    reason = f"drawings: pretrained on {start.record.trained_on} of {start.record.source}"
+    settings = start.settings(folder / START_WEIGHTS)
+    return Start(start.record.name, "the cache", settings, None, reason)
+
+
 def describe_start(model: ModelSettings) -> StartRecord | None:
     """The pretrained weights that settings name, for the description of a model; None if none."""
     if model.weights is not None:
-        file = Path(model.weights).name
-        return StartRecord(file, "unknown", file, "unknown")
+        file = Path(model.weights)
+        start = read_start(file.parent) if file.name == START_WEIGHTS else None
+        unknown = StartRecord(file.name, "unknown", file.name, "unknown")
+        return unknown if start is None else start.record
     record = timm_record(model.backbone) if model.pretrained else None
     if record is None:
         return None
@@ -138,7 +190,16 @@ def describe_start(model: ModelSettings) -> StartRecord | None:
     )
 
 
-def _ranked(device: str) -> Sequence[Pretrained]:
+def place_of(name: str) -> str | None:
+    """The place of a network's weights on this machine, in words; None if they are not at hand.
+
+    Raises:
+        ConfigError: TWINLENS_WEIGHTS names no folder.
+    """
+    return next((place for place, of in PLACES.items() if of(name) is not None), None)
+
+
+def ranked_starts(device: str) -> Sequence[Pretrained]:
     """The starts for a device, best first."""
     if device.startswith("cuda"):
         return sorted(STARTS, key=lambda start: start.gpu)

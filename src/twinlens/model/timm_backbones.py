@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, first_line
+from twinlens.model.drawing_start import read_start
 from twinlens.model.hub import cached_weights, check_hub, timm_record, weights_in_folder
 from twinlens.model.own_backbones import is_own
 from twinlens.model.weights import load_weights
@@ -19,6 +21,7 @@ __all__ = [
     "Stage",
     "Taps",
     "has_pretrained",
+    "is_pretrained",
     "last_blocks",
     "pretrained_picture",
     "stage_precedes",
@@ -197,6 +200,11 @@ def _arguments_of(name: str) -> frozenset[str]:
     return frozenset({"img_size"} if record is not None and record.fixed_input_size else ())
 
 
+def is_pretrained(model: ModelSettings) -> bool:
+    """Whether a network is one of timm's with weights from elsewhere."""
+    return not is_own(model.backbone) and (model.pretrained or model.weights is not None)
+
+
 def has_pretrained(name: str) -> bool:
     """Whether timm has pretrained weights for a network.
 
@@ -210,9 +218,16 @@ def has_pretrained(name: str) -> bool:
 def pretrained_picture(model: ModelSettings) -> dict[str, Any] | None:
     """The pictures that pretrained weights expect: `size` (one side), `mean`, `std`.
 
-    They come from timm's record of the network, also for weights from a file. None without
-    pretrained weights.
+    They come from timm's record of the network, also for weights from a file, or are those of the
+    start for drawings. None without pretrained weights.
+
+    Raises:
+        ConfigError: a damaged start.
     """
+    start = None if model.weights is None else read_start(Path(model.weights).parent)
+    if start is not None:
+        picture = start.picture
+        return {"size": picture.size[-1], "mean": picture.mean, "std": picture.std}
     if is_own(model.backbone) or not (model.pretrained or model.weights is not None):
         return None
     record = timm_record(model.backbone)
