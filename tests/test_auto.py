@@ -308,6 +308,7 @@ def test_a_closed_set_with_many_pictures_is_learned_as_classes(
     assert settings.augment == AugmentSettings(translate=1 / 16)
     short, _ = chosen(garments, {"train.time_budget": 60.0}, closed=True)
     assert short.augment == AugmentSettings()
+    assert (settings.model.shifts, short.model.shifts) == (True, False)
     for settings, _ in (
         chosen(garments),  # An open set.
         chosen(garments, {"loss.name": "supcon"}, closed=True),

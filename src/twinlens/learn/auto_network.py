@@ -245,7 +245,10 @@ def embedding(f: Facts) -> Reasoned:
 def shifts(f: Facts) -> Reasoned:
     """`model.shifts`."""
     height, width = f.settings.picture.size
-    if f.built_in and f.drawing and f.settings.sampler.rotations and height * width <= LARGE:
+    learns_long = f.settings.sampler.rotations or (
+        f.settings.model.classes and f.seconds_each >= WIDE
+    )
+    if f.built_in and f.drawing and learns_long and height * width <= LARGE:
         return True, "small drawings: averaging over shifts by one pixel is slightly more accurate"
     return False, "five times the work, worthwhile for small drawings only"
 
