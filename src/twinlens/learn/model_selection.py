@@ -39,9 +39,9 @@ __all__ = ["CandidateScores", "HeldOutPairs", "ModelSelection", "Selected"]
 
 log = logging.getLogger("twinlens")
 
-FIRST_STEPS, MOST_STEPS = 100, 800  # of tuning
-TUNED_FOLDS = 3
-BETTER = 0.97  # of the error: a longer training goes on if it is below
+TUNED_STEPS, MOST_STEPS = 150, 600  # of tuning: without a time budget, and at most
+TIMED_STEPS = 5  # that show how long a step takes
+TUNED_FOLDS = 2
 SHORT = 30  # steps of tuning that are not worth the time
 
 Progress = Callable[[str], Callable[[int, int], None]]
@@ -138,6 +138,8 @@ class ModelSelection:
     ) -> None:
         self.settings, self.images, self.grey, self.compute = settings, images, grey, compute
         self.progress, self.limit, self.started = progress, seconds, time.monotonic()
+        if is_pretrained(settings.model):  # No network is trained on the training pictures alone.
+            is_validation = np.zeros_like(is_validation)
         self.fold_N = assign_folds(
             images.label, is_validation, by_identity=not closed, seed=settings.seed
         )
@@ -165,7 +167,7 @@ class ModelSelection:
         members = feature_candidates(settings, grey=self.grey)
         can_tune = is_pretrained(settings.model)
         on_gpu = self.compute.device.startswith("cuda")
-        recipe = tuned(settings, FIRST_STEPS, on_gpu=on_gpu) if can_tune else None
+        recipe = tuned(settings, TUNED_STEPS, on_gpu=on_gpu) if can_tune else None
         begun = time.monotonic()
         self.bank = FeatureBank.of(
             members, settings.picture, self.images, self.compute,
@@ -185,38 +187,23 @@ class ModelSelection:
             self._log(name)
 
     def add_tuned(self) -> None:
-        """Tune the network that has weights, longer as long as that helps and time allows."""
+        """Tune the network that has weights, on some of the folds, as long as the time allows."""
         network = self.settings.model
         if self.bank is None or not is_pretrained(network):
             return
         on_gpu = self.compute.device.startswith("cuda")
         numbers = list(self.folds)[:TUNED_FOLDS]
-        steps, best, best_steps = FIRST_STEPS, None, 0
-        while steps <= MOST_STEPS:
-            # As many more trainings follow: the other folds, and the last one on all pictures.
-            first = tuned(self.settings, steps, on_gpu=on_gpu)
-            per_step = None if best is None else best.seconds / best_steps
-            cost = 0.0 if per_step is None else per_step * steps * (len(numbers) + 1)
-            if cost > self.left():
-                break
-            trial = self._train(first, numbers[:1])
-            if best is not None and not self._is_better(trial, best, numbers[:1]):
-                best.seconds += trial.seconds
-                break
-            if best is not None:
-                trial.seconds += best.seconds
-            best, best_steps, steps = trial, steps, 2 * steps
-        if best is None:
+        steps = TUNED_STEPS
+        if self.limit is not None:
+            trial = self._train(tuned(self.settings, TIMED_STEPS, on_gpu=on_gpu), numbers[:1])
+            # One training on each of these folds, and the last one on all pictures.
+            trainings = self.left() / (len(numbers) + 1)
+            steps = min(MOST_STEPS, int(TIMED_STEPS * trainings / trial.seconds))
+        if steps < SHORT:
+            log.info("  no time to tune %s", network.backbone)
             return
-        assert best.settings is not None
-        for number in numbers[1:]:
-            if best.seconds * 2 > self.left():
-                break
-            more = self._train(best.settings, [number])
-            best.matrices |= more.matrices
-            best.seconds += more.seconds
-        name = f"{network.backbone.partition('.')[0]}, tuned for {best_steps} steps"
-        self.candidates[name] = best
+        name = f"{network.backbone.partition('.')[0]}, last third tuned for {steps} steps"
+        self.candidates[name] = self._train(tuned(self.settings, steps, on_gpu=on_gpu), numbers)
         self._log(name)
 
     def _train(self, settings: Settings, numbers: list[int]) -> _Candidate:
@@ -236,12 +223,6 @@ class ModelSelection:
     def stored(self) -> StoredInputs | None:
         """Inputs of the first tuned layer."""
         return None if self.bank is None else self.bank.tuned
-
-    def _is_better(self, trial: _Candidate, best: _Candidate, numbers: list[int]) -> bool:
-        both = (
-            scores(self.folds, {n: one.matrices[n] for n in numbers}).error for one in (trial, best)
-        )
-        return next(both) < BETTER * next(both)
 
     def add_network(self, name: str, encoder: Encoder, settings: Settings, seconds: float) -> None:
         """Add a network that learned from the training pictures, all but the first fold."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from twinlens.measure.bootstrap import Estimate, interval, pair_weights, replicate
 from twinlens.measure.error_rates import SortedPairs, det_curve, eer
@@ -53,15 +54,17 @@ class Scores:
     Attributes:
         eer: equal error rate of all pairs.
         recall_error: 1 - recall at 1, each picture among the others of its fold.
+        overlap: EER of two normal distributions with the means and deviations of the distances.
     """
 
     eer: float
     recall_error: float
+    overlap: float
 
     @property
     def error(self) -> float:
-        """The mean of both, by which candidates are chosen."""
-        return (self.eer + self.recall_error) / 2
+        """The mean of all, by which candidates are chosen; on few pictures two of them may be 0."""
+        return (self.eer + self.recall_error + self.overlap) / 3
 
 
 def assign_folds(
@@ -130,10 +133,22 @@ def scores(folds: Mapping[int, Fold], matrices: Matrices) -> Scores:
     for number, dist in matrices.items():
         fold, pairs = folds[number], folds[number].pairs
         distance = dist[pairs.a, pairs.b]
-        curve = det_curve(distance[pairs.same], distance[~pairs.same])
-        results.append((eer(curve), 1 - float(_is_nearest(dist, fold).mean())))
-    mean = np.mean(results, axis=0)
-    return Scores(float(mean[0]), float(mean[1]))
+        genuine, impostor = distance[pairs.same], distance[~pairs.same]
+        results.append(
+            (
+                eer(det_curve(genuine, impostor)),
+                1 - float(_is_nearest(dist, fold).mean()),
+                _overlap(genuine, impostor),
+            )
+        )
+    return Scores(*(float(mean) for mean in np.mean(results, axis=0)))
+
+
+def _overlap(genuine: NDArray[np.float32], impostor: NDArray[np.float32]) -> float:
+    """EER of two normal distributions with the means and deviations of some distances."""
+    deviations = float(genuine.std() + impostor.std())
+    apart = float(impostor.mean() - genuine.mean())
+    return float(ndtr(-apart / max(deviations, 1e-12)))
 
 
 def _is_nearest(dist: NDArray[np.float32], fold: Fold) -> NDArray[np.bool_]:

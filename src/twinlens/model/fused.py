@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -102,7 +103,8 @@ class FusedEncoder(Encoder):
         self._frozen: list[nn.Module] = []
         keys = list(dict.fromkeys(map(network_key, members)))
         self._network_of = [keys.index(network_key(member)) for member in members]
-        self.inputs, self.backbone, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        networks = nn.ModuleList()
+        self.inputs, self.backbone, self.heads = nn.ModuleList(), networks, nn.ModuleList()
         self._tap_of = [0] * len(members)
         widths = [0] * len(members)
         for index in range(len(keys)):
@@ -110,7 +112,7 @@ class FusedEncoder(Encoder):
             first = members[of_network[0]]
             self.inputs.append(_Input(first.picture, picture))
             network = _network([members[i] for i in of_network], load)
-            self.backbone.append(network)
+            networks.append(network)
             for tap, (number, width) in enumerate(
                 zip(of_network, _widths(network, first.picture), strict=True)
             ):
@@ -124,9 +126,14 @@ class FusedEncoder(Encoder):
         # `device` reads it.
         self.register_buffer("mean", torch.zeros(1), persistent=False)
 
+    @property
+    def networks(self) -> nn.ModuleList:
+        """The backbone: the distinct networks of all members."""
+        return cast(nn.ModuleList, self.backbone)
+
     def take_over(self, number: int, encoder: Encoder) -> None:
         """Load the network and the head of a trained encoder as member `number`."""
-        network = self.backbone[self._network_of[number]]
+        network = self.networks[self._network_of[number]]
         whole = network.network if isinstance(network, Taps) else network
         whole.load_state_dict(encoder.backbone.state_dict())
         self.heads[number].load_state_dict(encoder.head.state_dict())
@@ -135,7 +142,7 @@ class FusedEncoder(Encoder):
         """The features (B, F) of all members in a row."""
         x_BCHW = x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
         taps = []
-        for inputs, network in zip(self.inputs, self.backbone, strict=True):
+        for inputs, network in zip(self.inputs, self.networks, strict=True):
             features = network(inputs(x_BCHW))
             taps.append(features if isinstance(features, tuple) else (features,))
         places = zip(self._network_of, self._tap_of, strict=True)
