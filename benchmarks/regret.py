@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import tempfile
 import time
@@ -121,20 +122,31 @@ def trained(
     import twinlens
 
     os.environ["TWINLENS_WEIGHTS"] = str(WEIGHTS)
+    chosen = Chosen()
+    logging.getLogger("twinlens").addHandler(chosen)
     table = pictures.table
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         model = twinlens.train(
-            table, out=Path(folder) / "run", recipe=recipe, quiet=True,
+            table, out=Path(folder) / "run", recipe=recipe,
             settings={**(settings or {}), "train.time_budget": budget},
         )  # fmt: skip
         seconds = time.perf_counter() - started
-        given = list(table.path) if table.pixels is None else list(table.pixels)
-        emb = model.embed(given)
-        return (
-            measure_errors(pictures.protocol, table, emb, model.comparison), seconds,
-            f"{model.settings.backbone} {recipe}",
-        )  # fmt: skip
+        logging.getLogger("twinlens").removeHandler(chosen)
+        emb = model.embed(list(table.path if table.pixels is None else table.pixels))
+        errors = measure_errors(pictures.protocol, table, emb, model.comparison)
+        return errors, seconds, chosen.variant or f"{recipe}, {model.settings.backbone}"
+
+
+class Chosen(logging.Handler):
+    """The candidates that a training chose, with their weights, from its log; "" before."""
+
+    variant = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        word, _, rest = record.getMessage().partition(": ")
+        if word == "chosen":
+            self.variant = rest
 
 
 def cell_file(name: str, division: int, column: str) -> Path:
