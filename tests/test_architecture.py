@@ -56,9 +56,9 @@ FORBIDDEN = {
 }
 # Modules that may import the packages of extras, such as torch, and each other.
 LEARNING = re.compile(
-    r"twinlens\.(commands\.(demo|prepare|train)|data\.augment|learn\.(?!records$)\w+"
-    r"|model\.(backbones|comparators|compute|device|encoder|layers|networks|onnx_graphs"
-    r"|own_backbones|timm_backbones|weights))"
+    r"twinlens\.(commands\.(demo|fit_model|prepare|pretrain|train)|data\.augment|learn\.(?!records$)\w+"
+    r"|model\.(backbones|comparators|compute|descriptors|device|encoder|fused|hub|layers|networks"
+    r"|onnx_graphs|own_backbones|pretrained|timm_backbones|weights))"
 )
 # Functions of other modules that import them when they are called.
 LAZY = {
