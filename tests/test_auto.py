@@ -96,6 +96,7 @@ def test_forged_handwriting_gets_the_strokes_backbone() -> None:
     assert settings.sampler.forged_per_label == settings.sampler.images_per_label == 8
     assert settings.train.metric == "eer_forged"
     assert settings.loss.forged_weight == 8
+    assert (settings.optimizer.weight_decay, settings.loss.temperature) == (0.5, 0.02)
     assert (settings.model.clip, chosen(SIGNATURES, {"model.init": "own"})[0].model.clip) == (3, 0)
     assert chosen(SIGNATURES, {"loss.name": "contrastive"})[0].loss.forged_weight == 1
     assert chosen(KINDS["digits"], {"model.backbone": "strokes"})[0].loss.forged_weight == 1

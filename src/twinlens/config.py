@@ -519,7 +519,7 @@ class OptimizerSettings(Section):
     )
     rate: Positive = setting(3e-3, "Highest learning rate of the schedule.", auto="data")
     weight_decay: NonNegative = setting(
-        0.01, "Weight decay; biases and norms are exempt (He 2019)."
+        0.01, "Weight decay; biases and norms are exempt (He 2019).", auto="data"
     )
     rho: BelowOne = setting(
         0.99,

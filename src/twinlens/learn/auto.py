@@ -69,6 +69,7 @@ RULES: Mapping[str, Rule] = {
     "loss.temperature": training.temperature,
     "loss.forged_weight": training.forged_weight,
     "optimizer.rate": training.rate,
+    "optimizer.weight_decay": training.weight_decay,
     "train.steps": training.steps,
     "train.metric": training.metric,
     "train.candidates": training.candidates,

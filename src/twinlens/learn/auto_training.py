@@ -20,6 +20,7 @@ __all__ = [
     "steps",
     "temperature",
     "view",
+    "weight_decay",
 ]
 
 
@@ -137,6 +138,13 @@ def rate(f: Facts) -> Reasoned:
     if f.built_in or f.frozen or not f.useful_features:
         return 3e-3, "random initial weights"
     return 3e-4, "fine-tuning of a pretrained network"
+
+
+def weight_decay(f: Facts) -> Reasoned:
+    """`optimizer.weight_decay`."""
+    if f.strokes:
+        return 0.5, "many correlated measures of few writers"
+    return 0.05, "the usual value"
 
 
 def steps(f: Facts) -> Reasoned:
