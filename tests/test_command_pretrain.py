@@ -117,6 +117,7 @@ def test_other_pictures_learn_from_nothing(started, tmp_path):
     assert find_drawing_start(255) is not None
 
 
+@pytest.mark.slow
 def test_the_model_and_the_log_name_the_pretraining(started, tmp_path, capfd):
     settings = {"train.steps": 2, "train.validations": 1, "train.candidates": False}
     twinlens.train(started / "drawings", out=tmp_path / "run", settings=settings)
