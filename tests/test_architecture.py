@@ -63,7 +63,6 @@ LEARNING = re.compile(
 # Functions of other modules that import them when they are called.
 LAZY = {
     "twinlens.commands.doctor",  # times training steps
-    "twinlens.commands.export",  # origin of pretrained weights
     "twinlens.commands.inspect",  # settings of a training run
     "twinlens.data.datasets",  # downloads
     "twinlens.match.matcher",  # graphs of models of older formats

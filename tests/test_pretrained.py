@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import twinlens
+from twinlens.commands.export import _hub_facts
 from twinlens.commands.prepare import choose_run_settings
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.data.folders import read_table
@@ -336,3 +337,11 @@ def test_a_hub_that_does_not_answer_is_tried_once(monkeypatch, caplog):
     settings = load_recipe("auto", {"model.backbone": LITE, "model.pretrained": True}).settings()
     with pytest.raises(ConfigError, match=r"connection refused.*TWINLENS_WEIGHTS"):
         Encoder(settings.model, settings.picture.model_copy(update={"color": "rgb"}))
+
+
+def test_a_model_card_names_the_licence_of_the_start():
+    start = describe_start(ModelSettings(backbone=LITE, pretrained=True))
+    assert _hub_facts(start) == {"license": "apache-2.0", "base_model": f"timm/{LITE}"}
+    assert _hub_facts(None) == {}
+    own = describe_start(ModelSettings(backbone=LITE, weights="own.pth"))
+    assert _hub_facts(own) == {}

@@ -6,7 +6,6 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,15 @@ from twinlens.match.matcher import Matcher, open_encoder
 from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.verification import VerificationResult
-from twinlens.model.stored import GRAPH, OPENVINO_FILES, StoredModel, read_stored_model
+from twinlens.model.stored import (
+    GRAPH,
+    HUB,
+    OPENVINO_FILES,
+    StartRecord,
+    StoredModel,
+    read_stored_model,
+)
 from twinlens.model.training_record import find_record
-from twinlens.parsing import read_json
 from twinlens.progress import Progress, console_log
 
 __all__ = ["ExportResult", "export"]
@@ -170,7 +175,9 @@ def export(
             stored = {name: value for name, value in facts.as_json().items() if name != "path"}
             write_text(part / RESULT, json.dumps(stored, indent=1, allow_nan=False) + "\n")
             if format == "hub":
-                readme = hub_readme(finished.description, comparison, _hub_facts(matcher.path))
+                readme = hub_readme(
+                    finished.description, comparison, _hub_facts(finished.description.start)
+                )
             else:
                 readme = export_readme(finished.description, comparison)
             if not (part / README).exists():
@@ -409,14 +416,9 @@ def _graph_bytes(stored: StoredModel) -> int:
     return sum((stored.path / name).stat().st_size for name in names)
 
 
-def _hub_facts(model: Path) -> dict[str, Any]:
+def _hub_facts(start: StartRecord | None) -> dict[str, Any]:
     """The license and the name of the network whose pretrained weights a run began with."""
-    facts: dict[str, Any] = {}
-    with suppress(OSError, ValueError, KeyError, TypeError, ImportError, AttributeError):
-        settings = read_json(model.parent / "settings.json")["model"]
-        if settings["pretrained"] and settings["weights"] is None:
-            from timm.models import get_pretrained_cfg
-
-            weights = get_pretrained_cfg(settings["backbone"])
-            facts = {"license": weights.license, "base_model": weights.hf_hub_id}
-    return {name: value for name, value in facts.items() if value}
+    if start is None or not start.source.startswith(HUB):
+        return {}
+    license = {} if start.licence == "unknown" else {"license": start.licence}
+    return {**license, "base_model": start.source.removeprefix(HUB)}

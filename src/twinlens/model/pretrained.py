@@ -22,7 +22,7 @@ from twinlens.model.hub import (
     timm_record,
     weights_in_folder,
 )
-from twinlens.model.stored import StartRecord
+from twinlens.model.stored import HUB, StartRecord
 
 __all__ = [
     "FREE",
@@ -183,7 +183,7 @@ def describe_start(model: ModelSettings) -> StartRecord | None:
     if record is None:
         return None
     name = f"{record.architecture}.{record.tag}" if record.tag else record.architecture
-    source = f"https://huggingface.co/{record.hf_hub_id}" if record.hf_hub_id else record.url
+    source = f"{HUB}{record.hf_hub_id}" if record.hf_hub_id else record.url
     known = {start.name: start.trained_on for start in STARTS}
     return StartRecord(
         name, record.license or "unknown", source or "unknown", known.get(name, record.tag)

@@ -33,6 +33,7 @@ __all__ = [
     "FINGERPRINT",
     "FORMAT",
     "GRAPH",
+    "HUB",
     "LEARNED_COMPARATORS",
     "MODEL_FILES",
     "MODEL_KEY",
@@ -74,6 +75,7 @@ MODEL_KEY, PICTURE_KEY, WEIGHTS_KEY = "twinlens.model", "twinlens.picture", "twi
 THRESHOLD_KEY = "twinlens.threshold"
 """Key of an exported graph's metadata, for programs without twinlens."""
 
+HUB = "https://huggingface.co/"  # the address of timm's weights
 GALLERY_MODELS = "models"  # the folder of a gallery that holds the copy of its model
 FINGERPRINT = "^[0-9a-f]{16}$"
 COPY_AGAIN = "Copy the whole folder again, or train again."
