@@ -32,7 +32,7 @@ def conv(picture: PictureSettings, model: ModelSettings) -> nn.Sequential:
         layers = [*_same(width, channel, model.kernel, bias=not model.batch_norm)]
         pools = model.max_pool and min(height, length) >= 2
         # Max pooling and ReLU commute; in this order ReLU has a quarter of the work.
-        norm_and_pool = [nn.BatchNorm2d(channel)] if model.batch_norm else []
+        norm_and_pool: list[nn.Module] = [nn.BatchNorm2d(channel)] if model.batch_norm else []
         if pools:
             norm_and_pool.append(HalvingMaxPool())
             height, length = height // 2, length // 2
@@ -154,7 +154,7 @@ class Strokes(nn.Module):
 
     def __init__(self, picture: PictureSettings, model: ModelSettings) -> None:
         super().__init__()
-        self.picture = picture
+        self.picture, self.pressure = picture, model.pressure
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """The measures (B, F), float32."""
@@ -164,7 +164,9 @@ class Strokes(nn.Module):
         )
         pictures = x_BCHW.detach().float().cpu().numpy()
         grey_BHW = ((x_CHW * std + mean).mean(0) for x_CHW in pictures)
-        features_BF = np.stack([grey_features(grey_HW, self.picture) for grey_HW in grey_BHW])
+        features_BF = np.stack(
+            [grey_features(grey_HW, self.picture, self.pressure) for grey_HW in grey_BHW]
+        )
         return torch.from_numpy(features_BF).to(x_BCHW.device)
 
 
