@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from twinlens.commands.prepare import PreparedRun
-from twinlens.config import Settings
+from twinlens.config import ModelSettings, PictureSettings, Settings
 from twinlens.data.pixels import DecodedTable
 from twinlens.data.splits import is_closed_set
 from twinlens.errors import TrainingError
@@ -30,12 +30,16 @@ from twinlens.model.device import pick_device
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.layers import glorot
 from twinlens.model.networks import Networks
-from twinlens.model.timm_backbones import is_pretrained
+from twinlens.model.pretrained import FREE, place_of, ranked_starts
+from twinlens.model.timm_backbones import is_pretrained, pretrained_picture
 from twinlens.progress import Progress, format_duration
 
 __all__ = ["FittedModel", "fit_model"]
 
 log = logging.getLogger("twinlens")
+
+MOST_ENLARGED = 3000
+"""Pictures, at most, that a network for photographs sees enlarged: it takes 20 ms each."""
 
 REFIT_SHARE = 0.3
 """Steps of the last fit as a share of those before; of a time budget, the same share."""
@@ -103,7 +107,7 @@ def _fit_candidates(
     log.info("candidates on held-out pictures:")
     selection = ModelSelection(
         settings, images, is_validation, closed=is_closed_set(table),
-        grey=settings.picture.color == "grey", compute=compute,
+        frozen=_frozen_network(settings, len(images.row)), compute=compute,
         seconds=None if budget is None else _left(prepared, started), progress=_progress,
     )  # fmt: skip
     selection.add_features()
@@ -138,6 +142,30 @@ def _fit_candidates(
     encoder.to("cpu").to(memory_format=torch.contiguous_format)
     kept = pairs if settings.train.refit else None
     return FittedModel(Networks(encoder, comparator), result, kept, candidates)
+
+
+def _frozen_network(settings: Settings, num: int) -> tuple[ModelSettings | None, PictureSettings]:
+    """The network with weights from elsewhere that gives features, and its pictures.
+
+    Where a network learns from nothing, as for drawings, it is one for photographs, if there are
+    not too many pictures: enlarged drawings are told apart by it as well.
+    """
+    if is_pretrained(settings.model):
+        return settings.model, settings.picture
+    if num > MOST_ENLARGED:
+        return None, settings.picture
+    device, accept = pick_device(settings.train.device), settings.train.accept_licence
+    for start in ranked_starts(device):
+        if (accept or start.licence in FREE) and place_of(start.name) is not None:
+            model = ModelSettings(backbone=start.name, pretrained=True)
+            record = pretrained_picture(model)
+            assert record is not None
+            side = min(start.size, record["size"])
+            picture = PictureSettings(
+                size=(side, side), color="rgb", mean=tuple(record["mean"]), std=tuple(record["std"])
+            )
+            return model, picture
+    return None, settings.picture
 
 
 def _fit(

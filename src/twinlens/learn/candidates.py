@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from twinlens.config import AugmentSettings, Member, ModelSettings, PictureSettings, Settings
-from twinlens.model.timm_backbones import is_pretrained, last_blocks, stage_precedes, stage_widths
+from twinlens.model.timm_backbones import last_blocks, stage_precedes, stage_widths
 
 __all__ = ["feature_candidates", "tapped_before", "tuned"]
 
@@ -19,37 +19,41 @@ FINEST = 4  # cells of each side of a tap
 MIN_CELLS = 2
 STAGES = 4  # the last ones of a network
 
-DESCRIPTIONS = {
+DESCRIPTORS = {
     "pixels": "pixels, 16 x 16", "histogram": "colour histogram", "gradients": "oriented gradients",
 }  # fmt: skip
 
 
-def feature_candidates(settings: Settings, *, grey: bool) -> dict[str, Member]:
+def feature_candidates(
+    picture: PictureSettings, network: ModelSettings | None, network_picture: PictureSettings
+) -> dict[str, Member]:
     """Features that need no training, by name; their weight is 1.
 
     Args:
-        settings: with the backbone that has weights, if any.
-        grey: whether no picture has colour.
+        picture: pictures of the model.
+        network: a network with weights from elsewhere; None without.
+        network_picture: the pictures that it takes.
     """
-    picture, model = settings.picture, settings.model
     plain = picture.model_copy(update={"mean": (0.0,), "std": (1.0,)})
-    members = {
-        name: _member(plain, backbone=backbone)
-        for backbone, name in DESCRIPTIONS.items()
-        if not (backbone == "histogram" and grey)
-    }
-    if not is_pretrained(model):
+    members = {}
+    for backbone, name in DESCRIPTORS.items():
+        if backbone == "histogram" and plain.color == "grey":
+            continue
+        members[name] = _member(plain, backbone=backbone, init="own")
+        members[f"{name}, whitened"] = _member(plain, backbone=backbone)
+    if network is None:
         return members
-    start = {name: getattr(model, name) for name in ("backbone", "pretrained", "weights")}
-    short = model.backbone.partition(".")[0]
-    stages = stage_widths(model.backbone)
+    start = {name: getattr(network, name) for name in ("backbone", "pretrained", "weights")}
+    short = network.backbone.partition(".")[0]
+    stages = stage_widths(network.backbone)
     for stage, (stride, channels) in list(enumerate(stages))[-STAGES:]:
-        cells = min(picture.size) // stride
+        cells = min(network_picture.size) // stride
         grid = min(FINEST, cells, int((MAX_FEATURES / channels) ** 0.5))
         if cells >= MIN_CELLS and grid >= 1:
-            name = f"{short}, stage {stage}, {grid} x {grid}"
-            members[name] = _member(picture, **start, stage=stage, grid=grid)
-    members[short] = _member(picture, **start)
+            name = f"{short}, stage {stage}, {grid} x {grid}, whitened"
+            members[name] = _member(network_picture, **start, stage=stage, grid=grid)
+    members[short] = _member(network_picture, **start, init="own")
+    members[f"{short}, whitened"] = _member(network_picture, **start)
     return members
 
 

@@ -21,7 +21,7 @@ from twinlens.config import Member, ModelSettings, PictureSettings, Settings
 from twinlens.learn.embed_batch import LabelledPixels, StoredInputs
 from twinlens.learn.features import BATCH, FrozenPart
 from twinlens.learn.loop import fit
-from twinlens.learn.whitening import whiten_head
+from twinlens.learn.whitening import project_head, whiten_head
 from twinlens.measure.held_out import Fold
 from twinlens.model.comparators import make_comparator
 from twinlens.model.compute import Compute
@@ -31,10 +31,10 @@ from twinlens.model.fused import FusedEncoder, fused_settings
 __all__ = [
     "FeatureBank",
     "cosine_distances",
-    "fit_whitened",
+    "fit_map",
     "held_out_network",
+    "mapped_embeddings",
     "train_network",
-    "whitened_embeddings",
 ]
 
 Progress = Callable[[int, int], None]
@@ -107,23 +107,30 @@ class FeatureBank:
         return cls(dict(zip(members, parts, strict=True)), stored_inputs)
 
 
-def fit_whitened(
-    features_VNF: Tensor, label_N: NDArray[np.int64], dim: int, rows: NDArray[np.int64]
+def fit_map(
+    member: Member, features_VNF: Tensor, label_N: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> nn.Linear:
-    """A linear map of features to `dim` numbers that whitens some rows within identities."""
+    """The linear map of a member's features, in closed form, from some rows.
+
+    It whitens them within identities, or keeps their angles.
+    """
     num_views, _, num_features = features_VNF.shape
-    head = nn.Linear(num_features, dim, device=features_VNF.device)
+    head = nn.Linear(num_features, member.model.embedding, device=features_VNF.device)
     place = torch.from_numpy(rows).to(features_VNF.device)
     label = torch.from_numpy(label_N[rows]).to(features_VNF.device).repeat(num_views)
-    whiten_head(head, features_VNF[:, place].flatten(0, 1), label)
+    features_NF = features_VNF[:, place].flatten(0, 1)
+    if member.model.init == "whitened":
+        whiten_head(head, features_NF, label)
+    else:
+        project_head(head, features_NF)
     return head
 
 
 @torch.no_grad()
-def whitened_embeddings(
+def mapped_embeddings(
+    member: Member,
     features_VNF: Tensor,
     label_N: NDArray[np.int64],
-    dim: int,
     fold: Fold,
     rest: NDArray[np.int64],
     *,
@@ -132,14 +139,14 @@ def whitened_embeddings(
     """Embeddings (n, D) of a fold, by a map that was fitted to the other pictures.
 
     Args:
+        member: whose features they are.
         features_VNF: features of all pictures, and of their mirror images.
         label_N: identities.
-        dim: D.
         fold: pictures to embed.
         rest: positions of the pictures to fit to.
         mirrored: whether an embedding is the mean over a picture and its mirror image.
     """
-    head = fit_whitened(features_VNF, label_N, dim, rest)
+    head = fit_map(member, features_VNF, label_N, rest)
     place = torch.from_numpy(fold.row).to(features_VNF.device)
     views = features_VNF[: 2 if mirrored else 1, place]
     emb_VND = F.normalize(head(views), dim=2)

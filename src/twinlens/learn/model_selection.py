@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.config import Member, Settings
+from twinlens.config import Member, ModelSettings, PictureSettings, Settings
 from twinlens.learn.candidates import feature_candidates, tapped_before, tuned
 from twinlens.learn.cross_validation import (
     FeatureBank,
     cosine_distances,
-    fit_whitened,
+    fit_map,
     held_out_network,
+    mapped_embeddings,
     train_network,
-    whitened_embeddings,
 )
 from twinlens.learn.embed_batch import LabelledPixels, StoredInputs
 from twinlens.measure.bootstrap import Estimate
@@ -118,7 +118,7 @@ class ModelSelection:
         images: N pictures for training and validation.
         is_validation: which of them are for validation, (N,).
         closed: closed set, so that folds divide the pictures of each identity.
-        grey: whether no picture has colour.
+        frozen: a network with weights from elsewhere for features, if any, and its pictures.
         compute: device and number format.
         seconds: time for everything here; None for no limit.
         progress: makes a progress callback of a title.
@@ -131,12 +131,12 @@ class ModelSelection:
         is_validation: NDArray[np.bool_],
         *,
         closed: bool,
-        grey: bool,
+        frozen: tuple[ModelSettings | None, PictureSettings],
         compute: Compute,
         seconds: float | None,
         progress: Progress,
     ) -> None:
-        self.settings, self.images, self.grey, self.compute = settings, images, grey, compute
+        self.settings, self.images, self.compute, self.frozen = settings, images, compute, frozen
         self.progress, self.limit, self.started = progress, seconds, time.monotonic()
         if is_pretrained(settings.model):  # No network is trained on the training pictures alone.
             is_validation = np.zeros_like(is_validation)
@@ -163,9 +163,9 @@ class ModelSelection:
 
     def add_features(self) -> None:
         """Try features of frozen networks and descriptors on every fold."""
-        settings = self.settings
-        members = feature_candidates(settings, grey=self.grey)
-        can_tune = is_pretrained(settings.model)
+        settings, can_tune = self.settings, is_pretrained(self.settings.model)
+        network, picture = self.frozen
+        members = feature_candidates(settings.picture, network, picture)
         on_gpu = self.compute.device.startswith("cuda")
         recipe = tuned(settings, TUNED_STEPS, on_gpu=on_gpu) if can_tune else None
         begun = time.monotonic()
@@ -177,9 +177,9 @@ class ModelSelection:
         for name, member in members.items():
             begun, candidate = time.monotonic(), _Candidate(member)
             for number, fold in self.folds.items():
-                emb_ND = whitened_embeddings(
-                    self.bank.features[name], self.images.label, member.model.embedding, fold,
-                    self.rest(number), mirrored=settings.model.mirrored,
+                emb_ND = mapped_embeddings(
+                    member, self.bank.features[name], self.images.label, fold, self.rest(number),
+                    mirrored=settings.model.mirrored,
                 )  # fmt: skip
                 candidate.matrices[number] = cosine_distances(emb_ND)
             candidate.seconds = shared + time.monotonic() - begun
@@ -364,8 +364,6 @@ class ModelSelection:
                 fused.take_over(number, encoders[name])
                 continue
             assert self.bank is not None
-            head = fit_whitened(
-                self.bank.features[name], self.images.label, members[number].model.embedding, rows
-            )
+            head = fit_map(members[number], self.bank.features[name], self.images.label, rows)
             fused.heads[number].load_state_dict({f"0.{k}": v for k, v in head.state_dict().items()})
         return fused.eval()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["whiten_head", "whitening_transform"]
+__all__ = ["project_head", "whiten_head", "whitening_transform"]
 
 EXACT, SPARE = 512, 32
 """Rows or columns up to which the SVD is complete; beyond, the first directions by Halko 2011."""
@@ -43,6 +43,23 @@ def whiten_head(layer: nn.Linear, features_NF: Tensor, label_N: Tensor) -> None:
     if layer.bias is not None:
         layer.bias.zero_()
         layer.bias[: len(weight_KF)] = -(weight_KF @ mean_F).to(layer.bias)
+
+
+@torch.no_grad()
+def project_head(layer: nn.Linear, features_NF: Tensor) -> None:
+    """Set the weights of a linear layer so that it keeps the angles between features.
+
+    It maps to their first singular vectors, without a shift.
+
+    Args:
+        layer: linear layer from F to D.
+        features_NF: features of the training pictures.
+    """
+    _, right_RF = _directions(features_NF.double(), layer.out_features)
+    kept_KF = right_RF[: layer.out_features]
+    layer.weight.zero_()
+    layer.weight[: len(kept_KF)] = kept_KF.to(layer.weight)
+    layer.bias.zero_()
 
 
 def whitening_transform(

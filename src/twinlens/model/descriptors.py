@@ -19,8 +19,8 @@ __all__ = ["DESCRIPTORS", "Gradients", "Histogram", "Pixels", "Resize"]
 
 SIDE = 16  # pixels of each side of `pixels`
 CELLS, ORIENTATIONS = 8, 9  # of `gradients`, as Dalal 2005
-COLOR_LEVELS, GREY_LEVELS = 5, 16  # of `histogram`, for each channel
-BLOCKS = 2  # parts of each side with a histogram of their own
+COLOR_LEVELS, GREY_LEVELS = 6, 16  # of `histogram`, for each channel
+SIDE_COUNTED = 48  # pixels of each side that are counted
 
 
 class Resize(nn.Module):
@@ -72,7 +72,7 @@ class Pixels(nn.Module):
 
 
 class Histogram(nn.Module):
-    """Joint histograms of colour, or of grey levels, in each quarter of the picture.
+    """The joint histogram of colour, or that of grey levels.
 
     A pixel counts for the two nearest levels of a channel (as in Swain 1991, but interpolated).
     Square roots make Euclidean distances those of Hellinger (Arandjelovic 2012).
@@ -82,32 +82,21 @@ class Histogram(nn.Module):
 
     def __init__(self, picture: PictureSettings, model: ModelSettings) -> None:
         super().__init__()
-        self.num = COLOR_LEVELS if picture.channels == 3 else GREY_LEVELS
-        size = tuple(min(side, 64) // BLOCKS * BLOCKS for side in picture.size)
-        self.resize = Resize(picture.size, (size[0], size[1]))
-        levels = torch.arange(self.num, device="cpu", dtype=torch.float32)
+        num = COLOR_LEVELS if picture.channels == 3 else GREY_LEVELS
+        self.resize = Resize(picture.size, (SIDE_COUNTED, SIDE_COUNTED))
+        levels = torch.arange(num, device="cpu", dtype=torch.float32)
         self.register_buffer("levels", levels, persistent=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Features (B, 4 x levels^C) of pictures in [0, 1]."""
-        x_BCHW = self.resize(x_BCHW)
-        share = F.relu(
-            1 - (x_BCHW[:, :, None] * (self.num - 1) - self.levels.view(1, 1, -1, 1, 1)).abs()
-        )
-        height, width = x_BCHW.shape[2] // BLOCKS, x_BCHW.shape[3] // BLOCKS
-        parts = []
-        for top in range(BLOCKS):
-            for left in range(BLOCKS):
-                rows = slice(top * height, (top + 1) * height)
-                columns = slice(left * width, (left + 1) * width)
-                cut = share[:, :, :, rows, columns].flatten(3)  # (B, C, levels, pixels)
-                joint = cut[:, 0]
-                for channel in range(1, cut.shape[1] - 1):
-                    joint = (joint[:, :, None] * cut[:, channel, None]).flatten(1, 2)
-                last = cut[:, -1].transpose(1, 2)
-                joint = joint @ last if cut.shape[1] > 1 else joint.sum(2)
-                parts.append(joint.flatten(1) / (height * width))
-        return torch.cat(parts, 1).add(1e-4).sqrt()
+        """Features (B, levels^C) of pictures in [0, 1]."""
+        level_BCP = self.resize(x_BCHW).flatten(2) * (len(self.levels) - 1)
+        share_BCLP = F.relu(1 - (level_BCP[:, :, None] - self.levels[:, None]).abs())
+        joint = share_BCLP[:, 0]
+        for channel in range(1, share_BCLP.shape[1]):
+            joint = (joint[:, :, None] * share_BCLP[:, channel, None]).flatten(1, 2)
+        # Where a root is steep, rounding would differ between torch and ONNX Runtime.
+        features: Tensor = (joint.mean(2) + 1e-4).sqrt()
+        return features
 
 
 class Gradients(nn.Module):
@@ -138,7 +127,6 @@ class Gradients(nn.Module):
         near = F.relu(projection - math.cos(math.pi / ORIENTATIONS) * length)
         cells = self.pool(near)
         norm = (cells.square().sum(1, keepdim=True) + 1e-5).sqrt()
-        # Where a root is steep, rounding would differ between torch and ONNX Runtime.
         features: Tensor = (cells / norm + 1e-3).sqrt().flatten(1)
         return features
 

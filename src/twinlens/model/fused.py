@@ -68,6 +68,7 @@ class _Input(nn.Module):
         super().__init__()
         self.resize = None if own.size == whole.size else Resize(whole.size, own.size)
         self.to_grey = own.channels < whole.channels
+        self.to_color = own.channels > whole.channels
         for name, numbers in (("mean", own.mean), ("std", own.std), ("luma", LUMA)):
             self.register_buffer(name, torch.tensor(numbers).view(1, -1, 1, 1), persistent=False)
 
@@ -76,6 +77,8 @@ class _Input(nn.Module):
             x_BCHW = (x_BCHW * self.luma).sum(1, keepdim=True)
         if self.resize is not None:
             x_BCHW = self.resize(x_BCHW)
+        if self.to_color:
+            x_BCHW = x_BCHW.expand(-1, 3, -1, -1)
         return (x_BCHW - self.mean) / self.std
 
 
@@ -84,8 +87,7 @@ class FusedEncoder(Encoder):
 
     Args:
         model: `fused_settings` of the members.
-        picture: pictures that hold those of every member: the largest size, and colour if any
-            member has it.
+        picture: pictures that those of every member are made of.
         members: the members, in the order of their embeddings.
         load: whether to load pretrained weights.
     """
