@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -23,7 +23,7 @@ from twinlens.learn.loop import FitResult, LabelledPixels, StepReport, fit
 from twinlens.learn.model_selection import CandidateScores, HeldOutPairs, ModelSelection
 from twinlens.learn.run_folder import RunFolder
 from twinlens.learn.validation import MAX_PICTURES
-from twinlens.measure.pairs import draw_pairs, pair_distances
+from twinlens.measure.pairs import draw_pairs, pair_distances, sample_pictures
 from twinlens.model.comparators import TorchComparison, make_comparator
 from twinlens.model.compute import Compute, choose_compute, deterministic
 from twinlens.model.device import pick_device
@@ -40,6 +40,12 @@ log = logging.getLogger("twinlens")
 
 MOST_ENLARGED = 3000
 """Pictures, at most, that a network for photographs sees enlarged: it takes 20 ms each."""
+
+LEARNING_SHARE = 0.6
+"""Share of a time budget, at least, for everything before the work after training."""
+
+FEWEST = 1000
+"""Validation pictures, and test pictures, that are used in any case."""
 
 REFIT_SHARE = 0.3
 """Steps of the last fit as a share of those before; of a time budget, the same share."""
@@ -58,12 +64,14 @@ class FittedModel:
         pairs: distances of held-out pictures by the model before its last fit; None if there were
             none, or if the model was not fitted to the validation pictures.
         candidates: every candidate on held-out pictures, the chosen model first.
+        most: pictures of each split, for later, that a time budget has room for; None for all.
     """
 
     networks: Networks
     fit: FitResult
     pairs: HeldOutPairs | None = None
     candidates: list[CandidateScores] = field(default_factory=list)
+    most: int | None = None
 
 
 def fit_model(prepared: PreparedRun, run: RunFolder, started: float) -> FittedModel:
@@ -82,33 +90,58 @@ def fit_model(prepared: PreparedRun, run: RunFolder, started: float) -> FittedMo
     images = LabelledPixels(decoded.pixels, rows, part.labels(), part.forged)
     is_validation = np.asarray(part.split == "val")
     compute = _compute(run, prepared)
+    clock = _Clock(settings.train.time_budget, started, decoded, compute.bfloat16)
     with _memory_explained(), deterministic():
         if settings.train.candidates and is_validation.any():
-            return _fit_candidates(prepared, run, started, images, is_validation, compute)
-        networks, result = _fit(prepared, run, started, compute)
+            fitted = _fit_candidates(prepared, run, clock, images, is_validation, compute)
+            return replace(fitted, most=clock.reserve.most)
+        networks, result = _fit(prepared, run, clock, compute)
+        most = clock.reserve.most
         if not settings.train.refit or not is_validation.any() or result.interrupted:
-            return FittedModel(networks, result)
-        pairs = _validation_pairs(networks, images, np.flatnonzero(is_validation), settings)
-        seconds = None if settings.train.time_budget is None else _left(prepared, started)
-        encoder = _refit(networks.encoder, images, settings, result, compute, seconds)
-        return FittedModel(Networks(encoder, networks.comparator), result, pairs)
+            return FittedModel(networks, result, most=most)
+        rows = np.flatnonzero(is_validation)
+        if most is not None:
+            rng = np.random.default_rng(settings.seed)
+            rows = rows[sample_pictures(images.label[rows], most, rng)]
+        pairs = _validation_pairs(networks, images, rows, settings)
+        encoder = _refit(networks.encoder, images, settings, result, compute, clock.left())
+        return FittedModel(Networks(encoder, networks.comparator), result, pairs, most=most)
+
+
+class _Clock:
+    """The time of a run, under a time budget or without."""
+
+    def __init__(
+        self, budget: float | None, started: float, decoded: DecodedTable, bfloat16: bool
+    ) -> None:
+        self.budget, self.started = budget, started
+        self.reserve = _Reserve(decoded, budget, bfloat16)
+
+    def spent(self) -> float:
+        """Seconds since the start of the command."""
+        return time.monotonic() - self.started
+
+    def left(self) -> float | None:
+        """Seconds that are left for learning; None without a budget."""
+        if self.budget is None:
+            return None
+        return max(0.0, self.budget - self.spent() - self.reserve.seconds)
 
 
 def _fit_candidates(
     prepared: PreparedRun,
     run: RunFolder,
-    started: float,
+    clock: _Clock,
     images: LabelledPixels,
     is_validation: NDArray[np.bool_],
     compute: Compute,
 ) -> FittedModel:
     settings, table = prepared.settings, prepared.decoded.table
-    budget = settings.train.time_budget
     log.info("candidates on held-out pictures:")
     selection = ModelSelection(
         settings, images, is_validation, closed=is_closed_set(table),
         frozen=_frozen_network(settings, len(images.row)), compute=compute,
-        seconds=None if budget is None else _left(prepared, started), progress=_progress,
+        seconds=clock.left(), progress=_progress,
     )  # fmt: skip
     selection.add_features()
     encoders = dict[str, Encoder]()
@@ -117,7 +150,7 @@ def _fit_candidates(
     if is_pretrained(settings.model):
         selection.add_tuned()
     else:
-        networks, result = _fit(prepared, run, started, compute)
+        networks, result = _fit(prepared, run, clock, compute)
         if result.interrupted:
             return FittedModel(networks, result)
         began = "nothing" if settings.model.weights is None else "a start"
@@ -128,9 +161,8 @@ def _fit_candidates(
     log.info("chosen: %s", ", ".join(f"{w:.0%} {name}" for name, w in weights.items()))
     rows = np.arange(len(images.row)) if settings.train.refit else np.flatnonzero(~is_validation)
     if settings.train.refit:
-        seconds = None if budget is None else _left(prepared, started)
         encoders = {
-            name: _refit(encoder, images, settings, result, compute, seconds)
+            name: _refit(encoder, images, settings, result, compute, clock.left())
             for name, encoder in encoders.items()
             if name in weights
         }
@@ -169,7 +201,7 @@ def _frozen_network(settings: Settings, num: int) -> tuple[ModelSettings | None,
 
 
 def _fit(
-    prepared: PreparedRun, run: RunFolder, started: float, compute: Compute
+    prepared: PreparedRun, run: RunFolder, clock: _Clock, compute: Compute
 ) -> tuple[Networks, FitResult]:
     """Train a network on the training pictures; the validation pictures choose its weights."""
     settings, decoded = prepared.settings, prepared.decoded
@@ -188,10 +220,10 @@ def _fit(
     share = REFIT_SHARE if settings.train.refit and len(validation.label) else 0.0
     result = fit(
         encoder, comparator, training, validation if len(validation.label) else None, settings,
-        compute=compute, run=run, spent=time.monotonic() - started,
+        compute=compute, run=run, spent=clock.spent(),
         on_step=partial(_show_step, progress, settings.train.metric),
         on_features=Progress("computing features"),
-        reserve=_reserve(decoded, len(validation.label), compute.bfloat16), share=1 - share,
+        reserve=clock.reserve, share=1 - share,
     )  # fmt: skip
     progress.close()
     log.info(
@@ -250,14 +282,6 @@ def _validation_pairs(
     )
 
 
-def _left(prepared: PreparedRun, started: float) -> float:
-    """Seconds of the time budget that are left before the work after training."""
-    budget = prepared.settings.train.time_budget
-    assert budget is not None
-    reserve = _reserve(prepared.decoded, 0)(0.0)
-    return max(0.0, budget - (time.monotonic() - started) - reserve)
-
-
 def _progress(title: str) -> Callable[[int, int], None]:
     return Progress(f"computing {title}")
 
@@ -292,18 +316,44 @@ def _memory_explained() -> Iterator[None]:
         ) from error
 
 
-def _reserve(
-    decoded: DecodedTable, validated: int, bfloat16: bool = False
-) -> Callable[[float], float]:
-    """Seconds for calibration, evaluation and report, from the seconds of one validation."""
-    later = int(np.isin(decoded.table.split.astype(str), ("val", "test")).sum())
-    pictures = max(1, min(validated, MAX_PICTURES))
-    # Drawn pairs and their bootstrap are bounded; the EER on all pairs is not. About twice the
-    # time of two idle cores.
-    pairs = 4 + 10 * min(1.0, later / 2000) + 8e-9 * later**2
-    # They embed in float32 by ONNX Runtime, a quarter as fast as a validation in bfloat16.
-    factor = (4 if bfloat16 else 1) * later / pictures
-    return lambda seconds: seconds * factor + pairs
+class _Reserve:
+    """Seconds of a time budget for the work after training: graph, calibration, evaluation, report.
+
+    Learning keeps `LEARNING_SHARE` of the budget. Where that is too much, fewer validation and test
+    pictures are used after it.
+
+    Attributes:
+        most: validation pictures, and test pictures, that are used; None for all.
+        seconds: the reserve, once a validation was timed.
+    """
+
+    def __init__(self, decoded: DecodedTable, budget: float | None, bfloat16: bool) -> None:
+        split = decoded.table.split.astype(str)
+        self.counts = [int((split == name).sum()) for name in ("val", "test")]
+        self.budget, self.bfloat16 = budget, bfloat16
+        self.most: int | None = None
+        self.seconds = 0.0
+        self(0.0)
+
+    def __call__(self, seconds: float) -> float:
+        """The reserve, from the seconds of a validation."""
+        validated = max(1, min(self.counts[0], MAX_PICTURES))
+        # Later work embeds in float32, a quarter as fast as a validation in bfloat16, and the
+        # graph and torch both embed the validation pictures.
+        each = seconds / validated * (4 if self.bfloat16 else 1)
+        allowed = float("inf") if self.budget is None else self.budget * (1 - LEARNING_SHARE)
+        most = max(self.counts)
+        while most > FEWEST and self._needed(most, each) > allowed:
+            most = max(FEWEST, most // 2)
+        self.most = None if most == max(self.counts) else most
+        self.seconds = self._needed(most, each)
+        return self.seconds
+
+    def _needed(self, most: int, each: float) -> float:
+        val, test = (min(most, count) for count in self.counts)
+        # Drawn pairs and their bootstrap are bounded; the EER on all pairs is not.
+        pairs = 5 * min(1.0, (val + test) / 2000) + 8e-9 * test**2
+        return 4 + pairs + each * (2 * val + test)
 
 
 def _compute(run: RunFolder, prepared: PreparedRun) -> Compute:

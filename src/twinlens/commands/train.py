@@ -26,7 +26,7 @@ from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration, fit_calibration
 from twinlens.measure.error_rates import matches
 from twinlens.measure.evaluation_result import EvaluationResult
-from twinlens.measure.pairs import draw_pairs, pair_distances
+from twinlens.measure.pairs import draw_pairs, pair_distances, sample_pictures
 from twinlens.model.device import keep_freed_memory, pick_device
 from twinlens.model.networks import check_parity, save_model
 from twinlens.model.stored import Origin, store_calibration
@@ -99,7 +99,7 @@ def train(
             record = _record(prepared, run)
             fitted = fit_model(prepared, run, started)
             matcher = _save(fitted, prepared, record, run)
-            result, notes = _evaluate(matcher, prepared, record)
+            result, notes = _evaluate(matcher, prepared, record, fitted.most)
             _write_results(run, matcher, prepared, fitted, result, notes, started)
             if fitted.fit.interrupted:
                 again = resume_command(data, root, loaded, run)
@@ -163,6 +163,9 @@ def _save(
     if not len(rows):
         log.warning("the model is not calibrated: there are no validation pictures")
         return matcher
+    if fitted.most is not None:
+        labels = decoded.table.select(rows).labels()
+        rows = rows[sample_pictures(labels, fitted.most, np.random.default_rng(settings.seed))]
     table = decoded.table.select(rows)
     encoder = fitted.networks.encoder
     emb_ND, torch_ND = check_parity(matcher.stored, encoder, decoded.rows(rows))
@@ -213,7 +216,7 @@ def _calibrate(
 
 
 def _evaluate(
-    matcher: Matcher, prepared: PreparedRun, record: TrainingRecord
+    matcher: Matcher, prepared: PreparedRun, record: TrainingRecord, most: int | None
 ) -> tuple[EvaluationResult | None, list[str]]:
     """Evaluate on the test pictures, or on the validation pictures if that fails.
 
@@ -227,6 +230,13 @@ def _evaluate(
         if not len(rows):
             notes.append(_missing_split(split, prepared))
             continue
+        if most is not None and len(rows) > most:
+            notes.append(
+                f"The time budget has room for {most:,} of the {len(rows):,} {split} pictures: "
+                "`twinlens evaluate` measures on all of them."
+            )
+            rng = np.random.default_rng(prepared.settings.seed)
+            rows = rows[sample_pictures(table.select(rows).labels(), most, rng)]
         selection = selection_of_split(matcher, record, table.select(rows), pixels(rows), split)
         try:
             result = evaluate_standard(matcher, selection, seed=prepared.settings.seed)

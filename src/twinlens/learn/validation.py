@@ -13,7 +13,7 @@ from twinlens.errors import DataError
 from twinlens.learn.embed_batch import LabelledPixels
 from twinlens.learn.features import FrozenPart, can_precompute
 from twinlens.measure.error_rates import det_curve, eer
-from twinlens.measure.pairs import PairSet, draw_pairs, pair_distances
+from twinlens.measure.pairs import PairSet, draw_pairs, pair_distances, sample_pictures
 from twinlens.measure.retrieval import retrieval
 from twinlens.model.comparators import Comparator, TorchComparison
 from twinlens.model.compute import Compute
@@ -23,7 +23,6 @@ __all__ = ["MAX_PICTURES", "Validator"]
 
 MAX_PAIRS = 20_000
 MAX_PICTURES = 5_000
-MIN_PER_IDENTITY = 4  # pictures of an identity that are kept if there are too many pictures
 
 
 class Validator:
@@ -41,7 +40,7 @@ class Validator:
         self, val: LabelledPixels, settings: Settings, compute: Compute, encoder: Encoder
     ) -> None:
         rng = np.random.default_rng([settings.seed, 1])
-        rows = _sample(val.label, rng)
+        rows = sample_pictures(val.label, MAX_PICTURES, rng)
         self.label, self.forged = val.label[rows], val.forged[rows]
         self.metric, self.compute, self.seed = settings.train.metric, compute, settings.seed
         self.pairs: PairSet = draw_pairs(self.label, self.forged, num_pairs=MAX_PAIRS, rng=rng)
@@ -88,17 +87,3 @@ class Validator:
         if self.metric == "eer_forged" and self.own_forgery.any():
             errors.append(eer(det_curve(distance[same], distance[self.own_forgery])))
         return 1 - sum(errors) / len(errors)
-
-
-def _sample(label_N: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Rows of at most `MAX_PICTURES` pictures; several of an identity, so that they make pairs."""
-    order_N = rng.permutation(len(label_N))
-    if len(label_N) <= MAX_PICTURES:
-        return np.sort(order_N)
-    _, code_N = np.unique(label_N[order_N], return_inverse=True)
-    turn_C = rng.permutation(code_N.max() + 1)
-    by_identity = np.argsort(turn_C[code_N], kind="stable")
-    sorted_N = turn_C[code_N][by_identity]
-    place_N = np.arange(len(sorted_N)) - np.searchsorted(sorted_N, sorted_N)
-    kept = by_identity[place_N < max(MIN_PER_IDENTITY, MAX_PICTURES // len(turn_C))][:MAX_PICTURES]
-    return np.sort(order_N[kept])

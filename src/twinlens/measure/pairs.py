@@ -31,11 +31,13 @@ __all__ = [
     "extract_genuine",
     "listed_distances",
     "pair_distances",
+    "sample_pictures",
 ]
 
 ALL_PAIRS_LIMIT = 200_000
 SAMPLED_PAIRS = 100_000
 BLOCK_BYTES = 2**26
+MIN_PER_IDENTITY = 4  # pictures of an identity that are kept if there are too many pictures
 
 BYTES_LISTED = 48
 """Memory for a number of a listed pair, with the intermediate arrays of a comparison."""
@@ -72,6 +74,28 @@ class PairSet:
 
     def __len__(self) -> int:
         return len(self.a)
+
+
+def sample_pictures(
+    label: NDArray[np.int64], most: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Rows of at most `most` pictures, ascending; several of an identity, so that they make pairs.
+
+    Args:
+        label: identities, (N,).
+        most: number of rows, at most.
+        rng: random generator of the sample.
+    """
+    order_N = rng.permutation(len(label))
+    if len(label) <= most:
+        return np.sort(order_N)
+    _, code_N = np.unique(label[order_N], return_inverse=True)
+    turn_C = rng.permutation(code_N.max() + 1)
+    by_identity = np.argsort(turn_C[code_N], kind="stable")
+    sorted_N = turn_C[code_N][by_identity]
+    place_N = np.arange(len(sorted_N)) - np.searchsorted(sorted_N, sorted_N)
+    kept = by_identity[place_N < max(MIN_PER_IDENTITY, most // len(turn_C))][:most]
+    return np.sort(order_N[kept])
 
 
 def draw_pairs(
