@@ -296,7 +296,6 @@ class ModelSettings(Section):
         "batch",
         "Batch norms of trained layers, in training: statistics of the batch, or `frozen` ones of "
         "the initial weights.",
-        auto="data",
         unread_by=("mlp", "signet", "strokes"),
     )
     head: tuple[Width, ...] = setting(
