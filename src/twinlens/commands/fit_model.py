@@ -20,7 +20,8 @@ from twinlens.data.splits import is_closed_set
 from twinlens.errors import TrainingError
 from twinlens.learn.cross_validation import train_network
 from twinlens.learn.loop import FitResult, LabelledPixels, StepReport, fit
-from twinlens.learn.model_selection import CandidateScores, HeldOutPairs, ModelSelection
+from twinlens.learn.model_selection import HeldOutPairs, ModelSelection
+from twinlens.learn.records import CandidateRow, LearningPoint
 from twinlens.learn.run_folder import RunFolder
 from twinlens.learn.validation import MAX_PICTURES
 from twinlens.measure.pairs import draw_pairs, pair_distances, sample_pictures
@@ -64,13 +65,15 @@ class FittedModel:
         pairs: distances of held-out pictures by the model before its last fit; None if there were
             none, or if the model was not fitted to the validation pictures.
         candidates: every candidate on held-out pictures, the chosen model first.
+        curve: learning curve over identities, by the best features.
         most: pictures of each split, for later, that a time budget has room for; None for all.
     """
 
     networks: Networks
     fit: FitResult
     pairs: HeldOutPairs | None = None
-    candidates: list[CandidateScores] = field(default_factory=list)
+    candidates: list[CandidateRow] = field(default_factory=list)
+    curve: list[LearningPoint] = field(default_factory=list)
     most: int | None = None
 
 
@@ -173,7 +176,8 @@ def _fit_candidates(
         encoder = selection.refit(weights, rows, used)
     encoder.to("cpu").to(memory_format=torch.contiguous_format)
     kept = pairs if settings.train.refit else None
-    return FittedModel(Networks(encoder, comparator), result, kept, candidates)
+    curve = [] if is_closed_set(table) else selection.learning_curve()
+    return FittedModel(Networks(encoder, comparator), result, kept, candidates, curve)
 
 
 def _frozen_network(settings: Settings, num: int) -> tuple[ModelSettings | None, PictureSettings]:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,8 @@ def _write_results(
         recipe=prepared.recipe,
         choices=prepared.choices,
         history=fitted.fit.history,
+        candidates=fitted.candidates,
+        curve=fitted.curve,
         seconds=time.monotonic() - started,
         steps=fitted.fit.steps,
         best_step=fitted.fit.best_step,
@@ -293,6 +296,14 @@ def _write_results(
         findings=notes,
         command=record.command,
     )
+    if fitted.candidates:
+        run.write_json(
+            "candidates.json",
+            {
+                name: [asdict(row) for row in getattr(fitted, name)]
+                for name in ("candidates", "curve")
+            },
+        )
     if result is not None:
         run.write_json("results.json", result.as_json())
     write_model_report(run.path / "report.html", matcher, result, facts)

@@ -28,6 +28,7 @@ from twinlens.learn.cross_validation import (
     train_network,
 )
 from twinlens.learn.embed_batch import LabelledPixels, StoredInputs
+from twinlens.learn.records import CandidateRow, LearningPoint
 from twinlens.measure.bootstrap import Estimate
 from twinlens.measure.held_out import Fold, Scores, assign_folds, fuse, gain, make_fold, scores
 from twinlens.model.compute import Compute
@@ -35,37 +36,17 @@ from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.fused import FusedEncoder, fused_settings
 from twinlens.model.timm_backbones import is_pretrained
 
-__all__ = ["CandidateScores", "HeldOutPairs", "ModelSelection", "Selected"]
+__all__ = ["HeldOutPairs", "ModelSelection"]
 
 log = logging.getLogger("twinlens")
 
 TUNED_STEPS, MOST_STEPS = 150, 600  # of tuning: without a time budget, and at most
 TIMED_STEPS = 5  # that show how long a step takes
 TUNED_FOLDS = 2
+CURVE_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the identities, in the learning curve
 SHORT = 30  # steps of tuning that are not worth the time
 
 Progress = Callable[[str], Callable[[int, int], None]]
-
-
-@dataclass(frozen=True)
-class CandidateScores:
-    """A candidate on held-out pictures.
-
-    Attributes:
-        name: what it is.
-        scores: its errors.
-        folds: number of folds that it was tried on.
-        seconds: time that it took.
-        weight: in the fused model; 0 if it is no member.
-        loss: its EER less that of the chosen model, on the same pictures.
-    """
-
-    name: str
-    scores: Scores
-    folds: int
-    seconds: float
-    weight: float = 0.0
-    loss: Estimate | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,21 +64,6 @@ class HeldOutPairs:
     same: NDArray[np.bool_]
     a: NDArray[np.int64]
     b: NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Selected:
-    """The chosen model, fitted to all pictures.
-
-    Attributes:
-        encoder: the model.
-        pairs: its distances on held-out pictures.
-        candidates: all candidates, best first; the chosen model is the first.
-    """
-
-    encoder: Encoder
-    pairs: HeldOutPairs
-    candidates: list[CandidateScores]
 
 
 @dataclass(eq=False)
@@ -244,7 +210,7 @@ class ModelSelection:
             len(self.folds), candidate.seconds,
         )  # fmt: skip
 
-    def choose(self) -> tuple[dict[str, float], list[CandidateScores], HeldOutPairs]:
+    def choose(self) -> tuple[dict[str, float], list[CandidateRow], HeldOutPairs]:
         """The members of the chosen model with their weights, the table, and its distances.
 
         A tuned network and frozen features of its last layers are never fused: the model would
@@ -267,26 +233,47 @@ class ModelSelection:
         ]
         weights, fused_scores = min(trials, key=lambda trial: trial[1].error)
         chosen = self._fused(weights, common)
-        rows = [CandidateScores("the chosen model", fused_scores, len(common), 0.0, 1.0)]
+        rows = [_row("the chosen model", fused_scores, len(common), 0.0, 1.0)]
         for name, candidate in self.candidates.items():
             on_common = {number: candidate.matrices[number] for number in common}
             rows.append(
-                CandidateScores(
-                    name,
-                    scores(self.folds, on_common),
-                    len(candidate.matrices),
-                    candidate.seconds,
-                    weights.get(name, 0.0),
+                _row(
+                    name, scores(self.folds, on_common), len(candidate.matrices),
+                    candidate.seconds, weights.get(name, 0.0),
                     gain(self.folds, chosen, on_common, seed=self.settings.seed),
                 )
-            )
-        rows[1:] = sorted(rows[1:], key=lambda row: row.scores.error)
+            )  # fmt: skip
+        rows[1:] = sorted(rows[1:], key=lambda row: row.eer)
         numbers = [
             number
             for number in self.folds
             if all(number in self.candidates[name].matrices for name in weights)
         ]
         return weights, rows, self._pairs(self._fused(weights, numbers))
+
+    def learning_curve(self) -> list[LearningPoint]:
+        """The EER of the best features by the number of identities that their map is fitted to."""
+        assert self.bank is not None
+        maps = {name: one for name, one in self.candidates.items() if name in self.bank.features}
+        name = min(maps, key=lambda name: scores(self.folds, maps[name].matrices).error)
+        member, label = maps[name].member, self.images.label
+        rng = np.random.default_rng([self.settings.seed, 7])
+        points = []
+        for share in CURVE_SHARES:
+            matrices, nums = {}, []
+            for number, fold in self.folds.items():
+                rest = self.rest(number)
+                identities = rng.permutation(np.unique(label[rest]))
+                kept = identities[: max(2, round(share * len(identities)))]
+                emb_ND = mapped_embeddings(
+                    member, self.bank.features[name], label, fold,
+                    rest[np.isin(label[rest], kept)], mirrored=self.settings.model.mirrored,
+                )  # fmt: skip
+                matrices[number] = cosine_distances(emb_ND)
+                nums.append(len(kept))
+            eer = scores(self.folds, matrices).eer
+            points.append(LearningPoint(round(float(np.mean(nums))), eer))
+        return points
 
     def _compatible(self) -> list[list[str]]:
         """Names of the candidates that may be fused, in one set or more."""
@@ -367,3 +354,14 @@ class ModelSelection:
             head = fit_map(members[number], self.bank.features[name], self.images.label, rows)
             fused.heads[number].load_state_dict({f"0.{k}": v for k, v in head.state_dict().items()})
         return fused.eval()
+
+
+def _row(
+    name: str,
+    result: Scores,
+    folds: int,
+    seconds: float,
+    weight: float,
+    loss: Estimate | None = None,
+) -> CandidateRow:
+    return CandidateRow(name, result.eer, 1 - result.recall_error, folds, seconds, weight, loss)

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-__all__ = ["Choice", "HistoryRow"]
+from twinlens.measure.bootstrap import Estimate
+
+__all__ = ["CandidateRow", "Choice", "HistoryRow", "LearningPoint"]
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -19,6 +21,37 @@ class Choice:
     key: str
     value: Any
     why: str
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """A candidate on held-out pictures.
+
+    Attributes:
+        name: what it is.
+        eer: equal error rate of their pairs.
+        recall: share whose nearest other picture shows the same identity.
+        folds: number of folds that it was tried on.
+        seconds: time that it took.
+        weight: share in the chosen model; 1 for that itself.
+        loss: its EER less that of the chosen model, on the same pictures.
+    """
+
+    name: str
+    eer: float
+    recall: float
+    folds: int
+    seconds: float
+    weight: float = 0.0
+    loss: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class LearningPoint:
+    """The EER on held-out pictures of a model that learned from so many identities."""
+
+    num_identities: int
+    eer: float
 
 
 @dataclass(frozen=True)

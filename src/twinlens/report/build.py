@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from twinlens.config import Settings
-from twinlens.learn.records import Choice, HistoryRow
+from twinlens.learn.records import CandidateRow, Choice, HistoryRow, LearningPoint
 from twinlens.machine import machine, versions
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration
@@ -55,6 +55,8 @@ class ReportFacts:
     recipe: str = ""
     choices: Sequence[Choice] = ()
     history: Sequence[HistoryRow] = ()
+    candidates: Sequence[CandidateRow] = ()
+    curve: Sequence[LearningPoint] = ()
     seconds: float | None = None
     steps: int | None = None
     best_step: int | None = None
@@ -88,6 +90,8 @@ def write_model_report(
         operating=_operating(matcher.calibration),
         history=[_history_row(row) for row in facts.history],
         metric=METRICS[metric],
+        candidates=facts.candidates,
+        curve=facts.curve,
         broken=facts.broken,
         findings=facts.findings,
         settings=_setting_rows(facts),

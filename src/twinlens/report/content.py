@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twinlens.learn.records import CandidateRow, LearningPoint
 from twinlens.measure.error_rates import matches
 
 __all__ = [
@@ -134,6 +135,8 @@ class ReportContent:
         operating: the calibration; None if the model is not calibrated.
         history: rows of the run (see `plots.learning_curves`), empty for a loaded model.
         metric: name of a row's `val`.
+        candidates: candidates on held-out pictures, the chosen model first.
+        curve: learning curve over identities.
         map: pictures for the map.
         nearest_impostors: closest first.
         farthest_genuine: farthest first.
@@ -154,6 +157,8 @@ class ReportContent:
     operating: OperatingPoint | None = None
     history: Sequence[Mapping[str, Any]] = ()
     metric: str = "validation, 1 - EER"
+    candidates: Sequence[CandidateRow] = ()
+    curve: Sequence[LearningPoint] = ()
     map: MapPictures | None = None
     nearest_impostors: Sequence[PicturePair] = ()
     farthest_genuine: Sequence[PicturePair] = ()

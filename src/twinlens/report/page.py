@@ -18,11 +18,12 @@ from markupsafe import Markup, escape
 
 from twinlens.files import write_text
 from twinlens.measure.error_rates import matches
+from twinlens.report.candidates import candidate_cells, curve_note
 from twinlens.report.content import MapPictures, PicturePair, ReportContent
 from twinlens.report.embedding_map import data_uri, embedding_map, map_rows
 from twinlens.report.formatting import number
 from twinlens.report.open_set import open_set_plots, open_set_sizes
-from twinlens.report.plots import distance_histogram, learning_curves, roc_and_det
+from twinlens.report.plots import distance_histogram, identities_curve, learning_curves, roc_and_det
 from twinlens.report.result_rows import result_rows
 from twinlens.report.summary import cautions, summary, threshold_caption
 from twinlens.report.templates import page_template, style_sheet
@@ -54,6 +55,8 @@ def render_report(content: ReportContent) -> str:
         sizes=open_set_sizes(content.results),
         key_rows=[row for row in rows if row.key],
         plots={name: Markup(svg) for name, svg in _plots(content).items()},
+        candidates=list(map(candidate_cells, content.candidates)),
+        curve_note=curve_note(content.curve),
         galleries=[gallery for gallery in _galleries(content) if gallery["pairs"]],
         events=[row for row in content.history if row.get("event")],
         broken=content.broken[:MOST_BROKEN],
@@ -72,6 +75,7 @@ def _plots(content: ReportContent) -> dict[str, str]:
         plots["roc"], plots["det"] = roc_and_det(pairs, threshold=threshold)
     plots["dir"], plots["sizes"] = open_set_plots(content.results)
     plots["loss"], plots["validation"] = learning_curves(content.history, metric=content.metric)
+    plots["curve"] = identities_curve(content.curve)
     if content.map is not None:
         plots["map"] = _map(content.map)
     return plots

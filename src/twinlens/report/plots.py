@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twinlens.learn.records import LearningPoint
 from twinlens.measure.error_rates import det_curve
 from twinlens.report.content import ScoredPairs
 from twinlens.report.svg import (
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "distance_histogram",
+    "identities_curve",
     "learning_curves",
     "roc_and_det",
 ]
@@ -207,6 +209,22 @@ def _validation(val: Series, events: list[float], metric: str) -> str:
         axes.yaxis.set_major_formatter(percent_axis)
         _mark_events(axes, events)
         return as_svg(figure, "validation", f"{metric}: {words} at step {step[best]:,.0f}.")
+
+
+def identities_curve(curve: Sequence[LearningPoint]) -> str:
+    """The EER by the number of identities learned from, as an SVG; "" without a curve."""
+    if not curve:
+        return ""
+    num = np.array([point.num_identities for point in curve], dtype=np.float64)
+    eer = np.array([point.eer for point in curve])
+    with style("curve"):
+        figure, axes = new_figure(432, 300)
+        axes.plot(num, eer, color=COLORS["genuine"], marker="o", markersize=5)
+        axes.set(xlabel="identities learned from", ylabel="EER on held-out identities")
+        axes.set(xlim=(0, num.max() * 1.05), ylim=(0, None))
+        axes.yaxis.set_major_formatter(percent_axis)
+        words = f"EER by identities: {100 * eer[0]:.1f} % with {num[0]:.0f}"
+        return as_svg(figure, "curve", f"{words}, {100 * eer[-1]:.1f} % with {num[-1]:.0f}.")
 
 
 @dataclass(frozen=True, eq=False)
