@@ -50,9 +50,7 @@ class Cell:
 
     def beats(self, other: Cell, error: str) -> bool:
         """Whether this error is lower by more than the interval of the difference."""
-        num = min(len(self.value[error]), len(other.value[error]))
-        own, its = self.replicates[error][:num], other.replicates[error][:num]
-        _, high = interval((own - its).mean(axis=0))
+        _, high = interval((self.replicates[error] - other.replicates[error]).mean(axis=0))
         return high is not None and high < 0
 
 
@@ -175,13 +173,21 @@ def keep_cell(
         part.write_text(json.dumps(kept), encoding="utf-8")
 
 
-def read_cell(name: str, column: str) -> Cell | None:
-    """What is kept of a column on a data set; None if nothing is."""
+def read_row(name: str) -> dict[str, Cell | None]:
+    """Kept cells of a data set, of the divisions that all have; None where nothing is kept."""
+    kept = {column: kept_divisions(name, column) for column in COLUMNS}
+    num = min((len(one) for one in kept.values() if one), default=0)
+    return {column: read_cell(one[:num]) if one else None for column, one in kept.items()}
+
+
+def kept_divisions(name: str, column: str) -> list[dict[str, Any]]:
     kept = []
     while (file := cell_file(name, len(kept), column)).exists():
         kept.append(json.loads(file.read_text(encoding="utf-8")))
-    if not kept:
-        return None
+    return kept
+
+
+def read_cell(kept: list[dict[str, Any]]) -> Cell:
     return Cell(
         {key: np.array([one["value"][key] for one in kept]) for key in kept[0]["value"]},
         {key: np.array([one["replicates"][key] for one in kept]) for key in kept[0]["value"]},
@@ -195,7 +201,7 @@ def table() -> str:
     head = ["", *COLUMNS]
     rows = [head, ["---"] * len(head)]
     for name in DATA_SETS:
-        cells = {column: read_cell(name, column) for column in COLUMNS}
+        cells = read_row(name)
         kept = [cell for cell in cells.values() if cell is not None]
         if not kept:
             continue
@@ -203,7 +209,7 @@ def table() -> str:
             shown = [shown_error(cell, cells[AUTO], error) for cell in cells.values()]
             rows.append([f"{name}: {error}, %", *shown])
         times = ["" if cell is None else f"{cell.seconds:.0f}" for cell in cells.values()]
-        rows.append([f"{name}: seconds", *times])
+        rows.append([f"{name}: seconds; divisions: {len(kept[0].variants)}", *times])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

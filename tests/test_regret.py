@@ -124,6 +124,7 @@ def test_whitening_is_chosen_without_the_test_pictures(badges: ImageTable) -> No
     np.testing.assert_allclose(first.emb, second.emb, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pml_loop_learns_by_the_clock(badges: ImageTable) -> None:
     from benchmarks.regret_pml import LOSSES, embed_by_pml
 
@@ -169,6 +170,16 @@ def test_kept_cells_are_not_measured_again(
     assert made == [0]
     regret.measure("badges", 0, ["histogram"], 60, anew=True)
     assert made == [0, 0]
+
+
+def test_columns_are_compared_on_the_divisions_that_all_have(kept: Path) -> None:
+    keep("auto", 0.2, 0.3)
+    keep("pixels", 0.1, 0.14)
+    errors = Errors({"EER": 0.9}, {"EER": np.full(200, 0.9)})
+    regret.keep_cell("badges", 1, "pixels", 60, errors, 3.0, "x")
+    assert "**12.0 < auto**" in regret.table()
+    regret.keep_cell("badges", 1, "auto", 60, errors, 3.0, "x")
+    assert "| 51.0 |" in regret.table()
 
 
 def test_a_budget_matters_to_what_is_trained_alone(kept: Path) -> None:
