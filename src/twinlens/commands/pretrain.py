@@ -73,7 +73,8 @@ def pretrain(
             f"{table.source} shows photographs, and a start for drawings needs drawings: dark or "
             "light strokes on an even ground. For photographs see docs/pretrained.md"
         )
-    model = train(table, out=out, settings={**(settings or {}), **NETWORK}, quiet=quiet)
+    given = {**(settings or {}), **NETWORK}
+    model = train(data, out=out, settings=given, root=root, quiet=quiet)
     description, origin = model.stored.description, model.stored.description.origin
     assert origin is not None
     num = count_of(statistics.num_identities, "identity")
