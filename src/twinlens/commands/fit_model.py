@@ -141,9 +141,14 @@ def _fit_candidates(
 ) -> FittedModel:
     settings, table = prepared.settings, prepared.decoded.table
     log.info("candidates on held-out pictures:")
+    frozen = _frozen_network(settings, len(images.row))
+    most = ModelSelection.affordable(settings, images, frozen, compute, clock.left())
+    kept = sample_pictures(images.label, most, np.random.default_rng(settings.seed))
+    if len(kept) < len(images.row):
+        log.info("  on %d of %d pictures, for want of time or memory", len(kept), len(images.row))
+    part, is_validation = images.select(kept), is_validation[kept]
     selection = ModelSelection(
-        settings, images, is_validation, closed=is_closed_set(table),
-        frozen=_frozen_network(settings, len(images.row)), compute=compute,
+        settings, part, is_validation, closed=is_closed_set(table), frozen=frozen, compute=compute,
         seconds=clock.left(), progress=_progress,
     )  # fmt: skip
     selection.add_features()
@@ -162,7 +167,7 @@ def _fit_candidates(
         selection.add_network(name, networks.encoder, settings, result.seconds)
     weights, candidates, pairs = selection.choose()
     log.info("chosen: %s", ", ".join(f"{w:.0%} {name}" for name, w in weights.items()))
-    rows = np.arange(len(images.row)) if settings.train.refit else np.flatnonzero(~is_validation)
+    rows = np.arange(len(kept)) if settings.train.refit else np.flatnonzero(~is_validation)
     if settings.train.refit:
         encoders = {
             name: _refit(encoder, images, settings, result, compute, clock.left())
@@ -175,9 +180,10 @@ def _fit_candidates(
     else:
         encoder = selection.refit(weights, rows, used)
     encoder.to("cpu").to(memory_format=torch.contiguous_format)
-    kept = pairs if settings.train.refit else None
+    pairs = replace(pairs, a=kept[pairs.a], b=kept[pairs.b])
+    held_out = pairs if settings.train.refit else None
     curve = [] if is_closed_set(table) else selection.learning_curve()
-    return FittedModel(Networks(encoder, comparator), result, kept, candidates, curve)
+    return FittedModel(Networks(encoder, comparator), result, held_out, candidates, curve)
 
 
 def _frozen_network(settings: Settings, num: int) -> tuple[ModelSettings | None, PictureSettings]:

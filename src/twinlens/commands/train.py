@@ -300,8 +300,8 @@ def _write_results(
         run.write_json(
             "candidates.json",
             {
-                name: [asdict(row) for row in getattr(fitted, name)]
-                for name in ("candidates", "curve")
+                "candidates": [asdict(row) for row in fitted.candidates],
+                "curve": [asdict(point) for point in fitted.curve],
             },
         )
     if result is not None:

@@ -35,7 +35,7 @@ def temperature(f: Facts) -> Reasoned:
     """`loss.temperature`."""
     if f.strokes:
         return 0.02, "forgeries are near: most weight on the nearest impostors"
-    if f.settings.sampler.rotations and f.data.num_identities >= MANY:
+    if f.settings.sampler.rotations and f.data.num_identities * f.turns >= MANY:
         return 0.05, "many similar identities: more weight on the nearest impostors"
     return 0.1, "the usual value"
 
@@ -52,9 +52,11 @@ def rotations(f: Facts) -> Reasoned:
     height, width = f.settings.picture.size
     if f.settings.model.classes:
         return False, "a rotated picture belongs to the same class"
+    if "picture.size" in f.given and height != width:
+        return False, "turned pictures would have another shape"
     if f.frozen:
         return False, FROZEN
-    if f.drawing and not f.closed and height == width and not f.data.num_forged:
+    if f.drawing and not f.closed and not f.data.num_forged:
         return True, "drawings: quarter turns make further identities to learn from (Santoro 2016)"
     return False, "a rotated picture shows the same identity here"
 
@@ -121,7 +123,7 @@ def flip(f: Facts) -> Reasoned:
 
 def optimizer(f: Facts) -> Reasoned:
     """`optimizer.name`."""
-    large = f.data.num_identities >= MANY or f.settings.model.classes
+    large = f.data.num_identities * f.turns >= MANY or f.settings.model.classes
     if f.built_in and not f.frozen and large:
         return "muon", "much to learn from: as accurate in two thirds of the steps"
     return "adamw", "reliable with few pictures and with pretrained networks"

@@ -8,6 +8,7 @@ Shapes: V views, N pictures, F features, D dimensions of an embedding.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -51,6 +52,20 @@ class FeatureBank:
 
     features: Mapping[str, Tensor]
     tuned: StoredInputs | None = None
+
+    @classmethod
+    def seconds_each(
+        cls,
+        members: Mapping[str, Member],
+        picture: PictureSettings,
+        images: LabelledPixels,
+        compute: Compute,
+    ) -> float:
+        """Seconds that the features of a picture take, by a batch of them."""
+        few = images.select(np.arange(min(BATCH, len(images.row))))
+        started = time.monotonic()
+        cls.of(members, picture, few, compute, mirrored=False)
+        return (time.monotonic() - started) / len(few.row)
 
     @classmethod
     def of(

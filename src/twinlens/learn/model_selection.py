@@ -44,6 +44,8 @@ TUNED_STEPS, MOST_STEPS = 150, 600  # of tuning: without a time budget, and at m
 TIMED_STEPS = 5  # that show how long a step takes
 TUNED_FOLDS = 2
 CURVE_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the identities, in the learning curve
+FEATURES_SHARE = 0.4  # of the time, at most
+FEWEST_PICTURES, MOST_PICTURES = 200, 20_000
 SHORT = 30  # steps of tuning that are not worth the time
 
 Progress = Callable[[str], Callable[[int, int], None]]
@@ -117,6 +119,24 @@ class ModelSelection:
         self.folds: dict[int, Fold] = {k: fold for k, fold in made.items() if fold is not None}
         self.candidates: dict[str, _Candidate] = {}
         self.bank: FeatureBank | None = None
+
+    @staticmethod
+    def affordable(
+        settings: Settings,
+        images: LabelledPixels,
+        frozen: tuple[ModelSettings | None, PictureSettings],
+        compute: Compute,
+        seconds: float | None,
+    ) -> int:
+        """Number of pictures whose features fit memory and a share of the time."""
+        if seconds is None:
+            return MOST_PICTURES
+        members = feature_candidates(settings.picture, *frozen)
+        each = FeatureBank.seconds_each(members, settings.picture, images, compute)
+        views = 2 if settings.augment.flip else 1
+        return min(
+            MOST_PICTURES, max(FEWEST_PICTURES, int(FEATURES_SHARE * seconds / each / views))
+        )
 
     def rest(self, number: int) -> NDArray[np.int64]:
         """Positions of the pictures outside of a fold."""
