@@ -165,7 +165,9 @@ def test_signet(stride: int, pool: str, tmp_path: Path) -> None:
     assert_same(networks.encoder, stored, 2)
 
 
-@pytest.mark.parametrize("options", [{"shifts": True, "head": (7,)}, {"clip": 0.5}, {}])
+@pytest.mark.parametrize(
+    "options", [{"shifts": True, "head": (7,)}, {"clip": 0.5, "pressure": False}, {}]
+)
 def test_strokes(options: dict[str, object], tmp_path: Path) -> None:
     """Their features are computed in front of the graph."""
     picture = {"size": (20, 24), "color": "grey", "mean": (0.3,), "std": (0.2,)}
@@ -196,7 +198,7 @@ def test_every_setting_of_a_network_is_known() -> None:
         "backbone", "channels", "convolutions", "kernel", "batch_norm", "max_pool",
         "block_dropout", "leak", "attention", "stride", "init", "pool", "pretrained", "weights",
         "freeze", "head", "head_norm", "dropout", "embedding", "normalize", "classes", "shifts",
-        "mirrored", "comparator", "clip", "norms",
+        "mirrored", "comparator", "clip", "norms", "pressure",
         "stage", "grid",  # of timm's networks alone
     }  # fmt: skip
     known = {str(network["backbone"]) for network in (QUICK | SLOW).values()}

@@ -150,6 +150,20 @@ def test_the_backbone_undoes_what_is_subtracted_and_divided(color: str) -> None:
     assert_allclose(backbone(x_BCHW).numpy(), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_without_pressure_the_darkness_of_ink_does_not_matter() -> None:
+    picture = settings()
+    pixels = scanned("grey")
+    is_ink = abs(pixels / 255 - picture.fill / 255) > INK
+    darker = np.where(is_ink, pixels // 2, pixels)
+    by_pressure = [stroke_features(each, picture) for each in (pixels, darker)]
+    assert abs(by_pressure[0] - by_pressure[1]).max() > 0.5
+    even = [stroke_features(each, picture, pressure=False) for each in (pixels, darker)]
+    assert_allclose(even[0], even[1], atol=1e-6)
+    backbone = make_backbone(ModelSettings(backbone="strokes", pressure=False), picture)
+    normalised = (torch.from_numpy(pixels[None]) / 255 - picture.mean[0]) / picture.std[0]
+    assert_allclose(backbone(normalised)[0].numpy(), even[0], atol=1e-5)
+
+
 def test_each_picture_by_itself_and_nothing_to_learn() -> None:
     torch.manual_seed(0)
     backbone = make_backbone(ModelSettings(backbone="strokes"), settings()).eval()

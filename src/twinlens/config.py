@@ -246,6 +246,12 @@ class ModelSettings(Section):
         read_by=("residual",),
     )
     stride: Small = setting(1, "Stride of the first convolution.", read_by=("residual", "signet"))
+    pressure: bool = setting(
+        True,
+        "Measure how dark ink is, which separates hands that one scanner saw. Set to false if pens "
+        "or scanners differ: ink is then as even as in a fax.",
+        read_by=("strokes",),
+    )
     init: Literal["own", "glorot", "whitened"] = setting(
         "own",
         "Initial weights: torch's (`own`), or Keras's (`glorot`, Glorot 2010). `whitened` starts "

@@ -225,7 +225,10 @@ def graph_inputs(stored: StoredModel, pixels_NCHW: NDArray[np.uint8]) -> dict[st
 
     shifts = SHIFTS if description.model.shifts else SHIFTS[:1]
     features = [
-        [stroke_features(view_CHW, description.picture) for view_CHW in _views(pixels_CHW, shifts)]
+        [
+            stroke_features(view_CHW, description.picture, description.model.pressure)
+            for view_CHW in _views(pixels_CHW, shifts)
+        ]
         for pixels_CHW in pixels_NCHW
     ]
     return {"features": np.array(features, dtype=np.float32)}

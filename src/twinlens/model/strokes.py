@@ -26,6 +26,9 @@ Mask = NDArray[np.bool_]
 INK = 0.16
 """Least difference of ink from the background, as a share of the range of grey."""
 
+EVEN = np.float32(0.6)
+"""Darkness of all ink, for measures without pressure."""
+
 DARKEST = 0.96
 LEVELS = 12
 ANGLES = {1: 8, 2: 12, 4: 12}
@@ -44,22 +47,27 @@ MEASURE_STD = (
 writers). Divided by it, all measures have one range and one learning rate."""
 
 
-def stroke_features(pixels_CHW: NDArray[np.uint8], picture: PictureSettings) -> Floats:
+def stroke_features(
+    pixels_CHW: NDArray[np.uint8], picture: PictureSettings, pressure: bool = True
+) -> Floats:
     """Measures (F,), float32, of a decoded picture, uint8 (1 or 3, H, W).
 
     The background is the grey level `fill` of the picture's settings. Ink differs from it, darker
-    or lighter. A picture without ink has finite measures too.
+    or lighter. A picture without ink has finite measures too. Without `pressure` all ink is equally
+    dark, so the measures depend less on pen and scanner.
     """
-    return grey_features(pixels_CHW.mean(0, dtype=np.float32) / 255, picture)
+    return grey_features(pixels_CHW.mean(0, dtype=np.float32) / 255, picture, pressure)
 
 
-def grey_features(grey_HW: Floats, picture: PictureSettings) -> Floats:
+def grey_features(grey_HW: Floats, picture: PictureSettings, pressure: bool = True) -> Floats:
     """`stroke_features` of grey levels in [0, 1], which augmentation leaves between whole levels.
 
     Returns:
         Measures (F,), float32, divided by their standard deviations.
     """
     dark_HW = np.abs(grey_HW - np.float32(picture.fill / 255))
+    if not pressure:
+        dark_HW = EVEN * (dark_HW > INK)
     return np.asarray(stroke_measures(_boxed(dark_HW)) / MEASURE_STD, dtype=np.float32)
 
 
