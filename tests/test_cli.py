@@ -59,7 +59,8 @@ REQUIRED = inspect.Parameter.empty
 # Arguments and parameters that differ: settings and metadata are words on the command line, and
 # an absent DATA has errors of its own. `gallery create` embeds nothing.
 DIFFERENT = {
-    "train": {"settings"}, "inspect": {"settings"}, "calibrate": {"data"},
+    "train": {"settings"}, "inspect": {"settings"}, "pretrain": {"settings"},
+    "calibrate": {"data"},
     "gallery enrol": {"data", "files", "identity", "metadata"}, "gallery list": {"templates"},
     "gallery create": {"device"},
 }  # fmt: skip
