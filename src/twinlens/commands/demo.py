@@ -24,7 +24,7 @@ __all__ = ["demo"]
 
 # No quarter turns, since a Z turned is an N. No fit to the validation letters in the end, since
 # they set the gallery's threshold.
-SETTINGS = {"train.steps": 150, "sampler.rotations": False, "train.refit": False}
+SETTINGS = {"train.steps": 200, "sampler.rotations": False, "train.refit": False}
 ENROLLED_TYPEFACE, NUM_STRANGERS, FPIR, NUM_SHOWN = "DejaVuSerif", 4, 0.05, 5
 
 
