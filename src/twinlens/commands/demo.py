@@ -47,7 +47,7 @@ def demo(*, out: str | Path | None = None, quiet: bool = False) -> Iterator[str]
     scores = json.loads((run / "results.json").read_text(encoding="utf-8"))["verification"]
     eer = scores["eer"]
     yield (
-        "The model learned Latin, Armenian and Georgian letters. For pairs of pictures of "
+        "The model learned Latin, phonetic, Armenian and Georgian letters. For pairs of pictures of "
         f"{scores['num_identities']} Cyrillic letters the equal error rate is {eer['value']:.1%} "
         f"({eer['low']:.1%} to {eer['high']:.1%})."
     )
