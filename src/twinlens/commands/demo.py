@@ -48,8 +48,8 @@ def demo(*, out: str | Path | None = None, quiet: bool = False) -> Iterator[str]
     eer = scores["eer"]
     yield (
         "The model learned Latin, phonetic, Armenian and Georgian letters. For pairs of pictures "
-        f"of {scores['num_identities']} Cyrillic letters the equal error rate is {eer['value']:.1%} "
-        f"({eer['low']:.1%} to {eer['high']:.1%})."
+        f"of {scores['num_identities']} Cyrillic letters the equal error rate is "
+        f"{eer['value']:.1%} ({eer['low']:.1%} to {eer['high']:.1%})."
     )
     yield from _identify_unseen(model, table, run)
     yield f"Report: {run / 'report.html'}"
