@@ -24,6 +24,7 @@ from twinlens.learn.model_selection import HeldOutPairs, ModelSelection
 from twinlens.learn.records import CandidateRow, LearningPoint
 from twinlens.learn.run_folder import RunFolder
 from twinlens.learn.validation import MAX_PICTURES
+from twinlens.measure.held_out import make_fold
 from twinlens.measure.pairs import draw_pairs, pair_distances, sample_pictures
 from twinlens.model.comparators import TorchComparison, make_comparator
 from twinlens.model.compute import Compute, choose_compute, deterministic
@@ -95,7 +96,7 @@ def fit_model(prepared: PreparedRun, run: RunFolder, started: float) -> FittedMo
     compute = _compute(run, prepared)
     clock = _Clock(settings.train.time_budget, started, decoded, compute.bfloat16)
     with _memory_explained(), deterministic():
-        if settings.train.candidates and is_validation.any():
+        if settings.train.candidates and _can_hold_out(images, is_validation):
             fitted = _fit_candidates(prepared, run, clock, images, is_validation, compute)
             return replace(fitted, most=clock.reserve.most)
         networks, result = _fit(prepared, run, clock, compute)
@@ -109,6 +110,12 @@ def fit_model(prepared: PreparedRun, run: RunFolder, started: float) -> FittedMo
         pairs = _validation_pairs(networks, images, rows, settings)
         encoder = _refit(networks.encoder, images, settings, result, compute, clock.left())
         return FittedModel(Networks(encoder, networks.comparator), result, pairs, most=most)
+
+
+def _can_hold_out(images: LabelledPixels, is_validation: NDArray[np.bool_]) -> bool:
+    """Whether the validation pictures give pairs of both kinds, to compare candidates on."""
+    rows = np.flatnonzero(is_validation)
+    return make_fold(rows, images.label[rows], images.forged[rows], 0) is not None
 
 
 class _Clock:

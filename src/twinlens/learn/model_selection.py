@@ -41,7 +41,7 @@ __all__ = ["HeldOutPairs", "ModelSelection"]
 log = logging.getLogger("twinlens")
 
 TUNED_STEPS, MOST_STEPS = 150, 600  # of tuning: without a time budget, and at most
-TIMED_STEPS = 5  # that show how long a step takes
+TIMED_STEPS = (2, 10)  # of two trainings that show how long a step takes
 TUNED_FOLDS = 2
 CURVE_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the identities, in the learning curve
 FEATURES_SHARE = 0.4  # of the time, at most
@@ -180,17 +180,25 @@ class ModelSelection:
         on_gpu = self.compute.device.startswith("cuda")
         numbers = list(self.folds)[:TUNED_FOLDS]
         steps = TUNED_STEPS
-        if self.limit is not None:
-            trial = self._train(tuned(self.settings, TIMED_STEPS, on_gpu=on_gpu), numbers[:1])
-            # One training on each of these folds, and the last one on all pictures.
-            trainings = self.left() / (len(numbers) + 1)
-            steps = min(MOST_STEPS, int(TIMED_STEPS * trainings / trial.seconds))
-        if steps < SHORT:
+        if self.limit is not None and numbers:
+            steps = self._affordable_steps(numbers, on_gpu=on_gpu)
+        if steps < SHORT or not numbers:
             log.info("  no time to tune %s", network.backbone)
             return
-        name = f"{network.backbone.partition('.')[0]}, last third tuned for {steps} steps"
+        part = "tuned" if on_gpu else "last third tuned"
+        name = f"{network.backbone.partition('.')[0]}, {part} for {steps} steps"
         self.candidates[name] = self._train(tuned(self.settings, steps, on_gpu=on_gpu), numbers)
         self._log(name)
+
+    def _affordable_steps(self, numbers: list[int], *, on_gpu: bool) -> int:
+        """Steps of one training on each of some folds, and of the last one on all pictures."""
+        few, more = (
+            self._train(tuned(self.settings, steps, on_gpu=on_gpu), numbers[:1]).seconds
+            for steps in TIMED_STEPS
+        )
+        each = max((more - few) / (TIMED_STEPS[1] - TIMED_STEPS[0]), 1e-6)
+        # Whitening and embedding take the same time, whatever the number of steps.
+        return min(MOST_STEPS, int((self.left() / (len(numbers) + 1) - few) / each))
 
     def _train(self, settings: Settings, numbers: list[int]) -> _Candidate:
         begun = time.monotonic()
