@@ -18,9 +18,10 @@ from twinlens.config import ModelSettings, PictureSettings, Settings
 from twinlens.data.pixels import DecodedTable
 from twinlens.data.splits import is_closed_set
 from twinlens.errors import TrainingError
-from twinlens.learn.cross_validation import train_network
+from twinlens.learn.candidates import feature_candidates
+from twinlens.learn.cross_validation import FeatureBank, train_network
 from twinlens.learn.loop import FitResult, LabelledPixels, StepReport, fit
-from twinlens.learn.model_selection import HeldOutPairs, ModelSelection
+from twinlens.learn.model_selection import MOST_PICTURES, HeldOutPairs, ModelSelection
 from twinlens.learn.records import CandidateRow, LearningPoint
 from twinlens.learn.run_folder import RunFolder
 from twinlens.learn.validation import MAX_PICTURES
@@ -149,7 +150,13 @@ def _fit_candidates(
     settings, table = prepared.settings, prepared.decoded.table
     log.info("candidates on held-out pictures:")
     frozen = _frozen_network(settings, len(images.row))
-    most = ModelSelection.affordable(settings, images, frozen, compute, clock.left())
+    most = MOST_PICTURES
+    left = clock.left()
+    if left is not None:
+        members = feature_candidates(settings.picture, *frozen)
+        each = FeatureBank.seconds_each(members, settings.picture, images, compute)
+        clock.reserve.set_embedding(each * (2 if settings.model.mirrored else 1))
+        most = ModelSelection.most_pictures(settings, left, each)
     kept = sample_pictures(images.label, most, np.random.default_rng(settings.seed))
     if len(kept) < len(images.row):
         log.info("  on %d of %d pictures, for want of time or memory", len(kept), len(images.row))
@@ -350,14 +357,16 @@ class _Reserve:
         self.budget, self.bfloat16 = budget, bfloat16
         self.most: int | None = None
         self.seconds = 0.0
-        self(0.0)
+        self.set_embedding(0.0)
 
     def __call__(self, seconds: float) -> float:
         """The reserve, from the seconds of a validation."""
         validated = max(1, min(self.counts[0], MAX_PICTURES))
-        # Later work embeds in float32, a quarter as fast as a validation in bfloat16, and the
-        # graph and torch both embed the validation pictures.
-        each = seconds / validated * (4 if self.bfloat16 else 1)
+        # Later work embeds in float32, a quarter as fast as a validation in bfloat16.
+        return self.set_embedding(seconds / validated * (4 if self.bfloat16 else 1))
+
+    def set_embedding(self, each: float) -> float:
+        """The reserve, from the seconds that the embedding of a picture takes."""
         allowed = float("inf") if self.budget is None else self.budget * (1 - LEARNING_SHARE)
         most = max(self.counts)
         while most > FEWEST and self._needed(most, each) > allowed:
@@ -367,6 +376,7 @@ class _Reserve:
         return self.seconds
 
     def _needed(self, most: int, each: float) -> float:
+        # The graph and torch both embed the validation pictures.
         val, test = (min(most, count) for count in self.counts)
         # Drawn pairs and their bootstrap are bounded; the EER on all pairs is not.
         pairs = 5 * min(1.0, (val + test) / 2000) + 8e-9 * test**2

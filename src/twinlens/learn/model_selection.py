@@ -36,7 +36,7 @@ from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.fused import FusedEncoder, fused_settings
 from twinlens.model.timm_backbones import is_pretrained
 
-__all__ = ["HeldOutPairs", "ModelSelection"]
+__all__ = ["MOST_PICTURES", "HeldOutPairs", "ModelSelection"]
 
 log = logging.getLogger("twinlens")
 
@@ -121,22 +121,17 @@ class ModelSelection:
         self.bank: FeatureBank | None = None
 
     @staticmethod
-    def affordable(
-        settings: Settings,
-        images: LabelledPixels,
-        frozen: tuple[ModelSettings | None, PictureSettings],
-        compute: Compute,
-        seconds: float | None,
-    ) -> int:
-        """Number of pictures whose features fit memory and a share of the time."""
-        if seconds is None:
-            return MOST_PICTURES
-        members = feature_candidates(settings.picture, *frozen)
-        each = FeatureBank.seconds_each(members, settings.picture, images, compute)
+    def most_pictures(settings: Settings, seconds: float, each: float) -> int:
+        """Number of pictures whose features fit memory and a share of the time.
+
+        Args:
+            settings: settings.
+            seconds: time for everything here.
+            each: of the features of a picture.
+        """
         views = 2 if settings.augment.flip else 1
-        return min(
-            MOST_PICTURES, max(FEWEST_PICTURES, int(FEATURES_SHARE * seconds / each / views))
-        )
+        room = int(FEATURES_SHARE * seconds / max(each, 1e-9) / views)
+        return min(MOST_PICTURES, max(FEWEST_PICTURES, room))
 
     def rest(self, number: int) -> NDArray[np.int64]:
         """Positions of the pictures outside of a fold."""
