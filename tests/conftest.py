@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -94,7 +95,8 @@ def file_limit(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-# A run of a second or two; the format is given, so that all machines compute the same.
+# A run of a second or two; the format is given, so that all machines compute the same. The model is
+# not fitted again to training and validation pictures; tests/test_refit.py does that.
 TINY = {
     "model.backbone": "mlp",
     "model.channels": (32,),
@@ -104,6 +106,7 @@ TINY = {
     "train.validations": 2,
     "train.precision": "float32",
     "train.channels_last": "no",
+    "train.refit": False,
 }
 
 
@@ -111,7 +114,8 @@ def tiny_words(**more: object) -> list[str]:
     """The settings of a tiny run as words of the command line; `train__steps=5` changes one."""
     settings = TINY | {key.replace("__", "."): value for key, value in more.items()}
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
-    return [word for key, value in listed.items() for word in ("--set", f"{key}={value}")]
+    words = [f"{key}={json.dumps(value).strip(chr(34))}" for key, value in listed.items()]
+    return [word for setting in words for word in ("--set", setting)]
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,8 @@ def save_networks(
     from twinlens.model.networks import Networks, save_model
 
     networks = Networks(encoder.eval(), comparator.eval())
-    content = hashlib.sha256(repr((encoder.model_settings, encoder.picture, origin)).encode())
+    described = (encoder.model_settings, encoder.picture, encoder.members, origin)
+    content = hashlib.sha256(repr(described).encode())
     for network in networks:
         for name, tensor in network.state_dict().items():
             content.update(name.encode() + tensor.numpy().tobytes())

@@ -17,9 +17,9 @@ PICTURE = PictureSettings(size=(40, 32), color="rgb", mean=(0.5,) * 3, std=(0.25
 PLAIN = Compute("cpu", bfloat16=False, channels_last=False)
 
 
-def frozen(layer: str = "layer4", mirrored: bool = False) -> tuple[Encoder, Tensor, np.ndarray]:
+def frozen(layer: str = "layer4") -> tuple[Encoder, Tensor, np.ndarray]:
     torch.manual_seed(0)
-    model = ModelSettings(backbone="resnet18", freeze=layer, embedding=8, mirrored=mirrored)
+    model = ModelSettings(backbone="resnet18", freeze=layer, embedding=8)
     encoder = Encoder(model, PICTURE).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (40, 3, 40, 32), dtype=np.uint8)
     return encoder, torch.from_numpy(pixels), pixels
@@ -54,7 +54,7 @@ def test_gradients_reach_the_layers_that_learn_and_no_others() -> None:
     assert all(name.startswith("layer4") for name in learned)
 
 
-def test_a_layer_whose_input_does_not_suffice_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_whose_input_does_not_suffice_gives_none() -> None:
     """Here the features hold the mean of the picture as well, past the layer."""
     encoder, _, pixels = frozen()
 

@@ -173,7 +173,8 @@ def _network(members: Sequence[Member], load: bool) -> nn.Module:
     """The network that some members share."""
     first = members[0]
     if is_own(first.model.backbone):
-        assert len(members) == 1
+        if len(members) > 1:
+            raise ConfigError(f"two members are the same network: '{first.model.backbone}'")
         return make_backbone(first.model, first.picture, load)
     whole = first.model.model_copy(update={"stage": None})
     network = make_backbone(whole, first.picture, load)

@@ -167,6 +167,12 @@ class ModelDescription(BaseModel):
         """Refuse a fused model without members, and a graph without a hash, loaded unchecked."""
         if (self.model.backbone == "fused") != bool(self.members):
             raise ValueError("a fused model has members, and no other has")
+        dim = sum(member.model.embedding for member in self.members)
+        if self.members and dim != self.model.embedding:
+            raise ValueError(
+                f"embeddings of the members have {dim} numbers, that of the model "
+                f"{self.model.embedding}"
+            )
         learned = [COMPARATOR_GRAPH] if self.model.comparator in LEARNED_COMPARATORS else []
         needed = [{*names, *learned} for names in ((GRAPH,), OPENVINO_FILES)]
         if self.graphs and not any(names <= self.graphs.keys() for names in needed):

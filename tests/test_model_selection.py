@@ -1,0 +1,147 @@
+"""The choice among candidates on held-out pictures: what it finds, and what it leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from twinlens.config import ModelSettings, PictureSettings, Settings, TrainSettings
+from twinlens.learn import model_selection
+from twinlens.learn.cross_validation import train_network
+from twinlens.learn.embed_batch import LabelledPixels
+from twinlens.learn.model_selection import ModelSelection
+from twinlens.model.compute import Compute
+from twinlens.model.encoder import Encoder, embed_pixels
+from twinlens.model.fused import FusedEncoder
+
+PICTURE = PictureSettings(size=(16, 16), color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3)
+NETWORK = ModelSettings(backbone="mlp", channels=(8,), embedding=8)
+SETTINGS = Settings(model=NETWORK, picture=PICTURE, train=TrainSettings(steps=5))
+COMPUTE = Compute("cpu")
+NAME = "mlp, from nothing"
+
+
+def colored(identities: int = 20, each: int = 5) -> LabelledPixels:
+    """An identity has a colour of its own; its shapes differ in each picture."""
+    rng = np.random.default_rng(0)
+    label = np.repeat(np.arange(identities), each)
+    color = rng.integers(40, 216, (identities, 3))[label]
+    shape = rng.random((len(label), 1, 4, 4)) > 0.5
+    place = shape.repeat(4, 2).repeat(4, 3)
+    noise = rng.integers(-12, 13, (len(label), 3, 16, 16))
+    pixels = np.where(place, color[:, :, None, None] + noise, 255).clip(0, 255).astype(np.uint8)
+    return LabelledPixels.of(pixels, label, np.zeros(len(label), bool))
+
+
+def quiet(title: str) -> Callable[[int, int], None]:
+    return lambda done, total: None
+
+
+def selection_of(images: LabelledPixels, **more: object) -> ModelSelection:
+    values: dict[str, object] = {
+        "closed": False, "frozen": (None, PICTURE), "compute": COMPUTE, "seconds": None,
+        "progress": quiet,
+    }  # fmt: skip
+    settings = more.pop("settings", SETTINGS)
+    return ModelSelection(settings, images, images.label < 4, **(values | more))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def chosen() -> ModelSelection:
+    """With a network that learned next to nothing from shapes."""
+    images = colored()
+    selection = selection_of(images)
+    selection.add_features()
+    network = train_network(SETTINGS, images, selection.rest(0), COMPUTE, None)
+    selection.add_network(NAME, network, SETTINGS, 1.0)
+    return selection
+
+
+def test_where_colour_decides_the_histogram_is_chosen(chosen: ModelSelection) -> None:
+    weights, table, pairs = chosen.choose()
+    histograms = sum(weight for name, weight in weights.items() if "histogram" in name)
+    assert histograms > 0.5
+    assert sum(weights.values()) == pytest.approx(1)
+    rows = {row.name: row for row in table}
+    assert table[0].name == "the chosen model"
+    assert table[0].eer < rows[NAME].eer
+    assert rows[NAME].folds == 1
+    assert rows["colour histogram"].folds == len(chosen.folds) == 5
+    # Its distances are between held-out pictures of one fold.
+    assert (chosen.fold_N[pairs.a] == chosen.fold_N[pairs.b]).all()
+    assert ((chosen.images.label[pairs.a] == chosen.images.label[pairs.b]) == pairs.same).all()
+
+
+def test_the_fused_model_is_fitted_to_all_pictures(chosen: ModelSelection) -> None:
+    """Its members have the weights of the choice, and unseen identities keep apart."""
+    weights, _, _ = chosen.choose()
+    everything = np.arange(len(chosen.images.label))
+    model = chosen.refit(weights, everything)
+    assert isinstance(model, FusedEncoder)
+    assert [one.weight for one in model.members] == list(weights.values())
+    assert not model.training
+    again = chosen.refit(weights, everything)
+    pixels = chosen.images.pixels[:20]
+    assert (embed_pixels(model, pixels) == embed_pixels(again, pixels)).all()
+
+
+def test_the_fused_distance_is_that_of_the_choice(chosen: ModelSelection) -> None:
+    """Fitted without a fold, the model gives the distances that the choice saw on that fold."""
+    weights, _, _ = chosen.choose()
+    model = chosen.refit({name: w for name, w in weights.items() if name != NAME}, chosen.rest(1))
+    fold = chosen.folds[1]
+    emb_ND = embed_pixels(model, chosen.images.take(fold.row))
+    total = sum(w for name, w in weights.items() if name != NAME)
+    expected = sum(
+        w / total * chosen.candidates[name].matrices[1]
+        for name, w in weights.items()
+        if name != NAME
+    )
+    assert 1 - emb_ND @ emb_ND.T == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_trained_network_keeps_its_embedding_in_the_fused_model(chosen: ModelSelection) -> None:
+    torch.manual_seed(1)
+    network = Encoder(NETWORK, PICTURE).eval()
+    weights = {NAME: 0.25, "pixels, 16 x 16": 0.75}
+    model = chosen.refit(weights, chosen.rest(0), {NAME: network})
+    pixels = chosen.images.pixels[:8]
+    assert embed_pixels(model, pixels)[:, :8] * 2 == pytest.approx(
+        embed_pixels(network, pixels), abs=1e-5
+    )
+
+
+PRETRAINED = ModelSettings(backbone="resnet18", weights="some file", embedding=8)
+
+
+@pytest.mark.parametrize(("seconds", "is_tuned"), [(0.1, False), (1000.0, True), (None, True)])
+def test_without_time_nothing_is_tuned(
+    seconds: float | None, is_tuned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes 0.2 s here."""
+    settings = SETTINGS.model_copy(update={"model": PRETRAINED})
+    images = colored()
+    selection = selection_of(images, seconds=seconds, settings=settings)
+    assert (selection.fold_N[images.label < 4] != 0).any()  # All folds are alike.
+    selection.bank = object()  # type: ignore[assignment]
+
+    def train(settings: Settings, numbers: list[int]) -> model_selection._Candidate:
+        member = model_selection.Member(model=PRETRAINED, picture=PICTURE, weight=1.0)
+        one = model_selection._Candidate(member, settings=settings)
+        one.seconds = 0.2 * (settings.train.steps or 0) * len(numbers)
+        for number in numbers:
+            one.matrices[number] = np.eye(len(selection.folds[number].row), dtype=np.float32)
+        return one
+
+    monkeypatch.setattr(selection, "_train", train)
+    selection.add_tuned()
+    assert bool(selection.candidates) is is_tuned
+    if is_tuned:
+        ((name, one),) = selection.candidates.items()
+        assert len(one.matrices) == model_selection.TUNED_FOLDS
+        assert one.settings is not None
+        assert (one.settings.train.steps or 0) <= model_selection.MOST_STEPS
+        assert str(one.settings.train.steps) in name
