@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from itertools import pairwise, product
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -25,6 +27,7 @@ from twinlens.model.backbones import (
 )
 from twinlens.model.comparators import make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
+from twinlens.model.hub import hub_problem
 from twinlens.model.layers import make_head
 from twinlens.model.own_backbones import OWN_BACKBONES, Strokes, is_own
 from twinlens.model.timm_backbones import has_pretrained, pretrained_picture, stage_strides
@@ -114,6 +117,16 @@ def test_there_are_no_pretrained_weights_for_ours() -> None:
     assert "no pretrained weights" in refusal(ModelSettings(backbone="conv", pretrained=True))
 
 
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tests are offline otherwise; the answer of the host is asked for once a process."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    hub_problem.cache_clear()
+    yield
+    hub_problem.cache_clear()
+
+
+@pytest.mark.usefixtures("online")
 def test_a_download_without_network_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
         raise OSError("We couldn't connect to 'https://huggingface.co'\nmore\nlines")
@@ -128,6 +141,7 @@ def test_a_download_without_network_is_one_clear_line(monkeypatch: pytest.Monkey
     make_backbone(ModelSettings(backbone="test_resnet", pretrained=True), RGB, load=False)
 
 
+@pytest.mark.usefixtures("online")
 def test_an_unreachable_host_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """timm's client would try for minutes, with many lines of log."""
 

@@ -469,7 +469,7 @@ def test_words_that_are_wrong(
     a, b = two_pictures(tiny_run)
     wrong: list[tuple[list[object], str]] = [
         ([], "required: COMMAND"),
-        (["trian", data], "unknown command 'trian': did you mean train?"),
+        (["trian", data], "unknown command 'trian': did you mean train or pretrain?"),
         (["train"], "required: DATA"),
         (["train", data, "--nonsense"], "--nonsense"),
         (["train", data, "--recipe", "atuo"], "unknown recipe 'atuo'"),

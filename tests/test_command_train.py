@@ -17,6 +17,7 @@ from PIL import Image
 
 import twinlens
 from twinlens.cli.main import main
+from twinlens.commands import fit_model as fit_job
 from twinlens.commands import train as train_job
 from twinlens.commands.prepare import prepare
 from twinlens.commands.selection import Selection
@@ -606,7 +607,7 @@ def test_interrupting_keeps_the_best_and_can_be_gone_on_with(
     run = tmp_path / "run"
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(train_job, "Progress", Impatient)
+        patch.setattr(fit_job, "Progress", Impatient)
         model = twinlens.train(tiny_run.data, out=run, settings=TINY)
     said = capsys.readouterr().err
     assert "warning: interrupted at step 13" in said
@@ -730,7 +731,7 @@ def test_resuming_does_not_need_the_initial_weights(
             asked.append(load)
             super().__init__(*args, load=load)
 
-    monkeypatch.setattr(train_job, "Encoder", Watched)
+    monkeypatch.setattr(fit_job, "Encoder", Watched)
     run = unfinished(tiny_run, tmp_path / "run")
     twinlens.train(tiny_run.data, out=run, resume=True, quiet=True)
     assert asked == [False]
@@ -743,7 +744,7 @@ def test_a_gpu_that_is_too_small_is_no_traceback(
     def full(*args: Any, **more: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(train_job, "fit", full)
+    monkeypatch.setattr(fit_job, "fit", full)
     with pytest.raises(TrainingError, match=r"does not hold a step .* train\.chunk=32"):
         twinlens.train(tiny_run.data, out=tmp_path / "run", settings=TINY, quiet=True)
 

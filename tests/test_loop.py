@@ -23,7 +23,7 @@ from twinlens.data.samplers import make_sampler
 from twinlens.errors import DataError, TrainingError
 from twinlens.learn import loop as training
 from twinlens.learn.embed_batch import BatchEmbedder, LabelledPixels
-from twinlens.learn.features import backbone_features, can_precompute
+from twinlens.learn.features import FrozenPart, can_precompute
 from twinlens.learn.learner import (
     Learner,
     TrainingState,
@@ -526,14 +526,14 @@ def test_features_of_a_frozen_backbone_are_its_forward_pass() -> None:
         frozen_settings(sampler__mirror=True),
     ):
         assert not can_precompute(other)
-    features = backbone_features(encoder.train(), TRAIN.pixels[:70], CPU)
+    features = FrozenPart(encoder.train(), CPU).compute_all(TRAIN.pixels, np.arange(70))
     plain = encoder.eval().features(torch.from_numpy(TRAIN.pixels[:70]))
     torch.testing.assert_close(features, plain)
     embed = BatchEmbedder(encoder, TRAIN, settings.model_copy(update={"seed": 1}), CPU)
     batch = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(0)
     torch.manual_seed(0)
     quick = embed(batch, 1)
-    embed.features = None
+    embed.stored = None
     torch.manual_seed(0)
     torch.testing.assert_close(embed(batch, 1), quick)
     assert quick.requires_grad
@@ -544,13 +544,13 @@ def test_mirrored_features_are_those_of_the_mirrored_pictures() -> None:
     assert can_precompute(settings)
     encoder = Encoder(settings.model, settings.picture).eval()
     embed = BatchEmbedder(encoder, TRAIN, settings, CPU)
-    assert embed.features is not None
+    assert embed.stored is not None
     flipped = torch.from_numpy(TRAIN.pixels[TRAIN.row[:20]][..., ::-1].copy())
-    torch.testing.assert_close(embed.features[1, :20], encoder.features(flipped))
+    torch.testing.assert_close(embed.stored.views[1][:20], encoder.features(flipped))
     batch = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(0)
     seen = embed(batch, 3)
     assert torch.equal(embed(batch, 3), seen)  # The seed alone decides which are mirrored.
-    plain, mirrored = (encoder.project(view[batch.row]) for view in embed.features)
+    plain, mirrored = (encoder.project(view[batch.row]) for view in embed.stored.views)
     is_plain = (seen == plain).all(1)
     assert 0 < int(is_plain.sum()) < len(batch.row)
     assert torch.equal(seen[~is_plain], mirrored[~is_plain])
@@ -583,9 +583,9 @@ def test_a_frozen_backbone_trains_its_head_only() -> None:
     emb_ND = embed_pixels(encoder, VAL.pixels)
     validator = Validator.make(VAL, settings, CPU, encoder)
     assert validator is not None
-    assert validator.features is not None
+    assert validator.stored is not None
     np.testing.assert_allclose(
-        emb_ND[:9], encoder.project(validator.features[:9]).detach().numpy(), atol=1e-5
+        emb_ND[:9], encoder.project(validator.stored[:9]).detach().numpy(), atol=1e-5
     )
 
 
