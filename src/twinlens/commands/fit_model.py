@@ -47,7 +47,7 @@ MOST_ENLARGED = 3000
 LEARNING_SHARE = 0.6
 """Share of a time budget, at least, for everything before the work after training."""
 
-FEWEST = 1000
+FEWEST = 500
 """Validation pictures, and test pictures, that are used in any case."""
 
 REFIT_SHARE = 0.3
@@ -379,7 +379,7 @@ class _Reserve:
         # The graph and torch both embed the validation pictures.
         val, test = (min(most, count) for count in self.counts)
         # Drawn pairs and their bootstrap are bounded; the EER on all pairs is not.
-        pairs = 5 * min(1.0, (val + test) / 2000) + 8e-9 * test**2
+        pairs = 2.5 * min(1.0, (val + test) / 2000) + 8e-9 * test**2
         return 4 + pairs + each * (2 * val + test)
 
 
