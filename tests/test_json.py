@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from twinlens.cli.main import main
 from twinlens.commands import doctor as doctor_job
 from twinlens.config import ModelSettings, Settings
 from twinlens.data.table import ImageTable
+from twinlens.learn.records import CandidateRow, LearningPoint
 from twinlens.machine import machine
 from twinlens.match.matcher import Matcher
+from twinlens.measure.bootstrap import Estimate
 from twinlens.measure.probability import Isotonic, Platt
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "json.md"
@@ -172,6 +174,14 @@ def test_calibrate_and_files_of_a_run(
     check("run.json", read(tiny_run.run / "run.json"))
     with_head = Settings(model=ModelSettings(head=(8,))).model_dump(mode="json")
     check("settings.json", read(tiny_run.run / "settings.json"), with_head)
+
+
+def test_candidates() -> None:
+    rows = [
+        asdict(CandidateRow("a", 0.1, 0.9, 5, 1.0, 1.0, loss))
+        for loss in (None, Estimate(0.1, 0.0, 0.2))
+    ]
+    check("candidates.json", {"candidates": rows, "curve": [asdict(LearningPoint(9, 0.1))]})
 
 
 def test_uncalibrated_model_has_null(tiny_run: TinyRun, tmp_path: Path) -> None:

@@ -369,5 +369,5 @@ def test_a_calibration_leaves_the_rest_of_an_old_file_as_it_was(tmp_path: Path) 
 def test_the_description_holds_no_hash_of_a_name(folder: Path) -> None:
     """Format 1 did, without a key, so that a list of names could be tried."""
     origin = json.loads((folder / "model.json").read_text())["origin"]
-    assert set(origin) == {"source", "fingerprint", "seed", "data", "record"}
+    assert set(origin) == {"source", "fingerprint", "seed", "data", "record", "refitted"}
     assert origin["record"] == ORIGIN.record

@@ -27,6 +27,7 @@ from twinlens.model.comparators import (
     TorchComparison,
     make_comparator,
 )
+from twinlens.model.descriptors import DESCRIPTORS
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.networks import Networks, check_parity, save_model
 from twinlens.model.onnx_file import read_onnx_header
@@ -202,7 +203,8 @@ def test_every_setting_of_a_network_is_known() -> None:
         "stage", "grid",  # of timm's networks alone
     }  # fmt: skip
     known = {str(network["backbone"]) for network in (QUICK | SLOW).values()}
-    assert known | {"signet", "strokes"} == set(OWN_BACKBONES)
+    # Descriptors: tests/test_fused.py.
+    assert known | {"signet", "strokes", *DESCRIPTORS} == set(OWN_BACKBONES)
 
 
 def test_by_hand(tmp_path: Path) -> None:
