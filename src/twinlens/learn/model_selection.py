@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -239,21 +239,17 @@ class ModelSelection:
         A tuned network and frozen features of its last layers are never fused: the model would
         hold two networks of one kind.
         """
-        common = [
-            number
-            for number in self.folds
-            if all(number in candidate.matrices for candidate in self.candidates.values())
-        ]
-        trials = [
-            fuse(
-                {number: self.folds[number] for number in common},
-                {
-                    name: {number: self.candidates[name].matrices[number] for number in common}
-                    for name in names
-                },
-            )
-            for names in self._compatible()
-        ]
+        common = self._folds_of(self.candidates)
+        trials = []
+        for names in self._compatible():
+            # On all folds that these have; the sets are compared on those that all have.
+            numbers = self._folds_of(names)
+            matrices = {
+                name: {number: self.candidates[name].matrices[number] for number in numbers}
+                for name in names
+            }
+            weights, _ = fuse({number: self.folds[number] for number in numbers}, matrices)
+            trials.append((weights, scores(self.folds, self._fused(weights, common))))
         weights, fused_scores = min(trials, key=lambda trial: trial[1].error)
         chosen = self._fused(weights, common)
         rows = [_row("the chosen model", fused_scores, len(common), 0.0, 1.0)]
@@ -267,12 +263,12 @@ class ModelSelection:
                 )
             )  # fmt: skip
         rows[1:] = sorted(rows[1:], key=lambda row: row.eer)
-        numbers = [
-            number
-            for number in self.folds
-            if all(number in self.candidates[name].matrices for name in weights)
-        ]
-        return weights, rows, self._pairs(self._fused(weights, numbers))
+        return weights, rows, self._pairs(self._fused(weights, self._folds_of(weights)))
+
+    def _folds_of(self, names: Iterable[str]) -> list[int]:
+        """The folds that all of some candidates were tried on."""
+        own = [self.candidates[name].matrices for name in names]
+        return [number for number in self.folds if all(number in each for each in own)]
 
     def learning_curve(self) -> list[LearningPoint]:
         """The EER of the best features by the number of identities that their map is fitted to."""
