@@ -47,7 +47,9 @@ def conv(picture: PictureSettings, model: ModelSettings) -> nn.Sequential:
             layers.append(nn.Dropout(model.block_dropout))
         blocks.append(nn.Sequential(*layers))
         width = channel
-    return nn.Sequential(*blocks, *_pooling(model.pool, "flatten"), nn.Flatten())
+    # Without max pooling the last map is as large as the picture: flat, it would need gigabytes.
+    own = "flatten" if model.max_pool else "average"
+    return nn.Sequential(*blocks, *_pooling(model.pool, own), nn.Flatten())
 
 
 def _same(width: int, channel: int, kernel: int, *, bias: bool) -> list[nn.Module]:
