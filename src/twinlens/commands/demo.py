@@ -5,7 +5,6 @@ The pictures are the named set `glyphs`. The steps are those of a program of a u
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from twinlens.data.table import ImageTable
 from twinlens.gallery.gallery import Gallery
 from twinlens.learn.run_folder import new_run_folder
 from twinlens.match.matcher import Matcher
+from twinlens.parsing import read_json
 
 __all__ = ["demo"]
 
@@ -44,7 +44,7 @@ def demo(*, out: str | Path | None = None, quiet: bool = False) -> Iterator[str]
     run = Path(new_run_folder("demo") if out is None else out)
     table = read_table("glyphs")
     model = train(table, out=run, settings=SETTINGS, quiet=quiet)
-    scores = json.loads((run / "results.json").read_text(encoding="utf-8"))["verification"]
+    scores = read_json(run / "results.json")["verification"]
     eer = scores["eer"]
     yield (
         "The model learned Latin, phonetic, Armenian and Georgian letters. For pairs of pictures "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,15 @@ class Taps(nn.Module):
         )
 
 
+@cache
+def _unbuilt(name: str) -> Any:
+    """A network of timm without memory for weights, to read its structure."""
+    import timm
+
+    with torch.device("meta"):
+        return timm.create_model(name, pretrained=False, num_classes=0)
+
+
 def stage_strides(name: str) -> tuple[int, ...]:
     """Pixels between two cells of the feature map after each stage of a network.
 
@@ -102,13 +112,10 @@ def stage_strides(name: str) -> tuple[int, ...]:
     >>> stage_strides("resnet18")
     (2, 4, 8, 16, 32)
     """
-    import timm
-
     record = timm_record(name)
     if is_own(name) or record is None or record.fixed_input_size:
         return ()
-    with torch.device("meta"):  # Without memory for weights.
-        network = timm.create_model(name, pretrained=False, num_classes=0)
+    network = _unbuilt(name)
     stages = getattr(network, "feature_info", None)
     strides = tuple(int(stage["reduction"]) for stage in stages or ())
     can_prune = hasattr(network, "prune_intermediate_layers")
@@ -117,21 +124,15 @@ def stage_strides(name: str) -> tuple[int, ...]:
 
 def stage_widths(name: str) -> tuple[tuple[int, int], ...]:
     """Stride and channels of the feature map after each stage; empty as `stage_strides`."""
-    import timm
-
     if not stage_strides(name):
         return ()
-    with torch.device("meta"):
-        network = timm.create_model(name, pretrained=False, num_classes=0)
+    network = _unbuilt(name)
     return tuple((int(stage["reduction"]), int(stage["num_chs"])) for stage in network.feature_info)
 
 
 def stage_precedes(name: str, stage: int, layer: str) -> bool:
     """Whether the map of a stage is computed before a layer."""
-    import timm
-
-    with torch.device("meta"):
-        network = timm.create_model(name, pretrained=False, num_classes=0)
+    network = _unbuilt(name)
     order = [module for module, _ in network.named_modules()]
     return order.index(network.feature_info[stage]["module"]) < order.index(layer)
 
@@ -142,10 +143,7 @@ def last_blocks(name: str) -> str:
     >>> last_blocks("resnet18"), last_blocks("tf_efficientnet_lite0")
     ('layer4', 'blocks.5')
     """
-    import timm
-
-    with torch.device("meta"):
-        network = timm.create_model(name, pretrained=False, num_classes=0)
+    network = _unbuilt(name)
     children = dict(network.named_children())
     for group in ("blocks", "stages"):
         if group in children:
