@@ -1,9 +1,9 @@
 """Calibration of a model for pairs: the threshold at a target FAR, and a probability.
 
 Both are fitted on pairs of identities that the model was not trained on, and belong to that model.
-The probability holds **at even odds**: genuine and impostor pairs weigh the same whatever their
-numbers, since the share of impostors among future pairs is unknown. To apply known prior odds,
-multiply p / (1 - p) by them.
+The curve is fitted **at even odds**: genuine and impostor pairs weigh the same whatever their
+numbers, since the share of impostors among future pairs is unknown. A known prior is an argument of
+`Calibration.probability`.
 
 Shapes: N pairs, I identities.
 """
@@ -23,6 +23,7 @@ from twinlens.measure.bootstrap import REPLICATES, Estimate, interval, pair_weig
 from twinlens.measure.error_rates import SortedPairs, point_at_far, threshold_at_far
 from twinlens.measure.probability import (
     Curve,
+    at_prior,
     fit_isotonic,
     fit_platt,
     held_out_losses,
@@ -64,11 +65,12 @@ class Calibration:
     log_loss_platt: float | None
     log_loss_isotonic: float | None
 
-    def probability(self, distance: ArrayLike) -> Floats:
-        """Probability that a pair at each distance is genuine, at even odds.
+    def probability(self, distance: ArrayLike, prior: float = 0.5) -> Floats:
+        """Probability that a pair at each distance is genuine.
 
-        It never rises with distance, and stays between 1 / (num_genuine + 2) and
-        1 - 1 / (num_impostor + 2) (`probability_limits`).
+        It never rises with distance. At even odds it stays between 1 / (num_genuine + 2) and
+        1 - 1 / (num_impostor + 2) (`probability_limits`). Its odds there are the likelihood ratio,
+        which is multiplied by the prior odds.
 
         >>> from twinlens.measure.probability import Platt
         >>> pairs = {"num_genuine": 98, "num_impostor": 998, "num_identities": 20}
@@ -77,17 +79,21 @@ class Calibration:
         ...                     curve=curve, log_loss_platt=None, log_loss_isotonic=None)
         >>> known.probability([0.2, 0.8, 5.0]).round(3).tolist()
         [0.998, 0.5, 0.01]
+        >>> known.probability([0.2, 0.8, 5.0], prior=0.01).round(3).tolist()
+        [0.803, 0.01, 0.0]
 
         Args:
             distance: any shape and float type; may be infinite.
+            prior: probability that a pair is genuine before it is compared, in (0, 1).
         Raises:
             DataError: a distance is NaN.
+            ConfigError: a prior outside (0, 1).
         """
         dist = np.asarray(distance, dtype=np.float64)
         if np.isnan(dist).any():
             raise DataError("found a distance that is NaN; a probability needs numbers")
         limits = probability_limits(self.num_genuine, self.num_impostor)
-        return np.clip(self.curve(dist), *limits)
+        return at_prior(np.clip(self.curve(dist), *limits), prior)
 
     def threshold_estimate(self) -> Estimate:
         """The threshold with its interval."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from twinlens.errors import ConfigError
 from twinlens.measure.stored import STRICT
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "Curve",
     "Isotonic",
     "Platt",
+    "at_prior",
+    "check_prior",
     "fit_isotonic",
     "fit_platt",
     "held_out_losses",
@@ -97,6 +100,35 @@ def probability_limits(num_genuine: int, num_impostor: int) -> tuple[float, floa
     (0.1, 0.99)
     """
     return 1 / (num_genuine + 2), 1 - 1 / (num_impostor + 2)
+
+
+def check_prior(prior: float) -> None:
+    """Check a prior probability of a genuine pair.
+
+    Raises:
+        ConfigError: outside (0, 1).
+    """
+    if not 0 < prior < 1:
+        raise ConfigError(
+            f"the prior probability of a genuine pair must be in (0, 1), found {prior}"
+        )
+
+
+def at_prior(even_N: Floats, prior: float) -> Floats:
+    """Probabilities at another prior: likelihood ratio x prior odds (Bayes).
+
+    >>> at_prior(np.array([0.5, 0.9]), prior=0.1).round(3).tolist()
+    [0.1, 0.5]
+
+    Args:
+        even_N: probabilities at even odds, any shape.
+        prior: prior probability of a genuine pair.
+    Raises:
+        ConfigError: a prior outside (0, 1).
+    """
+    check_prior(prior)
+    genuine_N = even_N * prior
+    return np.asarray(genuine_N / (genuine_N + (1 - even_N) * (1 - prior)), dtype=np.float64)
 
 
 def fit_platt(dist_N: Floats, same_N: Bools) -> Platt:
