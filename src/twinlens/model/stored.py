@@ -4,8 +4,9 @@
 pairs of embeddings to distances. `model.safetensors` holds the same weights for torch. Models of
 formats 1 and 2 have no graphs until they are completed. No pickle anywhere.
 
-`ModelDescription` is the schema of `model.json`. The calibration is plain data here; its schema is
-`measure.calibration`. Reading a model builds no network and needs no torch.
+`ModelDescription` is the schema of `model.json`. The calibration and the domain are plain data
+here; their schemas are `measure.calibration` and `measure.domain`. Reading a model builds no
+network and needs no torch.
 """
 
 from __future__ import annotations
@@ -144,6 +145,7 @@ class ModelDescription(BaseModel):
         graphs: SHA-256 of each graph; empty before completion.
         precision: of the graph's arithmetic.
         resize: whether the graph takes pictures of the size `picture.size`, or of any size.
+        domain: what the model was calibrated on (`measure.domain`); None if unknown.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -159,6 +161,7 @@ class ModelDescription(BaseModel):
     resize: Literal["outside", "inside"] = "outside"
     fingerprint: Fingerprint
     calibration: dict[str, Any] | None = None
+    domain: dict[str, Any] | None = None
     origin: Origin | None = None
     start: StartRecord | None = None
 
@@ -353,11 +356,13 @@ def write_description(folder: Path, values: Mapping[str, Any]) -> None:
     write_text(folder / DESCRIPTION, text.encode("utf-8", "backslashreplace").decode())
 
 
-def store_calibration(stored: StoredModel, calibration: dict[str, Any]) -> StoredModel:
-    """Write a calibration into an existing model folder; everything else there stays as it is."""
-    write_description(stored.path, read_values(stored.path) | {"calibration": calibration})
-    description = stored.description.model_copy(update={"calibration": calibration})
-    return replace(stored, description=description)
+def store_calibration(
+    stored: StoredModel, calibration: dict[str, Any], domain: dict[str, Any] | None = None
+) -> StoredModel:
+    """Write a calibration and its domain into a model folder; all else there stays as it is."""
+    values = {"calibration": calibration, "domain": domain}
+    write_description(stored.path, read_values(stored.path) | values)
+    return replace(stored, description=stored.description.model_copy(update=values))
 
 
 def fingerprint_of(values: Mapping[str, Any]) -> str:
