@@ -1,0 +1,115 @@
+"""Embeddings of all pictures in which no picture's label had a part, for an audit of the labels.
+
+The identities are divided into folds. Pictures of the folds i and j are compared by maps that were
+fitted to the other folds, so that neither of two labels shaped the distance of their pictures.
+
+Shapes: N pictures, V views, F features, D dimensions, M members, B rows of a block, K folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from twinlens.config import Member
+from twinlens.learn.cross_validation import fit_map
+from twinlens.measure.held_out import assign_folds
+
+__all__ = ["CrossEmbeddings"]
+
+FEWEST_TO_FIT = 4
+"""Identities that a whitening is fitted to, at least."""
+
+
+class CrossEmbeddings:
+    """Distances of N pictures by maps of other identities; a `measure.identity_evidence.Distances`.
+
+    Args:
+        members: candidates, by name; whitened ones are left out if there are too few identities.
+        features: (V, N, F) of each member, by name.
+        label: identities, (N,).
+        seed: random seed of the folds.
+        progress: called with (maps done, all maps).
+    """
+
+    def __init__(
+        self,
+        members: Mapping[str, Member],
+        features: Mapping[str, Tensor],
+        label: NDArray[np.int64],
+        *,
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        nobody = np.zeros(len(label), dtype=np.bool_)
+        self.fold_N = assign_folds(label, nobody, by_identity=True, seed=seed, most=6)
+        numbers = [int(number) for number in np.unique(self.fold_N)]
+        pairs = list(combinations(numbers, 2)) or [(0, 0)]
+        fewest = min(len(np.unique(label[self._rest(*pair)])) for pair in pairs)
+        self.names = [
+            name for name, member in members.items()
+            if member.model.init != "whitened" or fewest >= FEWEST_TO_FIT
+        ]  # fmt: skip
+        self.rows: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self.emb: dict[tuple[int, int], NDArray[np.float32]] = {}
+        for done, pair in enumerate(pairs, 1):
+            rest = self._rest(*pair)
+            rows = np.flatnonzero(np.isin(self.fold_N, pair))
+            parts = [
+                _embed(members[name], features[name], label, rows, rest if len(rest) else rows)
+                for name in self.names
+            ]
+            self.rows[pair], self.emb[pair] = rows, np.stack(parts)
+            if progress is not None:
+                progress(done, len(pairs))
+
+    def _rest(self, i: int, j: int) -> NDArray[np.int64]:
+        return np.flatnonzero(~np.isin(self.fold_N, (i, j)))
+
+    @property
+    def num(self) -> int:
+        """Number of pictures."""
+        return len(self.fold_N)
+
+    def blocks(self, size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Rows (B,) and their cosine distances (M, B, N) to all pictures, B at most `size`."""
+        for number in np.unique(self.fold_N):
+            rows = np.flatnonzero(self.fold_N == number)
+            for start in range(0, len(rows), size):
+                block = rows[start : start + size]
+                yield block, self._distances(int(number), block)
+
+    def _distances(self, number: int, block: NDArray[np.int64]) -> NDArray[np.float32]:
+        dist_MBN = np.empty((len(self.names), len(block), self.num), dtype=np.float32)
+        own: Any = self.fold_N == number
+        for pair, rows in self.rows.items():
+            if number not in pair:
+                continue
+            emb_MnD = self.emb[pair]
+            probe_MBD = emb_MnD[:, np.searchsorted(rows, block)]
+            other = pair[1] if pair[0] == number else pair[0]
+            wanted = (self.fold_N[rows] == other) | own[rows]
+            dist_MBN[:, :, rows[wanted]] = 1 - probe_MBD @ emb_MnD[:, wanted].transpose(0, 2, 1)
+        return dist_MBN
+
+
+@torch.no_grad()
+def _embed(
+    member: Member,
+    features_VNF: Tensor,
+    label: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    rest: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """Unit embeddings (n, D) of some rows by a map that is fitted to the rest."""
+    head = fit_map(member, features_VNF, label, rest)
+    emb_VnD = F.normalize(head(features_VNF[:, torch.from_numpy(rows)]), dim=2)
+    emb_nD: NDArray[np.float32] = F.normalize(emb_VnD.mean(0), dim=1).cpu().numpy()
+    return emb_nD
