@@ -23,6 +23,7 @@ from twinlens.cli.arguments import (
     device_argument,
     json_argument,
     print_result,
+    quality_argument,
     quiet_argument,
     root_argument,
     show_argument,
@@ -94,6 +95,7 @@ def _add_enrol(parser: argparse.ArgumentParser) -> None:
                         )  # fmt: skip
     parser.add_argument("--keep-thumbnails", action="store_true",
                         help="store small pictures in the gallery too")  # fmt: skip
+    quality_argument(parser)
     device_argument(parser)
     quiet_argument(parser)
 
@@ -212,6 +214,39 @@ def _calibrate(place: str, device: str, **values: Any) -> Any:
     return GalleryCalibrationResult(calibration, None if pairs is None else pairs.threshold)
 
 
+def _add_feedback(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pictures", metavar="PICTURE", nargs="*", default=(),
+                        help="files for --is or --is-not")  # fmt: skip
+    parser.add_argument("--is", dest="is_", metavar="ID",
+                        help="enrolled identity that the pictures are of")  # fmt: skip
+    parser.add_argument("--is-not", metavar="ID", help="identity that the pictures are not of")
+    parser.add_argument("--same", nargs=2, metavar=("A", "B"), help="two files of one identity")
+    parser.add_argument("--different", nargs=2, metavar=("A", "B"),
+                        help="two files of different identities")  # fmt: skip
+    parser.add_argument("--csv", type=Path, metavar="FILE",
+                        help="file with the column picture and one or more of is, is_not, same_as, "
+                        "different_from")  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="list the corrections")
+    parser.add_argument("--undo", type=int, metavar="N", help="take correction N back")
+    device_argument(parser)
+    quiet_argument(parser)
+
+
+def _feedback(place: str, device: str, *, list: bool, undo: int | None, **values: Any) -> Any:
+    from twinlens.progress import Progress
+
+    gallery = twinlens.Gallery.open(place, device=device)
+    if list or undo is not None:
+        if any(values.values()) or (list and undo is not None):
+            raise ConfigError("--list and --undo N stand alone: give the rest to another command")
+        return gallery.corrections() if undo is None else gallery.undo_feedback(undo)
+    result = gallery.feedback(**values, progress=Progress("embedding"))
+    for warning in result.warnings():
+        log.warning(warning)
+    result.require_some()
+    return result
+
+
 def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="FILE.parquet", type=Path,
                         help="file of `twinlens gallery export`, or of `twinlens embed` with the "
@@ -288,6 +323,7 @@ def add_identify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--far", "--fpir", dest="far", type=float, metavar="SHARE",
                         help="false positive identification rate (default: the calibration's)",
                         )  # fmt: skip
+    quality_argument(parser)
     show_argument(parser, "draw the pictures beside their candidates")
     device_argument(parser)
     json_argument(parser)
@@ -325,6 +361,7 @@ GALLERY_COMMANDS: dict[str, GalleryCommand] = {
     "info": ("show content, model, threshold and size", _add_nothing, _info),
     "optimize": ("compact files, and build an index if it is faster", _add_optimize, _optimize),
     "calibrate": ("set the threshold for the gallery's size", _add_calibrate, _calibrate),
+    "feedback": ("correct answers, and adapt to the corrections", _add_feedback, _feedback),
     "export": ("write all templates to a file", _add_export, _export),
     "import": ("enrol the templates of a file", _add_import, _import),
     "rebuild": ("embed all pictures again with another model", _add_rebuild, _rebuild),

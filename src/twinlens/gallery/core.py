@@ -200,9 +200,20 @@ class GalleryCore:
     ) -> list[RankedIdentity]:
         """The k nearest identities to an embedding (D,), nearest first, without a verdict."""
         state = self.state() if state is None else state
-        return self.lookup.identities(
-            self.probe(emb_D), state.rule, k, state.nprobes, in_memory=self.is_in_memory(state)
-        )
+        probe_D, metric, vetoes = self.probe(emb_D), state.metric, state.vetoes
+        ranked = self.lookup.identities(
+            probe_D, state.rule, k + len(vetoes), state.nprobes,
+            in_memory=self.is_in_memory(state), metric=metric,
+        )  # fmt: skip
+
+        def is_vetoed(entry: RankedIdentity) -> bool:
+            """Whether a picture that is not of the identity is nearer than the identity."""
+            if entry.identity not in vetoes:
+                return False
+            dist_V = self.lookup.distances(vetoes[entry.identity], probe_D, metric)
+            return bool(dist_V.min() < entry.distance)
+
+        return [entry for entry in ranked if not is_vetoed(entry)][:k]
 
     def probe(self, emb_D: NDArray[Any]) -> Floats:
         """A checked and prepared query vector (D,)."""

@@ -10,6 +10,7 @@ Shapes: N pictures, M templates, D dimensions, K answers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 
 from twinlens.data.table import ImageTable
 from twinlens.errors import GalleryError
-from twinlens.gallery import import_export, index, maintain, migrate
+from twinlens.gallery import feedback, import_export, index, maintain, migrate
 from twinlens.gallery.conditions import explain_nested, filter_of
 from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.decide import Threshold, decide
 from twinlens.gallery.enrol import enrol_pictures
 from twinlens.gallery.enrol_embeddings import enrol_embeddings
+from twinlens.gallery.feedback_results import CorrectionList, FeedbackResult
 from twinlens.gallery.info import GalleryInfo, describe
 from twinlens.gallery.results import (
     EnrolResult,
@@ -184,6 +186,7 @@ class Gallery:
         root: str | Path | None = None,
         metadata: Mapping[str, Any] | None = None,
         keep_thumbnails: bool = False,
+        min_quality: float | None = None,
         progress: Progress | None = None,
     ) -> EnrolResult:
         """Enrol labelled pictures: a folder of class folders, a manifest, a named set, or a table.
@@ -196,6 +199,8 @@ class Gallery:
             root: folder of a named set's copy.
             metadata: metadata of every picture: text, numbers, booleans.
             keep_thumbnails: whether to store a small picture of each as well.
+            min_quality: least quality of a picture, in [0, 1]; those below are skipped. None for no
+                such gate.
             progress: callback with the pictures done and in all.
         Raises:
             DataError: nothing to read, or an unknown layout.
@@ -203,7 +208,7 @@ class Gallery:
         """
         table = read_labelled(self.matcher, data, root)
         sources, skipped = sources_of(table, metadata or {})
-        return self._enrol(sources, skipped, keep_thumbnails, progress)
+        return self._enrol(sources, skipped, keep_thumbnails, min_quality, progress)
 
     def enrol_files(
         self,
@@ -212,6 +217,7 @@ class Gallery:
         *,
         metadata: Mapping[str, Any] | None = None,
         keep_thumbnails: bool = False,
+        min_quality: float | None = None,
         progress: Progress | None = None,
     ) -> EnrolResult:
         """Enrol one picture file or several, all of one identity; the rest as in `enrol`.
@@ -222,7 +228,7 @@ class Gallery:
         identity = check_identity(identity)
         files = [files] if isinstance(files, str | Path) else files
         sources = [Source.of_file(path, identity, metadata or {}) for path in files]
-        return self._enrol(sources, [], keep_thumbnails, progress)
+        return self._enrol(sources, [], keep_thumbnails, min_quality, progress)
 
     def enrol_embeddings(
         self,
@@ -263,10 +269,11 @@ class Gallery:
         sources: Sequence[Source],
         skipped: list[SkippedPicture],
         keep_thumbnails: bool,
+        min_quality: float | None,
         progress: Progress | None,
     ) -> EnrolResult:
         maintain.finish(self.core)
-        return enrol_pictures(self.core, sources, skipped, keep_thumbnails, progress)
+        return enrol_pictures(self.core, sources, skipped, keep_thumbnails, min_quality, progress)
 
     # --- answering ---
 
@@ -274,19 +281,33 @@ class Gallery:
         """Embeddings of pictures by the gallery's model, shape (N, D)."""
         return self.matcher.embed(pictures)
 
-    def identify(self, picture: Picture, *, k: int = 5, far: float | None = None) -> IdentifyAnswer:
+    def identify(
+        self,
+        picture: Picture,
+        *,
+        k: int = 5,
+        far: float | None = None,
+        min_quality: float | None = None,
+    ) -> IdentifyAnswer:
         """Identify a picture, or answer "nobody".
 
         Args:
             picture: path, Pillow picture, array or tensor.
             k: number of candidates to list.
             far: false positive identification rate; the calibration's by default.
+            min_quality: least quality of the picture, in [0, 1]; None for no such gate.
         Raises:
             CalibrationError: neither the gallery nor its model is calibrated, or not for `far`.
-            PictureError: a file that cannot be read.
+            ConfigError: a minimum outside [0, 1].
+            PictureError: a file that cannot be read, or a quality below the minimum (failure to
+                acquire).
         """
         self.threshold(far)  # Before the work.
-        return self.identify_embedding(self.embed([picture])[0], k=k, far=far)
+        pixels_CHW, quality = self.matcher.acquire(picture, min_quality)
+        emb_1D = self.matcher.embed_decoded(pixels_CHW)
+        answer = self.identify_embedding(emb_1D[0], k=k, far=far)
+        domain = self.matcher.check_domain(emb_1D, pixels_CHW[None])
+        return replace(answer, quality=quality, domain=None if domain is None else domain[0])
 
     def identify_embedding(
         self, emb_D: NDArray[Any], *, k: int = 5, far: float | None = None
@@ -329,6 +350,7 @@ class Gallery:
                 self.core.probe(emb_D), max(1, min(k, state.num_templates)), state.nprobes,
                 where=condition,
                 in_memory=self.core.is_in_memory(state), columns=TEMPLATE_COLUMNS,
+                metric=state.metric,
             )  # fmt: skip
         except GalleryError as error:
             raise explain_nested(where, error) from error
@@ -345,6 +367,80 @@ class Gallery:
             CalibrationError: no calibration, or none for that rate.
         """
         return self.core.threshold(far)
+
+    # --- correcting ---
+
+    def feedback(
+        self,
+        pictures: str | Path | Sequence[str | Path] = (),
+        *,
+        is_: str | None = None,
+        is_not: str | None = None,
+        same: Sequence[str | Path] | None = None,
+        different: Sequence[str | Path] | None = None,
+        csv: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> FeedbackResult:
+        """Correct answers: templates, threshold and a small metric adapt, without training.
+
+        A picture that is of an identity becomes its template. Of other pictures that are not
+        enrolled, the embedding is kept with the gallery, and erased as templates are. The metric is
+        applied only if it helps on held-out answers, and the threshold moves by at most a quarter.
+
+        Args:
+            pictures: files for `is_` or `is_not`.
+            is_: enrolled identity that the pictures are of.
+            is_not: enrolled identity that the pictures are not of.
+            same: two files of one identity.
+            different: two files of different identities.
+            csv: file with the column `picture` and one or more of `is, is_not, same_as,
+                different_from`; paths are relative to its folder.
+            progress: callback with the pictures done and in all.
+        Raises:
+            ConfigError: none or several kinds of corrections at once, or not two files for a pair.
+            DataError: an unreadable CSV file.
+            GalleryError: no such identity, or too many corrections of pictures that are no
+                templates.
+        """
+        files = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+        requests = feedback.requests_of(files, is_, is_not, same, different, csv)
+        return feedback.correct(self.core, requests, progress)
+
+    def feedback_embeddings(
+        self,
+        emb_ND: NDArray[Any],
+        kind: Sequence[str],
+        identity: Sequence[str],
+        *,
+        fingerprint: str,
+    ) -> FeedbackResult:
+        """As `feedback`, for embeddings of shape (N, D) by the gallery's model; needs no torch.
+
+        Args:
+            emb_ND: embeddings.
+            kind: N of "is" and "is-not".
+            identity: N enrolled identities.
+            fingerprint: fingerprint of the model that made them.
+        Raises:
+            GalleryError: another model, unequal lengths, no such identity or kind.
+        """
+        return feedback.correct_embeddings(self.core, emb_ND, kind, identity, fingerprint)
+
+    def corrections(self) -> CorrectionList:
+        """The corrections, by number, and what they changed."""
+        return feedback.corrections(self.core)
+
+    def undo_feedback(self, number: int) -> FeedbackResult:
+        """Take a correction back, and erase what it stored; the rest is fitted again.
+
+        A template that the correction added is erased; one that it moved or removed returns.
+
+        Args:
+            number: number of the correction in `corrections`.
+        Raises:
+            GalleryError: no such correction.
+        """
+        return feedback.undo(self.core, number)
 
     # --- maintaining ---
 

@@ -38,6 +38,8 @@ class GalleryInfo:
         recall: share of the true 10 nearest that a search finds, measured by `optimize`.
         num_unindexed: templates younger than the index, compared one by one.
         num_deletions: interrupted erasures; `optimize` completes them.
+        num_corrections: corrections by `Gallery.feedback`.
+        metric_applied: whether the metric from corrections is applied.
     """
 
     place: str
@@ -60,6 +62,8 @@ class GalleryInfo:
     recall: float | None
     num_unindexed: int
     num_deletions: int
+    num_corrections: int
+    metric_applied: bool
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -77,6 +81,9 @@ class GalleryInfo:
             "templates of an identity": self.rule,
             "search": self._search_words(),
         }
+        if self.num_corrections:
+            applied = "applied" if self.metric_applied else "not applied"
+            lines["corrections"] = f"{self.num_corrections}, metric {applied}"
         if self.num_deletions:
             lines["interrupted"] = "an erasure: `twinlens gallery optimize` completes it"
         return "\n".join(f"{name:26} {words}" for name, words in lines.items())
@@ -142,4 +149,6 @@ def describe(core: GalleryCore) -> GalleryInfo:
         recall=None if index is None else index.recall,
         num_unindexed=store.num_unindexed() or 0,
         num_deletions=settings.deletions - settings.purged,
+        num_corrections=0 if settings.feedback is None else len(settings.feedback.corrections),
+        metric_applied=state.metric is not None,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from twinlens.data.contents import NO_DIGEST
 from twinlens.data.table import ImageTable
 from twinlens.errors import GalleryError
+from twinlens.gallery.adapt import adapt
 from twinlens.gallery.core import GalleryCore
+from twinlens.gallery.corrections import Feedback, renamed, with_feedback, without
 from twinlens.gallery.enrol import Enrolment
 from twinlens.gallery.index import sweep
 from twinlens.gallery.results import EraseReceipt
 from twinlens.gallery.schema import quoted
+from twinlens.gallery.settings import in_format
 from twinlens.gallery.snapshot import vectors
 from twinlens.gallery.sources import read_labelled, sources_of
 from twinlens.gallery.store import CleanupResult
@@ -45,18 +48,24 @@ Floats = NDArray[np.float32]
 
 
 def erase(core: GalleryCore, identity: str) -> EraseReceipt:
-    """Remove an identity and every byte of it.
+    """Remove an identity and every byte of it, its corrections and their influence included.
 
     Raises:
         GalleryError: no such identity, or the gallery cannot be written.
     """
     start, store = time.monotonic(), core.store
-    num_templates, num_thumbnails = store.delete_where(f"identity = {quoted(identity)}")
+
+    def forget(settings: dict[str, Any], hashes: Sequence[str]) -> dict[str, Any]:
+        return _without(settings, hashes, identity)
+
+    where = f"identity = {quoted(identity)}"
+    num_templates, num_thumbnails = store.delete_where(where, forget)
     if not num_templates:
         finish(core)  # The bytes of an erasure that was killed.
         core.require(identity)
         return erase(core, identity)  # Enrolled since.
     try:
+        adapt(core)
         cleared = _purge(core)
     except GalleryError as error:
         raise GalleryError(
@@ -69,19 +78,39 @@ def erase(core: GalleryCore, identity: str) -> EraseReceipt:
     )  # fmt: skip
 
 
+def _without(settings: dict[str, Any], hashes: Sequence[str], identity: str) -> dict[str, Any]:
+    """Settings without the corrections of some pictures or of an identity, and without a fit."""
+    stored = settings.get("feedback")
+    if stored is None:
+        return settings
+    feedback = without(Feedback.model_validate(stored), hashes, identity)
+    return in_format(with_feedback(settings, feedback))
+
+
 def rename(core: GalleryCore, old: str, new: str, merge: bool) -> int:
     """Rename an identity; see `Gallery.rename`."""
     if old == new:
         num = core.store.count(f"identity = {quoted(old)}")
     else:
-        num = core.store.rename(old, new, merge=merge)
+        has_feedback = core.state().settings.feedback is not None
+
+        def change(settings: dict[str, Any]) -> dict[str, Any]:
+            stored = settings.get("feedback")
+            if stored is None:
+                return settings
+            return with_feedback(settings, renamed(Feedback.model_validate(stored), old, new))
+
+        num = core.store.rename(old, new, merge=merge, change=change if has_feedback else None)
     if not num:
         core.require(old)
     return num
 
 
 def finish(core: GalleryCore) -> None:
-    """Remove the bytes of erasures that were interrupted."""
+    """Adapt after an interruption, and remove the bytes of interrupted erasures."""
+    feedback = core.state().settings.feedback
+    if feedback is not None and feedback.stale:
+        adapt(core)
     settings = core.state().settings
     if settings.deletions > settings.purged:
         _purge(core)
@@ -134,10 +163,14 @@ def calibrate(
 
     def store(old: dict[str, Any]) -> dict[str, Any]:
         core.check_model(old["fingerprint"])
-        return old | {"open_set": calibration.as_json()}
+        new = {name: value for name, value in old.items() if name != "calibrated_on"}
+        new |= {"open_set": calibration.as_json()}
+        return in_format(new if data is None else new | {"calibrated_on": "pictures"})
 
     core.store.change_settings(store)
-    return calibration
+    adapt(core)
+    in_force = core.state().open_set
+    return calibration if in_force is None else in_force
 
 
 def _all_templates(core: GalleryCore) -> tuple[list[str], NDArray[np.int64], Floats]:
@@ -158,7 +191,7 @@ def _probes(
 ) -> tuple[Floats, NDArray[np.object_]]:
     """Embeddings and names of the pictures of DATA that are not enrolled."""
     sources, _ = sources_of(read_labelled(core.matcher, data, root), {})
-    run = Enrolment(core, keep_thumbnails=False)
+    run = Enrolment(core, keep_thumbnails=False, min_quality=None)
     rows = list(run.rows(sources, progress))
     for picture in run.skipped:
         log.warning("skipped %s: %s", picture.path, picture.reason)

@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from twinlens.errors import GalleryError, PictureError
 from twinlens.gallery.core import GalleryCore
+from twinlens.gallery.corrections import Feedback, packed, with_feedback, without
 from twinlens.gallery.results import RebuildResult, SkippedPicture
 from twinlens.gallery.schema import COLUMNS, schema, with_settings
-from twinlens.gallery.settings import model_files, model_settings
+from twinlens.gallery.settings import in_format, model_files, model_settings
 from twinlens.gallery.sources import Source, read_source
 from twinlens.measure.distances import as_euclidean
 
@@ -40,10 +41,12 @@ def rebuild(
     if missing and not drop_missing:
         raise GalleryError(_missing_message(list(missing.values()), len(core)))
     store, old, dropped = core.store, core.fingerprint, set(missing)
-    columns = with_settings(
-        schema(matcher.settings.embedding),
-        store.settings() | model_settings(matcher),
-    )
+    settings = {k: v for k, v in store.settings().items() if k != "calibrated_on"}
+    settings |= model_settings(matcher)
+    feedback = core.state().settings.feedback
+    if feedback is not None:
+        settings = with_feedback(settings, _embedded_again(feedback, matcher, dropped))
+    columns = with_settings(schema(matcher.settings.embedding), in_format(settings))
     total = len(core) - len(missing)
 
     def batches(table: Any) -> pa.RecordBatchReader:
@@ -60,10 +63,14 @@ def rebuild(
 
 
 def _missing(core: GalleryCore) -> dict[str, SkippedPicture]:
-    """Templates whose picture is missing or was changed since enrolment, by hash."""
+    """Pictures that are missing or were changed since they were embedded, by hash."""
     rows = core.store.find(columns=["path", "hash"])
+    path_of = dict(zip(rows["hash"].to_pylist(), rows["path"].to_pylist(), strict=True))
+    feedback = core.state().settings.feedback
+    if feedback is not None:
+        path_of |= {name: picture.path for name, picture in feedback.pictures.items()}
     missing = {}
-    for path, name in zip(rows["path"].to_pylist(), rows["hash"].to_pylist(), strict=True):
+    for name, path in path_of.items():
         try:
             same = Source(path, "").hash() == name
             reason = "it was changed since it was enrolled"
@@ -89,6 +96,18 @@ def _missing_message(missing: list[SkippedPicture], total: int) -> str:
     )
 
 
+def _embedded_again(feedback: Feedback, matcher: Matcher, dropped: set[str]) -> Feedback:
+    """The corrections with embeddings of another model, less those of dropped pictures."""
+    feedback, plain = without(feedback, dropped), as_euclidean(matcher.comparison)
+    pictures = {}
+    for name, picture in feedback.pictures.items():
+        pixels, _ = read_source(matcher, Source(picture.path, ""))
+        emb_1D = matcher.embed_pixels(pixels[None])
+        vector = packed(emb_1D if plain is None else plain.prepared(emb_1D))
+        pictures[name] = picture.model_copy(update={"vector": vector})
+    return feedback.model_copy(update={"pictures": pictures})
+
+
 def _embedded(
     table: Any, matcher: Matcher, dropped: set[str], done: Callable[[int], object]
 ) -> Iterator[pa.RecordBatch]:
@@ -103,7 +122,7 @@ def _embedded(
         sources = [Source(path, "") for path in rows["path"].to_pylist()]
         if not sources:
             continue
-        pixels = np.stack([read_source(matcher, s) for s in sources])
+        pixels = np.stack([read_source(matcher, s)[0] for s in sources])
         emb_ND = matcher.embed_pixels(pixels)
         emb_ND = emb_ND if plain is None else plain.prepared(emb_ND)
         vector = pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), emb_ND.shape[1])

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from twinlens.gallery.metric import Metric
 from twinlens.gallery.schema import quoted
 from twinlens.gallery.snapshot import Snapshot, Snapshots, vectors
 from twinlens.gallery.store import Store
@@ -62,7 +63,8 @@ class Lookup:
     ) -> None:
         self._store, self._plain, self._learned = store, plain, learned
         self._snapshots = Snapshots(store)
-        self._means: tuple[int, Floats] | None = None
+        self._means: tuple[Snapshot, Floats] | None = None
+        self._mapped: tuple[Snapshot, Metric, Snapshot] | None = None
 
     @property
     def comparison(self) -> Comparison:
@@ -78,7 +80,14 @@ class Lookup:
         return self._snapshots.latest()
 
     def identities(
-        self, probe_D: Floats, rule: str, depth: int, nprobes: int | None, *, in_memory: bool
+        self,
+        probe_D: Floats,
+        rule: str,
+        depth: int,
+        nprobes: int | None,
+        *,
+        in_memory: bool,
+        metric: Metric | None = None,
     ) -> list[RankedIdentity]:
         """The `depth` best identities, best first; fewer if the gallery has fewer.
 
@@ -88,10 +97,30 @@ class Lookup:
             depth: number of identities.
             nprobes: partitions of the index to search; None compares all templates.
             in_memory: whether to compare all templates in memory.
+            metric: map of all embeddings; an index finds its shortlist without it.
         """
         if in_memory:
-            return self._identities_in_memory(self.snapshot(), probe_D, rule, depth)
-        return self._identities_by_index(probe_D, rule, depth, nprobes)
+            snap, probe_D = self._in(metric, self.snapshot()), self.mapped(metric, probe_D[None])[0]
+            return self._identities_in_memory(snap, probe_D, rule, depth)
+        return self._identities_by_index(probe_D, rule, depth, nprobes, metric)
+
+    def mapped(self, metric: Metric | None, vector_ND: Floats) -> Floats:
+        """Stored vectors by a metric, shape (N, D)."""
+        if metric is None:
+            return vector_ND
+        vector_ND = metric.apply(vector_ND)
+        return vector_ND if self._plain is None else self._plain.prepared(vector_ND)
+
+    def _in(self, metric: Metric | None, snap: Snapshot) -> Snapshot:
+        """A snapshot by a metric, kept until either changes."""
+        if metric is None:
+            return snap
+        # Not read again, since another thread may replace it meanwhile.
+        mapped = self._mapped
+        if mapped is None or mapped[0] is not snap or mapped[1] is not metric:
+            mapped = snap, metric, snap.with_vectors(self.mapped(metric, snap.vector))
+            self._mapped = mapped
+        return mapped[2]
 
     def templates(
         self,
@@ -102,25 +131,27 @@ class Lookup:
         where: str | None,
         in_memory: bool,
         columns: Sequence[str],
+        metric: Metric | None = None,
     ) -> pa.Table:
         """The k nearest templates, nearest first, with their `distance`."""
         if in_memory and where is None:
-            table = self._templates_in_memory(probe_D, k, columns)
+            table = self._templates_in_memory(probe_D, k, columns, metric)
             if table is not None:
                 return table
-        num = k if self._plain is not None else max(k, RERANKED)
-        needed = [*columns, *([] if self._plain is not None else ["vector"])]
+        is_plain = self._plain is not None and metric is None
+        num = k if is_plain else max(k, RERANKED)
+        needed = [*columns, *([] if is_plain else ["vector"])]
         rows = self._store.nearest(probe_D, num, columns=needed, where=where, nprobes=nprobes)
-        dist_S = self._shortlist_distances(rows, probe_D)
+        dist_S = self._shortlist_distances(rows, probe_D, metric)
         order = np.argsort(dist_S, kind="stable")[:k]
         table = rows.take(pa.array(order)).select(list(columns))
         return table.append_column("distance", pa.array(dist_S[order]))
 
     def _templates_in_memory(
-        self, probe_D: Floats, k: int, columns: Sequence[str]
+        self, probe_D: Floats, k: int, columns: Sequence[str], metric: Metric | None
     ) -> pa.Table | None:
         """As `templates`; None if one of them was erased during the search."""
-        snap = self.snapshot()
+        snap, probe_D = self._in(metric, self.snapshot()), self.mapped(metric, probe_D[None])[0]
         num = k if self._plain is not None else max(k, RERANKED)
         row_S, dist_S = self._nearest_rows(snap, probe_D, num)
         order = np.argsort(dist_S, kind="stable")[:k]
@@ -174,9 +205,9 @@ class Lookup:
 
     def _means_of(self, snap: Snapshot) -> Floats:
         means = self._means
-        if means is None or means[0] != snap.version:
+        if means is None or means[0] is not snap:
             # Not read again, since another thread may have replaced it meanwhile.
-            means = self._means = snap.version, identity_means(snap.vector, snap.code)[0]
+            means = self._means = snap, identity_means(snap.vector, snap.code)[0]
         return means[1]
 
     def _nearest_rows(
@@ -194,10 +225,16 @@ class Lookup:
         return np.asarray(self.comparison.pairwise(probe_SD, vector_SD))
 
     def _identities_by_index(
-        self, probe_D: Floats, rule: str, depth: int, nprobes: int | None
+        self,
+        probe_D: Floats,
+        rule: str,
+        depth: int,
+        nprobes: int | None,
+        metric: Metric | None,
     ) -> list[RankedIdentity]:
-        columns = ["identity", "path", *([] if self._plain is not None else ["vector"])]
-        num = max(SHORTLIST if self._plain is not None else RERANKED, 2 * depth)
+        is_plain = self._plain is not None and metric is None
+        columns = ["identity", "path", *([] if is_plain else ["vector"])]
+        num = max(SHORTLIST if is_plain else RERANKED, 2 * depth)
         max_num = max(MAX_SHORTLIST, 16 * depth)
         while True:
             rows = self._store.nearest(probe_D, num, columns=columns, nprobes=nprobes)
@@ -207,9 +244,11 @@ class Lookup:
             if len(names) >= depth or len(rows) < num or num >= max_num:
                 break
             num *= 4
-        dist_S = self._shortlist_distances(rows, probe_D)
+        dist_S = self._shortlist_distances(rows, probe_D, metric)
         if rule == "mean":
-            return self._by_means_of_shortlist(rows["path"], dist_S, code_S, names, probe_D, depth)
+            return self._by_means_of_shortlist(
+                rows["path"], dist_S, code_S, names, probe_D, depth, metric
+            )
         ranked = rank_identities(dist_S[None], code_S, rule, depth)
         return _ranked(ranked.code[0], ranked.distance[0], rows["path"], dist_S, code_S, names)
 
@@ -221,20 +260,28 @@ class Lookup:
         names: NDArray[Any],
         probe_D: Floats,
         depth: int,
+        metric: Metric | None,
     ) -> list[RankedIdentity]:
         """Rank the identities of a shortlist by the means of all their templates."""
         where = f"identity IN ({', '.join(map(quoted, names))})"
         rows = self._store.find(where, columns=["identity", "vector"])
         code_M = np.searchsorted(names, rows["identity"].to_numpy(zero_copy_only=False))
-        mean_ID, code_I = identity_means(vectors(rows["vector"]), code_M)
-        dist_I = self._distances(mean_ID, probe_D)
+        mean_ID, code_I = identity_means(self.mapped(metric, vectors(rows["vector"])), code_M)
+        dist_I = self._distances(mean_ID, self.mapped(metric, probe_D[None])[0])
         ranked = rank_identities(dist_I[None], code_I, "mean", depth)
         return _ranked(ranked.code[0], ranked.distance[0], path_S, dist_S, code_S, names)
 
-    def _shortlist_distances(self, rows: pa.Table, probe_D: Floats) -> Floats:
-        if self._plain is not None:
+    def _shortlist_distances(
+        self, rows: pa.Table, probe_D: Floats, metric: Metric | None
+    ) -> Floats:
+        if self._plain is not None and metric is None:
             return self._plain.from_squared(rows["_distance"].to_numpy())
-        return self._distances(vectors(rows["vector"]), probe_D)
+        return self.distances(vectors(rows["vector"]), probe_D, metric)
+
+    def distances(self, vector_SD: Floats, probe_D: Floats, metric: Metric | None) -> Floats:
+        """Distances of a probe to some stored vectors by a metric, shape (S,)."""
+        probe_D = self.mapped(metric, probe_D[None])[0]
+        return self._distances(self.mapped(metric, vector_SD), probe_D)
 
 
 def _ranked(

@@ -2,7 +2,8 @@
 
 `GallerySettings` is the schema of format 1. `open_set` is the gallery's calibration and `index`
 the measurement by `optimize`, both null at first; `pairs` is the model's calibration. `deletions`
-counts erasures begun, `purged` those of which no byte is left.
+counts erasures begun, `purged` those of which no byte is left. Format 2 has `feedback`, or the
+source of the calibration if that is other pictures than the templates.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from twinlens._version import __version__
 from twinlens.errors import GalleryError, validation_problems
+from twinlens.gallery.corrections import Feedback, unpacked
+from twinlens.gallery.metric import Metric
 from twinlens.gallery.store import Store
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.distances import as_euclidean
@@ -31,15 +36,16 @@ if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
 
 __all__ = ["FORMAT", "GallerySettings", "GalleryState", "IndexMeasurement",
-           "model_files", "model_settings", "new_settings", "read_settings",
+           "in_format", "model_files", "model_settings", "new_settings", "read_settings",
            "read_state"]  # fmt: skip
 
-FORMAT = 1
+FORMAT = 2
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Partitions = Annotated[int, Field(ge=1, le=256)]
 Text = Annotated[str, Field(max_length=200)]
+Floats = NDArray[np.float32]
 
 
 class IndexMeasurement(BaseModel):
@@ -63,11 +69,11 @@ class IndexMeasurement(BaseModel):
 
 
 class GallerySettings(BaseModel):
-    """Settings of a gallery in format 1."""
+    """Settings of a gallery in format 1 or 2."""
 
     model_config = STRICT
 
-    format: Literal[1]
+    format: Literal[1, 2]
     created: Text  # ISO 8601
     deletions: Count
     purged: Count
@@ -78,6 +84,8 @@ class GallerySettings(BaseModel):
     pairs: dict[str, Any] | None
     open_set: dict[str, Any] | None
     index: IndexMeasurement | None
+    calibrated_on: Literal["pictures"] | None = None
+    feedback: Feedback | None = None
 
     @field_validator("created")
     @classmethod
@@ -118,13 +126,44 @@ class GalleryState:
 
     @cached_property
     def open_set(self) -> OpenSetCalibration | None:
-        """The gallery's own calibration; None before `Gallery.calibrate`.
+        """The calibration in force, with the corrections; None before `Gallery.calibrate`.
+
+        Raises:
+            ModelError: damaged; the gallery can be calibrated again all the same.
+        """
+        feedback = self.settings.feedback
+        if feedback is None or feedback.open_set is None or self.settings.open_set is None:
+            return self.calibrated
+        return OpenSetCalibration.from_json(feedback.open_set)
+
+    @cached_property
+    def calibrated(self) -> OpenSetCalibration | None:
+        """The calibration as `Gallery.calibrate` found it, without corrections.
 
         Raises:
             ModelError: damaged; the gallery can be calibrated again all the same.
         """
         stored = self.settings.open_set
         return None if stored is None else OpenSetCalibration.from_json(stored)
+
+    @cached_property
+    def metric(self) -> Metric | None:
+        """The metric from corrections; None if it is not applied."""
+        feedback = self.settings.feedback
+        if feedback is None or feedback.metric is None or self.settings.open_set is None:
+            return None
+        return Metric.of(feedback.metric)
+
+    @cached_property
+    def vetoes(self) -> dict[str, Floats]:
+        """Vectors (V, D) of pictures that are not of an identity, by its name."""
+        vectors: dict[str, list[Floats]] = {}
+        feedback = self.settings.feedback
+        for one in [] if feedback is None else feedback.corrections:
+            picture = None if feedback is None else feedback.pictures.get(one.pictures[0])
+            if one.kind == "is-not" and one.identity is not None and picture is not None:
+                vectors.setdefault(one.identity, []).append(unpacked(picture.vector))
+        return {identity: np.stack(rows) for identity, rows in vectors.items()}
 
     @property
     def rule(self) -> str:
@@ -149,7 +188,19 @@ def read_state(store: Store) -> GalleryState:
         GalleryError: a newer format, or damaged settings.
     """
     version, values = store.version, store.settings()
-    return GalleryState(version, read_settings(store.place, values), store.count())
+    settings = read_settings(store.place, values)
+    if (feedback := settings.feedback) is not None:
+        lengths = {len(unpacked(picture.vector)) for picture in feedback.pictures.values()}
+        if feedback.metric is not None:
+            num_directions = len(feedback.metric.damping)
+            lengths.add(len(unpacked(feedback.metric.directions)) // num_directions)
+        if lengths - {store.dim}:
+            raise GalleryError(
+                f"the gallery {store.place} is damaged: feedback: found vectors of "
+                f"{min(lengths - {store.dim})} numbers instead of {store.dim}. Restore it from a "
+                "copy"
+            )
+    return GalleryState(version, settings, store.count())
 
 
 def read_settings(place: str, values: Mapping[str, Any]) -> GallerySettings:
@@ -175,10 +226,16 @@ def read_settings(place: str, values: Mapping[str, Any]) -> GallerySettings:
         ) from error
 
 
+def in_format(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the number of the oldest format that can hold them."""
+    is_newer = bool(settings.keys() & {"feedback", "calibrated_on"})
+    return {**settings, "format": 2 if is_newer else 1}
+
+
 def new_settings(matcher: Matcher) -> dict[str, Any]:
     """Settings of an empty gallery, as stored."""
     return {
-        "format": FORMAT,
+        "format": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "deletions": 0,
         "purged": 0,

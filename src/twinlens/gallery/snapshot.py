@@ -16,7 +16,7 @@ Shapes: M templates, I identities, D dimensions, L columns of the narrow array, 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lance
 import numpy as np
@@ -85,6 +85,10 @@ class Snapshot:
 
     def __len__(self) -> int:
         return len(self.vector)
+
+    def with_vectors(self, vector_MD: NDArray[np.float32]) -> Snapshot:
+        """The same templates with other vectors."""
+        return replace(self, vector=vector_MD, bounds=Bounds.of(vector_MD))
 
     def nearest(
         self, probe_D: NDArray[np.float32], num: int

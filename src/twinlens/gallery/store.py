@@ -65,6 +65,8 @@ ROWS_PER_BYTE = 1
 """More rows than that in the table's files are no templates: each has a hash of its own."""
 
 Result = TypeVar("Result")
+Change = Callable[[dict[str, Any]], Mapping[str, Any]]
+Forget = Callable[[dict[str, Any], Sequence[str]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -315,9 +317,16 @@ class Store:
             self.clear()
         return num
 
-    def rename(self, old: str, new: str, *, merge: bool = True) -> int:
+    def rename(
+        self, old: str, new: str, *, merge: bool = True, change: Change | None = None
+    ) -> int:
         """Rename an identity; returns the number of its templates.
 
+        Args:
+            old: present name.
+            new: new name.
+            merge: whether `new` may have templates.
+            change: change of the settings that follows.
         Raises:
             GalleryError: `new` has templates, and `merge` is not set.
         """
@@ -332,15 +341,27 @@ class Store:
                     "--merge (merge=True) to put both under that name"
                 )
             counts = table.update({"identity": quoted(new)}, where=of_old)
+            if change is not None:
+                self._change(table, change)
             return int(counts["num_rows_updated"])
 
-        return self.table.write(updated)
+        return self.table.write(updated, single=change is None)
 
-    def delete(self, hashes: Sequence[str]) -> None:
-        """Delete rows, and count the deletion in the settings. Their bytes remain until `clear`."""
-        self.table.write(lambda table: self._delete(table, hashes), single=False)
+    def move(self, hashes: Sequence[str], identity: str) -> None:
+        """Give templates another identity."""
+        where = f"hash IN ({', '.join(map(quoted, hashes))})"
+        self.table.write(lambda table: table.update({"identity": quoted(identity)}, where=where))
 
-    def delete_where(self, where: str) -> tuple[int, int]:
+    def delete(self, hashes: Sequence[str], forget: Forget | None = None) -> None:
+        """Delete rows, and count the deletion in the settings. Their bytes remain until `clear`.
+
+        Args:
+            hashes: hashes of the rows.
+            forget: change of the settings for deleted hashes, in the commit that counts them.
+        """
+        self.table.write(lambda table: self._delete(table, hashes, forget), single=False)
+
+    def delete_where(self, where: str, forget: Forget | None = None) -> tuple[int, int]:
         """Delete the rows that satisfy a condition; otherwise as `delete`.
 
         In an object store, rows that another writer adds meanwhile are deleted too.
@@ -356,16 +377,22 @@ class Store:
             hashes = rows["hash"].to_pylist()
             deleted.update(zip(hashes, rows["has_thumbnail"].to_pylist(), strict=True))
             if hashes:
-                self._delete(table, hashes)
+                self._delete(table, hashes, forget)
             return bool(hashes)
 
         while self.table.write(delete, single=False) and is_remote(self.place):
             pass
         return len(deleted), sum(deleted.values())
 
-    def _delete(self, table: lance.LanceDataset, hashes: Sequence[str]) -> None:
+    def _delete(
+        self, table: lance.LanceDataset, hashes: Sequence[str], forget: Forget | None
+    ) -> None:
         # Counted first, so that bytes of a killed deletion are known to remain.
-        self._change(table, lambda old: old | {"deletions": old["deletions"] + 1})
+        def counted(old: dict[str, Any]) -> Mapping[str, Any]:
+            new = old | {"deletions": old["deletions"] + 1}
+            return new if forget is None else forget(new, hashes)
+
+        self._change(table, counted)
         # By hash: Lance writes the condition into files, which must not contain a name.
         for start in range(0, len(hashes), DELETED_AT_ONCE):
             part = ", ".join(quoted(name) for name in hashes[start : start + DELETED_AT_ONCE])
@@ -374,7 +401,7 @@ class Store:
             # Another writer may have cleaned up after the first count and before this deletion.
             self._change(table, lambda old: old | {"deletions": old["deletions"] + 1})
 
-    def change_settings(self, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+    def change_settings(self, change: Change) -> None:
         """Replace the settings by `change` of the present ones."""
         self.change_index_settings(lambda old, _: change(old))
 
@@ -393,9 +420,7 @@ class Store:
 
         return self.table.write(changed)
 
-    def _change(
-        self, table: lance.LanceDataset, change: Callable[[dict[str, Any]], Mapping[str, Any]]
-    ) -> dict[str, Any]:
+    def _change(self, table: lance.LanceDataset, change: Change) -> dict[str, Any]:
         new = dict(change(_settings(table)))
         table.update_schema_metadata({SETTINGS: settings_json(new)})
         return new
