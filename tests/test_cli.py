@@ -62,12 +62,14 @@ DIFFERENT = {
     "train": {"settings"}, "inspect": {"settings"}, "pretrain": {"settings"},
     "calibrate": {"data"},
     "gallery enrol": {"data", "files", "identity", "metadata"}, "gallery list": {"templates"},
+    "gallery feedback": {"list", "undo"},
     "gallery create": {"device"},
 }  # fmt: skip
 PYTHON_ONLY = {"calibrate": {"seed"}}
 GALLERY_PYTHON_ONLY = {"self", "place", "options", "progress"}
 METHODS: dict[str, tuple[Callable[..., Any], ...]] = {
     "create": (Gallery.create,), "enrol": (Gallery.open, Gallery.enrol, Gallery.enrol_files),
+    "feedback": (Gallery.open, Gallery.feedback),
     "erase": (Gallery.erase,), "rename": (Gallery.rename,), "list": (Gallery.templates,),
     "info": (Gallery.info,), "optimize": (Gallery.optimize,),
     "calibrate": (Gallery.open, Gallery.calibrate),

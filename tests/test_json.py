@@ -21,6 +21,7 @@ from twinlens.commands import doctor as doctor_job
 from twinlens.config import ModelSettings, Settings
 from twinlens.data.table import ImageTable
 from twinlens.learn.records import CandidateRow, LearningPoint
+from twinlens.learn.run_folder import RaceRecord
 from twinlens.machine import machine
 from twinlens.match.matcher import Matcher
 from twinlens.measure.bootstrap import Estimate
@@ -43,7 +44,8 @@ LEAVES: dict[str, Callable[[Any], bool]] = {
 }
 
 # What a table says of a key is then said by another table.
-OTHERS = {"settings": "settings.json", "calibration": "calibrate"}
+OTHERS = {"settings": "settings.json", "calibration": "calibrate", "reliability": "reliability",
+          "groups": "groups"}  # fmt: skip
 
 
 def documented() -> dict[str, dict[str, str]]:
@@ -125,7 +127,10 @@ def test_the_comparison_sees_what_is_wrong() -> None:
 
 def test_verify(tiny_run: TinyRun, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = sorted(tiny_run.data.rglob("*.png"))[:2]
-    check("verify", printed(capsys, "verify", tiny_run.run, a, b, "--json"))
+    priors = [["--prior", 1e-9], ["--prior", 1 - 1e-9]]  # One of them gives a reason.
+    check(
+        "verify", *(printed(capsys, "verify", tiny_run.run, a, b, "--json", *at) for at in priors)
+    )
 
 
 def test_evaluate_and_results(
@@ -137,11 +142,22 @@ def test_evaluate_and_results(
     signed = tmp_path / "signed"
     draw_pictures(signed, {"a": 4, "a_forg": 3, "b": 4, "b_forg": 3, "c": 1})
     pairs, shots = tmp_path / "pairs.csv", tmp_path / "shots.csv"
-    pairs.write_text("a,b,same\nsigned/a/0.png,signed/a/1.png,1\nsigned/a/0.png,signed/b/1.png,0\n")
+    pairs.write_text(
+        "a,b,same,pen\nsigned/a/0.png,signed/a/1.png,1,x\nsigned/a/0.png,signed/b/1.png,0,x\n"
+    )
     shots.write_text("trial,probe,candidate,same\n1,signed/a/0.png,signed/a/1.png,1\n")
     closed = tmp_path / "closed"
     draw_pictures(closed, {f"{split}/{name}": 2 for split in ("train", "test") for name in "ab"})
+    draw_pictures(tmp_path / "six", dict.fromkeys("abcdef", 4))
+    rows = [f"six/{name}/{i}.png,{name},{'xy'[i % 2]},{'small' if name == 'a' else ''}"
+            for name in "abcdef" for i in range(4)]  # fmt: skip
+    cameras = tmp_path / "cameras.csv"
+    cameras.write_text("\n".join(["path,identity,camera,room", *rows]))
     run = tiny_run.run
+    by = printed(capsys, "evaluate", run, cameras, "--by=camera", "--by=room",
+                 "--group-thresholds", "--json")  # fmt: skip
+    check("groups", *by["groups"].values())
+    check("reliability", by["verification"]["reliability"])
     with monkeypatch.context() as patched:
         patched.setattr("twinlens.measure.pairs.ALL_PAIRS_LIMIT", 5)
         patched.setattr("twinlens.measure.pairs.SAMPLED_PAIRS", 5)
@@ -151,7 +167,8 @@ def test_evaluate_and_results(
         sampled,
         read(run / "results.json"),
         printed(capsys, "evaluate", run, signed, "--json"),
-        printed(capsys, "evaluate", run, "--trials", pairs, "--json"),
+        printed(capsys, "evaluate", run, "--trials", pairs, "--by=pen", "--json"),
+        by,
         printed(capsys, "evaluate", run, "--trials", shots, "--json"),
         printed(capsys, "evaluate", run, closed, "--protocol", "nearest", "--json"),
         printed(capsys, "evaluate", run, tiny_run.data, "--on", "all", "--protocol", "open-set",
@@ -182,6 +199,8 @@ def test_candidates() -> None:
         for loss in (None, Estimate(0.1, 0.0, 0.2))
     ]
     check("candidates.json", {"candidates": rows, "curve": [asdict(LearningPoint(9, 0.1))]})
+    race = RaceRecord(updates={"loss.temperature": 0.05}, rows=[CandidateRow("a", 0.1, 0.9, 1, 1)])
+    check("race.json", race.model_dump(mode="json"))
 
 
 def test_uncalibrated_model_has_null(tiny_run: TinyRun, tmp_path: Path) -> None:
@@ -269,6 +288,10 @@ def test_gallery(
     check("gallery-export", ask("export", tmp_path / "all.parquet"))
     compare(ask("import", tmp_path / "all.parquet"), TABLES["gallery-enrol"])
     check("gallery-rename", ask("rename", "thing 3", "thing 2", "--merge"))
+    picture = tmp_path / "in" / "thing 0" / "0.png"
+    other = ask("feedback", picture, "--is-not", "thing 2")
+    compare(other, TABLES["gallery-feedback"])
+    check("gallery-corrections", ask("feedback", "--list"))
     check("gallery-erase", ask("erase", "thing 1"))
     (tmp_path / "in" / "thing 0" / "0.png").unlink()
     check("gallery-rebuild", ask("rebuild", "--model", tiny_run.run, "--drop-missing"))
