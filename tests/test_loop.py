@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,6 +153,57 @@ def test_a_resumed_run_comes_to_the_weights_of_an_unbroken_one(
     assert (broken.steps, broken.best_metric, broken.best_step) == (
         14, whole.best_metric, whole.best_step,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("metrics", "steps"),
+    [
+        ((0.8, 0.9, 0.95, 0.9502), 10),  # The third further round gains less than a hundredth.
+        ((0.8, 0.8), 6),
+        ((1.0,), 4),  # Nothing is left to gain.
+        ((math.nan,), 4),
+        ([1 - 0.9**n for n in range(20)], 4 + 8 * 2),
+    ],
+)
+def test_a_run_goes_on_while_the_error_falls(
+    metrics: Sequence[float], steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(metrics)
+    monkeypatch.setattr(Validator, "__call__", lambda *_: next(left))
+    settings = digit_settings(train__steps=4, train__validations=1, train__extend=True)
+    shares = []
+    *_, fitted = start(settings, on_step=lambda _, report: shares.append(report.progress))
+    assert fitted.steps == steps
+    assert [row.step for row in fitted.history if row.metric is not None] == [
+        *range(4, steps + 1, 2)
+    ]
+    assert shares[-1] == 1
+    rates = {row.step: row.rate / settings.optimizer.rate for row in fitted.history}
+    assert rates[4] < 0.3
+    assert all(rates[step] == pytest.approx(0.25, abs=0.01) for step in range(6, steps + 1, 2))
+
+
+@pytest.mark.parametrize("length", [{"time_budget": 0.4}, {"steps": 4, "extend": False}])
+def test_a_length_of_the_user_is_kept(length: dict[str, Any]) -> None:
+    train = {"validations": 1, "extend": True, **length}
+    *_, fitted = start(digit_settings(train=train), reserve=lambda _: 0.0)
+    assert fitted.steps == 4 or (fitted.seconds < 5 and "time_budget" in length)
+
+
+def test_a_run_that_went_on_is_resumed_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the first round, at the end of it, in a further one, and at its end."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "MOST_ROUNDS", 2)
+    settings = digit_settings(train__steps=5, train__validations=1, train__extend=True)
+    encoder, comparator, whole = start(settings, run=RunFolder(tmp_path / "whole"))
+    stops = (3, 5, 7, 8) if whole.steps > 8 else (3, 5, 7)
+    *parts, broken = resumed(settings, RunFolder(tmp_path / "broken"), stops)
+    assert whole.steps >= 8
+    assert digest(*parts) == digest(encoder, comparator)
+    assert timeless(broken.history) == timeless(whole.history)
+    assert (broken.steps, broken.best_step) == (whole.steps, whole.best_step)
 
 
 def test_a_frozen_backbone_is_the_checkpoints_when_a_run_is_resumed(

@@ -148,8 +148,11 @@ def test_interrupting_ends_with_a_calibrated_model(
     assert weights(run) == weights(refitted.run)
 
 
-def test_interrupting_the_last_fit_names_the_command_to_resume(
-    refitted: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_interrupting_the_last_fit_leaves_the_model_before_it(
+    refitted: TinyRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -157,8 +160,12 @@ def test_interrupting_the_last_fit_names_the_command_to_resume(
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(fit_model, "train_network", interrupt)
-        with pytest.raises(KeyboardInterrupt, match="resume the run with: twinlens train"):
-            twinlens.train(refitted.data, out=run, settings=REFIT, quiet=True)
+        model = twinlens.train(refitted.data, out=run, settings=REFIT, quiet=True)
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == "warning: interrupted in the last fit: the model before it is kept"
+    assert "resume it with: twinlens train" in last
+    assert model.calibration is not None
+    assert weights(run) != weights(refitted.run)
     twinlens.train(refitted.data, out=run, resume=True, quiet=True)
     assert weights(run) == weights(refitted.run)
 

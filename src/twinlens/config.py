@@ -582,6 +582,12 @@ class TrainSettings(Section):
         "is then that of the model before.",
         auto="data",
     )
+    extend: bool = setting(
+        False,
+        "Learn on after `steps`, in rounds of half as many, as long as the validation error falls "
+        "by a hundredth; 8 rounds at most.",
+        auto="data",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",
         "Arithmetic of the forward pass, which the weights depend on; `auto` is bfloat16 for "

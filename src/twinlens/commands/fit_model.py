@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +23,9 @@ from twinlens.learn.candidates import feature_candidates
 from twinlens.learn.cross_validation import FeatureBank, train_network
 from twinlens.learn.loop import FitResult, LabelledPixels, StepReport, fit
 from twinlens.learn.model_selection import MOST_PICTURES, HeldOutPairs, ModelSelection
+from twinlens.learn.race import Race, changed, entries_of
 from twinlens.learn.records import CandidateRow, LearningPoint
-from twinlens.learn.run_folder import RunFolder
+from twinlens.learn.run_folder import RaceRecord, RunFolder
 from twinlens.learn.validation import MAX_PICTURES
 from twinlens.measure.held_out import make_fold
 from twinlens.measure.pairs import draw_pairs, pair_distances, sample_pictures
@@ -33,7 +35,7 @@ from twinlens.model.device import pick_device
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.layers import glorot
 from twinlens.model.networks import Networks
-from twinlens.model.pretrained import FREE, place_of, ranked_starts
+from twinlens.model.pretrained import start_at_hand
 from twinlens.model.timm_backbones import is_pretrained, pretrained_picture
 from twinlens.progress import Progress, format_duration
 
@@ -62,6 +64,7 @@ class FittedModel:
     """Networks, and what is known of them before they are evaluated.
 
     Attributes:
+        prepared: the run, with the settings that the network was trained with.
         networks: the model.
         fit: steps, curves and kept step of the network that was trained.
         pairs: distances of held-out pictures by the model before its last fit; None if there were
@@ -71,6 +74,7 @@ class FittedModel:
         most: pictures of each split, for later, that a time budget has room for; None for all.
     """
 
+    prepared: PreparedRun
     networks: Networks
     fit: FitResult
     pairs: HeldOutPairs | None = None
@@ -103,14 +107,15 @@ def fit_model(prepared: PreparedRun, run: RunFolder, started: float) -> FittedMo
         networks, result = _fit(prepared, run, clock, compute)
         most = clock.reserve.most
         if not settings.train.refit or not is_validation.any() or result.interrupted:
-            return FittedModel(networks, result, most=most)
+            return FittedModel(prepared, networks, result, most=most)
         rows = np.flatnonzero(is_validation)
         if most is not None:
             rng = np.random.default_rng(settings.seed)
             rows = rows[sample_pictures(images.label[rows], most, rng)]
         pairs = _validation_pairs(networks, images, rows, settings)
-        encoder = _refit(networks.encoder, images, settings, result, compute, clock.left())
-        return FittedModel(Networks(encoder, networks.comparator), result, pairs, most=most)
+        encoder, result = _refit(networks.encoder, images, settings, result, compute, clock.left())
+        model = Networks(encoder, networks.comparator)
+        return FittedModel(prepared, model, result, pairs, most=most)
 
 
 def _can_hold_out(images: LabelledPixels, is_validation: NDArray[np.bool_]) -> bool:
@@ -165,6 +170,10 @@ def _fit_candidates(
         settings, part, is_validation, closed=is_closed_set(table), frozen=frozen, compute=compute,
         seconds=clock.left(), progress=_progress,
     )  # fmt: skip
+    raced = list[CandidateRow]()
+    if not is_pretrained(settings.model) and settings.model.weights is None:
+        prepared, raced = _race(prepared, run, selection, clock)
+        settings = selection.settings = prepared.settings
     selection.add_features()
     encoders = dict[str, Encoder]()
     comparator = make_comparator(settings.model.comparator, settings.model.embedding)
@@ -174,7 +183,7 @@ def _fit_candidates(
     else:
         networks, result = _fit(prepared, run, clock, compute)
         if result.interrupted:
-            return FittedModel(networks, result)
+            return FittedModel(prepared, networks, result)
         began = "nothing" if settings.model.weights is None else "a start"
         name = f"{settings.model.backbone}, from {began}"
         encoders[name] = networks.encoder
@@ -182,22 +191,60 @@ def _fit_candidates(
     weights, candidates, pairs = selection.choose()
     log.info("chosen: %s", ", ".join(f"{w:.0%} {name}" for name, w in weights.items()))
     rows = np.arange(len(kept)) if settings.train.refit else np.flatnonzero(~is_validation)
-    if settings.train.refit:
-        encoders = {
-            name: _refit(encoder, images, settings, result, compute, clock.left())
-            for name, encoder in encoders.items()
-            if name in weights
-        }
     used = {name: encoder for name, encoder in encoders.items() if name in weights}
+    if settings.train.refit:
+        for name, encoder in used.items():
+            used[name], result = _refit(encoder, images, settings, result, compute, clock.left())
     if set(weights) == set(used):
         (encoder,) = used.values()
     else:
-        encoder = selection.refit(weights, rows, used)
+        try:
+            encoder = selection.refit(weights, rows, used)
+        except KeyboardInterrupt:
+            selection.leave_out_trained()
+            weights, candidates, pairs = selection.choose()
+            log.warning("interrupted in the last fit: the model has features without training only")
+            result = replace(result, interrupted=True)
+            encoder = selection.refit(weights, rows)
     encoder.to("cpu").to(memory_format=torch.contiguous_format)
     pairs = replace(pairs, a=kept[pairs.a], b=kept[pairs.b])
     held_out = pairs if settings.train.refit else None
     curve = [] if is_closed_set(table) else selection.learning_curve()
-    return FittedModel(Networks(encoder, comparator), result, held_out, candidates, curve)
+    model = Networks(encoder, comparator)
+    return FittedModel(prepared, model, result, held_out, candidates + raced, curve)
+
+
+def _race(
+    prepared: PreparedRun, run: RunFolder, selection: ModelSelection, clock: _Clock
+) -> tuple[PreparedRun, list[CandidateRow]]:
+    """The run with the settings that win a race, and the rows of that; a resumed run repeats none.
+
+    Written before the training begins, since its length may depend on the machine.
+    """
+    record = run.read_race()
+    if record is None:
+        chosen = {choice.key for choice in prepared.choices}
+        train = selection.rest(0)
+        num = len(np.unique(selection.images.label[train]))
+        race = Race(
+            prepared.settings, selection.images, train, selection.folds[0], selection.compute
+        )
+        best, rows = race.run(entries_of(prepared.settings, chosen, num), clock.left())
+        record = RaceRecord(updates=dict(best.updates), rows=rows)
+        run.write_race(record)
+    why = "the best in a race on held-out pictures"
+    choices = [
+        replace(choice, value=record.updates[choice.key], why=why)
+        if choice.key in record.updates
+        else choice
+        for choice in prepared.choices
+    ]
+    settings = changed(prepared.settings, record.updates)
+    if record.updates:
+        log.info("chosen by the race: %s", ", ".join(f"{k}={v}" for k, v in record.updates.items()))
+        run.write_settings(settings)
+        run.update_record(choices=choices)
+    return replace(prepared, settings=settings, choices=choices), record.rows
 
 
 def _frozen_network(settings: Settings, num: int) -> tuple[ModelSettings | None, PictureSettings]:
@@ -211,17 +258,17 @@ def _frozen_network(settings: Settings, num: int) -> tuple[ModelSettings | None,
     if num > MOST_ENLARGED:
         return None, settings.picture
     device, accept = pick_device(settings.train.device), settings.train.accept_licence
-    for start in ranked_starts(device):
-        if (accept or start.licence in FREE) and place_of(start.name) is not None:
-            model = ModelSettings(backbone=start.name, pretrained=True)
-            record = pretrained_picture(model)
-            assert record is not None
-            side = min(start.size, record["size"])
-            picture = PictureSettings(
-                size=(side, side), color="rgb", mean=tuple(record["mean"]), std=tuple(record["std"])
-            )
-            return model, picture
-    return None, settings.picture
+    start = start_at_hand(device, accept_licence=accept)
+    if start is None:
+        return None, settings.picture
+    model = ModelSettings(backbone=start.name, pretrained=True)
+    record = pretrained_picture(model)
+    assert record is not None
+    side = record["size"] if start.size is None else min(start.size, record["size"])
+    picture = PictureSettings(
+        size=(side, side), color="rgb", mean=tuple(record["mean"]), std=tuple(record["std"])
+    )
+    return model, picture
 
 
 def _fit(
@@ -265,8 +312,10 @@ def _refit(
     result: FitResult,
     compute: Compute,
     seconds: float | None,
-) -> Encoder:
+) -> tuple[Encoder, FitResult]:
     """Fit a trained network to all pictures: on from its weights, or again if it is soon fitted.
+
+    Ctrl-C leaves the network as it was.
 
     Args:
         encoder: the trained network.
@@ -275,6 +324,8 @@ def _refit(
         result: of the training.
         compute: device and number format.
         seconds: time that is left; None for no limit.
+    Returns:
+        The network, and the result of the training, which says if there was an interrupt.
     """
     again = settings.model.init == "whitened"
     steps = max(1, round(result.best_step * (1 if again else REFIT_SHARE)))
@@ -290,7 +341,13 @@ def _refit(
     log.info("fitting to all %d pictures, %d steps", len(images.row), steps)
     everything = np.arange(len(images.row))
     last = settings.model_copy(update=updates)
-    return train_network(last, images, everything, compute, None, None if again else encoder)
+    before = copy.deepcopy(encoder)
+    try:
+        start = None if again else encoder
+        return train_network(last, images, everything, compute, None, start), result
+    except KeyboardInterrupt:
+        log.warning("interrupted in the last fit: the model before it is kept")
+        return before, replace(result, interrupted=True)
 
 
 def _validation_pairs(

@@ -99,6 +99,7 @@ def train(
             prepared = prepare(data, root, loaded, run, resume)
             record = _record(prepared, run)
             fitted = fit_model(prepared, run, started)
+            prepared = fitted.prepared  # A race may have changed its settings.
             matcher = _save(fitted, prepared, record, run)
             result, notes = _evaluate(matcher, prepared, record, fitted.most)
             _write_results(run, matcher, prepared, fitted, result, notes, started)

@@ -74,6 +74,7 @@ RULES: Mapping[str, Rule] = {
     "train.metric": training.metric,
     "train.candidates": training.candidates,
     "train.refit": training.refit,
+    "train.extend": training.extend,
 }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from twinlens.config import LENGTHS
 from twinlens.learn.auto_facts import FROZEN, LARGE, MANY, PLENTY, WIDE, Facts, Reasoned, Rule
 
 __all__ = [
     "candidates",
+    "extend",
     "flip",
     "forged_per_label",
     "forged_weight",
@@ -180,6 +182,16 @@ def refit(f: Facts) -> Reasoned:
     if not f.has_test:
         return False, "without test pictures, the validation pictures measure the model"
     return True, "the more identities a model learns from, the better"
+
+
+def extend(f: Facts) -> Reasoned:
+    """`train.extend`."""
+    given = sorted({f"train.{length}" for length in LENGTHS} & f.given)
+    if given:
+        return False, f"{given[0]} sets the length"
+    if f.strokes or (f.settings.model.init == "whitened" and not f.settings.train.candidates):
+        return False, "the head learns fast"
+    return True, "no length is set: training ends when more no longer helps"
 
 
 def metric(f: Facts) -> Reasoned:

@@ -40,6 +40,8 @@ class TrainingState(BaseModel):
         validations: validations done.
         planned: validations of the whole run.
         rows: rows of the history that were due so far.
+        rounds: further rounds, the one that runs included.
+        round_metric: metric at the end of the last round.
         best_metric: metric of the weights that are kept.
         top_metric: highest metric so far.
         best_step: step of the weights that are kept.
@@ -59,6 +61,8 @@ class TrainingState(BaseModel):
     validations: Steps = 0
     planned: Steps = 0
     rows: Steps = 0
+    rounds: Steps = 0
+    round_metric: Share | None = None
     best_metric: Share | None = None
     top_metric: Share | None = None
     best_step: Steps = 0

@@ -33,9 +33,10 @@ from twinlens.learn.learner import (
 from twinlens.learn.objective import Objective
 from twinlens.learn.records import HistoryRow
 from twinlens.learn.run_folder import RunFolder
-from twinlens.learn.schedule import RunLength, run_length, schedule_factor
+from twinlens.learn.schedule import RunLength, end_after, run_length, schedule_factor
 from twinlens.learn.validation import Validator
 from twinlens.learn.whitening import whiten_head
+from twinlens.measure.held_out import LEAST_GAIN
 from twinlens.model.comparators import Comparator
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder
@@ -48,6 +49,7 @@ log = logging.getLogger("twinlens")
 HISTORY_ROWS = 100  # evenly over the run
 CHECKPOINT_SECONDS = 60.0
 VALIDATION_SHARE = 0.1  # largest share of a time budget for validations
+MOST_ROUNDS = 8  # further ones, if each of them helps
 
 
 @dataclass(frozen=True)
@@ -142,10 +144,10 @@ def fit(
     if state.planned == 0:
         state.planned = _affordable_validations(settings.train.validations, length, seconds)
     begun, saved = time.monotonic() - state.seconds, time.monotonic()
-    progress = length.progress(state.step, state.seconds)
+    progress = length.progress(state.step, state.seconds, state.rounds)
     interrupted = False
     try:
-        while progress < 1:
+        while progress < end_after(state.rounds):
             seed = _step_seed(settings.seed, state.step)
             torch.manual_seed(seed)
             factor = schedule_factor(settings.optimizer.schedule, progress)
@@ -164,22 +166,28 @@ def fit(
             give_up = intervention is not None and guard.exhausted
             state.step += 1
             state.seconds = time.monotonic() - begun
-            progress = length.progress(state.step, state.seconds)
+            progress = length.progress(state.step, state.seconds, state.rounds)
 
+            ends = progress >= end_after(state.rounds)
             validate, write_row = _due(state, progress)
+            validate = validate or ends
             metric = None
             if validate and validator is not None:
                 metric = validator(encoder, comparator)
                 _keep_best(learner, state, metric, validator.num_mated)
             if validate and not guard.suspicious and learner.is_finite():
                 learner.good, state.good_step = learner.weights(), state.step
+            if ends and metric is not None and settings.train.extend and length.steps is not None:
+                _extend(state, metric)
+                progress = length.progress(state.step, state.seconds, state.rounds)
             if validate or write_row or event:
                 history.add(_row(state, length, rate, metric, event))
             if validate or event or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 _save(learner, state, run)
                 saved = time.monotonic()
             if on_step is not None:
-                on_step(StepReport(state.step, progress, state.seconds, loss_value, metric))
+                done = progress / end_after(state.rounds)
+                on_step(StepReport(state.step, done, state.seconds, loss_value, metric))
             if give_up:
                 break
     except KeyboardInterrupt:
@@ -312,6 +320,14 @@ def _due(state: TrainingState, progress: float) -> tuple[bool, bool]:
     due = validations > state.validations, rows > state.rows
     state.validations, state.rows = validations, rows
     return due
+
+
+def _extend(state: TrainingState, metric: float) -> None:
+    """Add a round after the first one, and as long as the error falls by a hundredth."""
+    before = state.round_metric
+    helped = before is None or 1 - metric < (1 - LEAST_GAIN) * (1 - before)
+    if metric < 1 and helped and state.rounds < MOST_ROUNDS:
+        state.round_metric, state.rounds = metric, state.rounds + 1
 
 
 def _keep_best(learner: Learner, state: TrainingState, metric: float, num_pictures: int) -> None:

@@ -30,7 +30,16 @@ from twinlens.learn.cross_validation import (
 from twinlens.learn.embed_batch import LabelledPixels, StoredInputs
 from twinlens.learn.records import CandidateRow, LearningPoint
 from twinlens.measure.bootstrap import Estimate
-from twinlens.measure.held_out import Fold, Scores, assign_folds, fuse, gain, make_fold, scores
+from twinlens.measure.held_out import (
+    LEAST_GAIN,
+    Fold,
+    Scores,
+    assign_folds,
+    fuse,
+    gain,
+    make_fold,
+    scores,
+)
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.fused import FusedEncoder, fused_settings
@@ -40,7 +49,7 @@ __all__ = ["MOST_PICTURES", "HeldOutPairs", "ModelSelection"]
 
 log = logging.getLogger("twinlens")
 
-TUNED_STEPS, MOST_STEPS = 150, 600  # of tuning: without a time budget, and at most
+TUNED_STEPS, MOST_STEPS = 150, 600  # of tuning: at first without a time budget, and at most
 TIMED_STEPS = (2, 10)  # of two trainings that show how long a step takes
 TUNED_FOLDS = 2
 CURVE_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the identities, in the learning curve
@@ -180,10 +189,21 @@ class ModelSelection:
         if steps < SHORT or not numbers:
             log.info("  no time to tune %s", network.backbone)
             return
+        error = self._add_tuned(steps, numbers, on_gpu=on_gpu)
+        while self.settings.train.extend and self.limit is None and 2 * steps <= MOST_STEPS:
+            steps, before = 2 * steps, error
+            error = self._add_tuned(steps, numbers, on_gpu=on_gpu)
+            if not error < (1 - LEAST_GAIN) * before:
+                break
+
+    def _add_tuned(self, steps: int, numbers: list[int], *, on_gpu: bool) -> float:
+        """Tune the network for some steps; its error on held-out pictures."""
         part = "tuned" if on_gpu else "last third tuned"
-        name = f"{network.backbone.partition('.')[0]}, {part} for {steps} steps"
-        self.candidates[name] = self._train(tuned(self.settings, steps, on_gpu=on_gpu), numbers)
+        name = f"{self.settings.model.backbone.partition('.')[0]}, {part} for {steps} steps"
+        candidate = self._train(tuned(self.settings, steps, on_gpu=on_gpu), numbers)
+        self.candidates[name] = candidate
         self._log(name)
+        return scores(self.folds, candidate.matrices).error
 
     def _affordable_steps(self, numbers: list[int], *, on_gpu: bool) -> int:
         """Steps of one training on each of some folds, and of the last one on all pictures."""
@@ -232,6 +252,12 @@ class ModelSelection:
             100 * result.eer, 100 * (1 - result.recall_error), len(candidate.matrices),
             len(self.folds), candidate.seconds,
         )  # fmt: skip
+
+    def leave_out_trained(self) -> None:
+        """Keep the candidates that need no training."""
+        self.candidates = {
+            name: one for name, one in self.candidates.items() if one.settings is None
+        }
 
     def choose(self) -> tuple[dict[str, float], list[CandidateRow], HeldOutPairs]:
         """The members of the chosen model with their weights, the table, and its distances.

@@ -1,6 +1,7 @@
 """The folder of a run: all that is needed to repeat it, and a checkpoint to resume from.
 
     settings.json               settings after "auto" has chosen
+    race.json                   short trainings that chose some of them, if there were any
     run.json                    data fingerprint, versions, machine, seed, command, choices
     split.csv                   path, identity, role, split of every picture that was used
     trained_on.safetensors      keyed hashes and thumbnails of these (see model/training_record.py)
@@ -43,13 +44,13 @@ from twinlens.config import Settings
 from twinlens.data.csv_file import write_csv
 from twinlens.errors import TrainingError, first_line, validation_problems
 from twinlens.files import writing_file
-from twinlens.learn.records import Choice, HistoryRow
+from twinlens.learn.records import CandidateRow, Choice, HistoryRow
 from twinlens.model.compute import Compute
 from twinlens.model.fused import encoder_layout
 from twinlens.model.tensor_file import layout_problem, read_layout, tensors_under
 from twinlens.parsing import parse_json, read_json, read_text
 
-__all__ = ["Checkpoint", "RunFolder", "RunRecord", "lock_run_folder",
+__all__ = ["Checkpoint", "RaceRecord", "RunFolder", "RunRecord", "lock_run_folder",
            "new_run_folder"]  # fmt: skip
 
 log = logging.getLogger("twinlens")
@@ -80,6 +81,20 @@ class RunRecord(BaseModel):
     choices: list[Choice]
     compute: Compute | None = None
     finished: StrictBool = False
+
+
+class RaceRecord(BaseModel):
+    """Contents of `race.json`.
+
+    Attributes:
+        updates: settings that the race changed, "section.key" -> value.
+        rows: the short trainings on held-out pictures.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    updates: dict[str, Any]
+    rows: list[CandidateRow]
 
 
 _HISTORY = TypeAdapter(list[HistoryRow])
@@ -170,6 +185,18 @@ class RunFolder:
             TrainingError: damaged, or of another version.
         """
         return self._read("settings.json", Settings)
+
+    def write_race(self, race: RaceRecord) -> None:
+        """Write `race.json`."""
+        self.write_json("race.json", race.model_dump(mode="json"))
+
+    def read_race(self) -> RaceRecord | None:
+        """The contents of `race.json`; None if missing.
+
+        Raises:
+            TrainingError: damaged, or of another version.
+        """
+        return self._read("race.json", RaceRecord)
 
     def write_table(self, name: str, fields: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Write a CSV file of the run."""

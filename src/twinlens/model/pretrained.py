@@ -130,12 +130,11 @@ def find_start(device: str, *, accept_licence: bool = False, download: bool = Tr
     Raises:
         ConfigError: TWINLENS_WEIGHTS names no folder.
     """
+    start = start_at_hand(device, accept_licence=accept_licence)
+    if start is not None:
+        return start
     ranked = ranked_starts(device)
     usable = [start for start in ranked if accept_licence or start.licence in FREE]
-    for place, file_of in PLACES.items():
-        for pretrained in usable:
-            if file_of(pretrained.name) is not None:
-                return Start.of_timm(pretrained, place)
     if download and _download(usable[0]):
         return Start.of_timm(usable[0], "a download")
     for pretrained in ranked:
@@ -151,6 +150,20 @@ def find_start(device: str, *, accept_licence: bool = False, download: bool = Tr
         "name it in TWINLENS_WEIGHTS, give a file with --backbone and --weights, or allow the "
         "download from the network", usable[0].name,
     )  # fmt: skip
+    return None
+
+
+def start_at_hand(device: str, *, accept_licence: bool = False) -> Start | None:
+    """The best start for photographs in the hub's cache, else in TWINLENS_WEIGHTS; as `find_start`.
+
+    Raises:
+        ConfigError: TWINLENS_WEIGHTS names no folder.
+    """
+    for place, file_of in PLACES.items():
+        for pretrained in ranked_starts(device):
+            is_usable = accept_licence or pretrained.licence in FREE
+            if is_usable and file_of(pretrained.name) is not None:
+                return Start.of_timm(pretrained, place)
     return None
 
 
