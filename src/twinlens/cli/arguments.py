@@ -27,6 +27,7 @@ __all__ = [
     "model_argument",
     "print_json",
     "print_result",
+    "quality_argument",
     "quiet_argument",
     "root_argument",
     "show_argument",
@@ -139,6 +140,13 @@ def model_argument(parser: argparse.ArgumentParser) -> None:
 def show_argument(parser: argparse.ArgumentParser, text: str) -> None:
     """`--show`."""
     parser.add_argument("--show", type=Path, metavar="FILE.png", help=text)
+
+
+def quality_argument(parser: argparse.ArgumentParser) -> None:
+    """`--min-quality`."""
+    parser.add_argument("--min-quality", type=float, metavar="SCORE",
+                        help="refuse pictures of a lower quality, in [0, 1] (default: refuse none)",
+                        )  # fmt: skip
 
 
 def json_argument(parser: argparse.ArgumentParser) -> None:

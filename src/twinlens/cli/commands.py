@@ -16,6 +16,7 @@ from twinlens.cli.arguments import (
     json_argument,
     model_argument,
     print_json,
+    quality_argument,
     quiet_argument,
     root_argument,
     show_argument,
@@ -180,6 +181,13 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rule", metavar="NAME", help="with open-set: fusion of an identity's "
                         "templates: nearest (default), mean or vote")  # fmt: skip
     parser.add_argument("--episodes", type=int, help="number of episodes (1000)")
+    parser.add_argument("--prior", type=float, metavar="P", help="prior probability of a genuine "
+                        "pair, for the calibration error (0.5)")  # fmt: skip
+    parser.add_argument("--by", action="append", metavar="COLUMN", help="error rates by a column "
+                        "of the manifest, of the trials, or by folder; may be repeated",
+                        )  # fmt: skip
+    parser.add_argument("--group-thresholds", action="store_true",
+                        help="with --by: show a threshold for each group")  # fmt: skip
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a report")
     parser.add_argument("--seed", type=int, default=0,
                         help="random seed for pairs, episodes and bootstrap (0)")  # fmt: skip
@@ -188,10 +196,18 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     quiet_argument(parser)
 
 
+def _add_prior(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prior", type=float, default=0.5, metavar="P",
+                        help="prior probability of a genuine pair, for probabilities (0.5)",
+                        )  # fmt: skip
+
+
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
     parser.add_argument("a", metavar="A", type=Path, help="a picture")
     parser.add_argument("b", metavar="B", type=Path, help="another picture")
+    _add_prior(parser)
+    quality_argument(parser)
     device_argument(parser)
     json_argument(parser)
     show_argument(parser, "draw both pictures and the verdict")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from twinlens.commands.selection import read_data
 from twinlens.data.pixel_cache import PixelStream
+from twinlens.data.quality import quality_parts, quality_scores, size_part
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 from twinlens.files import check_output_file, writing_file
@@ -35,7 +36,11 @@ def embed(
     device: str = "auto",
     quiet: bool = False,
 ) -> int:
-    """Write the embedding of every picture to a Parquet file: path, identity, forged, embedding.
+    """Write the embedding of every picture to a Parquet file, with its quality.
+
+    Its columns are path, identity, forged, embedding, quality (the score of `data.quality`) and
+    domain_score (of `measure.domain`, above 1 for a picture unlike the calibration pictures; null
+    if unknown).
 
     Args:
         model: folder of a model or of a run.
@@ -66,7 +71,8 @@ def embed(
             max_pixels=settings.max_pixels,
             max_broken=settings.max_broken,
         )
-        emb_ND = embed_stream(matcher, stream)
+        emb_ND, parts_N3, domain_scores = embed_stream(matcher, stream)
+        parts_N3[:, 1] = size_part(stream.sources(), matcher.picture)
         for broken in stream.broken:
             log.warning("skipped %s: %s", broken.path, broken.reason)
         rows = pa.table(
@@ -75,6 +81,8 @@ def embed(
                 "identity": _strings(stream.table.identity),
                 "forged": pa.array(stream.table.forged),
                 "embedding": pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), emb_ND.shape[1]),
+                "quality": pa.array(quality_scores(parts_N3), pa.float32()),
+                "domain_score": pa.array(domain_scores, pa.float32()),
             }
         ).replace_schema_metadata({"twinlens.fingerprint": matcher.fingerprint})
         with writing_file(out) as part:
@@ -83,17 +91,23 @@ def embed(
         return len(rows)
 
 
-def embed_stream(matcher: Matcher, stream: PixelStream) -> NDArray[np.float32]:
-    """The embeddings (N, D) of the readable pictures."""
+def embed_stream(
+    matcher: Matcher, stream: PixelStream
+) -> tuple[NDArray[np.float32], NDArray[np.float32], list[float | None]]:
+    """Embeddings (N, D), `quality_parts` (N, 3) without sizes, and domain scores of the readable
+    pictures.
+    """
     progress, total = Progress("embedding"), len(stream.table)
     height, width = matcher.picture.size
     size = max(1, BATCH_BYTES // (matcher.picture.channels * height * width))
-    parts = []
+    embeddings, parts, scores = [], [], list[float | None]()
     for seen, pixels in stream.batches(min(size, MAX_BATCH), prefetch=not matcher.on_cpu):
-        parts.append(matcher.embed_pixels(pixels))
+        embeddings.append(matcher.embed_pixels(pixels))
+        parts.append(quality_parts(pixels, matcher.picture))
+        scores += matcher.domain_scores(embeddings[-1], pixels)
         progress(seen, total)
     progress.close()
-    return np.concatenate(parts)
+    return np.concatenate(embeddings), np.concatenate(parts), scores
 
 
 def _strings(names: Iterable[str]) -> pa.Array:

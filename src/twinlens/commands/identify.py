@@ -22,8 +22,8 @@ class Identification:
 
     Attributes:
         picture: the file.
-        answer: the answer; None for an unreadable picture.
-        error: reason of an unreadable picture.
+        answer: the answer; None for a failure to acquire.
+        error: reason of a picture that is unreadable or below the minimum of quality.
     """
 
     picture: str
@@ -63,7 +63,7 @@ class IdentificationResult:
 
     @property
     def unread(self) -> tuple[Identification, ...]:
-        """The pictures that could not be read."""
+        """The pictures that could not be read, or have too low a quality (failure to acquire)."""
         return tuple(row for row in self.answers if row.answer is None)
 
     @property
@@ -74,8 +74,11 @@ class IdentificationResult:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The answers as plain data."""
-        return {"answers": [row.as_json() for row in self.answers]}
+        """The answers, and the number of failures to acquire (ISO/IEC 19795-1), as plain data."""
+        return {
+            "answers": [row.as_json() for row in self.answers],
+            "num_failed": len(self.unread),
+        }
 
     def as_text(self) -> str:
         """The answers of the pictures that could be read."""
@@ -111,6 +114,7 @@ def identify(
     *,
     k: int = 5,
     far: float | None = None,
+    min_quality: float | None = None,
     show: str | Path | None = None,
     device: str = "auto",
     quiet: bool = False,
@@ -122,6 +126,8 @@ def identify(
         pictures: one file or several; an unreadable one does not stop the others.
         k: number of candidates of each picture, at most.
         far: false positive identification rate; the calibration's by default.
+        min_quality: least quality of a picture, in [0, 1]; one below is not answered, as one that
+            cannot be read. None for no such gate.
         show: file for a picture of them beside their candidates.
         device: device of the embeddings, as in `twinlens.load`.
         quiet: log warnings only.
@@ -143,7 +149,7 @@ def identify(
         check_sheet(show)
     with console_log(quiet):
         opened = _open(gallery, device)
-        result = IdentificationResult(_identify_all(opened, names, k, far))
+        result = IdentificationResult(_identify_all(opened, names, k, far, min_quality))
         _check_any_read(result)
         if show is not None:
             draw_answers(show, opened, [(row.picture, row.answer) for row in result.answers])
@@ -194,13 +200,14 @@ def _open(gallery: str | Path | Gallery, device: str) -> Gallery:
 
 
 def _identify_all(
-    gallery: Gallery, names: Sequence[str], k: int, far: float | None
+    gallery: Gallery, names: Sequence[str], k: int, far: float | None, min_quality: float | None
 ) -> tuple[Identification, ...]:
     progress = Progress("identifying")
     answers = []
     for name in names:
         try:
-            answers.append(Identification(name, gallery.identify(name, k=k, far=far)))
+            answer = gallery.identify(name, k=k, far=far, min_quality=min_quality)
+            answers.append(Identification(name, answer))
         except PictureError as error:
             answers.append(Identification(name, None, error.reason))
         progress(len(answers), len(names))

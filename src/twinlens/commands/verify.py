@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 
 from twinlens.data.decode import open_picture
 from twinlens.files import check_output_file, save_picture, writing_file
@@ -35,6 +36,8 @@ def verify(
     a: str | Path,
     b: str | Path,
     *,
+    prior: float = 0.5,
+    min_quality: float | None = None,
     show: str | Path | None = None,
     device: str = "auto",
 ) -> VerifyAnswer:
@@ -46,11 +49,16 @@ def verify(
         model: folder of a model or of a run.
         a: a picture file.
         b: another picture file.
+        prior: probability of a genuine pair before the comparison, for the probability of the
+            answer; 0.5 is even odds. The verdict does not depend on it.
+        min_quality: least quality of each picture, in [0, 1]; None for no such gate.
         show: file for a picture of both and the verdict; its ending sets the format.
         device: device of the embeddings, as in `twinlens.load`.
     Raises:
         CalibrationError: the model is not calibrated.
-        PictureError: a file that cannot be read.
+        ConfigError: a prior outside (0, 1), or a minimum outside [0, 1].
+        PictureError: a file that cannot be read, or a quality below the minimum (failure to
+            acquire).
         DataError: `show` cannot be written.
 
     Example:
@@ -60,7 +68,7 @@ def verify(
     if show is not None:
         check_output_file(show)
     matcher = Matcher.load(model, device)
-    answer = matcher.verify(a, b)
+    answer = matcher.verify(a, b, prior=prior, min_quality=min_quality)
     if show is not None:
         from twinlens.report.answer_sheet import draw_verdict
 
@@ -69,6 +77,7 @@ def verify(
             answer.verdict,
             f"distance {answer.distance:.4f}, threshold {answer.threshold:.4f}",
             f"probability {answer.probability:.1%}, cosine similarity {answer.similarity:.2f}",
+            *wrap(answer.reason or "", 60),
         ]
         with writing_file(show) as part:
             save_picture(draw_verdict(left, right, lines, answer.match), part)

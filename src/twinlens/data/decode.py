@@ -44,7 +44,8 @@ from twinlens.data.picture_file import (
 )
 from twinlens.errors import DataError, PictureError, TwinlensError
 
-__all__ = ["Header", "open_picture", "read_array", "read_depth", "read_header", "to_array"]
+__all__ = ["Header", "open_picture", "read_array", "read_depth", "read_header", "read_sized",
+           "to_array"]  # fmt: skip
 
 log = logging.getLogger("twinlens")
 
@@ -145,16 +146,32 @@ def read_array(
     Raises:
         PictureError: as in `open_picture`.
     """
-    target = spec.size if resize else None
-    with _opened(source, max_pixels) as file, _memory(file, target):
-        array = _fitted(_plain(_loaded(file, spec.depth), spec.depth), spec, resize)
-        if spec.depth is None and file.depth not in (None, 16):
-            _warn_once(
-                "16-bit pictures of fewer bits are scaled by the bits that each uses, %d in %s; "
-                "the setting picture.depth is one number for all",
-                file.depth, file.name,
-            )  # fmt: skip
-        return array
+    return read_sized(source, spec, max_pixels=max_pixels, resize=resize)[0]
+
+
+def read_sized(
+    source: str | Path | bytes, spec: PictureSettings, *, max_pixels: int, resize: bool = True
+) -> tuple[NDArray[np.uint8], int]:
+    """`read_array`, and the number of pixels of the file, before resizing.
+
+    Raises:
+        PictureError: as in `open_picture`.
+    """
+    with _opened(source, max_pixels) as file:
+        num_pixels = file.picture.width * file.picture.height  # A JPEG's draft is smaller.
+        with _memory(file, spec.size if resize else None):
+            return _decoded(file, spec, resize), num_pixels
+
+
+def _decoded(file: _PictureFile, spec: PictureSettings, resize: bool) -> NDArray[np.uint8]:
+    array = _fitted(_plain(_loaded(file, spec.depth), spec.depth), spec, resize)
+    if spec.depth is None and file.depth not in (None, 16):
+        _warn_once(
+            "16-bit pictures of fewer bits are scaled by the bits that each uses, %d in %s; "
+            "the setting picture.depth is one number for all",
+            file.depth, file.name,
+        )  # fmt: skip
+    return array
 
 
 def to_array(

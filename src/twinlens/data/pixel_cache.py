@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from twinlens.config import PictureSettings
 from twinlens.data.download import cache_folder
 from twinlens.data.picture_file import memory_limit, picture_formats
-from twinlens.data.pixels import BrokenPicture, DecodedTable, DecodeJob
+from twinlens.data.pixels import BrokenPicture, DecodedTable, DecodeJob, table_sources
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 from twinlens.files import part_beside
@@ -108,7 +108,14 @@ class PixelStream:
     ) -> None:
         self.table, self.broken = table, tuple[BrokenPicture, ...]()
         self._job = DecodeJob(table, spec, max_pixels, max_broken)
+        self._readable = np.arange(len(table))
         self._cached = _load(self._job, _cache_file(self._job, cache_dir))
+
+    def sources(self) -> NDArray[np.int64]:
+        """Height x width of the source of each readable row, after the last batch."""
+        if self._cached is not None:
+            return table_sources(self.table, max_pixels=self._job.max_pixels)
+        return self._job.source[self._readable]
 
     def batches(
         self, size: int, *, prefetch: bool = True
@@ -134,6 +141,7 @@ class PixelStream:
                 yield row + 1, np.stack(pictures)
                 pictures = []
         self.table, self.broken = self._job.without(broken)
+        self._readable = np.delete(self._readable, [row for row, _ in broken])
         if pictures:
             yield len(self._job.table), np.stack(pictures)
 

@@ -12,7 +12,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, SupportsIndex
 
@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.config import PictureSettings
-from twinlens.data.decode import read_array, read_depth, to_array
+from twinlens.data.decode import read_depth, read_header, read_sized, to_array
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, PictureError
 
 __all__ = ["BrokenPicture", "DecodeJob", "DecodedTable", "PixelRows", "Pixels", "select_rows",
-           "table_depths"]  # fmt: skip
+           "table_depths", "table_sources"]  # fmt: skip
 
 AT_ONCE = 256
 BLOCK_BYTES = 32 * 2**20
@@ -103,6 +103,7 @@ class DecodeJob:
         max_pixels: as in `open_picture`.
         max_broken: largest allowed share of unreadable pictures, in [0, 1].
         progress: called with (pictures done, all pictures) after each picture.
+        source: height x width of each source, shape (N,); 0 before it is decoded, or if unreadable.
     Raises:
         DataError: an empty table.
     """
@@ -112,10 +113,12 @@ class DecodeJob:
     max_pixels: int
     max_broken: float
     progress: Callable[[int, int], None] | None = None
+    source: NDArray[np.int64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.table) == 0:
             raise DataError(f"{self.table.source} holds no pictures: there is nothing to decode")
+        object.__setattr__(self, "source", np.zeros(len(self.table), np.int64))
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -186,14 +189,18 @@ class DecodeJob:
     def _results(self, prefetch: bool) -> Iterator[NDArray[np.uint8] | str]:
         """Pixels or a reason for each row in order, decoded up to one block ahead."""
         if self.table.pixels is not None:
+            self.source[:] = np.prod(self.table.pixels.shape[1:3])
             yield from (_from_array(picture, self.spec) for picture in self.table.pixels)
             return
 
         def decode(row: int) -> NDArray[np.uint8] | str:
             try:
-                return read_array(str(self.table.path[row]), self.spec, max_pixels=self.max_pixels)
+                pixels, self.source[row] = read_sized(
+                    str(self.table.path[row]), self.spec, max_pixels=self.max_pixels
+                )
             except PictureError as error:
                 return error.reason
+            return pixels
 
         num = len(self.table)
         block = int(np.clip(BLOCK_BYTES * num // self.num_bytes, 8, 1024))
@@ -208,6 +215,27 @@ class DecodeJob:
                 ahead.extend(pool.submit(decode, row) for row in islice(rows, 1))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def table_sources(table: ImageTable, *, max_pixels: int) -> NDArray[np.int64]:
+    """Height x width of each picture, from the headers of its files, shape (N,); 0 if unreadable.
+
+    Args:
+        table: files, or an array-backed set.
+        max_pixels: as in `open_picture`.
+    """
+
+    def source_of_row(row: int) -> int:
+        try:
+            header = read_header(str(table.path[row]), max_pixels=max_pixels)
+        except PictureError:
+            return 0
+        return header.height * header.width
+
+    if table.pixels is not None:
+        return np.full(len(table), np.prod(table.pixels.shape[1:3]), np.int64)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return np.fromiter(pool.map(source_of_row, range(len(table))), np.int64, len(table))
 
 
 def table_depths(

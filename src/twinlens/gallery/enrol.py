@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twinlens.data.decode import open_picture
+from twinlens.data.quality import PictureQuality, check_minimum, quality_parts
 from twinlens.errors import GalleryError, PictureError, first_line, short_repr
 from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.embeddings import BROKEN_MODEL, unusable_embeddings
@@ -90,14 +91,21 @@ class Enrolment:
 
     Attributes:
         num_known: pictures that were enrolled before.
+        num_failed: pictures that are unreadable or below the minimum of quality.
         skipped: pictures that were left out.
+        quality: quality of the new pictures, by path.
         identities: names of the new and the known pictures.
     """
 
-    def __init__(self, core: GalleryCore, *, keep_thumbnails: bool) -> None:
+    def __init__(
+        self, core: GalleryCore, *, keep_thumbnails: bool, min_quality: float | None
+    ) -> None:
+        check_minimum(min_quality)
         self._core, self._matcher, self._keep = core, core.matcher, keep_thumbnails
-        self.num_known = 0
+        self._min_quality = min_quality
+        self.num_known = self.num_failed = 0
         self.skipped: list[SkippedPicture] = []
+        self.quality: dict[str, PictureQuality] = {}
         self.identities: set[str] = set()
 
     def rows(self, sources: Sequence[Source], progress: Progress | None) -> Iterator[pa.Table]:
@@ -110,11 +118,13 @@ class Enrolment:
                 batch = sources[start : start + AT_ONCE]
                 new, copies = self._new(pool.map(_hashed, batch), batch)
                 pictures = dict(zip(new, pool.map(self._read, new.values()), strict=True))
+                pictures = self._gated(pictures, new)
                 emb_of = self._embeddings(pictures)
                 for name, result in emb_of.items():
                     if isinstance(result, str):  # A reason, which is that of its copies too.
                         left_out = [new[name], *copies.get(name, [])]
                         self.skipped += [SkippedPicture(source.path, result) for source in left_out]
+                        self.num_failed += len(left_out)
                     else:
                         for source in copies.get(name, []):
                             self._count_known(source, new[name].identity)
@@ -135,6 +145,7 @@ class Enrolment:
         for name, source in hashed:
             if isinstance(name, SkippedPicture):
                 self.skipped.append(name)
+                self.num_failed += 1
             elif name in owners:
                 self._count_known(source, owners[name])
             elif name in new:
@@ -154,8 +165,8 @@ class Enrolment:
     def _read(self, source: Source) -> _Read | str:
         """The picture, or the reason why it cannot be read."""
         try:
-            pixels = read_source(self._matcher, source)
-            return _Read(pixels, self._thumbnail(source) if self._keep else None)
+            pixels, num_pixels = read_source(self._matcher, source)
+            return _Read(pixels, num_pixels, self._thumbnail(source) if self._keep else None)
         except PictureError as error:
             return error.reason
 
@@ -169,6 +180,25 @@ class Enrolment:
         stream = io.BytesIO()
         picture.save(stream, "JPEG", quality=85)
         return stream.getvalue()
+
+    def _gated(
+        self, pictures: Mapping[str, _Read | str], new: Mapping[str, Source]
+    ) -> dict[str, _Read | str]:
+        """The pictures, those below the minimum of quality replaced by that reason."""
+        reads = {name: read for name, read in pictures.items() if isinstance(read, _Read)}
+        if not reads:
+            return dict(pictures)
+        pixels = np.stack([read.pixels for read in reads.values()])
+        source_N = np.array([read.num_pixels for read in reads.values()])
+        gated = dict(pictures)
+        parts_N3 = quality_parts(pixels, self._matcher.picture, source_N)
+        for name, parts_3 in zip(reads, parts_N3, strict=True):
+            quality = PictureQuality.of_parts(parts_3)
+            if (reason := quality.reason_below(self._min_quality)) is not None:
+                gated[name] = reason
+            else:
+                self.quality[new[name].path] = quality
+        return gated
 
     def _embeddings(
         self, pictures: Mapping[str, _Read | str]
@@ -209,22 +239,27 @@ def enrol_pictures(
     sources: Sequence[Source],
     skipped: Sequence[SkippedPicture],
     keep_thumbnails: bool,
+    min_quality: float | None,
     progress: Progress | None,
 ) -> EnrolResult:
     """Enrol pictures, batch by batch; `skipped` were left out before."""
-    run = Enrolment(core, keep_thumbnails=keep_thumbnails)
+    run = Enrolment(core, keep_thumbnails=keep_thumbnails, min_quality=min_quality)
     num_new = num_rows = 0
     for rows in run.rows(sources, progress):
         num_rows += len(rows)
         num_new += core.insert(rows)
     # Rows that another writer enrolled meanwhile are known as well.
     num_known = run.num_known + num_rows - num_new
-    return EnrolResult(num_new, num_known, (*skipped, *run.skipped), len(run.identities))
+    return EnrolResult(
+        num_new, num_known, (*skipped, *run.skipped), len(run.identities), run.num_failed,
+        run.quality,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class _Read:
     pixels: NDArray[np.uint8]
+    num_pixels: int
     thumbnail: bytes | None
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from twinlens.data.quality import PictureQuality
 from twinlens.errors import DataError, one_line
 from twinlens.gallery.schema import read_metadata
 from twinlens.measure.open_set_calibration import OpenSetCalibration
@@ -48,16 +50,28 @@ class EnrolResult:
         num_known: pictures that were enrolled before, under the same identity.
         skipped: pictures that were left out.
         num_identities: distinct identities of the new and the known pictures.
+        num_failed: those of `skipped` that are unreadable or below the minimum of quality (failure
+            to enrol, ISO/IEC 19795-1).
+        quality: quality of the new pictures, by path; empty for embeddings.
     """
 
     num_new: int
     num_known: int
     skipped: tuple[SkippedPicture, ...]
     num_identities: int
+    num_failed: int = 0
+    quality: Mapping[str, PictureQuality] = field(default_factory=dict, repr=False)
+
+    @property
+    def low_quality(self) -> dict[str, PictureQuality]:
+        """The enrolled pictures of low quality, by path."""
+        return {path: quality for path, quality in self.quality.items() if quality.is_low}
 
     def warnings(self) -> list[str]:
-        """A line for each skipped picture."""
-        return [f"skipped {picture}" for picture in self.skipped]
+        """A line for each skipped picture, and for each that was enrolled in low quality."""
+        low = [f"{one_line(path, None)}: enrolled in low {quality.as_text()}"
+               for path, quality in self.low_quality.items()]  # fmt: skip
+        return [*(f"skipped {picture}" for picture in self.skipped), *low]
 
     def require_some(self) -> None:
         """Refuse a result in which every picture was skipped.
@@ -76,13 +90,24 @@ class EnrolResult:
             "num_new": self.num_new,
             "num_known": self.num_known,
             "num_identities": self.num_identities,
+            "num_failed": self.num_failed,
             "skipped": [asdict(picture) for picture in self.skipped],
+            "quality": self._quality(),
         }
+
+    def _quality(self) -> dict[str, Any] | None:
+        """The median, and the pictures of low quality; None without new pictures."""
+        if not self.quality:
+            return None
+        scores = [quality.score for quality in self.quality.values()]
+        low = [{"path": path} | part.as_json() for path, part in self.low_quality.items()]
+        return {"median": float(np.median(scores)), "low": low}
 
     def as_text(self) -> str:
         """The counts in one line."""
+        failed = f" ({self.num_failed} failed to enrol)" if self.num_failed else ""
         return (
-            f"{self.num_new} new, {self.num_known} known, {len(self.skipped)} skipped; "
+            f"{self.num_new} new, {self.num_known} known, {len(self.skipped)} skipped{failed}; "
             f"{self.num_identities} {'identity' if self.num_identities == 1 else 'identities'}"
         )
 

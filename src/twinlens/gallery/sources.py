@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.data.contents import digest_of_pixels
-from twinlens.data.decode import read_array, to_array
+from twinlens.data.decode import read_sized, to_array
 from twinlens.data.folders import read_table
 from twinlens.data.picture_file import file_digest
 from twinlens.data.table import ImageTable
@@ -131,13 +131,13 @@ def digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def read_source(matcher: Matcher, source: Source) -> NDArray[np.uint8]:
-    """A picture as input of the network, shape (C, H, W).
+def read_source(matcher: Matcher, source: Source) -> tuple[NDArray[np.uint8], int]:
+    """A picture as input of the network, shape (C, H, W), and the number of its own pixels.
 
     Raises:
         PictureError: a file that cannot be read.
     """
     spec = matcher.picture
     if source.pixels is not None:
-        return to_array(source.pixels, spec)
-    return read_array(source.path, spec, max_pixels=matcher.max_pixels)
+        return to_array(source.pixels, spec), int(np.prod(source.pixels.shape[:2]))
+    return read_sized(source.path, spec, max_pixels=matcher.max_pixels)

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from twinlens.data.quality import PictureQuality
 from twinlens.errors import one_line
+from twinlens.measure.domain import DomainCheck
 
 __all__ = ["Candidate", "Hit", "IdentifyAnswer", "VerifyAnswer"]
 
@@ -22,8 +24,11 @@ class VerifyAnswer:
         distance: distance of the two embeddings; lower is closer.
         threshold: threshold of the model's calibration.
         target_far: false accept rate that the threshold was set for.
-        probability: probability of a genuine pair at even odds, fitted on the calibration pairs.
+        probability: probability of a genuine pair at `prior`, by the model's calibration.
         similarity: cosine similarity of the embeddings, in [-1, 1]; for information only.
+        prior: probability of a genuine pair before the comparison; 0.5 is even odds.
+        quality: quality of each picture.
+        domain: whether each picture is like the calibration pictures; None if unknown.
     """
 
     verdict: Literal["same", "different"]
@@ -33,21 +38,57 @@ class VerifyAnswer:
     target_far: float
     probability: float
     similarity: float
+    prior: float = 0.5
+    quality: tuple[PictureQuality, PictureQuality] | None = None
+    domain: tuple[DomainCheck, DomainCheck] | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the verdict is not the more probable answer; None if it is.
+
+        The verdict keeps the target FAR at any prior; the probability weighs both errors at one.
+        """
+        if self.match == (self.probability >= 0.5):
+            return None
+        at_prior = "at even odds" if self.prior == 0.5 else f"at a prior of {self.prior:.3g}"
+        far = f"{100 * self.target_far:.3g} %"
+        if self.match:
+            return (
+                f"different is more probable ({1 - self.probability:.1%} {at_prior}), but this "
+                f"distance is within the threshold for a FAR of {far}"
+            )
+        return (
+            f"the same is more probable ({self.probability:.1%} {at_prior}), but a threshold at "
+            f"this distance could accept more than {far} of impostor pairs"
+        )
 
     def as_json(self) -> dict[str, Any]:
-        """The answer as plain data."""
-        return asdict(self)
+        """The answer as plain data; `reason` only if there is one."""
+        qualities = None if self.quality is None else [asdict(part) for part in self.quality]
+        reason = {} if self.reason is None else {"reason": self.reason}
+        values = asdict(self) | {"quality": qualities} | DomainCheck.as_json(self.domain) | reason
+        values.pop("domain")
+        return values
 
     def explain(self) -> str:
-        """The verdict and its reason, in one sentence."""
+        """The verdict and its grounds; a second line for a `reason`."""
         side = "within" if self.match else "beyond"
         far = f"{100 * self.target_far:.3g} %"
-        return (
+        odds = "even odds" if self.prior == 0.5 else f"prior {self.prior:.3g}"
+        line = (
             f"{self.verdict}: distance {self.distance:.4f} is {side} the threshold "
             f"{self.threshold:.4f}, set to accept {far} of impostor pairs; "
-            f"probability of a genuine pair {self.probability:.1%} (at even odds); "
+            f"probability of a genuine pair {self.probability:.1%} (at {odds}); "
             f"cosine similarity {self.similarity:.2f}"
         )
+        lines = [line] if self.reason is None else [line, f"reason: {self.reason}"]
+        for name, quality in zip(("first", "second"), self.quality or (), strict=False):
+            if quality.is_low:
+                lines.append(f"the {name} picture has a low {quality.as_text()}")
+        for name, check in zip(("first", "second"), self.domain or (), strict=False):
+            if not check.in_domain:
+                lines.append(check.as_text(f"the {name} picture"))
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -87,6 +128,8 @@ class IdentifyAnswer:
             about its upper bound for this number of templates.
         probability: probability of the best candidate.
         candidates: best identities, best first, with every verdict.
+        quality: quality of the picture; None for an embedding.
+        domain: whether the picture is like the model's calibration pictures; None if unknown.
     """
 
     verdict: Literal["identified", "nobody", "ambiguous"]
@@ -99,15 +142,24 @@ class IdentifyAnswer:
     target_fpir: float
     probability: float | None
     candidates: tuple[Candidate, ...]
+    quality: PictureQuality | None = None
+    domain: DomainCheck | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The answer as plain data."""
-        return asdict(self) | {"candidates": [asdict(candidate) for candidate in self.candidates]}
+        values = asdict(self) | {"candidates": [asdict(candidate) for candidate in self.candidates]}
+        values |= DomainCheck.as_json(None if self.domain is None else [self.domain])
+        values.pop("domain")
+        return values
 
     def explain(self) -> str:
         """The verdict and its reason, in one sentence."""
         name = one_line(self.identity) if self.identity is not None else self.verdict
-        return f"{name}: {self.reason}"
+        low = self.quality is not None and self.quality.is_low
+        quality = f"; low {self.quality.as_text()}" if low and self.quality is not None else ""
+        outside = self.domain is not None and not self.domain.in_domain
+        domain = f"; {self.domain.as_text('it')}" if outside and self.domain is not None else ""
+        return f"{name}: {self.reason}{quality}{domain}"
 
 
 @dataclass(frozen=True)

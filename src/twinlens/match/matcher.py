@@ -16,14 +16,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
-from twinlens.data.decode import read_array, to_array
+from twinlens.data.decode import read_sized, to_array
 from twinlens.data.pixels import Pixels
-from twinlens.errors import CalibrationError, DataError, ModelError, naming_extras
+from twinlens.data.quality import PictureQuality, check_minimum, quality_parts
+from twinlens.errors import CalibrationError, DataError, ModelError, PictureError, naming_extras
 from twinlens.match.answers import VerifyAnswer
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison
+from twinlens.measure.domain import Domain, DomainCheck, DomainSummary
 from twinlens.measure.error_rates import matches
 from twinlens.measure.pairs import Comparison
+from twinlens.measure.picture_statistics import picture_statistics
+from twinlens.measure.probability import check_prior
 from twinlens.model.runtime import GraphComparison, OnnxEncoder
 from twinlens.model.stored import (
     COMPARATOR_GRAPH,
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Matcher", "Picture", "open_encoder"]
 
+MOST_COMPARED = 1000  # pictures of a data set, with the domain
+
 Picture: TypeAlias = "str | Path | Image.Image | NDArray[Any] | torch.Tensor"
 """A path, a Pillow picture, an array (H, W[, C]), or a tensor (C, H, W) or (H, W).
 
@@ -57,6 +63,7 @@ class Matcher:
         fingerprint: 16 hex digits; embeddings of different fingerprints cannot be compared.
         calibration: threshold and probabilities of pairs; None in an uncalibrated model, which
             cannot verify.
+        domain: description of the calibration pictures; None if unknown.
         max_pixels: largest height x width that is decoded.
 
     >>> import twinlens
@@ -74,6 +81,7 @@ class Matcher:
             if description.calibration is None
             else Calibration.from_json(description.calibration)
         )
+        self.domain = None if description.domain is None else Domain.from_json(description.domain)
         self.max_pixels = self.data_settings.max_pixels
         self._encoder = open_encoder(stored, device)
 
@@ -191,7 +199,7 @@ class Matcher:
             ModelError: embeddings that are not finite.
         """
         if self._resizes:
-            each = [self._embed_one(self._decode(picture)) for picture in _as_list(pictures)]
+            each = [self.embed_decoded(self._decode(picture)) for picture in _as_list(pictures)]
             return np.concatenate(each)
         return self.embed_pixels(self.pixels(pictures))
 
@@ -209,7 +217,7 @@ class Matcher:
         self.require_outside_resize()
         return self._finite(self._encoder.embed(pixels_NCHW, progress))
 
-    def _embed_one(self, pixels_CHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def embed_decoded(self, pixels_CHW: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The embedding (1, D) of a decoded picture, of any size if the graph resizes."""
         return self._finite(self._encoder.embed(pixels_CHW[None]))
 
@@ -223,17 +231,30 @@ class Matcher:
 
     def distance(self, a: Picture, b: Picture) -> float:
         """The distance of two pictures; lower is closer, exactly 0 for equal pictures."""
-        return float(self.comparison.pairwise(*self._embed_both(a, b))[0])
+        both = self._embed_both(self._decode(a), self._decode(b))
+        return float(self.comparison.pairwise(*both)[0])
 
-    def verify(self, a: Picture, b: Picture) -> VerifyAnswer:
+    def verify(
+        self, a: Picture, b: Picture, *, prior: float = 0.5, min_quality: float | None = None
+    ) -> VerifyAnswer:
         """Verify whether two pictures show the same thing, by the model's calibrated threshold.
 
+        Args:
+            a: first picture.
+            b: second picture.
+            prior: probability of a genuine pair before the comparison, for the probability of the
+                answer; no effect on the verdict.
+            min_quality: least quality of each picture, in [0, 1]; None for no such gate.
         Raises:
             CalibrationError: the model is not calibrated.
-            PictureError: a file that cannot be read.
+            ConfigError: a prior outside (0, 1), or a minimum outside [0, 1].
+            PictureError: a file that cannot be read, or a quality below the minimum (failure to
+                acquire).
         """
         calibration = self.require_calibration()
-        emb_a, emb_b = self._embed_both(a, b)
+        check_prior(prior)
+        (first, quality_a), (second, quality_b) = (self.acquire(p, min_quality) for p in (a, b))
+        emb_a, emb_b = self._embed_both(first, second)
         distance = float(self.comparison.pairwise(emb_a, emb_b)[0])
         match = bool(matches(distance, calibration.threshold))
         return VerifyAnswer(
@@ -242,9 +263,62 @@ class Matcher:
             distance=distance,
             threshold=calibration.threshold,
             target_far=calibration.target_far,
-            probability=float(calibration.probability(distance)),
+            probability=float(calibration.probability(distance, prior)),
             similarity=_cosine(emb_a[0], emb_b[0]),
+            prior=prior,
+            quality=(quality_a, quality_b),
+            domain=self._check_both((emb_a, emb_b), (first, second)),
         )
+
+    def check_domain(
+        self, emb_ND: NDArray[np.float32], pixels_NCHW: NDArray[np.uint8]
+    ) -> list[DomainCheck] | None:
+        """Whether each of N pictures is like the calibration pictures; None if unknown.
+
+        Args:
+            emb_ND: their embeddings.
+            pixels_NCHW: the decoded pictures; of any size, and one, if the graph resizes.
+        """
+        if self.domain is None:
+            return None
+        if self._resizes:
+            pixels_NCHW = to_array(np.moveaxis(pixels_NCHW[0], 0, -1), self.picture)[None]
+        return self.domain.check(emb_ND, picture_statistics(pixels_NCHW))
+
+    def domain_scores(
+        self, emb_ND: NDArray[np.float32], pixels_NCHW: NDArray[np.uint8]
+    ) -> list[float | None]:
+        """The domain score of each of N decoded pictures; None if unknown."""
+        if self.domain is None:
+            return [None] * len(emb_ND)
+        scores: list[float | None] = []
+        scores += self.domain.scores(emb_ND, picture_statistics(pixels_NCHW)).tolist()
+        return scores
+
+    def summarize_domain(
+        self, emb_ND: NDArray[np.float32], pixels_NCHW: Pixels
+    ) -> DomainSummary | None:
+        """Whether a data set of N pictures is like the calibration pictures; None if unknown.
+
+        Of many pictures some that are evenly spaced are compared.
+        """
+        if self.domain is None or not len(emb_ND):
+            return None
+        most = min(len(emb_ND), MOST_COMPARED)
+        rows = np.linspace(0, len(emb_ND) - 1, most).round().astype(np.int64)
+        return self.domain.summary(emb_ND[rows], picture_statistics(pixels_NCHW[rows]))
+
+    def _check_both(
+        self,
+        emb_2: tuple[NDArray[np.float32], NDArray[np.float32]],
+        pixels_2: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+    ) -> tuple[DomainCheck, DomainCheck] | None:
+        if self.domain is None:
+            return None
+        checks = [self.check_domain(emb_1D, pixels_CHW[None]) or []
+                  for emb_1D, pixels_CHW in zip(emb_2, pixels_2, strict=True)]  # fmt: skip
+        (first,), (second,) = checks
+        return first, second
 
     def require_calibration(self) -> Calibration:
         """The calibration.
@@ -265,25 +339,55 @@ class Matcher:
         return self.calibration
 
     def _embed_both(
-        self, a: Picture, b: Picture
+        self, first: NDArray[np.uint8], second: NDArray[np.uint8]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The embeddings of two pictures, shape (1, D) each."""
-        first, second = self._decode(a), self._decode(b)
-        emb_a = self._embed_one(first)
-        return emb_a, emb_a if np.array_equal(first, second) else self._embed_one(second)
+        """The embeddings of two decoded pictures, shape (1, D) each."""
+        emb_a = self.embed_decoded(first)
+        return emb_a, emb_a if np.array_equal(first, second) else self.embed_decoded(second)
+
+    def acquire(
+        self, picture: Picture, min_quality: float | None = None
+    ) -> tuple[NDArray[np.uint8], PictureQuality]:
+        """A picture decoded for the network, (C, H, W), and its quality.
+
+        Args:
+            picture: a picture in any form.
+            min_quality: least quality, in [0, 1]; None for no such gate.
+        Raises:
+            ConfigError: a minimum outside [0, 1].
+            PictureError: a file that cannot be read, or a quality below the minimum (failure to
+                acquire).
+        """
+        check_minimum(min_quality)
+        pixels_CHW, num_pixels = self._decode_sized(picture)
+        resized_CHW = pixels_CHW
+        if self._resizes:
+            resized_CHW = to_array(np.moveaxis(pixels_CHW, 0, -1), self.picture)
+        parts_13 = quality_parts(resized_CHW[None], self.picture, np.array([num_pixels]))
+        quality = PictureQuality.of_parts(parts_13[0])
+        if (reason := quality.reason_below(min_quality)) is not None:
+            name = str(picture) if isinstance(picture, str | Path) else "<picture>"
+            raise PictureError(name, reason)
+        return pixels_CHW, quality
 
     def _decode(self, picture: Picture) -> NDArray[np.uint8]:
+        return self._decode_sized(picture)[0]
+
+    def _decode_sized(self, picture: Picture) -> tuple[NDArray[np.uint8], int]:
+        """A picture for the network, and the number of pixels of its source."""
         spec, resize = self.picture, not self._resizes
         if isinstance(picture, str | Path):
-            return read_array(picture, spec, max_pixels=self.max_pixels, resize=resize)
+            return read_sized(picture, spec, max_pixels=self.max_pixels, resize=resize)
         if _is_tensor(picture):
             picture = picture.detach().cpu()
             # NumPy has no bfloat16.
             array = (picture.float() if picture.is_floating_point() else picture).numpy()
             array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
-            return to_array(array, spec, resize=resize)
-        if isinstance(picture, Image.Image | np.ndarray):
-            return to_array(picture, spec, resize=resize)
+            return to_array(array, spec, resize=resize), int(np.prod(array.shape[:2]))
+        if isinstance(picture, np.ndarray):
+            return to_array(picture, spec, resize=resize), int(np.prod(picture.shape[:2]))
+        if isinstance(picture, Image.Image):
+            return to_array(picture, spec, resize=resize), picture.width * picture.height
         raise DataError(
             "a picture is a path, a Pillow picture, an array (H, W[, C]) or a tensor (C, H, W), "
             f"found {type(picture).__name__}"
