@@ -18,7 +18,7 @@ import twinlens
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.data.folders import read_table
 from twinlens.data.pixel_cache import decode_table
-from twinlens.errors import CalibrationError, DataError, ModelError, PictureError
+from twinlens.errors import CalibrationError, ConfigError, DataError, ModelError, PictureError
 from twinlens.match.answers import VerifyAnswer
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration
@@ -222,7 +222,9 @@ def test_an_answer(model: Matcher, tiny_run: TinyRun) -> None:
     assert answer.probability == float(calibration.probability(answer.distance))
     assert 0 < answer.probability < 1
     assert answer.probability <= model.verify(a, a).probability
-    assert VerifyAnswer(**answer.as_json()) == answer
+    values = answer.as_json()
+    values.pop("reason", None)
+    assert VerifyAnswer(**values) == answer
     with pytest.raises(dataclasses.FrozenInstanceError):
         answer.match = True  # type: ignore[misc]
 
@@ -236,6 +238,39 @@ def test_an_answer_explains_itself() -> None:
     far = VerifyAnswer("different", False, 0.75, 0.5, 0.01, 0.125, -0.5)
     assert far.explain().startswith("different: distance 0.7500 is beyond the threshold 0.5000,")
     assert far.explain().endswith("cosine similarity -0.50")
+    assert near.reason is far.reason is None
+    assert "reason" not in far.as_json()
+
+
+def test_a_verdict_against_the_probability_has_a_reason() -> None:
+    far = VerifyAnswer("different", False, 0.75, 0.5, 0.01, 0.65, -0.5)
+    assert (
+        far.as_json()["reason"]
+        == far.reason
+        == (
+            "the same is more probable (65.0% at even odds), but a threshold at this distance could "
+            "accept more than 1 % of impostor pairs"
+        )
+    )
+    assert far.explain().splitlines()[1] == f"reason: {far.reason}"
+    near = VerifyAnswer("same", True, 0.25, 0.5, 0.001, 0.2, 0.9, prior=0.0001)
+    assert near.reason is not None
+    assert near.reason.startswith("different is more probable (80.0% at a prior of 0.0001), but")
+    assert near.reason.endswith("within the threshold for a FAR of 0.1 %")
+
+
+def test_the_prior_moves_the_probability_and_not_the_verdict(
+    model: Matcher, tiny_run: TinyRun
+) -> None:
+    a, b = tiny_run.data / "thing 0" / "0.png", tiny_run.data / "thing 3" / "0.png"
+    even, rare = model.verify(a, b), model.verify(a, b, prior=0.01)
+    assert (even.prior, rare.prior) == (0.5, 0.01)
+    odds = [answer.probability / (1 - answer.probability) for answer in (even, rare)]
+    assert odds[1] == pytest.approx(odds[0] / 99)
+    assert rare.verdict == even.verdict
+    for wrong in (0.0, 1.0, math.nan):
+        with pytest.raises(ConfigError, match=r"must be in \(0, 1\), found"):
+            model.verify(a, b, prior=wrong)
 
 
 @pytest.mark.parametrize("comparator", COMPARATORS)

@@ -20,7 +20,9 @@ def test_pair_trials_by_hand():
     assert found.accuracy.value == pytest.approx((2 / 3 + 1 / 3) / 2)
     assert found.auc.value == pytest.approx(7 / 9)
     assert found.accuracy.low < found.accuracy.value < found.accuracy.high
-    assert set(found.as_json()) == {"accuracy", "auc", "eer", "num_genuine", "num_impostor"}
+    assert list(found.as_json()) == [
+        "accuracy", "far", "frr", "auc", "eer", "num_genuine", "num_impostor", "reliability",
+    ]  # fmt: skip
     # Redrawn trials of one kind have no balanced accuracy; all others have this one.
     half = pair_trials([1, 1, 1, 1], [1, 1, 0, 0], calibrated=CALIBRATION, replicates=50)
     assert half.accuracy == Estimate(0.5, 0.5, 0.5)

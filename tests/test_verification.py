@@ -95,7 +95,7 @@ def test_its_json_is_plain_and_complete():
     parsed = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert list(parsed) == [
         "auc", "eer", "accuracy", "threshold", "tar_at_far", "calibrated", "skilled",
-        "num_genuine", "num_impostor", "num_identities",
+        "reliability", "num_genuine", "num_impostor", "num_identities",
     ]  # fmt: skip
     assert list(parsed["tar_at_far"]) == ["0.1", "0.01", "0.001"]
     assert list(parsed["calibrated"]) == ["threshold", "far", "frr", "accuracy"]

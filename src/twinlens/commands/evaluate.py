@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from twinlens.commands.selection import (
     select_probes_and_gallery,
 )
 from twinlens.commands.trials import run_trials
+from twinlens.data.columns import as_groups, column_names, read_column
 from twinlens.data.csv_file import write_csv
 from twinlens.data.table import ImageTable
-from twinlens.errors import ConfigError, DataError, unknown_name
+from twinlens.errors import ConfigError, DataError, one_line, unknown_name
 from twinlens.files import check_output_file, expand_user, writing_file
 from twinlens.match.matcher import Matcher
 from twinlens.measure.error_rates import matches
@@ -31,6 +33,7 @@ from twinlens.measure.evaluation_result import (
     TrialEvaluation,
 )
 from twinlens.measure.fusion import check_rule
+from twinlens.measure.probability import check_prior
 from twinlens.progress import console_log
 from twinlens.report.build import ReportFacts, write_model_report
 
@@ -42,6 +45,9 @@ PROTOCOLS = ("standard", "nearest", "open-set")
 # Protocols that an option belongs to, if not to all.
 PROTOCOLS_OF = {
     "trials": ("standard",),
+    "by": ("standard",),
+    "group_thresholds": ("standard",),
+    "prior": ("standard",),
     "pairs": ("standard",),
     "way": ("standard",),
     "shot": ("standard", "open-set"),
@@ -65,6 +71,9 @@ def evaluate(
     shot: int | None = None,
     episodes: int | None = None,
     rule: str | None = None,
+    prior: float | None = None,
+    by: str | Sequence[str] | None = None,
+    group_thresholds: bool = False,
     report: str | Path | None = None,
     answers: str | Path | None = None,
     root: str | Path | None = None,
@@ -97,6 +106,12 @@ def evaluate(
         episodes: number of episodes; 1000 by default.
         rule: fusion of an identity's templates with "open-set": "nearest" (default), "mean" or
             "vote".
+        prior: prior probability of a genuine pair, for the calibration error of probabilities; 0.5,
+            even odds, by default.
+        by: column or columns to group by: metadata of a manifest, "folder" (the folder above that
+            of the picture), or further columns of a list of pairs. Each group gets its error rates.
+        group_thresholds: whether to show a threshold for each group too. The model keeps its own,
+            since the group of a new pair may be unknown, or two.
         report: HTML file for a report.
         answers: CSV file for the answers of "nearest":
             `path,identity,nearest_identity,nearest_path,distance,match`; `match` is 1 at or below
@@ -119,7 +134,13 @@ def evaluate(
     _check_numbers(pairs=(pairs, 1), way=(way, 2), shot=(shot, 1), episodes=(episodes, 1),
                    seed=(seed, 0))  # fmt: skip
     _check_protocol(protocol, data, trials=trials, pairs=pairs, way=way, shot=shot,
-                    episodes=episodes, answers=answers, rule=rule)  # fmt: skip
+                    episodes=episodes, answers=answers, rule=rule, prior=prior, by=by,
+                    group_thresholds=group_thresholds or None)  # fmt: skip
+    columns = [by] if isinstance(by, str) else list(by or ())
+    if group_thresholds and (data is None or not columns):
+        raise ConfigError("--group-thresholds belongs to --by COLUMN and DATA: give both")
+    prior = 0.5 if prior is None else prior
+    check_prior(prior)
     if rule is not None:
         check_rule(rule)
     if report is not None and data is None:
@@ -132,12 +153,20 @@ def evaluate(
         table = None if data is None else _read(matcher, data, root, trials_only=trials is not None)
         if table is None and report is not None:
             raise DataError(f"{data} has no classes, which a report needs: leave out --report")
-        trial_scores = None
+        trial_scores, trial_groups = None, {}
         if trials is not None:
-            trial_scores = run_trials(matcher, Path(trials), _folder(data, table), seed=seed)
+            trial_scores, trial_groups = run_trials(
+                matcher, Path(trials), _folder(data, table), prior=prior, by=columns, seed=seed
+            )
         if table is None:
             assert trial_scores is not None
-            return TrialEvaluation(trial_scores)
+            _check_columns(columns, trial_groups, str(trials))
+            return TrialEvaluation(trial_scores, trial_groups)
+        of_pictures = [
+            name for name in columns if name not in trial_groups or name in column_names(table)
+        ]
+        for name in of_pictures:  # Before the pictures are decoded.
+            as_groups(read_column(table, name), name)
         if protocol == "nearest":
             return _nearest(matcher, table, split, seed, answers, report)
         selection = select_pictures(matcher, table, split=split, prefer="test")
@@ -153,9 +182,9 @@ def evaluate(
             scores = evaluate_standard(
                 matcher, selection, pairs=pairs, shot=shot,
                 way=20 if way is None else way, episodes=1000 if episodes is None else episodes,
-                seed=seed,
+                prior=prior, by=of_pictures, group_thresholds=group_thresholds, seed=seed,
             )  # fmt: skip
-            result = replace(scores, trials=trial_scores)
+            result = replace(scores, trials=trial_scores, trial_groups=trial_groups)
             rows = np.arange(len(selection.table))
         if report is not None:
             _write_report(report, matcher, result, selection, [(selection.split, rows)])
@@ -169,12 +198,28 @@ def _check_protocol(protocol: str, data: object, **options: object) -> None:
     for name, value in options.items():
         if value is not None and protocol not in PROTOCOLS_OF[name]:
             protocols = " or ".join(PROTOCOLS_OF[name])
-            raise ConfigError(f"--{name} belongs to --protocol {protocols}: leave it out here")
+            raise ConfigError(
+                f"--{name.replace('_', '-')} belongs to --protocol {protocols}: leave it out here"
+            )
     if data is None and protocol != "standard":
         pictures = " with training and test pictures" if protocol == "nearest" else ""
         raise ConfigError(f"--protocol {protocol} needs DATA{pictures}")
     if data is None and options["trials"] is None:
         raise ConfigError("evaluate needs DATA, or --trials FILE.csv")
+
+
+def _check_columns(columns: Sequence[str], groups: Container[str], file: str) -> None:
+    """Refuse columns that a list of trials lacks.
+
+    Raises:
+        DataError: names the first one.
+    """
+    for name in columns:
+        if name not in groups:
+            raise DataError(
+                f"{file} has no column '{one_line(name)}' to group pairs by: add it, or leave out "
+                "--by"
+            )
 
 
 def _check_numbers(**numbers: tuple[int | None, int]) -> None:

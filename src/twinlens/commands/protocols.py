@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
 from twinlens.commands.selection import ProbeGallerySelection, Selection
+from twinlens.data.columns import as_groups, read_column
 from twinlens.data.pixels import select_rows
 from twinlens.match.matcher import Matcher
 from twinlens.measure.distances import as_euclidean
@@ -17,6 +19,7 @@ from twinlens.measure.evaluation_result import (
 )
 from twinlens.measure.exact_eer import exact_eer
 from twinlens.measure.few_shot import one_shot
+from twinlens.measure.groups import group_rates
 from twinlens.measure.nearest_neighbour import nearest_neighbour
 from twinlens.measure.open_set import open_set
 from twinlens.measure.pairs import count_pairs
@@ -37,12 +40,15 @@ def evaluate_standard(
     way: int = 20,
     shot: int = 1,
     episodes: int = 1000,
+    prior: float = 0.5,
+    by: Sequence[str] = (),
+    group_thresholds: bool = False,
     seed: int = 0,
 ) -> EvaluationResult:
     """Verification, retrieval and one-shot episodes on the pictures of a selection.
 
     Raises:
-        DataError: no genuine or no impostor pair.
+        DataError: no genuine or no impostor pair, or no such column to group by.
         ModelError: embeddings that are not finite.
     """
     table = selection.table
@@ -51,8 +57,16 @@ def evaluate_standard(
     label, forged = table.labels(), table.forged
     verified = verification(
         emb_ND, label, forged, comparison,
-        calibrated=matcher.calibration, num_pairs=pairs, seed=seed,
+        calibrated=matcher.calibration, prior=prior, num_pairs=pairs, seed=seed,
     )  # fmt: skip
+    target_far = matcher.require_calibration().target_far if group_thresholds else None
+    groups = {
+        name: group_rates(
+            emb_ND, label, forged, as_groups(read_column(table, name), name), comparison,
+            calibrated=matcher.calibration, target_far=target_far, num_pairs=pairs, seed=seed,
+        )
+        for name in by
+    }  # fmt: skip
     all_pairs, drawn = None, (verified.num_genuine, verified.num_impostor)
     # A learned comparator would take hours for all pairs.
     is_plain = as_euclidean(comparison) is not None
@@ -73,6 +87,9 @@ def evaluate_standard(
         table=table,
         pixels=selection.pixels,
         embeddings=emb_ND,
+        groups=groups,
+        num_broken=len(selection.broken),
+        domain=matcher.summarize_domain(emb_ND, selection.pixels),
     )
 
 
@@ -100,6 +117,7 @@ def evaluate_nearest(
         embeddings=emb_ND,
         probe=probe,
         gallery=gallery,
+        domain=matcher.summarize_domain(emb_ND[probe], select_rows(selection.pixels, probe)),
     )  # fmt: skip
 
 
@@ -141,4 +159,5 @@ def evaluate_open_set(
         table=table,
         pixels=pixels,
         embeddings=emb_ND,
+        domain=matcher.summarize_domain(emb_ND, pixels),
     )

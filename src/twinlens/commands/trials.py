@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from twinlens.commands.training_overlap import known_pictures
+from twinlens.data.columns import as_groups
 from twinlens.data.csv_file import path_of_cell, read_csv
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, one_line
 from twinlens.match.matcher import Matcher
+from twinlens.measure.groups import GroupsResult, trial_group_rates
 from twinlens.measure.pairs import PairSet, pair_distances
 from twinlens.measure.trials import (
     OneShotTrialsResult,
@@ -34,8 +37,14 @@ TRUE, FALSE = ("1", "true", "yes", "same"), ("0", "false", "no", "different")
 
 
 def run_trials(
-    matcher: Matcher, file: Path, folder: Path | None, *, seed: int
-) -> PairTrialsResult | OneShotTrialsResult:
+    matcher: Matcher,
+    file: Path,
+    folder: Path | None,
+    *,
+    prior: float = 0.5,
+    by: Sequence[str] = (),
+    seed: int,
+) -> tuple[PairTrialsResult | OneShotTrialsResult, dict[str, GroupsResult]]:
     """Evaluate a model on the trials of a CSV file.
 
     Args:
@@ -44,7 +53,11 @@ def run_trials(
             `cluster` the bootstrap draws these clusters instead of trials. A relative path starts
             from the file's folder, then `folder`, then the working directory.
         folder: further folder of the pictures.
+        prior: prior probability of a genuine pair, for the reliability of pairs.
+        by: columns to group pairs by; those that the file lacks are left out.
         seed: random seed for the bootstrap.
+    Returns:
+        The results, and those by column.
     Raises:
         DataError: wrong columns, an unknown value of `same`, no trials, or unreadable pictures.
     """
@@ -59,11 +72,21 @@ def run_trials(
     distance = pair_distances(emb_ND, PairSet(a, b, same), matcher.comparison)
     cluster = np.array([row[CLUSTER] for row in rows]) if CLUSTER in rows[0] else None
     if columns == PAIR_COLUMNS:
-        return pair_trials(
-            distance, same, calibrated=matcher.calibration, cluster=cluster, seed=seed
+        calibrated = matcher.calibration
+        result = pair_trials(
+            distance, same, calibrated=calibrated, prior=prior, cluster=cluster, seed=seed
         )
+        columns_of = {name: [row[name] for row in rows] for name in by if name in rows[0]}
+        groups = {
+            name: trial_group_rates(
+                distance, same, as_groups(values, name),
+                calibrated=calibrated, cluster=cluster, seed=seed,
+            )
+            for name, values in columns_of.items()
+        }  # fmt: skip
+        return result, groups
     trial = np.array([row["trial"] for row in rows])
-    return one_shot_trials(trial, distance, same, cluster=cluster, seed=seed)
+    return one_shot_trials(trial, distance, same, cluster=cluster, seed=seed), {}
 
 
 def _read(file: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
@@ -132,4 +155,8 @@ def _embed(matcher: Matcher, paths: list[str], file: Path) -> np.ndarray:
             "pictures (%s)",
             overlap.picture.sum(), len(paths), file, overlap.reasons(),
         )  # fmt: skip
-    return matcher.embed_pixels(decoded.pixels, progress=Progress("embedding"))
+    emb_ND = matcher.embed_pixels(decoded.pixels, progress=Progress("embedding"))
+    domain = matcher.summarize_domain(emb_ND, decoded.pixels)
+    if domain is not None and not domain.in_domain:
+        log.warning("%s: %s", file, domain.as_text())
+    return emb_ND

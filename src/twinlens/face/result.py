@@ -72,7 +72,19 @@ class FacesResult:
         return values | {
             "report": str(self.out / "faces.html"),
             "list": str(self.out / "faces.csv"),
+            "failure_to_acquire": self.failure_to_acquire,
+            "failure_to_enrol": self.failure_to_enrol,
         }
+
+    @property
+    def failure_to_acquire(self) -> float:
+        """FTA (ISO/IEC 19795-1): the share of photographs without a written face."""
+        return 1 - self.faces / self.pictures
+
+    @property
+    def failure_to_enrol(self) -> float:
+        """FTE (ISO/IEC 19795-1): the share of identities without a written face."""
+        return 1 - self.identities_with_a_face / self.identities
 
     def as_text(self) -> str:
         """Lines to read."""
@@ -82,6 +94,8 @@ class FacesResult:
                 f"  of {self.pictures:,} pictures: {self.single:,} with one face, "
                 f"{self.several:,} with several, {self.low_score:,} below the score, "
                 f"{self.without:,} without a face, {self.broken:,} broken",
+                f"  failure to acquire (FTA) {self.failure_to_acquire:.2%} of the pictures, "
+                f"failure to enrol (FTE) {self.failure_to_enrol:.2%} of the identities",
                 f"  {self.identities_with_two:,} of {self.identities:,} identities have two faces "
                 "or more",
                 f"  page of the doubtful ones: {self.out / 'faces.html'}",

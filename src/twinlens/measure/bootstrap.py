@@ -35,6 +35,7 @@ __all__ = [
     "mean_estimates",
     "pair_weights",
     "replicate",
+    "rule_of_three",
 ]
 
 LEVEL = 0.95
@@ -71,6 +72,24 @@ def check_seed(seed: int) -> None:
     """
     if seed < 0:
         raise ConfigError(f"seed must be at least 0, found {seed}")
+
+
+def rule_of_three(estimate: Estimate, num_independent: int) -> Estimate:
+    """The estimate of an error rate; of 0, with the upper bound 3 / n.
+
+    A bootstrap of no errors shows none, however few the trials. If n independent ones show none,
+    the rate is at most 3 / n with 95 % confidence (ISO/IEC 19795-1, "rule of 3").
+
+    >>> rule_of_three(Estimate(0.0, 0.0, 0.0), 60)
+    Estimate(value=0.0, low=0.0, high=0.05)
+
+    Args:
+        estimate: the error rate.
+        num_independent: n; for genuine pairs their identities, for impostor pairs half of theirs.
+    """
+    if estimate.value != 0:
+        return estimate
+    return Estimate(0.0, 0.0, min(1.0, 3 / max(1, num_independent)))
 
 
 def pair_weights(count_I: Counts, a_N: NDArray[np.int64], b_N: NDArray[np.int64]) -> Counts:

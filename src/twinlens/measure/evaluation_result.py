@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from twinlens.data.pixels import Pixels
 from twinlens.data.table import ImageTable
+from twinlens.errors import one_line
 from twinlens.measure.bootstrap import Estimate
+from twinlens.measure.domain import DomainSummary
 from twinlens.measure.exact_eer import ExactEer
 from twinlens.measure.few_shot import OneShotResult
+from twinlens.measure.groups import GroupRates, GroupsResult
 from twinlens.measure.nearest_neighbour import NearestNeighbourResult
 from twinlens.measure.open_set import OpenSetResult
 from twinlens.measure.retrieval import RetrievalResult
@@ -27,20 +30,35 @@ __all__ = [
     "TrialEvaluation",
 ]
 
+Row = tuple[str, str]
+
+TERMS = {
+    "calibrated far": "calibrated far (FMR)",
+    "calibrated frr": "calibrated frr (FNMR)",
+    "trials far": "trials far (FMR)",
+    "trials frr": "trials frr (FNMR)",
+    "reliability ece": "calibration error (ECE)",
+    "reliability cllr": "Cllr",
+    "reliability min cllr": "min Cllr",
+}
+"""Ending of a figure's name -> the same with the field's terms (ISO/IEC 19795-1; Brümmer)."""
+
 
 @dataclass(frozen=True, eq=False)
 class TrialEvaluation:
-    """Results on a list of given trials, without other pictures."""
+    """Results on a list of given trials, without other pictures, and by columns of the list."""
 
     trials: PairTrialsResult | OneShotTrialsResult
+    groups: Mapping[str, GroupsResult] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; see docs/json.md."""
-        return {"trials": self.trials.as_json()}
+        return {"trials": self.trials.as_json(), **_groups_json("trial_groups", self.groups)}
 
     def as_text(self) -> str:
         """The figures with their intervals, one a line."""
-        return _lines(_figures(self.as_json()))
+        rows = [*_figures({"trials": self.trials.as_json()}), *_prior(self.trials)]
+        return "\n".join([_lines(rows), *_group_tables(self.groups)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +76,10 @@ class EvaluationResult:
         pixels: their pixels.
         embeddings: their embeddings, shape (N, D).
         trials: results on a list of given trials, if any.
+        groups: error rates of groups of pictures, by column.
+        trial_groups: error rates of groups of given trials, by column.
+        num_broken: pictures of the split that could not be decoded: failures to acquire.
+        domain: whether the pictures are like the model's calibration pictures; None if unknown.
     """
 
     split: str
@@ -70,17 +92,43 @@ class EvaluationResult:
     pixels: Pixels
     embeddings: NDArray[np.float32]
     trials: PairTrialsResult | OneShotTrialsResult | None = None
+    groups: Mapping[str, GroupsResult] = field(default_factory=dict)
+    trial_groups: Mapping[str, GroupsResult] = field(default_factory=dict)
+    num_broken: int = 0
+    domain: DomainSummary | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; see docs/json.md."""
+        return {
+            **self._parts(),
+            **_domain_json(self.domain),
+            "failure_to_acquire": {
+                "rate": self.num_broken / (self.num_broken + len(self.table)),
+                "num_failed": self.num_broken,
+                "num_pictures": self.num_broken + len(self.table),
+            },
+            **_groups_json("groups", self.groups),
+            **_groups_json("trial_groups", self.trial_groups),
+        }
+
+    def _parts(self) -> dict[str, Any]:
         values = _as_json(self, "verification", "all_pairs", "retrieval", "trials")
         if self.one_shot:
             values["one_shot"] = {name: part.as_json() for name, part in self.one_shot.items()}
         return values
 
     def as_text(self) -> str:
-        """The figures with their intervals, one a line."""
-        return _lines([_source(self.split, self.identity_disjoint), *_figures(self.as_json())])
+        """The figures with their intervals, one a line; then a table for each column."""
+        rows = [
+            _source(self.split, self.identity_disjoint),
+            *_figures(self._parts()),
+            *_prior(self.verification),
+            *_no_errors(self.verification),
+            *_acquisition(self.num_broken, len(self.table)),
+            *_domain_row(self.domain),
+        ]
+        tables = [*_group_tables(self.groups), *_group_tables(self.trial_groups)]
+        return "\n".join([_lines(rows), *tables])
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +144,7 @@ class NearestNeighbourEvaluation:
         embeddings: their embeddings, shape (N, D).
         probe: rows of the probes in `table`.
         gallery: rows of the gallery in `table`.
+        domain: whether the probes are like the model's calibration pictures; None if unknown.
     """
 
     split: str
@@ -106,15 +155,17 @@ class NearestNeighbourEvaluation:
     embeddings: NDArray[np.float32]
     probe: NDArray[np.int64]
     gallery: NDArray[np.int64]
+    domain: DomainSummary | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; see docs/json.md."""
-        return _as_json(self, "nearest")
+        return _as_json(self, "nearest") | _domain_json(self.domain)
 
     def as_text(self) -> str:
         """The figures with their intervals, one a line."""
         source = _source(self.split, self.identity_disjoint)
-        return _lines([source, *_figures(self.as_json()), *self._counts()])
+        figures = _figures(_as_json(self, "nearest"))
+        return _lines([source, *figures, *self._counts(), *_domain_row(self.domain)])
 
     def _counts(self) -> Iterator[tuple[str, str]]:
         nearest = self.nearest
@@ -145,6 +196,7 @@ class OpenSetEvaluation:
         table: the pictures without forgeries.
         pixels: their pixels.
         embeddings: their embeddings, shape (N, D).
+        domain: whether the pictures are like the model's calibration pictures; None if unknown.
     """
 
     split: str
@@ -153,15 +205,26 @@ class OpenSetEvaluation:
     table: ImageTable
     pixels: Pixels
     embeddings: NDArray[np.float32]
+    domain: DomainSummary | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; see docs/json.md."""
-        return _as_json(self, "open_set")
+        return _as_json(self, "open_set") | _domain_json(self.domain)
 
     def as_text(self) -> str:
         """The figures with their intervals, one a line."""
         galleries = [] if self.open_set is None else _galleries(self.open_set)
-        return _lines([_source(self.split, self.identity_disjoint), *galleries])
+        source = _source(self.split, self.identity_disjoint)
+        return _lines([source, *galleries, *_domain_row(self.domain)])
+
+
+def _domain_json(domain: DomainSummary | None) -> dict[str, Any]:
+    return {"domain": None if domain is None else domain.as_json()}
+
+
+def _domain_row(domain: DomainSummary | None) -> Iterator[Row]:
+    if domain is not None:
+        yield "domain", domain.as_text()
 
 
 def _as_json(
@@ -195,10 +258,92 @@ def _figures(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]
         name = f"{above} {key}".strip().replace("_", " ")
         if "value" in part:
             short = name.removeprefix("verification ").removeprefix("retrieval ")
-            rows.append((short, _interval(part)))
+            rows.append((_with_terms(short), _interval(part)))
         else:
             rows += _figures(part, name)
     return rows
+
+
+def _with_terms(name: str) -> str:
+    """The name of a figure with the term of ISO/IEC 19795-1, or of the field."""
+    for ours, terms in TERMS.items():
+        if name.endswith(ours):
+            return name.removesuffix(ours) + terms
+    return name
+
+
+def _prior(result: VerificationResult | PairTrialsResult | OneShotTrialsResult) -> Iterator[Row]:
+    reliability = None if isinstance(result, OneShotTrialsResult) else result.reliability
+    if reliability is not None and reliability.prior != 0.5:
+        yield "prior", f"{reliability.prior:g} of a genuine pair, for the calibration error"
+
+
+def _no_errors(result: VerificationResult) -> Iterator[Row]:
+    """The rule of three, where no error was observed."""
+    if result.calibrated is None:
+        return
+    for rate, kind, num in (
+        ("far", "impostor", result.num_impostor), ("frr", "genuine", result.num_genuine)
+    ):  # fmt: skip
+        figure = getattr(result.calibrated, rate)
+        if figure.value == 0:
+            yield (
+                f"rule of three ({rate.upper()})",
+                f"no error in {num:,} {kind} pairs; at most {figure.high:.4f}, counting pairs "
+                f"without a shared identity (were all independent: {min(1, 3 / num):.2g})",
+            )
+
+
+def _acquisition(num_broken: int, num_decoded: int) -> Iterator[Row]:
+    if num_broken:
+        num = num_broken + num_decoded
+        yield (
+            "failure to acquire (FTA)",
+            f"{num_broken / num:.4f}  ({num_broken:,} of {num:,} pictures could not be decoded)",
+        )
+
+
+def _groups_json(key: str, groups: Mapping[str, GroupsResult]) -> dict[str, Any]:
+    return {key: {name: part.as_json() for name, part in groups.items()}} if groups else {}
+
+
+def _group_tables(groups: Mapping[str, GroupsResult]) -> Iterator[str]:
+    """A table for each column, and its worst groups."""
+    for column, result in groups.items():
+        rows = [*result.groups, *([] if result.across is None else [result.across])]
+        name = one_line(column)
+        heading = [f"by {name}", "identities", "genuine", "impostor", "FAR (FMR)", "FRR (FNMR)",
+                   "EER"]  # fmt: skip
+        if any(group.own is not None for group in rows):
+            heading += ["own threshold", "FRR there"]
+        cells = [heading, *(_group_cells(group)[: len(heading)] for group in rows)]
+        widths = [max(len(row[place]) for row in cells) for place in range(len(heading))]
+        yield ""
+        for row in cells:
+            yield "  ".join(map(str.ljust, row, widths)).rstrip()
+        yield from _group_notes(name, result)
+
+
+def _group_cells(group: GroupRates) -> list[str]:
+    identities = "" if group.num_identities is None else f"{group.num_identities:,}"
+    counts = [one_line(group.name), identities, f"{group.num_genuine:,}", f"{group.num_impostor:,}"]
+    figures = [getattr(group, rate) for rate in ("far", "frr", "eer")]
+    cells = ["-" if figure is None else _interval(figure.as_json()) for figure in figures]
+    own = group.own
+    extra = ["-", "-"] if own is None else [_interval(own.threshold.as_json()), f"{own.frr:.4f}"]
+    return counts + cells + extra
+
+
+def _group_notes(column: str, result: GroupsResult) -> Iterator[str]:
+    named = {group.name: group for group in result.groups}
+    for rate, worst in result.worst.items():
+        figure = getattr(named[worst], rate)
+        yield f"worst {rate.upper()}: {one_line(worst)}, {_interval(figure.as_json())}"
+    if result.too_small:
+        names = one_line(", ".join(result.too_small), 300)
+        yield f"too few identities or pairs for rates: {names}"
+    if result.num_missing:
+        yield f"without {column}: {result.num_missing:,}, left out"
 
 
 def _galleries(result: OpenSetResult) -> Iterator[tuple[str, str]]:

@@ -16,9 +16,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import DataError
-from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, mean_estimates, replicate
+from twinlens.measure.bootstrap import (
+    REPLICATES,
+    Estimate,
+    estimates,
+    mean_estimates,
+    replicate,
+    rule_of_three,
+)
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.error_rates import SortedPairs, auc, eer, matches
+from twinlens.measure.reliability import ReliabilityPairs, ReliabilityResult
 
 __all__ = ["OneShotTrialsResult", "PairTrialsResult", "one_shot_trials", "pair_trials"]
 
@@ -28,26 +36,30 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PairTrialsResult:
-    """Accuracy, AUC and EER on given pairs.
+    """Error rates on given pairs.
 
-    `accuracy` is balanced, at the calibrated threshold; None without a calibration. If all pairs
-    are of one kind, it is the share of right answers, and `auc` and `eer` have no value.
+    `far` and `frr` are those of the calibrated threshold, and `accuracy` is balanced there; None
+    without a calibration, as is `reliability`. If all pairs are of one kind, `accuracy` is the
+    share of right answers, `auc`, `eer` and one of `far` and `frr` have no value, and
+    `reliability` is None.
     """
 
     accuracy: Estimate | None
+    far: Estimate | None
+    frr: Estimate | None
     auc: Estimate
     eer: Estimate
     num_genuine: int
     num_impostor: int
+    reliability: ReliabilityResult | None
 
     def as_json(self) -> dict[str, Any]:
-        """`{"accuracy", "auc", "eer", "num_genuine", "num_impostor"}`; without accuracy if None."""
+        """All attributes that are not None."""
+        parts = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {
-            **({} if self.accuracy is None else {"accuracy": self.accuracy.as_json()}),
-            "auc": self.auc.as_json(),
-            "eer": self.eer.as_json(),
-            "num_genuine": self.num_genuine,
-            "num_impostor": self.num_impostor,
+            name: part if isinstance(part, int) else part.as_json()
+            for name, part in parts.items()
+            if part is not None
         }
 
 
@@ -68,16 +80,18 @@ def pair_trials(
     same: ArrayLike,
     *,
     calibrated: Calibration | None,
+    prior: float = 0.5,
     cluster: ArrayLike | None = None,
     seed: int = 0,
     replicates: int = REPLICATES,
 ) -> PairTrialsResult:
-    """Accuracy at the calibrated threshold, AUC and EER of given pairs.
+    """FAR, FRR and accuracy at the calibrated threshold, AUC, EER and reliability of given pairs.
 
     Args:
         distance: distances of the pairs, shape (N,).
         same: whether each pair is genuine, shape (N,).
-        calibrated: calibration with the threshold; None leaves the accuracy out.
+        calibrated: calibration with threshold and probabilities; None leaves out what needs them.
+        prior: prior probability of a genuine pair, for the reliability.
         cluster: groups that the bootstrap redraws whole, shape (N,); each pair by default.
         seed: random seed of the bootstrap.
         replicates: number of bootstrap replicates.
@@ -95,25 +109,37 @@ def pair_trials(
     two_kinds = 0 < np.count_nonzero(same_N) < len(same_N)
     pairs = SortedPairs.of(dist_N[same_N], dist_N[~same_N]) if two_kinds else None
     right_N = None if calibrated is None else matches(dist_N, calibrated.threshold) == same_N
+    reliability = None
+    if two_kinds and calibrated is not None:
+        reliability = ReliabilityPairs.of(dist_N[same_N], dist_N[~same_N], calibrated, prior)
+    num_statistics = 5 + (0 if reliability is None else 3 + reliability.num_bins)
 
     def statistics(count_I: Ints) -> Floats:
         weight_N = count_I[code_N]
         genuine, impostor = weight_N[same_N], weight_N[~same_N]
-        accuracy = np.nan if right_N is None else _balanced(right_N, same_N, weight_N)
-        if pairs is None or not genuine.any() or not impostor.any():
-            return np.array([accuracy, np.nan, np.nan])
-        curve = pairs.curve(genuine, impostor)
-        return np.array([accuracy, auc(curve), eer(curve)])
+        values = np.full(num_statistics, np.nan)
+        if right_N is not None:
+            values[:3] = _errors(right_N, same_N, weight_N)
+        if pairs is not None and genuine.any() and impostor.any():
+            curve = pairs.curve(genuine, impostor)
+            values[3:5] = auc(curve), eer(curve)
+            if reliability is not None:
+                values[5:] = reliability.statistics(genuine, impostor, curve)
+        return values
 
     drawn = replicate(statistics, num_clusters, seed=seed, replicates=replicates)
     values = statistics(np.ones(num_clusters, dtype=np.int64))
-    accuracy, area, equal_rate = estimates(values.tolist(), drawn)
+    accuracy, far, frr, area, equal_rate, *reliable = estimates(values.tolist(), drawn)
+    independent = [len(np.unique(code_N[kind])) for kind in (~same_N, same_N)]
     return PairTrialsResult(
         accuracy=None if calibrated is None else accuracy,
+        far=None if calibrated is None else rule_of_three(far, independent[0]),
+        frr=None if calibrated is None else rule_of_three(frr, independent[1]),
         auc=area,
         eer=equal_rate,
         num_genuine=int(np.count_nonzero(same_N)),
         num_impostor=int(np.count_nonzero(~same_N)),
+        reliability=None if reliability is None else reliability.result(reliable),
     )
 
 
@@ -178,14 +204,16 @@ def _credits(trial_N: Ints, dist_N: Floats, same_N: NDArray[np.bool_], num_trial
     return np.asarray(right_T / np.bincount(trial_N, weights=nearest_N), dtype=np.float64)
 
 
-def _balanced(right_N: NDArray[np.bool_], same_N: NDArray[np.bool_], weight_N: Ints) -> float:
-    shares = [
-        float(weight_N[kind] @ right_N[kind] / weight_N[kind].sum())
-        for kind in (same_N, ~same_N)
+def _errors(right_N: NDArray[np.bool_], same_N: NDArray[np.bool_], weight_N: Ints) -> Floats:
+    """Balanced accuracy, FAR and FRR; NaN without weight."""
+    far, frr = (
+        float(weight_N[kind] @ ~right_N[kind] / weight_N[kind].sum())
         if weight_N[kind].any()
-    ]
-    both = bool(same_N.any()) + bool((~same_N).any())
-    return sum(shares) / len(shares) if len(shares) == both else np.nan
+        else np.nan
+        for kind in (~same_N, same_N)
+    )
+    errors = [rate for rate, kind in ((far, ~same_N), (frr, same_N)) if kind.any()]
+    return np.array([1 - sum(errors) / len(errors), far, frr])
 
 
 def _clusters(cluster: ArrayLike | None, size: int) -> tuple[Ints, int]:

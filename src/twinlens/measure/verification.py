@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, pair_weights, replicate
+from twinlens.measure.bootstrap import (
+    REPLICATES,
+    Estimate,
+    estimates,
+    pair_weights,
+    replicate,
+    rule_of_three,
+)
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.error_rates import (
     DetCurve,
@@ -25,9 +32,17 @@ from twinlens.measure.error_rates import (
     point_at_far,
 )
 from twinlens.measure.pairs import Comparison, PairSet, draw_pairs, pair_distances
+from twinlens.measure.reliability import ReliabilityPairs, ReliabilityResult
 
-__all__ = ["TARGET_FARS", "ErrorRatesAtThreshold", "SkilledForgeryResult", "VerificationResult",
-           "verification"]  # fmt: skip
+__all__ = [
+    "TARGET_FARS",
+    "ErrorRatesAtThreshold",
+    "PairBootstrap",
+    "PairRates",
+    "SkilledForgeryResult",
+    "VerificationResult",
+    "verification",
+]
 
 TARGET_FARS = ("0.1", "0.01", "0.001")
 _RATES = ("auc", "eer", "accuracy", "threshold")
@@ -39,7 +54,11 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ErrorRatesAtThreshold:
-    """Error rates at a calibrated threshold, whose interval is that of the calibration."""
+    """Error rates at a calibrated threshold, whose interval is that of the calibration.
+
+    FAR and FRR are shares of pairs: the false match and false non-match rate (FMR, FNMR) of
+    ISO/IEC 19795-1.
+    """
 
     threshold: Estimate
     far: Estimate
@@ -78,8 +97,9 @@ class VerificationResult:
     """Error rates of genuine and impostor pairs.
 
     `accuracy` is balanced, at the best `threshold` of these same pairs, hence optimistic; that of
-    `calibrated` is not. `tar_at_far` has no value for fewer impostor pairs than 1 / FAR. `pairs`
-    and `distance` are the compared pairs and their distances, for a report.
+    `calibrated` is not. `tar_at_far` has no value for fewer impostor pairs than 1 / FAR.
+    `calibrated` and `reliability` are None without a calibration. `pairs` and `distance` are the
+    compared pairs and their distances, for a report.
     """
 
     auc: Estimate
@@ -94,10 +114,12 @@ class VerificationResult:
     num_identities: int
     pairs: PairSet
     distance: NDArray[np.float32]
+    reliability: ReliabilityResult | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Estimates and counts; `calibrated` and `skilled` unless None."""
-        parts = {name: getattr(self, name) for name in ("calibrated", "skilled")}
+        """Estimates and counts; `calibrated`, `skilled` and `reliability` unless None."""
+        names = ("calibrated", "skilled", "reliability")
+        parts = {name: getattr(self, name) for name in names}
         counts = ("num_genuine", "num_impostor", "num_identities")
         return {
             **{name: getattr(self, name).as_json() for name in _RATES},
@@ -114,39 +136,47 @@ def verification(
     comparison: Comparison,
     *,
     calibrated: Calibration | None,
+    prior: float = 0.5,
     num_pairs: int | None = None,
     seed: int = 0,
     replicates: int = REPLICATES,
 ) -> VerificationResult:
-    """AUC, EER, accuracy and TAR at FAR on genuine and impostor pairs.
+    """AUC, EER, accuracy, TAR at FAR and reliability on genuine and impostor pairs.
 
     Args:
         emb_ND: embeddings, shape (N, D).
         label: identities as integers, shape (N,).
         forged: whether each picture is a forgery, shape (N,).
         comparison: distances between embeddings.
-        calibrated: calibration whose threshold is measured too; None for none.
+        calibrated: calibration whose threshold and probabilities are measured too; None for none.
+        prior: prior probability of a genuine pair, for the reliability.
         num_pairs: maximum of pairs of each kind, see `draw_pairs`.
         seed: random seed for pairs and bootstrap.
         replicates: number of bootstrap replicates.
     Raises:
         DataError: no genuine or no impostor pairs, or a distance that is not a finite number.
+        ConfigError: a prior outside (0, 1).
     """
     label_N, forged_N = np.asarray(label), np.asarray(forged, dtype=bool)
     rng = np.random.default_rng(seed)
     pairs = draw_pairs(label_N, forged_N, num_pairs=num_pairs, rng=rng)
     dist_Q = pair_distances(emb_ND, pairs, comparison)
     names, code_N = np.unique(label_N, return_inverse=True)
-    bootstrap = _VerificationBootstrap(
+    bootstrap = PairBootstrap(
         len(names), None if calibrated is None else calibrated.threshold, seed, replicates
     )
     code_a, code_b = code_N[pairs.a], code_N[pairs.b]
-    rates = bootstrap.measure(dist_Q, pairs.same, code_a, code_b)
+    reliability = None
+    if calibrated is not None and 0 < np.count_nonzero(pairs.same) < len(pairs):
+        genuine, impostor = dist_Q[pairs.same], dist_Q[~pairs.same]
+        reliability = ReliabilityPairs.of(genuine, impostor, calibrated, prior)
+    measured = bootstrap.measure(dist_Q, pairs.same, code_a, code_b, reliability)
+    rates = measured.rates
     skilled_Q = pairs.same | (forged_N[pairs.b] & (code_a == code_b))
     skilled = None
     if np.count_nonzero(skilled_Q) > np.count_nonzero(pairs.same):
         kept = (part[skilled_Q] for part in (dist_Q, pairs.same, code_a, code_b))
-        against_forgeries = bootstrap.measure(*kept)
+        against_forgeries = bootstrap.measure(*kept).rates
         skilled = SkilledForgeryResult(
             against_forgeries["auc"],
             against_forgeries["eer"],
@@ -167,12 +197,34 @@ def verification(
         num_identities=len(names),
         pairs=pairs,
         distance=dist_Q,
+        reliability=measured.reliability,
     )
 
 
 @dataclass(frozen=True)
-class _VerificationBootstrap:
-    """Settings of the bootstrap, shared by sets of pairs of the same identities."""
+class PairRates:
+    """Estimates of a set of pairs.
+
+    Attributes:
+        rates: "auc", "eer", "accuracy", "threshold", the TAR at each of `TARGET_FARS`; and "far",
+            "frr" and "accuracy_at" at the given threshold, without a value if there is none.
+        reliability: reliability of the probabilities, if measured.
+    """
+
+    rates: Mapping[str, Estimate]
+    reliability: ReliabilityResult | None
+
+
+@dataclass(frozen=True)
+class PairBootstrap:
+    """Settings of the bootstrap, shared by sets of pairs of the same identities.
+
+    Attributes:
+        num_identities: number of identities.
+        threshold: calibrated threshold, if any.
+        seed: random seed of the draws.
+        replicates: number of replicates.
+    """
 
     num_identities: int
     threshold: float | None
@@ -180,26 +232,55 @@ class _VerificationBootstrap:
     replicates: int
 
     def measure(
-        self, dist_Q: NDArray[Any], same_Q: NDArray[np.bool_], code_a: Ints, code_b: Ints
-    ) -> dict[str, Estimate]:
-        """Estimates by `_NAMES`; pairs are sorted once, and each replicate is O(Q)."""
+        self,
+        dist_Q: NDArray[Any],
+        same_Q: NDArray[np.bool_],
+        code_a: Ints,
+        code_b: Ints,
+        reliability: ReliabilityPairs | None = None,
+    ) -> PairRates:
+        """Estimates of pairs; they are sorted once, and each replicate is O(Q).
+
+        Args:
+            dist_Q: distances, shape (Q,).
+            same_Q: whether each pair is genuine, shape (Q,).
+            code_a: identities of the first pictures, from 0, shape (Q,).
+            code_b: identities of the second pictures.
+            reliability: the same pairs with their probabilities.
+        Raises:
+            DataError: no genuine or no impostor pairs, or a distance that is not a finite number.
+        """
         pairs = SortedPairs.of(dist_Q[same_Q], dist_Q[~same_Q])
         genuine, first, second = code_a[same_Q], code_a[~same_Q], code_b[~same_Q]
 
         def statistics(count_I: Ints) -> Floats:
             w_genuine, w_impostor = count_I[genuine], pair_weights(count_I, first, second)
             if not w_genuine.any() or not w_impostor.any():
-                return np.full(len(_NAMES), np.nan)
-            return _rates(pairs.curve(w_genuine, w_impostor), self.threshold)
+                return np.full(len(values), np.nan)
+            return figures(pairs.curve(w_genuine, w_impostor), w_genuine, w_impostor)
 
-        values = _rates(pairs.curve(), self.threshold)
+        def figures(curve: DetCurve, w_genuine: Ints, w_impostor: Ints) -> Floats:
+            rates = _rates(curve, self.threshold)
+            if reliability is None:
+                return rates
+            return np.append(rates, reliability.statistics(w_genuine, w_impostor, curve))
+
+        values = figures(pairs.curve(), np.ones_like(genuine), np.ones_like(first))
         for place, name in enumerate(_NAMES):
             if name in TARGET_FARS and 1 / len(first) > float(name):
                 values[place] = np.nan
         drawn = replicate(
             statistics, self.num_identities, seed=self.seed, replicates=self.replicates
         )
-        return dict(zip(_NAMES, estimates(values.tolist(), drawn), strict=True))
+        figure = estimates(values.tolist(), drawn)
+        rates = dict(zip(_NAMES, figure, strict=False))
+        num_impostors = len(np.unique(np.concatenate([first, second])))
+        across = bool((first != second).any())
+        # Independent impostor pairs share no identity; a forgery needs only its own.
+        rates["far"] = rule_of_three(rates["far"], num_impostors // (2 if across else 1))
+        rates["frr"] = rule_of_three(rates["frr"], len(np.unique(genuine)))
+        kept = figure[len(_NAMES) :]
+        return PairRates(rates, None if reliability is None else reliability.result(kept))
 
 
 def _rates(curve: DetCurve, threshold: float | None) -> Floats:

@@ -178,8 +178,15 @@ function showAnswer(distance, pictures) {
   answer.dataset.state = match ? "same" : "different";
   answer.dataset.probability = chance;
   element("verdict").textContent = match ? "Same" : "Different";
+  const far = percent(calibration.target_far);
   element("reason").textContent = match
     ? "The distance is at or below the threshold." : "The distance is above the threshold.";
+  if (match !== chance >= 0.5) {
+    element("reason").textContent += match
+      ? ` Different is more probable, but the threshold accepts only ${far} of impostor pairs.`
+      : ` The same is more probable, but a higher threshold could accept more than ${far}`
+        + " of impostor pairs.";
+  }
   element("threshold").textContent = rounded(calibration.threshold);
   element("probability").textContent = percent(chance);
   const end = Math.max(2 * calibration.threshold, 1.05 * distance) || 1;
