@@ -14,6 +14,7 @@ from twinlens.errors import ConfigError
 from twinlens.match.matcher import Matcher
 from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.calibration import Calibration, fit_calibration
+from twinlens.measure.domain import describe_pictures
 from twinlens.measure.pairs import Comparison, draw_pairs, pair_distances
 from twinlens.model.stored import GRAPH, THRESHOLD_KEY, graph_metadata, store_calibration
 from twinlens.progress import Progress, console_log
@@ -66,7 +67,9 @@ def calibrate(
         selection = select_pictures(matcher, data, split=split, prefer="val", root=root)
         emb_ND = matcher.embed_pixels(selection.pixels, Progress("embedding"))
         calibration = calibrate_on(emb_ND, selection.table, matcher.comparison, far, seed=seed)
-        stored = store_calibration(matcher.stored, calibration.as_json())
+        table, pixels = selection.table, selection.pixels
+        domain = describe_pictures(emb_ND, table, pixels, table, seed)
+        stored = store_calibration(matcher.stored, calibration.as_json(), domain)
         if THRESHOLD_KEY in graph_metadata(stored):
             log.warning(
                 "the metadata of %s keeps the threshold of the export, which programs without "

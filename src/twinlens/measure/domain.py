@@ -26,24 +26,26 @@ from dataclasses import dataclass as plain_dataclass
 from typing import Annotated, Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from pydantic.dataclasses import dataclass
 
-from twinlens.measure.picture_statistics import STATISTICS
+from twinlens.data.pixels import Pixels, select_rows
+from twinlens.data.table import ImageTable
+from twinlens.measure.picture_statistics import STATISTICS, picture_statistics
 from twinlens.measure.stored import STRICT, Count, as_plain, read_calibration
 
-__all__ = ["Domain", "DomainCheck", "DomainSummary", "fit_domain"]
+__all__ = ["Domain", "DomainCheck", "DomainSummary", "describe_pictures", "fit_domain"]
 
 SHARE = 0.01  # of the pictures of new identities that may be outside, half by each density
 MOST_OUTSIDE = 0.1  # of the pictures of a data set that is inside
 FEWEST_IDENTITIES = 3
-MOST_PICTURES = 4000
+MOST_PICTURES = 1000
 FOLDS = 10
-MOST_DIRECTIONS, MOST_NUMBERS = 48, 2**16  # of a density: 128 KiB
+MOST_DIRECTIONS, MOST_NUMBERS = 48, 3 * 2**14  # of a density: 96 KiB
 EMBEDDING_FLOOR = 0.05  # least deviation of a dimension, relative to the root mean square of all
-QUANTILES = 201
-RARE = 0.005  # share of calibration pictures beyond a statistic that is worth a word
+QUANTILES = 101
+RARE = 0.01  # share of calibration pictures beyond a statistic that is worth a word
 SHOWN = 2  # reasons
 ADVICE = "run `twinlens calibrate MODEL DATA` with at least 10 identities of 3 pictures like these"
 
@@ -183,7 +185,7 @@ class DomainSummary:
     def as_text(self) -> str:
         """The share outside; for a data set outside also how it differs, and what to do."""
         line = (
-            f"domain: {self.outside:.1%} of {self.num_pictures:,} pictures are unlike the model's "
+            f"{self.outside:.1%} of {self.num_pictures:,} pictures are unlike the model's "
             "calibration pictures"
         )
         if self.in_domain:
@@ -196,18 +198,18 @@ class Domain:
     """A description of the pictures that a model was calibrated on.
 
     Attributes:
-        embeddings: density of their embeddings.
+        embeddings: density of their embeddings; None if too few.
         pictures: density of their statistics (`measure.picture_statistics`).
         statistics: names of the statistics.
-        quantiles: levels of each statistic that divide the pictures evenly, (S x 201,).
+        quantiles: levels of each statistic that divide the pictures evenly, (S x 101,).
         num_pictures: calibration pictures.
         num_identities: their identities.
     """
 
-    embeddings: Density
+    embeddings: Density | None
     pictures: Density
     statistics: tuple[str, ...]
-    quantiles: Single
+    quantiles: Half
     num_pictures: Count
     num_identities: Count
 
@@ -229,8 +231,11 @@ class Domain:
         return self._parts(emb_ND, stats_NS).max(0)
 
     def _parts(self, emb_ND: NDArray[Any], stats_NS: NDArray[Any]) -> Floats:
-        pairs = ((self.embeddings, emb_ND), (self.pictures, stats_NS))
-        return np.stack([density.distance(x_NF) / density.limit for density, x_NF in pairs])
+        """Relative distances by embeddings and by statistics, (2, N)."""
+        by_pixels_N = self.pictures.distance(stats_NS) / self.pictures.limit
+        if self.embeddings is None:
+            return np.stack([np.zeros_like(by_pixels_N), by_pixels_N])
+        return np.stack([self.embeddings.distance(emb_ND) / self.embeddings.limit, by_pixels_N])
 
     def check(self, emb_ND: NDArray[Any], stats_NS: NDArray[Any]) -> list[DomainCheck]:
         """The check of each picture, with its reasons."""
@@ -239,7 +244,7 @@ class Domain:
         for (by_features, by_pixels), stats_S in zip(parts_2N.T, stats_NS, strict=True):
             score = float(max(by_features, by_pixels))
             reasons = [] if score <= 1 else self._reasons(stats_S, by_features > 1, by_pixels > 1)
-            checks.append(DomainCheck(score <= 1, score, " and ".join(reasons) or None))
+            checks.append(DomainCheck(score <= 1, score, ", ".join(reasons) or None))
         return checks
 
     def summary(self, emb_ND: NDArray[Any], stats_NS: NDArray[Any]) -> DomainSummary:
@@ -253,37 +258,36 @@ class Domain:
             counts: Counter[str] = Counter()
             for row in np.flatnonzero(outside_N):
                 by_features, by_pixels = parts_2N[:, row] > 1
-                words = [word for word, _ in self._unusual(stats_NS[row])] if by_pixels else []
+                words = self._unusual(stats_NS[row]) if by_pixels else []
                 counts.update([*words, "unlike in features"] if by_features else words)
             reason = ", ".join(word for word, _ in counts.most_common(SHOWN + 1))
         median = float(np.median(score_N))
         return DomainSummary(share <= MOST_OUTSIDE, share, median, len(score_N), reason)
 
     def _reasons(self, stats_S: NDArray[Any], by_features: bool, by_pixels: bool) -> list[str]:
-        words = []
-        for word, beyond in self._unusual(stats_S) if by_pixels else ():
-            share = "all" if beyond == 1 else f"{100 * beyond:.1f} %"
-            words.append(f"{word} than {share} of its calibration pictures")
+        words = self._unusual(stats_S) if by_pixels else []
+        reasons = []
+        if words:
+            reasons.append(f"{' and '.join(words)} than {100 * (1 - RARE):.3g} % of them")
         if by_features:
-            words.append("its features are unlike theirs")
-        return words or ["its levels and edges go together unlike theirs"]
+            reasons.append("unlike them in its features")
+        return reasons or ["an unusual combination of levels and edges"]
 
-    def _unusual(self, stats_S: NDArray[Any]) -> list[tuple[str, float]]:
-        """Words for the statistics farthest out, and the share of pictures that are less so."""
+    def _unusual(self, stats_S: NDArray[Any]) -> list[str]:
+        """Words for the statistics farthest out, beyond almost all calibration pictures."""
         z_S = self.pictures.deviations(stats_S[None])[0]
         level_SQ = self.quantiles.reshape(len(z_S), -1)
-        unusual: dict[str, float] = {}
+        unusual: dict[str, None] = {}
         for index in np.argsort(-np.abs(z_S)):
             name, value = list(STATISTICS)[index], stats_S[index]
             low, high, _ = STATISTICS[name]
             is_high = z_S[index] > 0
             less = level_SQ[index] < value if is_high else level_SQ[index] > value
-            beyond = float(less.mean())
-            if beyond >= 1 - RARE:
-                unusual.setdefault(high if is_high else low, beyond)
+            if less.mean() >= 1 - RARE:
+                unusual[high if is_high else low] = None
             if len(unusual) == SHOWN:
                 break
-        return list(unusual.items())
+        return list(unusual)
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers, strings and lists; `from_json` gives back an equal domain."""
@@ -298,52 +302,87 @@ class Domain:
         Raises:
             ModelError: damaged; names every problem.
         """
-        if isinstance(values, dict) and values.get("statistics") != list(STATISTICS):
+        names = values.get("statistics") if isinstance(values, dict) else None
+        if isinstance(names, list) and names != list(STATISTICS)[: len(names)]:
             return None
         remedy = "Calibrate it again: twinlens calibrate MODEL DATA"
         return read_calibration(cls, values, "the model's domain", remedy)
 
 
 def fit_domain(
-    emb_ND: NDArray[Any], stats_NS: NDArray[Any], identity_N: ArrayLike, *, seed: int = 0
+    emb_ND: NDArray[Any],
+    identity_N: NDArray[Any],
+    stats_MS: NDArray[Any],
+    identity_M: NDArray[Any],
+    *,
+    seed: int = 0,
 ) -> Domain | None:
-    """Describe calibration pictures.
+    """Describe calibration pictures; embeddings and statistics need not be of the same ones.
 
     Args:
-        emb_ND: their embeddings.
-        stats_NS: their `picture_statistics`.
-        identity_N: their identities, numbers or strings; forged pictures are best left out.
-        seed: random seed for the folds, and for a sample of very many pictures.
+        emb_ND: embeddings of N pictures.
+        identity_N: their identities, numbers or strings.
+        stats_MS: `picture_statistics` of M pictures.
+        identity_M: their identities.
+        seed: random seed for the folds.
     Returns:
-        None for fewer than 3 identities, or fewer than twice as many pictures: how much identities
-        differ is unknown then.
+        None for statistics of fewer than 3 identities or 6 pictures: how much identities differ is
+        unknown then. Without as many embeddings there is no density of embeddings.
     """
     rng = np.random.default_rng(seed)
-    names, code_N = np.unique(np.asarray(identity_N), return_inverse=True)
-    if len(names) < FEWEST_IDENTITIES or len(code_N) < 2 * FEWEST_IDENTITIES:
+    num_identities = len(np.unique(identity_M))
+    if num_identities < FEWEST_IDENTITIES or len(identity_M) < 2 * FEWEST_IDENTITIES:
         return None
-    rows = np.sort(rng.permutation(len(code_N))[:MOST_PICTURES])
-    emb_ND, stats_NS, code_N = emb_ND[rows], stats_NS[rows], code_N[rows]
-    fold_N = rng.permutation(np.arange(len(names)) % min(FOLDS, len(names)))[code_N]
-    floor = EMBEDDING_FLOOR * math.sqrt(max(float(emb_ND.astype(np.float64).var(0).mean()), 1e-20))
-    floor_S = np.array([floor for *_, floor in STATISTICS.values()])
-    levels = np.quantile(stats_NS, np.linspace(0, 1, QUANTILES), axis=0).T
+    embeddings = None
+    if len(np.unique(identity_N)) >= FEWEST_IDENTITIES and len(identity_N) > FEWEST_IDENTITIES:
+        deviation = math.sqrt(float(emb_ND.astype(np.float64).var(0).mean()))
+        floor_D = np.full(emb_ND.shape[1], max(EMBEDDING_FLOOR * deviation, 1e-9))
+        embeddings = _fit(emb_ND, floor_D, identity_N, rng)
+    floor_S = np.array([floor for *_, floor in STATISTICS.values()])[: stats_MS.shape[1]]
+    levels = np.quantile(stats_MS, np.linspace(0, 1, QUANTILES), axis=0).T
     return Domain(
-        _fit(emb_ND, np.full(emb_ND.shape[1], floor), code_N, fold_N),
-        _fit(stats_NS, floor_S, code_N, fold_N),
-        tuple(STATISTICS),
+        embeddings,
+        _fit(stats_MS, floor_S, identity_M, rng),
+        tuple(STATISTICS)[: stats_MS.shape[1]],
         levels.ravel(),
-        len(identity_N) if isinstance(identity_N, Sequence) else int(np.size(identity_N)),
-        len(names),
+        len(identity_M),
+        num_identities,
     )
 
 
+def describe_pictures(
+    emb_ND: NDArray[Any], table: ImageTable, pixels: Pixels, others: ImageTable, seed: int
+) -> dict[str, Any] | None:
+    """The domain of calibration pictures as plain data, for `model.json`; forgeries are left out.
+
+    Args:
+        emb_ND: embeddings of the pictures of `table`.
+        table: N pictures.
+        pixels: decoded pictures of `others`.
+        others: M pictures; the same as `table`, or more of their kind.
+        seed: random seed for folds, and for a sample of many pictures.
+    """
+    rng = np.random.default_rng(seed)
+    rows_N, rows_M = (
+        np.sort(rng.permutation(np.flatnonzero(~part.forged))[:MOST_PICTURES])
+        for part in (table, others)
+    )
+    if not len(rows_M):
+        return None
+    stats_MS = picture_statistics(select_rows(pixels, rows_M))
+    names_N, names_M = table.identity[rows_N].astype(str), others.identity[rows_M].astype(str)
+    domain = fit_domain(emb_ND[rows_N], names_N, stats_MS, names_M, seed=seed)
+    return None if domain is None else domain.as_json()
+
+
 def _fit(
-    x_NF: NDArray[Any], floor_F: Floats, code_N: NDArray[np.int64], fold_N: NDArray[np.int64]
+    x_NF: NDArray[Any], floor_F: Floats, identity_N: NDArray[Any], rng: np.random.Generator
 ) -> Density:
     """A density of all pictures; its limit is from pictures of identities that are left out."""
+    names, code_N = np.unique(identity_N, return_inverse=True)
+    fold_N = rng.permutation(np.arange(len(names)) % min(FOLDS, len(names)))[code_N]
     held_out_N = np.empty(len(x_NF))
-    for fold in np.unique(fold_N):
+    for fold in range(fold_N.max() + 1):
         is_out = fold_N == fold
         held_out_N[is_out] = _density(x_NF[~is_out], floor_F).distance(x_NF[is_out])
     return _density(x_NF, floor_F, _limit(held_out_N, code_N, SHARE / 2))

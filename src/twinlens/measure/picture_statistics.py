@@ -1,4 +1,4 @@
-"""Plain statistics of decoded pictures: grey levels, colour, sharpness, edges.
+"""Plain statistics of decoded pictures: grey levels, edges at several sizes, colour.
 
 They need no network, so they describe pictures alike whatever a model has learned.
 
@@ -16,78 +16,107 @@ from twinlens.data.pixels import Pixels
 
 __all__ = ["STATISTICS", "picture_statistics"]
 
-BLOCK_BYTES = 2**25
+AT_ONCE = 2**21  # pixels
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow converts to grey
-PERCENTILES = (2, 10, 25, 50, 75, 90, 98)
-SCALES = 3  # sides are halved twice
-EDGE = 24.0  # grey levels between neighbours that are an edge
-FLAT = 2.0  # and those that are none
+PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+SCALES = 4  # the picture's size, halved three times
+SMALLEST = 4  # side that is not halved
+FLAT = 2.0  # grey levels along and across, together, that are no edge
 
 Floats = NDArray[np.float32]
 
-STATISTICS: Final[dict[str, tuple[str, str, float]]] = {
-    "brightness": ("darker", "brighter", 4.0),
-    "contrast": ("lower in contrast", "higher in contrast", 4.0),
-    **{f"level {p}": ("darker", "brighter", 6.0) for p in PERCENTILES},
-    "saturation": ("paler", "more colourful", 4.0),
-    "saturation spread": ("of more even colour", "of more varied colour", 4.0),
-    "red": ("less red", "redder", 4.0),
-    "blue": ("less blue", "bluer", 4.0),
-    **{f"sharpness {s}": ("blurrier", "sharper", 0.1) for s in range(SCALES)},
+_COARSE = ("poorer in coarse structure", "richer in coarse structure")
+_EDGES: Final[dict[str, tuple[str, str, float]]] = {
+    "sharpness": ("blurrier", "sharper", 0.1),
+    "peaks": ("more evenly textured", "emptier between edges", 0.1),
     "noise": ("smoother", "noisier", 0.1),
-    "edges": ("poorer in edges", "richer in edges", 0.02),
-    "flat": ("fuller", "emptier", 0.02),
-    "direction": ("of more vertical edges", "of more horizontal edges", 0.1),
-    "centre": ("darker in the middle", "brighter in the middle", 4.0),
+    "across": ("poorer in vertical edges", "richer in vertical edges", 0.1),
+    "down": ("poorer in horizontal edges", "richer in horizontal edges", 0.1),
+    "falling": ("poorer in slanted edges", "richer in slanted edges", 0.1),
+    "rising": ("poorer in slanted edges", "richer in slanted edges", 0.1),
+    "flat": ("poorer in even areas", "richer in even areas", 0.03),
 }
-"""Words for a low and for a high value, and the difference that is none."""
+STATISTICS: Final[dict[str, tuple[str, str, float]]] = {
+    "brightness": ("darker", "brighter", 1.0),
+    "contrast": ("lower in contrast", "higher in contrast", 0.05),
+    **{f"level {p}": ("darker", "brighter", 1.0) for p in PERCENTILES},
+    **{
+        f"{name} {scale}": (*(_COARSE if scale and name != "flat" else words), floor)
+        for scale in range(SCALES)
+        for name, (*words, floor) in _EDGES.items()
+    },
+    "saturation": ("less colourful", "more colourful", 0.1),
+    "saturation spread": ("more even in colour", "less even in colour", 0.1),
+    "saturation 95": ("less colourful", "more colourful", 0.1),
+    "warmth": ("bluer", "redder", 1.0),
+    "green": ("more purple", "greener", 1.0),
+    "warmth spread": ("more even in colour", "less even in colour", 0.1),
+    "green spread": ("more even in colour", "less even in colour", 0.1),
+    "warmth edges": ("blurrier in colour", "sharper in colour", 0.1),
+    "green edges": ("blurrier in colour", "sharper in colour", 0.1),
+}
+"""Words for a low and for a high value, and a deviation that is none. Grey pictures lack the last
+nine, those of colour.
+"""
 
 
 def picture_statistics(pixels_NCHW: Pixels) -> Floats:
-    """The statistics (N, S) of pictures (N, C, H, W), uint8, in the order of `STATISTICS`.
+    """The statistics (N, S) of N > 0 uint8 pictures (N, C, H, W), in the order of `STATISTICS`.
 
-    Levels are those of 8 bits. Sharpness is the logarithm of the mean absolute Laplacian, at the
-    picture's size and at halves of it; noise that of its median. Grey pictures have no colour.
+    Levels are those of 8 bits. Contrast, edges, noise and saturation are logarithms, since their
+    ratios matter: sharpness is the mean of the absolute Laplacian, noise its median, and "peaks"
+    the ratio of its mean square to the square of its mean.
     """
-    stats_NS = np.empty((len(pixels_NCHW), len(STATISTICS)), np.float32)
-    if len(stats_NS):
-        step = max(1, BLOCK_BYTES // (16 * pixels_NCHW[0].size))
-        for start in range(0, len(stats_NS), step):
-            part = slice(start, start + step)
-            stats_NS[part] = _of_block(pixels_NCHW[part].astype(np.float32))
-    return stats_NS
+    num = len(pixels_NCHW)
+    _, height, width = pixels_NCHW[0].shape
+    step = max(1, AT_ONCE // (height * width))
+    starts = range(0, num, step)
+    blocks = [_of_block(pixels_NCHW[s : s + step].astype(np.float32)) for s in starts]
+    return np.concatenate(blocks)
 
 
 def _of_block(x_BCHW: Floats) -> Floats:
     is_color = x_BCHW.shape[1] == 3
     grey = np.tensordot(x_BCHW, LUMA, ([1], [0])) if is_color else x_BCHW[:, 0]
-    saturation, red, blue = np.zeros((3, *grey.shape), np.float32)
-    if is_color:
-        saturation = x_BCHW.max(1) - x_BCHW.min(1)
-        red, blue = x_BCHW[:, 0] - grey, x_BCHW[:, 2] - grey
-    axes = (1, 2)
-    right, down = np.abs(np.diff(grey, axis=2)), np.abs(np.diff(grey, axis=1))
-    height, width = grey.shape[1:]
-    middle = grey[:, height // 4 : height - height // 4, width // 4 : width - width // 4]
-    sharpness = []
-    scaled, noise = grey, None
+    columns = [grey.mean((1, 2)), np.log1p(grey.std((1, 2)))]
+    columns += list(np.percentile(grey, PERCENTILES, (1, 2)))
+    scaled = grey
     for _ in range(SCALES):
-        laplacian = _laplacian(scaled)
-        sharpness.append(np.log(laplacian.mean(axes) + 1))
-        if noise is None:
-            noise = np.log(np.median(laplacian, axes) + 1)
-        scaled = _halved(scaled)
-    assert noise is not None
-    columns = [
-        grey.mean(axes), grey.std(axes), *np.percentile(grey, PERCENTILES, axes),
-        saturation.mean(axes), saturation.std(axes), red.mean(axes), blue.mean(axes),
-        *sharpness, noise,
-        ((right > EDGE).mean(axes) + (down > EDGE).mean(axes)) / 2,
-        ((right < FLAT).mean(axes) + (down < FLAT).mean(axes)) / 2,
-        np.log((down.mean(axes) + 1) / (right.mean(axes) + 1)),
-        middle.mean(axes) - grey.mean(axes),
-    ]  # fmt: skip
+        columns += _edges(scaled)
+        if min(scaled.shape[1:]) >= 2 * SMALLEST:
+            scaled = _halved(scaled)
+    if is_color:
+        columns += _colour(x_BCHW)
     return np.stack(columns, 1).astype(np.float32)
+
+
+def _edges(grey_BHW: Floats) -> list[Floats]:
+    laplacian = _laplacian(grey_BHW)
+    mean = laplacian.mean((1, 2))
+    wide = np.pad(grey_BHW, ((0, 0), (0, 1), (0, 1)), mode="edge")
+    across = wide[:, :-1, 1:] - grey_BHW
+    down = wide[:, 1:, :-1] - grey_BHW
+    slanted = [(across + sign * down) / np.float32(1.4) for sign in (1, -1)]
+    return [
+        np.log1p(mean),
+        np.log((laplacian**2).mean((1, 2)) / (mean**2 + 1e-3) + 0.1),
+        np.log1p(np.median(laplacian, (1, 2))),
+        *(np.log1p(np.abs(edge).mean((1, 2))) for edge in (across, down, *slanted)),
+        (np.abs(across) + np.abs(down) < FLAT).mean((1, 2)),
+    ]
+
+
+def _colour(x_BCHW: Floats) -> list[Floats]:
+    saturation = x_BCHW.max(1) - x_BCHW.min(1)
+    warmth = x_BCHW[:, 0] - x_BCHW[:, 2]
+    green = x_BCHW[:, 1] - (x_BCHW[:, 0] + x_BCHW[:, 2]) / 2
+    return [
+        *(np.log1p(v) for v in (saturation.mean((1, 2)), saturation.std((1, 2)))),
+        np.log1p(np.percentile(saturation, 95, (1, 2))),
+        *(axis.mean((1, 2)) for axis in (warmth, green)),
+        *(np.log1p(axis.std((1, 2))) for axis in (warmth, green)),
+        *(np.log1p(_laplacian(axis).mean((1, 2))) for axis in (warmth, green)),
+    ]
 
 
 def _laplacian(grey_BHW: Floats) -> Floats:
@@ -99,10 +128,7 @@ def _laplacian(grey_BHW: Floats) -> Floats:
 
 
 def _halved(grey_BHW: Floats) -> Floats:
-    """Means of 2 x 2 pixels; a side of 1 stays, and an odd last row or column is dropped."""
-    for axis in (1, 2):
-        even = grey_BHW.shape[axis] // 2 * 2
-        if even:
-            first, second = (np.take(grey_BHW, np.arange(s, even, 2), axis) for s in (0, 1))
-            grey_BHW = (first + second) / 2
-    return grey_BHW
+    """Means of 2 x 2 pixels; an odd last row or column is dropped."""
+    height, width = (side // 2 * 2 for side in grey_BHW.shape[1:])
+    even = grey_BHW[:, :height, :width]
+    return (even[:, ::2, ::2] + even[:, 1::2, ::2] + even[:, ::2, 1::2] + even[:, 1::2, 1::2]) / 4
