@@ -70,13 +70,24 @@ class LabelErrors:
         wrong: (N,) probability that a label is wrong; 0 where it cannot be judged.
         suggestion: (N,) the most probable other identity; -1 without one.
         share: estimated share of wrong labels.
-        weight: (P,) of the features.
+        coefficient: (P,) of the features; a score is their negative sum.
     """
 
     wrong: Floats
     suggestion: NDArray[np.int64]
     share: float
-    weight: Floats
+    coefficient: Floats
+
+    def scores(self, evidence: Evidence) -> Floats:
+        """(N, K) logits of the candidates, NaN without one; only differences mean something."""
+        score_NK = -(evidence.features @ self.coefficient)
+        return np.where(evidence.candidate >= 0, score_NK, np.nan)
+
+    @property
+    def weight(self) -> Floats:
+        """(M,) of the distances, if a single one stands for the mean and the nearest one."""
+        num_members = len(self.coefficient) // 3
+        return np.asarray(self.coefficient[: 2 * num_members].reshape(2, -1).sum(0))
 
 
 def collect_evidence(
@@ -148,9 +159,9 @@ def label_errors(evidence: Evidence) -> LabelErrors:
     wrong = np.zeros(len(evidence.candidate))
     suggestion = np.full(len(wrong), -1, dtype=np.int64)
     if not len(judged):
-        return LabelErrors(wrong, suggestion, 0.0, np.zeros(num_features))
+        return LabelErrors(wrong, suggestion, 0.0, np.ones(num_features))
     valid_nK = evidence.candidate[judged] >= 0
-    x_nKP = _standardised(evidence.features[judged], valid_nK)
+    x_nKP, deviation_P = _standardised(evidence.features[judged], valid_nK)
     others = max(1, len(np.unique(evidence.candidate[evidence.candidate >= 0])) - 1)
 
     def loss(theta: Floats) -> tuple[float, Floats]:
@@ -179,19 +190,20 @@ def label_errors(evidence: Evidence) -> LabelErrors:
     rest = share / others * (1 - q_nK[:, 0])
     wrong[judged] = rest / (rest + (1 - share) * q_nK[:, 0])
     suggestion[judged] = evidence.candidate[judged, second]
-    return LabelErrors(wrong, suggestion, share, fitted[:-1])
+    return LabelErrors(wrong, suggestion, share, fitted[:-1] / deviation_P)
 
 
 def _logit(p: float) -> float:
     return float(np.log(p / (1 - p)))
 
 
-def _standardised(x_NKP: Floats, valid_NK: NDArray[np.bool_]) -> Floats:
-    """Features with the deviation 1 among the candidates of a picture, so that the ridge is fair."""
+def _standardised(x_NKP: Floats, valid_NK: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Features of deviation 1 among a picture's candidates, for the ridge; and their deviations."""
     centre = np.where(valid_NK[:, :, None], x_NKP, 0).sum(1) / valid_NK.sum(1)[:, None]
     x_NKP = np.where(valid_NK[:, :, None], x_NKP - centre[:, None], 0)
     deviation = np.sqrt(np.square(x_NKP).sum((0, 1)) / valid_NK.sum())
-    return x_NKP / np.where(deviation > 0, deviation, 1)
+    deviation = np.where(deviation > 0, deviation, 1)
+    return x_NKP / deviation, deviation
 
 
 def _softmax(logit_NK: Floats, valid_NK: NDArray[np.bool_]) -> Floats:
