@@ -211,6 +211,8 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     device_argument(parser)
     json_argument(parser)
     show_argument(parser, "draw both pictures and the verdict")
+    parser.add_argument("--explain", type=Path, metavar="FILE.png",
+                        help="draw the parts that make them alike or unlike")  # fmt: skip
 
 
 def _show_verdict(answer: Any, args: argparse.Namespace) -> int:

@@ -9,9 +9,11 @@ import numpy as np
 
 from twinlens.commands.selection import ProbeGallerySelection, Selection
 from twinlens.data.columns import as_groups, read_column
-from twinlens.data.pixels import select_rows
+from twinlens.data.pixels import select_rows, table_sources
+from twinlens.data.quality import quality_parts, quality_scores
 from twinlens.match.matcher import Matcher
 from twinlens.measure.distances import as_euclidean
+from twinlens.measure.error_reject import error_reject
 from twinlens.measure.evaluation_result import (
     EvaluationResult,
     NearestNeighbourEvaluation,
@@ -72,6 +74,8 @@ def evaluate_standard(
     is_plain = as_euclidean(comparison) is not None
     if pairs is None and is_plain and drawn != count_pairs(label, forged):
         all_pairs = exact_eer(emb_ND, label, forged, comparison, progress=Progress("all pairs"))
+    source_N = table_sources(table, max_pixels=matcher.max_pixels)
+    quality_N = quality_scores(quality_parts(selection.pixels, matcher.picture, source_N))
     episode_scores = one_shot(
         emb_ND, label, forged, comparison, way=way, shot=shot, episodes=episodes, seed=seed
     )
@@ -88,6 +92,7 @@ def evaluate_standard(
         pixels=selection.pixels,
         embeddings=emb_ND,
         groups=groups,
+        error_reject=error_reject(quality_N, verified.pairs, verified.distance, label, seed=seed),
         num_broken=len(selection.broken),
         domain=matcher.summarize_domain(emb_ND, selection.pixels),
     )

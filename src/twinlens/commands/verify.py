@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from textwrap import wrap
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from twinlens.data.decode import open_picture
 from twinlens.files import check_output_file, save_picture, writing_file
@@ -39,6 +44,7 @@ def verify(
     prior: float = 0.5,
     min_quality: float | None = None,
     show: str | Path | None = None,
+    explain: str | Path | None = None,
     device: str = "auto",
 ) -> VerifyAnswer:
     """Verify that two picture files show the same thing.
@@ -53,32 +59,60 @@ def verify(
             answer; 0.5 is even odds. The verdict does not depend on it.
         min_quality: least quality of each picture, in [0, 1]; None for no such gate.
         show: file for a picture of both and the verdict; its ending sets the format.
+        explain: file for a picture of the parts that make them alike or unlike, with checks; takes
+            some 600 embeddings. The answer then has an `explanation`.
         device: device of the embeddings, as in `twinlens.load`.
     Raises:
         CalibrationError: the model is not calibrated.
         ConfigError: a prior outside (0, 1), or a minimum outside [0, 1].
         PictureError: a file that cannot be read, or a quality below the minimum (failure to
             acquire).
-        DataError: `show` cannot be written.
+        DataError: `show` or `explain` cannot be written.
+        ModelError: `explain` with an export that resizes pictures itself.
 
     Example:
         >>> twinlens.verify("runs/photos", "a.jpg", "b.jpg").match  # doctest: +SKIP
         True
     """
-    if show is not None:
-        check_output_file(show)
+    for file in (show, explain):
+        if file is not None:
+            check_output_file(file)
     matcher = Matcher.load(model, device)
     answer = matcher.verify(a, b, prior=prior, min_quality=min_quality)
+    if explain is not None:
+        answer = replace(answer, explanation=matcher.explain(a, b))
+    if show is not None or explain is not None:
+        _draw(matcher, (a, b), answer, show, explain)
+    return answer
+
+
+def _draw(
+    matcher: Matcher,
+    files: tuple[str | Path, str | Path],
+    answer: VerifyAnswer,
+    show: str | Path | None,
+    explain: str | Path | None,
+) -> None:
+    left, right = (open_picture(path, max_pixels=matcher.max_pixels) for path in files)
+    lines = [
+        answer.verdict,
+        f"distance {answer.distance:.4f}, threshold {answer.threshold:.4f}",
+        f"probability {answer.probability:.1%}, cosine similarity {answer.similarity:.2f}",
+        *wrap(answer.reason or "", 60),
+    ]
     if show is not None:
         from twinlens.report.answer_sheet import draw_verdict
 
-        left, right = (open_picture(path, max_pixels=matcher.max_pixels) for path in (a, b))
-        lines = [
-            answer.verdict,
-            f"distance {answer.distance:.4f}, threshold {answer.threshold:.4f}",
-            f"probability {answer.probability:.1%}, cosine similarity {answer.similarity:.2f}",
-            *wrap(answer.reason or "", 60),
-        ]
         with writing_file(show) as part:
             save_picture(draw_verdict(left, right, lines, answer.match), part)
-    return answer
+    if explain is not None and answer.explanation is not None:
+        from twinlens.report.explanation import draw_explanation
+
+        if matcher.picture.fit != "stretch":  # The maps show what the network sees.
+            left, right = (_as_picture(one.pixels) for one in answer.explanation.pictures)
+        with writing_file(explain) as part:
+            save_picture(draw_explanation(answer.explanation, (left, right), lines), part)
+
+
+def _as_picture(pixels_CHW: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(np.moveaxis(pixels_CHW, 0, -1).squeeze())

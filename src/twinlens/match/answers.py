@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from twinlens.data.quality import PictureQuality
 from twinlens.errors import one_line
 from twinlens.measure.domain import DomainCheck
+
+if TYPE_CHECKING:
+    from twinlens.match.explain import Explanation
 
 __all__ = ["Candidate", "Hit", "IdentifyAnswer", "VerifyAnswer"]
 
@@ -29,6 +32,7 @@ class VerifyAnswer:
         prior: probability of a genuine pair before the comparison; 0.5 is even odds.
         quality: quality of each picture.
         domain: whether each picture is like the calibration pictures; None if unknown.
+        explanation: parts that make them alike or unlike; None unless requested.
     """
 
     verdict: Literal["same", "different"]
@@ -41,6 +45,7 @@ class VerifyAnswer:
     prior: float = 0.5
     quality: tuple[PictureQuality, PictureQuality] | None = None
     domain: tuple[DomainCheck, DomainCheck] | None = None
+    explanation: Explanation | None = None
 
     @property
     def reason(self) -> str | None:
@@ -63,12 +68,16 @@ class VerifyAnswer:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The answer as plain data; `reason` only if there is one."""
+        """The answer as plain data; `reason` and `explanation` only if there is one."""
         qualities = None if self.quality is None else [asdict(part) for part in self.quality]
         reason = {} if self.reason is None else {"reason": self.reason}
-        values = asdict(self) | {"quality": qualities} | DomainCheck.as_json(self.domain) | reason
-        values.pop("domain")
-        return values
+        values = asdict(replace(self, explanation=None)) | {"quality": qualities}
+        values |= DomainCheck.as_json(self.domain) | reason
+        for name in ("domain", "explanation"):
+            values.pop(name)
+        return values | (
+            {} if self.explanation is None else {"explanation": self.explanation.as_json()}
+        )
 
     def explain(self) -> str:
         """The verdict and its grounds; a second line for a `reason`."""
@@ -88,6 +97,8 @@ class VerifyAnswer:
         for name, check in zip(("first", "second"), self.domain or (), strict=False):
             if not check.in_domain:
                 lines.append(check.as_text(f"the {name} picture"))
+        if self.explanation is not None:
+            lines.append(f"explanation: {self.explanation.background()}")
         return "\n".join(lines)
 
 

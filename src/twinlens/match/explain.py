@@ -18,16 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from twinlens.data.table import SPLITS
 from twinlens.measure.error_rates import matches
 from twinlens.measure.pairs import Comparison
+from twinlens.model.training_record import NUM_LEARNED, TrainingRecord, thumbnails_of
 
-__all__ = ["OBJECT", "Explanation", "Neighbour", "PictureExplanation", "explain_pair"]
+__all__ = ["OBJECT", "Explanation", "Neighbour", "PictureExplanation", "explain_pair",
+           "nearest_thumbnails"]  # fmt: skip
 
 WINDOWS = (3, 6)  # windows to a side; neighbours share a half
 CELLS = 14  # to a side, that deletion and insertion hide
 STEPS = 14
 RANDOM_ORDERS = 4
 AT_ONCE = 64  # pictures
+MOST_THUMBNAILS = 400
 BLUR = 8  # windows of the smallest kind would still show what a weaker blur leaves
 EVEN_GROUND, EVEN_LEVELS = 0.8, 24  # share of the border that is near its median colour
 OBJECT_RADIUS = 0.4  # of a side: half of the picture
@@ -211,6 +215,60 @@ def explain_pair(
         without_background=without_background,
         stays_without_background=bool(matches(without_background, threshold)) == match,
     )
+
+
+def nearest_thumbnails(
+    embed: Embed, comparison: Comparison, record: TrainingRecord, pixels_CHW: Bytes, count: int = 5
+) -> list[Neighbour]:
+    """The training identities that are nearest to a picture, nearest first, one thumbnail each.
+
+    The run stores no names, pictures or embeddings, but grey thumbnails of 16 x 16. They are
+    enlarged and embedded, and so is the picture's own thumbnail, since both then lack the same.
+
+    Args:
+        embed: as in `explain_pair`.
+        comparison: distances of embeddings.
+        record: training record of the model, with thumbnails.
+        pixels_CHW: the picture at the network's input.
+        count: number of identities, at most.
+    """
+    if record.thumb is None:
+        return []
+    learned = record.split < NUM_LEARNED
+    rows = np.flatnonzero(record.split[learned] == SPLITS.index("train"))
+    _, code_N = np.unique(record.identity[learned][rows], axis=0, return_inverse=True)
+    code_N = code_N.ravel()
+    # Some of each identity, as many as there is time for.
+    rank_N = np.zeros(len(rows), np.int64)
+    order = np.argsort(code_N, kind="stable")
+    starts = np.flatnonzero(np.diff(code_N[order], prepend=-1))
+    rank_N[order] = np.arange(len(rows)) - np.repeat(starts, np.diff([*starts, len(rows)]))
+    chosen = np.argsort(rank_N, kind="stable")[:MOST_THUMBNAILS]
+    thumb_NTT = record.thumb[rows[chosen]]
+    own_1TT = thumbnails_of(pixels_CHW[None])
+    emb_ND = np.concatenate(
+        [embed(np.stack([_enlarged(thumb, pixels_CHW) for thumb in part]))
+         for part in _parts(np.concatenate([own_1TT, thumb_NTT]))]
+    )  # fmt: skip
+    distance_N = comparison.pairwise(emb_ND[1:], emb_ND[:1].repeat(len(emb_ND) - 1, 0))
+    nearest: dict[int, Neighbour] = {}
+    for row in np.argsort(distance_N, kind="stable"):
+        if len(nearest) == count:
+            break
+        neighbour = Neighbour(thumb_NTT[row], float(distance_N[row]))
+        nearest.setdefault(int(code_N[chosen[row]]), neighbour)
+    return list(nearest.values())
+
+
+def _enlarged(thumb_TT: Bytes, pixels_CHW: Bytes) -> Bytes:
+    """A thumbnail at the size and colours of a picture (C, H, W)."""
+    channels, height, width = pixels_CHW.shape
+    grey_HW = np.asarray(Image.fromarray(thumb_TT).resize((width, height)))
+    return np.broadcast_to(grey_HW, (channels, height, width))
+
+
+def _parts(pictures: Bytes) -> list[Bytes]:
+    return [pictures[start : start + AT_ONCE] for start in range(0, len(pictures), AT_ONCE)]
 
 
 def _explained(

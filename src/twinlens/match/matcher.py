@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
@@ -38,10 +38,12 @@ from twinlens.model.stored import (
     damaged_model,
     read_stored_model,
 )
+from twinlens.model.training_record import find_record
 
 if TYPE_CHECKING:
     import torch
 
+    from twinlens.match.explain import Explanation
     from twinlens.model.openvino_runtime import OpenvinoEncoder
 
 __all__ = ["Matcher", "Picture", "open_encoder"]
@@ -344,6 +346,30 @@ class Matcher:
         """The embeddings of two decoded pictures, shape (1, D) each."""
         emb_a = self.embed_decoded(first)
         return emb_a, emb_a if np.array_equal(first, second) else self.embed_decoded(second)
+
+    def explain(self, a: Picture, b: Picture, *, seed: int = 0) -> Explanation:
+        """Which parts of two pictures make them alike or unlike; takes some 600 embeddings.
+
+        Args:
+            a: first picture.
+            b: second picture.
+            seed: random seed of the random orders, which the maps are compared with.
+        Raises:
+            CalibrationError: the model is not calibrated.
+            ModelError: an export that resizes pictures itself.
+            PictureError: a file that cannot be read.
+        """
+        from twinlens.match.explain import explain_pair, nearest_thumbnails
+
+        calibration = self.require_calibration()
+        first, second = self.pixels([a, b])
+        record, neighbours = find_record(self.path, self.origin), None
+        if record is not None:
+            neighbours = partial(nearest_thumbnails, self.embed_pixels, self.comparison, record)
+        return explain_pair(
+            self.embed_pixels, self.comparison, first, second, calibration.threshold,
+            neighbours=neighbours, seed=seed,
+        )  # fmt: skip
 
     def acquire(
         self, picture: Picture, min_quality: float | None = None

@@ -14,6 +14,7 @@ from twinlens.data.table import ImageTable
 from twinlens.errors import one_line
 from twinlens.measure.bootstrap import Estimate
 from twinlens.measure.domain import DomainSummary
+from twinlens.measure.error_reject import ErrorRejectResult
 from twinlens.measure.exact_eer import ExactEer
 from twinlens.measure.few_shot import OneShotResult
 from twinlens.measure.groups import GroupRates, GroupsResult
@@ -80,6 +81,7 @@ class EvaluationResult:
         trial_groups: error rates of groups of given trials, by column.
         num_broken: pictures of the split that could not be decoded: failures to acquire.
         domain: whether the pictures are like the model's calibration pictures; None if unknown.
+        error_reject: FNMR as pairs of low quality are rejected; None for too few impostor pairs.
     """
 
     split: str
@@ -96,6 +98,7 @@ class EvaluationResult:
     trial_groups: Mapping[str, GroupsResult] = field(default_factory=dict)
     num_broken: int = 0
     domain: DomainSummary | None = None
+    error_reject: ErrorRejectResult | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; see docs/json.md."""
@@ -112,7 +115,7 @@ class EvaluationResult:
         }
 
     def _parts(self) -> dict[str, Any]:
-        values = _as_json(self, "verification", "all_pairs", "retrieval", "trials")
+        values = _as_json(self, "verification", "all_pairs", "retrieval", "trials", "error_reject")
         if self.one_shot:
             values["one_shot"] = {name: part.as_json() for name, part in self.one_shot.items()}
         return values

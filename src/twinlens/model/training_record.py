@@ -37,7 +37,7 @@ from twinlens.files import writing_file
 from twinlens.model.stored import Origin, hash_identities
 from twinlens.model.tensor_file import read_layout
 
-__all__ = ["RECORD_FILE", "TrainingRecord", "find_record", "read_record", "thumbnails_of",
+__all__ = ["NUM_LEARNED", "RECORD_FILE", "TrainingRecord", "find_record", "read_record", "thumbnails_of",
            "trained_names", "unknown_reason"]  # fmt: skip
 
 RECORD_FILE: Final = "trained_on.safetensors"
