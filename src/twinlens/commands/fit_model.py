@@ -39,7 +39,7 @@ from twinlens.model.pretrained import start_at_hand
 from twinlens.model.timm_backbones import is_pretrained, pretrained_picture
 from twinlens.progress import Progress, format_duration
 
-__all__ = ["FittedModel", "fit_model"]
+__all__ = ["FittedModel", "fit_model", "frozen_network"]
 
 log = logging.getLogger("twinlens")
 
@@ -154,7 +154,7 @@ def _fit_candidates(
 ) -> FittedModel:
     settings, table = prepared.settings, prepared.decoded.table
     log.info("candidates on held-out pictures:")
-    frozen = _frozen_network(settings, len(images.row))
+    frozen = frozen_network(settings, len(images.row))
     most = MOST_PICTURES
     left = clock.left()
     if left is not None:
@@ -247,7 +247,7 @@ def _race(
     return replace(prepared, settings=settings, choices=choices), record.rows
 
 
-def _frozen_network(settings: Settings, num: int) -> tuple[ModelSettings | None, PictureSettings]:
+def frozen_network(settings: Settings, num: int) -> tuple[ModelSettings | None, PictureSettings]:
     """The network with weights from elsewhere that gives features, and its pictures.
 
     Where a network learns from nothing, as for drawings, it is one for photographs, if there are
