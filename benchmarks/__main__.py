@@ -26,6 +26,7 @@ NAMES = (
     "signatures",
     "faces",
     "clusters",
+    "feedback",
 )
 
 

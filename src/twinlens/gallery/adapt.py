@@ -3,8 +3,8 @@
 The gain is measured on held-out answers: each template is identified without itself, and by a
 metric that was fitted without its identity. The metric is applied only if it helps there.
 
-The threshold is calibrated again, on the templates with the corrected ones among them, at the FPIR
-and by the rule of the gallery's calibration. It moves by at most `MAX_SHIFT` of its value.
+Fusion rule and threshold are calibrated again, on the templates with the corrected ones among them,
+at the FPIR of the gallery's calibration. The threshold moves by at most `MAX_SHIFT` of its value.
 
 Shapes: M templates, D dimensions, P probes, L linked pairs.
 """
@@ -58,6 +58,8 @@ ON_PICTURES = (
 )
 TOO_FEW = "not measured: ten identities with two templates each are needed"
 HELPS_CORRECTED_ONLY = "it helps the corrected pictures, and an error rate of the others rises"
+
+EVERY = slice(None)
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -148,23 +150,33 @@ def _fitted(
         adaptation = _unmeasured(base, NOT_CALIBRATED if base is None else ON_PICTURES)
         return _with_fit(feedback, None, None, adaptation)
     corrected = [one.pictures[0] for one in feedback.corrections if one.kind == "is"]
+    # A gallery whose rule was given compared no other.
+    rule = base.rule if len(base.by_rule) == 1 else "auto"
     work = _Work(
-        core.lookup, base, templates, _Links.of(feedback, templates),
+        core.lookup, base, rule, templates, _Links.of(feedback, templates),
         np.isin(templates.hash, corrected),
     )  # fmt: skip
-    adaptation = _held_out(work)
-    metric = work.fit(np.array([], np.int64)) if adaptation.metric_applied else None
     try:
-        calibration, wanted = _recalibrated(work, metric)
+        calibration = work.calibrated(None)
+        work = replace(work, rule=calibration.rule)
+        adaptation = _held_out(work)
+        metric = work.fit(np.array([], np.int64)) if adaptation.metric_applied else None
+        if metric is not None:
+            calibration = work.calibrated(metric)
+        threshold = _bounded(work, calibration.threshold)
     except CalibrationError as error:
         reason = f"the threshold cannot be calibrated again, so nothing was adapted: {error}"
         return _with_fit(feedback, None, None, _unmeasured(base, reason))
     update = {
-        "threshold_after": calibration.threshold,
-        "bounded": calibration.threshold != wanted,
-        "fpir": calibration.fpir_of(calibration.threshold),
+        "rule_after": work.rule,
+        "threshold_after": threshold,
+        "bounded": threshold != calibration.threshold,
+        "fpir": calibration.fpir_of(threshold),
     }
-    return _with_fit(feedback, metric, calibration, adaptation.model_copy(update=update))
+    return _with_fit(
+        feedback, metric, replace(calibration, threshold=threshold),
+        adaptation.model_copy(update=update),
+    )  # fmt: skip
 
 
 def _with_fit(
@@ -211,6 +223,7 @@ class _Work:
 
     lookup: Lookup
     base: OpenSetCalibration
+    rule: str
     templates: _Templates
     links: _Links
     corrected: Bools
@@ -228,16 +241,34 @@ class _Work:
             np.concatenate([code_M[rows], pair_N]),
         )
 
-    def answers(self, row_P: Ints, metric: Metric | None, kept_M: Bools | None = None) -> _Answers:
-        """Answers to left-out templates, in the gallery of all templates or of some."""
-        vector, code_M = self.templates.vector, self.templates.code
-        if kept_M is not None:
-            row_P = np.searchsorted(np.flatnonzero(kept_M), row_P)
-            vector, code_M = vector[kept_M], code_M[kept_M]
-        rule = self.base.rule
-        mated, stranger = rank_left_out(
-            row_P, self.lookup.mapped(metric, vector), code_M, self.lookup.comparison, (rule,)
+    def calibrated(
+        self, metric: Metric | None, kept_M: Bools | slice = EVERY
+    ) -> OpenSetCalibration:
+        """A calibration on all templates or some.
+
+        Raises:
+            CalibrationError: too few strangers, or too many equally close.
+        """
+        return calibrate_open_set(
+            self.lookup.mapped(metric, self.templates.vector[kept_M]), self.templates.code[kept_M],
+            self.lookup.comparison, target_fpir=self.base.target_fpir, rule=self.rule,
+        )  # fmt: skip
+
+    def answers(self, row_P: Ints, metric: Metric | None) -> _Answers:
+        """Answers to left-out templates."""
+        return self._answers(
+            row_P, self.lookup.mapped(metric, self.templates.vector), self.templates.code, self.rule
         )
+
+    def answers_before(self, row_P: Ints) -> _Answers:
+        """Answers to left-out templates in the gallery without the corrected pictures."""
+        kept_M = ~self.corrected
+        row_P = np.searchsorted(np.flatnonzero(kept_M), row_P)
+        vector, code_M = self.templates.vector[kept_M], self.templates.code[kept_M]
+        return self._answers(row_P, vector, code_M, self.base.rule)
+
+    def _answers(self, row_P: Ints, vector: Floats, code_M: Ints, rule: str) -> _Answers:
+        mated, stranger = rank_left_out(row_P, vector, code_M, self.lookup.comparison, (rule,))
         return _Answers(mated[rule].code, mated[rule].distance, stranger[rule].distance)
 
     def answers_by_folds(self, row_P: Ints) -> _Answers:
@@ -290,7 +321,7 @@ def _held_out(work: _Work) -> Adaptation:
         on_plain = work.changes(without_metric, with_metric, code_P)
         if is_applied and min(change.gain for change in on_plain) < 0:
             is_applied, reason = False, HELPS_CORRECTED_ONLY
-        before = work.answers(row_P[plain_P], None, ~work.corrected)
+        before = work.answers_before(row_P[plain_P])
         after = with_metric if is_applied else without_metric
         rank_1, missed = work.changes(before, after, code_P)
     return _unmeasured(work.base, reason).model_copy(
@@ -308,28 +339,24 @@ def _has_another(code_M: Ints) -> Bools:
 
 
 def _verdict(changes: list[ErrorChange]) -> tuple[bool, str]:
-    """Whether the metric helps: one error rate falls for certain, and the other does not rise."""
+    """Whether the metric helps: one error rate falls clearly, and the other does not rise."""
     if min(change.gain for change in changes) < 0:
-        return False, "one of its error rates rises"
-    if not any(change.is_certain for change in changes):
-        return False, "the interval of its gain includes 0"
-    return True, "an error rate falls, with an interval that excludes 0, and none rises"
+        return False, "an error rate of held-out answers rises"
+    if not any(change.is_clear for change in changes):
+        return False, "no error rate of held-out answers falls by more than its standard error"
+    return True, "an error rate of held-out answers falls by more than its standard error"
 
 
-def _recalibrated(work: _Work, metric: Metric | None) -> tuple[OpenSetCalibration, float]:
-    """The calibration with the corrections, within `MAX_SHIFT`, and its threshold without limit.
+def _bounded(work: _Work, threshold: float) -> float:
+    """The threshold within `MAX_SHIFT` of the one without corrections.
 
     Raises:
-        CalibrationError: too few strangers, or too many equally close.
+        CalibrationError: another rule, for which the templates alone give no threshold.
     """
-    base, templates = work.base, work.templates
-    calibration = calibrate_open_set(
-        work.lookup.mapped(metric, templates.vector), templates.code, work.lookup.comparison,
-        target_fpir=base.target_fpir, rule=base.rule,
-    )  # fmt: skip
-    limits = base.threshold * (1 - MAX_SHIFT), base.threshold * (1 + MAX_SHIFT)
-    threshold = float(np.clip(calibration.threshold, *limits))
-    return replace(calibration, threshold=threshold), calibration.threshold
+    before = work.base.threshold
+    if work.rule != work.base.rule:  # Its distances are others.
+        before = work.calibrated(None, ~work.corrected).threshold
+    return float(np.clip(threshold, before * (1 - MAX_SHIFT), before * (1 + MAX_SHIFT)))
 
 
 def _unmeasured(base: OpenSetCalibration | None, reason: str) -> Adaptation:
@@ -337,6 +364,8 @@ def _unmeasured(base: OpenSetCalibration | None, reason: str) -> Adaptation:
     threshold = None if base is None else base.threshold
     return Adaptation(
         num_answers=0, rank_1=None, missed=None, metric_rank_1=None, metric_missed=None,
-        metric_applied=False, reason=reason, threshold_before=threshold, threshold_after=threshold,
+        metric_applied=False, reason=reason, rule_before=None if base is None else base.rule,
+        rule_after=None if base is None else base.rule,
+        threshold_before=threshold, threshold_after=threshold,
         bounded=False, target_fpir=None if base is None else base.target_fpir, fpir=None,
     )  # fmt: skip

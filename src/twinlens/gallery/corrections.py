@@ -118,9 +118,11 @@ class ErrorChange(BaseModel):
         return self.before - self.after
 
     @property
-    def is_certain(self) -> bool:
-        """Whether the error fell, with an interval that excludes 0."""
-        return self.low is not None and self.low > 0
+    def is_clear(self) -> bool:
+        """Whether the error fell by more than the standard error, a quarter of the interval."""
+        return self.low is not None and self.high is not None and self.gain > (
+            self.high - self.low
+        ) / 4  # fmt: skip
 
 
 class Adaptation(BaseModel):
@@ -140,6 +142,8 @@ class Adaptation(BaseModel):
     metric_missed: ErrorChange | None
     metric_applied: bool
     reason: str
+    rule_before: str | None
+    rule_after: str | None
     threshold_before: float | None
     threshold_after: float | None
     bounded: bool

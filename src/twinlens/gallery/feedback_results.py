@@ -146,6 +146,10 @@ def _lines(adaptation: Adaptation | None) -> list[str]:
         lines = [own.reason]
     else:
         lines += _changes(own, own.metric_rank_1, own.metric_missed)
+    if own.rule_after != own.rule_before:
+        lines.append(
+            f"templates of an identity are fused by {own.rule_after}: {own.rule_before} before"
+        )
     if own.threshold_before is not None and own.threshold_after is not None:
         lines.append(_threshold(own))
     return lines
