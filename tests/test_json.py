@@ -45,7 +45,7 @@ LEAVES: dict[str, Callable[[Any], bool]] = {
 
 # What a table says of a key is then said by another table.
 OTHERS = {"settings": "settings.json", "calibration": "calibrate", "reliability": "reliability",
-          "groups": "groups"}  # fmt: skip
+          "groups": "groups", "domain": "domain"}  # fmt: skip
 
 
 def documented() -> dict[str, dict[str, str]]:

@@ -351,7 +351,13 @@ def fit_domain(
 
 
 def describe_pictures(
-    emb_ND: NDArray[Any], table: ImageTable, pixels: Pixels, others: ImageTable, seed: int
+    emb_ND: NDArray[Any],
+    table: ImageTable,
+    pixels: Pixels,
+    others: ImageTable,
+    seed: int,
+    *,
+    closed: bool = False,
 ) -> dict[str, Any] | None:
     """The domain of calibration pictures as plain data, for `model.json`; forgeries are left out.
 
@@ -361,6 +367,7 @@ def describe_pictures(
         pixels: decoded pictures of `others`.
         others: M pictures; the same as `table`, or more of their kind.
         seed: random seed for folds, and for a sample of many pictures.
+        closed: whether later pictures show the same identities; each picture counts as one then.
     """
     rng = np.random.default_rng(seed)
     rows_N, rows_M = (
@@ -370,7 +377,10 @@ def describe_pictures(
     if not len(rows_M):
         return None
     stats_MS = picture_statistics(select_rows(pixels, rows_M))
-    names_N, names_M = table.identity[rows_N].astype(str), others.identity[rows_M].astype(str)
+    names_N, names_M = (
+        (part.path if closed else part.identity)[rows].astype(str)
+        for part, rows in ((table, rows_N), (others, rows_M))
+    )
     domain = fit_domain(emb_ND[rows_N], names_N, stats_MS, names_M, seed=seed)
     return None if domain is None else domain.as_json()
 
