@@ -48,6 +48,7 @@ def test_statistics_by_hand() -> None:
     # One column in 16 has a difference of 100; the Laplacian has two.
     assert halves_S["across 0"] == pytest.approx(np.log1p(100 / 16), abs=1e-4)
     assert halves_S["down 0"] == 0
+    assert (halves_S["left"], halves_S["top right"]) == pytest.approx((-50, 50), abs=0.01)
     assert halves_S["sharpness 0"] == pytest.approx(np.log1p(200 / 16), abs=1e-4)
     assert halves_S["flat 0"] == pytest.approx(15 / 16)
 

@@ -25,6 +25,8 @@ FLAT = 2.0  # grey levels along and across, together, that are no edge
 
 Floats = NDArray[np.float32]
 
+_PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom",
+           "bottom right")  # fmt: skip
 _COARSE = ("poorer in coarse structure", "richer in coarse structure")
 _EDGES: Final[dict[str, tuple[str, str, float]]] = {
     "sharpness": ("blurrier", "sharper", 0.1),
@@ -40,6 +42,7 @@ STATISTICS: Final[dict[str, tuple[str, str, float]]] = {
     "brightness": ("darker", "brighter", 1.0),
     "contrast": ("lower in contrast", "higher in contrast", 0.05),
     **{f"level {p}": ("darker", "brighter", 1.0) for p in PERCENTILES},
+    **{p: (f"darker at the {p}", f"brighter at the {p}", 2.0) for p in _PLACES},
     **{
         f"{name} {scale}": (*(_COARSE if scale and name != "flat" else words), floor)
         for scale in range(SCALES)
@@ -63,9 +66,9 @@ nine, those of colour.
 def picture_statistics(pixels_NCHW: Pixels) -> Floats:
     """The statistics (N, S) of N > 0 uint8 pictures (N, C, H, W), in the order of `STATISTICS`.
 
-    Levels are those of 8 bits. Contrast, edges, noise and saturation are logarithms, since their
-    ratios matter: sharpness is the mean of the absolute Laplacian, noise its median, and "peaks"
-    the ratio of its mean square to the square of its mean.
+    Levels are those of 8 bits, at nine places relative to the mean. Contrast, edges, noise and
+    saturation are logarithms, since their ratios matter: sharpness is the mean of the absolute
+    Laplacian, noise its median, and "peaks" the ratio of its mean square to the square of its mean.
     """
     num = len(pixels_NCHW)
     _, height, width = pixels_NCHW[0].shape
@@ -80,6 +83,7 @@ def _of_block(x_BCHW: Floats) -> Floats:
     grey = np.tensordot(x_BCHW, LUMA, ([1], [0])) if is_color else x_BCHW[:, 0]
     columns = [grey.mean((1, 2)), np.log1p(grey.std((1, 2)))]
     columns += list(np.percentile(grey, PERCENTILES, (1, 2)))
+    columns += list((_thirds(grey) - columns[0][:, None]).T)
     scaled = grey
     for _ in range(SCALES):
         columns += _edges(scaled)
@@ -88,6 +92,17 @@ def _of_block(x_BCHW: Floats) -> Floats:
     if is_color:
         columns += _colour(x_BCHW)
     return np.stack(columns, 1).astype(np.float32)
+
+
+def _thirds(grey_BHW: Floats) -> Floats:
+    """Mean levels of 3 x 3 parts, (B, 9)."""
+    for axis in (1, 2):
+        side = grey_BHW.shape[axis]
+        start_3 = np.arange(3) * side // 3
+        shape = (1, 3, 1) if axis == 1 else (1, 1, 3)
+        count_3 = np.diff(start_3, append=side).clip(1).reshape(shape)
+        grey_BHW = np.add.reduceat(grey_BHW, start_3, axis) / count_3
+    return grey_BHW.reshape(len(grey_BHW), 9)
 
 
 def _edges(grey_BHW: Floats) -> list[Floats]:
