@@ -40,7 +40,11 @@ def calibration() -> Calibration:
 
 def test_the_threshold_keeps_to_the_target(calibration):
     dist, same, _, _ = people()
-    assert 0 < far_at(dist[~same], calibration.threshold) <= 0.01
+    assert far_at(dist[~same], calibration.threshold) <= 0.01
+    assert 0 < far_at(dist[~same], calibration.unadjusted) <= 0.01
+    assert 0 < calibration.threshold < calibration.unadjusted
+    assert (calibration.target_far, calibration.requested_far) == (0.01, 0.01)
+    assert calibration.far_limit == pytest.approx(0.015)
     assert calibration.low <= calibration.threshold <= calibration.high
     assert (calibration.num_genuine, calibration.num_impostor) == (12 * 10, 66 * 25)
     assert calibration.num_identities == 12
@@ -188,7 +192,8 @@ def test_few_identities_give_platt_and_no_held_out_loss():
 def test_the_same_seed_gives_the_same_calibration(calibration):
     assert fit_calibration(*people(), target_far=0.01, replicates=50) == calibration
     other = fit_calibration(*people(), target_far=0.01, replicates=50, seed=1)
-    assert other.threshold == calibration.threshold
+    assert other.unadjusted == calibration.unadjusted
+    assert other.threshold == pytest.approx(calibration.threshold, rel=0.1)
     assert (other.low, other.high) != (calibration.low, calibration.high)
 
 
@@ -200,9 +205,9 @@ def test_names_and_order_of_pairs_do_not_matter(calibration):
     again = fit_calibration(
         dist[order], same[order], names[a[order]], names[b[order]], target_far=0.01, replicates=50
     )
-    assert (again.threshold, again.low, again.high) == (
-        calibration.threshold, calibration.low, calibration.high,
-    )  # fmt: skip
+    assert (again.threshold, again.low, again.high) == pytest.approx(
+        (calibration.threshold, calibration.low, calibration.high)
+    )
     assert again.log_loss_platt == pytest.approx(calibration.log_loss_platt)
 
 
@@ -275,7 +280,8 @@ def test_the_keys_of_a_stored_calibration_keep_their_order():
     assert json.dumps(stored.as_json()) == (
         '{"threshold": 0.5, "low": null, "high": 0.75, "target_far": 0.01, "num_genuine": 3, '
         '"num_impostor": 200, "num_identities": 4, "curve": {"kind": "isotonic", "x": [0.25, 0.5], '
-        '"y": [1.0, 0.0]}, "log_loss_platt": 0.125, "log_loss_isotonic": 0.25}'
+        '"y": [1.0, 0.0]}, "log_loss_platt": 0.125, "log_loss_isotonic": 0.25, '
+        '"requested_far": null, "unadjusted": null, "far_limit": null, "assumed_share": null}'
     )
 
 

@@ -285,15 +285,19 @@ def test_calibrating_keeps_the_far(own_model: Path, picture_folder: PictureFolde
         for b in files[i + 1 :]
         if a.parent != b.parent
     ]
-    # The threshold is one of the distances that were measured, but for a network's last bits.
-    assert np.mean(np.array(impostors) <= found.threshold + 1e-6) == pytest.approx(0.05, abs=0.01)
+    # The unadjusted threshold is one of the distances, but for a network's last bits.
+    assert found.unadjusted is not None
+    met = np.mean(np.array(impostors) <= found.unadjusted + 1e-6)
+    assert met == pytest.approx(0.05, abs=0.01)
+    assert found.threshold <= found.unadjusted
+    assert found.far_limit == pytest.approx(0.075)
 
 
 def test_calibrating_on_training_data_takes_the_validation_pictures(
     own_model: Path, tiny_run: TinyRun
 ) -> None:
     """As training itself did, so nothing changes."""
-    again = twinlens.calibrate(own_model, tiny_run.data, far=0.1, quiet=True)
+    again = twinlens.calibrate(own_model, tiny_run.data, quiet=True)
     assert again.calibration == twinlens.load(tiny_run.run).calibration
 
 
@@ -302,11 +306,23 @@ def test_a_seed_below_0_is_refused_before_the_work(own_model: Path) -> None:
         twinlens.calibrate(own_model, "no data", seed=-1, quiet=True)
 
 
-def test_too_few_pairs_change_nothing(own_model: Path, tiny_run: TinyRun) -> None:
+def test_too_few_pairs_change_nothing(own_model: Path, picture_folder: PictureFolder) -> None:
     before = (own_model / "model.json").read_bytes()
-    with pytest.raises(CalibrationError, match=r"36 impostor"):
-        twinlens.calibrate(own_model, tiny_run.data, far=0.001, quiet=True)
+    data = picture_folder({"one": 2, "two": 2}, seed=3)
+    with pytest.raises(CalibrationError, match=r"found 4 impostor"):
+        twinlens.calibrate(own_model, data, far=0.001, quiet=True)
     assert (own_model / "model.json").read_bytes() == before
+
+
+def test_the_nearest_far_that_the_pairs_allow_is_taken_and_said(
+    own_model: Path, picture_folder: PictureFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = picture_folder({f"new{number}": 5 for number in range(6)}, seed=3)
+    found = twinlens.calibrate(own_model, data, far=0.0001).require_calibration()
+    assert found.requested_far == 0.0001
+    assert found.target_far > 1 / found.num_impostor
+    assert "not 0.0001" in caplog.text
+    assert "calibrate with more identities" in caplog.text
 
 
 # --- nearest ------------------------------------------------------------------------------------

@@ -798,7 +798,7 @@ def test_contents_of_the_report(
     ]  # fmt: skip
     assert content.results == read(tmp_path / "run" / "results.json")
     assert content.operating is not None
-    assert content.operating.target_far == 0.1
+    assert content.operating.target_far == 0.05  # 1 / 36 impostor pairs
     assert content.findings == []
     # Worst first, and of the right kind.
     near = [pair.distance for pair in content.nearest_impostors]

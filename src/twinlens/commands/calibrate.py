@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twinlens.commands.calibrate_unlabelled import calibrate_unlabelled
 from twinlens.commands.selection import select_pictures
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError
@@ -15,11 +17,12 @@ from twinlens.match.matcher import Matcher
 from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.calibration import Calibration, fit_calibration
 from twinlens.measure.domain import describe_pictures
+from twinlens.measure.new_identity_threshold import CONFIDENCE, FEWEST_IDENTITIES
 from twinlens.measure.pairs import Comparison, draw_pairs, pair_distances
 from twinlens.model.stored import GRAPH, THRESHOLD_KEY, graph_metadata, store_calibration
 from twinlens.progress import Progress, console_log
 
-__all__ = ["calibrate", "calibrate_on", "explain"]
+__all__ = ["calibrate", "calibrate_on", "caution", "explain"]
 
 log = logging.getLogger("twinlens")
 
@@ -30,6 +33,7 @@ def calibrate(
     *,
     far: float = 0.01,
     split: str = "auto",
+    unlabelled: float | None = None,
     root: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -44,6 +48,9 @@ def calibrate(
         split: "train", "val", "test", "all", or "auto": the validation pictures if the model was
             trained on this data or the data names its splits, else all but the identities that the
             model was trained on.
+        unlabelled: largest share of genuine pairs among random pairs of pictures, such as 0.05 for
+            20 identities or more: the threshold is set without labels, and the probability is
+            moved with it. A second best; None uses the labels.
         root: folder of a named set's local copy.
         seed: random seed for pairs and bootstrap.
         device: device of the embeddings, as in `twinlens.load`.
@@ -51,7 +58,7 @@ def calibrate(
     Returns:
         The calibrated model.
     Raises:
-        CalibrationError: too few pairs for that rate.
+        CalibrationError: too few pairs for that rate and for any easier one.
         ConfigError: `far` outside (0, 1), a negative seed, or an unknown split.
 
     Example:
@@ -64,22 +71,43 @@ def calibrate(
     check_seed(seed)
     with console_log(quiet):
         matcher = Matcher.load(model, device)
+        if unlabelled is not None:
+            calibration, domain = calibrate_unlabelled(matcher, data, root, far, unlabelled, seed)
+            return _stored(matcher, calibration, domain)
         selection = select_pictures(matcher, data, split=split, prefer="val", root=root)
         emb_ND = matcher.embed_pixels(selection.pixels, Progress("embedding"))
-        calibration = calibrate_on(emb_ND, selection.table, matcher.comparison, far, seed=seed)
+        calibration = calibrate_on(
+            emb_ND, selection.table, matcher.comparison, far,
+            seed=seed, new_identities=not selection.is_closed,
+        )  # fmt: skip
+        if (note := caution(calibration)) is not None:
+            log.warning("%s", note)
         table, pixels = selection.table, selection.pixels
-        domain = describe_pictures(emb_ND, table, pixels, table, seed)
-        stored = store_calibration(matcher.stored, calibration.as_json(), domain)
-        if THRESHOLD_KEY in graph_metadata(stored):
-            log.warning(
-                "the metadata of %s keeps the threshold of the export, which programs without "
-                "twinlens read: export the model again for them", stored.path / GRAPH,
-            )  # fmt: skip
-        return Matcher(stored)
+        domain = describe_pictures(
+            emb_ND, table, pixels, table, closed=selection.is_closed, seed=seed
+        )
+        return _stored(matcher, calibration, domain)
+
+
+def _stored(matcher: Matcher, calibration: Calibration, domain: dict[str, Any] | None) -> Matcher:
+    """The model with a calibration and a domain, which are written into its folder."""
+    stored = store_calibration(matcher.stored, calibration.as_json(), domain)
+    if THRESHOLD_KEY in graph_metadata(stored):
+        log.warning(
+            "the metadata of %s keeps the threshold of the export, which programs without "
+            "twinlens read: export the model again for them", stored.path / GRAPH,
+        )  # fmt: skip
+    return Matcher(stored)
 
 
 def calibrate_on(
-    emb_ND: NDArray[np.float32], table: ImageTable, comparison: Comparison, far: float, *, seed: int
+    emb_ND: NDArray[np.float32],
+    table: ImageTable,
+    comparison: Comparison,
+    far: float,
+    *,
+    seed: int,
+    new_identities: bool = True,
 ) -> Calibration:
     """The calibration of a model on embeddings (N, D) of the pictures of a table."""
     rng = np.random.default_rng(seed)
@@ -87,18 +115,50 @@ def calibrate_on(
     distance = pair_distances(emb_ND, pairs, comparison)
     identity = table.identity.astype(str)
     return fit_calibration(
-        distance, pairs.same, identity[pairs.a], identity[pairs.b], target_far=far, seed=seed
-    )
+        distance, pairs.same, identity[pairs.a], identity[pairs.b], target_far=far, seed=seed,
+        new_identities=new_identities,
+    )  # fmt: skip
+
+
+def caution(calibration: Calibration) -> str | None:
+    """A sentence on a target that is not the requested one, or on too few identities."""
+    requested, num = calibration.requested_far, calibration.num_identities
+    if requested is not None and calibration.target_far > requested:
+        return (
+            f"calibrated for a FAR of {calibration.target_far:g}, not {requested:g}: "
+            f"{calibration.num_impostor} impostor pairs of {num} identities allow no less; "
+            "calibrate with more identities"
+        )
+    if num < FEWEST_IDENTITIES and calibration.far_limit is None:
+        return (
+            f"found {num} identities; the FAR among new ones is unknown: calibrate with "
+            f"{FEWEST_IDENTITIES} at least, and better 20"
+        )
+    return None
 
 
 def explain(calibration: Calibration) -> str:
     """A calibration as text."""
+    if calibration.assumed_share is not None:
+        return (
+            f"threshold {calibration.threshold:.4f} without labels: pairs at or below it match; "
+            f"FAR about {100 * calibration.target_far:.3g} %\n"
+            f"from {calibration.num_impostor} random pairs, of which at most "
+            f"{100 * calibration.assumed_share:.3g} % are genuine; the probability is that of the "
+            "earlier calibration, moved: labelled pictures are better"
+        )
     interval = ""
     if calibration.low is not None and calibration.high is not None:
         interval = f" (95 % interval {calibration.low:.4f} to {calibration.high:.4f})"
+    limit = ""
+    if calibration.far_limit is not None:
+        limit = (
+            f", and at most {100 * calibration.far_limit:.3g} % among new identities "
+            f"({100 * CONFIDENCE:.0f} % confidence)"
+        )
     return (
         f"threshold {calibration.threshold:.4f}{interval}: pairs at or below it match; FAR "
-        f"{100 * calibration.target_far:.3g} %\n"
+        f"{100 * calibration.target_far:.3g} %{limit}\n"
         f"from {calibration.num_genuine} genuine and {calibration.num_impostor} impostor pairs of "
         f"{calibration.num_identities} identities"
     )

@@ -264,8 +264,9 @@ class _Exporter:
         far = DEFAULT_FAR if before is None else before.target_far
         try:
             fitted = calibrate_on(
-                measured.embeddings, self.selection.table, made.comparison, far, seed=self.seed
-            )
+                measured.embeddings, self.selection.table, made.comparison, far, seed=self.seed,
+                new_identities=not self.selection.is_closed,
+            )  # fmt: skip
         except CalibrationError as error:
             return None, f"none: {error}"
         split = self.selection.split

@@ -56,6 +56,7 @@ class Selection:
         identity_disjoint: whether none of the identities was trained on; None if unknown.
         broken: pictures that could not be read.
         notes: sentences about pictures that were trained on.
+        is_closed: whether the model is for the identities that it was trained on.
     """
 
     table: ImageTable
@@ -64,6 +65,7 @@ class Selection:
     identity_disjoint: bool | None
     broken: tuple[BrokenPicture, ...] = ()
     notes: tuple[str, ...] = ()
+    is_closed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,7 +338,10 @@ def _selection(
     overlap: TrainingOverlap,
 ) -> Selection:
     notes = _notes(matcher, record, overlap, name)
-    return Selection(table, pixels, name, overlap.identity_disjoint, notes=tuple(notes))
+    return Selection(
+        table, pixels, name, overlap.identity_disjoint, notes=tuple(notes),
+        is_closed=_is_closed(matcher, record),
+    )  # fmt: skip
 
 
 def _notes(

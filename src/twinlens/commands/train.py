@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twinlens.commands.calibrate import caution
 from twinlens.commands.fit_model import FittedModel, fit_model
 from twinlens.commands.prepare import PreparedRun, prepare, resume_command, warn_unused
 from twinlens.commands.protocols import evaluate_standard
 from twinlens.commands.selection import learned_table, selection_of_split
 from twinlens.config import Settings, without_effect
+from twinlens.data.splits import is_closed_set
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import CalibrationError, ConfigError, DataError, ModelError
 from twinlens.learn.losses import check_loss
@@ -25,6 +27,7 @@ from twinlens.learn.model_selection import HeldOutPairs
 from twinlens.learn.run_folder import RunFolder, lock_run_folder, new_run_folder
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration, fit_calibration
+from twinlens.measure.domain import describe_pictures
 from twinlens.measure.error_rates import matches
 from twinlens.measure.evaluation_result import EvaluationResult
 from twinlens.measure.pairs import draw_pairs, pair_distances, sample_pictures
@@ -32,7 +35,7 @@ from twinlens.model.device import keep_freed_memory, pick_device
 from twinlens.model.networks import check_parity, save_model
 from twinlens.model.stored import Origin, store_calibration
 from twinlens.model.training_record import RECORD_FILE, TrainingRecord, read_record
-from twinlens.progress import console_log
+from twinlens.progress import COMMAND_START, console_log
 from twinlens.recipes import Recipe, load_recipe
 from twinlens.report.build import ReportFacts, write_model_report
 
@@ -41,7 +44,6 @@ __all__ = ["train"]
 log = logging.getLogger("twinlens")
 
 # Tried in turn if there are too few impostor pairs for the target FAR.
-EASIER_FARS = (0.1,)
 THREE_SPLITS = 6  # least number of identities for three splits by identity
 
 
@@ -78,7 +80,8 @@ def train(
         >>> model.verify("a.jpg", "b.jpg").match  # doctest: +SKIP
         True
     """
-    started = time.monotonic()
+    start = COMMAND_START.get()
+    started = time.monotonic() if start is None else start
     with console_log(quiet):
         if out is None and resume:
             raise ConfigError("--resume needs --out: the folder of the run to resume")
@@ -181,9 +184,16 @@ def _save(
     else:
         is_used = np.isin(decoded.table.split.astype(str), ("train", "val"))
         names, held_out = decoded.table.identity[is_used].astype(str), fitted.pairs
-    calibration = _calibrate(held_out, names, settings)
+    calibration = _calibrate(held_out, names, settings, closed=is_closed_set(decoded.table))
     if calibration is not None:
-        matcher = Matcher(store_calibration(matcher.stored, calibration.as_json()))
+        # Statistics of pictures need no held-out ones, unlike embeddings.
+        used = np.flatnonzero(np.isin(decoded.table.split.astype(str), ("train", "val")))
+        others = decoded.table.select(used)
+        domain = describe_pictures(
+            emb_ND, table, decoded.rows(used), others,
+            closed=is_closed_set(decoded.table), seed=settings.seed,
+        )  # fmt: skip
+        matcher = Matcher(store_calibration(matcher.stored, calibration.as_json(), domain))
         differ = matches(distance, calibration.threshold) != matches(
             torch_distance, calibration.threshold
         )
@@ -196,25 +206,20 @@ def _save(
 
 
 def _calibrate(
-    pairs: HeldOutPairs, names_N: NDArray[np.str_], settings: Settings
+    pairs: HeldOutPairs, names_N: NDArray[np.str_], settings: Settings, *, closed: bool
 ) -> Calibration | None:
-    """Calibrate on held-out pairs, for the target FAR or the next one that they allow."""
-    target = settings.train.target_far
-    problem = ""
-    for far in (target, *(far for far in EASIER_FARS if far > target)):
-        try:
-            calibration = fit_calibration(
-                pairs.distance, pairs.same, names_N[pairs.a], names_N[pairs.b], target_far=far,
-                seed=settings.seed,
-            )  # fmt: skip
-        except CalibrationError as error:
-            problem = str(error)
-            continue
-        if far != target:
-            log.warning("calibrated for a FAR of %g, not %g: %s", far, target, problem)
-        return calibration
-    log.warning("the model is not calibrated: %s", problem)
-    return None
+    """Calibrate on held-out pairs."""
+    try:
+        calibration = fit_calibration(
+            pairs.distance, pairs.same, names_N[pairs.a], names_N[pairs.b],
+            target_far=settings.train.target_far, seed=settings.seed, new_identities=not closed,
+        )  # fmt: skip
+    except CalibrationError as error:
+        log.warning("the model is not calibrated: %s", error)
+        return None
+    if (note := caution(calibration)) is not None:
+        log.warning("%s", note)
+    return calibration
 
 
 def _evaluate(

@@ -1,6 +1,7 @@
 """Calibration of a model for pairs: the threshold at a target FAR, and a probability.
 
 Both are fitted on pairs of identities that the model was not trained on, and belong to that model.
+The threshold is one for identities that are new again (`new_identity_threshold`).
 The curve is fitted **at even odds**: genuine and impostor pairs weigh the same whatever their
 numbers, since the share of impostors among future pairs is unknown. A known prior is an argument of
 `Calibration.probability`.
@@ -10,7 +11,6 @@ Shapes: N pairs, I identities.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from twinlens.errors import CalibrationError, DataError
-from twinlens.measure.bootstrap import REPLICATES, Estimate, interval, pair_weights, replicate
-from twinlens.measure.error_rates import SortedPairs, point_at_far, threshold_at_far
+from twinlens.measure.bootstrap import REPLICATES, Estimate
+from twinlens.measure.new_identity_threshold import EXCESS, ImpostorPairs
 from twinlens.measure.probability import (
     Curve,
     at_prior,
@@ -41,8 +41,10 @@ class Calibration:
     """The threshold of a model for pairs, and the probability of a match at each distance.
 
     Attributes:
-        threshold: largest distance that keeps the FAR at `target_far` on the calibration pairs.
-        low: lower end of the threshold's 95 % interval; None if too few identities.
+        threshold: distance that keeps the FAR at `target_far` on the calibration pairs and, with a
+            confidence of 95 %, at `far_limit` on new identities.
+        low: lower end of the 95 % interval of the distance at which new identities have
+            `target_far`; None if too few identities.
         high: upper end.
         target_far: target false accept rate.
         num_genuine: genuine pairs.
@@ -52,6 +54,14 @@ class Calibration:
         log_loss_platt: log-loss of Platt's curve on held-out identities; None if too few
             identities, and then `curve` is Platt's.
         log_loss_isotonic: the same of the isotonic curve.
+        requested_far: the requested target; `target_far` is the nearest that the pairs allow. None
+            in models of earlier versions, as the following.
+        unadjusted: largest distance that keeps to `target_far` on the calibration pairs.
+        far_limit: 1.5 times `target_far`; None in closed sets, and if too few identities for a
+            statement on new ones.
+        assumed_share: largest share of genuine pairs among random ones, if the threshold was set on
+            pictures without labels (`measure.unlabelled`); then `low` is a threshold that keeps the
+            FAR in any case. None with labels.
     """
 
     threshold: float
@@ -64,6 +74,10 @@ class Calibration:
     curve: Curve
     log_loss_platt: float | None
     log_loss_isotonic: float | None
+    requested_far: float | None = None
+    unadjusted: float | None = None
+    far_limit: float | None = None
+    assumed_share: float | None = None
 
     def probability(self, distance: ArrayLike, prior: float = 0.5) -> Floats:
         """Probability that a pair at each distance is genuine.
@@ -123,12 +137,14 @@ def fit_calibration(
     target_far: float,
     seed: int = 0,
     replicates: int = REPLICATES,
+    new_identities: bool = True,
 ) -> Calibration:
     """Fit the threshold at `target_far` with its interval, and the probability of a match.
 
-    The interval is a bootstrap over identities. The curve is Platt's or the isotonic one, by the
-    lower log-loss on held-out identities (`held_out_losses`); Platt's if both are equal or no
-    identities can be held out.
+    If the pairs do not allow the target, the next of 0.1, 0.2, 0.5, 1, 2, 5 and 10 % is taken
+    (`ImpostorPairs.fit_nearest`). The curve is Platt's or the isotonic one, by the lower log-loss
+    on held-out identities (`held_out_losses`); Platt's if both are equal or no identities can be
+    held out.
 
     Args:
         distance: distances of pairs, shape (N,).
@@ -136,11 +152,12 @@ def fit_calibration(
         identity_a: identities of the pairs' first pictures, shape (N,), numbers or strings.
         identity_b: identities of the second pictures; the claimed identity of a forgery.
         target_far: target false accept rate, a fraction in (0, 1).
-        seed: random seed for bootstrap and folds.
+        seed: random seed for bootstrap, draws and folds.
         replicates: number of bootstrap replicates.
+        new_identities: whether the threshold is for new identities, unlike in a closed set.
     Raises:
-        CalibrationError: no genuine pairs, fewer impostor pairs than 1 / target_far, or so many
-            of them equally close that no threshold keeps to the target.
+        CalibrationError: no genuine pairs, too few impostor pairs for any of these rates, or so
+            many of them equally close that no threshold keeps to one.
         DataError: a distance that is not a finite number.
     """
     dist_N, same_N = np.asarray(distance, dtype=np.float64), np.asarray(same, dtype=bool)
@@ -150,56 +167,25 @@ def fit_calibration(
         raise CalibrationError(
             "found no genuine pairs; calibration needs identities with at least two pictures"
         )
-    threshold = threshold_at_far(dist_N[~same_N], target_far)
-    if not math.isfinite(threshold):
-        raise CalibrationError(
-            f"found that more than {target_far:.3g} of the impostor pairs share the smallest "
-            "distance, so no threshold keeps to that FAR. Either the embeddings have collapsed "
-            "(train again), or pictures are filed under two identities (twinlens inspect DATA)"
-        )
-    low, high = _threshold_interval(
-        dist_N, same_N, code_a, code_b, len(names), target_far, seed, replicates
-    )
+    pairs = ImpostorPairs(
+        dist_N[same_N], dist_N[~same_N], code_a[~same_N], code_b[~same_N], len(names),
+        seed=seed, replicates=replicates, new_identities=new_identities,
+    )  # fmt: skip
+    fit = pairs.fit_nearest(target_far)
     loss_platt, loss_isotonic = held_out_losses(dist_N, same_N, code_a, code_b, seed)
     isotonic = loss_platt is not None and loss_isotonic is not None and loss_isotonic < loss_platt
     return Calibration(
-        threshold=threshold,
-        low=low,
-        high=high,
-        target_far=float(target_far),
+        threshold=fit.threshold,
+        low=fit.low,
+        high=fit.high,
+        target_far=float(fit.far),
         num_genuine=int(np.count_nonzero(same_N)),
         num_impostor=int(np.count_nonzero(~same_N)),
         num_identities=len(names),
         curve=(fit_isotonic if isotonic else fit_platt)(dist_N, same_N),
         log_loss_platt=loss_platt,
         log_loss_isotonic=loss_isotonic,
+        requested_far=float(target_far),
+        unadjusted=fit.unadjusted,
+        far_limit=EXCESS * fit.far if pairs.is_stated else None,
     )
-
-
-def _threshold_interval(
-    dist_N: Floats,
-    same_N: NDArray[np.bool_],
-    code_a: NDArray[np.int64],
-    code_b: NDArray[np.int64],
-    num_identities: int,
-    target_far: float,
-    seed: int,
-    replicates: int,
-) -> tuple[float | None, float | None]:
-    pairs = SortedPairs.of(dist_N[same_N], dist_N[~same_N])
-    first, second = code_a[~same_N], code_b[~same_N]
-
-    def threshold_of(count_I: NDArray[np.int64]) -> Floats:
-        weight = pair_weights(count_I, first, second)
-        if not weight.any():
-            return np.array([np.nan])
-        curve = pairs.curve(None, weight)
-        return curve.threshold[[point_at_far(curve, target_far)]]
-
-    values = replicate(threshold_of, num_identities, seed=seed, replicates=replicates)
-    low, high = interval(values[:, 0] if len(values) else [])
-    return _bound(low), _bound(high)
-
-
-def _bound(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None
