@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
+import torch
 
 from twinlens.config import AugmentSettings, Member, ModelSettings, PictureSettings, Settings
 from twinlens.learn.candidates import MAX_FEATURES, feature_candidates, tapped_before, tuned
+from twinlens.learn.cross_validation import FeatureBank
+from twinlens.learn.embed_batch import LabelledPixels
+from twinlens.learn.features import FrozenPart
+from twinlens.model.compute import Compute
+from twinlens.model.encoder import Encoder
 from twinlens.model.fused import FusedEncoder, fused_settings
 
 GREY = PictureSettings(size=(28, 28), color="grey")
@@ -78,3 +87,28 @@ def test_the_recipe_of_tuning() -> None:
     for one in (on_cpu, on_gpu):
         assert one.model.init == "whitened"
         assert (one.train.steps, one.train.time_budget) == (70, None)
+
+
+def test_inputs_of_the_tuned_layers_come_from_the_pass_that_gives_features(tmp_path: Path) -> None:
+    """They equal those of the network to be tuned, in both views."""
+    file = tmp_path / "weights.pth"
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), file)
+    network = ModelSettings(backbone="test_resnet", weights=str(file))
+    settings = Settings(model=network, picture=COLOR, augment=AugmentSettings(flip=True))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 3, 64, 64), dtype=np.uint8)
+    images = LabelledPixels.of(pixels, np.arange(40) // 4, np.zeros(40, bool))
+    recipe, compute = tuned(settings, 10, on_gpu=False), Compute("cpu")
+    members = feature_candidates(COLOR, network, COLOR)
+    bank = FeatureBank.of(members, COLOR, images, compute, mirrored=True, tuned=recipe)
+    assert bank.tuned is not None
+    part = FrozenPart(Encoder(recipe.model, COLOR), compute)
+    for view, stored in enumerate(bank.tuned.views):
+        expected = part.compute_all(pixels, images.row, mirrored=bool(view))
+        assert expected is not None
+        assert stored.dtype == expected.dtype
+        assert stored.float().numpy() == pytest.approx(expected.float().numpy(), abs=1e-3)
+    frozen = FeatureBank.of(members, COLOR, images, compute, mirrored=True)
+    assert frozen.tuned is None
+    for name, features in frozen.features.items():
+        assert torch.equal(features, bank.features[name])

@@ -21,7 +21,7 @@ from twinlens.gallery.gallery import Gallery
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.probability import Platt
 from twinlens.model.comparators import make_comparator
-from twinlens.model.encoder import Encoder, embed_pixels
+from twinlens.model.encoder import Encoder, default_batch_size, embed_pixels
 from twinlens.model.fused import FusedEncoder, fused_settings
 from twinlens.model.networks import check_parity, load_networks
 from twinlens.model.stored import fingerprint_of, read_stored_model
@@ -103,6 +103,16 @@ def test_each_member_is_averaged_over_the_views_by_itself(views: dict[str, bool]
         parts.append(embed_pixels(alone, pixels))
     distance = sum(w * (1 - emb @ emb.T) for w, emb in zip((0.75, 0.25), parts, strict=True))
     assert 1 - emb_ND @ emb_ND.T == pytest.approx(distance, abs=1e-5)
+
+
+def test_large_pictures_are_embedded_in_small_batches() -> None:
+    """Of a member too, whatever the size of the fused model's pictures."""
+    enlarged = COLOR.model_copy(update={"size": (224, 224)})
+    small, large = everything(COLOR), [member(enlarged, backbone="gradients")]
+    sizes = [default_batch_size(fused(COLOR, members)) for members in (small, [*small, *large])]
+    assert sizes == [256, 32]
+    assert default_batch_size(Encoder(ModelSettings(backbone="mlp"), COLOR)) == 256
+    assert default_batch_size(Encoder(ModelSettings(backbone="conv"), enlarged)) == 32
 
 
 def test_members_at_several_stages_share_one_network() -> None:
@@ -228,7 +238,7 @@ def twice(values: dict[str, Any]) -> None:
         (lambda v: v["members"][0].update(weight=-1), "members.0.weight: input"),
         (lambda v: model_of(v).update(backbone="../x"), "'../x'"),
         (lambda v: model_of(v).update(backbone="fused"), "'fused' is made by `auto`"),
-        (lambda v: model_of(v).update(backbone="strokes"), "the network cannot be built"),
+        (lambda v: model_of(v).update(backbone="strokes"), "the network cannot take"),
         (lambda v: model_of(v).update(embedding=10**12), "members.0.model.embedding"),
         (lambda v: model_of(v).update(channels=[60000, 60000]), "numbers, at most"),
         (lambda v: v["members"][1]["picture"].update(size=[8192, 8192]), "members.1.picture.size"),

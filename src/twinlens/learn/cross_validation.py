@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from twinlens.config import Member, ModelSettings, PictureSettings, Settings
 from twinlens.learn.embed_batch import LabelledPixels, StoredInputs
-from twinlens.learn.features import BATCH, FrozenPart
+from twinlens.learn.features import BATCH, FrozenPart, inputs_of
 from twinlens.learn.loop import fit
 from twinlens.learn.whitening import project_head, whiten_head
 from twinlens.measure.held_out import Fold
@@ -90,36 +90,71 @@ class FeatureBank:
             tuned: settings of a network whose first layers are frozen.
             progress: called with (done, all).
         """
-        every = tuple(members.values())
+        # Features as they are and whitened are the same.
+        place_of = dict[str, int]()
+        places = [place_of.setdefault(_features_key(m), len(place_of)) for m in members.values()]
+        every = tuple(list(members.values())[places.index(n)] for n in range(len(place_of)))
         fused = FusedEncoder(fused_settings(every, ModelSettings()), picture, every, load=True)
         compute.place(fused)
         fused.eval()
-        part = None
-        if tuned is not None and tuned.model.freeze not in ("none", "all"):
-            encoder = Encoder(tuned.model, tuned.picture)
-            compute.place(encoder)
-            part = FrozenPart(encoder, compute)
-        views: list[list[Tensor]] = []
-        inputs: list[Tensor] | None = [] if part is not None else None
-        num, total = len(images.row), len(images.row) * (2 if mirrored else 1)
-        for view in range(2 if mirrored else 1):
-            done = []
+        num, num_views = len(images.row), 2 if mirrored else 1
+        first = torch.from_numpy(images.take(np.arange(min(BATCH, num))))
+        layer = None if tuned is None else _stored_layer(fused, tuned, first, num, compute)
+        features_VNF = torch.empty(num_views, num, fused.num_features, device=fused.device)
+        inputs: list[Tensor] = []
+        for view in range(num_views):
+            stored = torch.empty(0)
             for start in range(0, num, BATCH):
                 place = np.arange(start, min(start + BATCH, num))
                 x_BCHW = torch.from_numpy(images.take(place)).to(fused.device)
                 x_BCHW = x_BCHW.flip(3) if view else x_BCHW
-                with torch.no_grad(), compute.autocast():
-                    done.append(fused.features(x_BCHW).float())
+                with torch.no_grad(), compute.autocast(), inputs_of(layer) as reached:
+                    features_VNF[view, start : start + BATCH] = fused.features(x_BCHW)
+                if layer is not None:
+                    (part,) = reached
+                    if start == 0:
+                        stored = part.new_empty((num, *part.shape[1:]))
+                    stored[start : start + BATCH] = part
                 if progress is not None:
-                    progress(view * num + int(place[-1]) + 1, total)
-            views.append(done)
-            if part is not None and inputs is not None:
-                stored = part.compute_all(images.pixels, images.row, mirrored=bool(view))
-                inputs = None if stored is None else [*inputs, stored]
-        features_VNF = torch.stack([torch.cat(view) for view in views])
+                    progress(view * num + int(place[-1]) + 1, num_views * num)
+            inputs.append(stored)
         parts = torch.split(features_VNF, fused.widths, dim=2)
-        stored_inputs = None if not inputs else StoredInputs(tuple(inputs), images.row)
-        return cls(dict(zip(members, parts, strict=True)), stored_inputs)
+        stored_inputs = None if layer is None else StoredInputs(tuple(inputs), images.row)
+        features = {name: parts[n] for name, n in zip(members, places, strict=True)}
+        return cls(features, stored_inputs)
+
+
+def _features_key(member: Member) -> str:
+    """Members with the same key have the same features."""
+    model = member.model.model_copy(update={"init": "own"})
+    return f"{model.model_dump_json()} {member.picture.model_dump_json()}"
+
+
+def _stored_layer(
+    fused: FusedEncoder, tuned: Settings, first: Tensor, num: int, compute: Compute
+) -> nn.Module | None:
+    """The first tuned layer, in the network that gives features; None if its inputs are not stored.
+
+    Args:
+        fused: encoder of all features.
+        tuned: settings of the network to tune.
+        first: some pictures, (B, C, H, W).
+        num: number of all pictures.
+        compute: device and number format.
+    """
+    name = tuned.model.freeze
+    if name in ("none", "all"):
+        return None
+    encoder = Encoder(tuned.model, tuned.picture)
+    compute.place(encoder)
+    if not FrozenPart(encoder, compute).is_usable(first, num):
+        return None
+    same = (
+        number
+        for number, member in enumerate(fused.members)
+        if (member.model.backbone, member.picture) == (tuned.model.backbone, tuned.picture)
+    )
+    return fused.network_of(next(same)).get_submodule(name)
 
 
 def fit_map(

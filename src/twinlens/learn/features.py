@@ -23,7 +23,7 @@ from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder
 from twinlens.model.timm_backbones import Stage
 
-__all__ = ["BATCH", "FrozenPart", "can_precompute"]
+__all__ = ["BATCH", "FrozenPart", "can_precompute", "inputs_of"]
 
 BATCH = 32
 MEMORY_SHARE = 0.25  # of the machine's memory, at most, for inputs of a layer
@@ -100,19 +100,22 @@ class FrozenPart:
             batch = torch.from_numpy(np.array(pixels_MCHW[row_N[start : start + BATCH]]))
             if mirrored:
                 batch = batch.flip(3)
+            if start == 0 and not self.is_usable(batch, len(row_N)):
+                return None
             part = self.before(batch.to(self.encoder.device))
             if start == 0:
-                if not self._is_usable(batch, part, len(row_N)):
-                    return None
                 stored = part.new_empty((len(row_N), *part.shape[1:]))
             stored[start : start + BATCH] = part
             if progress is not None:
                 progress(min(start + BATCH, len(row_N)), len(row_N))
         return stored
 
-    def _is_usable(self, batch: Tensor, part: Tensor, num: int) -> bool:
+    def is_usable(self, batch: Tensor, num: int) -> bool:
+        """Whether the stored part of `num` pictures like a batch fits memory and gives features."""
         if self.layer is None:
             return True
+        self.encoder.eval()
+        part = self.before(batch.to(self.encoder.device))
         if part[0].numel() * part.element_size() * num > MEMORY_SHARE * (memory() or 4e9):
             return False
         with torch.no_grad(), self.compute.autocast():
@@ -127,6 +130,17 @@ class FrozenPart:
         self.encoder.eval()
         with torch.no_grad():
             return torch.cat([self.after(part) for part in torch.split(stored, BATCH)])
+
+
+@contextmanager
+def inputs_of(layer: nn.Module | None) -> Iterator[list[Tensor]]:
+    """The inputs that a layer gets meanwhile, in half precision; none without a layer."""
+    reached = list[Tensor]()
+    if layer is None:
+        yield reached
+        return
+    with _hook(layer, lambda _, inputs: reached.append(inputs[0].half())):
+        yield reached
 
 
 def _stop(layer: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -12,13 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from twinlens.model.layers import CONSTANT
+
 __all__ = ["project_head", "whiten_head", "whitening_transform"]
 
 EXACT, SPARE = 512, 32
 """Rows or columns up to which the SVD is complete; beyond, the first directions by Halko 2011."""
-
-LEAST_STD = 1e-3
-"""Standard deviation of a feature that counts, relative to the largest."""
 
 SHRINKAGE = 0.3
 """Share of the spherical covariance in the shrunk one (Ledoit 2004)."""
@@ -75,7 +74,7 @@ def whitening_transform(
     x_NF = features_NF.double()
     mean_F, std_F = x_NF.mean(0), x_NF.std(0, correction=0)
     # Almost constant features become 0: enlarged, their rounding would decide.
-    std_F = torch.where(std_F > LEAST_STD * std_F.max(), std_F, torch.inf)
+    std_F = torch.where(std_F > CONSTANT * std_F.max(), std_F, torch.inf)
     x_NF = (x_NF - mean_F) / std_F
     singular_R, right_RF = _directions(x_NF, max_directions)
     rank = int((singular_R > 1e-6 * singular_R[0]).sum())

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
 from twinlens.config import ModelSettings, PictureSettings
@@ -20,7 +20,7 @@ from twinlens.model.strokes import MEASURE_STD
 from twinlens.model.timm_backbones import Stage, timm_backbone
 from twinlens.model.weights import load_weights
 
-__all__ = ["check_backbone", "freeze_before", "make_backbone", "num_features"]
+__all__ = ["check_backbone", "feature_widths", "freeze_before", "make_backbone", "num_features"]
 
 
 def check_backbone(name: str) -> None:
@@ -98,26 +98,33 @@ def freeze_before(backbone: nn.Module, layer: str) -> list[nn.Module]:
     return frozen
 
 
-@torch.no_grad()
 def num_features(backbone: nn.Module, picture: PictureSettings) -> int:
-    """The number of features F of a backbone for pictures of some size.
+    """The number of features F of a backbone for pictures of some size; as `feature_widths`."""
+    if isinstance(backbone, Strokes):
+        return len(MEASURE_STD)
+    (width,) = feature_widths(backbone, picture)
+    return width
+
+
+@torch.no_grad()
+def feature_widths(backbone: nn.Module, picture: PictureSettings) -> list[int]:
+    """The number of features at each tap of a backbone, for pictures of some size.
 
     Raises:
         ConfigError: the network cannot take pictures of this size.
     """
-    if isinstance(backbone, Strokes):
-        return len(MEASURE_STD)
     backbone.eval()
     # On "meta": a pass takes no time and no memory, whatever the size.
     tensors = chain(backbone.named_parameters(), backbone.named_buffers())
     unbuilt = {name: tensor.to("meta") for name, tensor in tensors}
     x_BCHW = torch.zeros(1, picture.channels, *picture.size, device="meta")
     try:
-        features_BF: Tensor = functional_call(backbone, unbuilt, x_BCHW)
+        features = functional_call(backbone, unbuilt, x_BCHW)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(
             f"the network cannot take {picture.channels}-channel pictures of "
             f"{picture.size[0]}x{picture.size[1]} ({first_line(error)}): set another picture.size"
         ) from error
     backbone.train()
-    return int(features_BF.flatten(1).shape[1])
+    taps = features if isinstance(features, tuple) else (features,)
+    return [int(tap.flatten(1).shape[1]) for tap in taps]

@@ -5,6 +5,7 @@ Shapes: B pictures, C channels, H x W pixels, F features, D dimensions of the em
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 
@@ -21,6 +22,8 @@ from twinlens.model.layers import glorot, make_head
 from twinlens.model.own_backbones import is_own
 
 __all__ = ["Encoder", "default_batch_size", "embed_features", "embed_pixels"]
+
+SMALL = 2**15  # numbers of a picture: 256 larger ones take gigabytes
 
 
 class Encoder(nn.Module):
@@ -129,8 +132,14 @@ def _shifted(x_BCHW: Tensor) -> Iterator[Tensor]:
 
 
 def default_batch_size(encoder: Encoder) -> int:
-    """Default batch size of a forward pass: 256 for small networks, 32 for timm's."""
-    return 256 if is_own(encoder.model_settings.backbone) else 32
+    """Default batch size of a forward pass: 256 for small networks on small pictures, else 32."""
+    fused = [(member.model, member.picture) for member in encoder.members]
+    parts = fused or [(encoder.model_settings, encoder.picture)]
+    small = all(
+        is_own(model.backbone) and picture.channels * math.prod(picture.size) <= SMALL
+        for model, picture in parts
+    )
+    return 256 if small else 32
 
 
 @torch.inference_mode()

@@ -14,14 +14,13 @@ import math
 from collections.abc import Sequence
 from typing import cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twinlens.config import Member, ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, first_line
-from twinlens.model.backbones import make_backbone
+from twinlens.model.backbones import feature_widths, make_backbone
 from twinlens.model.descriptors import Resize
 from twinlens.model.encoder import Encoder
 from twinlens.model.layers import make_head
@@ -116,7 +115,7 @@ class FusedEncoder(Encoder):
             network = _network([members[i] for i in of_network], load)
             networks.append(network)
             for tap, (number, width) in enumerate(
-                zip(of_network, _widths(network, first.picture), strict=True)
+                zip(of_network, feature_widths(network, first.picture), strict=True)
             ):
                 self._tap_of[number], widths[number] = tap, width
         self.widths = widths
@@ -133,11 +132,14 @@ class FusedEncoder(Encoder):
         """The backbone: the distinct networks of all members."""
         return cast(nn.ModuleList, self.backbone)
 
+    def network_of(self, number: int) -> nn.Module:
+        """The network of member `number`, without its taps."""
+        network = self.networks[self._network_of[number]]
+        return network.network if isinstance(network, Taps) else network
+
     def take_over(self, number: int, encoder: Encoder) -> None:
         """Load the network and the head of a trained encoder as member `number`."""
-        network = self.networks[self._network_of[number]]
-        whole = network.network if isinstance(network, Taps) else network
-        whole.load_state_dict(encoder.backbone.state_dict())
+        self.network_of(number).load_state_dict(encoder.backbone.state_dict())
         self.heads[number].load_state_dict(encoder.head.state_dict())
 
     def features(self, x_BCHW: Tensor) -> Tensor:
@@ -179,20 +181,6 @@ def _network(members: Sequence[Member], load: bool) -> nn.Module:
     whole = first.model.model_copy(update={"stage": None})
     network = make_backbone(whole, first.picture, load)
     return Taps(network, [(member.model.stage, member.model.grid) for member in members])
-
-
-@torch.no_grad()
-def _widths(network: nn.Module, picture: PictureSettings) -> list[int]:
-    """The number of features at each tap of a network."""
-    from torch.func import functional_call
-
-    network.eval()
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    unbuilt = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    x_BCHW = torch.zeros(1, picture.channels, *picture.size, device="meta")
-    features = functional_call(network, unbuilt, x_BCHW)
-    taps = features if isinstance(features, tuple) else (features,)
-    return [int(np.prod(tap.shape[1:])) for tap in taps]
 
 
 def make_encoder(
