@@ -102,7 +102,7 @@ def domain() -> Domain:
     ("change", "word"),
     [
         (lambda x: x // 4, "darker"),
-        (lambda x: np.minimum(x.astype(int) + 90, 255), "brighter"),
+        (lambda x: np.minimum(x.astype(int) + 120, 255), "brighter"),
         (lambda x: x.mean((2, 3), keepdims=True).repeat(24, 2).repeat(20, 3), "even areas"),
         (lambda x: x.mean(1, keepdims=True).repeat(3, 1), "colour"),
     ],

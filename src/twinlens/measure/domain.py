@@ -52,25 +52,32 @@ ADVICE = "run `twinlens calibrate MODEL DATA` with at least 10 identities of 3 p
 Floats = NDArray[np.float64]
 
 
-def _decoded(kind: str) -> Any:
-    def decode(value: Any) -> Floats:
-        if isinstance(value, np.ndarray):
-            return value.astype(kind).astype(np.float64)
-        try:
-            array = np.frombuffer(base64.b64decode(value, validate=True), kind)
-        except (TypeError, ValueError, binascii.Error):
-            raise ValueError(f"numbers must be {kind} in base64") from None
-        if not np.isfinite(array).all():
-            raise ValueError("numbers must be finite")
-        return array.astype(np.float64)
-
-    def encode(array: Floats) -> str:
-        return base64.b64encode(array.astype(kind).tobytes()).decode("ascii")
-
-    return Annotated[Any, BeforeValidator(decode), PlainSerializer(encode, return_type=str)]
+def _decode(value: Any, kind: str) -> Floats:
+    if isinstance(value, np.ndarray):
+        return value.astype(kind).astype(np.float64)
+    try:
+        array = np.frombuffer(base64.b64decode(value, validate=True), kind)
+    except (TypeError, ValueError, binascii.Error):
+        raise ValueError(f"numbers must be {kind} in base64") from None
+    if not np.isfinite(array).all():
+        raise ValueError("numbers must be finite")
+    return array.astype(np.float64)
 
 
-Single, Half = _decoded("<f4"), _decoded("<f2")
+def _encode(array: Floats, kind: str) -> str:
+    return base64.b64encode(array.astype(kind).tobytes()).decode("ascii")
+
+
+Single = Annotated[
+    Any,
+    BeforeValidator(lambda value: _decode(value, "<f4")),
+    PlainSerializer(lambda array: _encode(array, "<f4"), return_type=str),
+]
+Half = Annotated[
+    Any,
+    BeforeValidator(lambda value: _decode(value, "<f2")),
+    PlainSerializer(lambda array: _encode(array, "<f2"), return_type=str),
+]
 
 
 @dataclass(frozen=True, config=STRICT, eq=False)
@@ -228,7 +235,8 @@ class Domain:
             emb_ND: embeddings.
             stats_NS: `picture_statistics` of the same pictures.
         """
-        return self._parts(emb_ND, stats_NS).max(0)
+        score_N: Floats = self._parts(emb_ND, stats_NS).max(0)
+        return score_N
 
     def _parts(self, emb_ND: NDArray[Any], stats_NS: NDArray[Any]) -> Floats:
         """Relative distances by embeddings and by statistics, (2, N)."""

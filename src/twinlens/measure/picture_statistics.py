@@ -123,8 +123,8 @@ def _edges(grey_BHW: Floats) -> list[Floats]:
 
 def _colour(x_BCHW: Floats) -> list[Floats]:
     saturation = x_BCHW.max(1) - x_BCHW.min(1)
-    warmth = x_BCHW[:, 0] - x_BCHW[:, 2]
-    green = x_BCHW[:, 1] - (x_BCHW[:, 0] + x_BCHW[:, 2]) / 2
+    warmth: Floats = x_BCHW[:, 0] - x_BCHW[:, 2]
+    green: Floats = x_BCHW[:, 1] - (x_BCHW[:, 0] + x_BCHW[:, 2]) / np.float32(2)
     return [
         *(np.log1p(v) for v in (saturation.mean((1, 2)), saturation.std((1, 2)))),
         np.log1p(np.percentile(saturation, 95, (1, 2))),
@@ -146,4 +146,7 @@ def _halved(grey_BHW: Floats) -> Floats:
     """Means of 2 x 2 pixels; an odd last row or column is dropped."""
     height, width = (side // 2 * 2 for side in grey_BHW.shape[1:])
     even = grey_BHW[:, :height, :width]
-    return (even[:, ::2, ::2] + even[:, 1::2, ::2] + even[:, ::2, 1::2] + even[:, 1::2, 1::2]) / 4
+    mean: Floats = (
+        even[:, ::2, ::2] + even[:, 1::2, ::2] + even[:, ::2, 1::2] + even[:, 1::2, 1::2]
+    ) / np.float32(4)
+    return mean
