@@ -129,6 +129,9 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     data_argument(parser, nargs="?")  # Optional here, so that a gallery's error comes first.
     parser.add_argument("--far", type=float, default=0.01, help="target false accept rate (0.01)")
     _add_split(parser)
+    parser.add_argument("--unlabelled", type=float, nargs="?", const=0.05, metavar="SHARE",
+                        help="use no labels; at most this share of random pairs is genuine (0.05, "
+                        "as for 20 identities): less certain")  # fmt: skip
     device_argument(parser)
     json_argument(parser)
     quiet_argument(parser)
