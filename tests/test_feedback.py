@@ -19,6 +19,7 @@ from twinlens.gallery.adapt import MAX_SHIFT
 from twinlens.gallery.corrections import packed, unpacked
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.metric import Metric, fit_metric
+from twinlens.measure.fusion import RULES
 
 Floats = NDArray[np.float32]
 DIM = 16
@@ -140,6 +141,20 @@ def test_no_gain_no_metric(gallery: Gallery) -> None:
     assert gallery.state().metric is None
 
 
+def test_the_rule_is_chosen_again_unless_it_was_given(gallery: Gallery, tmp_path: Path) -> None:
+    emb, names = people(12, 2, nuisance=0.5)
+    extra, own = people(12, 1, seed=3)
+    enrol(gallery, emb, names)
+    whole = Gallery.create(tmp_path / "whole", gallery.matcher)
+    enrol(whole, np.concatenate([emb, extra]), names + own)
+    chosen = whole.calibrate(fpir=0.3).rule
+    other = next(rule for rule in RULES if rule != chosen)
+    gallery.calibrate(fpir=0.3, rule=other)
+    assert correct(gallery, extra, "is", own).adaptation.rule_after == other == gallery.state().rule
+    gallery.calibrate(fpir=0.3)
+    assert gallery.state().rule == chosen
+
+
 def test_metric_and_index_agree(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
     emb, names = people(30, 3)
     enrol(gallery, emb, names)
@@ -149,6 +164,7 @@ def test_metric_and_index_agree(gallery: Gallery, monkeypatch: pytest.MonkeyPatc
     expected = [gallery.nearest(one, 3) for one in query]
     hits = [gallery.search_embedding(one, k=3) for one in query]
     assert gallery.state().metric is not None
+    monkeypatch.setattr("twinlens.gallery.index.NUM_PROBES", 5)
     gallery.optimize(partitions=2)
     for one, ranked, near in zip(query, expected, hits, strict=True):
         again = gallery.nearest(one, 3)
@@ -163,7 +179,7 @@ def test_metric_and_index_agree(gallery: Gallery, monkeypatch: pytest.MonkeyPatc
 def test_the_threshold_moves_by_a_quarter_at_most(gallery: Gallery) -> None:
     emb, names = people(20, 3, nuisance=0.1)
     enrol(gallery, emb, names)
-    before = gallery.calibrate(fpir=0.1).threshold
+    before = gallery.calibrate(fpir=0.1, rule="nearest").threshold
     # Near copies of others' pictures: strangers come very near.
     noise = np.random.default_rng(4).normal(scale=0.01, size=(30, DIM)).astype(np.float32)
     result = correct(gallery, emb[:30] + noise, "is", names[30:])
