@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from twinlens._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from twinlens.commands.audit import audit
     from twinlens.commands.calibrate import calibrate
     from twinlens.commands.cluster import cluster
     from twinlens.commands.demo import demo
@@ -62,6 +63,7 @@ __all__ = [
     "TrainingError",
     "TwinlensError",
     "VerifyAnswer",
+    "audit",
     "calibrate",
     "cluster",
     "demo",
@@ -86,6 +88,7 @@ _HOMES = {
     "ImageTable": "data.table",
     "Matcher": "match.matcher",
     "VerifyAnswer": "match.answers",
+    "audit": "commands.audit",
     "calibrate": "commands.calibrate",
     "cluster": "commands.cluster",
     "demo": "commands.demo",

@@ -34,10 +34,12 @@ __all__ = [
     "TableStatistics",
     "has_color",
     "inspect_table",
+    "is_blank",
     "sample_statistics",
 ]
 
 BACKGROUND_RANGE = 16  # Grey levels around the border level that count as background.
+BLANK_SHARE = 1e-3  # Largest share of other pixels in a picture that shows nothing.
 COLOR_RANGE = 24  # Between channels; scanners and JPEG stay below it on grey paper.
 COLOR_SHARE = 1e-3
 REDUCED_SIZE = (128, 128)
@@ -182,6 +184,7 @@ def inspect_table(
             name for name, count in zip(table.identities(), counts, strict=True) if count < 2
         ),
         broken=tuple(broken),
+        blank=tuple(table.relative(row) for row, picture in pictures.items() if picture.blank),
         exact=_leaks_first(table, exact),
         near=_leaks_first(table, near),
         contradictions=tuple(_contradictions(table, exact, near)),
@@ -199,6 +202,12 @@ def has_color(picture: Image.Image) -> bool:
     return bool((range_HW > COLOR_RANGE).mean() > COLOR_SHARE)
 
 
+def is_blank(picture: Image.Image) -> bool:
+    """Whether a picture shows nothing: its pixels differ by little from their median grey level."""
+    grey_HW = np.asarray(picture.convert("L")).astype(np.int16)
+    return bool((np.abs(grey_HW - np.median(grey_HW)) > BACKGROUND_RANGE).mean() < BLANK_SHARE)
+
+
 # --- one picture --------------------------------------------------------------------------------
 
 
@@ -214,6 +223,7 @@ class _SampledPicture:
 class _InspectedPicture:
     header: Header
     color: bool
+    blank: bool
     digest: bytes
     thumb: NDArray[np.uint8]
 
@@ -243,7 +253,9 @@ def _read_whole(table: ImageTable, row: int, max_pixels: int) -> _InspectedPictu
         digest = pixel_digest(picture)
     else:
         digest = file_digest(table.path[row])
-    return _InspectedPicture(header, has_color(picture), digest, thumbnail(picture))
+    return _InspectedPicture(
+        header, has_color(picture), is_blank(picture), digest, thumbnail(picture)
+    )
 
 
 def _map_rows(rows: NDArray[np.int64], read: Callable[[int], T]) -> Iterator[T | str]:

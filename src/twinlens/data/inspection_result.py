@@ -95,6 +95,7 @@ class Inspection:
         histogram: genuine pictures of an identity -> number of such identities.
         singletons: identities with fewer than two genuine pictures.
         broken: unreadable pictures.
+        blank: pictures of one grey level, which show nothing.
         exact: groups of pictures with equal pixels.
         near: groups of near duplicates.
         contradictions: copies with conflicting labels.
@@ -117,6 +118,7 @@ class Inspection:
     histogram: dict[int, int]
     singletons: tuple[str, ...]
     broken: tuple[BrokenPicture, ...]
+    blank: tuple[str, ...]
     exact: DuplicateGroups
     near: DuplicateGroups
     contradictions: tuple[Contradiction, ...]
@@ -154,6 +156,7 @@ class Inspection:
                 "names": list(self.singletons),
             },
             "broken": [asdict(picture) for picture in self.broken],
+            "blank": list(self.blank),
             "duplicates": {"exact": self.exact.as_json(), "near": self.near.as_json()},
             "contradictions": [c.as_json() for c in self.contradictions],
             "left_out": None if self.left_out is None else self.left_out.as_json(),
@@ -232,6 +235,7 @@ def _warning_lines(result: Inspection) -> list[str]:
     lines = [
         *_left_out_lines(result),
         *_broken_lines(result),
+        *_blank_lines(result),
         *_contradiction_lines(result),
         *_leak_lines(result),
         *_copy_lines(result),
@@ -257,6 +261,17 @@ def _broken_lines(result: Inspection) -> list[str]:
         f"! {_count(len(items), 'file')} cannot be read. Training skips and lists them: repair or "
         "remove them.",
         *_first_items(items),
+    ]
+
+
+def _blank_lines(result: Inspection) -> list[str]:
+    if not result.blank:
+        return []
+    num = len(result.blank)
+    return [
+        f"! {_count(num, 'picture')} {'shows' if num == 1 else 'show'} nothing: all pixels have "
+        "about one grey level. Remove them.",
+        *_first_items(result.blank),
     ]
 
 

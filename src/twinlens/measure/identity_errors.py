@@ -1,6 +1,6 @@
 """Identities filed under two names, and names with two identities, by errors made on purpose.
 
-An identity divided at random shows how alike two names of one identity are, and two identities
+An identity divided in halves shows how alike two names of one identity are, and two identities
 pooled show how far apart two under one name are. Such made-up errors and the data as they are give
 the two densities of a local false discovery rate (Efron 2008); its prior is fitted.
 
@@ -10,7 +10,7 @@ identities of a picture, n pictures of an identity.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ DEGREES = 8  # of Student's t, whose heavy tails make the probabilities cautious
 ROUNDS = 100  # of the prior
 LARGEST_PRIOR = 0.3
 LEAST_VALUES = 3
+LEAST_CONTRAST = 2.0  # of made-up errors, in deviations of the data
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -80,32 +81,40 @@ def find_merges(
         seed: random seed of the halves.
     """
     kept = errors.wrong < 0.5
-    rng = np.random.default_rng(seed)
-    half = np.zeros(len(label), dtype=np.int64)
-    for identity in range(int(label.max()) + 1):
-        # The copies of a picture stay together, so that a half is no proof of the other.
-        numbers = rng.permutation(np.unique(group[label == identity]))
-        second = np.isin(group, numbers[1::2]) & (label == identity)
-        half[second] = 1
-    halves = 2 * label + half
-    codes, place = np.unique(halves, return_inverse=True)
-    divided = collect_evidence(distances, place, group)
-    same = [
-        value for (a, b), value in _margins(divided, errors, place, kept).items()
-        if codes[a] // 2 == codes[b] // 2
-    ]  # fmt: skip
     margins = _margins(evidence, errors, label, kept)
     nearest: dict[int, tuple[float, int]] = {}
     for (a, b), value in margins.items():
         for one, other in ((a, b), (b, a)):
             nearest[one] = min(nearest.get(one, (np.inf, -1)), (value, other))
     observed = np.array([value for value, _ in nearest.values()])
-    probability = _error_probability(-observed, -np.array(same))
+    probability = np.zeros(len(observed))
+    for half in _halves(label, group, seed):
+        halves, place = np.unique(2 * label + half, return_inverse=True)
+        of_halves = _margins(collect_evidence(distances, place, group), errors, place, kept)
+        same = [v for (a, b), v in of_halves.items() if halves[a] // 2 == halves[b] // 2]
+        probability = np.maximum(probability, _error_probability(-observed, -np.array(same)))
     best: dict[tuple[int, int], float] = {}
     for (a, (_, b)), value in zip(nearest.items(), probability.tolist(), strict=True):
         pair = (min(a, b), max(a, b))
         best[pair] = max(best.get(pair, 0.0), value)
     return [Merge(*pair, value) for pair, value in best.items()]
+
+
+def _halves(label: Ints, group: Ints, seed: int) -> Iterator[Ints]:
+    """Two divisions of each identity, (N,): at random, and in the middle.
+
+    Pictures of one occasion often lie together, so that halves of the second kind differ by more.
+    Copies stay together, so that a half is no proof of the other.
+    """
+    rng = np.random.default_rng(seed)
+    for is_random in (True, False):
+        half = np.zeros(len(label), dtype=np.int64)
+        for identity in range(int(label.max()) + 1):
+            own = label == identity
+            numbers = np.unique(group[own])
+            numbers = rng.permutation(numbers) if is_random else numbers
+            half[own] = np.isin(group[own], numbers[len(numbers) // 2 :])
+        yield half
 
 
 def _margins(
@@ -246,7 +255,7 @@ def _error_probability(observed: Floats, injected: Floats) -> Floats:
     if len(observed) < LEAST_VALUES or len(injected) < LEAST_VALUES:
         return np.zeros(len(observed))
     (centre, spread), (high, width) = (_location(values) for values in (observed, injected))
-    if high <= centre:
+    if high - centre < LEAST_CONTRAST * spread:  # Such errors look like the data.
         return np.zeros(len(observed))
     x = np.clip(observed, centre, high)
     density = t.logpdf((x - high) / width, DEGREES) - np.log(width)

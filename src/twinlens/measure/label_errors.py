@@ -1,8 +1,8 @@
 """Wrong labels by the evidence of all other pictures: a conditional logit with noisy labels.
 
 Each picture is compared with the other pictures of each identity: their mean distance, the nearest
-one, and the identity's own spread. A conditional logit (McFadden 1974) of these gives the probability
-of each identity. Its weights and the share of wrong labels are fitted together by maximum
+one, and the identity's own spread. A conditional logit (McFadden 1974) of these gives the
+probability of each identity. Its weights and the share of wrong labels are fitted together by maximum
 likelihood, so there is nothing to tune: a wrong label is any other identity alike (the symmetric
 noise of Bouveyron & Girard 2009). As in confident learning (Northcutt 2021), a picture never is
 evidence for its own label.
@@ -139,7 +139,7 @@ def collect_evidence(
 
 
 def _spreads(own_MN: NDArray[np.float32], label: NDArray[np.int64], num: int) -> Floats:
-    """(M, I) median distance of an identity's pictures to the others of it; the mean one if none."""
+    """(M, I) median distance of an identity's pictures to its others; the mean one if none."""
     typical = np.nanmean(own_MN, axis=1) if np.isfinite(own_MN).any() else np.zeros(len(own_MN))
     spread_MI = np.repeat(typical[:, None], num, axis=1).astype(np.float64)
     for number in range(num):
