@@ -309,6 +309,20 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     quiet_argument(parser)
 
 
+def _add_audit(parser: argparse.ArgumentParser) -> None:
+    data_argument(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="new folder")
+    parser.add_argument("--model", type=Path, metavar="MODEL",
+                        help="compare by this model (default: without training a network)",
+                        )  # fmt: skip
+    parser.add_argument("--apply", type=Path, metavar="FILE.csv",
+                        help="write the manifest that the edited audit.csv corrects")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the folds (0)")
+    device_argument(parser)
+    json_argument(parser)
+    quiet_argument(parser)
+
+
 # --- recipes, doctor, demo ----------------------------------------------------------------------
 
 
@@ -372,6 +386,9 @@ COMMANDS: dict[str, Command] = {
     "inspect": Command(
         "report on a data set before training", _add_inspect, lambda: twinlens.inspect,
         values=_with_settings,
+    ),
+    "audit": Command(
+        "find labels that are probably wrong, and correct them", _add_audit, lambda: twinlens.audit
     ),
     "calibrate": Command(
         "set a model's threshold on labelled pictures", _add_calibrate, lambda: twinlens.calibrate,
