@@ -101,6 +101,7 @@ def simulated(num: int, rng: np.random.Generator) -> tuple[Floats, Any, Any]:
     center = rng.standard_normal((num, 24))
     close = np.arange(1, num, 6)
     center[close] = 0.8 * center[close - 1] + 0.6 * center[close]
+    center = rng.permutation(center)
     label = np.repeat(np.arange(num), 6)
     emb = center[label] + 0.8 * rng.standard_normal((len(label), 24))
     return unit(emb.astype(np.float32)), label, np.zeros(len(label), dtype=np.bool_)

@@ -28,9 +28,10 @@ def test_settings_of_format_1_open(stored: dict[str, Any]) -> None:
     state = GalleryState(1, settings, 12)
     assert state.open_set is not None
     assert (state.open_set.target_fpir, state.rule) == (0.25, stored["open_set"]["rule"])
-    assert state.open_set.as_json() == stored["open_set"]
+    later = {"unadjusted": None, "fpir_limit": None}
+    assert state.open_set.as_json() == stored["open_set"] | later
     assert state.pairs is not None
-    assert state.pairs.as_json() == stored["pairs"]
+    assert {key: state.pairs.as_json()[key] for key in stored["pairs"]} == stored["pairs"]
     assert state.index is not None
     assert (state.index.partitions, state.nprobes) == (2, stored["index"]["nprobes"])
 
@@ -46,7 +47,7 @@ def test_new_galleries_store_the_same_keys(
     new = gallery.store.settings()
     assert list(new) == list(stored)
     for name in ("pairs", "open_set", "index"):
-        assert list(new[name]) == list(stored[name])
+        assert list(new[name])[: len(stored[name])] == list(stored[name])
 
 
 def test_all_problems_of_damaged_settings_are_named(stored: dict[str, Any]) -> None:

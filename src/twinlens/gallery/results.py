@@ -365,7 +365,7 @@ class GalleryCalibrationResult:
         lines = [
             f"threshold {own.threshold:.4f}{interval}: pictures are identified at or below this"
             f" distance, and at most {100 * own.target_fpir:.3g} % of strangers are falsely"
-            " identified (FPIR)",
+            f" identified (FPIR){self._limit()}",
             f"for {own.num_identities} identities with {own.num_templates} templates; from"
             f" {own.num_mated} mated probes (of enrolled identities) and {own.num_strangers}"
             " non-mated ones (of strangers)",
@@ -388,6 +388,12 @@ class GalleryCalibrationResult:
             " the gallery has grown"
         )
         return "\n".join(lines)
+
+    def _limit(self) -> str:
+        limit = self.calibration.fpir_limit
+        return (
+            "" if limit is None else f"; of new strangers {100 * limit:.3g} %, with 95 % confidence"
+        )
 
     def _tpir(self) -> str:
         own = self.calibration

@@ -20,7 +20,7 @@ from twinlens.measure.bootstrap import interval, pair_weights, replicate
 from twinlens.measure.error_rates import SortedPairs, matches, point_at_far, threshold_at_far
 from twinlens.measure.new_identities import draw_far, is_resolved
 
-__all__ = ["CONFIDENCE", "EXCESS", "FEWEST_IDENTITIES", "ImpostorPairs", "ThresholdFit"]
+__all__ = ["CONFIDENCE", "EXCESS", "FEWEST_IDENTITIES", "ImpostorPairs", "ThresholdFit", "lowest"]
 
 CONFIDENCE, EXCESS = 0.95, 1.5
 """With this confidence the FAR of new identities is at most `EXCESS` times the target."""
@@ -127,14 +127,14 @@ class ImpostorPairs:
                 "(train again), or pictures are filed under two identities (twinlens inspect DATA)"
             )
         at_R, limit_R = self._bootstrap(far)
-        threshold, lowest = unadjusted, _low_quantile(limit_R)
+        threshold, low_quantile = unadjusted, lowest(limit_R)
         # A resample of few identities may resolve no threshold.
-        if self.new_identities and math.isfinite(lowest):
-            threshold = min(threshold, lowest)
+        if self.new_identities and math.isfinite(low_quantile):
+            threshold = min(threshold, low_quantile)
         if self.is_stated and not is_resolved(*self.codes, EXCESS * far):
             draws = draw_far(self.impostor, *self.codes, seed=self.seed)
             at_R = draws.threshold(far)
-            threshold = min(threshold, _low_quantile(draws.threshold(EXCESS * far)))
+            threshold = min(threshold, lowest(draws.threshold(EXCESS * far)))
         if not math.isfinite(threshold):
             raise self._too_few_identities(far)
         low, high = interval(at_R)
@@ -165,7 +165,7 @@ class ImpostorPairs:
         return (values[:, 0], values[:, 1]) if len(values) else (np.empty(0), np.empty(0))
 
 
-def _low_quantile(threshold_R: Floats) -> float:
+def lowest(threshold_R: Floats) -> float:
     """The threshold that all but 5 % of the replicates exceed; NaN without any."""
     valid = threshold_R[~np.isnan(threshold_R)]
     return float(np.quantile(valid, 1 - CONFIDENCE, method="lower")) if len(valid) else math.nan

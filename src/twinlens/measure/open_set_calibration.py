@@ -53,8 +53,11 @@ class OpenSetCalibration:
     Attributes:
         rule: one of `fusion.RULES`.
         target_fpir: target false positive identification rate.
-        threshold: a probe is identified if its best identity is at or below this distance.
-        low: lower end of the threshold's 95 % interval; None if too few identities.
+        threshold: a probe is identified if its best identity is at or below this distance. It
+            keeps `target_fpir` on the probes and, with a confidence of 95 %, `fpir_limit` on new
+            strangers.
+        low: lower end of the 95 % interval of the distance at which new strangers have the target
+            FPIR; None if too few identities.
         high: upper end.
         margin: with two identities within the threshold, the answer is ambiguous if they are less
             than this apart (see `margins`). Of the mated probes with two such identities, those at
@@ -73,6 +76,8 @@ class OpenSetCalibration:
             256 smallest, and a sample that thins out towards the largest.
         curve: probability that the best identity is right, if half of the probes are mated; None if
             no mated probe was identified rightly.
+        unadjusted: largest distance that keeps the target on the probes; None in earlier versions.
+        fpir_limit: 1.5 times the target; None if too few strangers for a statement on new ones.
     """
 
     rule: Rule
@@ -90,6 +95,8 @@ class OpenSetCalibration:
     by_rule: Mapping[Rule, Annotated[float, Field(ge=0, le=1)]]
     strangers: tuple[float, ...]
     curve: Curve | None
+    unadjusted: float | None = None
+    fpir_limit: float | None = None
 
     @model_validator(mode="after")
     def _strangers_fit_their_number(self) -> Self:

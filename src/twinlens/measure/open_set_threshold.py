@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, replicate
+from twinlens.measure.bootstrap import REPLICATES, Estimate, interval, mean_estimates, replicate
 from twinlens.measure.error_rates import matches, threshold_at_far
 from twinlens.measure.fusion import RULES, check_rule
+from twinlens.measure.new_identity_threshold import EXCESS, lowest
 from twinlens.measure.open_set_calibration import (
     OpenSetCalibration,
     check_fpir,
@@ -226,8 +227,11 @@ def _fit(
             for score, threshold in zip(scores, thresholds, strict=True)
         }
     place = int(np.argmax(list(by_rule.values()))) if by_rule else 0
-    chosen, threshold = scores[place], thresholds[place]
-    at, tpir, rank_1 = _estimates(chosen, probes, threshold, target, seed, replicates)
+    chosen, unadjusted = scores[place], thresholds[place]
+    at, limit = _for_new_strangers(chosen, probes, target, seed, replicates)
+    threshold = at.value
+    assert threshold is not None
+    tpir, rank_1 = _estimates(chosen, probes, threshold, seed, replicates)
     right = chosen.mated.code == probes.code
     accepted = matches(chosen.mated.distance, threshold)
     gap = margins(chosen.mated.distance, chosen.mated.runner_up, threshold)
@@ -249,41 +253,50 @@ def _fit(
         by_rule=by_rule,
         strangers=tuple(stranger_S[kept_ranks(len(stranger_S))].tolist()),
         curve=_curve(chosen, probes, right, seed),
+        unadjusted=unadjusted,
+        fpir_limit=limit,
     )
+
+
+def _for_new_strangers(
+    score: _RuleScores, probes: _Probes, target: float, seed: int, replicates: int
+) -> tuple[Estimate, float | None]:
+    """The threshold for strangers that are new, by a bootstrap over their identities.
+
+    Returns:
+        The threshold with its interval, and the FPIR that it keeps on new strangers with a
+        confidence of 95 %; None if these are too few for a statement.
+    """
+    _, own_S = np.unique(probes.stranger_own, return_inverse=True)
+    unadjusted = threshold_at_far(score.stranger, target)
+
+    def thresholds(count_I: Ints) -> Floats:
+        weight_S = count_I[own_S]
+        rates = (target, EXCESS * target)
+        # Copies of the one nearest stranger may exceed the target.
+        at = np.array([threshold_at_far(score.stranger, rate, weight_S) for rate in rates])
+        return np.where(np.isfinite(at), at, math.nan)
+
+    num = int(own_S.max()) + 1
+    at_R2 = replicate(thresholds, num, seed=seed, replicates=replicates)
+    low, high = interval(at_R2[:, 0] if len(at_R2) else [])
+    if low is None or high is None or EXCESS * target >= 1:
+        return Estimate(unadjusted, low, high), None
+    threshold = min(unadjusted, lowest(at_R2[:, 1]))
+    return Estimate(threshold, min(low, threshold), max(high, threshold)), EXCESS * target
 
 
 def _estimates(
-    score: _RuleScores,
-    probes: _Probes,
-    threshold: float,
-    target: float,
-    seed: int,
-    replicates: int,
-) -> tuple[Estimate, Estimate, Estimate]:
-    """Threshold, `tpir` and `rank_1`; the bootstrap redraws identities and not the gallery."""
+    score: _RuleScores, probes: _Probes, threshold: float, seed: int, replicates: int
+) -> tuple[Estimate, Estimate]:
+    """`tpir` and `rank_1`; the bootstrap redraws identities and not the gallery."""
     right = score.mated.code == probes.code
-    distance = score.mated.distance.astype(np.float64)
-
-    def shares(threshold: float, weight_G: Ints) -> list[float]:
-        hit_2G = np.stack([right & matches(distance, threshold), right])
-        total = weight_G.sum()
-        return list(hit_2G @ weight_G / total) if total else [math.nan, math.nan]
-
-    def statistics(count_I: Ints) -> Floats:
-        weight_G, weight_S = count_I[probes.mated_own], count_I[probes.stranger_own]
-        if not weight_S.any():
-            return np.full(3, math.nan)
-        at = threshold_at_far(score.stranger, target, weight_S)
-        identified, best = shares(at, weight_G)
-        # Copies of the one nearest stranger may exceed the target.
-        return np.array([at, identified, best] if at > -np.inf else [math.nan, math.nan, best])
-
-    num = int(max(probes.stranger_own.max(), probes.mated_own.max(initial=0))) + 1
-    values = [threshold, *shares(threshold, np.ones(len(right), dtype=np.int64))]
-    threshold_estimate, tpir, rank_1 = estimates(
-        values, replicate(statistics, num, seed=seed, replicates=replicates)
-    )
-    return threshold_estimate, tpir, rank_1
+    if not len(right):
+        return Estimate(None), Estimate(None)
+    hit_2G = np.stack([score.identified(probes.code, threshold), right]).astype(np.float64)
+    num = int(probes.mated_own.max()) + 1
+    tpir, rank_1 = mean_estimates(hit_2G, probes.mated_own, num, seed=seed, replicates=replicates)
+    return tpir, rank_1
 
 
 def _smallest_margin(gap_C: Floats, wrong_C: NDArray[np.bool_]) -> float:
