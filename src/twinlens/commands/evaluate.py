@@ -33,7 +33,9 @@ from twinlens.measure.evaluation_result import (
     TrialEvaluation,
 )
 from twinlens.measure.fusion import check_rule
+from twinlens.measure.groups import GroupsResult
 from twinlens.measure.probability import check_prior
+from twinlens.measure.trials import OneShotTrialsResult, PairTrialsResult
 from twinlens.progress import console_log
 from twinlens.report.build import ReportFacts, write_model_report
 
@@ -153,7 +155,8 @@ def evaluate(
         table = None if data is None else _read(matcher, data, root, trials_only=trials is not None)
         if table is None and report is not None:
             raise DataError(f"{data} has no classes, which a report needs: leave out --report")
-        trial_scores, trial_groups = None, {}
+        trial_scores: PairTrialsResult | OneShotTrialsResult | None = None
+        trial_groups: dict[str, GroupsResult] = {}
         if trials is not None:
             trial_scores, trial_groups = run_trials(
                 matcher, Path(trials), _folder(data, table), prior=prior, by=columns, seed=seed

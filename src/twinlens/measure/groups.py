@@ -265,9 +265,9 @@ class _Measurement:
         code_a, code_b = (code_N[np.searchsorted(rows, part)] for part in (pairs.a, pairs.b))
         bootstrap = PairBootstrap(len(identities), self.threshold, self.seed, self.replicates)
         rates = bootstrap.measure(dist_Q, pairs.same, code_a, code_b).rates
-        at_threshold = {} if self.threshold is None else {k: rates[k] for k in ("far", "frr")}
+        far, frr = (None if self.threshold is None else rates[name] for name in ("far", "frr"))
         own = self._own_threshold(dist_Q, pairs.same, code_a, code_b)
-        return replace(counts, eer=rates["eer"], **at_threshold, own=own)
+        return replace(counts, eer=rates["eer"], far=far, frr=frr, own=own)
 
     def _own_threshold(
         self, dist_Q: NDArray[Any], same_Q: NDArray[np.bool_], code_a: Ints, code_b: Ints

@@ -154,14 +154,12 @@ class ReliabilityPairs:
         """Weights of genuine and impostor pairs, and weighted probabilities, of each bin."""
         genuine, impostor = self.prior * genuine, (1 - self.prior) * impostor
 
-        def total(first: Floats, second: Floats) -> tuple[Floats, Floats]:
-            return (
-                np.bincount(self.bin_genuine, first, self.num_bins),
-                np.bincount(self.bin_impostor, second, self.num_bins),
-            )
+        def total(place: Ints, weight: Floats) -> Floats:
+            return np.bincount(place, weight, self.num_bins).astype(np.float64, copy=False)
 
-        weights = total(genuine, impostor)
-        return *weights, sum(total(genuine * self.p_genuine, impostor * self.p_impostor))
+        expected_B = total(self.bin_genuine, genuine * self.p_genuine)
+        expected_B += total(self.bin_impostor, impostor * self.p_impostor)
+        return total(self.bin_genuine, genuine), total(self.bin_impostor, impostor), expected_B
 
     def result(self, estimates: Sequence[Estimate]) -> ReliabilityResult:
         """The result of the estimates of `statistics`.

@@ -12,6 +12,7 @@ from typing import Any
 
 __all__ = [
     "bounds",
+    "cell",
     "count_of",
     "dig",
     "number",
@@ -77,3 +78,13 @@ def bounds(entry: Any) -> tuple[float | None, float | None, float | None]:
     if isinstance(entry, Mapping):
         return entry.get("value"), entry.get("low"), entry.get("high")
     return (None if entry is None else float(entry)), None, None
+
+
+def cell(entry: Any) -> tuple[str, str]:
+    """A figure and its interval as texts of a table; "" without an interval."""
+    value, low, high = bounds(entry)
+    if value is None:
+        return "\N{EN DASH}", ""
+    if low is None or high is None:
+        return percent(value), ""
+    return percent(value), f"{percent(low, '')}\N{EN DASH}{percent(high, '')}"

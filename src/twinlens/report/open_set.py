@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.report.formatting import bounds, count_of, dig, percent, rate, span
+from twinlens.report.formatting import bounds, cell, count_of, dig, percent, rate, span
 from twinlens.report.svg import COLORS, as_svg, new_figure, percent_axis, style
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def open_set_sizes(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str
     """The table by gallery size: the size, and figures with their intervals."""
     columns = (("rank_1",), *(keys for _, _, _, keys in SERIES))
     return [
-        (f"{size['num_enrolled']:,}", [_cell(dig(size, *keys)) for keys in columns])
+        (f"{size['num_enrolled']:,}", [cell(dig(size, *keys)) for keys in columns])
         for size in dig(results, "open_set", "by_size") or []
     ]
 
@@ -160,13 +160,3 @@ def _points(sizes: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> NDArra
 def _percents(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(percent_axis)
     axes.yaxis.set_major_formatter(percent_axis)
-
-
-def _cell(entry: Any) -> tuple[str, str]:
-    """A figure and its interval, "" without one."""
-    value, low, high = bounds(entry)
-    if value is None:
-        return "\N{EN DASH}", ""
-    if low is None or high is None:
-        return percent(value), ""
-    return percent(value), f"{percent(low, '')}\N{EN DASH}{percent(high, '')}"

@@ -21,9 +21,12 @@ from twinlens.measure.error_rates import matches
 from twinlens.report.candidates import candidate_cells, curve_note
 from twinlens.report.content import MapPictures, PicturePair, ReportContent
 from twinlens.report.embedding_map import data_uri, embedding_map, map_rows
+from twinlens.report.error_reject import error_reject_plot, error_reject_sentences
 from twinlens.report.formatting import number
+from twinlens.report.groups import group_parts
 from twinlens.report.open_set import open_set_plots, open_set_sizes
 from twinlens.report.plots import distance_histogram, identities_curve, learning_curves, roc_and_det
+from twinlens.report.reliability import reliability_plot, reliability_sentences
 from twinlens.report.result_rows import result_rows
 from twinlens.report.summary import cautions, summary, threshold_caption
 from twinlens.report.templates import page_template, style_sheet
@@ -53,6 +56,9 @@ def render_report(content: ReportContent) -> str:
         cautions=cautions(content),
         rows=rows,
         sizes=open_set_sizes(content.results),
+        groups=group_parts(content.results),
+        reliability=list(reliability_sentences(content.results)),
+        rejection=list(error_reject_sentences(content.results)),
         key_rows=[row for row in rows if row.key],
         plots={name: Markup(svg) for name, svg in _plots(content).items()},
         candidates=list(map(candidate_cells, content.candidates)),
@@ -73,6 +79,8 @@ def _plots(content: ReportContent) -> dict[str, str]:
         for name, width in (("histogram", 860.0), ("histogram_phone", 400.0)):
             plots[name] = distance_histogram(pairs, threshold=threshold, width=width, **band)
         plots["roc"], plots["det"] = roc_and_det(pairs, threshold=threshold)
+    plots["reliability"] = reliability_plot(content.results)
+    plots["error_reject"] = error_reject_plot(content.results)
     plots["dir"], plots["sizes"] = open_set_plots(content.results)
     plots["loss"], plots["validation"] = learning_curves(content.history, metric=content.metric)
     plots["curve"] = identities_curve(content.curve)

@@ -40,17 +40,32 @@ def result_rows(results: Mapping[str, Any]) -> Iterator[ResultRow]:
     yield from _row(dig(results, "all_pairs", "eer"), "Equal error rate, all pairs", every)
     yield from _tar_rows(verification, "genuine pairs accepted at that FAR")
     for key, name, meaning in (
-        ("far", "False accepts, calibrated", "impostor pairs accepted at the model's threshold"),
-        ("frr", "False rejects, calibrated", "genuine pairs rejected at the model's threshold"),
+        (
+            "far",
+            "False accepts, calibrated",
+            "impostor pairs accepted at the model's threshold (FMR)",
+        ),
+        (
+            "frr",
+            "False rejects, calibrated",
+            "genuine pairs rejected at the model's threshold (FNMR)",
+        ),
         ("accuracy", "Accuracy, calibrated", "1 - (FAR + FRR) / 2 at the model's threshold"),
     ):
         yield from _row(dig(verification, "calibrated", key), name, meaning)
     yield from _skilled_rows(verification.get("skilled"))
+    meaning = "mean gap between the probability and the share of genuine pairs"
+    yield from _row(dig(verification, "reliability", "ece"), "Calibration error", meaning)
+    if dig(results, "failure_to_acquire", "num_failed"):
+        meaning = "pictures that could not be read (FTA), excluded from all other figures"
+        yield from _row(dig(results, "failure_to_acquire", "rate"), "Failures to acquire", meaning)
     yield from _retrieval_rows(dig(results, "retrieval") or {})
     for place, (name, entry) in enumerate((dig(results, "one_shot") or {}).items()):
         yield from _row(entry, *_episode(name), place == 0)
     for key, name, meaning in (
         ("accuracy", "Given trials, accuracy", "correct answers on the given trials"),
+        ("far", "Given trials, false accepts", "accepted at the model's threshold (FMR)"),
+        ("frr", "Given trials, false rejects", "rejected at the model's threshold (FNMR)"),
         ("eer", "Given trials, equal error rate", "error rate where FAR and FRR are equal"),
         (
             "auc",
