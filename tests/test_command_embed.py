@@ -24,7 +24,9 @@ def test_the_file_holds_what_the_model_gives(
     assert main(["embed", str(tiny_run.run), str(tiny_run.data), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"60 embeddings in {out}\n"
     model, found = twinlens.load(tiny_run.run), pq.read_table(out)
-    assert found.column_names == ["path", "identity", "forged", "embedding"]
+    assert found.column_names == [
+        "path", "identity", "forged", "embedding", "quality", "domain_score",
+    ]  # fmt: skip
     assert found["forged"].to_pylist() == [False] * 60
     assert found.schema.metadata == {b"twinlens.fingerprint": model.fingerprint.encode()}
     paths = found["path"].to_pylist()

@@ -20,7 +20,7 @@ from twinlens.face import detectors
 from twinlens.face.crop import choose_face, crop_face
 from twinlens.face.detection import detect_faces, refine_eyes
 from twinlens.face.detectors import DetectorChoice, choose_detector, one_thread, opencv, yunet_file
-from twinlens.face.geometry import Box, Face, clip
+from twinlens.face.geometry import Box, Face, clip, frontality, rotation_matrix
 
 SHARED = Path(__file__).parents[2] / "shared"
 MODEL = SHARED / "weights" / "face_detection_yunet_2026may.onnx"
@@ -468,3 +468,14 @@ def test_the_pinned_checksum_is_that_of_the_model_at_hand(host, monkeypatch):
     assert choice.name == "yunet"
     assert choice.has_confidence
     choice.make(0.5)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.6, 2.5])
+def test_frontality_is_that_of_the_nose_between_the_eyes(angle: float) -> None:
+    turn = 7 * rotation_matrix(angle)
+    for nose, expected in (((0, 1.5), 1), ((0.5, 1), 0.5), ((-0.5, 1), 0.5), ((1, 1), 0),
+                           ((3, 1), 0)):  # fmt: skip
+        a, b, tip = (turn @ np.array(point) + 40 for point in ((-1, 0), (1, 0), nose))
+        eyes = ((a[0], a[1]), (b[0], b[1]))
+        assert frontality(eyes, (tip[0], tip[1])) == pytest.approx(expected)
+    assert frontality(((1, 1), (1, 1)), (2, 2)) == 0

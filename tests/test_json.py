@@ -125,9 +125,10 @@ def test_the_comparison_sees_what_is_wrong() -> None:
             compare(good | wrong, table)
 
 
-def test_verify(tiny_run: TinyRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify(tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = sorted(tiny_run.data.rglob("*.png"))[:2]
     priors = [["--prior", 1e-9], ["--prior", 1 - 1e-9]]  # One of them gives a reason.
+    priors[0] += ["--explain", tmp_path / "why.png"]
     check(
         "verify", *(printed(capsys, "verify", tiny_run.run, a, b, "--json", *at) for at in priors)
     )
@@ -281,6 +282,7 @@ def test_gallery(
         return printed(capsys, "gallery", command, gallery, *words, "--json")
 
     (tmp_path / "in" / "thing 0" / "broken.png").write_bytes(b"no picture")
+    Image.new("L", (16, 16)).save(tmp_path / "in" / "thing 0" / "flat.png")
     check("gallery-enrol", ask("enrol", tmp_path / "in"))
     check("gallery-list", ask("list"))
     check("gallery-templates", ask("list", "thing 0"), ask("list", "--templates"))

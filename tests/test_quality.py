@@ -153,12 +153,13 @@ def test_embed_writes_the_scores(tiny_run: TinyRun, tmp_path: Path) -> None:
     top = tmp_path / "in" / "x"
     top.mkdir(parents=True)
     good = Image.open(tiny_run.data / "thing 0" / "0.png")
-    good.save(top / "0.png")
+    for number in (0, 1, 3, 4, 5):
+        good.save(top / f"{number}.png")
     (top / "1.png").write_bytes(b"none")
     good.resize((8, 8)).save(top / "2.png")
     run = twinlens.load(tiny_run.run)
     twinlens.embed(tiny_run.run, tmp_path / "in", out=tmp_path / "x.parquet")
     stored = pq.read_table(tmp_path / "x.parquet")
-    expected = [run.acquire(top / f"{n}.png")[1] for n in (0, 2)]
+    expected = [run.acquire(top / f"{n}.png")[1] for n in (0, 2, 3, 4, 5)]
     assert stored["quality"].to_pylist() == pytest.approx([one.score for one in expected], abs=1e-3)
     assert expected[1].size == pytest.approx(0.5)

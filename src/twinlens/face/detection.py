@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -109,7 +110,7 @@ def refine_eyes(picture: Image.Image, face: Face, detector: Detector) -> Face:
         angle += tilt(seen)
         if abs(tilt(seen)) < LEVEL:
             break
-    return Face(face.box, face.score, eyes)
+    return replace(face, eyes=eyes)
 
 
 def _scales(longest: int, sides: Sequence[int]) -> list[float]:
@@ -136,14 +137,14 @@ def _mapped(face: Face, scale: float, shift: float) -> Face:
             (ax * scale + shift, ay * scale + shift),
             (bx * scale + shift, by * scale + shift),
         )
-    return Face(face.box.moved(shift, shift, scale), face.score, eyes)
+    return replace(face, box=face.box.moved(shift, shift, scale), eyes=eyes)
 
 
 def _clipped(face: Face, size: tuple[int, int]) -> Face | None:
     box = clip(face.box, size)
     if box.area < 1 or box.area < LEAST_INSIDE * face.box.area:
         return None
-    return Face(box, face.score, face.eyes)
+    return replace(face, box=box)
 
 
 def _without_repeats(faces: list[Face]) -> list[Face]:

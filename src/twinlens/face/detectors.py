@@ -23,7 +23,7 @@ from PIL import Image
 from twinlens.data.download import download_once
 from twinlens.errors import ConfigError, DataError, MissingExtraError, unknown_name
 from twinlens.face.detection import Detector
-from twinlens.face.geometry import Box, Face
+from twinlens.face.geometry import Box, Face, frontality
 from twinlens.parsing import read_content
 
 __all__ = [
@@ -209,9 +209,11 @@ class YuNet:
 
 
 def _face_of(row: list[float]) -> Face:
-    """A face of YuNet's output: left, top, width, height, five points (eyes first), confidence."""
-    left, top, width, height, ax, ay, bx, by = row[:8]
-    return Face(Box(left, top, left + width, top + height), row[14], ((ax, ay), (bx, by)))
+    """A face of YuNet's output: left, top, width, height, eyes, nose, mouth, confidence."""
+    left, top, width, height, ax, ay, bx, by, *nose = row[:10]
+    eyes = ((ax, ay), (bx, by))
+    box = Box(left, top, left + width, top + height)
+    return Face(box, row[14], eyes, frontality(eyes, (nose[0], nose[1])))
 
 
 class Haar:

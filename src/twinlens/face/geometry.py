@@ -19,6 +19,7 @@ __all__ = [
     "Point",
     "border_colour",
     "clip",
+    "frontality",
     "rotated_view",
     "rotation_matrix",
     "tilt",
@@ -81,11 +82,14 @@ class Face:
             its last stage, which is unbounded and no probability.
         eyes: the person's right eye (left in an upright picture) and left eye; None if the detector
             finds no eyes.
+        frontal: 1 for a face from the front, 0 for a profile, see `frontality`; None if the
+            detector finds no nose.
     """
 
     box: Box
     score: float
     eyes: Eyes | None = None
+    frontal: float | None = None
 
 
 def clip(box: Box, size: tuple[int, int]) -> Box:
@@ -114,6 +118,20 @@ def tilt(eyes: Eyes) -> float:
     """The angle from the first eye to the second in radians, clockwise as seen."""
     (ax, ay), (bx, by) = eyes
     return math.atan2(by - ay, bx - ax)
+
+
+def frontality(eyes: Eyes, nose: Point) -> float:
+    """How far a face looks into the camera: its pose as a part of its quality.
+
+    The tip of the nose is projected onto the line of the eyes: 1 midway between them, 0 at an eye
+    or beyond. Neither the tilt nor the size of the face counts.
+    """
+    start, along = np.array(eyes[0]), np.subtract(eyes[1], eyes[0])
+    length = float(along @ along)
+    if length == 0:
+        return 0.0
+    place = float((np.array(nose) - start) @ along) / length
+    return max(0.0, 1 - abs(2 * place - 1))
 
 
 def rotation_matrix(angle: float) -> NDArray[np.float64]:

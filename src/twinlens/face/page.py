@@ -30,6 +30,7 @@ __all__ = ["FacePage", "render_page", "write_list", "write_page"]
 
 COLUMNS = (
     "path", "output", "outcome", "faces", "score", "left", "top", "right", "bottom", "reason",
+    "frontal",
 )  # fmt: skip
 MOST_SHOWN = 24  # pictures of each kind
 MOST_NAMED = 100  # broken files, identities
@@ -70,8 +71,9 @@ def write_list(
 ) -> None:
     """Write a CSV row for each photograph, in their order.
 
-    `faces` counts those with a sufficient score. The box (pixels of the upright photograph) and the
-    score belong to the kept face, or else to the best one.
+    `faces` counts those with a sufficient score. The box (pixels of the upright photograph), the
+    score and the pose (`geometry.frontality`; only by YuNet) belong to the kept face, or else to
+    the best one.
     """
     write_csv(file, COLUMNS, starmap(_list_row, zip(names, places, results, strict=True)))
 
@@ -84,7 +86,8 @@ def _list_row(name: str, place: Path, result: PhotographResult) -> list[Any]:
         box = face.box
         sides = (box.left, box.top, box.right, box.bottom)
         shown = [f"{face.score:.4f}", *(f"{side:.1f}" for side in sides)]
-    return [name, output, result.outcome, result.num_sure, *shown, result.reason]
+    frontal = "" if face is None or face.frontal is None else f"{face.frontal:.2f}"
+    return [name, output, result.outcome, result.num_sure, *shown, result.reason, frontal]
 
 
 def write_page(file: Path, page: FacePage) -> None:
