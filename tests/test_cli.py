@@ -11,7 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from twinlens.cli.gallery import GALLERY_COMMANDS
 from twinlens.cli.main import main, make_parser
 from twinlens.config import Settings
 from twinlens.gallery.gallery import Gallery
+from twinlens.progress import COMMAND_START
 from twinlens.report.canvas import GREEN, RED
 
 Capture = pytest.CaptureFixture[str]
@@ -300,6 +303,25 @@ def test_interrupting(
     ):
         code, out, err = run(capsys, "gallery", *words.split())
         assert (code, out, err) == (130, "", f"twinlens: interrupted: {kept}\n")
+
+
+def test_a_time_budget_counts_from_the_start_of_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Imports take seconds; in Python the call is the start."""
+    started = list[float | None]()
+    command = replace(
+        COMMANDS["inspect"],
+        function=lambda: lambda **_: started.append(COMMAND_START.get()),
+        show=lambda *_: 0,
+    )
+    monkeypatch.setitem(COMMANDS, "inspect", command)
+    before = time.monotonic()
+    assert main(["inspect", "somewhere"]) == 0
+    (start,) = started
+    assert start is not None
+    assert before <= start <= time.monotonic()
+    assert COMMAND_START.get() is None
 
 
 def test_recipes(capsys: Capture) -> None:

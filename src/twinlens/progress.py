@@ -7,16 +7,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 
 from tqdm import tqdm
 
 from twinlens.errors import message_lines
 
-__all__ = ["Progress", "console_log", "format_duration"]
+__all__ = ["COMMAND_START", "Progress", "console_log", "format_duration"]
 
 log = logging.getLogger("twinlens")
 
 LINE_SECONDS = 10.0
+
+COMMAND_START: ContextVar[float | None] = ContextVar("COMMAND_START", default=None)
+"""`time.monotonic()` at the start of a command of the shell; its imports take seconds."""
 
 LOST = (OSError, ValueError)
 """Errors of a standard error that is full, closed or a terminal that is gone: work goes on."""

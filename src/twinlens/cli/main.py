@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
@@ -38,11 +39,12 @@ KEPT: Mapping[str, str] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    started = time.monotonic()
     words = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
     with _signals_raised() as received:
         try:
-            code = _run(words)
+            code = _run(words, started)
         except BaseException as error:
             from twinlens.cli.terminal import escaped_streams
 
@@ -56,11 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 128 + received[0] if received else code
 
 
-def _run(words: Sequence[str]) -> int:
+def _run(words: Sequence[str], started: float) -> int:
     from twinlens.cli.commands import COMMANDS
     from twinlens.cli.gallery import GALLERY_COMMANDS
     from twinlens.cli.terminal import escaped_streams
     from twinlens.errors import naming_extras
+    from twinlens.progress import COMMAND_START
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # File names need not be UTF-8.
@@ -68,11 +71,13 @@ def _run(words: Sequence[str]) -> int:
     if words[:1] == ["gallery"]:
         _check_name("subcommand of gallery", words[1:], GALLERY_COMMANDS)
     with escaped_streams():
+        token = COMMAND_START.set(started)
         try:
             args = make_parser().parse_args(words)
             with naming_extras():
                 code: int = args.run(args)
         finally:
+            COMMAND_START.reset(token)
             sys.stdout.flush()  # After --help too, which raises SystemExit.
     return code
 
