@@ -100,6 +100,9 @@ def _draw(
         f"probability {answer.probability:.1%}, cosine similarity {answer.similarity:.2f}",
         *wrap(answer.reason or "", 60),
     ]
+    for name, check in zip(("first", "second"), answer.domain or (), strict=False):
+        if not check.in_domain:
+            lines += wrap(f"{name} picture unlike the calibration: {check.reason}", 60)
     if show is not None:
         from twinlens.report.answer_sheet import draw_verdict
 
