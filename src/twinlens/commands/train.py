@@ -251,6 +251,8 @@ def _evaluate(
             notes.append(f"The {split} pictures cannot be used for evaluation: {error}.")
             continue
         notes.extend(selection.notes)
+        if split == "test" and prepared.settings.train.refit:
+            _compare_with_held_out(matcher, result)
         if split == "val":
             notes.append(
                 "The figures are those of the validation pictures, which also chose the weights "
@@ -260,6 +262,25 @@ def _evaluate(
     for note in notes:
         log.warning("%s", note)
     return result, notes
+
+
+def _compare_with_held_out(matcher: Matcher, result: EvaluationResult) -> None:
+    """Log the error rates of the model after its last fit, at the threshold of those before it."""
+    calibration, at_threshold = matcher.calibration, result.verification.calibrated
+    if calibration is None or at_threshold is None:
+        return
+    far, frr = at_threshold.far, at_threshold.frr
+    if far.value is None or frr.value is None:
+        return
+    interval = ""
+    if far.low is not None and far.high is not None:
+        interval = f" (95 % interval {100 * far.low:.2g} to {100 * far.high:.2g})"
+    log.info(
+        "the threshold is one of held-out distances, by models that learned from fewer pictures; "
+        "at it, the last fit has a FAR of %.2g %%%s on test pictures, for a target of %.2g %%, "
+        "and an FRR of %.2g %%",
+        100 * far.value, interval, 100 * calibration.target_far, 100 * frr.value,
+    )  # fmt: skip
 
 
 def _missing_split(split: str, prepared: PreparedRun) -> str:

@@ -185,7 +185,7 @@ class ModelSelection:
         numbers = list(self.folds)[:TUNED_FOLDS]
         steps = TUNED_STEPS
         if self.limit is not None and numbers:
-            steps = self._affordable_steps(numbers, on_gpu=on_gpu)
+            steps, numbers = self._affordable_steps(numbers, on_gpu=on_gpu)
         if steps < SHORT or not numbers:
             log.info("  no time to tune %s", network.backbone)
             return
@@ -205,15 +205,22 @@ class ModelSelection:
         self._log(name)
         return scores(self.folds, candidate.matrices).error
 
-    def _affordable_steps(self, numbers: list[int], *, on_gpu: bool) -> int:
-        """Steps of one training on each of some folds, and of the last one on all pictures."""
+    def _affordable_steps(self, numbers: list[int], *, on_gpu: bool) -> tuple[int, list[int]]:
+        """Steps of one training on each of some folds, and of the last one on all pictures.
+
+        Where these are too few to be worth it, one fold has to do.
+        """
         few, more = (
             self._train(tuned(self.settings, steps, on_gpu=on_gpu), numbers[:1]).seconds
             for steps in TIMED_STEPS
         )
         each = max((more - few) / (TIMED_STEPS[1] - TIMED_STEPS[0]), 1e-6)
         # Whitening and embedding take the same time, whatever the number of steps.
-        return min(MOST_STEPS, int((self.left() / (len(numbers) + 1) - few) / each))
+        steps = int((self.left() / (len(numbers) + 1) - few) / each)
+        if steps < SHORT:
+            numbers = numbers[:1]
+            steps = int((self.left() / 2 - few) / each)
+        return min(MOST_STEPS, steps), numbers
 
     def _train(self, settings: Settings, numbers: list[int]) -> _Candidate:
         begun = time.monotonic()
