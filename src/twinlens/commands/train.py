@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +245,8 @@ def _evaluate(
             rng = np.random.default_rng(prepared.settings.seed)
             rows = rows[sample_pictures(table.select(rows).labels(), most, rng)]
         selection = selection_of_split(matcher, record, table.select(rows), pixels(rows), split)
+        broken = tuple(one for one in prepared.decoded.broken if one.split == split)
+        selection = replace(selection, broken=broken)
         try:
             result = evaluate_standard(matcher, selection, seed=prepared.settings.seed)
         except DataError as error:

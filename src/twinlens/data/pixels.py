@@ -34,10 +34,11 @@ SHOWN_BROKEN = 5
 
 @dataclass(frozen=True)
 class BrokenPicture:
-    """A picture that cannot be read, and a short reason."""
+    """A picture that cannot be read, a short reason, and the picture's split, if any."""
 
     path: str
     reason: str
+    split: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +160,10 @@ class DecodeJob:
             return self.table, ()
         good = np.ones(len(self.table), dtype=np.bool_)
         good[[row for row, _ in broken]] = False
-        pictures = tuple(BrokenPicture(str(self.table.path[row]), reason) for row, reason in broken)
+        pictures = tuple(
+            BrokenPicture(str(self.table.path[row]), reason, str(self.table.split[row]))
+            for row, reason in broken
+        )
         return self.table.select(good), pictures
 
     def check(self, broken: list[tuple[int, str]]) -> None:
