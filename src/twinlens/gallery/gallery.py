@@ -385,7 +385,7 @@ class Gallery:
 
         A picture that is of an identity becomes its template. Of other pictures that are not
         enrolled, the embedding is kept with the gallery, and erased as templates are. The metric is
-        applied only if it helps on held-out answers, and the threshold moves by at most a quarter.
+        applied only if it helps on held-out answers. The threshold moves by at most a quarter.
 
         Args:
             pictures: files for `is_` or `is_not`.
