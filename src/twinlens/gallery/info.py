@@ -127,6 +127,9 @@ def describe(core: GalleryCore) -> GalleryInfo:
     expected = None if threshold is None else threshold.fpir
     if state.open_set is not None:
         expected = state.open_set.fpir_at_size(names)
+    feedback = settings.feedback
+    if feedback is not None and (adaptation := feedback.adaptation) and adaptation.bounded:
+        expected = adaptation.fpir  # Measured at the threshold that corrections may reach.
     search = "index" if index else "exact" if core.is_in_memory(state) else "scan"
     return GalleryInfo(
         place=core.place,
@@ -149,6 +152,6 @@ def describe(core: GalleryCore) -> GalleryInfo:
         recall=None if index is None else index.recall,
         num_unindexed=store.num_unindexed() or 0,
         num_deletions=settings.deletions - settings.purged,
-        num_corrections=0 if settings.feedback is None else len(settings.feedback.corrections),
+        num_corrections=0 if feedback is None else len(feedback.corrections),
         metric_applied=state.metric is not None,
     )
