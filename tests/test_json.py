@@ -218,6 +218,7 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw_pictures(top, {"lonely": 1}, seed=5)
     shutil.copy(top / "a" / "0.png", top / "b" / "same.png")
     (top / "c" / "broken.png").write_bytes(b"no picture")
+    Image.new("L", (16, 16), 90).save(top / "e" / "blank.png")
     with Image.open(top / "d" / "0.png") as picture:
         picture.point([min(255, level + 3) for level in range(256)]).save(top / "d" / "nearly.png")
     for name in ("a/raw.cr2", "notes.txt", ".hidden"):
@@ -234,6 +235,16 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compare(found, TABLES["inspect"])
     assert found["sizes"]["height"] is None
     assert "1 identity" in found["run"]["problem"]
+
+
+def test_audit(tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = shutil.copytree(tiny_run.data, tmp_path / "data")
+    (data / "thing 3" / "0.png").rename(data / "thing 4" / "moved.png")
+    (data / "thing 5" / "broken.png").write_bytes(b"no picture")
+    words = ["audit", data, "--json", "--quiet", "--out"]
+    check("audit", printed(capsys, *words, tmp_path / "a", "--model", tiny_run.run))
+    applied = [tmp_path / "b", "--apply", tmp_path / "a" / "audit.csv"]
+    check("audit-apply", printed(capsys, *words, *applied))
 
 
 def test_faces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,12 @@ from twinlens.model.training_record import find_record
 from twinlens.progress import Progress
 from twinlens.recipes import load_recipe
 
-__all__ = ["MOST_PICTURES", "distances_across", "distances_by_model"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from twinlens.config import Member
+
+__all__ = ["MOST_PICTURES", "distances_across", "distances_by_model", "untrained_features"]
 
 log = logging.getLogger("twinlens")
 
@@ -75,8 +81,6 @@ def distances_by_model(matcher: Matcher, table: ImageTable) -> tuple[Distances, 
 def distances_across(table: ImageTable, *, seed: int) -> Distances:
     """Distances of all pictures by features that need no training, mapped by other identities.
 
-    The features are those that `auto` tries first: descriptors and a pretrained network.
-
     Args:
         table: readable genuine pictures.
         seed: random seed of the folds.
@@ -85,19 +89,38 @@ def distances_across(table: ImageTable, *, seed: int) -> Distances:
         MissingExtraError: without torch.
     """
     with naming_extras("an audit without --model"):
-        from twinlens.commands.fit_model import frozen_network
-        from twinlens.commands.prepare import choose_run_settings
-        from twinlens.learn.auto import choose_levels
-        from twinlens.learn.candidates import feature_candidates
         from twinlens.learn.cross_embedding import CrossEmbeddings
-        from twinlens.learn.cross_validation import FeatureBank
-        from twinlens.learn.embed_batch import LabelledPixels
-        from twinlens.model.compute import choose_compute
     if len(table) > MOST_PICTURES:
         raise DataError(
             f"{table.source} holds {len(table):,} pictures, and an audit without a model takes up "
             f"to {MOST_PICTURES:,}: train a model, and give it with --model"
         )
+    members, features = untrained_features(table, seed=seed)
+    log.info("comparing by %s", "; ".join(members))
+    return CrossEmbeddings(
+        members, features, table.labels(), seed=seed, progress=Progress("fitting", "maps")
+    )
+
+
+def untrained_features(
+    table: ImageTable, *, seed: int
+) -> tuple[Mapping[str, Member], Mapping[str, Tensor]]:
+    """The features that `auto` tries first: descriptors and a pretrained network.
+
+    Args:
+        table: N readable genuine pictures.
+        seed: random seed of the settings.
+    Returns:
+        The candidates, and the features (1, N, F) of each, by name.
+    """
+    from twinlens.commands.fit_model import frozen_network
+    from twinlens.commands.prepare import choose_run_settings
+    from twinlens.learn.auto import choose_levels
+    from twinlens.learn.candidates import feature_candidates
+    from twinlens.learn.cross_validation import FeatureBank
+    from twinlens.learn.embed_batch import LabelledPixels
+    from twinlens.model.compute import choose_compute
+
     recipe = load_recipe("auto", {"seed": seed})
     table = table.with_split(["train"] * len(table))
     settings, _ = choose_run_settings(recipe, table)
@@ -112,7 +135,4 @@ def distances_across(table: ImageTable, *, seed: int) -> Distances:
         members, settings.picture, images, choose_compute(settings.model, settings.train),
         mirrored=False, progress=Progress("computing features"),
     )  # fmt: skip
-    log.info("comparing by %s", ", ".join(members))
-    return CrossEmbeddings(
-        members, bank.features, images.label, seed=seed, progress=Progress("fitting", "maps")
-    )
+    return members, bank.features
