@@ -26,7 +26,9 @@ NAMES = (
     "signatures",
     "faces",
     "clusters",
+    "audit",
     "feedback",
+    "domain",
 )
 
 
