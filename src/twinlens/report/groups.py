@@ -96,7 +96,7 @@ def _plot(
         place = np.arange(len(points))
         axes.errorbar(
             value, place, xerr=away, fmt="o", color=COLORS[color], markersize=6, elinewidth=1.6,
-            capsize=3,
+            capsize=3, clip_on=False,
         )  # fmt: skip
         if overall is not None:
             axes.axvline(overall, color=COLORS["muted"], linewidth=1, linestyle=(0, (4, 3)))
