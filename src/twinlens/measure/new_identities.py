@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 __all__ = ["FarDraws", "draw_far", "is_resolved"]
 
-DRAWS = 2000
+DRAWS, OVERSAMPLED = 2000, 10
 PRIOR_PAIRS, PRIOR_FREEDOM = 1.0, 3.0
 """Prior variance of pairs of identities, relative to pictures', and its degrees of freedom."""
 
@@ -127,19 +127,40 @@ def _draw_kind(
     noise = max(float(np.sum((dist_N - mean_C[cell_N]) ** 2)) / freedom, 1e-12 * dist_N.var())
     noise = max(noise, np.finfo(np.float64).tiny)
     table = _anova(mean_C, cell_C // num, cell_C % num) if two_way else _one_way(mean_C)
-    prior = PRIOR_FREEDOM
     pairs = PRIOR_PAIRS * noise
-    pair_R = (table.pairs + prior * pairs) / rng.chisquare(table.freedom_pairs + prior, DRAWS)
     if two_way:
-        own = pairs + table.factor * PRIOR_IDENTITIES * noise
-        sum_R = (table.own + prior * own) / rng.chisquare(table.freedom_own + prior, DRAWS)
-        own_R = np.maximum(0.0, sum_R - pair_R) / max(table.factor, 1.0)
+        pair_R, own_R = _draw_variances(table, pairs, PRIOR_IDENTITIES * noise, rng)
     else:
+        pair_R = (table.pairs + PRIOR_FREEDOM * pairs) / rng.chisquare(
+            table.freedom_pairs + PRIOR_FREEDOM, DRAWS
+        )
         own_R = np.zeros(DRAWS)
     of_mean_R = 4 * own_R / table.num_identities + pair_R / len(mean_C)
     mean_R = dist_N.mean() + rng.standard_normal(DRAWS) * np.sqrt(of_mean_R)
     skew_R = _draw_skew(dist_N - table.center[cell_N], pair_R.mean(), noise, len(mean_C), rng)
     return _Kind(share, mean_R, np.sqrt(2 * own_R + pair_R + noise), skew_R)
+
+
+def _draw_variances(
+    table: _Anova, prior_pairs: float, prior_own: float, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Draw the variances of pairs of identities and of identities, (R,) each.
+
+    Draws in which that of identities is negative are left out (Box & Tiao 1973): of folds of three
+    identities, only the sum of both is known, and it limits each.
+    """
+    factor = max(table.factor, 1.0)
+    num = OVERSAMPLED * DRAWS
+    square_pairs = table.pairs + PRIOR_FREEDOM * prior_pairs
+    square_own = table.own + PRIOR_FREEDOM * (prior_pairs + factor * prior_own)
+    pair = square_pairs / rng.chisquare(table.freedom_pairs + PRIOR_FREEDOM, num)
+    total = square_own / rng.chisquare(table.freedom_own + PRIOR_FREEDOM, num)
+    is_valid = total >= pair
+    if not is_valid.any():
+        pair = np.minimum(pair, total)
+        is_valid = np.ones(num, dtype=np.bool_)
+    kept_R = rng.choice(np.flatnonzero(is_valid), DRAWS)
+    return pair[kept_R], (total[kept_R] - pair[kept_R]) / factor
 
 
 def _draw_skew(
