@@ -54,7 +54,8 @@ def lines() -> Iterator[Line]:
             gain = [other.rank_1 - own.rank_1 for own, other in zip(*rows.values(), strict=True)]
             yield Line(
                 f"{name}, {milestone} corrections", "enrolling the corrected pictures",
-                *(words(part) for part in rows.values()),
+                words(rows["feedback"]),
+                words(rows["enrolling"]),
                 ratio=f"wrong first: {100 * np.mean(gain):+.1f} points less "
                 f"({100 * min(gain):+.1f} to {100 * max(gain):+.1f})",
                 note=f"metric applied in {applied} of {DIVISIONS}; corrections given: "
@@ -147,7 +148,7 @@ def simulate(emb: Floats, label: NDArray[np.int64], division: int) -> dict[str, 
         parts["asked"] += rows[first:half]
         parts["held out"] += rows[half:]
     asked = rng.permutation(parts["asked"])
-    result = {}
+    result: dict[str, list[Measured]] = {}
     for arm in ("feedback", "enrolling"):
         with tempfile.TemporaryDirectory() as folder:
             gallery = empty_gallery(Path(folder) / "gallery", emb.shape[1])
@@ -222,7 +223,7 @@ class User:
         )  # fmt: skip
 
 
-def first_identities(gallery: Gallery, emb: Floats) -> tuple[NDArray[Any], Floats]:
+def first_identities(gallery: Gallery, emb: Floats) -> tuple[NDArray[Any], NDArray[Any]]:
     """As `Gallery.nearest` gives them for one embedding after the other, at once."""
     state, lookup = gallery.state(), gallery.core.lookup
     snap, metric = lookup.snapshot(), state.metric

@@ -235,6 +235,7 @@ def test_other_pictures_calibrated_it(gallery: Gallery, picture_folder: PictureF
         gallery.enrol_files(place.name, [place / "0.png", place / "1.png"])
     threshold = gallery.calibrate(folder, fpir=0.2).threshold
     result = gallery.feedback(folder / "thing 0" / "2.png", is_="thing 0")
+    assert result.adaptation is not None
     assert result.adaptation.threshold_after == threshold == gallery.threshold().value
     assert "without DATA" in result.as_text()
     gallery.calibrate(fpir=0.2)
