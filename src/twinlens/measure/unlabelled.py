@@ -70,9 +70,9 @@ def unlabelled_thresholds(
 ) -> tuple[float, float]:
     """The threshold at a target FAR, and a lower one that is safe.
 
-    Half of the stated share is taken to be genuine. With far fewer the FAR exceeds the target: for a
-    gamma distribution and no genuine pair, a share of 0.05 gives 2.2 % instead of 1 %. The safe threshold counts every close pair as
-    an impostor, so genuine pairs cannot raise it.
+    Half of the stated share is taken to be genuine. With far fewer the FAR exceeds the target: for
+    a gamma distribution without genuine pairs, a share of 0.05 gives 2.2 % instead of 1 %. The safe
+    threshold counts every close pair as an impostor, so genuine pairs cannot raise it.
 
     Args:
         distance_Q: distances of random pairs.
