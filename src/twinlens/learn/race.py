@@ -3,7 +3,7 @@
 Successive halving (Jamieson 2016, arXiv 1502.07943) in two rounds. In the first, each entry differs
 from the settings of the rules in one thing. The worse half stops. The others, and the best changes
 together, start again with twice the steps. The settings of the rules are in both rounds, and stay
-unless another entry is better by a hundredth.
+unless another entry has a lower EER by more than the interval of the difference.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from twinlens.learn.cross_validation import cosine_distances, held_out_network
 from twinlens.learn.embed_batch import LabelledPixels
 from twinlens.learn.pml import PML
 from twinlens.learn.records import CandidateRow
-from twinlens.measure.held_out import LEAST_GAIN, Fold, Scores, scores
+from twinlens.measure.held_out import Fold, Scores, gain, scores
 from twinlens.model.compute import Compute
 
 __all__ = ["Entry", "Race", "changed", "entries_of"]
@@ -40,6 +40,7 @@ LOSSES = {
 """Losses of pytorch-metric-learning, by their names in the table."""
 
 RULES = "settings of the rules"
+LONG = 480.0  # seconds that must be left: in shorter trainings each step counts
 SHARE = 0.15  # of a time budget or of the training's steps, at most
 STEPS_SHARE = 0.05  # of these steps, for each entry of the first round where no length is set
 LEAST_STEPS, MOST_STEPS = 40, 200  # of the first round: with fewer, chance decides
@@ -112,6 +113,7 @@ class _Result:
     steps: int
     scores: Scores | None  # None if the training failed
     seconds: float
+    dist: NDArray[np.float32] | None = None  # of the held-out pictures, (n, n)
 
     @property
     def error(self) -> float:
@@ -150,16 +152,24 @@ class Race:
             entries: at least one; the first is that of the rules.
             seconds: time that is left; None for no limit.
         """
-        steps = 0 if len(entries) < 2 else self._affordable_steps(len(entries), seconds)
+        is_short = seconds is not None and seconds < LONG
+        steps = 0 if is_short or len(entries) < 2 else self._affordable_steps(len(entries), seconds)
         if steps < LEAST_STEPS:
             return entries[0], []
         log.info("race of %d settings, %d steps each, on held-out pictures:", len(entries), steps)
         first = [self._try(entry, steps) for entry in entries]
         second = [self._try(entry, 2 * steps) for entry in _survivors(first)]
         best = min(second, key=lambda result: result.error)
-        if not best.error < (1 - LEAST_GAIN) * second[0].error:
+        if not self._is_better(best, second[0]):
             best = second[0]
         return best.entry, [_row(result) for result in first + second if result.scores is not None]
+
+    def _is_better(self, best: _Result, rules: _Result) -> bool:
+        """Whether the EER is lower, with 95 % confidence over the identities."""
+        if best.dist is None or rules.dist is None:
+            return rules.dist is None
+        difference = gain({0: self.fold}, {0: best.dist}, {0: rules.dist}, seed=self.settings.seed)
+        return difference.low is not None and difference.low > 0
 
     def _affordable_steps(self, num: int, seconds: float | None) -> int:
         """Steps of each training in the first round."""
@@ -178,15 +188,16 @@ class Race:
         begun = time.monotonic()
         length = {"train.steps": steps, "train.epochs": None, "train.time_budget": None}
         settings = changed(self.settings, {**entry.updates, **length})
-        result = None
+        result = dist = None
         try:
             emb_ND = held_out_network(
                 settings, self.images, self.train, self.fold, self.compute, None
             )
-            result = scores({0: self.fold}, {0: cosine_distances(emb_ND)})
+            dist = cosine_distances(emb_ND)
+            result = scores({0: self.fold}, {0: dist})
         except TrainingError as error:  # It collapsed.
             log.info("  %s: %s", entry.name, error)
-        return _Result(entry, steps, result, time.monotonic() - begun)
+        return _Result(entry, steps, result, time.monotonic() - begun, dist)
 
 
 def _survivors(results: Sequence[_Result]) -> list[Entry]:
