@@ -223,7 +223,7 @@ def auto_rows() -> Iterator[str]:
             )  # fmt: skip
             result = twinlens.evaluate(model.path, divided, split="test", quiet=True)
         calibrated = result.verification.calibrated
-        tar = result.verification.tar_at_far[0.01]
+        tar = result.verification.tar_at_far["0.01"]
         assert calibrated is not None
         assert model.calibration is not None
         yield (
@@ -239,7 +239,7 @@ PAIRS = """| data | target FAR | identities | threshold | above twice it | mean 
 OPEN = """| identities | target FPIR | galleries | above twice the target | mean FPIR / target | \
 mated probes missed |
 |---|---|---|---|---|---|"""
-AUTO = """| seed | identities calibrated on | target FAR | FAR of 28 new people | FRR | oracle's | EER |
+AUTO = """| seed | identities | target FAR | FAR of 28 new people | FRR | oracle's | EER |
 |---|---|---|---|---|---|---|"""
 
 
