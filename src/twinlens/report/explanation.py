@@ -102,7 +102,7 @@ def overlay(
     field = Image.fromarray((effect_HW / scale if scale > 0 else effect_HW).astype(np.float32))
     part = np.asarray(field.resize(size, Image.Resampling.BILINEAR))
     opacity = STRONGEST * np.abs(part).clip(max=1)[..., None]
-    ink = np.where(part[..., None] > 0, np.float32(GREEN), np.float32(RED))
+    ink = np.where(part[..., None] > 0, *(np.array(color, np.float32) for color in (GREEN, RED)))
     blended = pale[..., None] * (1 - opacity) + ink * opacity
     return Image.fromarray(blended.round().astype(np.uint8))
 
