@@ -2,10 +2,10 @@
 
 Each picture is compared with the other pictures of each identity: their mean distance, the nearest
 one, and the identity's own spread. A conditional logit (McFadden 1974) of these gives the
-probability of each identity. Its weights and the share of wrong labels are fitted together by maximum
-likelihood, so there is nothing to tune: a wrong label is any other identity alike (the symmetric
-noise of Bouveyron & Girard 2009). As in confident learning (Northcutt 2021), a picture never is
-evidence for its own label.
+probability of each identity. Its weights and the share of wrong labels are fitted together by
+maximum likelihood, so there is nothing to tune: a wrong label is any other identity alike (the
+symmetric noise of Bouveyron & Girard 2009). As in confident learning (Northcutt 2021), a picture
+never is evidence for its own label.
 
 Shapes: N pictures, I identities, M distances of each pair (members of a model), B rows of a block,
 K candidate identities of a picture, P features of a picture and an identity.
