@@ -25,7 +25,7 @@ from twinlens.data.folders import read_table
 from twinlens.data.pixels import PixelRows
 from twinlens.data.splits import assign_splits
 from twinlens.data.table import ImageTable
-from twinlens.errors import CalibrationError, ConfigError, DataError
+from twinlens.errors import CalibrationError, ConfigError, DataError, TwinlensError
 from twinlens.match.matcher import Matcher
 from twinlens.measure import pairs as pairs_module
 from twinlens.measure.distances import EuclideanComparison
@@ -252,9 +252,36 @@ def test_figures_are_those_of_the_distances(model: Matcher, picture_folder: Pict
 def test_words_for_a_person(model: Matcher, tiny_run: TinyRun) -> None:
     lines = twinlens.evaluate(model.path, tiny_run.data, quiet=True).as_text().splitlines()
     names = {line[:28].strip() for line in lines}
-    assert {"measured on", "auc", "eer", "tar at far 0.1", "calibrated far", "recall at 1",
-            "one shot 2-way-1-shot"} <= names  # fmt: skip
+    assert {"measured on", "auc", "eer", "tar at far 0.1", "calibrated far (FMR)", "recall at 1",
+            "calibration error (ECE)", "one shot 2-way-1-shot"} <= names  # fmt: skip
     assert any("too few pairs" in line for line in lines)
+
+
+def test_groups_priors_and_their_errors(tiny_run: TinyRun, tmp_path: Path) -> None:
+    files = sorted(tiny_run.data.rglob("*.png"))
+    rows = [f"{file},{file.parent.name},{row % 2}" for row, file in enumerate(files)]
+    manifest = tmp_path / "cameras.csv"
+    manifest.write_text("\n".join(["path,identity,camera", *rows]) + "\n")
+    page = tmp_path / "report.html"
+    found = twinlens.evaluate(
+        tiny_run.run, manifest, split="all", by="camera", prior=0.2, report=page, quiet=True
+    )
+    assert found.groups["camera"].as_json() == found.as_json()["groups"]["camera"]
+    assert [group.name for group in found.groups["camera"].groups] == ["0", "1"]
+    assert found.verification.reliability.prior == 0.2
+    text = found.as_text()
+    assert "by camera" in text
+    assert "0.2 of a genuine pair" in text
+    assert 'id="groups"' in page.read_text(encoding="utf-8")
+    assert 'id="probabilities"' in page.read_text(encoding="utf-8")
+    for options, message in (
+        ({"by": "age"}, "has no column 'age' to group by; its columns are camera"),
+        ({"by": "camera", "protocol": "nearest"}, "--by belongs to --protocol standard"),
+        ({"group_thresholds": True}, "--group-thresholds belongs to --by COLUMN and DATA"),
+        ({"prior": 1.5}, r"must be in \(0, 1\), found 1.5"),
+    ):
+        with pytest.raises(TwinlensError, match=message):
+            twinlens.evaluate(tiny_run.run, manifest, quiet=True, **options)
 
 
 def test_numbers_of_pairs_and_episodes(model: Matcher, tiny_run: TinyRun) -> None:
