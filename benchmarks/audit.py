@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,17 +47,15 @@ def lines(names: tuple[str, ...] = tuple(DATA_SETS), seeds: int = 3) -> Iterator
         table = DATA_SETS[name]()
         members, features = untrained_features(table, seed=0)
 
-        def cross(label: Ints, seed: int, own: Any = (members, features)) -> CrossEmbeddings:
-            return CrossEmbeddings(*own, label, seed=seed)
-
+        cross = partial(CrossEmbeddings, members, features)
         label = table.labels()
-        near = _nearest_other(cross(label, 0), label)
+        near = _nearest_other(cross(label, seed=0), label)
         for kind in ("swapped", "confused"):
             ours, theirs = (np.zeros(3, dtype=np.int64) for _ in range(2))
             suggested = 0
             for seed in range(seeds):
                 given, wrong = _wrong(label, near if kind == "confused" else None, seed)
-                distances = cross(given, seed)
+                distances = cross(given, seed=seed)
                 errors = label_errors(collect_evidence(distances, given, np.arange(len(given))))
                 listed = errors.wrong >= LEAST
                 ours += _counts(listed, wrong)
@@ -107,7 +105,7 @@ def _disagrees(distances: CrossEmbeddings, label: Ints) -> Mask:
 
 
 def _identity_errors(
-    cross: Callable[[Ints, int], CrossEmbeddings], label: Ints, seed: int
+    cross: Callable[..., CrossEmbeddings], label: Ints, seed: int
 ) -> tuple[Ints, Ints]:
     """Counts of merges and of splits on labels with such errors."""
     rng = np.random.default_rng([seed, 18])
@@ -123,7 +121,7 @@ def _identity_errors(
     codes, given = np.unique(given, return_inverse=True)
     pairs = {frozenset((int(names[number]), num + number)) for number in range(many)}
     pooled = set(names[many : 2 * many].tolist())
-    distances, group = cross(given, seed), np.arange(len(given))
+    distances, group = cross(given, seed=seed), np.arange(len(given))
     evidence = collect_evidence(distances, given, group)
     errors = label_errors(evidence)
     merges = [
