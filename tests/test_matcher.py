@@ -248,8 +248,8 @@ def test_a_verdict_against_the_probability_has_a_reason() -> None:
         far.as_json()["reason"]
         == far.reason
         == (
-            "the same is more probable (65.0% at even odds), but a threshold at this distance could "
-            "accept more than 1 % of impostor pairs"
+            "the same is more probable (65.0% at even odds), but a threshold at this distance "
+            "could accept more than 1 % of impostor pairs"
         )
     )
     assert far.explain().splitlines()[1] == f"reason: {far.reason}"

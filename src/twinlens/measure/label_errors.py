@@ -181,7 +181,9 @@ def label_errors(evidence: Evidence) -> LabelErrors:
     num_members = num_features // 3
     start = np.append(np.full(num_features, 1 / num_members), _logit(FIRST_SHARE))
     start[2 * num_members : -1] = 0
-    bounds = [(0, None)] * (2 * num_members) + [(None, None)] * num_members
+    bounds: list[tuple[float | None, float | None]] = [(0, None)] * (2 * num_members) + [
+        (None, None)
+    ] * num_members
     bounds.append((_logit(LEAST_SHARE), _logit(LARGEST_SHARE)))
     fitted = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
     share = float(1 / (1 + np.exp(-fitted[-1])))

@@ -51,9 +51,8 @@ class _Kind:
         z_R = (threshold_R - self.mean) / self.deviation
         shape_R = 4 / self.skew**2
         gamma_R = np.maximum(0.0, shape_R + 2 * z_R / self.skew)
-        return np.where(
-            self.skew < 0, gammaincc(shape_R, gamma_R), gammainc(shape_R, gamma_R)
-        ).astype(np.float64)
+        below_R = np.where(self.skew < 0, gammaincc(shape_R, gamma_R), gammainc(shape_R, gamma_R))
+        return np.asarray(below_R, dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)
