@@ -155,7 +155,7 @@ class Inspection:
                 "count": len(self.singletons),
                 "names": list(self.singletons),
             },
-            "broken": [asdict(picture) for picture in self.broken],
+            "broken": [{"path": one.path, "reason": one.reason} for one in self.broken],
             "blank": list(self.blank),
             "duplicates": {"exact": self.exact.as_json(), "near": self.near.as_json()},
             "contradictions": [c.as_json() for c in self.contradictions],
