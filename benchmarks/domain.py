@@ -184,12 +184,14 @@ def unlabelled_line(name: str, emb: Floats, identity: NDArray[Any]) -> Line:
         }
         for way, threshold in thresholds.items():
             far = float((new_dist[~new_same] <= threshold).mean())
-            rates[way].append((far, float((new_dist[new_same] > threshold).mean())))
+            frr = float((new_dist[new_same] > threshold).mean()) if new_same.any() else np.nan
+            rates[way].append((far, frr))
     words = []
     for part in rates.values():
         far, frr = np.mean(part, axis=0)
         highest = max(one for one, _ in part)
-        words.append(f"FAR {100 * far:.2f} % (up to {100 * highest:.1f}), FRR {100 * frr:.1f} %")
+        rejected = "unknown" if np.isnan(frr) else f"{100 * frr:.1f} %"
+        words.append(f"FAR {100 * far:.2f} % (up to {100 * highest:.1f}), FRR {rejected}")
     share = float(pair_distances(emb, identity)[1].mean())
     return Line(
         f"calibrate without labels, {name}", "with labels, a plain quantile", words[1], words[0],
