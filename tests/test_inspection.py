@@ -94,6 +94,7 @@ def test_every_number(mixed: ImageTable) -> None:
             "histogram": {"1": 2, "2": 5},
         },
         "singletons": {"count": 2, "names": ["e", "f"]},
+        "blank": [],
         "broken": [
             {"path": "g0.png", "reason": "an empty file"},
             {"path": "g1.png", "reason": "not a picture that Pillow can read"},
