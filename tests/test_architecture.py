@@ -62,6 +62,7 @@ LEARNING = re.compile(
 )
 # Functions of other modules that import them when they are called.
 LAZY = {
+    "twinlens.commands.audit_distances",  # features of an audit without a model
     "twinlens.commands.doctor",  # times training steps
     "twinlens.commands.inspect",  # settings of a training run
     "twinlens.data.datasets",  # downloads
