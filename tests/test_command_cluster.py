@@ -369,7 +369,7 @@ def test_errors_before_any_work(
     ):
         with pytest.raises(ConfigError, match=message):
             run(**settings)
-    with pytest.raises(CalibrationError, match=r"for a FAR of 0.1, not 0.001: run `twinlens cal"):
+    with pytest.raises(CalibrationError, match=r"for a FAR of 0.05, not 0.001: run `twinlens cal"):
         run(far=0.001)
     with pytest.raises(DataError, match="is a file: name a new folder for the clusters"):
         run(out=flat / "a0.png")
@@ -392,8 +392,8 @@ def test_errors_before_any_work(
 
 
 def test_the_calibrated_far_may_be_given(tiny_run: TinyRun, flat: Path, tmp_path: Path) -> None:
-    result = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "out", far=0.1, quiet=True)
-    assert result.cut.target_far == pytest.approx(0.1)
+    result = twinlens.cluster(tiny_run.run, flat, out=tmp_path / "out", far=0.05, quiet=True)
+    assert result.cut.target_far == pytest.approx(0.05)
 
 
 def test_an_uncalibrated_model_needs_a_threshold(

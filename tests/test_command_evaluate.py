@@ -429,7 +429,7 @@ def test_nearest_is_that_of_a_loop(closed: ClosedRun, tmp_path: Path) -> None:
     # Of 20 pictures, 17 show one of 4 places that each have a quarter of the gallery.
     assert found.nearest.chance == pytest.approx(17 / 20 / 4)
     assert (found.split, found.identity_disjoint) == ("test", False)
-    assert list(found.as_json()) == ["split", "identity_disjoint", "nearest"]
+    assert list(found.as_json()) == ["split", "identity_disjoint", "nearest", "domain"]
 
 
 def test_a_nearest_picture_may_be_beyond_the_threshold(closed: ClosedRun, tmp_path: Path) -> None:
@@ -882,7 +882,7 @@ def test_open_set_is_that_of_the_embeddings(model: Matcher, tiny_run: TinyRun) -
         rule="mean", pair_threshold=model.calibration.threshold, seed=3,
     )  # fmt: skip
     assert found.open_set == expected is not None
-    assert list(found.as_json()) == ["split", "identity_disjoint", "open_set"]
+    assert list(found.as_json()) == ["split", "identity_disjoint", "open_set", "domain"]
     lines = dict(re.split(r"  +", line, maxsplit=1) for line in found.as_text().splitlines()[:4])
     enrolled, strangers = found.open_set.whole.num_enrolled, found.open_set.num_strangers
     assert lines["galleries"] == (
@@ -890,7 +890,8 @@ def test_open_set_is_that_of_the_embeddings(model: Matcher, tiny_run: TinyRun) -
         "times; rule mean"
     )
     assert lines["rank 1"].startswith(f"{found.open_set.whole.rank_1.value:.4f}  (")
-    last = found.as_text().splitlines()[-1]
+    *_, last, domain = found.as_text().splitlines()
+    assert domain.startswith("domain")
     assert last.startswith(f"of {enrolled} enrolled")
     away = found.open_set.whole.pair_threshold
     assert away is not None
@@ -930,7 +931,7 @@ def test_too_few_for_a_gallery(
     capsys.readouterr()
     found = twinlens.evaluate(tiny_run.run, tmp_path / "few", protocol="open-set", shot=2,
                               report=tmp_path / "page.html")  # fmt: skip
-    assert list(found.as_json()) == ["split", "identity_disjoint"]
+    assert list(found.as_json()) == ["split", "identity_disjoint", "domain"]
     said = capsys.readouterr().err
     assert (
         "needs 4 identities, 2 of them with more than 2 genuine pictures; found 4 identities, "

@@ -138,7 +138,7 @@ def test_enrolment_resumes(
     seen: list[int] = []
     monkeypatch.setattr(
         "twinlens.gallery.enrol.read_source",
-        lambda matcher, source: seen.append(1) or np.zeros((1, 16, 16), dtype=np.uint8),
+        lambda matcher, source: seen.append(1) or (np.zeros((1, 16, 16), dtype=np.uint8), 256),
     )
     result = gallery.enrol(pictures)
     assert (result.num_new, result.num_known) == (20, 20)

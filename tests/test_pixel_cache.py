@@ -178,11 +178,11 @@ def test_a_stream_decodes_ahead_and_no_more_than_a_block(
     """While the caller works on a batch, the next ones are decoded if `prefetch`, or none."""
     started: list[str] = []
 
-    def recorded(path: str, spec: PictureSettings, *, max_pixels: int) -> np.ndarray:
+    def recorded(path: str, spec: PictureSettings, *, max_pixels: int) -> tuple[np.ndarray, int]:
         started.append(path)
-        return np.zeros((3, 8, 6), np.uint8)
+        return np.zeros((3, 8, 6), np.uint8), 48
 
-    monkeypatch.setattr(pixels, "read_array", recorded)
+    monkeypatch.setattr(pixels, "read_sized", recorded)
     monkeypatch.setattr(pixels, "BLOCK_BYTES", 1)  # Which makes blocks of 8.
     many = table_of([folder / f"{i}.png" for i in range(40)], folder)
     stream = PixelStream(many, SPEC, max_pixels=LIMIT, max_broken=0.2, cache_dir=tmp_path)
@@ -218,7 +218,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(pixels, "read_array", refuse)
+    monkeypatch.setattr(pixels, "read_sized", refuse)
 
 
 def test_the_file_is_reused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

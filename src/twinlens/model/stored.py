@@ -361,7 +361,11 @@ def store_calibration(
 ) -> StoredModel:
     """Write a calibration and its domain into a model folder; all else there stays as it is."""
     values = {"calibration": calibration, "domain": domain}
-    write_description(stored.path, read_values(stored.path) | values)
+    before = read_values(stored.path)
+    written = before | values
+    if domain is None and "domain" not in before:  # As in files of earlier versions.
+        del written["domain"]
+    write_description(stored.path, written)
     return replace(stored, description=stored.description.model_copy(update=values))
 
 
