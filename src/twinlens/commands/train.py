@@ -276,11 +276,11 @@ def _compare_with_held_out(matcher: Matcher, result: EvaluationResult) -> None:
         return
     interval = ""
     if far.low is not None and far.high is not None:
-        interval = f" (95 % interval {100 * far.low:.2g} to {100 * far.high:.2g})"
+        interval = f" (95 % interval {100 * far.low:.3g} to {100 * far.high:.3g})"
     log.info(
         "the threshold is one of held-out distances, by models that learned from fewer pictures; "
-        "at it, the last fit has a FAR of %.2g %%%s on test pictures, for a target of %.2g %%, "
-        "and an FRR of %.2g %%",
+        "at it, the last fit has a FAR of %.3g %%%s on test pictures, for a target of %.3g %%, "
+        "and an FRR of %.3g %%",
         100 * far.value, interval, 100 * calibration.target_far, 100 * frr.value,
     )  # fmt: skip
 
