@@ -69,6 +69,8 @@ def test_too_few_impostors_and_no_errors() -> None:
     few = np.isin(pairs.a, np.arange(8)) & np.isin(pairs.b, np.arange(8))
     some = PairSet(pairs.a[few], pairs.b[few], pairs.same[few])
     assert error_reject(quality, some, distance[few], label) is None
+    collapsed = np.where(pairs.same, distance, 0.0)  # No threshold keeps to the rate.
+    assert error_reject(quality, pairs, collapsed, label) is None
     apart = np.where(pairs.same, 0.1, distance)
     perfect = error_reject(quality, pairs, apart, label)
     assert perfect is not None

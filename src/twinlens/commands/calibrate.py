@@ -156,9 +156,15 @@ def explain(calibration: Calibration) -> str:
             f", and at most {100 * calibration.far_limit:.3g} % among new identities "
             f"({100 * CONFIDENCE:.0f} % confidence)"
         )
+    difference = ""
+    if calibration.unadjusted is not None and calibration.threshold < calibration.unadjusted:
+        difference = (
+            f"; {calibration.unadjusted:.4f} keeps to it on these alone: the difference is caution "
+            "for new identities, and falls with their number"
+        )
     return (
         f"threshold {calibration.threshold:.4f}{interval}: pairs at or below it match; FAR "
         f"{100 * calibration.target_far:.3g} %{limit}\n"
         f"from {calibration.num_genuine} genuine and {calibration.num_impostor} impostor pairs of "
-        f"{calibration.num_identities} identities"
+        f"{calibration.num_identities} identities{difference}"
     )

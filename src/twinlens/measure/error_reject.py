@@ -68,7 +68,9 @@ def error_reject(
     seed: int = 0,
     replicates: int = REPLICATES,
 ) -> ErrorRejectResult | None:
-    """The curve of genuine and impostor pairs; None if fewer than 1 / `fmr` are impostors.
+    """The curve of genuine and impostor pairs.
+
+    None if fewer than 1 / `fmr` are impostors, or too many of them share the smallest distance.
 
     Args:
         quality_N: score of each picture; higher is better.
@@ -82,6 +84,8 @@ def error_reject(
     if np.count_nonzero(~pairs.same) * fmr < 1 or not pairs.same.any():
         return None
     threshold = threshold_at_far(dist_Q[~pairs.same], fmr)
+    if not np.isfinite(threshold):
+        return None
     names, code_N = np.unique(np.asarray(label), return_inverse=True)
     a_G, b_G = pairs.a[pairs.same], pairs.b[pairs.same]
     quality_G = np.minimum(quality_N[a_G], quality_N[b_G]).astype(np.float64)
