@@ -25,7 +25,7 @@ from twinlens.data.csv_file import csv_cell
 from twinlens.errors import PictureError
 from twinlens.measure.clustering import ClusteringScores
 from twinlens.measure.pairs import Comparison
-from twinlens.report.embedding_map import data_uri
+from twinlens.report.embedding_map import thumbnail_uri
 from twinlens.report.formatting import count_of, number, percent, span
 from twinlens.report.templates import page_template, style_sheet
 
@@ -258,9 +258,7 @@ def _csv_line(*cells: str) -> str:
 def _tile(page: ClusterPage, row: int, note: str) -> dict[str, str]:
     """A picture with its captions; `uri` is "" if it can no longer be read."""
     try:
-        picture = page.opened(row).convert("RGB")
-        picture.thumbnail((SIDE, SIDE), reducing_gap=3.0)
-        uri = data_uri(np.moveaxis(np.asarray(picture), -1, 0))
+        uri = thumbnail_uri(page.opened(row), SIDE)
     except PictureError:
         uri = ""
     identity = "" if page.identities is None else page.identities[row]

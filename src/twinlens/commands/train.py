@@ -184,14 +184,15 @@ def _save(
     else:
         is_used = np.isin(decoded.table.split.astype(str), ("train", "val"))
         names, held_out = decoded.table.identity[is_used].astype(str), fitted.pairs
-    calibration = _calibrate(held_out, names, settings, closed=is_closed_set(decoded.table))
+    closed = is_closed_set(decoded.table)
+    calibration = _calibrate(held_out, names, settings, closed=closed)
     if calibration is not None:
         # Statistics of pictures need no held-out ones, unlike embeddings.
         used = np.flatnonzero(np.isin(decoded.table.split.astype(str), ("train", "val")))
         others = decoded.table.select(used)
         domain = describe_pictures(
             emb_ND, table, decoded.rows(used), others,
-            closed=is_closed_set(decoded.table), seed=settings.seed,
+            closed=closed, seed=settings.seed,
         )  # fmt: skip
         matcher = Matcher(store_calibration(matcher.stored, calibration.as_json(), domain))
         differ = matches(distance, calibration.threshold) != matches(

@@ -228,7 +228,7 @@ def _fit(
         }
     place = int(np.argmax(list(by_rule.values()))) if by_rule else 0
     chosen, unadjusted = scores[place], thresholds[place]
-    at, limit = _for_new_strangers(chosen, probes, target, seed, replicates)
+    at, limit = _for_new_strangers(chosen, probes, unadjusted, target, seed, replicates)
     threshold = at.value
     assert threshold is not None
     tpir, rank_1 = _estimates(chosen, probes, threshold, seed, replicates)
@@ -259,7 +259,12 @@ def _fit(
 
 
 def _for_new_strangers(
-    score: _RuleScores, probes: _Probes, target: float, seed: int, replicates: int
+    score: _RuleScores,
+    probes: _Probes,
+    unadjusted: float,
+    target: float,
+    seed: int,
+    replicates: int,
 ) -> tuple[Estimate, float | None]:
     """The threshold for strangers that are new, by a bootstrap over their identities.
 
@@ -268,7 +273,6 @@ def _for_new_strangers(
         confidence of 95 %; None if these are too few for a statement.
     """
     _, own_S = np.unique(probes.stranger_own, return_inverse=True)
-    unadjusted = threshold_at_far(score.stranger, target)
 
     def thresholds(count_I: Ints) -> Floats:
         weight_S = count_I[own_S]

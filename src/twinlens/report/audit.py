@@ -11,11 +11,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from twinlens.errors import PictureError
-from twinlens.report.embedding_map import data_uri
+from twinlens.report.embedding_map import thumbnail_uri
 from twinlens.report.formatting import count_of, percent
 from twinlens.report.templates import page_template, style_sheet
 
@@ -149,9 +148,7 @@ def _side(page: AuditPage, title: str, name: str, without: str) -> dict[str, Any
 def _tile(page: AuditPage, path: str, identity: str) -> dict[str, str]:
     """A picture with its captions; `uri` is "" if it cannot be read."""
     try:
-        picture = page.opened(path).convert("RGB")
-        picture.thumbnail((SIDE, SIDE), reducing_gap=3.0)
-        uri = data_uri(np.moveaxis(np.asarray(picture), -1, 0))
+        uri = thumbnail_uri(page.opened(path), SIDE)
     except PictureError:
         uri = ""
     return {"uri": uri, "name": path, "identity": identity}

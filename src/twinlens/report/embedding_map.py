@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["data_uri", "embedding_map", "map_rows"]
+__all__ = ["data_uri", "embedding_map", "map_rows", "thumbnail_uri"]
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
@@ -111,6 +111,13 @@ def data_uri(pixels_CHW: Pixels, max_side: float | None = None) -> str:
         encoded.append((out.tell(), kind, out.getvalue()))
     _, kind, content = min(encoded)
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def thumbnail_uri(opened: Image.Image, side: int) -> str:
+    """An opened picture as a `data:` URI in colour, no side above `side`."""
+    picture = opened.convert("RGB")
+    picture.thumbnail((side, side), reducing_gap=3.0)
+    return data_uri(np.moveaxis(np.asarray(picture), -1, 0))
 
 
 @dataclass(frozen=True)
