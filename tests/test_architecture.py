@@ -42,6 +42,7 @@ ROOMS = (
     "clusters",
     "face",
     "commands",
+    "service",
     "cli",
 )
 # `measure` stands beside `model`, and the last three before `commands` beside each other.

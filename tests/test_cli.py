@@ -69,7 +69,7 @@ DIFFERENT = {
     "gallery create": {"device"},
 }  # fmt: skip
 PYTHON_ONLY = {"calibrate": {"seed"}}
-GALLERY_PYTHON_ONLY = {"self", "place", "options", "progress"}
+GALLERY_PYTHON_ONLY = {"self", "place", "options", "progress", "threads"}
 METHODS: dict[str, tuple[Callable[..., Any], ...]] = {
     "create": (Gallery.create,), "enrol": (Gallery.open, Gallery.enrol, Gallery.enrol_files),
     "feedback": (Gallery.open, Gallery.feedback),

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from twinlens.gallery.gallery import Gallery
     from twinlens.match.answers import Hit, IdentifyAnswer, VerifyAnswer
     from twinlens.match.matcher import Matcher
+    from twinlens.service.run import serve
 
 __all__ = [
     "CalibrationError",
@@ -77,6 +78,7 @@ __all__ = [
     "load",
     "pretrain",
     "search",
+    "serve",
     "train",
     "verify",
 ]
@@ -102,6 +104,7 @@ _HOMES = {
     "load": "commands.verify",
     "pretrain": "commands.pretrain",
     "search": "commands.identify",
+    "serve": "service.run",
     "train": "commands.train",
     "verify": "commands.verify",
 }

@@ -52,6 +52,8 @@ EXTRAS: Mapping[str, str] = {
     "torch": "train", "torchvision": "train", "timm": "train", "onnxscript": "train",
     "onnx": "export", "openvino": "openvino", "cv2": "faces", "pillow_heif": "heif",
     "pillow_jxl": "heif", "pytorch_metric_learning": "losses", "tensorboard": "tensorboard",
+    "fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve",
+    "python_multipart": "serve",
 }  # fmt: skip
 """Imported package -> the extra of twinlens that installs it."""
 

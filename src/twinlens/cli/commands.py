@@ -235,6 +235,35 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     quiet_argument(parser)
 
 
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, metavar="MODEL", help=MODEL_HELP)
+    # No Path, which would make `s3:/bucket` of `s3://bucket`.
+    parser.add_argument("--gallery", dest="galleries", action="append", default=[],
+                        metavar="GALLERY", help="folder of a gallery, or s3://...; may be repeated",
+                        )  # fmt: skip
+    parser.add_argument("--data", type=Path, metavar="FOLDER",
+                        help="folder for what is made by HTTP or the page: picture sets, runs, "
+                        "galleries, jobs")  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
+                        help="address to listen at (127.0.0.1); another needs --keys")  # fmt: skip
+    parser.add_argument("--port", type=int, default=8000, help="port to listen at (8000)")
+    parser.add_argument("--keys", type=Path, metavar="FILE", help="file of `twinlens keys`")
+    parser.add_argument("--certificate", type=Path, metavar="FILE.pem",
+                        help="TLS certificate chain")  # fmt: skip
+    parser.add_argument("--private-key", type=Path, metavar="FILE.pem",
+                        help="private key of the certificate")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=1, metavar="N",
+                        help="number of processes (1)")  # fmt: skip
+    device_argument(parser)
+    parser.add_argument("--requests-a-minute", type=int, default=0, metavar="N",
+                        help="limit for each key, or each address without keys (0: none)",
+                        )  # fmt: skip
+
+
+def _show_nothing(nothing: None, args: argparse.Namespace) -> int:
+    return 0
+
+
 def _add_export(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
     parser.add_argument("out", metavar="OUT", type=Path, help="new folder")
@@ -419,6 +448,10 @@ COMMANDS: dict[str, Command] = {
     "export": Command(
         "write a model for other runtimes, and measure what it changes", _add_export,
         lambda: twinlens.export,
+    ),
+    "serve": Command(
+        "serve models and galleries by HTTP, with a page", _add_serve, lambda: twinlens.serve,
+        show=_show_nothing,
     ),
     "faces": Command("crop the faces out of photographs", _add_faces, lambda: twinlens.faces),
     "cluster": Command(

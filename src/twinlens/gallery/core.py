@@ -52,10 +52,11 @@ class GalleryCore:
         fingerprint: fingerprint of the model; vectors of another model are refused.
         dim: D.
         device: device of the model, as in `Matcher.load`.
+        threads: threads of an embedding, as there.
     """
 
-    def __init__(self, store: Store, device: str = "auto") -> None:
-        self.store, self.device = store, device
+    def __init__(self, store: Store, device: str = "auto", threads: int | None = None) -> None:
+        self.store, self.device, self.threads = store, device, threads
         self._lock = threading.Lock()
         self._state: GalleryState | None = None
         self.place = store.place
@@ -90,7 +91,7 @@ class GalleryCore:
         else:
             self.state()  # Says so if the gallery was rebuilt meanwhile.
             check_content(self.place)
-        matcher = Matcher.load(folder, self.device)
+        matcher = Matcher.load(folder, self.device, threads=self.threads)
         self._check_own(matcher.fingerprint, folder)
         stored, own = self.state().settings, model_settings(matcher)
         dim = matcher.settings.embedding

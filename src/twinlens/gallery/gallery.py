@@ -72,8 +72,8 @@ class Gallery:
         dim: D.
     """
 
-    def __init__(self, store: Store, device: str = "auto") -> None:
-        self.core = GalleryCore(store, device)
+    def __init__(self, store: Store, device: str = "auto", threads: int | None = None) -> None:
+        self.core = GalleryCore(store, device, threads)
         self.place, self.fingerprint = self.core.place, self.core.fingerprint
         self.dim = self.core.dim
 
@@ -112,6 +112,7 @@ class Gallery:
         *,
         options: Mapping[str, str] | None = None,
         device: str = "auto",
+        threads: int | None = None,
     ) -> Gallery:
         """Open an existing gallery.
 
@@ -119,10 +120,11 @@ class Gallery:
             place: folder of the gallery, or its address.
             options: Lance's `storage_options` for the object store.
             device: as in `Matcher.load`.
+            threads: as in `Matcher.load`.
         Raises:
             GalleryError: missing, damaged, or of a newer format.
         """
-        return cls(Store.open(place, options=options), device)
+        return cls(Store.open(place, options=options), device, threads)
 
     def __repr__(self) -> str:
         return f"Gallery({self.place!r}, {len(self)} templates, model {self.fingerprint})"

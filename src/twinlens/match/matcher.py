@@ -50,8 +50,8 @@ __all__ = ["Matcher", "Picture", "open_encoder"]
 
 MOST_COMPARED = 1000  # pictures of a data set, with the domain
 
-Picture: TypeAlias = "str | Path | Image.Image | NDArray[Any] | torch.Tensor"
-"""A path, a Pillow picture, an array (H, W[, C]), or a tensor (C, H, W) or (H, W).
+Picture: TypeAlias = "str | Path | bytes | Image.Image | NDArray[Any] | torch.Tensor"
+"""A path, the bytes of a file, a Pillow picture, an array (H, W[, C]), or a tensor ([C, ]H, W).
 
 Arrays and tensors are uint8, bool, or floats in [0, 1].
 """
@@ -74,7 +74,9 @@ class Matcher:
     'same'
     """
 
-    def __init__(self, stored: StoredModel, device: str = "auto") -> None:
+    def __init__(
+        self, stored: StoredModel, device: str = "auto", threads: int | None = None
+    ) -> None:
         self.stored = stored
         description = stored.description
         self.fingerprint = description.fingerprint
@@ -85,10 +87,10 @@ class Matcher:
         )
         self.domain = None if description.domain is None else Domain.from_json(description.domain)
         self.max_pixels = self.data_settings.max_pixels
-        self._encoder = open_encoder(stored, device)
+        self._encoder = open_encoder(stored, device, threads)
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto") -> Matcher:
+    def load(cls, path: str | Path, device: str = "auto", *, threads: int | None = None) -> Matcher:
         """Load a model folder, or the one inside a run folder.
 
         A model of an older format gets its graphs now, once, which needs torch.
@@ -97,6 +99,8 @@ class Matcher:
             path: the folder.
             device: "auto" (CUDA if ONNX Runtime has it, else the CPU), "cpu", "cuda", "cuda:1",
                 "coreml", "openvino" or "directml".
+            threads: threads of an embedding on a CPU; all cores by default. One is best where
+                several pictures are embedded at the same time.
         Raises:
             ModelError: no model, a damaged one, or one of a newer format.
             ConfigError: no such device.
@@ -108,7 +112,7 @@ class Matcher:
                 from twinlens.model.networks import complete_model
 
             stored = complete_model(stored)
-        return cls(stored, device)
+        return cls(stored, device, threads)
 
     def __repr__(self) -> str:
         state = "uncalibrated" if self.calibration is None else "calibrated"
@@ -402,7 +406,7 @@ class Matcher:
     def _decode_sized(self, picture: Picture) -> tuple[NDArray[np.uint8], int]:
         """A picture for the network, and the number of pixels of its source."""
         spec, resize = self.picture, not self._resizes
-        if isinstance(picture, str | Path):
+        if isinstance(picture, str | Path | bytes):
             return read_sized(picture, spec, max_pixels=self.max_pixels, resize=resize)
         if _is_tensor(picture):
             picture = picture.detach().cpu()
@@ -415,8 +419,8 @@ class Matcher:
         if isinstance(picture, Image.Image):
             return to_array(picture, spec, resize=resize), picture.width * picture.height
         raise DataError(
-            "a picture is a path, a Pillow picture, an array (H, W[, C]) or a tensor (C, H, W), "
-            f"found {type(picture).__name__}"
+            "a picture is a path, the bytes of a file, a Pillow picture, an array (H, W[, C]) or a "
+            f"tensor (C, H, W), found {type(picture).__name__}"
         )
 
 

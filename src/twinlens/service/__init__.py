@@ -1,0 +1,1 @@
+"""The service: models and galleries by HTTP, and a page for people (extra `serve`)."""

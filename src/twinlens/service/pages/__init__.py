@@ -1,0 +1,1 @@
+"""Pages for people: HTML around the same functions as the HTTP interface."""
