@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, TypeVar
 
+import numpy as np
 from fastapi import Depends, Request
 
 from twinlens.service.compute import ComputeQueue
 from twinlens.service.galleries import Galleries
+from twinlens.service.jobs import Jobs
 from twinlens.service.models import Models
+from twinlens.service.picture_sets import PictureSets
 from twinlens.service.settings import ServiceSettings
 
 __all__ = ["Service", "ServiceState"]
+
+T = TypeVar("T")
 
 
 class ServiceState:
@@ -22,6 +29,9 @@ class ServiceState:
         models: loaded models, by name.
         galleries: open galleries, by name.
         queue: admits requests and computes.
+        jobs: long work in processes of its own.
+        picture_sets: uploaded pictures.
+        closing: set when the process was told to end; event streams end then.
     """
 
     def __init__(self, settings: ServiceSettings) -> None:
@@ -29,6 +39,49 @@ class ServiceState:
         self.models = Models(settings)
         self.galleries = Galleries(settings, self.models)
         self.queue = ComputeQueue(settings.limits)
+        self.jobs = Jobs(settings)
+        self.picture_sets = PictureSets(settings)
+        self.closing = asyncio.Event()
+
+    def warm_up(self) -> None:
+        """Open the model and the galleries of the start, so that no request waits for that.
+
+        Raises:
+            ModelError: a damaged model.
+            GalleryError: no gallery, or a damaged one.
+        """
+        if self.settings.model is not None:
+            self.models.get()
+        for name in self.start_galleries():
+            gallery = self.galleries.get(name)
+            picture = gallery.matcher.picture
+            shape = (picture.channels, *picture.size)
+            emb_1D = gallery.matcher.embed_decoded(np.zeros(shape, dtype=np.uint8))
+            if len(gallery):
+                gallery.nearest(emb_1D[0], 1)
+
+    def start_galleries(self) -> list[str]:
+        """Names of the galleries that were given at the start."""
+        places = self.galleries.places()
+        return [name for name, place in places.items() if place in self.settings.galleries]
+
+    async def until_closing(self, events: AsyncIterator[T]) -> AsyncIterator[T]:
+        """The events of a stream, until it ends or the process does."""
+        waits = [asyncio.ensure_future(self.closing.wait())]
+        try:
+            while True:
+                waits[1:] = [asyncio.ensure_future(anext(events))]
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                if self.closing.is_set():
+                    return
+                try:
+                    event = waits[1].result()
+                except StopAsyncIteration:
+                    return
+                yield event
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     def close(self) -> None:
         """Release threads."""
