@@ -1,0 +1,145 @@
+"""Pages as HTML: templates, texts, static files, and errors for people."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Callable, Coroutine
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+from twinlens.errors import TwinlensError
+from twinlens.service.errors import ServiceError
+
+__all__ = ["PageRoute", "render", "router", "static", "text", "texts"]
+
+FILES = resources.files("twinlens.service.pages")
+NAVIGATION = (
+    ("pictures", "/pictures"), ("train", "/train"), ("look", "/look"), ("galleries", "/galleries"),
+    ("share", "/share"),
+)  # fmt: skip
+TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
+         ".svg": "image/svg+xml", ".txt": "text/plain; charset=utf-8"}  # fmt: skip
+ERRORS = (ServiceError, TwinlensError, RequestValidationError)
+KEPT_HEADERS = ("retry-after", "www-authenticate")
+
+router = APIRouter(include_in_schema=False)
+
+
+@cache
+def texts() -> dict[str, Any]:
+    """All texts of the pages, by section and key."""
+    return tomllib.loads((FILES / "texts" / "en.toml").read_text(encoding="utf-8"))
+
+
+def text(key: str, **values: object) -> str:
+    """A text of the pages.
+
+    Args:
+        key: section and name, such as "train.start".
+        values: what its braces stand for.
+    """
+    part: Any = texts()
+    for name in key.split("."):
+        part = part[name]
+    return str(part).format(**values)
+
+
+@cache
+def _static_files() -> dict[str, bytes]:
+    folder = FILES / "static"
+    return {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.is_file()}
+
+
+@cache
+def _digest() -> str:
+    """Digest of all static files, a part of their addresses: they never change under one."""
+    digest = hashlib.sha256()
+    for name, content in sorted(_static_files().items()):
+        digest.update(name.encode() + b"\0" + content)
+    return digest.hexdigest()[:16]
+
+
+def static(name: str) -> str:
+    """The address of a static file."""
+    if name not in _static_files():
+        raise KeyError(f"no static file {name}")
+    return f"/static/{_digest()}/{name}"
+
+
+@router.get("/static/{digest}/{name}")
+async def static_file(digest: str, name: str) -> Response:
+    """A style sheet, script or licence of the pages."""
+    content = _static_files().get(name)
+    kind = TYPES.get(name[name.rfind(".") :])
+    if content is None or kind is None:
+        raise ServiceError(404, "there is no such file")
+    # While a service is being renewed, a page of its other version may ask.
+    caching = "public, max-age=31536000, immutable" if digest == _digest() else "no-store"
+    return Response(content, media_type=kind, headers={"Cache-Control": caching})
+
+
+@cache
+def _environment() -> Environment:
+    def load(name: str) -> str:
+        return (FILES / "templates" / name).read_text(encoding="utf-8")
+
+    pages = Environment(
+        loader=FunctionLoader(load), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    pages.globals |= {"t": text, "texts": texts, "static": static, "navigation": NAVIGATION}
+    return pages
+
+
+def render(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+    """A page, or a part of one, as an answer that is not kept in caches.
+
+    Templates call `t("section.key", name=value)` for texts and `static("name")` for addresses;
+    values are escaped, and an undefined one is an error.
+
+    Args:
+        request: request that is answered, known to the template as `request`.
+        template: file name below `templates`.
+        status: HTTP status.
+        values: what the template shows.
+    """
+    html = _environment().get_template(template).render(request=request, **values)
+    return HTMLResponse(html, status, {"Cache-Control": "no-store"})
+
+
+class PageRoute(APIRoute):
+    """A route whose errors are pages, or parts of pages for htmx, instead of JSON.
+
+    Use it as `APIRouter(route_class=PageRoute, include_in_schema=False)`.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler of the route, with errors caught."""
+        handler = super().get_route_handler()
+
+        async def answered(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except ERRORS as error:
+                kind = next(kind for kind in ERRORS if isinstance(error, kind))
+                answer = await request.app.exception_handlers[kind](request, error)
+                body = json.loads(answer.body)["error"]
+                part = "HX-Request" in request.headers
+                page = render(
+                    request, "problem.html.j2" if part else "error.html.j2",
+                    status=answer.status_code, message=body["message"],
+                )  # fmt: skip
+                page.headers.update({key: value for key, value in answer.headers.items()
+                                     if key in KEPT_HEADERS})  # fmt: skip
+                return page
+
+        return answered
