@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import FrameType
 
 from fastapi import FastAPI
 
 from twinlens._version import __version__
 from twinlens.service.errors import add_handlers
-from twinlens.service.routes import answers
+from twinlens.service.logs import RequestLog
+from twinlens.service.pages import routes as pages
+from twinlens.service.routes import answers, operations
 from twinlens.service.settings import ServiceSettings
 from twinlens.service.state import ServiceState
 
 __all__ = ["create_app", "worker_app"]
 
-ROUTERS = (answers.router,)
+log = logging.getLogger("twinlens.service")
+
+ROUTERS = (answers.router, operations.router, pages.router)
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -27,21 +38,60 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = ServiceState(settings)
-        yield
-        app.state.service.close()
+        state = app.state.service = ServiceState(settings)
+        try:
+            await asyncio.to_thread(state.warm_up)
+            _note_signals(state.closing)
+            yield
+        finally:
+            state.close()
 
-    # The pages of FastAPI load scripts from elsewhere.
+    # The pages of FastAPI load scripts from elsewhere. Its logs would hold messages of exceptions.
     app = FastAPI(
         title="twinlens", version=__version__, lifespan=life, docs_url=None, redoc_url=None,
         openapi_url="/v1/openapi.json", max_body_size=settings.limits.body_bytes,
+        telemetry={"logs": False, "operation_spans": False},
     )  # fmt: skip
     add_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.add_middleware(RequestLog)  # The last one added is the outermost.
     return app
 
 
 def worker_app() -> FastAPI:
     """The application with the settings of the environment, for worker processes."""
+    logging.captureWarnings(True)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # A worker whose parent was killed would hold the port for ever.
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
     return create_app(ServiceSettings.from_environment())
+
+
+def _end_after(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _note_signals(closing: asyncio.Event) -> None:
+    """Set an event when the server is told to end, which waits for open answers before the rest."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # Signals are for the main thread; a test's server runs in another.
+    loop = asyncio.get_running_loop()
+
+    def note(number: int) -> None:
+        before = signal.getsignal(number)
+
+        def receive(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(closing.set)
+            if callable(before):
+                before(number, frame)
+
+        signal.signal(number, receive)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        note(number)
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
+        signal.signal(hang_up, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))

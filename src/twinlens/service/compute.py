@@ -7,12 +7,14 @@ A queue without a limit answers everybody late; this one answers most at once, a
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import ParamSpec, TypeVar
 
 from twinlens.service.errors import ServiceError
+from twinlens.service.metrics import QUEUE
 from twinlens.service.settings import Limits
 
 __all__ = ["ComputeQueue"]
@@ -33,6 +35,7 @@ class ComputeQueue:
         self._threads = ThreadPoolExecutor(limits.slots, "twinlens-compute")
         self._slots = asyncio.Semaphore(limits.slots)
         self.num_admitted = 0
+        self._num_computing, self._last_end = 0, time.monotonic()
 
     @asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
@@ -46,10 +49,12 @@ class ComputeQueue:
                 503, "the service is busy: try again in a second", headers={"Retry-After": "1"}
             )
         self.num_admitted += 1
+        QUEUE.inc()
         try:
             yield
         finally:
             self.num_admitted -= 1
+            QUEUE.dec()
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a function that computes, on one of the threads.
@@ -61,16 +66,29 @@ class ComputeQueue:
         try:
             async with asyncio.timeout(self._limits.seconds):
                 await self._slots.acquire()
+                if self._num_computing == 0:
+                    self._last_end = time.monotonic()
+                self._num_computing += 1
                 future = asyncio.get_running_loop().run_in_executor(
                     self._threads, lambda: work(*args, **kwargs)
                 )
-                future.add_done_callback(lambda _: self._slots.release())
+                future.add_done_callback(lambda _: self._end())
                 return await asyncio.shield(future)
         except TimeoutError:
             raise ServiceError(
                 503, f"no answer within {self._limits.seconds:g} seconds: try again later",
                 "timeout", {"Retry-After": "5"},
             ) from None  # fmt: skip
+
+    def is_stuck(self) -> bool:
+        """Whether every slot is taken, and none was released for twice the limit of seconds."""
+        silence = time.monotonic() - self._last_end
+        return self._num_computing >= self._limits.slots and silence > 2 * self._limits.seconds
+
+    def _end(self) -> None:
+        self._num_computing -= 1
+        self._last_end = time.monotonic()
+        self._slots.release()
 
     def close(self) -> None:
         """Release the threads."""

@@ -80,13 +80,14 @@ def error_response(
     request: Request, status: int, code: str, message: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """The body of an error."""
+    request.state.error_code = code
     body = {"code": code, "message": message_lines(message),
             "request_id": getattr(request.state, "request_id", "")}  # fmt: skip
     return JSONResponse({"error": body}, status, headers)
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Answer every error of an application in one form."""
+    """Answer every error of an application in one form; `logs.RequestLog` answers faults."""
 
     @app.exception_handler(ServiceError)
     async def of_service(request: Request, error: ServiceError) -> JSONResponse:
@@ -113,10 +114,3 @@ def add_handlers(app: FastAPI) -> None:
         code = CODES.get(error.status_code, "error")
         headers = dict(error.headers) if error.headers else None
         return error_response(request, error.status_code, code, str(error.detail), headers)
-
-    @app.exception_handler(Exception)
-    async def of_fault(request: Request, error: Exception) -> JSONResponse:
-        log.exception("a fault of twinlens", exc_info=error)
-        return error_response(
-            request, 500, "internal", "a fault of twinlens: the log of the server has its details"
-        )
