@@ -1,10 +1,12 @@
-"""`twinlens embed`: a Parquet file of embeddings."""
+"""`twinlens embed`: a Parquet file of embeddings; and embeddings of single pictures."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,18 +15,109 @@ from numpy.typing import NDArray
 
 from twinlens.commands.selection import read_data
 from twinlens.data.pixel_cache import PixelStream
-from twinlens.data.quality import quality_parts, quality_scores, size_part
+from twinlens.data.quality import PictureQuality, quality_parts, quality_scores, size_part
 from twinlens.data.table import ImageTable
-from twinlens.errors import DataError
+from twinlens.errors import DataError, PictureError
 from twinlens.files import check_output_file, writing_file
-from twinlens.match.matcher import Matcher
+from twinlens.match.answers import require_acquired
+from twinlens.match.matcher import Matcher, Picture
+from twinlens.measure.domain import DomainCheck
 from twinlens.progress import Progress, console_log
 
-__all__ = ["embed", "embed_stream"]
+__all__ = ["Embedding", "EmbeddingResult", "embed", "embed_pictures", "embed_stream"]
 
 log = logging.getLogger("twinlens")
 
 BATCH_BYTES, MAX_BATCH = 2**26, 1024  # of the pictures that are decoded, then embedded
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """The embedding of one picture.
+
+    Attributes:
+        picture: its name.
+        embedding: shape (D,); None for a failure to acquire.
+        quality: quality of the picture; None for a failure to acquire.
+        domain: whether it is like the model's calibration pictures; None if unknown.
+        error: reason of a picture that is unreadable or below the minimum of quality.
+    """
+
+    picture: str
+    embedding: NDArray[np.float32] | None
+    quality: PictureQuality | None = None
+    domain: DomainCheck | None = None
+    error: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The embedding with quality and domain; or `picture` and `error` alone."""
+        if self.embedding is None or self.quality is None:
+            return {"picture": self.picture, "error": self.error}
+        domain = DomainCheck.as_json(None if self.domain is None else [self.domain])
+        return {"picture": self.picture, "embedding": self.embedding.tolist(),
+                "quality": asdict(self.quality), **domain}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingResult:
+    """The embeddings of pictures by one model.
+
+    Attributes:
+        fingerprint: fingerprint of the model; only embeddings of equal ones can be compared.
+        dim: D.
+        embeddings: one for each picture, in their order.
+    """
+
+    fingerprint: str
+    dim: int
+    embeddings: tuple[Embedding, ...]
+
+    def require_some(self) -> None:
+        """Refuse a result in which no picture could be read.
+
+        Raises:
+            PictureError: the only picture cannot be read.
+            DataError: none of several can.
+        """
+        require_acquired([(row.picture, row.error) for row in self.embeddings])
+
+    def as_json(self) -> dict[str, Any]:
+        """The model, the embeddings, and the number of failures to acquire, as plain data."""
+        return {
+            "fingerprint": self.fingerprint,
+            "dim": self.dim,
+            "embeddings": [row.as_json() for row in self.embeddings],
+            "num_failed": sum(row.embedding is None for row in self.embeddings),
+        }
+
+
+def embed_pictures(
+    matcher: Matcher,
+    pictures: Sequence[tuple[str, Picture]],
+    *,
+    min_quality: float | None = None,
+) -> EmbeddingResult:
+    """Embed pictures one by one; an unreadable one does not stop the others.
+
+    Args:
+        matcher: a loaded model.
+        pictures: names for the answers, and pictures.
+        min_quality: least quality of a picture, in [0, 1]; None for no such gate.
+    Raises:
+        ConfigError: a minimum outside [0, 1].
+    """
+    embeddings = []
+    for name, picture in pictures:
+        try:
+            pixels_CHW, quality = matcher.acquire(picture, min_quality)
+        except PictureError as error:
+            embeddings.append(Embedding(name, None, error=error.reason))
+            continue
+        emb_1D = matcher.embed_decoded(pixels_CHW)
+        domain = matcher.check_domain(emb_1D, pixels_CHW[None])
+        check = None if domain is None else domain[0]
+        embeddings.append(Embedding(name, emb_1D[0], quality, check))
+    return EmbeddingResult(matcher.fingerprint, matcher.settings.embedding, tuple(embeddings))
 
 
 def embed(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twinlens.errors import DataError, PictureError, one_line
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.show import check_sheet, draw_answers, draw_hits
-from twinlens.match.answers import Hit, IdentifyAnswer
+from twinlens.match.answers import Hit, IdentifyAnswer, require_acquired
 from twinlens.progress import Progress, console_log
 
-__all__ = ["Identification", "IdentificationResult", "SearchResult", "identify", "search"]
+if TYPE_CHECKING:
+    from twinlens.match.matcher import Picture
+
+__all__ = ["Identification", "IdentificationResult", "SearchResult", "identify", "identify_each",
+           "search"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,15 @@ class IdentificationResult:
         return all(
             row.answer is not None and row.answer.verdict == "identified" for row in self.answers
         )
+
+    def require_some(self) -> None:
+        """Refuse a result in which no picture could be read.
+
+        Raises:
+            PictureError: the only picture cannot be read.
+            DataError: none of several can.
+        """
+        require_acquired([(row.picture, row.error) for row in self.answers])
 
     def as_json(self) -> dict[str, Any]:
         """The answers, and the number of failures to acquire (ISO/IEC 19795-1), as plain data."""
@@ -149,11 +162,45 @@ def identify(
         check_sheet(show)
     with console_log(quiet):
         opened = _open(gallery, device)
-        result = IdentificationResult(_identify_all(opened, names, k, far, min_quality))
-        _check_any_read(result)
+        progress, answers = Progress("identifying"), []
+        each = identify_each(
+            opened, [(name, name) for name in names], k=k, far=far, min_quality=min_quality
+        )
+        for answer in each:
+            answers.append(answer)
+            progress(len(answers), len(names))
+        result = IdentificationResult(tuple(answers))
+        result.require_some()
         if show is not None:
             draw_answers(show, opened, [(row.picture, row.answer) for row in result.answers])
     return result
+
+
+def identify_each(
+    gallery: Gallery,
+    pictures: Sequence[tuple[str, Picture]],
+    *,
+    k: int = 5,
+    far: float | None = None,
+    min_quality: float | None = None,
+) -> Iterator[Identification]:
+    """Identify pictures in an open gallery; an unreadable one does not stop the others.
+
+    Args:
+        gallery: an open gallery.
+        pictures: names for the answers, and pictures.
+        k: as in `identify`.
+        far: as there.
+        min_quality: as there.
+    Raises:
+        CalibrationError: no calibration, or none for `far`.
+    """
+    for name, picture in pictures:
+        try:
+            answer = gallery.identify(picture, k=k, far=far, min_quality=min_quality)
+            yield Identification(name, answer)
+        except PictureError as error:
+            yield Identification(name, None, error.reason)
 
 
 def search(
@@ -197,30 +244,3 @@ def search(
 
 def _open(gallery: str | Path | Gallery, device: str) -> Gallery:
     return gallery if isinstance(gallery, Gallery) else Gallery.open(gallery, device=device)
-
-
-def _identify_all(
-    gallery: Gallery, names: Sequence[str], k: int, far: float | None, min_quality: float | None
-) -> tuple[Identification, ...]:
-    progress = Progress("identifying")
-    answers = []
-    for name in names:
-        try:
-            answer = gallery.identify(name, k=k, far=far, min_quality=min_quality)
-            answers.append(Identification(name, answer))
-        except PictureError as error:
-            answers.append(Identification(name, None, error.reason))
-        progress(len(answers), len(names))
-    return tuple(answers)
-
-
-def _check_any_read(result: IdentificationResult) -> None:
-    if len(result.unread) < len(result.answers):
-        return
-    first, *others = result.unread
-    if not others:
-        raise PictureError(first.picture, str(first.error))
-    raise DataError(
-        f"none of the {len(result.answers)} pictures can be read; the first: "
-        f"{one_line(first.picture, None)}: {first.error}"
-    )

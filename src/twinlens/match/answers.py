@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from twinlens.data.quality import PictureQuality
-from twinlens.errors import one_line
+from twinlens.errors import DataError, PictureError, one_line
 from twinlens.measure.domain import DomainCheck
 
 if TYPE_CHECKING:
     from twinlens.match.explain import Explanation
 
-__all__ = ["Candidate", "Hit", "IdentifyAnswer", "VerifyAnswer"]
+__all__ = ["Candidate", "Hit", "IdentifyAnswer", "VerifyAnswer", "require_acquired"]
 
 
 @dataclass(frozen=True)
@@ -196,3 +196,24 @@ class Hit:
     def as_json(self) -> dict[str, Any]:
         """The hit as plain data; the time in ISO 8601."""
         return asdict(self) | {"time": self.time.isoformat()}
+
+
+def require_acquired(pictures: Sequence[tuple[str, str | None]]) -> None:
+    """Refuse answers in which no picture could be acquired.
+
+    Args:
+        pictures: name of each, and the reason why it was not acquired; None if it was.
+    Raises:
+        PictureError: the only picture was not.
+        DataError: none of several was.
+    """
+    errors = [(name, reason) for name, reason in pictures if reason is not None]
+    if len(errors) < len(pictures):
+        return
+    (name, reason), *others = errors
+    if not others:
+        raise PictureError(name, reason)
+    raise DataError(
+        f"none of the {len(pictures)} pictures can be read; the first: "
+        f"{one_line(name, None)}: {reason}"
+    )

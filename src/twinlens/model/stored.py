@@ -54,6 +54,7 @@ __all__ = [
     "graph_metadata",
     "hash_identities",
     "model_folder",
+    "read_description",
     "read_stored_model",
     "read_values",
     "store_calibration",
@@ -248,10 +249,7 @@ def read_stored_model(path: str | Path) -> StoredModel:
     """
     folder = model_folder(path)
     values = read_values(folder)
-    try:
-        description = ModelDescription.model_validate(values)
-    except ValidationError as error:
-        raise damaged_model(folder, f"{DESCRIPTION}: {validation_problems(error)}") from error
+    description = _described(folder, values)
     if description.fingerprint != fingerprint_of(values):
         raise damaged_model(
             folder,
@@ -266,6 +264,22 @@ def read_stored_model(path: str | Path) -> StoredModel:
     for name, expected in description.graphs.items():
         _check_graph(folder / name, expected, description)
     return StoredModel(folder, description)
+
+
+def read_description(folder: Path) -> ModelDescription:
+    """Read `model.json` alone, without a check of the files that it names.
+
+    Raises:
+        ModelError: missing, damaged, or of a newer format.
+    """
+    return _described(folder, read_values(folder))
+
+
+def _described(folder: Path, values: Mapping[str, Any]) -> ModelDescription:
+    try:
+        return ModelDescription.model_validate(values)
+    except ValidationError as error:
+        raise damaged_model(folder, f"{DESCRIPTION}: {validation_problems(error)}") from error
 
 
 def _is_file_of(weights: Path, expected: str | None) -> bool:

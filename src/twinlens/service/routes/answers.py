@@ -2,49 +2,186 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable
+from pathlib import PurePath
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 
-from twinlens.errors import PictureError
-from twinlens.match.matcher import Matcher
+from twinlens.commands.embed import embed_pictures
+from twinlens.commands.identify import IdentificationResult, SearchResult, identify_each
+from twinlens.errors import GalleryError, PictureError
+from twinlens.gallery.gallery import Gallery
+from twinlens.service.schemas import (
+    EmbedAnswer,
+    IdentifyAnswer,
+    SearchAnswer,
+    VerifyAnswer,
+    answer_of,
+    picture_body,
+)
 from twinlens.service.security import Read
-from twinlens.service.state import Service
+from twinlens.service.state import Service, ServiceState
 from twinlens.service.uploads import Upload, read_uploads, require_one
 
-__all__ = ["router"]
+__all__ = ["on_gallery", "router"]
 
 router = APIRouter(prefix="/v1", tags=["answers"])
 
-MODEL = Query(description="name of a model; the first one by default")
-QUALITY = Query(ge=0, le=1, description="least quality of a picture; none by default")
+T = TypeVar("T")
+
+ModelName = Annotated[
+    str | None, Query(description="Name of a model; by default the one of the start, or the only")
+]
+GalleryName = Annotated[
+    str | None, Query(description="Name of a gallery; not needed if there is only one")
+]
+MinQuality = Annotated[
+    float | None, Query(ge=0, le=1, description="Least quality of a picture; by default no gate")
+]
 
 
-@router.post("/verify")
+@router.post(
+    "/verify", responses=answer_of(VerifyAnswer), openapi_extra=picture_body("a", "b"),
+)  # fmt: skip
 async def verify(
     request: Request,
     service: Service,
     caller: Read,
-    model: Annotated[str | None, MODEL] = None,
-    prior: Annotated[float, Query(gt=0, lt=1)] = 0.5,
-    min_quality: Annotated[float | None, QUALITY] = None,
+    model: ModelName = None,
+    prior: Annotated[
+        float, Query(gt=0, lt=1, description="Probability of a genuine pair before the comparison")
+    ] = 0.5,
+    min_quality: MinQuality = None,
 ) -> JSONResponse:
     """Verify whether two pictures, `a` and `b`, show the same thing."""
     async with service.queue.admitted():
         uploads = await read_uploads(request, ("a", "b"), service.settings.limits)
-        first, second = require_one(uploads, "a"), require_one(uploads, "b")
-        answer = await service.queue.run(
-            _verify, service.models.get(model), first, second, prior, min_quality
-        )
-    return JSONResponse(answer)
+        a, b = require_one(uploads, "a"), require_one(uploads, "b")
+
+        def work() -> dict[str, Any]:
+            matcher = service.models.get(model)
+            try:
+                answer = matcher.verify(a.content, b.content, prior=prior, min_quality=min_quality)
+            except PictureError as error:
+                raise PictureError("a picture", error.reason) from error
+            return answer.as_json()
+
+        return JSONResponse(await service.queue.run(work))
 
 
-def _verify(
-    matcher: Matcher, a: Upload, b: Upload, prior: float, min_quality: float | None
-) -> dict[str, Any]:
+@router.post(
+    "/embed", responses=answer_of(EmbedAnswer), openapi_extra=picture_body("picture", many=True)
+)
+async def embed(
+    request: Request,
+    service: Service,
+    caller: Read,
+    model: ModelName = None,
+    min_quality: MinQuality = None,
+) -> JSONResponse:
+    """Embed one picture or several; an unreadable one does not stop the others."""
+    async with service.queue.admitted():
+        pictures = await _read_pictures(request, service)
+
+        def work() -> dict[str, Any]:
+            result = embed_pictures(service.models.get(model), pictures, min_quality=min_quality)
+            result.require_some()
+            return result.as_json()
+
+        return JSONResponse(await service.queue.run(work))
+
+
+@router.post(
+    "/identify",
+    responses=answer_of(IdentifyAnswer),
+    openapi_extra=picture_body("picture", many=True),
+)
+async def identify(
+    request: Request,
+    service: Service,
+    caller: Read,
+    gallery: GalleryName = None,
+    k: Annotated[int, Query(ge=1, le=1000, description="Candidates of each picture, at most")] = 5,
+    far: Annotated[
+        float | None,
+        Query(gt=0, lt=1, description="False positive identification rate; the gallery's if none"),
+    ] = None,
+    min_quality: MinQuality = None,
+) -> JSONResponse:
+    """Identify one picture or several in a gallery, or answer "nobody"."""
+    async with service.queue.admitted():
+        pictures = await _read_pictures(request, service)
+
+        def ask(opened: Gallery) -> dict[str, Any]:
+            each = identify_each(opened, pictures, k=k, far=far, min_quality=min_quality)
+            result = IdentificationResult(tuple(each))
+            result.require_some()
+            answer = result.as_json()
+            _shorten(row for part in answer["answers"] for row in part.get("candidates", ()))
+            return answer
+
+        return JSONResponse(await service.queue.run(on_gallery, service, gallery, ask))
+
+
+@router.post("/search", responses=answer_of(SearchAnswer), openapi_extra=picture_body("picture"))
+async def search(
+    request: Request,
+    service: Service,
+    caller: Read,
+    gallery: GalleryName = None,
+    k: Annotated[int, Query(ge=1, le=1000, description="Number of hits, at most")] = 20,
+    where: Annotated[
+        str | None,
+        Query(max_length=2000, description="Condition on templates: `metadata.room = 'north'`"),
+    ] = None,
+) -> JSONResponse:
+    """Find the enrolled pictures that are nearest to a picture, without a verdict."""
+    async with service.queue.admitted():
+        uploads = await read_uploads(request, ("picture",), service.settings.limits)
+        upload = require_one(uploads, "picture")
+
+        def ask(opened: Gallery) -> dict[str, Any]:
+            try:
+                hits = opened.search(upload.content, k=k, where=where)
+            except PictureError as error:
+                raise upload.named(error) from error
+            answer = SearchResult(_name(upload, 1), hits).as_json()
+            _shorten(answer["hits"])
+            return answer
+
+        return JSONResponse(await service.queue.run(on_gallery, service, gallery, ask))
+
+
+def on_gallery(service: ServiceState, name: str | None, work: Callable[[Gallery], T]) -> T:
+    """The result of work on an open gallery; again if it was rebuilt or replaced meanwhile.
+
+    Raises:
+        ServiceError: no such gallery.
+        GalleryError: of the work.
+    """
+    gallery = service.galleries.get(name)
     try:
-        answer = matcher.verify(a.content, b.content, prior=prior, min_quality=min_quality)
-    except PictureError as error:
-        raise PictureError("a picture", error.reason) from error
-    return answer.as_json()
+        return work(gallery)
+    except GalleryError:
+        newer = service.galleries.get(name)
+        if newer is gallery:
+            raise
+        return work(newer)
+
+
+async def _read_pictures(request: Request, service: ServiceState) -> list[tuple[str, bytes]]:
+    uploads = await read_uploads(request, ("picture",), service.settings.limits)
+    return [(_name(upload, number), upload.content)
+            for number, upload in enumerate(uploads["picture"], 1)]  # fmt: skip
+
+
+def _name(upload: Upload, number: int) -> str:
+    return upload.name or f"picture {number}"
+
+
+def _shorten(rows: Iterable[dict[str, Any]]) -> None:
+    """Replace paths, which are those of the server, by the names of the files."""
+    for row in rows:
+        row["path"] = PurePath(row["path"]).name

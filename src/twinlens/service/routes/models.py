@@ -1,0 +1,109 @@
+"""Routes of models: list, facts, download, report, export, deletion."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from twinlens.commands.export import export
+from twinlens.service.downloads import ZipResponse
+from twinlens.service.schemas import ModelFacts, ModelList, answer_of, file_of
+from twinlens.service.security import Admin, Read
+from twinlens.service.state import Service
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+# A report is one file: its own styles, scripts and pictures, and nothing from elsewhere.
+REPORT_POLICY = (
+    "sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'"
+)
+
+
+@router.get("", responses=answer_of(ModelList))
+async def list_models(service: Service, caller: Read) -> JSONResponse:
+    """List the models."""
+
+    def work() -> dict[str, Any]:
+        return {"models": [service.models.info(name) for name in service.models.folders()]}
+
+    return JSONResponse(await run_in_threadpool(work))
+
+
+@router.get("/{name}", responses=answer_of(ModelFacts))
+async def show_model(name: str, service: Service, caller: Read) -> JSONResponse:
+    """Show the facts of a model, with its calibration."""
+    return JSONResponse(await run_in_threadpool(service.models.info, name))
+
+
+@router.delete("/{name}", status_code=204, response_class=Response)
+async def delete_model(name: str, service: Service, caller: Admin) -> None:
+    """Delete a model with its run folder; galleries keep their copies of it."""
+    await run_in_threadpool(service.models.delete, name)
+
+
+@router.get(
+    "/{name}/download", response_class=Response,
+    responses=file_of("application/zip", "the model's folder"),
+)  # fmt: skip
+async def download_model(name: str, service: Service, caller: Admin) -> Response:
+    """Download a model's folder as a zip archive, without pictures of the training."""
+
+    def work() -> ZipResponse:
+        files = {f"model/{file.name}": file for file in service.models.files(name)}
+        return ZipResponse(_file_name(name, "model.zip"), files, ExitStack())
+
+    return await run_in_threadpool(work)
+
+
+@router.get(
+    "/{name}/report", response_class=Response,
+    responses=file_of("text/html", "the report of the training"),
+)  # fmt: skip
+async def show_report(name: str, service: Service, caller: Admin) -> FileResponse:
+    """Show the report of a model's training, one HTML file, which holds pictures."""
+    report = await run_in_threadpool(service.models.report, name)
+    return FileResponse(
+        report, media_type="text/html", filename=_file_name(name, "report.html"),
+        content_disposition_type="inline", headers={"Content-Security-Policy": REPORT_POLICY},
+    )  # fmt: skip
+
+
+@router.get(
+    "/{name}/export", response_class=Response,
+    responses=file_of("application/zip", "the exported folder"),
+)  # fmt: skip
+async def export_model(
+    name: str,
+    service: Service,
+    caller: Admin,
+    format: Annotated[str, Query(description="onnx, onnx-int8, openvino or hub")] = "onnx",
+    resize: Annotated[str, Query(description="outside or inside")] = "outside",
+) -> Response:
+    """Download a model in another form, as `twinlens export` writes it."""
+
+    def work() -> ZipResponse:
+        with ExitStack() as stack:
+            top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twinlens-")))
+            out = top / "export"
+            export(service.models.get(name).path, out, format=format, resize=resize, quiet=True)
+            files = {file.relative_to(out).as_posix(): file
+                     for file in sorted(out.rglob("*")) if file.is_file()}  # fmt: skip
+            return ZipResponse(_file_name(name, f"{format}.zip"), files, stack.pop_all())
+
+    async with service.queue.admitted():
+        return await service.queue.run(work)
+
+
+def _file_name(name: str, ending: str) -> str:
+    """A name for the client's disk, in plain ASCII."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{ending}"
