@@ -18,7 +18,8 @@ from twinlens._version import __version__
 from twinlens.service.errors import add_handlers
 from twinlens.service.logs import RequestLog
 from twinlens.service.pages import routes as pages
-from twinlens.service.routes import answers, operations
+from twinlens.service.routes import answers, models, operations, reference
+from twinlens.service.schemas import ERRORS
 from twinlens.service.settings import ServiceSettings
 from twinlens.service.state import ServiceState
 
@@ -26,7 +27,7 @@ __all__ = ["create_app", "worker_app"]
 
 log = logging.getLogger("twinlens.service")
 
-ROUTERS = (answers.router, operations.router, pages.router)
+ROUTERS = (answers.router, models.router, operations.router, reference.router, pages.router)
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -50,7 +51,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app = FastAPI(
         title="twinlens", version=__version__, lifespan=life, docs_url=None, redoc_url=None,
         openapi_url="/v1/openapi.json", max_body_size=settings.limits.body_bytes,
-        telemetry={"logs": False, "operation_spans": False},
+        responses=ERRORS, telemetry={"logs": False, "operation_spans": False},
     )  # fmt: skip
     add_handlers(app)
     for router in ROUTERS:
