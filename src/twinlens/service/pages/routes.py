@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from twinlens.service.pages import view
+from twinlens.service.pages import bring, view
 from twinlens.service.security import Read
 
 __all__ = ["router"]
@@ -19,5 +19,8 @@ async def home(request: Request, caller: Read) -> Response:
 
 
 # Each module of this folder that has pages adds its router here.
-for pages in (view.router,):
+for pages in (
+    view.router,
+    bring.router,
+):
     router.include_router(pages)
