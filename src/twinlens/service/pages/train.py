@@ -1,0 +1,114 @@
+"""Pages that train: the button, the curve while it runs, and the result in plain words."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, TypeAlias
+
+from fastapi import APIRouter, Form, Query, Request, Response
+
+from twinlens.progress import format_duration
+from twinlens.service.job_folder import ENDED
+from twinlens.service.pages import view
+from twinlens.service.pages.bring import see_other
+from twinlens.service.security import Admin, Read
+from twinlens.service.state import Service, ServiceState
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/train", include_in_schema=False, route_class=view.PageRoute)
+
+MINUTES = (2, 5, 15, 0)  # 0: until it stops improving
+USUAL = 5
+JOBS = 10  # shown
+FEW_IDENTITIES = 10  # behind figures that are rough
+
+Name = Annotated[str, Form(max_length=64)]
+Json: TypeAlias = dict[str, Any]
+
+
+@router.get("")
+async def form(
+    request: Request,
+    service: Service,
+    caller: Read,
+    chosen: Annotated[str | None, Query(alias="set", max_length=64)] = None,
+) -> Response:
+    """The form that starts a training, and the trainings so far."""
+
+    def work() -> Json:
+        sets = [_set_facts(service, name) for name in service.picture_sets.names()]
+        jobs = [job for job in service.jobs.list() if job.kind == "train"]
+        return {"sets": sets, "jobs": jobs[:JOBS]}
+
+    values = await service.queue.run(work)
+    return view.render(
+        request, "train.html.j2", chosen=chosen, minutes=MINUTES, usual=USUAL,
+        problem=service.jobs.training_problem, has_data=service.jobs.enabled, day=_day, **values,
+    )  # fmt: skip
+
+
+@router.post("")
+async def start(
+    request: Request, service: Service, caller: Admin, pictures: Name,
+    minutes: Annotated[int, Form(ge=0, le=24 * 60)] = USUAL, run: Name = "",
+) -> Response:  # fmt: skip
+    """Start a training."""
+    arguments: Json = {"pictures": pictures}
+    if minutes:
+        arguments["time_budget"] = 60.0 * minutes
+    if run.strip():
+        arguments["run"] = run.strip()
+    job = await service.queue.run(service.jobs.start, "train", arguments, caller.name)
+    return see_other(request, f"/train/{job.id}")
+
+
+@router.get("/{id}")
+async def one_training(request: Request, service: Service, caller: Read, id: str) -> Response:
+    """A training: its curve while it runs, its result in the end."""
+    job = await service.queue.run(service.jobs.get, id)
+    return view.render(
+        request, "training.html.j2", job=job, ended=job.state in ENDED, day=_day,
+        duration=format_duration, words=_words(job.result),
+    )  # fmt: skip
+
+
+@router.post("/{id}/cancel")
+async def cancel(request: Request, service: Service, caller: Admin, id: str) -> Response:
+    """Cancel a training; what it learned until then stays."""
+    await service.queue.run(service.jobs.cancel, id)
+    return see_other(request, f"/train/{id}")
+
+
+@router.post("/{id}/resume")
+async def resume(request: Request, service: Service, caller: Admin, id: str) -> Response:
+    """Resume a training that was cancelled or interrupted."""
+    await service.queue.run(service.jobs.resume, id)
+    return see_other(request, f"/train/{id}")
+
+
+def _set_facts(service: ServiceState, name: str) -> Json:
+    numbers = service.picture_sets.identities(name)
+    return {"name": name, "pictures": sum(numbers.values()), "identities": len(numbers)}
+
+
+def _day(time: str | None) -> str:
+    return "" if time is None else f"{datetime.fromisoformat(time).astimezone():%Y-%m-%d %H:%M}"
+
+
+def _words(result: Json | None) -> Json | None:
+    """Figures of a result as a page says them; None before there is one."""
+    if result is None:
+        return None
+    measured = result.get("results") or {}
+    verification, calibration = measured.get("verification"), result.get("calibration")
+    words: Json = {"run": result["run"], "report": result["report"], "calibration": calibration,
+                   "verification": verification, "seen": None}  # fmt: skip
+    if verification is not None:
+        words |= {
+            "few": verification["num_identities"] < FEW_IDENTITIES,
+            "unseen": measured.get("identity_disjoint") is True,
+            "is_test": measured.get("split") == "test",
+            "nearest": (measured.get("retrieval") or {}).get("recall_at_1"),
+        }
+    return words
