@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from typing import Any
 
 from tqdm import tqdm
 
 from twinlens.errors import message_lines
 
-__all__ = ["COMMAND_START", "Progress", "console_log", "format_duration"]
+__all__ = ["COMMAND_START", "LISTENER", "Progress", "console_log", "format_duration", "publish"]
 
 log = logging.getLogger("twinlens")
 
@@ -21,6 +22,11 @@ LINE_SECONDS = 10.0
 
 COMMAND_START: ContextVar[float | None] = ContextVar("COMMAND_START", default=None)
 """`time.monotonic()` at the start of a command of the shell; its imports take seconds."""
+
+LISTENER: ContextVar[Callable[[str, dict[str, Any]], None] | None] = ContextVar(
+    "LISTENER", default=None
+)
+"""Receives the type and the values of what is published, such as for the events of a job."""
 
 LOST = (OSError, ValueError)
 """Errors of a standard error that is full, closed or a terminal that is gone: work goes on."""
@@ -38,15 +44,24 @@ class Progress:
         self.note = ""
         self._bar: tqdm[None] | None = None
         self._start = self._last = time.monotonic()
+        self._listener = LISTENER.get()  # Other threads may report the progress.
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` units are done."""
+        if self._listener is not None:
+            self._listener("progress", self._values(done, total))
         if log.isEnabledFor(logging.INFO):
             with suppress(*LOST):
                 if sys.stderr.isatty():
                     self._draw(done, total)
                 else:
                     self._write(done, total)
+
+    def _values(self, done: int, total: int) -> dict[str, Any]:
+        rate = done / max(time.monotonic() - self._start, 1e-9)
+        left = (total - done) / rate if done else None
+        return {"task": self.task, "unit": self.unit, "done": done, "total": total, "rate": rate,
+                "seconds_left": left, "note": self.note}  # fmt: skip
 
     def _draw(self, done: int, total: int) -> None:
         if self._bar is None:
@@ -77,6 +92,13 @@ class Progress:
             with suppress(*LOST):
                 self._bar.close()
             self._bar = None
+
+
+def publish(kind: str, **values: Any) -> None:
+    """Pass values to the `LISTENER`, if there is one."""
+    listener = LISTENER.get()
+    if listener is not None:
+        listener(kind, values)
 
 
 def format_duration(seconds: float) -> str:

@@ -7,12 +7,14 @@ import math
 import os
 import socket
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from twinlens.files import writing_errors
 from twinlens.learn.records import HistoryRow
 from twinlens.learn.run_folder import RunFolder
+from twinlens.progress import publish
 
 __all__ = ["History"]
 
@@ -41,6 +43,7 @@ class History:
         self.rows.append(row)
         if self._run is not None:
             self._run.write_history(self.rows)
+            publish("curve", **asdict(row))
         if self._events is not None:
             self._events.add(row)
 

@@ -6,80 +6,61 @@ is read from files, so that every worker and a restarted server see the same.
 
 from __future__ import annotations
 
+import asyncio
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from twinlens.service.settings import ServiceSettings
+from twinlens.errors import one_line, unknown_name
+from twinlens.files import part_beside
+from twinlens.machine import installed_extras
+from twinlens.model.stored import DESCRIPTION
+from twinlens.service.errors import ServiceError, public_text
+from twinlens.service.galleries import Galleries
+from twinlens.service.job_arguments import (
+    Arguments,
+    ImportArguments,
+    TrainArguments,
+    check_arguments,
+)
+from twinlens.service.job_folder import ENDED, LOG, Event, Job, JobFolder, State
+from twinlens.service.job_work import UPLOAD
+from twinlens.service.models import Models
+from twinlens.service.picture_sets import PictureSets
+from twinlens.service.settings import ServiceSettings, check_name
+from twinlens.service.storage import data_folder, storing
 
 __all__ = ["ENDED", "Event", "Job", "Jobs", "State"]
 
-State = Literal["waiting", "running", "done", "failed", "cancelled", "interrupted"]
-Kind = Literal["train", "calibrate", "cluster", "import", "export"]
-ENDED: tuple[State, ...] = ("done", "failed", "cancelled", "interrupted")
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job as its files are now.
-
-    Attributes:
-        id: name of its folder; later jobs sort after earlier ones.
-        kind: kind of work.
-        state: "interrupted" if its process was killed; it can be resumed, as a cancelled one can.
-        created: time, ISO 8601 with UTC offset.
-        started: time at which its work began, if it did.
-        ended: time at which its process ended, if it is known.
-        arguments: as they were checked, defaults included.
-        by: name of the key that started it.
-        progress: the last progress (`task`, `unit`, `done`, `total`, `rate` in units a second,
-            `seconds_left`, `note`), if any.
-        result: of a finished job, by its kind; None before.
-        error: message of a failed job.
-    """
-
-    id: str
-    kind: Kind
-    state: State
-    created: str
-    started: str | None
-    ended: str | None
-    arguments: dict[str, Any]
-    by: str
-    progress: dict[str, Any] | None = None
-    result: dict[str, Any] | None = None
-    error: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """A plain dictionary of the attributes."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Event:
-    """An event of a job.
-
-    Attributes:
-        id: position behind it in the list of events; `after` for the next.
-        type: "state", "progress", "log" (`level`, `text`), "curve" (`step`, `loss`, `metric`,
-            `rate`, `seconds`, ...), or "end" with the job as the last.
-        data: its values.
-    """
-
-    id: int
-    type: str
-    data: dict[str, Any]
+ID = re.compile(r"\d{8}T\d{12}-[0-9a-f]{6}")
+MAX_WAITING = 8
+KEPT = 100  # ended jobs
+MAX_ATTEMPTS = 5  # A job that kills its process is not resumed for ever.
+POLL = 0.5  # seconds
 
 
 class Jobs:
     """Starts, lists, follows, cancels and resumes jobs.
 
-    Every method but `enabled` raises `ServiceError` (409) in a service without a folder of its own.
+    Every method but `enabled` and `list` raises `ServiceError` (409) in a service without a folder
+    of its own.
     """
 
-    def __init__(self, settings: ServiceSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: ServiceSettings, models: Models, galleries: Galleries) -> None:
+        self._settings, self._models, self._galleries = settings, models, galleries
+        self._starting = threading.Lock()
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
     def enabled(self) -> bool:
@@ -87,23 +68,50 @@ class Jobs:
         return self._settings.data is not None
 
     @property
-    def can_train(self) -> str | None:
+    def training_problem(self) -> str | None:
         """None if training is possible; otherwise a line that says what to install."""
-        raise NotImplementedError
+        if installed_extras()["train"]:
+            return None
+        return "training needs further packages on the server: pip install 'twinlens[train]'"
 
-    def start(self, kind: str, arguments: Mapping[str, Any], by: str = "local") -> Job:
+    def start(
+        self, kind: str, arguments: Mapping[str, Any], by: str = "local",
+        upload: bytes | None = None,
+    ) -> Job:  # fmt: skip
         """Start a job; it waits if another one of its queue runs.
 
         Args:
             kind: "train", "calibrate", "cluster", "import" or "export".
             arguments: see the classes `TrainArguments` and so on.
             by: name of the key that starts it.
+            upload: Parquet file to import.
         Raises:
             ConfigError: unknown kind or wrong arguments, all of them at once.
             ServiceError: too many waiting jobs (503), a full disk (507), a missing set, model or
                 gallery (404), or no packages for training (501).
         """
-        raise NotImplementedError
+        top = data_folder(self._settings, "jobs")
+        checked = check_arguments(kind, dict(arguments))
+        with self._starting, storing():
+            jobs = self.list()
+            if sum(job.state == "waiting" for job in jobs) >= MAX_WAITING:
+                raise ServiceError(
+                    503, f"{MAX_WAITING} jobs wait already: try again when one has ended",
+                    headers={"Retry-After": "60"},
+                )  # fmt: skip
+            for job in [job for job in jobs if job.state in ENDED][KEPT:]:
+                self.delete(job.id)
+            checked, places = self._places(checked, upload is not None)
+            with part_beside(top / "job") as part:
+                job_folder = JobFolder(part / f"{_time_id()}-{secrets.token_hex(3)}")
+                job_folder.path.mkdir()
+                job_folder.write_request(kind, checked.model_dump(mode="json"), places, by)
+                if upload is not None:
+                    (job_folder.path / UPLOAD).write_bytes(upload)
+                id = job_folder.path.name
+                job_folder.path.rename(top / id)
+            self._spawn(JobFolder(top / id))
+        return self.get(id)
 
     def get(self, id: str) -> Job:
         """A job.
@@ -111,11 +119,19 @@ class Jobs:
         Raises:
             ServiceError: no such job (404).
         """
-        raise NotImplementedError
+        folder = self.folder(id)
+        try:
+            return _public(JobFolder(folder).read())
+        except ValueError as error:
+            raise _no_job(id) from error
 
     def list(self) -> Sequence[Job]:
         """All jobs, the newest first."""
-        raise NotImplementedError
+        data, jobs = self._settings.data, []
+        for folder in () if data is None else sorted(data.glob("jobs/[!.]*/"), reverse=True):
+            with suppress(ValueError):  # Being deleted.
+                jobs.append(_public(JobFolder(folder).read()))
+        return jobs
 
     def cancel(self, id: str) -> Job:
         """Cancel a job. A training keeps its checkpoint and model; a second cancel ends it at once.
@@ -123,7 +139,12 @@ class Jobs:
         Raises:
             ServiceError: no such job (404), or it has ended (409).
         """
-        raise NotImplementedError
+        job, folder = self.get(id), JobFolder(self.folder(id))
+        if job.state in ENDED and job.state != "interrupted":
+            raise ServiceError(409, f"the job {id} is {job.state} already")
+        with storing():
+            folder.set_cancels(folder.num_cancels() + 1)
+        return self.get(id)
 
     def resume(self, id: str) -> Job:
         """Start the process of an interrupted, cancelled or failed job again.
@@ -131,23 +152,42 @@ class Jobs:
         Raises:
             ServiceError: no such job (404), or it runs or is done (409).
         """
-        raise NotImplementedError
+        job, folder = self.get(id), JobFolder(self.folder(id))
+        if job.state == "done" or job.state not in ENDED:
+            raise ServiceError(409, f"the job {id} is {job.state}: there is nothing to resume")
+        with self._starting, storing():
+            self._spawn(folder, num_cancels=0)
+        return self.get(id)
 
     def delete(self, id: str) -> None:
-        """Delete an ended job and its files; the run or gallery that it made stays.
+        """Delete an ended job and its files; the model or gallery that it made stays.
 
         Raises:
             ServiceError: no such job (404), or it has not ended (409).
         """
-        raise NotImplementedError
+        job, folder = self.get(id), self.folder(id)
+        if job.state not in ENDED:
+            raise ServiceError(409, f"the job {id} is {job.state}: cancel it first")
+        run = JobFolder(folder).request()["places"].get("run")
+        if run is not None and not (Path(run) / "model" / DESCRIPTION).is_file():
+            shutil.rmtree(run, ignore_errors=True)
+        with suppress(FileNotFoundError), part_beside(folder) as part:
+            folder.rename(part / id)
 
     def resume_interrupted(self) -> None:
         """Resume the jobs whose processes were killed; called when the server starts."""
-        raise NotImplementedError
+        for job in reversed(self.list()):
+            folder = JobFolder(self.folder(job.id))
+            if job.state == "interrupted" and folder.status().get("attempts", 0) < MAX_ATTEMPTS:
+                with self._starting:
+                    self._spawn(folder)
 
     def folder(self, id: str) -> Path:
-        """The folder of a job's files: `log.txt`, `clusters.json` or `export/`."""
-        raise NotImplementedError
+        """The folder of a job's files: `log.txt`, `groups.json` or `export/`."""
+        folder = data_folder(self._settings, "jobs") / id
+        if ID.fullmatch(id) is None or not folder.is_dir():
+            raise _no_job(id)
+        return folder
 
     async def events(self, id: str, after: int = 0) -> AsyncIterator[Event]:
         """Events of a job as they come, up to its end.
@@ -156,5 +196,116 @@ class Jobs:
             id: of the job.
             after: `Event.id` of the last one that is known.
         """
-        raise NotImplementedError
-        yield
+        folder = JobFolder(self.folder(id))
+        while True:
+            job = await asyncio.to_thread(self.get, id)  # Before the events: none follows its end.
+            for event in await asyncio.to_thread(folder.events, after):
+                after = event.id
+                if event.type == "log":
+                    event.data["text"] = public_text(event.data["text"])
+                yield event
+            if job.state in ENDED:
+                yield Event(after, "end", job.as_json())
+                return
+            await asyncio.sleep(POLL)
+
+    def _spawn(self, folder: JobFolder, num_cancels: int | None = None) -> None:
+        """Start the process of a job, unless it lives. It inherits the lock, without a gap."""
+        self._processes = [process for process in self._processes if process.poll() is None]
+        descriptor = folder.try_lock()
+        if descriptor is None:
+            return
+        try:
+            if num_cancels is not None:
+                folder.set_cancels(num_cancels)
+            state = folder.status().get("state", "waiting")
+            if state != "waiting":
+                folder.write_status(state="waiting", ended=None, error=None, result=None)
+            with (folder.path / LOG).open("ab") as log:
+                self._processes.append(
+                    subprocess.Popen(
+                        [*self._command(), str(folder.path.resolve()), str(descriptor)],
+                        stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder.path,
+                        start_new_session=True, pass_fds=(descriptor,),
+                    )
+                )  # fmt: skip
+        finally:
+            os.close(descriptor)
+
+    def _command(self) -> Sequence[str]:
+        return (sys.executable, "-m", "twinlens.service.job_process")
+
+    def _places(self, arguments: Arguments, has_upload: bool) -> tuple[Arguments, dict[str, str]]:
+        """Places of what the arguments name; the arguments with names for those left out.
+
+        Raises:
+            ServiceError: something is missing (404, 409, 501).
+        """
+        places = {"device": self._settings.device}
+        pictures = arguments.pictures
+        if pictures is not None:
+            PictureSets(self._settings).identities(pictures)
+        if isinstance(arguments, TrainArguments):
+            if self.training_problem is not None:
+                raise ServiceError(501, self.training_problem, "missing_extra")
+            run = self._new_run(arguments.run, arguments.pictures)
+            return arguments.model_copy(update={"run": run.name}), places | {"run": str(run)}
+        if isinstance(arguments, ImportArguments) and (pictures is None) != has_upload:
+            raise ServiceError(422, "an import needs either a picture set or an uploaded file")
+        gallery = getattr(arguments, "gallery", None)
+        if gallery is not None:
+            return arguments, places | {"gallery": self._gallery(gallery)}
+        folders = self._models.folders()
+        name = _only("model", getattr(arguments, "model", None), folders)
+        return (
+            arguments.model_copy(update={"model": name}),
+            places | {"model": str(folders[name].resolve())},
+        )
+
+    def _gallery(self, name: str) -> str:
+        places = self._galleries.places()
+        place = places[_only("gallery", name, places)]
+        return place if "://" in place else str(Path(place).resolve())
+
+    def _new_run(self, name: str | None, pictures: str) -> Path:
+        """Make the folder of a new run, which reserves its name."""
+        runs = data_folder(self._settings, "runs").resolve()
+        taken = self._models.folders()
+        if name is not None:
+            if check_name("run", name) in taken:
+                raise ServiceError(409, f"there is a run {name} already: choose another name")
+            with suppress(FileExistsError):
+                (runs / name).mkdir()
+                return runs / name
+            raise ServiceError(409, f"there is a run {name} already: choose another name")
+        for number in count(1):
+            run = runs / (pictures if number == 1 else f"{pictures}-{number}")
+            if run.name not in taken:
+                with suppress(FileExistsError):
+                    run.mkdir()
+                    break
+        return run
+
+
+def _public(job: Job) -> Job:
+    """The job without paths of the server."""
+    return job if job.error is None else replace(job, error=public_text(job.error))
+
+
+def _only(kind: str, name: str | None, choices: Mapping[str, Any]) -> str:
+    """The name, or the first one without a name."""
+    if name is None:
+        name = next(iter(choices), None)
+    if name is None:
+        raise ServiceError(404, f"there is no {kind} yet")
+    if name not in choices:
+        raise ServiceError(404, unknown_name(kind, name, choices))
+    return name
+
+
+def _no_job(id: str) -> ServiceError:
+    return ServiceError(404, f"there is no job '{one_line(id)}'")
+
+
+def _time_id() -> str:
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")

@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 import numpy as np
 from fastapi import Depends, Request
 
+from twinlens.service.audit_log import AuditLog
 from twinlens.service.compute import ComputeQueue
 from twinlens.service.galleries import Galleries
 from twinlens.service.jobs import Jobs
@@ -31,6 +32,7 @@ class ServiceState:
         queue: admits requests and computes.
         jobs: long work in processes of its own.
         picture_sets: uploaded pictures.
+        audit: log of changes.
         closing: set when the process was told to end; event streams end then.
     """
 
@@ -39,8 +41,9 @@ class ServiceState:
         self.models = Models(settings)
         self.galleries = Galleries(settings, self.models)
         self.queue = ComputeQueue(settings.limits)
-        self.jobs = Jobs(settings)
+        self.jobs = Jobs(settings, self.models, self.galleries)
         self.picture_sets = PictureSets(settings)
+        self.audit = AuditLog(settings.data)
         self.closing = asyncio.Event()
 
     def warm_up(self) -> None:
