@@ -15,11 +15,13 @@ from types import FrameType
 from fastapi import FastAPI
 
 from twinlens._version import __version__
+from twinlens.service.bodies import BodyLimits
 from twinlens.service.errors import add_handlers
 from twinlens.service.logs import RequestLog
 from twinlens.service.pages import routes as pages
-from twinlens.service.routes import answers, models, operations, reference
+from twinlens.service.routes import answers, galleries, models, operations, reference, templates
 from twinlens.service.schemas import ERRORS
+from twinlens.service.security import Access, SafeHeaders
 from twinlens.service.settings import ServiceSettings
 from twinlens.service.state import ServiceState
 
@@ -27,7 +29,10 @@ __all__ = ["create_app", "worker_app"]
 
 log = logging.getLogger("twinlens.service")
 
-ROUTERS = (answers.router, models.router, operations.router, reference.router, pages.router)
+ROUTERS = (
+    answers.router, models.router, galleries.router, templates.router, operations.router,
+    reference.router, pages.router,
+)  # fmt: skip
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -50,13 +55,16 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     # The pages of FastAPI load scripts from elsewhere. Its logs would hold messages of exceptions.
     app = FastAPI(
         title="twinlens", version=__version__, lifespan=life, docs_url=None, redoc_url=None,
-        openapi_url="/v1/openapi.json", max_body_size=settings.limits.body_bytes,
-        responses=ERRORS, telemetry={"logs": False, "operation_spans": False},
+        openapi_url="/v1/openapi.json", responses=ERRORS,
+        telemetry={"logs": False, "operation_spans": False},
     )  # fmt: skip
     add_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
-    app.add_middleware(RequestLog)  # The last one added is the outermost.
+    app.add_middleware(BodyLimits, limits=settings.limits)
+    app.add_middleware(Access, settings=settings)
+    app.add_middleware(RequestLog)
+    app.add_middleware(SafeHeaders)  # The last one added is the outermost.
     return app
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,6 +19,7 @@ from twinlens.errors import (
     GalleryError,
     MissingExtraError,
     ModelError,
+    NotEnrolledError,
     PictureError,
     TrainingError,
     TwinlensError,
@@ -24,7 +27,7 @@ from twinlens.errors import (
     one_line,
 )
 
-__all__ = ["ServiceError", "add_handlers", "error_response", "public_text"]
+__all__ = ["ServiceError", "add_handlers", "error_body", "error_response", "public_text"]
 
 log = logging.getLogger("twinlens.service")
 
@@ -34,6 +37,7 @@ KINDS: tuple[tuple[type[TwinlensError], str, int], ...] = (
     (CalibrationError, "not_calibrated", 409),
     (ConfigError, "invalid_value", 422),
     (DataError, "invalid_data", 422),
+    (NotEnrolledError, "not_found", 404),
     (GalleryError, "gallery", 422),
     (MissingExtraError, "missing_extra", 501),
     (ModelError, "model", 500),
@@ -47,8 +51,8 @@ CODES = {400: "bad_request", 401: "no_key", 403: "forbidden", 404: "not_found",
 SERVER_PATH = re.compile(r"(?<![\w:/.])(?:~|[A-Za-z]:)?(?:/[^\s/:'\"`,;()<>]+){2,}/?")
 
 
-class ServiceError(Exception):
-    """An answer of the service that is an error.
+class ServiceError(HTTPException):
+    """An answer of the service that is an error; FastAPI passes it on while it reads a body.
 
     Args:
         status: HTTP status.
@@ -61,10 +65,9 @@ class ServiceError(Exception):
         self, status: int, message: str, code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(message)
+        super().__init__(status, message, headers)
         self.status, self.message = status, message
         self.code = CODES.get(status, "error") if code is None else code
-        self.headers = headers
 
 
 def public_text(message: str) -> str:
@@ -77,13 +80,19 @@ def public_text(message: str) -> str:
 
 
 def error_response(
-    request: Request, status: int, code: str, message: str, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    """The body of an error."""
+    request: Request, status: int, code: str, message: str,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:  # fmt: skip
+    """The answer to a request that failed."""
     request.state.error_code = code
-    body = {"code": code, "message": message_lines(message),
-            "request_id": getattr(request.state, "request_id", "")}  # fmt: skip
-    return JSONResponse({"error": body}, status, headers)
+    body = error_body(code, message, getattr(request.state, "request_id", ""))
+    return JSONResponse(body, status, headers)
+
+
+def error_body(code: str, message: str, request_id: str) -> dict[str, Any]:
+    """The body of an error, which can be encoded whatever a client sent."""
+    text = message_lines(message).encode("utf-8", "backslashreplace").decode()
+    return {"error": {"code": code, "message": text, "request_id": request_id}}
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -112,5 +121,4 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
         code = CODES.get(error.status_code, "error")
-        headers = dict(error.headers) if error.headers else None
-        return error_response(request, error.status_code, code, str(error.detail), headers)
+        return error_response(request, error.status_code, code, str(error.detail), error.headers)

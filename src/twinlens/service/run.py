@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -16,8 +17,11 @@ from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.supervisors.multiprocess import SIGNALS, Multiprocess
 
 from twinlens.errors import ConfigError, DataError, TwinlensError
+from twinlens.machine import num_threads
 from twinlens.service.app import create_app
+from twinlens.service.connections import Connection
 from twinlens.service.galleries import Galleries
+from twinlens.service.keys import Keys
 from twinlens.service.logs import log, log_config
 from twinlens.service.metrics import shared_by_workers
 from twinlens.service.models import Models
@@ -68,7 +72,9 @@ def serve(
     settings = ServiceSettings(
         model=model, galleries=tuple(galleries), data=data, host=host, port=port, keys=keys,
         certificate=certificate, private_key=private_key, workers=workers, device=device,
-        limits=Limits(requests_a_minute=requests_a_minute),
+        limits=Limits(
+            requests_a_minute=requests_a_minute, slots=max(1, num_threads() // max(1, workers))
+        ),
     )  # fmt: skip
     _check(settings)
     with _listening(host, port) as listener:
@@ -88,7 +94,8 @@ def _run(settings: ServiceSettings, listener: socket.socket) -> None:
         factory=settings.workers > 1, workers=settings.workers, log_config=log_config(),
         ssl_certfile=settings.certificate, ssl_keyfile=settings.private_key, access_log=False,
         server_header=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS, ws="none", lifespan="on",
-        timeout_worker_healthcheck=SILENT_SECONDS, h11_max_incomplete_event_size=2**16,
+        timeout_worker_healthcheck=SILENT_SECONDS,
+        http=partial(Connection, limits=settings.limits),
     )  # fmt: skip
     if settings.workers == 1:
         uvicorn.Server(config).run([listener])
@@ -151,6 +158,8 @@ def _check(settings: ServiceSettings) -> None:
             f"--host {settings.host} is reachable from other machines, which needs --keys FILE: "
             "make one with `twinlens keys add`"
         )
+    if settings.keys is not None:
+        Keys(settings.keys)
     _check_certificate(settings.certificate, settings.private_key)
     if settings.data is not None:
         settings.data.mkdir(parents=True, exist_ok=True)

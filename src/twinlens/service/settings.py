@@ -28,7 +28,12 @@ class Limits(BaseModel):
         body_bytes: of a request (413).
         picture_bytes: of one uploaded picture (413).
         pictures: uploaded in one request (422).
-        seconds: from the first byte of a body to the answer (503; 408 for a slow body).
+        memory_bytes: of all bodies that a process holds at the same time (503).
+        seconds: of an answer, after its body has come (503).
+        body_seconds: in which a body must come (408).
+        header_seconds: in which the headers of a request must come (408).
+        header_bytes: of the address and headers of a request (431).
+        connections: that a process answers; further ones are refused (503).
         slots: requests that compute at the same time.
         queue: requests that wait for a slot; further ones are refused (503).
         requests_a_minute: of one key or, without keys, one address (429); 0 for no limit.
@@ -39,7 +44,12 @@ class Limits(BaseModel):
     body_bytes: Annotated[int, Field(gt=0)] = 64 * 2**20
     picture_bytes: Annotated[int, Field(gt=0)] = 16 * 2**20
     pictures: Annotated[int, Field(gt=0)] = 64
+    memory_bytes: Annotated[int, Field(gt=0)] = 256 * 2**20
     seconds: Annotated[float, Field(gt=0)] = 30.0
+    body_seconds: Annotated[float, Field(gt=0)] = 60.0
+    header_seconds: Annotated[float, Field(gt=0)] = 10.0
+    header_bytes: Annotated[int, Field(gt=0)] = 32 * 2**10
+    connections: Annotated[int, Field(gt=0)] = 512
     slots: Annotated[int, Field(gt=0)] = Field(default_factory=num_threads)
     queue: Annotated[int, Field(ge=0)] = 16
     requests_a_minute: Annotated[int, Field(ge=0)] = 0
