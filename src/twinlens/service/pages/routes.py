@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from twinlens.service.pages import bring, view
+from twinlens.service.pages import ask, bring, galleries, share, train, view
 from twinlens.service.security import Read
 
 __all__ = ["router"]
@@ -22,5 +22,9 @@ async def home(request: Request, caller: Read) -> Response:
 for pages in (
     view.router,
     bring.router,
+    train.router,
+    galleries.router,
+    ask.router,
+    share.router,
 ):
     router.include_router(pages)

@@ -1,0 +1,329 @@
+"""Pages of galleries: list, create, identities with pictures, enrol, rename, erase, calibrate."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import PurePath
+from typing import Annotated, Any
+from urllib.parse import quote, urlencode
+
+from fastapi import APIRouter, Form, Query, Request, Response
+from fastapi.responses import RedirectResponse
+
+from twinlens.data.quality import PARTS, PictureQuality
+from twinlens.errors import TwinlensError, one_line
+from twinlens.gallery.gallery import Gallery
+from twinlens.gallery.results import EraseReceipt, GalleryCalibrationResult
+from twinlens.gallery.schema import quoted
+from twinlens.service import changes
+from twinlens.service.errors import ServiceError, public_text
+from twinlens.service.jobs import ENDED, Job
+from twinlens.service.keys import ROLES, Role
+from twinlens.service.pages import snippets, view
+from twinlens.service.pages.forms import read_form
+from twinlens.service.routes.galleries import DIRECT
+from twinlens.service.routes.templates import named
+from twinlens.service.security import Admin, Caller, Enrol, Read
+from twinlens.service.state import Service, ServiceState
+
+__all__ = ["allows", "covers", "gallery_url", "known_names", "picture_urls", "quality_words",
+           "router"]  # fmt: skip
+
+router = APIRouter(prefix="/galleries", include_in_schema=False, route_class=view.PageRoute)
+
+PAGE = 48  # identities or templates shown at once
+SHOWN = 20  # skipped pictures named
+MOST_NAMES = 500  # suggested while a name is typed
+FPIR_CHOICES = (0.001, 0.01, 0.05, 0.1)
+
+Name = Annotated[str, Form(max_length=1000)]
+Offset = Annotated[int, Query(ge=0)]
+
+
+def gallery_url(name: str, part: str = "", **query: str | int) -> str:
+    """The address of a gallery's page."""
+    words = urlencode(query, quote_via=quote, safe="")
+    return f"/galleries/{quote(name, safe='')}{part}" + (f"?{words}" if words else "")
+
+
+def allows(caller: Caller, role: Role) -> bool:
+    """Whether a caller may do what needs a role, so that a page offers it."""
+    return ROLES.index(caller.role) >= ROLES.index(role)
+
+
+def quality_words(quality: PictureQuality) -> str:
+    """The worst part of a picture's quality, in words."""
+    parts = {name: getattr(quality, name) for name in PARTS}
+    known = {name: value for name, value in parts.items() if value is not None}
+    worst = min(known, key=lambda name: known[name])
+    return str(view.texts()["quality"][worst]).format(score=quality.score)
+
+
+@router.get("")
+async def galleries(request: Request, service: Service, caller: Read) -> Response:
+    """All galleries, and a form for a new one."""
+    rows = await service.queue.run(_rows, service)
+    return view.render(
+        request, "galleries.html.j2", rows=rows, models=list(service.models.folders()),
+        has_data=service.settings.data is not None, caller=caller, gallery_url=gallery_url,
+    )  # fmt: skip
+
+
+@router.post("")
+async def create(
+    service: Service, caller: Admin, name: Annotated[str, Form(max_length=200)],
+    model: Annotated[str, Form(max_length=200)],
+) -> Response:  # fmt: skip
+    """Create a gallery."""
+    await service.queue.run(changes.create, service, caller, name.strip(), model)
+    return RedirectResponse(gallery_url(name.strip()), 303)
+
+
+@router.get("/{name}")
+async def gallery(
+    request: Request, service: Service, caller: Read, name: str,
+    q: Annotated[str, Query(max_length=200)] = "",
+    where: Annotated[str, Query(max_length=2000)] = "", offset: Offset = 0,
+) -> Response:  # fmt: skip
+    """A gallery: its identities, a form to enrol, and its limit."""
+    return await _gallery_page(request, service, caller, name, q=q, where=where, offset=offset)
+
+
+@router.get("/{name}/identity")
+async def one_identity(
+    request: Request, service: Service, caller: Read, name: str,
+    identity: Annotated[str, Query(max_length=1000)], offset: Offset = 0,
+) -> Response:  # fmt: skip
+    """The templates of an identity, with forms to change them."""
+    return await _identity_page(request, service, caller, name, identity, offset=offset)
+
+
+@router.post("/{name}/enrol")
+async def enrol(request: Request, service: Service, caller: Enrol, name: str) -> Response:
+    """Enrol the pictures of a form."""
+    async with service.queue.admitted():
+        form = await read_form(request, service.settings.limits)
+        identity, metadata = form.text("identity"), _metadata(form.texts.get("metadata", ""))
+        pictures = named(form.pictures.get("pictures", ()))
+        if not pictures:
+            raise ServiceError(422, view.text("forms.no_picture"))
+        result = await service.queue.run(
+            changes.enrol, service, caller, name, identity, pictures, metadata=metadata,
+            keep_thumbnails="keep" in form.texts,
+        )  # fmt: skip
+    values = {"enrolled": result, "identity": identity, "quality_words": quality_words,
+              "code": snippets.enrol(request, service, name, identity)}  # fmt: skip
+    if "HX-Request" in request.headers:
+        return view.render(
+            request, "gallery_enrolled.html.j2", name=name, gallery_url=gallery_url, **values
+        )
+    return await _gallery_page(request, service, caller, name, **values)
+
+
+@router.post("/{name}/remove")
+async def remove(
+    request: Request, service: Service, caller: Admin, name: str,
+    identity: Name, hash: Annotated[str, Form(max_length=64)],
+) -> Response:  # fmt: skip
+    """Erase one template."""
+    receipt = await service.queue.run(changes.erase_templates, service, caller, name, [hash])
+    if receipt.num_identities:
+        return _receipt_page(request, name, identity, receipt)
+    return await _identity_page(
+        request, service, caller, name, identity, done=view.text("identity.removed")
+    )
+
+
+@router.post("/{name}/rename")
+async def rename(
+    request: Request, service: Service, caller: Admin, name: str,
+    identity: Name, new: Name, merge: Annotated[bool, Form()] = False,
+) -> Response:  # fmt: skip
+    """Rename an identity, or merge it with another."""
+    new = new.strip()
+    result = await service.queue.run(
+        changes.rename, service, caller, name, identity, new, merge=merge
+    )
+    done = view.text("identity.renamed", old=identity, new=new, count=result.num_templates)
+    return await _identity_page(request, service, caller, name, new, done=done)
+
+
+@router.post("/{name}/erase")
+async def erase(
+    request: Request, service: Service, caller: Admin, name: str, identity: Name,
+    sure: Annotated[str, Form(max_length=10)] = "",
+) -> Response:  # fmt: skip
+    """Erase an identity, with a receipt."""
+    if not sure:
+        raise ServiceError(422, view.text("erase.not_sure"))
+    receipt = await service.queue.run(changes.erase, service, caller, name, identity)
+    return _receipt_page(request, name, identity, receipt)
+
+
+@router.post("/{name}/calibrate")
+async def calibrate(
+    request: Request, service: Service, caller: Admin, name: str,
+    fpir: Annotated[float, Form(gt=0, lt=1)],
+) -> Response:  # fmt: skip
+    """Set the limit of a gallery from its own templates; a large one takes a job."""
+
+    def work() -> Job | GalleryCalibrationResult:
+        if len(service.galleries.get(name)) > DIRECT:
+            return service.jobs.start("calibrate", {"gallery": name, "fpir": fpir}, caller.name)
+        return changes.calibrate(service, caller, name, fpir=fpir, rule="auto", seed=0)
+
+    result = await service.queue.run(work)
+    if isinstance(result, Job):
+        return RedirectResponse(gallery_url(name, f"/work/{result.id}"), 303)
+    own = result.calibration
+    done = view.text("limit.done", threshold=own.threshold, fpir=own.target_fpir)
+    if own.tpir.value is not None:
+        done += " " + view.text("limit.tpir", tpir=own.tpir.value)
+    return await _gallery_page(request, service, caller, name, done=done)
+
+
+@router.post("/{name}/import")
+async def import_set(
+    service: Service, caller: Enrol, name: str, set: Annotated[str, Form(max_length=200)],
+    keep: Annotated[str, Form(max_length=10)] = "",
+) -> Response:  # fmt: skip
+    """Start to enrol all pictures of a picture set."""
+    arguments = {"gallery": name, "pictures": set, "thumbnails": bool(keep)}
+    job = await service.queue.run(service.jobs.start, "import", arguments, caller.name)
+    return RedirectResponse(gallery_url(name, f"/work/{job.id}"), 303)
+
+
+@router.get("/{name}/work/{id}")
+async def work(request: Request, service: Service, caller: Read, name: str, id: str) -> Response:
+    """The progress of a job of a gallery."""
+    job = await service.queue.run(service.jobs.get, id)
+    part = "HX-Request" in request.headers
+    return view.render(
+        request, "gallery_job.html.j2" if part else "gallery_work.html.j2", name=name,
+        job=job, ended=job.state in ENDED, shown=SHOWN, gallery_url=gallery_url,
+    )  # fmt: skip
+
+
+def known_names(gallery: Gallery) -> list[str]:
+    """Identities to suggest while a name is typed."""
+    return list(gallery.identities())[:MOST_NAMES]
+
+
+def covers(gallery: Gallery, identities: Iterable[str]) -> dict[tuple[str, str], str]:
+    """Hashes of templates with a thumbnail, by identity and path."""
+    names = ", ".join(map(quoted, identities))
+    if not names:
+        return {}
+    templates = gallery.templates(where=f"identity IN ({names})").templates
+    return {(row.identity, row.path): row.hash for row in templates if row.has_thumbnail}
+
+
+def picture_urls(name: str) -> Callable[[str | None], str]:
+    """The address of a template's thumbnail by its hash; of a placeholder for None."""
+
+    def url(hash: str | None) -> str:
+        if hash is None:
+            return view.static("no-picture.svg")
+        return f"/v1{gallery_url(name)}/templates/{quote(hash, safe='')}/thumbnail"
+
+    return url
+
+
+def _rows(service: ServiceState) -> list[dict[str, Any]]:
+    rows = []
+    for name in service.galleries.places():
+        try:
+            opened = service.galleries.get(name)
+            counts = {"num_identities": len(opened.identities()), "num_templates": len(opened)}
+            rows.append({"name": name, "error": None, **counts})
+        except (TwinlensError, ServiceError) as error:
+            rows.append({"name": name, "error": public_text(str(error))})
+    return rows
+
+
+async def _gallery_page(
+    request: Request, service: ServiceState, caller: Caller, name: str, *,
+    q: str = "", where: str = "", offset: int = 0, **values: Any,
+) -> Response:  # fmt: skip
+    def work(opened: Gallery) -> dict[str, Any]:
+        counts = opened.identities()
+        if where:
+            templates = opened.templates(where=where).templates
+            counts = dict(Counter(template.identity for template in templates))
+        matching = {key: num for key, num in counts.items() if q.casefold() in key.casefold()}
+        shown = list(matching)[offset : offset + PAGE]
+        cover_of: dict[str, str] = {}
+        for (identity, _), hash in covers(opened, shown).items():
+            cover_of.setdefault(identity, hash)
+        rows = [{"identity": key, "num_templates": matching[key], "hash": cover_of.get(key)}
+                for key in shown]  # fmt: skip
+        return {"info": opened.info(), "outgrown": opened.calibration_outgrown() is not None,
+                "known": known_names(opened), "rows": rows,
+                "num_matching": len(matching)}  # fmt: skip
+
+    def paged_url(to: int) -> str:
+        return gallery_url(name, q=q, where=where, offset=to)
+
+    has_data = service.settings.data is not None
+    return view.render(
+        request, "gallery.html.j2", name=name, q=q, where=where, offset=offset, page=PAGE,
+        caller=caller, may_enrol=allows(caller, "enrol"), fpir_choices=FPIR_CHOICES,
+        sets=service.picture_sets.names() if has_data else [], gallery_url=gallery_url,
+        picture_url=picture_urls(name), paged_url=paged_url,
+        **{"done": None, "enrolled": None} | values,
+        **await service.queue.run(service.galleries.use, name, work),
+    )  # fmt: skip
+
+
+async def _identity_page(
+    request: Request, service: ServiceState, caller: Caller, name: str, identity: str, *,
+    offset: int = 0, done: str | None = None,
+) -> Response:  # fmt: skip
+    def work(opened: Gallery) -> dict[str, Any]:
+        part = opened.templates(identity, offset=offset, limit=PAGE)
+        shown = [replace(row, path=PurePath(row.path).name) for row in part.templates]
+        return {"templates": shown, "num_templates": part.total}
+
+    return view.render(
+        request, "gallery_identity.html.j2", name=name, identity=identity, offset=offset,
+        page=PAGE, done=done, enrolled=None, may_enrol=allows(caller, "enrol"),
+        may_rename=allows(caller, "admin"), may_erase=allows(caller, "admin"),
+        gallery_url=gallery_url, picture_url=picture_urls(name),
+        paged_url=lambda to: gallery_url(name, "/identity", identity=identity, offset=to),
+        **await service.queue.run(service.galleries.use, name, work),
+    )  # fmt: skip
+
+
+def _receipt_page(request: Request, name: str, identity: str, receipt: EraseReceipt) -> Response:
+    kept = {"gallery": name, **receipt.as_json()}
+    text = f"{receipt.as_text()}\n\n{json.dumps(kept, indent=2)}\n"
+    return view.render(
+        request, "gallery_erased.html.j2", name=name, identity=identity, receipt=receipt,
+        file_name=f"receipt-{receipt.time[:10]}.txt", gallery_url=gallery_url,
+        receipt_uri=f"data:text/plain;base64,{base64.b64encode(text.encode()).decode()}",
+    )  # fmt: skip
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    """Metadata of lines `key = value`; numbers and true or false become such.
+
+    Raises:
+        ServiceError: a line of another form (422).
+    """
+    metadata: dict[str, Any] = {}
+    for line in text.splitlines():
+        if not line.strip():
+            continue
+        key, sign, value = (part.strip() for part in line.partition("="))
+        if not sign or not key:
+            raise ServiceError(422, view.text("enrol.bad_metadata", line=one_line(line)))
+        try:
+            plain = json.loads(value)
+        except ValueError:
+            plain = value
+        metadata[key] = plain if isinstance(plain, bool | int | float) else value
+    return metadata
