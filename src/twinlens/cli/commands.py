@@ -23,6 +23,7 @@ from twinlens.cli.arguments import (
     values_of,
 )
 from twinlens.cli.gallery import add_gallery, add_identify, add_search, show_identifications
+from twinlens.cli.keys import add_keys, key_function
 from twinlens.errors import ConfigError
 
 __all__ = ["COMMANDS"]
@@ -452,6 +453,9 @@ COMMANDS: dict[str, Command] = {
     "serve": Command(
         "serve models and galleries by HTTP, with a page", _add_serve, lambda: twinlens.serve,
         show=_show_nothing,
+    ),
+    "keys": Command(
+        "manage the keys of a service's callers", add_keys, lambda: key_function("add_key")
     ),
     "faces": Command("crop the faces out of photographs", _add_faces, lambda: twinlens.faces),
     "cluster": Command(

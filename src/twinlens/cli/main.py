@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: Sequence[str], started: float) -> int:
     from twinlens.cli.commands import COMMANDS
     from twinlens.cli.gallery import GALLERY_COMMANDS
+    from twinlens.cli.keys import KEY_COMMANDS
     from twinlens.cli.terminal import escaped_streams
     from twinlens.errors import naming_extras
     from twinlens.progress import COMMAND_START
@@ -68,8 +69,9 @@ def _run(words: Sequence[str], started: float) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # File names need not be UTF-8.
     _check_name("command", words, COMMANDS)
-    if words[:1] == ["gallery"]:
-        _check_name("subcommand of gallery", words[1:], GALLERY_COMMANDS)
+    for name, subcommands in (("gallery", GALLERY_COMMANDS), ("keys", KEY_COMMANDS)):
+        if words[:1] == [name]:
+            _check_name(f"subcommand of {name}", words[1:], subcommands)
     with escaped_streams():
         token = COMMAND_START.set(started)
         try:

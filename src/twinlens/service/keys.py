@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from twinlens.errors import ConfigError, first_line, unknown_name, validation_problems
-from twinlens.files import expand_user, writing_file
+from twinlens.files import check_output_file, expand_user, writing_file
 from twinlens.parsing import read_json
 from twinlens.service.settings import NAME, check_name
 
@@ -258,6 +258,7 @@ def _changing(file: str | Path) -> Iterator[tuple[Path, _Content]]:
     from filelock import FileLock
 
     path = expand_user(file)
+    check_output_file(path)
     try:
         lock = FileLock(path.with_name(f".{path.name}.lock"), mode=0o600)
         with lock:

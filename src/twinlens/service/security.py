@@ -94,7 +94,11 @@ class SafeHeaders:
 class Access:
     """ASGI middleware: finds the caller of a request, or refuses it without reading its body.
 
-    Sets `request.state.caller`, which is None for the paths of `PUBLIC` without a key.
+    Sets `request.state.access` to itself and `request.state.caller`, which is None for the paths of
+    `PUBLIC` without a key.
+
+    Attributes:
+        needs_keys: whether callers need keys.
     """
 
     def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
@@ -106,6 +110,7 @@ class Access:
         self.app = app
         self._host = settings.host
         self._keys = None if settings.keys is None else Keys(settings.keys)
+        self.needs_keys = self._keys is not None
         self._failures = TokenBuckets(FAILURES_A_MINUTE)
         a_minute = settings.limits.requests_a_minute
         self._rates = TokenBuckets(a_minute) if a_minute else None
@@ -173,6 +178,10 @@ class Access:
         """A new session for the key with a text; see `find` for the errors."""
         key = self.find(request, text)
         return "" if self._keys is None else self._keys.new_session(key)
+
+
+def _caller_of(key: Key) -> Caller:
+    return Caller(key.name, key.role)
 
 
 def _caller_of(key: Key) -> Caller:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from twinlens.service.pages import ask, bring, galleries, share, train, view
+from twinlens.service.pages import ask, bring, galleries, login, share, train, view
 from twinlens.service.security import Read
 
 __all__ = ["router"]
@@ -26,5 +26,6 @@ for pages in (
     galleries.router,
     ask.router,
     share.router,
+    login.router,
 ):
     router.include_router(pages)
