@@ -19,7 +19,16 @@ from twinlens.service.bodies import BodyLimits
 from twinlens.service.errors import add_handlers
 from twinlens.service.logs import RequestLog
 from twinlens.service.pages import routes as pages
-from twinlens.service.routes import answers, galleries, models, operations, reference, templates
+from twinlens.service.routes import (
+    answers,
+    galleries,
+    jobs,
+    models,
+    operations,
+    pictures,
+    reference,
+    templates,
+)
 from twinlens.service.schemas import ERRORS
 from twinlens.service.security import Access, SafeHeaders
 from twinlens.service.settings import ServiceSettings
@@ -30,8 +39,8 @@ __all__ = ["create_app", "worker_app"]
 log = logging.getLogger("twinlens.service")
 
 ROUTERS = (
-    answers.router, models.router, galleries.router, templates.router, operations.router,
-    reference.router, pages.router,
+    answers.router, models.router, galleries.router, templates.router, pictures.router,
+    jobs.router, operations.router, reference.router, pages.router,
 )  # fmt: skip
 
 
@@ -47,6 +56,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         state = app.state.service = ServiceState(settings)
         try:
             await asyncio.to_thread(state.warm_up)
+            await asyncio.to_thread(state.jobs.resume_interrupted)
             _note_signals(state.closing)
             yield
         finally:

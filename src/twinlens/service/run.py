@@ -30,6 +30,7 @@ from twinlens.service.settings import Limits, ServiceSettings
 __all__ = ["serve"]
 
 SHUTDOWN_SECONDS = 10  # for requests in progress; event streams end at once
+MAX_FILES = 2**16
 SILENT_SECONDS = 30  # a worker that is silent for longer is replaced
 ENDED = "requests in progress were answered; the same command serves again"
 
@@ -97,12 +98,24 @@ def _run(settings: ServiceSettings, listener: socket.socket) -> None:
         timeout_worker_healthcheck=SILENT_SECONDS,
         http=partial(Connection, limits=settings.limits),
     )  # fmt: skip
+    _allow_files()
     if settings.workers == 1:
         uvicorn.Server(config).run([listener])
         return
     settings.to_environment()
     with shared_by_workers():
         _Workers(config, [listener]).run()
+
+
+def _allow_files() -> None:
+    """Let processes open as many files as the system allows: each connection is one."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit.
+        return
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class _Workers(Multiprocess):

@@ -184,10 +184,6 @@ def _caller_of(key: Key) -> Caller:
     return Caller(key.name, key.role)
 
 
-def _caller_of(key: Key) -> Caller:
-    return Caller(key.name, key.role)
-
-
 def _check_origin(request: Request, local: str | None) -> None:
     """Refuse what another site makes a browser send: rebound names, forged requests.
 

@@ -44,7 +44,7 @@ class Limits(BaseModel):
     body_bytes: Annotated[int, Field(gt=0)] = 64 * 2**20
     picture_bytes: Annotated[int, Field(gt=0)] = 16 * 2**20
     pictures: Annotated[int, Field(gt=0)] = 64
-    memory_bytes: Annotated[int, Field(gt=0)] = 256 * 2**20
+    memory_bytes: Annotated[int, Field(gt=0)] = 128 * 2**20
     seconds: Annotated[float, Field(gt=0)] = 30.0
     body_seconds: Annotated[float, Field(gt=0)] = 60.0
     header_seconds: Annotated[float, Field(gt=0)] = 10.0

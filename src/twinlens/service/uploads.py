@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
@@ -10,15 +11,19 @@ from typing import Any
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartParser
 
 from twinlens.errors import PictureError, first_line, one_line
 from twinlens.parsing import parse_json
 from twinlens.service.errors import ServiceError
 from twinlens.service.settings import Limits
 
-__all__ = ["Upload", "read_uploads", "require_one"]
+__all__ = ["Upload", "client_name", "read_uploads", "require_one"]
 
 MAX_NAME = 255
+
+# No uploaded picture is written to a disk. `bodies.BodyLimits` bounds the memory.
+MultiPartParser.spool_max_size = 2**40
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ async def read_uploads(
     if kind == "multipart/form-data":
         uploads = await _of_form(request, limits)
     elif kind == "application/json":
-        uploads = _of_json(await request.body())
+        body = await request.body()
+        uploads = await asyncio.to_thread(_of_json, body)  # Megabytes of it would stop the others.
     elif kind.startswith("image/") or kind in ("application/octet-stream", ""):
         if len(fields) > 1:
             raise ServiceError(415, f"send the pictures {', '.join(fields)} as multipart or JSON")
@@ -89,14 +95,24 @@ def require_one(uploads: Mapping[str, Sequence[Upload]], field: str) -> Upload:
     return pictures[0]
 
 
+def client_name(text: str) -> str:
+    r"""The name of a file at a client, without folders, as text that is safe to show.
+
+    >>> client_name("C:\\\\holiday\\\\anna.jpg"), client_name("../../etc/passwd")
+    ('anna.jpg', 'passwd')
+    """
+    name = text.replace("\\", "/").rpartition("/")[2]
+    return one_line(name.encode("utf-8", "replace").decode(), MAX_NAME)
+
+
 async def _of_form(request: Request, limits: Limits) -> dict[str, list[Upload]]:
     uploads: dict[str, list[Upload]] = {}
     async with request.form(max_files=limits.pictures, max_fields=limits.pictures) as form:
         for field, part in form.multi_items():
             if not isinstance(part, UploadFile):
                 raise ServiceError(422, f"'{one_line(field)}' is text: a picture needs a file name")
-            name = (part.filename or "").replace("\\", "/").rpartition("/")[2][:MAX_NAME]
-            uploads.setdefault(field, []).append(Upload(name, await part.read()))
+            upload = Upload(client_name(part.filename or ""), await part.read())
+            uploads.setdefault(field, []).append(upload)
     return uploads
 
 
