@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-__all__ = ["Outcome", "Plan", "apply_load", "multipart", "raw"]
+__all__ = ["Client", "Outcome", "Plan", "apply_load", "multipart"]
 
 MOST_CONNECTIONS = 512
 
@@ -82,12 +82,6 @@ def apply_load(plan: Plan) -> Outcome:
     return Outcome(**json.loads(run.stdout))
 
 
-def raw(path: str, content: bytes, kind: str = "image/jpeg") -> bytes:
-    """A whole request whose body is one file."""
-    head = f"POST {path} HTTP/1.1\r\nHost: service\r\nContent-Type: {kind}\r\n"
-    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
-
-
 def multipart(path: str, files: Sequence[tuple[str, bytes]]) -> bytes:
     """A whole request with files in fields of a form."""
     mark = "b0undary"
@@ -99,10 +93,14 @@ def multipart(path: str, files: Sequence[tuple[str, bytes]]) -> bytes:
         for field, content in files
     ]
     body = b"".join(parts) + f"--{mark}--\r\n".encode()
-    return raw(path, body, f"multipart/form-data; boundary={mark}")
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+        f"Content-Type: multipart/form-data; boundary={mark}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
-class _Client:
+class Client:
     """A connection that is kept, and opened again when it breaks."""
 
     def __init__(self, address: str) -> None:
@@ -142,7 +140,7 @@ class _Load:
         self.latencies: list[float] = []
         self.sent = 0
 
-    async def one(self, client: _Client) -> float:
+    async def one(self, client: Client) -> float:
         request = self.requests[self.sent % len(self.requests)]
         self.sent += 1
         started = time.perf_counter()
@@ -156,7 +154,7 @@ class _Load:
         end = time.perf_counter() + self.plan.seconds
 
         async def client() -> None:
-            connection = _Client(self.plan.address)
+            connection = Client(self.plan.address)
             while (left := end - time.perf_counter()) > 0:
                 await asyncio.sleep(min(await self.one(connection), left))
             connection.close()
@@ -164,11 +162,11 @@ class _Load:
         await asyncio.gather(*(client() for _ in range(self.plan.clients)))
 
     async def open(self) -> None:
-        idle: list[_Client] = []
+        idle: list[Client] = []
         running: set[asyncio.Task[None]] = set()
 
         async def one() -> None:
-            client = idle.pop() if idle else _Client(self.plan.address)
+            client = idle.pop() if idle else Client(self.plan.address)
             await self.one(client)
             idle.append(client)
 

@@ -43,6 +43,7 @@ PEERS = {
         "opencv-python-headless<4.12",
         "pandas<3",
     ),
+    "litserve": ("litserve>=0.2.19", "onnxruntime>=1.24", "pillow>=13", "python-multipart>=0.0.22"),
 }
 """Name -> what pip is asked for."""
 
