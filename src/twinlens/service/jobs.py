@@ -14,8 +14,8 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
@@ -46,6 +46,7 @@ __all__ = ["ENDED", "Event", "Job", "Jobs", "State"]
 ID = re.compile(r"\d{8}T\d{12}-[0-9a-f]{6}")
 MAX_WAITING = 8
 KEPT = 100  # ended jobs
+MAX_STREAMS = 64  # of events, for each worker
 MAX_ATTEMPTS = 5  # A job that kills its process is not resumed for ever.
 POLL = 0.5  # seconds
 
@@ -60,6 +61,7 @@ class Jobs:
     def __init__(self, settings: ServiceSettings, models: Models, galleries: Galleries) -> None:
         self._settings, self._models, self._galleries = settings, models, galleries
         self._starting = threading.Lock()
+        self._num_streams = 0
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -208,6 +210,24 @@ class Jobs:
                 yield Event(after, "end", job.as_json())
                 return
             await asyncio.sleep(POLL)
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Hold one of the places for streams of events.
+
+        Raises:
+            ServiceError: all are taken (503).
+        """
+        if self._num_streams >= MAX_STREAMS:
+            raise ServiceError(
+                503, "too many streams of events are open: ask for the job from time to time",
+                headers={"Retry-After": "10"},
+            )  # fmt: skip
+        self._num_streams += 1
+        try:
+            yield
+        finally:
+            self._num_streams -= 1
 
     def _spawn(self, folder: JobFolder, num_cancels: int | None = None) -> None:
         """Start the process of a job, unless it lives. It inherits the lock, without a gap."""

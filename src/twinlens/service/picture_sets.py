@@ -55,7 +55,7 @@ from twinlens.service.picture_files import (
 from twinlens.service.settings import ServiceSettings, check_name
 from twinlens.service.storage import data_folder, storing
 
-__all__ = ["THUMBNAIL_SIDE", "Added", "PictureEntry", "PictureSets"]
+__all__ = ["THUMBNAIL_SIDE", "Added", "AddedState", "PictureEntry", "PictureSets"]
 
 THUMBNAIL_SIDE = 192  # pixels
 MAX_PIXELS = DataSettings().max_pixels
@@ -63,6 +63,8 @@ SUMMARY, REFUSED = ".summary.json", ".refused.jsonl"
 REFUSED_BYTES = 2**18  # Later ones are not noted.
 OURS = (UNSORTED, KNOWN, THUMBNAILS, PARTS, SUMMARY, REFUSED)
 MARK = re.compile(rf"~[0-9a-f]{{{MARK_LENGTH}}}(?=\.[^.]*$)")
+
+AddedState = Literal["stored", "duplicate", "contradiction", "refused"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Added:
         other: key of the same picture under another identity, for a contradiction.
     """
 
-    state: Literal["stored", "duplicate", "contradiction", "refused"]
+    state: AddedState
     name: str
     identity: str | None
     picture: str | None = None
@@ -200,6 +202,11 @@ class PictureSets:
         entries = self._unsorted(set) if unsorted else self._labelled(set)
         chosen = (one for one in entries if identity is None or one.identity == identity)
         return list(islice(chosen, offset, offset + limit))
+
+    def entry(self, set: str, picture: str) -> PictureEntry:
+        """A picture by its key."""
+        self.file(set, picture)
+        return _entry(picture)
 
     def move(self, set: str, picture: str, identity: str | None) -> str:
         """Give a picture another identity, or none; returns its new key."""
