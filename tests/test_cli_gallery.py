@@ -358,7 +358,7 @@ def test_what_another_threshold_lets_through_of_many() -> None:
 
 def test_nobody_and_nothing() -> None:
     assert IdentityList({}).as_text().startswith("no identities yet")
-    assert TemplateList(()).as_text() == ""
+    assert TemplateList((), 0).as_text() == ""
 
 
 def test_a_gallery_that_outgrows_memory_gets_its_index(

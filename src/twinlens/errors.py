@@ -10,6 +10,7 @@ needed and what to do. The command line prints the message and exits 2.
       ModelError         a model folder that is missing, damaged or newer (a ValueError too)
       CalibrationError   too few pairs, or a model without calibration (a ValueError too)
       GalleryError       a gallery that is missing, damaged or another model's (a ValueError too)
+        NotEnrolledError no such identity, template or correction
       TrainingError      a training run that cannot continue (a RuntimeError too)
       MissingExtraError  an optional dependency is not installed (an ImportError too)
 """
@@ -35,6 +36,7 @@ __all__ = [
     "GalleryError",
     "MissingExtraError",
     "ModelError",
+    "NotEnrolledError",
     "PictureError",
     "TrainingError",
     "TwinlensError",
@@ -99,6 +101,10 @@ class CalibrationError(TwinlensError, ValueError):
 
 class GalleryError(TwinlensError, ValueError):
     """A gallery that cannot be read, written or searched as requested."""
+
+
+class NotEnrolledError(GalleryError):
+    """A gallery without the identity, template or correction that was named."""
 
 
 class TrainingError(TwinlensError, RuntimeError):

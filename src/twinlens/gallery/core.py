@@ -21,7 +21,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from twinlens.data.download import cache_folder, create_once
-from twinlens.errors import CalibrationError, GalleryError, ModelError, one_line, unknown_name
+from twinlens.errors import (
+    CalibrationError,
+    GalleryError,
+    ModelError,
+    NotEnrolledError,
+    one_line,
+    unknown_name,
+)
 from twinlens.gallery.decide import Threshold
 from twinlens.gallery.embeddings import BROKEN_MODEL, NOT_FINITE, as_float32
 from twinlens.gallery.location import check_content, is_remote
@@ -161,7 +168,7 @@ class GalleryCore:
         """
         if not self.store.count(f"identity = {quoted(identity)}"):
             names = [name[:80] for name in self.identities()]
-            raise GalleryError(unknown_name("identity", identity[:80], names))
+            raise NotEnrolledError(unknown_name("identity", identity[:80], names))
 
     def owners(self, hashes: Sequence[str]) -> dict[str, str]:
         """The identity of each hash that is enrolled."""

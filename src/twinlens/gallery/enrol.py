@@ -94,6 +94,7 @@ class Enrolment:
         num_failed: pictures that are unreadable or below the minimum of quality.
         skipped: pictures that were left out.
         quality: quality of the new pictures, by path.
+        hashes: hashes of the new and the known pictures, by path.
         identities: names of the new and the known pictures.
     """
 
@@ -106,6 +107,7 @@ class Enrolment:
         self.num_known = self.num_failed = 0
         self.skipped: list[SkippedPicture] = []
         self.quality: dict[str, PictureQuality] = {}
+        self.hashes: dict[str, str] = {}
         self.identities: set[str] = set()
 
     def rows(self, sources: Sequence[Source], progress: Progress | None) -> Iterator[pa.Table]:
@@ -127,7 +129,7 @@ class Enrolment:
                         self.num_failed += len(left_out)
                     else:
                         for source in copies.get(name, []):
-                            self._count_known(source, new[name].identity)
+                            self._count_known(name, source, new[name].identity)
                 kept = {k: emb for k, emb in emb_of.items() if not isinstance(emb, str)}
                 if kept:
                     yield self._rows(kept, new, pictures)
@@ -147,17 +149,18 @@ class Enrolment:
                 self.skipped.append(name)
                 self.num_failed += 1
             elif name in owners:
-                self._count_known(source, owners[name])
+                self._count_known(name, source, owners[name])
             elif name in new:
                 copies.setdefault(name, []).append(source)
             else:
                 new[name] = source
         return new, copies
 
-    def _count_known(self, source: Source, owner: str) -> None:
+    def _count_known(self, name: str, source: Source, owner: str) -> None:
         """Count a picture whose hash is enrolled."""
         if owner == source.identity:
             self.num_known += 1
+            self.hashes[source.path] = name
             self.identities.add(owner)
         else:
             self.skipped.append(conflict(source.path, owner))
@@ -175,7 +178,7 @@ class Enrolment:
             picture = Image.fromarray(source.pixels)
         else:
             size = (THUMBNAIL, THUMBNAIL)
-            picture = open_picture(source.path, max_pixels=self._matcher.max_pixels, target=size)
+            picture = open_picture(source.file, max_pixels=self._matcher.max_pixels, target=size)
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         stream = io.BytesIO()
         picture.save(stream, "JPEG", quality=85)
@@ -224,6 +227,7 @@ class Enrolment:
     ) -> pa.Table:
         sources = [new[name] for name in emb_of]
         self.identities.update(source.identity for source in sources)
+        self.hashes.update((new[name].path, name) for name in emb_of)
         return make_rows(
             np.stack(list(emb_of.values())),
             [source.identity for source in sources],
@@ -252,7 +256,7 @@ def enrol_pictures(
     num_known = run.num_known + num_rows - num_new
     return EnrolResult(
         num_new, num_known, (*skipped, *run.skipped), len(run.identities), run.num_failed,
-        run.quality,
+        run.quality, run.hashes,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from twinlens.data.csv_file import path_of_cell, read_csv
-from twinlens.errors import ConfigError, DataError, GalleryError, PictureError
+from twinlens.errors import ConfigError, DataError, GalleryError, NotEnrolledError, PictureError
 from twinlens.gallery import maintain
 from twinlens.gallery.adapt import adapt
 from twinlens.gallery.core import GalleryCore
@@ -45,7 +45,7 @@ from twinlens.gallery.results import SkippedPicture
 from twinlens.gallery.schema import quoted
 from twinlens.gallery.settings import in_format
 from twinlens.gallery.snapshot import vectors
-from twinlens.gallery.sources import Source, check_identity
+from twinlens.gallery.sources import PictureFile, Source, check_identity
 
 __all__ = ["correct", "correct_embeddings", "corrections", "requests_of", "undo"]
 
@@ -64,16 +64,16 @@ class Request:
     """A correction by its pictures: one file and an identity, or two files."""
 
     kind: Kind
-    files: tuple[str | Path, ...]
+    files: tuple[PictureFile, ...]
     identity: str | None = None
 
 
 def requests_of(
-    files: Sequence[str | Path],
+    files: Sequence[PictureFile],
     is_: str | None,
     is_not: str | None,
-    same: Sequence[str | Path] | None,
-    different: Sequence[str | Path] | None,
+    same: Sequence[PictureFile] | None,
+    different: Sequence[PictureFile] | None,
     csv: str | Path | None,
 ) -> list[Request]:
     """The corrections that the arguments of `Gallery.feedback` describe.
@@ -191,8 +191,9 @@ def correct_embeddings(
     return _store(core, entries, _pictures(rows), [])
 
 
-def _hashed(files: Iterable[str | Path]) -> tuple[dict[str | Path, str], list[SkippedPicture]]:
-    hash_of, skipped = {}, []
+def _hashed(files: Iterable[PictureFile]) -> tuple[dict[PictureFile, str], list[SkippedPicture]]:
+    hash_of: dict[PictureFile, str] = {}
+    skipped = []
     for file in files:
         source = Source.of_file(file, "", {})
         try:
@@ -413,7 +414,7 @@ def undo(core: GalleryCore, number: int) -> FeedbackResult:
     numbers = {} if feedback is None else {one.number: one for one in feedback.corrections}
     if feedback is None or number not in numbers:
         known = f"1 to {max(numbers)}" if numbers else "none"
-        raise GalleryError(
+        raise NotEnrolledError(
             f"there is no correction {number} (numbers: {known}): see `twinlens gallery feedback "
             f"{core.place} --list`"
         )

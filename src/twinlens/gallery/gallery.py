@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.data.table import ImageTable
 from twinlens.errors import GalleryError
-from twinlens.gallery import feedback, import_export, index, maintain, migrate
+from twinlens.gallery import feedback, import_export, index, maintain, migrate, templates
 from twinlens.gallery.conditions import explain_nested, filter_of
 from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.decide import Threshold, decide
@@ -35,10 +35,17 @@ from twinlens.gallery.results import (
     SkippedPicture,
     TemplateList,
 )
-from twinlens.gallery.schema import quoted, read_metadata
+from twinlens.gallery.schema import read_metadata
 from twinlens.gallery.search import Lookup, RankedIdentity
 from twinlens.gallery.settings import GalleryState, model_files, new_settings
-from twinlens.gallery.sources import Source, check_identity, read_labelled, sources_of, text
+from twinlens.gallery.sources import (
+    PictureFile,
+    Source,
+    check_identity,
+    read_labelled,
+    sources_of,
+    text,
+)
 from twinlens.gallery.store import Store
 from twinlens.match.answers import Hit, IdentifyAnswer
 from twinlens.measure.open_set_calibration import OpenSetCalibration
@@ -159,17 +166,45 @@ class Gallery:
         """Names, sorted, with the number of their templates."""
         return self.core.identities()
 
-    def templates(self, identity: str | None = None) -> TemplateList:
+    def templates(
+        self,
+        identity: str | None = None,
+        *,
+        where: str | None = None,
+        offset: int = 0,
+        limit: int | None = None,
+    ) -> TemplateList:
         """The templates of one identity, or of all, by identity and path.
 
+        Args:
+            identity: an enrolled identity.
+            where: condition as in `search`.
+            offset: templates to leave out at the beginning.
+            limit: number of templates after that, at most.
         Raises:
-            GalleryError: no such identity.
+            GalleryError: no such identity, or an invalid condition.
         """
-        where = None
-        if identity is not None:
-            self.core.require(identity)
-            where = f"identity = {quoted(identity)}"
-        return TemplateList.of(self.store.find(where, columns=TEMPLATE_COLUMNS))
+        return templates.templates(self.core, identity, where, offset, limit)
+
+    def thumbnail(self, hash: str) -> bytes | None:
+        """The small picture of a template, a JPEG; None if none was kept at its enrolment.
+
+        Args:
+            hash: hash of the template.
+        Raises:
+            GalleryError: no such template.
+        """
+        return templates.thumbnail(self.core, hash)
+
+    def embedding(self, hash: str) -> Floats:
+        """The embedding of a template, shape (D,).
+
+        Args:
+            hash: hash of the template.
+        Raises:
+            GalleryError: no such template.
+        """
+        return templates.embedding(self.core, hash)
 
     def info(self) -> GalleryInfo:
         """The gallery in numbers."""
@@ -215,7 +250,7 @@ class Gallery:
     def enrol_files(
         self,
         identity: str,
-        files: str | Path | Sequence[str | Path],
+        files: PictureFile | Sequence[PictureFile],
         *,
         metadata: Mapping[str, Any] | None = None,
         keep_thumbnails: bool = False,
@@ -224,11 +259,19 @@ class Gallery:
     ) -> EnrolResult:
         """Enrol one picture file or several, all of one identity; the rest as in `enrol`.
 
+        Args:
+            identity: name of the identity.
+            files: paths, or pairs of a name and the bytes of a file. The name takes the place of
+                the path, and should be given once only.
+            metadata: metadata of the pictures.
+            keep_thumbnails: whether to store small pictures in the gallery.
+            min_quality: least quality of a picture, in [0, 1]; None for no such gate.
+            progress: callback with the pictures done and in all.
         Raises:
             GalleryError: an empty name, or the gallery cannot be written.
         """
         identity = check_identity(identity)
-        files = [files] if isinstance(files, str | Path) else files
+        files = _as_list(files)
         sources = [Source.of_file(path, identity, metadata or {}) for path in files]
         return self._enrol(sources, [], keep_thumbnails, min_quality, progress)
 
@@ -374,12 +417,12 @@ class Gallery:
 
     def feedback(
         self,
-        pictures: str | Path | Sequence[str | Path] = (),
+        pictures: PictureFile | Sequence[PictureFile] = (),
         *,
         is_: str | None = None,
         is_not: str | None = None,
-        same: Sequence[str | Path] | None = None,
-        different: Sequence[str | Path] | None = None,
+        same: Sequence[PictureFile] | None = None,
+        different: Sequence[PictureFile] | None = None,
         csv: str | Path | None = None,
         progress: Progress | None = None,
     ) -> FeedbackResult:
@@ -390,7 +433,7 @@ class Gallery:
         applied only if it helps on held-out answers. The threshold moves by at most a quarter.
 
         Args:
-            pictures: files for `is_` or `is_not`.
+            pictures: files for `is_` or `is_not`; a pair of a name and bytes may replace a path.
             is_: enrolled identity that the pictures are of.
             is_not: enrolled identity that the pictures are not of.
             same: two files of one identity.
@@ -404,7 +447,7 @@ class Gallery:
             GalleryError: no such identity, or too many corrections of pictures that are no
                 templates.
         """
-        files = [pictures] if isinstance(pictures, str | Path) else list(pictures)
+        files = _as_list(pictures)
         requests = feedback.requests_of(files, is_, is_not, same, different, csv)
         return feedback.correct(self.core, requests, progress)
 
@@ -455,6 +498,26 @@ class Gallery:
             GalleryError: no such identity, or the gallery cannot be written.
         """
         return maintain.erase(self.core, text(identity))
+
+    def erase_templates(self, hashes: Sequence[str]) -> EraseReceipt:
+        """Erase single templates, so that no file of the gallery holds anything of them.
+
+        Corrections of their pictures go too, and those of an identity that loses all templates.
+
+        Args:
+            hashes: hashes of the templates.
+        Raises:
+            GalleryError: no such template, or the gallery cannot be written.
+        """
+        return maintain.erase_templates(self.core, list(hashes))
+
+    def delete(self) -> None:
+        """Delete the gallery with everything in it, its copy of the model included.
+
+        Raises:
+            GalleryError: in an object store, or its folder cannot be deleted.
+        """
+        self.store.destroy()
 
     def rename(self, old: str, new: str, *, merge: bool = False) -> int:
         """Rename an identity; returns the number of its templates.
@@ -571,6 +634,14 @@ class Gallery:
 
         matcher = model if isinstance(model, Matcher) else Matcher.load(model, device)
         return migrate.rebuild(self.core, matcher, drop_missing, progress)
+
+
+def _as_list(files: PictureFile | Sequence[PictureFile]) -> list[PictureFile]:
+    if isinstance(files, str | Path):
+        return [files]
+    if isinstance(files, tuple) and len(files) == 2 and isinstance(files[1], bytes):
+        return [(str(files[0]), files[1])]
+    return list(cast("Sequence[PictureFile]", files))
 
 
 def _check_count(k: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,15 @@ from twinlens.gallery.settings import in_format
 from twinlens.gallery.snapshot import vectors
 from twinlens.gallery.sources import read_labelled, sources_of
 from twinlens.gallery.store import CleanupResult
+from twinlens.gallery.templates import require_templates
 from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.fusion import check_rule
 from twinlens.measure.open_set_calibration import OpenSetCalibration, check_fpir
 from twinlens.measure.open_set_threshold import calibrate_open_set, calibrate_open_set_on_probes
 from twinlens.model.training_record import find_record, trained_names, unknown_reason
 
-__all__ = ["calibrate", "calibration_outgrown", "erase", "finish", "rename", "training_overlap"]
+__all__ = ["calibrate", "calibration_outgrown", "erase", "erase_templates", "finish", "rename",
+           "training_overlap"]  # fmt: skip
 
 log = logging.getLogger("twinlens")
 
@@ -53,17 +55,39 @@ def erase(core: GalleryCore, identity: str) -> EraseReceipt:
     Raises:
         GalleryError: no such identity, or the gallery cannot be written.
     """
-    start, store = time.monotonic(), core.store
-
-    def forget(settings: dict[str, Any], hashes: Sequence[str]) -> dict[str, Any]:
-        return _without(settings, hashes, identity)
-
-    where = f"identity = {quoted(identity)}"
-    num_templates, num_thumbnails = store.delete_where(where, forget)
-    if not num_templates:
+    receipt = _erase(core, f"identity = {quoted(identity)}")
+    if receipt is None:
         finish(core)  # The bytes of an erasure that was killed.
         core.require(identity)
         return erase(core, identity)  # Enrolled since.
+    return receipt
+
+
+def erase_templates(core: GalleryCore, hashes: Sequence[str]) -> EraseReceipt:
+    """Remove templates and every byte of them; see `Gallery.erase_templates`."""
+    require_templates(core, hashes)
+    receipt = _erase(core, _of(hashes))
+    if receipt is None:
+        finish(core)
+        return erase_templates(core, hashes)
+    return receipt
+
+
+def _erase(core: GalleryCore, where: str) -> EraseReceipt | None:
+    """Remove the templates of a condition and every byte of them; None if there are none."""
+    start, store = time.monotonic(), core.store
+    erased: set[str] = set()
+
+    def forget(settings: dict[str, Any], hashes: Sequence[str]) -> dict[str, Any]:
+        names = set(core.owners(hashes).values())
+        others = f"identity IN ({', '.join(map(quoted, sorted(names)))}) AND NOT ({_of(hashes)})"
+        kept = set(store.find(others, columns=["identity"])["identity"].to_pylist())
+        erased.update(names - kept)
+        return _without(settings, hashes, erased)
+
+    num_templates, num_thumbnails = store.delete_where(where, forget)
+    if not num_templates:
+        return None
     try:
         adapt(core)
         cleared = _purge(core)
@@ -73,17 +97,26 @@ def erase(core: GalleryCore, identity: str) -> EraseReceipt:
             f"their data ({error}): run `twinlens gallery optimize {core.place}`"
         ) from error
     return EraseReceipt(
-        num_templates, num_thumbnails, cleared.num_versions, cleared.num_bytes, store.count(),
-        datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic() - start,
+        len(erased), num_templates, num_thumbnails, cleared.num_versions, cleared.num_bytes,
+        store.count(), datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic() - start,
     )  # fmt: skip
 
 
-def _without(settings: dict[str, Any], hashes: Sequence[str], identity: str) -> dict[str, Any]:
-    """Settings without the corrections of some pictures or of an identity, and without a fit."""
+def _of(hashes: Sequence[str]) -> str:
+    """The condition that holds for the templates of some hashes."""
+    return f"hash IN ({', '.join(map(quoted, hashes))})"
+
+
+def _without(
+    settings: dict[str, Any], hashes: Sequence[str], identities: Collection[str]
+) -> dict[str, Any]:
+    """Settings without the corrections of some pictures or identities, and without a fit."""
     stored = settings.get("feedback")
     if stored is None:
         return settings
-    feedback = without(Feedback.model_validate(stored), hashes, identity)
+    feedback = without(Feedback.model_validate(stored), hashes)
+    for identity in identities:
+        feedback = without(feedback, identity=identity)
     return in_format(with_feedback(settings, feedback))
 
 

@@ -53,6 +53,7 @@ class EnrolResult:
         num_failed: those of `skipped` that are unreadable or below the minimum of quality (failure
             to enrol, ISO/IEC 19795-1).
         quality: quality of the new pictures, by path; empty for embeddings.
+        hashes: hashes of the new and the known pictures, by path; empty for embeddings.
     """
 
     num_new: int
@@ -61,6 +62,7 @@ class EnrolResult:
     num_identities: int
     num_failed: int = 0
     quality: Mapping[str, PictureQuality] = field(default_factory=dict, repr=False)
+    hashes: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def low_quality(self) -> dict[str, PictureQuality]:
@@ -117,6 +119,7 @@ class EraseReceipt:
     """Counts of an erasure, without names.
 
     Attributes:
+        num_identities: erased identities; 0 if each has further templates.
         num_templates: erased templates.
         num_thumbnails: erased thumbnails.
         num_versions: removed older versions of the gallery.
@@ -126,6 +129,7 @@ class EraseReceipt:
         seconds: duration.
     """
 
+    num_identities: int
     num_templates: int
     num_thumbnails: int
     num_versions: int
@@ -140,8 +144,10 @@ class EraseReceipt:
 
     def as_text(self) -> str:
         """The counts, and what may still show the identity."""
+        identities = "identity" if self.num_identities == 1 else "identities"
         return (
-            f"erased 1 identity: {self.num_templates} templates, {self.num_thumbnails} thumbnails; "
+            f"erased {self.num_identities} {identities}: {self.num_templates} templates, "
+            f"{self.num_thumbnails} thumbnails; "
             f"removed {self.num_versions} older versions ({self.num_bytes / 1e6:.1f} MB); "
             f"{self.num_left} templates of others remain ({self.time}, {self.seconds:.1f} s)\n"
             f"{NOT_ERASED}"
@@ -293,6 +299,7 @@ class Template:
         time: time of enrolment.
         metadata: metadata given at enrolment.
         hash: hash of the picture's content.
+        has_thumbnail: whether the gallery keeps a small picture of it.
     """
 
     identity: str
@@ -300,6 +307,7 @@ class Template:
     time: datetime
     metadata: Mapping[str, Any]
     hash: str
+    has_thumbnail: bool
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; the time in ISO 8601."""
@@ -308,18 +316,25 @@ class Template:
 
 @dataclass(frozen=True)
 class TemplateList:
-    """Templates, sorted by identity and path."""
+    """Templates, sorted by identity and path, or a part of them.
+
+    Attributes:
+        templates: the templates.
+        total: number of templates of which they are a part.
+    """
 
     templates: tuple[Template, ...]
+    total: int
 
     @classmethod
-    def of(cls, rows: pa.Table) -> TemplateList:
-        """From rows of a gallery's table."""
+    def of(cls, rows: pa.Table, total: int, offset: int = 0) -> TemplateList:
+        """From rows of a gallery's table, less the first `offset` in order."""
         templates = [
             Template(**(row | {"metadata": read_metadata(row["metadata"])}))
             for row in rows.to_pylist()
         ]
-        return cls(tuple(sorted(templates, key=lambda row: (row.identity, row.path, row.hash))))
+        templates.sort(key=lambda row: (row.identity, row.path, row.hash))
+        return cls(tuple(templates[offset:]), total)
 
     def as_json(self) -> dict[str, Any]:
         """An object for each template."""

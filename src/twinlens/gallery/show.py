@@ -146,7 +146,11 @@ def _notes(candidate: Candidate) -> tuple[str, ...]:
 
 def _templates(gallery: Gallery, paths: Iterable[str]) -> dict[str, Image.Image | None]:
     """The picture at each path, or its thumbnail, or None."""
-    pictures = {path: _file(gallery, path) for path in dict.fromkeys(paths)}
+    # Only a full path is that of a file: others are names of uploads, or of pixels.
+    pictures = {
+        path: _file(gallery, path) if Path(path).is_absolute() else None
+        for path in dict.fromkeys(paths)
+    }
     missing = [quoted(path) for path, picture in pictures.items() if picture is None]
     if missing:
         where = f"thumbnail IS NOT NULL AND path IN ({', '.join(missing)})"

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,24 +26,36 @@ from twinlens.gallery.results import SkippedPicture
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
 
-__all__ = ["Source", "check_identity", "conflict", "digest", "forgery", "read_labelled",
-           "read_source", "sources_of", "text"]  # fmt: skip
+__all__ = ["PictureFile", "Source", "check_identity", "conflict", "digest", "forgery",
+           "read_labelled", "read_source", "sources_of", "text"]  # fmt: skip
+
+PictureFile: TypeAlias = str | Path | tuple[str, bytes]
+"""A path, or the name and the bytes of a file."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A picture to enrol: a file, or pixels (H, W[, 3]) with a name instead of a path."""
+    """A picture to enrol: a file, or pixels (H, W[, 3]) or bytes with a name instead of a path."""
 
     path: str
     identity: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pixels: NDArray[np.uint8] | None = None
+    content: bytes | None = None
 
     @classmethod
-    def of_file(cls, path: str | Path, identity: str, metadata: Mapping[str, Any]) -> Source:
-        """A file, by its full path."""
+    def of_file(cls, file: PictureFile, identity: str, metadata: Mapping[str, Any]) -> Source:
+        """A file, by its full path, or its bytes, by their name."""
+        if isinstance(file, tuple):
+            name, content = file
+            return cls(name, identity, metadata, content=content)
         # abspath keeps links, which resolve would replace.
-        return cls(os.path.abspath(os.path.expanduser(path)), identity, metadata)  # noqa: PTH100, PTH111
+        return cls(os.path.abspath(os.path.expanduser(file)), identity, metadata)  # noqa: PTH100, PTH111
+
+    @property
+    def file(self) -> str | bytes:
+        """The path, or the bytes, as the functions of `data.decode` take it."""
+        return self.path if self.content is None else self.content
 
     def hash(self) -> str:
         """A hash of the file's bytes, or of the pixels: 32 hex digits.
@@ -51,6 +63,8 @@ class Source:
         Raises:
             PictureError: the file cannot be read.
         """
+        if self.content is not None:
+            return digest(self.content)
         if self.pixels is None:
             return file_digest(self.path).hex()
         return digest_of_pixels(self.pixels).hex()  # As the training record has it.
@@ -140,4 +154,4 @@ def read_source(matcher: Matcher, source: Source) -> tuple[NDArray[np.uint8], in
     spec = matcher.picture
     if source.pixels is not None:
         return to_array(source.pixels, spec), int(np.prod(source.pixels.shape[:2]))
-    return read_sized(source.path, spec, max_pixels=matcher.max_pixels)
+    return read_sized(source.file, spec, max_pixels=matcher.max_pixels)

@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from twinlens.errors import GalleryError
+from twinlens.files import part_beside
 from twinlens.gallery.durable import Durable, fsync, restrict, restrict_hint
 from twinlens.gallery.lance_files import check_lance_file
 from twinlens.gallery.location import (
@@ -207,12 +208,14 @@ class Store:
         return self.read(lambda table: int(table.count_rows(filter=where)))
 
     def find(
-        self, where: str | None = None, columns: Sequence[str] = COLUMNS, limit: int | None = None
+        self,
+        where: str | None = None,
+        columns: Sequence[str] | Mapping[str, str] = COLUMNS,
+        limit: int | None = None,
     ) -> pa.Table:
-        """The templates that satisfy an SQL condition."""
-        return self._rows(
-            lambda table: table.to_table(columns=list(columns), filter=where, limit=limit)
-        )
+        """The templates that satisfy an SQL condition; columns by name may be SQL expressions."""
+        wanted = dict(columns) if isinstance(columns, Mapping) else list(columns)
+        return self._rows(lambda table: table.to_table(columns=wanted, filter=where, limit=limit))
 
     def _rows(self, action: Callable[[lance.LanceDataset], pa.Table]) -> pa.Table:
         """Read rows, and check them."""
@@ -489,6 +492,19 @@ class Store:
         """Copy a file from beside the table."""
         with gallery_errors(f"cannot read {name} of the gallery {self.place}"):
             open_files(self.place, self.table.options).download_file(name, str(target))
+
+    def destroy(self) -> None:
+        """Delete the gallery's folder with everything in it, once no other writer is at work.
+
+        Raises:
+            GalleryError: in an object store, or the folder cannot be deleted.
+        """
+        if is_remote(self.place):
+            raise GalleryError(f"{self.place} is not deleted from here: use the store's own tool")
+        folder = Path(self.place)
+        with self.table.writing(single=False), part_beside(folder) as part:
+            folder.rename(part / folder.name)  # At once, even if this process is killed.
+        fsync(folder.parent)
 
     def delete_models(self, old: str | None = None) -> None:
         """Delete the copies of models that the newest version does not use.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -257,11 +258,32 @@ class Matcher:
             PictureError: a file that cannot be read, or a quality below the minimum (failure to
                 acquire).
         """
-        calibration = self.require_calibration()
+        self.require_calibration()  # Before the work.
         check_prior(prior)
         (first, quality_a), (second, quality_b) = (self.acquire(p, min_quality) for p in (a, b))
         emb_a, emb_b = self._embed_both(first, second)
-        distance = float(self.comparison.pairwise(emb_a, emb_b)[0])
+        return replace(
+            self.verify_embeddings(emb_a[0], emb_b[0], prior=prior),
+            quality=(quality_a, quality_b),
+            domain=self._check_both((emb_a, emb_b), (first, second)),
+        )
+
+    def verify_embeddings(
+        self, emb_a_D: NDArray[np.float32], emb_b_D: NDArray[np.float32], *, prior: float = 0.5
+    ) -> VerifyAnswer:
+        """As `verify`, for two embeddings by this model, without quality and domain.
+
+        Args:
+            emb_a_D: first embedding, shape (D,).
+            emb_b_D: second embedding, shape (D,).
+            prior: as in `verify`.
+        Raises:
+            CalibrationError: the model is not calibrated.
+            ConfigError: a prior outside (0, 1).
+        """
+        calibration = self.require_calibration()
+        check_prior(prior)
+        distance = float(self.comparison.pairwise(emb_a_D[None], emb_b_D[None])[0])
         match = bool(matches(distance, calibration.threshold))
         return VerifyAnswer(
             verdict="same" if match else "different",
@@ -270,10 +292,8 @@ class Matcher:
             threshold=calibration.threshold,
             target_far=calibration.target_far,
             probability=float(calibration.probability(distance, prior)),
-            similarity=_cosine(emb_a[0], emb_b[0]),
+            similarity=_cosine(emb_a_D, emb_b_D),
             prior=prior,
-            quality=(quality_a, quality_b),
-            domain=self._check_both((emb_a, emb_b), (first, second)),
         )
 
     def check_domain(
