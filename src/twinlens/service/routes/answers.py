@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from twinlens.commands.embed import embed_pictures
 from twinlens.commands.identify import IdentificationResult, SearchResult, identify_each
-from twinlens.errors import GalleryError, PictureError
+from twinlens.errors import PictureError
 from twinlens.gallery.gallery import Gallery
 from twinlens.service.schemas import (
     EmbedAnswer,
@@ -161,14 +161,7 @@ def on_gallery(service: ServiceState, name: str | None, work: Callable[[Gallery]
         ServiceError: no such gallery.
         GalleryError: of the work.
     """
-    gallery = service.galleries.get(name)
-    try:
-        return work(gallery)
-    except GalleryError:
-        newer = service.galleries.get(name)
-        if newer is gallery:
-            raise
-        return work(newer)
+    return service.galleries.use(name, work)
 
 
 async def _read_pictures(request: Request, service: ServiceState) -> list[tuple[str, bytes]]:
