@@ -21,6 +21,7 @@ from twinlens.service.logs import RequestLog
 from twinlens.service.pages import routes as pages
 from twinlens.service.routes import (
     answers,
+    compreface,
     galleries,
     jobs,
     models,
@@ -40,7 +41,7 @@ log = logging.getLogger("twinlens.service")
 
 ROUTERS = (
     answers.router, models.router, galleries.router, templates.router, pictures.router,
-    jobs.router, operations.router, reference.router, pages.router,
+    jobs.router, compreface.router, operations.router, reference.router, pages.router,
 )  # fmt: skip
 
 
