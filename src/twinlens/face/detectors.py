@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinlens.data.download import download_once
+from twinlens.data.download import cache_folder, download_once
 from twinlens.errors import ConfigError, DataError, MissingExtraError, unknown_name
 from twinlens.face.detection import Detector
 from twinlens.face.geometry import Box, Face, frontality
@@ -31,6 +31,7 @@ __all__ = [
     "DetectorChoice",
     "Haar",
     "YuNet",
+    "cached_yunet",
     "choose_detector",
     "one_thread",
     "opencv",
@@ -48,6 +49,7 @@ YUNET_URL = (
 )
 """OpenCV Zoo, MIT; Wu, Peng and Yu, YuNet: A Tiny Millisecond-level Face Detector, 2023."""
 YUNET_SHA256 = "ebafce4e3c118d6554634be5c27ab333b4c047a9a8c3faf1d7cf93101c22f0f0"
+YUNET_FOLDER = f"yunet-{YUNET_SHA256[:16]}"
 MAX_BYTES = 16 * 2**20  # of YuNet's model; it has 0.2 MB
 
 LEAST_INPUT = 64
@@ -139,6 +141,12 @@ def yunet_file(url: str = YUNET_URL, sha256: str = YUNET_SHA256) -> Path:
 
     hint = f"give a copy of {YUNET_NAME} with --model, or set --detector haar"
     return download_once(f"yunet-{sha256[:16]}", [url], fill, hint) / YUNET_NAME
+
+
+def cached_yunet() -> Path | None:
+    """The model file of YuNet in the cache; None if it was not downloaded yet."""
+    path = cache_folder() / "downloads" / YUNET_FOLDER / YUNET_NAME
+    return path if path.is_file() else None
 
 
 def opencv() -> Any:

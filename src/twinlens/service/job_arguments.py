@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from twinlens.errors import ConfigError, unknown_name, validation_problems
 from twinlens.recipes import load_recipe, recipe_names
 
-__all__ = ["ARGUMENTS", "Arguments", "CalibrateArguments", "ClusterArguments", "ExportArguments",
-           "ImportArguments", "TrainArguments", "check_arguments"]  # fmt: skip
+__all__ = ["ARGUMENTS", "Arguments", "AuditArguments", "CalibrateArguments", "ClusterArguments",
+           "ExportArguments", "FacesArguments", "ImportArguments", "TrainArguments",
+           "check_arguments"]  # fmt: skip
 
 OPEN_SECTIONS = ("picture", "augment", "sampler", "optimizer")
 OPEN_SETTINGS = frozenset({
@@ -148,9 +149,39 @@ class ExportArguments(_Arguments):
     pictures: str | None = None
 
 
+class AuditArguments(_Arguments):
+    """A search for labels that are probably wrong.
+
+    Attributes:
+        pictures: name of the picture set.
+        model: name of a model whose embeddings are compared; None for features that need no
+            training, which need the extra `train`.
+        seed: random seed of the errors that are made on purpose.
+    """
+
+    pictures: SetName
+    model: str | None = None
+    seed: Seed = 0
+
+
+class FacesArguments(_Arguments):
+    """A crop of the largest face of each picture into another set.
+
+    Attributes:
+        pictures: name of the picture set.
+        into: name of the new set.
+        margin: margin on each side, as a share of the face's box.
+    """
+
+    pictures: SetName
+    into: str
+    margin: Annotated[float, Field(ge=0, le=4)] = 0.2
+
+
 Arguments: TypeAlias = (
     TrainArguments | CalibrateArguments | ClusterArguments | ImportArguments | ExportArguments
-)
+    | AuditArguments | FacesArguments
+)  # fmt: skip
 
 ARGUMENTS: dict[str, type[Arguments]] = {
     "train": TrainArguments,
@@ -158,6 +189,8 @@ ARGUMENTS: dict[str, type[Arguments]] = {
     "cluster": ClusterArguments,
     "import": ImportArguments,
     "export": ExportArguments,
+    "audit": AuditArguments,
+    "faces": FacesArguments,
 }
 """Schema by kind of job."""
 

@@ -30,7 +30,7 @@ __all__ = ["ENDED", "EVENTS", "LOG", "Event", "Job", "JobFolder", "Kind", "State
            "folders_before", "lock_file", "now"]  # fmt: skip
 
 State = Literal["waiting", "running", "done", "failed", "cancelled", "interrupted"]
-Kind = Literal["train", "calibrate", "cluster", "import", "export"]
+Kind = Literal["train", "calibrate", "cluster", "import", "export", "audit", "faces"]
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled", "interrupted")
 
 JOB, STATUS, EVENTS, LOG, LOCK, CANCEL = (

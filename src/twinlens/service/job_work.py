@@ -11,13 +11,16 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from twinlens.data.table import ImageTable
+from twinlens.face.layout import target_paths
 from twinlens.files import write_text
 from twinlens.parsing import read_json
 from twinlens.progress import Progress, console_log
 from twinlens.service.job_arguments import (
+    AuditArguments,
     CalibrateArguments,
     ClusterArguments,
     ExportArguments,
+    FacesArguments,
     ImportArguments,
     TrainArguments,
 )
@@ -27,7 +30,9 @@ from twinlens.service.settings import ServiceSettings
 __all__ = ["EXPORT", "GROUPS", "UPLOAD", "WORK", "WorkInterruptedError", "WorkPlace"]
 
 UPLOAD, GROUPS, CLUSTERS, EXPORT = "upload.parquet", "groups.json", "clusters", "export"
+AUDIT, FACES = "audit", "faces"
 MAX_SKIPPED = 1000  # pictures in a result
+MAX_FINDINGS = 1000
 
 
 class WorkInterruptedError(Exception):
@@ -56,13 +61,14 @@ class WorkPlace:
 
     def table(self, pictures: str) -> ImageTable:
         """The labelled pictures of a set."""
-        return self._sets().table(pictures)
+        return self.sets().table(pictures)
 
     def unsorted(self, pictures: str) -> ImageTable:
         """The unsorted pictures of a set."""
-        return self._sets().unsorted(pictures)
+        return self.sets().unsorted(pictures)
 
-    def _sets(self) -> PictureSets:
+    def sets(self) -> PictureSets:
+        """All picture sets of the service."""
         return PictureSets(ServiceSettings(data=self.folder.parent.parent))
 
 
@@ -185,11 +191,56 @@ def _export(arguments: ExportArguments, place: WorkPlace) -> dict[str, Any]:
     }
 
 
+def _audit(arguments: AuditArguments, place: WorkPlace) -> dict[str, Any]:
+    from twinlens.commands.audit import audit
+
+    out = place.folder / AUDIT
+    shutil.rmtree(out, ignore_errors=True)
+    result = audit(
+        place.table(arguments.pictures), out=out, model=place.places.get("model"),
+        seed=arguments.seed, device=place.places["device"],
+    ).as_json()  # fmt: skip
+    findings = result["findings"][:MAX_FINDINGS]
+    return {name: value for name, value in result.items() if name not in ("page", "list")} | {
+        "source": arguments.pictures, "findings": findings,
+    }  # fmt: skip
+
+
+def _faces(arguments: FacesArguments, place: WorkPlace) -> dict[str, Any]:
+    from twinlens.commands.faces import faces
+    from twinlens.face.detectors import cached_yunet
+
+    model, sets = cached_yunet(), place.sets()
+    counts: dict[str, Any] = {}
+    for is_labelled in (True, False):
+        if not (sets.identities(arguments.pictures) if is_labelled
+                else sets.num_unsorted(arguments.pictures)):  # fmt: skip
+            continue
+        table = (place.table if is_labelled else place.unsorted)(arguments.pictures)
+        out = place.folder / FACES
+        shutil.rmtree(out, ignore_errors=True)
+        result = faces(
+            table, out, detector="haar" if model is None else "yunet", model=model,
+            keep="largest", margin=arguments.margin, workers=1,
+        )  # fmt: skip
+        # In the order of the table, as `faces` has written them.
+        for row, file in enumerate(target_paths(table, table)):
+            if (out / file).is_file():
+                identity = str(table.identity[row]) if is_labelled else None
+                sets.add(arguments.into, identity, file.name, (out / file).read_bytes())
+        shutil.rmtree(out, ignore_errors=True)
+        for name in ("pictures", "faces", "several", "low_score", "without", "broken"):
+            counts[name] = counts.get(name, 0) + getattr(result, name)
+    return {"set": arguments.into, "detector": "haar" if model is None else "yunet"} | counts
+
+
 WORK: dict[str, Callable[[Any, WorkPlace], dict[str, Any]]] = {
     "train": _train,
     "calibrate": _calibrate,
     "cluster": _cluster,
     "import": _import,
     "export": _export,
+    "audit": _audit,
+    "faces": _faces,
 }
 """Function by kind of job."""

@@ -30,6 +30,8 @@ from twinlens.service.errors import ServiceError, public_text
 from twinlens.service.galleries import Galleries
 from twinlens.service.job_arguments import (
     Arguments,
+    AuditArguments,
+    FacesArguments,
     ImportArguments,
     TrainArguments,
     check_arguments,
@@ -49,6 +51,7 @@ KEPT = 100  # ended jobs
 MAX_STREAMS = 64  # of events, for each worker
 MAX_ATTEMPTS = 5  # A job that kills its process is not resumed for ever.
 POLL = 0.5  # seconds
+FACES_PROBLEM = "finding faces needs further packages on the server: pip install 'twinlens[faces]'"
 
 
 class Jobs:
@@ -76,6 +79,11 @@ class Jobs:
             return None
         return "training needs further packages on the server: pip install 'twinlens[train]'"
 
+    @property
+    def faces_problem(self) -> str | None:
+        """None if faces can be found; otherwise a line that says what to install."""
+        return None if installed_extras()["faces"] else FACES_PROBLEM
+
     def start(
         self, kind: str, arguments: Mapping[str, Any], by: str = "local",
         upload: bytes | None = None,
@@ -83,7 +91,7 @@ class Jobs:
         """Start a job; it waits if another one of its queue runs.
 
         Args:
-            kind: "train", "calibrate", "cluster", "import" or "export".
+            kind: "train", "calibrate", "cluster", "import", "export", "audit" or "faces".
             arguments: see the classes `TrainArguments` and so on.
             by: name of the key that starts it.
             upload: Parquet file to import.
@@ -270,6 +278,15 @@ class Jobs:
                 raise ServiceError(501, self.training_problem, "missing_extra")
             run = self._new_run(arguments.run, arguments.pictures)
             return arguments.model_copy(update={"run": run.name}), places | {"run": str(run)}
+        if isinstance(arguments, FacesArguments):
+            if self.faces_problem is not None:
+                raise ServiceError(501, self.faces_problem, "missing_extra")
+            check_name("picture set", arguments.into)
+            return arguments, places
+        if isinstance(arguments, AuditArguments) and arguments.model is None:
+            if self.training_problem is not None:
+                raise ServiceError(501, self.training_problem, "missing_extra")
+            return arguments, places
         if isinstance(arguments, ImportArguments) and (pictures is None) != has_upload:
             raise ServiceError(422, "an import needs either a picture set or an uploaded file")
         gallery = getattr(arguments, "gallery", None)

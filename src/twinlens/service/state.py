@@ -14,6 +14,7 @@ from twinlens.service.compute import ComputeQueue
 from twinlens.service.galleries import Galleries
 from twinlens.service.jobs import Jobs
 from twinlens.service.models import Models
+from twinlens.service.pair_views import PairViews
 from twinlens.service.picture_sets import PictureSets
 from twinlens.service.settings import ServiceSettings
 
@@ -32,6 +33,7 @@ class ServiceState:
         queue: admits requests and computes.
         jobs: long work in processes of its own.
         picture_sets: uploaded pictures.
+        pair_views: distances of their pairs, by model.
         audit: log of changes.
         closing: set when the process was told to end; event streams end then.
     """
@@ -43,6 +45,7 @@ class ServiceState:
         self.queue = ComputeQueue(settings.limits)
         self.jobs = Jobs(settings, self.models, self.galleries)
         self.picture_sets = PictureSets(settings)
+        self.pair_views = PairViews(self.models, self.picture_sets)
         self.audit = AuditLog(settings.data)
         self.closing = asyncio.Event()
 

@@ -7,17 +7,17 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Form, Query, Request, Response
-from fastapi.responses import FileResponse, RedirectResponse
+from fastapi.responses import RedirectResponse
 from starlette.datastructures import UploadFile
 
 from twinlens.data.picture_file import picture_suffixes
 from twinlens.service.errors import ServiceError
 from twinlens.service.folder_names import identity_of
 from twinlens.service.pages import view
-from twinlens.service.security import Admin, Enrol, Read
+from twinlens.service.security import Admin
 from twinlens.service.state import Service, ServiceState
 
-__all__ = ["router", "see_other", "set_url"]
+__all__ = ["ALL", "router", "see_other", "set_url"]
 
 router = APIRouter(prefix="/pictures", include_in_schema=False, route_class=view.PageRoute)
 
@@ -45,7 +45,7 @@ def see_other(request: Request, place: str) -> Response:
 
 
 @router.get("")
-async def sets(request: Request, service: Service, caller: Read) -> Response:
+async def sets(request: Request, service: Service, caller: Admin) -> Response:
     """All sets, and a form for a new one."""
     names = service.picture_sets.names() if service.settings.data is not None else []
     rows = await service.queue.run(_set_rows, service, names)
@@ -56,14 +56,14 @@ async def sets(request: Request, service: Service, caller: Read) -> Response:
 
 
 @router.post("")
-async def create(request: Request, service: Service, caller: Enrol, name: Identity) -> Response:
+async def create(request: Request, service: Service, caller: Admin, name: Identity) -> Response:
     """Make a set."""
     service.picture_sets.create(name)
     return see_other(request, set_url(name))
 
 
 @router.get("/{name}")
-async def one_set(request: Request, service: Service, caller: Read, name: str) -> Response:
+async def one_set(request: Request, service: Service, caller: Admin, name: str) -> Response:
     """A set: the form that takes pictures, its identities, and what is unsorted."""
     facts = await service.queue.run(_facts, service, name)
     return view.render(
@@ -73,14 +73,14 @@ async def one_set(request: Request, service: Service, caller: Read, name: str) -
 
 
 @router.get("/{name}/identities")
-async def identities(request: Request, service: Service, caller: Read, name: str) -> Response:
+async def identities(request: Request, service: Service, caller: Admin, name: str) -> Response:
     """The identities of a set, as a part of its page."""
     facts = await service.queue.run(_facts, service, name)
     return view.render(request, "identities.html.j2", name=name, set_url=set_url, **facts)
 
 
 @router.get("/{name}/summary")
-async def summary(request: Request, service: Service, caller: Read, name: str) -> Response:
+async def summary(request: Request, service: Service, caller: Admin, name: str) -> Response:
     """What was understood of a set; a part of its page for htmx."""
     values = await service.queue.run(service.picture_sets.summary, name)
     part = "HX-Request" in request.headers
@@ -91,25 +91,17 @@ async def summary(request: Request, service: Service, caller: Read, name: str) -
 
 
 @router.post("/{name}/forget")
-async def forget(request: Request, service: Service, caller: Enrol, name: str) -> Response:
+async def forget(request: Request, service: Service, caller: Admin, name: str) -> Response:
     """Forget the uploads that were refused."""
     await service.queue.run(service.picture_sets.forget_refused, name)
     return see_other(request, set_url(name))
-
-
-@router.get("/{name}/thumbnail")
-async def thumbnail(service: Service, caller: Read, name: str, picture: str) -> Response:
-    """A small picture."""
-    path = await service.queue.run(service.picture_sets.thumbnail, name, picture)
-    return FileResponse(path, media_type="image/jpeg",
-                        headers={"Cache-Control": "private, max-age=3600"})  # fmt: skip
 
 
 @router.get("/{name}/identity")
 async def identity_page(
     request: Request,
     service: Service,
-    caller: Read,
+    caller: Admin,
     name: str,
     identity: Annotated[str | None, Query(max_length=200)] = None,
     offset: Annotated[int, Query(ge=0)] = 0,
@@ -134,7 +126,7 @@ async def identity_page(
 
 
 @router.post("/{name}/add")
-async def add(request: Request, service: Service, caller: Enrol, name: str) -> Response:
+async def add(request: Request, service: Service, caller: Admin, name: str) -> Response:
     """Store the pictures of a form, for browsers without scripts."""
     limits = service.settings.limits
     added = []
@@ -160,7 +152,7 @@ async def add(request: Request, service: Service, caller: Enrol, name: str) -> R
 
 @router.post("/{name}/move")
 async def move(
-    request: Request, service: Service, caller: Enrol, name: str, picture: Picture,
+    request: Request, service: Service, caller: Admin, name: str, picture: Picture,
     identity: Identity = "", back: Picture = "",
 ) -> Response:  # fmt: skip
     """Give a picture another identity, or none."""
@@ -173,7 +165,7 @@ async def move(
 
 @router.post("/{name}/remove")
 async def remove(
-    request: Request, service: Service, caller: Enrol, name: str,
+    request: Request, service: Service, caller: Admin, name: str,
     picture: Annotated[list[str], Form()], back: Picture = "",
 ) -> Response:  # fmt: skip
     """Remove pictures."""
@@ -184,7 +176,7 @@ async def remove(
 
 @router.post("/{name}/rename")
 async def rename(
-    request: Request, service: Service, caller: Enrol, name: str, identity: Identity,
+    request: Request, service: Service, caller: Admin, name: str, identity: Identity,
     new: Identity, merge: Annotated[bool, Form()] = False,
 ) -> Response:  # fmt: skip
     """Rename an identity, or merge it with another."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from twinlens.service.pages import ask, bring, galleries, login, share, train, view
+from twinlens.service.pages import ask, bring, galleries, login, look, share, sort, train, view
 from twinlens.service.security import Read
 
 __all__ = ["router"]
@@ -22,7 +22,9 @@ async def home(request: Request, caller: Read) -> Response:
 for pages in (
     view.router,
     bring.router,
+    sort.router,
     train.router,
+    look.router,
     galleries.router,
     ask.router,
     share.router,

@@ -8,13 +8,13 @@ from typing import Annotated, Any, TypeAlias
 from fastapi import APIRouter, Form, Query, Request, Response
 
 from twinlens.progress import format_duration
-from twinlens.service.job_folder import ENDED
+from twinlens.service.job_folder import ENDED, Job
 from twinlens.service.pages import view
-from twinlens.service.pages.bring import see_other
+from twinlens.service.pages.bring import see_other, set_url
 from twinlens.service.security import Admin, Read
 from twinlens.service.state import Service, ServiceState
 
-__all__ = ["router"]
+__all__ = ["day", "job_place", "router"]
 
 router = APIRouter(prefix="/train", include_in_schema=False, route_class=view.PageRoute)
 
@@ -31,7 +31,7 @@ Json: TypeAlias = dict[str, Any]
 async def form(
     request: Request,
     service: Service,
-    caller: Read,
+    caller: Admin,
     chosen: Annotated[str | None, Query(alias="set", max_length=64)] = None,
 ) -> Response:
     """The form that starts a training, and the trainings so far."""
@@ -44,7 +44,7 @@ async def form(
     values = await service.queue.run(work)
     return view.render(
         request, "train.html.j2", chosen=chosen, minutes=MINUTES, usual=USUAL,
-        problem=service.jobs.training_problem, has_data=service.jobs.enabled, day=_day, **values,
+        problem=service.jobs.training_problem, has_data=service.jobs.enabled, day=day, **values,
     )  # fmt: skip
 
 
@@ -68,23 +68,29 @@ async def one_training(request: Request, service: Service, caller: Read, id: str
     """A training: its curve while it runs, its result in the end."""
     job = await service.queue.run(service.jobs.get, id)
     return view.render(
-        request, "training.html.j2", job=job, ended=job.state in ENDED, day=_day,
+        request, "training.html.j2", job=job, ended=job.state in ENDED, day=day,
         duration=format_duration, words=_words(job.result),
     )  # fmt: skip
 
 
 @router.post("/{id}/cancel")
 async def cancel(request: Request, service: Service, caller: Admin, id: str) -> Response:
-    """Cancel a training; what it learned until then stays."""
-    await service.queue.run(service.jobs.cancel, id)
-    return see_other(request, f"/train/{id}")
+    """Cancel a job; what a training learned until then stays."""
+    return see_other(request, job_place(await service.queue.run(service.jobs.cancel, id)))
 
 
 @router.post("/{id}/resume")
 async def resume(request: Request, service: Service, caller: Admin, id: str) -> Response:
-    """Resume a training that was cancelled or interrupted."""
-    await service.queue.run(service.jobs.resume, id)
-    return see_other(request, f"/train/{id}")
+    """Resume a job that was cancelled or interrupted."""
+    return see_other(request, job_place(await service.queue.run(service.jobs.resume, id)))
+
+
+def job_place(job: Job) -> str:
+    """The address of a job's page."""
+    if job.kind in ("cluster", "faces"):
+        part = "groups" if job.kind == "cluster" else "faces"
+        return set_url(job.arguments["pictures"], f"/{part}/{job.id}")
+    return f"/look/audit/{job.id}" if job.kind == "audit" else f"/train/{job.id}"
 
 
 def _set_facts(service: ServiceState, name: str) -> Json:
@@ -92,7 +98,8 @@ def _set_facts(service: ServiceState, name: str) -> Json:
     return {"name": name, "pictures": sum(numbers.values()), "identities": len(numbers)}
 
 
-def _day(time: str | None) -> str:
+def day(time: str | None) -> str:
+    """A time of a job as people read it."""
     return "" if time is None else f"{datetime.fromisoformat(time).astimezone():%Y-%m-%d %H:%M}"
 
 

@@ -1,6 +1,6 @@
-// Follows a training: progress in words, the curve of errors, and the log. Reloads at its end.
+// Follows a job: progress in words, the log, and the curve of a training. Reloads at its end.
 
-const root = document.getElementById("training");
+const root = document.getElementById("job");
 const texts = JSON.parse(root.dataset.texts);
 const part = (name) => root.querySelector(`[data-${name}]`);
 const say = (key, values = {}) => texts[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
