@@ -16,7 +16,9 @@ __all__ = ["ERRORS", "CalibrationFacts", "EmbedAnswer", "ErrorBody", "IdentifyAn
 
 PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 QUALITY = {"score": 0.87, "sharpness": 0.87, "size": 1.0, "contrast": 1.0}
-IN_DOMAIN = {"in_domain": True, "domain_score": 0.42, "domain_reason": None}
+# Examples have no null, which FastAPI leaves out.
+OUTSIDE = {"in_domain": False, "domain_score": 1.31,
+           "domain_reason": "darker than 99 % of them"}  # fmt: skip
 CANDIDATE = {"identity": "anna", "distance": 0.2113, "probability": 0.97, "path": "anna-3.jpg"}
 
 
@@ -57,7 +59,7 @@ class VerifyAnswer(Domain):
     model_config = ConfigDict(json_schema_extra={"example": {
         "verdict": "same", "match": True, "distance": 0.3121, "threshold": 0.4853,
         "target_far": 0.01, "probability": 0.9931, "similarity": 0.6879, "prior": 0.5,
-        "quality": [QUALITY, QUALITY], **IN_DOMAIN,
+        "quality": [QUALITY, QUALITY], **OUTSIDE,
     }})  # fmt: skip
 
     verdict: Literal["same", "different"]
@@ -96,7 +98,7 @@ class EmbedAnswer(BaseModel):
         "fingerprint": "0eb66e955bec632f", "dim": 4,
         "embeddings": [
             {"picture": "a.jpg", "embedding": [0.5, -0.5, 0.5, 0.5], "quality": QUALITY,
-             **IN_DOMAIN},
+             **OUTSIDE},
             {"picture": "b.txt", "error": "cannot identify image file"},
         ],
         "num_failed": 1,
@@ -142,7 +144,7 @@ class IdentifyAnswer(BaseModel):
             {"picture": "door.jpg", "verdict": "identified", "identity": "anna",
              "reason": "distance 0.2113 is within the threshold 0.3852", "distance": 0.2113,
              "margin": 0.31, "threshold": 0.3852, "threshold_of": "gallery", "target_fpir": 0.01,
-             "probability": 0.97, "candidates": [CANDIDATE], "quality": QUALITY, **IN_DOMAIN},
+             "probability": 0.97, "candidates": [CANDIDATE], "quality": QUALITY, **OUTSIDE},
         ],
         "num_failed": 0,
     }})  # fmt: skip
@@ -213,9 +215,18 @@ class ModelFacts(BaseModel):
         "name": "faces", "fingerprint": "0eb66e955bec632f", "calibrated": True,
         "threshold": 0.4853, "target_far": 0.01, "dim": 128, "backbone": "tf_efficientnet_lite0",
         "comparator": "cosine", "height": 224, "width": 224, "channels": 3,
-        "precision": "float32", "knows_domain": True, "trained_on": "faces", "start": None,
-        "licence": None, "has_report": True, "deletable": True, "num_bytes": 28102331,
-        "calibration": None,
+        "precision": "float32", "knows_domain": True, "trained_on": "faces",
+        "start": {"name": "tf_efficientnet_lite0.in1k", "licence": "apache-2.0",
+                  "source": "https://huggingface.co/timm/tf_efficientnet_lite0.in1k",
+                  "trained_on": "ImageNet-1k", "fingerprint": "", "identities": 1000},
+        "licence": "apache-2.0", "has_report": True, "deletable": True, "num_bytes": 28102331,
+        "calibration": {
+            "threshold": 0.4853, "low": 0.4521, "high": 0.5104, "target_far": 0.01,
+            "num_genuine": 1530, "num_impostor": 12800, "num_identities": 34,
+            "curve": {"kind": "platt", "a": 34.6, "b": -13.4}, "log_loss_platt": 0.081,
+            "log_loss_isotonic": 0.105, "requested_far": 0.01, "unadjusted": 0.4902,
+            "far_limit": 0.015, "assumed_share": 0.05,
+        },
     }})  # fmt: skip
 
     name: str

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import PurePath
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
@@ -25,11 +25,9 @@ from twinlens.service.security import Read
 from twinlens.service.state import Service, ServiceState
 from twinlens.service.uploads import Upload, read_uploads, require_one
 
-__all__ = ["on_gallery", "router"]
+__all__ = ["router"]
 
 router = APIRouter(prefix="/v1", tags=["answers"])
-
-T = TypeVar("T")
 
 ModelName = Annotated[
     str | None, Query(description="Name of a model; by default the one of the start, or the only")
@@ -122,7 +120,7 @@ async def identify(
             _shorten(row for part in answer["answers"] for row in part.get("candidates", ()))
             return answer
 
-        return JSONResponse(await service.queue.run(on_gallery, service, gallery, ask))
+        return JSONResponse(await service.queue.run(service.galleries.use, gallery, ask))
 
 
 @router.post("/search", responses=answer_of(SearchAnswer), openapi_extra=picture_body("picture"))
@@ -151,17 +149,7 @@ async def search(
             _shorten(answer["hits"])
             return answer
 
-        return JSONResponse(await service.queue.run(on_gallery, service, gallery, ask))
-
-
-def on_gallery(service: ServiceState, name: str | None, work: Callable[[Gallery], T]) -> T:
-    """The result of work on an open gallery; again if it was rebuilt or replaced meanwhile.
-
-    Raises:
-        ServiceError: no such gallery.
-        GalleryError: of the work.
-    """
-    return service.galleries.use(name, work)
+        return JSONResponse(await service.queue.run(service.galleries.use, gallery, ask))
 
 
 async def _read_pictures(request: Request, service: ServiceState) -> list[tuple[str, bytes]]:

@@ -1,4 +1,4 @@
-"""Routes of models: list, facts, download, report, export, deletion."""
+"""Routes of models: list, facts, download, report, export, deletion, calibration."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from starlette.concurrency import run_in_threadpool
 
 from twinlens.commands.export import export
 from twinlens.service.downloads import ZipResponse
+from twinlens.service.errors import ServiceError
+from twinlens.service.job_arguments import CalibrateArguments
+from twinlens.service.job_folder import ENDED
+from twinlens.service.job_schemas import JobFacts
 from twinlens.service.schemas import ModelFacts, ModelList, answer_of, file_of
 from twinlens.service.security import Admin, Read
 from twinlens.service.state import Service
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1", tags=["models"])
 
 # A report is one file: its own styles, scripts and pictures, and nothing from elsewhere.
 REPORT_POLICY = (
@@ -29,7 +33,7 @@ REPORT_POLICY = (
 )
 
 
-@router.get("", responses=answer_of(ModelList))
+@router.get("/models", responses=answer_of(ModelList))
 async def list_models(service: Service, caller: Read) -> JSONResponse:
     """List the models."""
 
@@ -39,20 +43,29 @@ async def list_models(service: Service, caller: Read) -> JSONResponse:
     return JSONResponse(await run_in_threadpool(work))
 
 
-@router.get("/{name}", responses=answer_of(ModelFacts))
+@router.get("/models/{name}", responses=answer_of(ModelFacts))
 async def show_model(name: str, service: Service, caller: Read) -> JSONResponse:
     """Show the facts of a model, with its calibration."""
     return JSONResponse(await run_in_threadpool(service.models.info, name))
 
 
-@router.delete("/{name}", status_code=204, response_class=Response)
+@router.delete("/models/{name}", status_code=204, response_class=Response)
 async def delete_model(name: str, service: Service, caller: Admin) -> None:
     """Delete a model with its run folder; galleries keep their copies of it."""
-    await run_in_threadpool(service.models.delete, name)
+
+    def work() -> None:
+        for job in service.jobs.list():
+            users = (job.arguments.get("model"), job.arguments.get("run"))
+            if job.state not in ENDED and name in users:
+                raise ServiceError(409, f"the job {job.id} uses the model {name}: cancel it first")
+        service.models.delete(name)
+        service.audit.write("delete model", caller, model=name)
+
+    await run_in_threadpool(work)
 
 
 @router.get(
-    "/{name}/download", response_class=Response,
+    "/models/{name}/download", response_class=Response,
     responses=file_of("application/zip", "the model's folder"),
 )  # fmt: skip
 async def download_model(name: str, service: Service, caller: Admin) -> Response:
@@ -66,7 +79,7 @@ async def download_model(name: str, service: Service, caller: Admin) -> Response
 
 
 @router.get(
-    "/{name}/report", response_class=Response,
+    "/models/{name}/report", response_class=Response,
     responses=file_of("text/html", "the report of the training"),
 )  # fmt: skip
 async def show_report(name: str, service: Service, caller: Admin) -> FileResponse:
@@ -79,7 +92,7 @@ async def show_report(name: str, service: Service, caller: Admin) -> FileRespons
 
 
 @router.get(
-    "/{name}/export", response_class=Response,
+    "/models/{name}/export", response_class=Response,
     responses=file_of("application/zip", "the exported folder"),
 )  # fmt: skip
 async def export_model(
@@ -102,6 +115,21 @@ async def export_model(
 
     async with service.queue.admitted():
         return await service.queue.run(work)
+
+
+@router.post("/calibrate", status_code=202, responses=answer_of(JobFacts, 202))
+async def calibrate(
+    service: Service,
+    caller: Admin,
+    arguments: Annotated[CalibrateArguments, Query()],
+) -> JSONResponse:
+    """Calibrate a model on labelled pictures, or a gallery: starts a job.
+
+    The same as `POST /v1/jobs/calibrate`, with query parameters.
+    """
+    values = arguments.model_dump()
+    job = await run_in_threadpool(service.jobs.start, "calibrate", values, caller.name)
+    return JSONResponse(job.as_json(), 202)
 
 
 def _file_name(name: str, ending: str) -> str:

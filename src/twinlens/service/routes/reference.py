@@ -47,11 +47,11 @@ def _routes(described: Mapping[str, Any], address: str) -> Iterator[dict[str, An
                 "tag": operation.get("tags", ["other"])[0],
                 "method": method.upper(),
                 "path": path,
-                "summary": operation.get("description", operation["summary"]),
+                "summary": operation.get("description", operation["summary"]).replace("`", ""),
                 "parameters": [
                     {"name": each["name"], "in": each["in"], "required": each.get("required"),
                      "type": _type(each["schema"], schemas),
-                     "default": json.dumps(each["schema"].get("default")),
+                     "default": each["schema"].get("default", ""),
                      "text": each.get("description", each["schema"].get("description", ""))}
                     for each in operation.get("parameters", ())
                 ],
@@ -85,13 +85,15 @@ def _type(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
     schema = _resolved(schema, schemas)
     options = schema.get("anyOf", schema.get("oneOf"))
     if options is not None:
-        return " or ".join(_type(option, schemas) for option in options)
+        kinds = [option for option in options if option.get("type") != "null"]
+        return " or ".join(_type(option, schemas) for option in kinds)
     if "enum" in schema:
         return " or ".join(str(value) for value in schema["enum"][:LONGEST])
     if schema.get("format") == "binary":
         return "a file"
     if schema.get("type") == "array":
-        return f"list of {_type(schema.get('items', {}), schemas)}"
+        kind = _type(schema.get("items", {}), schemas)
+        return "one file or several" if kind == "a file" else f"list of {kind}"
     if schema.get("type") == "object" and schema.get("properties"):
         fields = schema["properties"].items()
         return ", ".join(f"{name}: {_type(field, schemas)}" for name, field in fields)
