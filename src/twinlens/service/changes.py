@@ -128,7 +128,9 @@ def correct(
             return gallery.feedback(pictures, is_=identity)
         if kind == "is_not":
             return gallery.feedback(pictures, is_not=identity)
-        return gallery.feedback(**{kind: pictures})
+        if kind == "same":
+            return gallery.feedback(same=pictures)
+        return gallery.feedback(different=pictures)
 
     result = service.galleries.use(name, work)
     service.audit.write(
