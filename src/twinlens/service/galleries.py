@@ -155,8 +155,8 @@ class _OpenGallery:
     """
 
     def __init__(self, place: str, device: str) -> None:
+        self._handle: int | None = None
         self._place = normalized(place)
-        self._handle = None
         if not is_remote(place) and os.name == "posix":
             with contextlib.suppress(OSError):  # Opening it says what is wrong.
                 self._handle = os.open(self._place, os.O_RDONLY)
