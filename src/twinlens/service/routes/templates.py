@@ -189,6 +189,16 @@ async def show_thumbnail(gallery: str, hash: str, service: Service, caller: Read
 # --- corrections --------------------------------------------------------------------------------
 
 
+def _either(*bodies: dict[str, Any]) -> dict[str, Any]:
+    """One of several bodies, for OpenAPI."""
+    content: dict[str, Any] = {}
+    for body in bodies:
+        for media_type, part in body["requestBody"]["content"].items():
+            either = content.setdefault(media_type, {"schema": {"anyOf": []}})
+            either["schema"]["anyOf"].append(part["schema"])
+    return {"requestBody": {"required": True, "content": content}}
+
+
 @router.get("/corrections", tags=["corrections"], responses=answer_of(CorrectionList))
 async def list_corrections(gallery: str, service: Service, caller: Read) -> JSONResponse:
     """List the corrections, and what they changed."""
@@ -202,8 +212,10 @@ async def list_corrections(gallery: str, service: Service, caller: Read) -> JSON
     return JSONResponse(await service.queue.run(service.galleries.use, gallery, work))
 
 
-@router.post("/corrections", tags=["corrections"], responses=answer_of(FeedbackAnswer),
-             openapi_extra=picture_body("picture", "a", "b", many=True))  # fmt: skip
+@router.post(
+    "/corrections", tags=["corrections"], responses=answer_of(FeedbackAnswer),
+    openapi_extra=_either(picture_body("picture", many=True), picture_body("a", "b")),
+)  # fmt: skip
 async def correct(
     gallery: str,
     request: Request,
