@@ -70,9 +70,37 @@ def test_where_colour_decides_the_histogram_is_chosen(chosen: ModelSelection) ->
     assert table[0].eer < rows[NAME].eer
     assert rows[NAME].folds == 1
     assert rows["colour histogram"].folds == len(chosen.folds) == 5
-    # Its distances are between held-out pictures of one fold.
-    assert (chosen.fold_N[pairs.a] == chosen.fold_N[pairs.b]).all()
     assert ((chosen.images.label[pairs.a] == chosen.images.label[pairs.b]) == pairs.same).all()
+
+
+def compared(selection: ModelSelection, name: str) -> tuple[set[tuple[int, int]], int]:
+    """Folds of the pairs for a threshold, and the number of pairs of identities."""
+    pairs = selection._pairs({name: 1.0})
+    folds = np.sort(selection.fold_N[np.stack([pairs.a, pairs.b])], axis=0)
+    labels = np.sort(selection.images.label[np.stack([pairs.a, pairs.b])[:, ~pairs.same]], axis=0)
+    return set(map(tuple, folds.T.tolist())), len(np.unique(labels, axis=1).T)
+
+
+def test_few_identities_are_compared_across_folds(chosen: ModelSelection) -> None:
+    """Each with each: the maps of features are fitted again without both."""
+    _, num = compared(chosen, "colour histogram, whitened")
+    assert num == 20 * 19 / 2
+
+
+def test_a_network_is_trained_once_more_for_a_threshold(chosen: ModelSelection) -> None:
+    """Four identities were held out; now two further folds of four are, together."""
+    folds, num = compared(chosen, NAME)
+    assert folds == {(0, 0), (1, 1), (1, 2), (2, 2)}
+    assert num == 4 * 3 / 2 + 8 * 7 / 2
+
+
+@pytest.mark.parametrize("name", [NAME, "colour histogram, whitened"])
+def test_without_time_folds_have_to_do(
+    chosen: ModelSelection, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chosen, "left", lambda: 0.0)
+    folds, _ = compared(chosen, name)
+    assert all(first == second for first, second in folds)
 
 
 def test_the_fused_model_is_fitted_to_all_pictures(chosen: ModelSelection) -> None:

@@ -22,12 +22,12 @@ from twinlens.errors import TrainingError
 from twinlens.learn.candidates import feature_candidates
 from twinlens.learn.cross_validation import FeatureBank, train_network
 from twinlens.learn.loop import FitResult, LabelledPixels, StepReport, fit
-from twinlens.learn.model_selection import MOST_PICTURES, HeldOutPairs, ModelSelection
+from twinlens.learn.model_selection import MOST_PICTURES, ModelSelection
 from twinlens.learn.race import Race, changed, entries_of
 from twinlens.learn.records import CandidateRow, LearningPoint
 from twinlens.learn.run_folder import RaceRecord, RunFolder
 from twinlens.learn.validation import MAX_PICTURES
-from twinlens.measure.held_out import make_fold
+from twinlens.measure.held_out import HeldOutPairs, make_fold
 from twinlens.measure.pairs import draw_pairs, pair_distances, sample_pictures
 from twinlens.model.comparators import TorchComparison, make_comparator
 from twinlens.model.compute import Compute, choose_compute, deterministic
@@ -187,7 +187,8 @@ def _fit_candidates(
         began = "nothing" if settings.model.weights is None else "a start"
         name = f"{settings.model.backbone}, from {began}"
         encoders[name] = networks.encoder
-        selection.add_network(name, networks.encoder, settings, result.seconds)
+        last = _for_steps(settings, result.best_step)
+        selection.add_network(name, networks.encoder, last, result.seconds)
     weights, candidates, pairs = selection.choose()
     log.info("chosen: %s", ", ".join(f"{w:.0%} {name}" for name, w in weights.items()))
     rows = np.arange(len(kept)) if settings.train.refit else np.flatnonzero(~is_validation)
@@ -328,19 +329,14 @@ def _refit(
         The network, and the result of the training, which says if there was an interrupt.
     """
     again = settings.model.init == "whitened"
-    steps = max(1, round(result.best_step * (1 if again else REFIT_SHARE)))
+    steps = round(result.best_step * (1 if again else REFIT_SHARE))
     if seconds is not None and result.steps:
-        steps = min(steps, max(1, int(seconds * result.steps / max(result.seconds, 1e-9))))
+        steps = min(steps, int(seconds * result.steps / max(result.seconds, 1e-9)))
     rate = settings.optimizer.rate * (1 if again else REFIT_RATE)
-    updates = {
-        "train": settings.train.model_copy(
-            update={"steps": steps, "epochs": None, "time_budget": None}
-        ),
-        "optimizer": settings.optimizer.model_copy(update={"rate": rate}),
-    }
-    log.info("fitting to all %d pictures, %d steps", len(images.row), steps)
+    log.info("fitting to all %d pictures, %d steps", len(images.row), max(1, steps))
     everything = np.arange(len(images.row))
-    last = settings.model_copy(update=updates)
+    optimizer = settings.optimizer.model_copy(update={"rate": rate})
+    last = _for_steps(settings, steps).model_copy(update={"optimizer": optimizer})
     before = copy.deepcopy(encoder)
     try:
         start = None if again else encoder
@@ -348,6 +344,12 @@ def _refit(
     except KeyboardInterrupt:
         log.warning("interrupted in the last fit: the model before it is kept")
         return before, replace(result, interrupted=True)
+
+
+def _for_steps(settings: Settings, steps: int) -> Settings:
+    """Settings of a training of so many steps, at least one."""
+    update = {"steps": max(1, steps), "epochs": None, "time_budget": None}
+    return settings.model_copy(update={"train": settings.train.model_copy(update=update)})
 
 
 def _validation_pairs(

@@ -23,13 +23,13 @@ from twinlens.data.splits import is_closed_set
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import CalibrationError, ConfigError, DataError, ModelError
 from twinlens.learn.losses import check_loss
-from twinlens.learn.model_selection import HeldOutPairs
 from twinlens.learn.run_folder import RunFolder, lock_run_folder, new_run_folder
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration, fit_calibration
 from twinlens.measure.domain import describe_pictures
 from twinlens.measure.error_rates import matches
 from twinlens.measure.evaluation_result import EvaluationResult
+from twinlens.measure.held_out import HeldOutPairs
 from twinlens.measure.pairs import draw_pairs, pair_distances, sample_pictures
 from twinlens.model.device import keep_freed_memory, pick_device
 from twinlens.model.networks import check_parity, save_model

@@ -1,4 +1,7 @@
-"""Embeddings of all pictures in which no picture's label had a part, for an audit of the labels.
+"""Distances of all pictures by maps that learned from neither of the two identities.
+
+An audit of the labels needs them, and a threshold from few identities: folds hold few of their
+pairs.
 
 The identities are divided into folds. Pictures of the folds i and j are compared by maps that were
 fitted to the other folds, so that neither of two labels shaped the distance of their pictures.
@@ -13,13 +16,11 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from twinlens.config import Member
-from twinlens.learn.cross_validation import fit_map
+from twinlens.learn.cross_validation import mapped_embeddings
 from twinlens.measure.held_out import assign_folds
 
 __all__ = ["CrossEmbeddings"]
@@ -36,6 +37,8 @@ class CrossEmbeddings:
         features: (V, N, F) of each member, by name.
         label: identities, (N,).
         seed: random seed of the folds.
+        folds: number of folds, at most.
+        mirrored: whether an embedding is the mean over all views, not the first one alone.
         progress: called with (maps done, all maps).
     """
 
@@ -46,10 +49,12 @@ class CrossEmbeddings:
         label: NDArray[np.int64],
         *,
         seed: int = 0,
+        folds: int = 5,
+        mirrored: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         nobody = np.zeros(len(label), dtype=np.bool_)
-        self.fold_N = assign_folds(label, nobody, by_identity=True, seed=seed, most=6)
+        self.fold_N = assign_folds(label, nobody, by_identity=True, seed=seed, most=folds + 1)
         numbers = [int(number) for number in np.unique(self.fold_N)]
         pairs = list(combinations(numbers, 2)) or [(0, 0)]
         fewest = min(len(np.unique(label[self._rest(*pair)])) for pair in pairs)
@@ -63,9 +68,12 @@ class CrossEmbeddings:
             rest = self._rest(*pair)
             rows = np.flatnonzero(np.isin(self.fold_N, pair))
             parts = [
-                _embed(members[name], features[name], label, rows, rest if len(rest) else rows)
+                mapped_embeddings(
+                    members[name], features[name], label, rows, rest if len(rest) else rows,
+                    mirrored=mirrored,
+                )
                 for name in self.names
-            ]
+            ]  # fmt: skip
             self.rows[pair], self.emb[pair] = rows, np.stack(parts)
             if progress is not None:
                 progress(done, len(pairs))
@@ -86,6 +94,14 @@ class CrossEmbeddings:
                 block = rows[start : start + size]
                 yield block, self._distances(int(number), block)
 
+    def fused(self, weights: Mapping[str, float]) -> NDArray[np.float32]:
+        """The weighted sum of the members' distances, (N, N)."""
+        share_M = np.array([weights[name] for name in self.names], dtype=np.float32)
+        dist_NN = np.empty((self.num, self.num), dtype=np.float32)
+        for rows, dist_MBN in self.blocks(self.num):
+            dist_NN[rows] = np.tensordot(share_M, dist_MBN, 1)
+        return dist_NN
+
     def _distances(self, number: int, block: NDArray[np.int64]) -> NDArray[np.float32]:
         dist_MBN = np.empty((len(self.names), len(block), self.num), dtype=np.float32)
         own: Any = self.fold_N == number
@@ -98,18 +114,3 @@ class CrossEmbeddings:
             wanted = (self.fold_N[rows] == other) | own[rows]
             dist_MBN[:, :, rows[wanted]] = 1 - probe_MBD @ emb_MnD[:, wanted].transpose(0, 2, 1)
         return dist_MBN
-
-
-@torch.no_grad()
-def _embed(
-    member: Member,
-    features_VNF: Tensor,
-    label: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    rest: NDArray[np.int64],
-) -> NDArray[np.float32]:
-    """Unit embeddings (n, D) of some rows by a map that is fitted to the rest."""
-    head = fit_map(member, features_VNF, label, rest)
-    emb_VnD = F.normalize(head(features_VNF[:, torch.from_numpy(rows)]), dim=2)
-    emb_nD: NDArray[np.float32] = F.normalize(emb_VnD.mean(0), dim=1).cpu().numpy()
-    return emb_nD

@@ -181,23 +181,23 @@ def mapped_embeddings(
     member: Member,
     features_VNF: Tensor,
     label_N: NDArray[np.int64],
-    fold: Fold,
+    rows: NDArray[np.int64],
     rest: NDArray[np.int64],
     *,
     mirrored: bool,
 ) -> NDArray[np.float32]:
-    """Embeddings (n, D) of a fold, by a map that was fitted to the other pictures.
+    """Embeddings (n, D) of some pictures, by a map that was fitted to others.
 
     Args:
         member: whose features they are.
         features_VNF: features of all pictures, and of their mirror images.
         label_N: identities.
-        fold: pictures to embed.
+        rows: positions of the pictures to embed, (n,).
         rest: positions of the pictures to fit to.
         mirrored: whether an embedding is the mean over a picture and its mirror image.
     """
     head = fit_map(member, features_VNF, label_N, rest)
-    place = torch.from_numpy(fold.row).to(features_VNF.device)
+    place = torch.from_numpy(rows).to(features_VNF.device)
     views = features_VNF[: 2 if mirrored else 1, place]
     emb_VND = F.normalize(head(views), dim=2)
     emb_ND: NDArray[np.float32] = F.normalize(emb_VND.mean(0), dim=1).cpu().numpy()

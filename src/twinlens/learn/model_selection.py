@@ -10,15 +10,18 @@ Shapes: N pictures, D dimensions of an embedding.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from twinlens.config import Member, ModelSettings, PictureSettings, Settings
 from twinlens.learn.candidates import feature_candidates, tapped_before, tuned
+from twinlens.learn.cross_embedding import CrossEmbeddings
 from twinlens.learn.cross_validation import (
     FeatureBank,
     cosine_distances,
@@ -32,7 +35,9 @@ from twinlens.learn.records import CandidateRow, LearningPoint
 from twinlens.measure.bootstrap import Estimate
 from twinlens.measure.held_out import (
     LEAST_GAIN,
+    Distances,
     Fold,
+    HeldOutPairs,
     Scores,
     assign_folds,
     fuse,
@@ -40,12 +45,14 @@ from twinlens.measure.held_out import (
     make_fold,
     scores,
 )
+from twinlens.measure.new_identities import is_resolved
+from twinlens.measure.new_identity_threshold import EXCESS
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.fused import FusedEncoder, fused_settings
 from twinlens.model.timm_backbones import is_pretrained
 
-__all__ = ["MOST_PICTURES", "HeldOutPairs", "ModelSelection"]
+__all__ = ["MOST_PICTURES", "ModelSelection"]
 
 log = logging.getLogger("twinlens")
 
@@ -55,26 +62,11 @@ TUNED_FOLDS = 2
 CURVE_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the identities, in the learning curve
 FEATURES_SHARE = 0.4  # of the time, at most
 FEWEST_PICTURES, MOST_PICTURES = 200, 20_000
+ENOUGH_IDENTITIES = 20  # held out, for a threshold that is not too cautious
+FEWEST_FOLDS, MOST_FOLDS = 5, 8  # whose pairs are compared by maps of the other folds
 SHORT = 30  # steps of tuning that are not worth the time
 
 Progress = Callable[[str], Callable[[int, int], None]]
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOutPairs:
-    """Distances of the chosen model between held-out pictures, for its threshold.
-
-    Attributes:
-        distance: of each pair, (Q,).
-        same: whether it is genuine, (Q,).
-        a: position of its first picture, (Q,).
-        b: position of its second picture, (Q,).
-    """
-
-    distance: NDArray[np.float64]
-    same: NDArray[np.bool_]
-    a: NDArray[np.int64]
-    b: NDArray[np.int64]
 
 
 @dataclass(eq=False)
@@ -84,7 +76,9 @@ class _Candidate:
     member: Member
     matrices: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     settings: Settings | None = None  # of its training
+    features: Tensor | None = None  # (V, N, F), if it needs none
     seconds: float = 0.0
+    fit_seconds: float = 0.0  # of one fit
 
 
 class ModelSelection:
@@ -114,6 +108,7 @@ class ModelSelection:
         progress: Progress,
     ) -> None:
         self.settings, self.images, self.compute, self.frozen = settings, images, compute, frozen
+        self.closed = closed
         self.progress, self.limit, self.started = progress, seconds, time.monotonic()
         if is_pretrained(settings.model):  # No network is trained on the training pictures alone.
             is_validation = np.zeros_like(is_validation)
@@ -165,15 +160,10 @@ class ModelSelection:
         )  # fmt: skip
         shared = (time.monotonic() - begun) / len(members)
         for name, member in members.items():
-            begun, candidate = time.monotonic(), _Candidate(member)
-            for number, fold in self.folds.items():
-                emb_ND = mapped_embeddings(
-                    member, self.bank.features[name], self.images.label, fold, self.rest(number),
-                    mirrored=settings.model.mirrored,
-                )  # fmt: skip
-                candidate.matrices[number] = cosine_distances(emb_ND)
-            candidate.seconds = shared + time.monotonic() - begun
+            candidate = _Candidate(member, features=self.bank.features[name])
             self.candidates[name] = candidate
+            self._try(candidate, self.folds)
+            candidate.seconds += shared
             self._log(name)
 
     def add_tuned(self) -> None:
@@ -223,17 +213,35 @@ class ModelSelection:
         return min(MOST_STEPS, steps), numbers
 
     def _train(self, settings: Settings, numbers: list[int]) -> _Candidate:
-        begun = time.monotonic()
         member = Member(model=settings.model, picture=settings.picture, weight=1.0)
         candidate = _Candidate(member, settings=settings)
-        for number in numbers:
-            emb_ND = held_out_network(
-                settings, self.images, self.rest(number), self.folds[number], self.compute,
-                self.stored,
-            )  # fmt: skip
-            candidate.matrices[number] = cosine_distances(emb_ND)
-        candidate.seconds = time.monotonic() - begun
+        self._try(candidate, numbers)
         return candidate
+
+    def _try(self, candidate: _Candidate, numbers: Iterable[int]) -> None:
+        """Fit a candidate without each of some folds, and keep the distances of these."""
+        begun = time.monotonic()
+        for number in numbers:
+            dist = self._held_out(candidate, self.folds[number], self.rest(number))
+            candidate.matrices[number] = dist
+        candidate.seconds = time.monotonic() - begun
+        candidate.fit_seconds = candidate.seconds / max(1, len(candidate.matrices))
+
+    def _held_out(
+        self, candidate: _Candidate, fold: Fold, rest: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Distances (n, n) of a fold by a candidate that was fitted to the rest."""
+        if candidate.settings is not None:
+            emb_ND = held_out_network(
+                candidate.settings, self.images, rest, fold, self.compute, self.stored
+            )
+        else:
+            assert candidate.features is not None
+            emb_ND = mapped_embeddings(
+                candidate.member, candidate.features, self.images.label, fold.row, rest,
+                mirrored=self.settings.model.mirrored,
+            )  # fmt: skip
+        return cosine_distances(emb_ND)
 
     @property
     def stored(self) -> StoredInputs | None:
@@ -243,7 +251,7 @@ class ModelSelection:
     def add_network(self, name: str, encoder: Encoder, settings: Settings, seconds: float) -> None:
         """Add a network that learned from the training pictures, all but the first fold."""
         member = Member(model=settings.model, picture=settings.picture, weight=1.0)
-        candidate = _Candidate(member, settings=settings, seconds=seconds)
+        candidate = _Candidate(member, settings=settings, seconds=seconds, fit_seconds=seconds)
         number = next(iter(self.folds))
         pixels = self.images.take(self.folds[number].row)
         emb_ND = embed_pixels(encoder, pixels, bfloat16=self.compute.bfloat16)
@@ -296,7 +304,7 @@ class ModelSelection:
                 )
             )  # fmt: skip
         rows[1:] = sorted(rows[1:], key=lambda row: row.eer)
-        return weights, rows, self._pairs(self._fused(weights, self._folds_of(weights)))
+        return weights, rows, self._pairs(weights)
 
     def _folds_of(self, names: Iterable[str]) -> list[int]:
         """The folds that all of some candidates were tried on."""
@@ -305,10 +313,9 @@ class ModelSelection:
 
     def learning_curve(self) -> list[LearningPoint]:
         """The EER of the best features by the number of identities that their map is fitted to."""
-        assert self.bank is not None
-        maps = {name: one for name, one in self.candidates.items() if name in self.bank.features}
-        name = min(maps, key=lambda name: scores(self.folds, maps[name].matrices).error)
-        member, label = maps[name].member, self.images.label
+        maps = [one for one in self.candidates.values() if one.features is not None]
+        best = min(maps, key=lambda one: scores(self.folds, one.matrices).error)
+        label = self.images.label
         rng = np.random.default_rng([self.settings.seed, 7])
         points = []
         for share in CURVE_SHARES:
@@ -317,11 +324,8 @@ class ModelSelection:
                 rest = self.rest(number)
                 identities = rng.permutation(np.unique(label[rest]))
                 kept = identities[: max(2, round(share * len(identities)))]
-                emb_ND = mapped_embeddings(
-                    member, self.bank.features[name], label, fold,
-                    rest[np.isin(label[rest], kept)], mirrored=self.settings.model.mirrored,
-                )  # fmt: skip
-                matrices[number] = cosine_distances(emb_ND)
+                kept_rows = rest[np.isin(label[rest], kept)]
+                matrices[number] = self._held_out(best, fold, kept_rows)
                 nums.append(len(kept))
             eer = scores(self.folds, matrices).eer
             points.append(LearningPoint(round(float(np.mean(nums))), eer))
@@ -352,16 +356,66 @@ class ModelSelection:
             for number in numbers
         }
 
-    def _pairs(self, matrices: Mapping[int, NDArray[np.float32]]) -> HeldOutPairs:
-        parts = [(self.folds[number], dist) for number, dist in matrices.items()]
-        return HeldOutPairs(
-            np.concatenate([dist[fold.pairs.a, fold.pairs.b] for fold, dist in parts]).astype(
-                np.float64
-            ),
-            np.concatenate([fold.pairs.same for fold, _ in parts]),
-            np.concatenate([fold.row[fold.pairs.a] for fold, _ in parts]),
-            np.concatenate([fold.row[fold.pairs.b] for fold, _ in parts]),
-        )
+    def _pairs(self, weights: Mapping[str, float]) -> HeldOutPairs:
+        """Distances of a fused model between held-out pictures.
+
+        Folds of few identities hold too few pairs of them. Maps in closed form are then fitted
+        again to compare pictures of different folds; a network is trained once more.
+        """
+        dist = self._fused(weights, self._folds_of(weights))
+        parts = [(self.folds[number], dist[number]) for number in dist]
+        within = HeldOutPairs.of(parts)
+        if self.closed or self._is_resolved(within):
+            return within
+        if all(self.candidates[name].settings is None for name in weights):
+            parts = self._across_folds(weights) or parts
+        else:
+            parts += self._further_fold(weights, list(dist))
+        return HeldOutPairs.of(parts)
+
+    def _is_resolved(self, pairs: HeldOutPairs) -> bool:
+        a, b = (self.images.label[rows[~pairs.same]] for rows in (pairs.a, pairs.b))
+        return is_resolved(a, b, EXCESS * self.settings.train.target_far)
+
+    def _across_folds(self, weights: Mapping[str, float]) -> list[Distances]:
+        """All pictures as one fold, by maps that learned from neither of two identities."""
+        chosen = [self.candidates[name] for name in weights]
+        fold = self._joined(np.unique(self.fold_N))
+        num_folds = min(MOST_FOLDS, max(FEWEST_FOLDS, 2 * len(np.unique(fold.label)) // 5))
+        if self.left() < math.comb(num_folds, 2) * sum(one.fit_seconds for one in chosen):
+            return []
+        features = [one.features for one in chosen if one.features is not None]
+        crossed = CrossEmbeddings(
+            {name: one.member for name, one in zip(weights, chosen, strict=True)},
+            {name: part[:, fold.row] for name, part in zip(weights, features, strict=True)},
+            fold.label, seed=self.settings.seed, folds=num_folds,
+            mirrored=self.settings.model.mirrored,
+        )  # fmt: skip
+        return [(fold, crossed.fused(weights))] if len(crossed.names) == len(weights) else []
+
+    def _further_fold(
+        self, weights: Mapping[str, float], numbers: Sequence[int]
+    ) -> list[Distances]:
+        """Two further folds as one, if few identities were held out and a training has time."""
+        others = [number for number in self.folds if number not in numbers][:2]
+        num = sum(len(np.unique(self.folds[number].label)) for number in numbers)
+        seconds = max(self.candidates[name].fit_seconds for name in weights)
+        if not others or num >= ENOUGH_IDENTITIES or self.left() < 2 * seconds:
+            return []
+        log.info("  training once more, since %d held-out identities are few for a threshold", num)
+        fold, rest = self._joined(others), np.flatnonzero(~np.isin(self.fold_N, others))
+        parts = [
+            weight * self._held_out(self.candidates[name], fold, rest)
+            for name, weight in weights.items()
+        ]
+        return [(fold, np.sum(parts, axis=0))]
+
+    def _joined(self, numbers: ArrayLike) -> Fold:
+        """Some folds as one."""
+        rows, images = np.flatnonzero(np.isin(self.fold_N, numbers)), self.images
+        fold = make_fold(rows, images.label[rows], images.forged[rows], self.settings.seed)
+        assert fold is not None
+        return fold
 
     def refit(
         self,
@@ -402,8 +456,9 @@ class ModelSelection:
             if name in encoders:
                 fused.take_over(number, encoders[name])
                 continue
-            assert self.bank is not None
-            head = fit_map(members[number], self.bank.features[name], self.images.label, rows)
+            features = self.candidates[name].features
+            assert features is not None
+            head = fit_map(members[number], features, self.images.label, rows)
             fused.heads[number].load_state_dict({f"0.{k}": v for k, v in head.state_dict().items()})
         return fused.eval()
 

@@ -20,7 +20,8 @@ from twinlens.measure.bootstrap import Estimate, interval, pair_weights, replica
 from twinlens.measure.error_rates import SortedPairs, det_curve, eer
 from twinlens.measure.pairs import PairSet, draw_pairs, sample_pictures
 
-__all__ = ["Fold", "Scores", "assign_folds", "fuse", "gain", "make_fold", "scores"]
+__all__ = ["Distances", "Fold", "HeldOutPairs", "Scores", "assign_folds", "fuse", "gain",
+           "make_fold", "scores"]  # fmt: skip
 
 MAX_PICTURES = 1500  # of a fold
 MAX_PAIRS = 20_000  # of each kind, of a fold
@@ -47,6 +48,38 @@ class Fold:
     row: NDArray[np.int64]
     label: NDArray[np.int64]
     pairs: PairSet
+
+
+Distances = tuple[Fold, NDArray[np.float32]]
+"""A fold with distances (n, n)."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutPairs:
+    """Distances of a model between held-out pictures, for its threshold.
+
+    Attributes:
+        distance: of each pair, (Q,).
+        same: whether it is genuine, (Q,).
+        a: position of its first picture, (Q,).
+        b: position of its second picture, (Q,).
+    """
+
+    distance: NDArray[np.float64]
+    same: NDArray[np.bool_]
+    a: NDArray[np.int64]
+    b: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, parts: Sequence[Distances]) -> HeldOutPairs:
+        """The pairs of some folds by their distances (n, n)."""
+        distance = [dist[fold.pairs.a, fold.pairs.b] for fold, dist in parts]
+        return cls(
+            np.concatenate(distance).astype(np.float64),
+            np.concatenate([fold.pairs.same for fold, _ in parts]),
+            np.concatenate([fold.row[fold.pairs.a] for fold, _ in parts]),
+            np.concatenate([fold.row[fold.pairs.b] for fold, _ in parts]),
+        )
 
 
 @dataclass(frozen=True)
