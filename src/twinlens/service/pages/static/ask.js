@@ -1,4 +1,4 @@
-// Answers: a correction sends the picture that was asked about; snippets get buttons that copy.
+// Answers: they get the focus, so that a screen reader goes on there; a correction sends the picture that was asked about; snippets get buttons that copy.
 
 export function improve(part) {
   for (const input of part.querySelectorAll("[data-same-as]")) {
@@ -19,4 +19,8 @@ export function improve(part) {
 }
 
 improve(document);
-document.addEventListener("htmx:after:swap", (event) => improve(event.detail?.ctx?.target ?? document));
+document.addEventListener("htmx:after:swap", (event) => {
+  const part = event.detail.ctx.target;
+  improve(part);
+  part.querySelector("[data-focus]")?.focus();
+});

@@ -22,6 +22,15 @@ function batches(files) {
   return parts;
 }
 
+// What the page says of the gallery, after it has grown.
+async function renew() {
+  const answer = await fetch(location.href);
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  for (const id of ["holds", "enrolled"]) {
+    document.getElementById(id).replaceWith(page.getElementById(id));
+  }
+}
+
 async function send(form) {
   const find = (selector) => form.querySelector(selector);
   const input = find("input[type=file]");
@@ -48,6 +57,7 @@ async function send(form) {
     done += part.length;
   }
   improve(results);
+  await renew();
   bar.hidden = true;
   button.disabled = false;
   if (done === files.length) {

@@ -1,6 +1,8 @@
 // Fields for pictures: file, drop, clipboard or camera, with a preview. Without scripts they are
 // plain file inputs.
 
+import { openCamera } from "./camera.js";
+
 const fields = [];
 
 function choose(field, files) {
@@ -21,6 +23,7 @@ function show(field) {
   field.preview.replaceChildren(...[...field.input.files].slice(0, 24).map((file) => {
     const image = document.createElement("img");
     image.alt = file.name;
+    image.addEventListener("error", () => image.replaceWith(file.name)); // A format of no browser.
     image.src = URL.createObjectURL(file);
     const item = document.createElement("li");
     item.append(image);
@@ -29,52 +32,29 @@ function show(field) {
   field.preview.hidden = !field.input.files.length;
 }
 
-async function openCamera(field) {
-  try {
-    field.stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-  } catch {
-    field.status.textContent = field.root.dataset.noCamera;
-    return;
-  }
-  field.video.srcObject = field.stream;
-  field.camera.hidden = false;
-  await field.video.play();
-  field.take.focus();
-}
-
-function closeCamera(field) {
-  for (const track of field.stream?.getTracks() ?? []) track.stop();
-  field.stream = undefined;
-  field.video.srcObject = null;
-  field.camera.hidden = true;
-  field.open.focus();
-}
-
-function take(field) {
-  const canvas = document.createElement("canvas");
-  canvas.width = field.video.videoWidth;
-  canvas.height = field.video.videoHeight;
-  canvas.getContext("2d").drawImage(field.video, 0, 0);
-  canvas.toBlob((blob) => {
-    const name = `camera-${new Date().toISOString().replaceAll(/[:.]/g, "-")}.jpg`;
-    choose(field, [new File([blob], name, { type: "image/jpeg" })]);
-    if (!field.input.multiple) closeCamera(field);
-  }, "image/jpeg", 0.92);
+function photograph(field) {
+  const dialog = document.getElementById("camera");
+  openCamera(dialog, {
+    take: (blob) => {
+      const name = `camera-${new Date().toISOString().replaceAll(/[:.]/g, "-")}.jpg`;
+      choose(field, [new File([blob], name, { type: "image/jpeg" })]);
+      if (!field.input.multiple) dialog.close();
+    },
+    closed: () => field.open.focus(),
+    problem: () => field.root.dataset.noCamera,
+  });
 }
 
 function setUp(root) {
   const find = (selector) => root.querySelector(selector);
   const field = {
     root, input: find("input[type=file]"), preview: find("[data-preview]"),
-    status: find("[data-status]"), camera: find("[data-camera]"), video: find("video"),
-    open: find("[data-open]"), take: find("[data-take]"),
+    status: find("[data-status]"), open: find("[data-open]"),
   };
   fields.push(field);
   find("[data-tools]").hidden = false;
   field.open.hidden = !navigator.mediaDevices?.getUserMedia;
-  field.open.addEventListener("click", () => openCamera(field));
-  field.take.addEventListener("click", () => take(field));
-  find("[data-close]").addEventListener("click", () => closeCamera(field));
+  field.open.addEventListener("click", () => photograph(field));
   field.input.addEventListener("change", () => show(field));
   root.addEventListener("dragover", (event) => {
     event.preventDefault();
