@@ -1,6 +1,6 @@
 """The service: requests a second and latencies of verify and identify, beside the bare runtime.
 
-The model is EfficientNet-lite0 at 224 with random weights, the gallery holds 100,000 random
+The model is EfficientNet-lite0 at 224 with random weights, the gallery holds 100,000 made-up
 templates, pictures are JPEG files of 640 x 480. Both sides of a line are measured in turns. The
 bare runtime is a pool of threads that calls the same functions with the same bytes: decode, embed,
 compare. Clients run in a process of their own, on the same cores; a refused client waits as it is
@@ -39,6 +39,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.photographs import write_photographs
 from benchmarks.service_load import Client, Outcome, Plan, apply_load, multipart
@@ -51,7 +52,7 @@ from twinlens.match.matcher import Matcher
 CLIENTS, ROUNDS, SECONDS = (1, 4, 16, 64), 5, 5.0
 TEMPLATES, PER_IDENTITY = 100_000, 4
 AIM, LATE = 0.9, 4.0
-PICTURES = 16
+PICTURES, DIRECTIONS = 16, 12
 
 
 def lines() -> Iterator[Line]:
@@ -89,9 +90,9 @@ class _Things:
         self.pictures = [
             Path(path).read_bytes() for path in write_photographs(photographs, PICTURES).path
         ]
-        gallery = Gallery.create(Path(self.gallery), Matcher(stored))
-        rng = np.random.default_rng(0)
-        self.embeddings = rng.normal(size=(TEMPLATES, stored.num_embedding)).astype(np.float32)
+        matcher = Matcher(stored)
+        gallery = Gallery.create(Path(self.gallery), matcher)
+        self.embeddings = _spread(matcher.embed(self.pictures))
         gallery.enrol_embeddings(
             self.embeddings, [f"person {number // PER_IDENTITY}" for number in range(TEMPLATES)],
             fingerprint=gallery.fingerprint,
@@ -107,6 +108,17 @@ class _Things:
                     if what == "verify" else multipart("/v1/identify", [("picture", a)])
                 )  # fmt: skip
             self.requests[what] = tuple(str(file) for file in files)
+
+
+def _spread(emb_PD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Templates around embeddings: as those of real networks, most of them along few directions."""
+    rng = np.random.default_rng(0)
+    length, dim = np.linalg.norm(emb_PD, axis=1).mean(), emb_PD.shape[1]
+    turn = np.linalg.qr(rng.normal(size=(dim, DIRECTIONS)))[0]
+    steps_ND = rng.normal(size=(TEMPLATES, DIRECTIONS)) @ turn.T / DIRECTIONS**0.5
+    steps_ND += 0.1 * rng.normal(size=(TEMPLATES, dim)) / dim**0.5
+    around_ND = emb_PD[np.arange(TEMPLATES) % len(emb_PD)]
+    return np.asarray(around_ND + 0.5 * length * steps_ND, dtype=np.float32)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from twinlens.errors import ConfigError, DataError, GalleryError, ModelError
 from twinlens.service.app import create_app
 from twinlens.service.compute import ComputeQueue
 from twinlens.service.errors import ServiceError
+from twinlens.service.keys import add_key
 from twinlens.service.logs import JsonLines, TextLines
 from twinlens.service.run import serve
 from twinlens.service.settings import Limits, ServiceSettings
@@ -209,7 +210,7 @@ def test_what_cannot_be_served(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 is taken: choose another"):
             serve(data=tmp_path, port=port)
     with pytest.raises(ConfigError, match="is no address of this machine"):
-        serve(data=tmp_path, host="192.0.2.1", keys=_file(tmp_path / "keys", ""), port=0)
+        serve(data=tmp_path, host="192.0.2.1", keys=_key_file(tmp_path), port=0)
     with pytest.raises(ConfigError, match="needs --model MODEL, --gallery GALLERY or --data"):
         serve()
     with pytest.raises(ConfigError, match="needs --keys FILE"):
@@ -218,7 +219,7 @@ def test_what_cannot_be_served(tmp_path: Path) -> None:
         serve(model=tmp_path / "missing", port=0)
     with pytest.raises(GalleryError):
         serve(galleries=[str(tmp_path / "missing")], port=0)
-    with pytest.raises((ConfigError, DataError), match="folder"):
+    with pytest.raises(DataError, match="is no writable folder"):
         serve(data=_file(tmp_path / "a file", ""), port=0)
 
 
@@ -229,6 +230,11 @@ def test_bad_certificates(tmp_path: Path) -> None:
         serve(data=tmp_path, certificate=_file(tmp_path / "c.pem", "no certificate"))
     with pytest.raises(ConfigError, match="--private-key needs --certificate"):
         serve(data=tmp_path, private_key=tmp_path / "key.pem")
+
+
+def _key_file(folder: Path) -> Path:
+    add_key(folder / "keys.json", name="app")
+    return folder / "keys.json"
 
 
 def _file(path: Path, text: str) -> Path:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import ssl
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -175,9 +176,11 @@ def _check(settings: ServiceSettings) -> None:
         Keys(settings.keys)
     _check_certificate(settings.certificate, settings.private_key)
     if settings.data is not None:
-        settings.data.mkdir(parents=True, exist_ok=True)
-        if not os.access(settings.data, os.W_OK | os.X_OK):
-            raise DataError(f"the folder {settings.data} of --data cannot be written")
+        try:
+            settings.data.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=settings.data).close()
+        except OSError as error:
+            raise DataError(f"--data {settings.data} is no writable folder: {error}") from error
     # Here and in each worker: an error here is one line, in a worker a traceback.
     models = Models(settings)
     if settings.model is not None:

@@ -80,6 +80,7 @@ async def read_uploads(
             422, f"unknown field '{one_line(unknown[0])}': pictures belong in {', '.join(fields)}"
         )
     _check(uploads, fields, limits)
+    request.state.num_pictures = sum(map(len, uploads.values()))  # For logs and metrics.
     return uploads
 
 
