@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from twinlens.service.errors import ServiceError, error_response
@@ -59,6 +60,8 @@ class BodyLimits:
 
         try:
             await self.app(scope, limited, send)
+        except ClientDisconnect:
+            pass  # Nobody is left to answer; this is no fault.
         finally:
             self._num_bytes -= num_bytes
 

@@ -47,7 +47,7 @@ KINDS: tuple[tuple[type[TwinlensError], str, int], ...] = (
 CODES = {400: "bad_request", 401: "no_key", 403: "forbidden", 404: "not_found",
          405: "method_not_allowed", 408: "too_slow", 409: "conflict", 411: "length_required",
          413: "too_large", 415: "unsupported_type", 422: "invalid_value", 429: "too_many_requests",
-         431: "headers_too_large",         503: "busy"}  # fmt: skip
+         431: "headers_too_large", 503: "busy"}  # fmt: skip
 SERVER_PATH = re.compile(r"(?<![\w:/.])(?:~|[A-Za-z]:)?(?:/[^\s/:'\"`,;()<>]+){2,}/?")
 
 
