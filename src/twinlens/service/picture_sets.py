@@ -293,7 +293,7 @@ class PictureSets:
             raise ServiceError(409, f"the set {set} has no labelled pictures: add or sort some")
         ours = sum((folder / name).exists() for name in OURS)
         left_out = replace(walk.left_out, hidden=walk.left_out.hidden - ours)
-        return ImageTable.of_rows(rows, str(folder), folder, left_out)
+        return ImageTable.of_rows(rows, set, folder, left_out)
 
     def unsorted(self, set: str) -> ImageTable:
         """The unsorted pictures of a set, without identities."""
@@ -301,7 +301,7 @@ class PictureSets:
         if not self._unsorted(set):
             raise ServiceError(409, f"the set {set} has no unsorted pictures")
         table = read_unlabelled(folder / UNSORTED)
-        return replace(table, root=folder)
+        return replace(table, source=set, root=folder)
 
     def summary(self, set: str) -> dict[str, Any]:
         """Counts and the inspection of a set; takes a while after each change.
