@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ __all__ = ["AtThreshold", "Neighbour", "PairView", "PairViews", "ShownPair"]
 MOST_PICTURES = 1000  # compared; more of them take too long for a page
 KEPT = 4
 BINS = 60
+SHOWN_IMPOSTORS = 0.75  # share of impostor pairs within the span
 BORDER = 6  # pairs on each side of a threshold
 MIN_NAMES = 2
 
@@ -120,7 +121,7 @@ class PairView:
     def span(self) -> tuple[float, float]:
         """Distances between which thresholds make a difference."""
         genuine, impostor = self.distance[self.pairs.same], self.distance[~self.pairs.same]
-        return 0.0, float(max(genuine.max(), np.median(impostor)))
+        return 0.0, float(max(genuine.max(), np.quantile(impostor, SHOWN_IMPOSTORS)))
 
     def at(self, threshold: float) -> AtThreshold:
         """What a threshold accepts and rejects."""
@@ -194,7 +195,7 @@ class PairViews:
 
     def __init__(self, models: Models, sets: PictureSets) -> None:
         self._models, self._sets = models, sets
-        self._views: OrderedDict[tuple[Any, ...], PairView] = OrderedDict()
+        self._views: OrderedDict[tuple[str | None, str, str], PairView] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, model: str | None, set: str) -> PairView:
@@ -205,10 +206,10 @@ class PairViews:
             DataError: none of the pictures can be used.
         """
         matcher, table = self._models.get(model), self._sets.table(set)
-        key = (str(matcher.path), matcher.stored.fingerprint, set, table.fingerprint())
+        key = (model, set, table.fingerprint())
         with self._lock:
             view = self._views.pop(key, None)
-            if view is None:
+            if view is None or view.matcher is not matcher:  # Trained or calibrated again.
                 view = _view(matcher, table)
             self._views[key] = view
             while len(self._views) > KEPT:

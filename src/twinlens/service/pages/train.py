@@ -7,10 +7,10 @@ from typing import Annotated, Any, TypeAlias
 
 from fastapi import APIRouter, Form, Query, Request, Response
 
-from twinlens.progress import format_duration
 from twinlens.service.job_folder import ENDED, Job
 from twinlens.service.pages import view
 from twinlens.service.pages.bring import see_other, set_url
+from twinlens.service.pages.galleries import gallery_url
 from twinlens.service.security import Admin, Read
 from twinlens.service.state import Service, ServiceState
 
@@ -21,6 +21,7 @@ router = APIRouter(prefix="/train", include_in_schema=False, route_class=view.Pa
 MINUTES = (2, 5, 15, 0)  # 0: until it stops improving
 USUAL = 5
 JOBS = 10  # shown
+LEAST_IDENTITIES = 2  # of a set that is offered
 FEW_IDENTITIES = 10  # behind figures that are rough
 
 Name = Annotated[str, Form(max_length=64)]
@@ -37,7 +38,8 @@ async def form(
     """The form that starts a training, and the trainings so far."""
 
     def work() -> Json:
-        sets = [_set_facts(service, name) for name in service.picture_sets.names()]
+        every = [_set_facts(service, name) for name in service.picture_sets.names()]
+        sets = [one for one in every if one["identities"] >= LEAST_IDENTITIES]
         jobs = [job for job in service.jobs.list() if job.kind == "train"]
         return {"sets": sets, "jobs": jobs[:JOBS]}
 
@@ -69,7 +71,7 @@ async def one_training(request: Request, service: Service, caller: Read, id: str
     job = await service.queue.run(service.jobs.get, id)
     return view.render(
         request, "training.html.j2", job=job, ended=job.state in ENDED, day=day,
-        duration=format_duration, words=_words(job.result),
+        words=_words(job.result),
     )  # fmt: skip
 
 
@@ -90,6 +92,8 @@ def job_place(job: Job) -> str:
     if job.kind in ("cluster", "faces"):
         part = "groups" if job.kind == "cluster" else "faces"
         return set_url(job.arguments["pictures"], f"/{part}/{job.id}")
+    if job.arguments.get("gallery"):
+        return gallery_url(job.arguments["gallery"], f"/work/{job.id}")
     return f"/look/audit/{job.id}" if job.kind == "audit" else f"/train/{job.id}"
 
 

@@ -89,8 +89,8 @@ async def static_file(digest: str, name: str) -> Response:
 
 @cache
 def _environment() -> Environment:
-    def load(name: str) -> str:
-        return (FILES / "templates" / name).read_text(encoding="utf-8")
+    def load(name: str) -> tuple[str, str, None]:
+        return (FILES / "templates" / name).read_text(encoding="utf-8"), name, None
 
     pages = Environment(
         loader=FunctionLoader(load), autoescape=True, undefined=StrictUndefined,

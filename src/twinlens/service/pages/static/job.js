@@ -39,6 +39,7 @@ function log({ text }) {
   const line = document.createElement("li");
   line.textContent = text;
   part("log").append(line);
+  part("said").textContent = text.trim();
   while (part("log").children.length > MOST_LINES) part("log").firstChild.remove();
 }
 
