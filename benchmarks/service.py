@@ -356,7 +356,7 @@ def _ask(kind: str, address: str, picture: bytes, other: bytes, identity: str) -
 def workers_of(parent: int) -> list[int]:
     """Worker processes of a service, the oldest first."""
     table = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(parent), "--sort", "start_time"],
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(parent), "--sort", "start_time"],
         capture_output=True, text=True,
     ).stdout  # fmt: skip
     return [int(row.split()[0]) for row in table.splitlines() if "spawn_main" in row]

@@ -304,7 +304,7 @@ def test_workers_share_metrics_and_are_replaced(tmp_path: Path) -> None:
 def _children(parent: int) -> list[int]:
     """Worker processes; multiprocessing's tracker is no worker."""
     table = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True
     ).stdout
     return [int(row.split()[0]) for row in table.splitlines() if "spawn_main" in row]
 
