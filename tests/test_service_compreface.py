@@ -20,7 +20,7 @@ from twinlens.gallery.sources import digest
 from twinlens.match.matcher import Matcher
 from twinlens.service import compreface_schemas as schemas
 from twinlens.service.app import create_app
-from twinlens.service.routes.compreface import similarity
+from twinlens.service.routes.compreface_answers import similarity
 from twinlens.service.settings import ServiceSettings
 
 BASE = "/api/v1/recognition"

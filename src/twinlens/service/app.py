@@ -22,6 +22,7 @@ from twinlens.service.pages import routes as pages
 from twinlens.service.routes import (
     answers,
     compreface,
+    compreface_answers,
     galleries,
     jobs,
     models,
@@ -41,7 +42,8 @@ log = logging.getLogger("twinlens.service")
 
 ROUTERS = (
     answers.router, models.router, galleries.router, templates.router, pictures.router,
-    jobs.router, compreface.router, operations.router, reference.router, pages.router,
+    jobs.router, compreface.router, compreface_answers.router, operations.router,
+    reference.router, pages.router,
 )  # fmt: skip
 
 

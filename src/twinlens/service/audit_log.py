@@ -42,10 +42,11 @@ class AuditLog:
             ServiceError: the line cannot be written (507); what it tells of is done.
         """
         time = datetime.now(UTC)
-        entry = {"time": time.isoformat(timespec="milliseconds"), "action": action,
-                 "key": caller.name, **facts}  # fmt: skip
+        own = {"time": time.isoformat(timespec="milliseconds"), "action": action,
+               "key": caller.name}  # fmt: skip
+        entry = own | facts | own  # First, and not replaced.
         line = json.dumps(entry, ensure_ascii=False)
-        log.info("%s", line)
+        log.info("audit", extra={"facts": entry})
         if self._file is None:
             return
         try:

@@ -18,6 +18,8 @@ from twinlens.service.settings import NAME, ServiceSettings, check_name
 
 __all__ = ["Galleries"]
 
+NO_GALLERY = "there is no gallery: create one with POST /v1/galleries"
+
 T = TypeVar("T")
 
 
@@ -53,7 +55,7 @@ class Galleries:
             names = ", ".join(list(places)[:20])
             raise ServiceError(422, f"there are several galleries: name one of {names}")
         if not places:
-            raise ServiceError(404, "there is no gallery: create one with POST /v1/galleries")
+            raise ServiceError(404, NO_GALLERY)
         return next(iter(places))
 
     def use(self, name: str | None, work: Callable[[Gallery], T]) -> T:
@@ -83,7 +85,8 @@ class Galleries:
         place = self._place(name)
         if place is None:
             self.forget(name)
-            raise ServiceError(404, unknown_name("gallery", name, self.places()))
+            places = self.places()
+            raise ServiceError(404, unknown_name("gallery", name, places) if places else NO_GALLERY)
         opened = self._open.get(name)
         if opened is None or not opened.is_current():
             with self._lock:

@@ -140,6 +140,8 @@ class TextLines(logging.Formatter):
         facts = getattr(record, "facts", None)
         if facts is None:
             return super().format(record)
+        if "method" not in facts:  # Of the audit log.
+            return f"{super().format(record)} {json.dumps(facts, ensure_ascii=False)}"
         words = (self.formatTime(record, self.datefmt), facts["method"], facts["route"] or "-",
                  facts["status"], facts["error"] or "", f"{facts['ms']:g} ms",
                  f"{facts['bytes']} bytes", facts["key"] or "-", facts["request_id"])  # fmt: skip

@@ -1,36 +1,26 @@
-"""CompreFace's recognition and verification routes, so that its clients can move.
+"""CompreFace's routes of subjects and their pictures, so that its clients can move.
 
-A subject is an identity, an image a template. The models answer for a whole picture, so each
-picture has one "face" whose box is the picture.
+A subject is an identity, an image a template. `compreface_answers` has the routes that answer.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from twinlens.data.decode import read_header
 from twinlens.errors import PictureError
-from twinlens.gallery.gallery import Gallery
-from twinlens.match.matcher import Matcher
-from twinlens.measure.error_rates import matches
 from twinlens.service import changes
 from twinlens.service.compreface_schemas import (
     Deleted,
     Face,
     FacePage,
-    Recognized,
     Subject,
     Subjects,
     Updated,
-    Verified,
-    VerifiedFaces,
 )
 from twinlens.service.errors import ServiceError
 from twinlens.service.schemas import answer_of, file_of, picture_body
@@ -38,11 +28,9 @@ from twinlens.service.security import Admin, Enrol, Read
 from twinlens.service.state import Service, ServiceState
 from twinlens.service.uploads import Upload, read_uploads, require_one
 
-__all__ = ["router", "similarity"]
+__all__ = ["GalleryName", "hash_of", "read_file", "router"]
 
 router = APIRouter(prefix="/api/v1", tags=["compreface"])
-
-BELOW_HALF = math.nextafter(0.5, 0)
 
 GalleryName = Annotated[
     str | None, Query(description="Name of a gallery; not needed if there is only one")
@@ -122,7 +110,7 @@ async def add_face(
 ) -> JSONResponse:
     """Enrol a picture of a subject."""
     async with service.queue.admitted():
-        upload = await _read_file(request, service)
+        upload = await read_file(request, service)
 
         def work() -> dict[str, str]:
             pictures = [(upload.name or "file", upload.content)]
@@ -198,164 +186,15 @@ async def show_face(
 ) -> Response:
     """Show the small picture, if it was kept."""
     content = await service.queue.run(
-        service.galleries.use, gallery, lambda opened: opened.thumbnail(_hash(image_id))
+        service.galleries.use, gallery, lambda opened: opened.thumbnail(hash_of(image_id))
     )
     if content is None:
         raise ServiceError(404, "no picture was kept: enrol with keep_thumbnails=true")
     return Response(content, media_type="image/jpeg")
 
 
-# --- answers ------------------------------------------------------------------------------------
-
-
-@dataclass
-class Options:
-    """Options of the routes that answer.
-
-    Attributes:
-        limit: ignored.
-        det_prob_threshold: ignored.
-        face_plugins: names of plugins, with commas between them.
-        status: whether to add `plugins_versions` and `execution_time`.
-    """
-
-    limit: Annotated[
-        int, Query(ge=0, description="Ignored: there is one answer, for the whole picture")
-    ] = 0
-    det_prob_threshold: Annotated[str | None, Query(description="Ignored: no face is detected")] = (
-        None
-    )
-    face_plugins: Annotated[str, Query(description="`calculator`, for the embedding")] = ""
-    status: Annotated[bool, Query(description="Add versions and times")] = False
-
-    def __post_init__(self) -> None:
-        plugins = {name.strip() for name in self.face_plugins.split(",")} - {""}
-        if unknown := sorted(plugins - {"calculator"}):
-            raise ServiceError(
-                422, f"face_plugins: '{unknown[0]}' is not supported, only 'calculator' is"
-            )
-
-    def face(self, matcher: Matcher, upload: Upload, start: float) -> dict[str, Any]:
-        """Box, embedding and time of a picture."""
-        try:
-            header = read_header(upload.content, max_pixels=matcher.max_pixels)
-            more = {}
-            if self.face_plugins:
-                more["embedding"] = matcher.embed([upload.content])[0].tolist()
-        except PictureError as error:
-            raise upload.named(error) from error
-        if self.status:
-            more["execution_time"] = {"calculator": round(1000 * (time.monotonic() - start), 1)}
-        box = {"probability": 1.0, "x_min": 0, "y_min": 0, "x_max": header.width,
-               "y_max": header.height}  # fmt: skip
-        return {"box": box} | more
-
-    def versions(self, matcher: Matcher) -> dict[str, Any]:
-        """The model, if `status` is set."""
-        return {"plugins_versions": {"calculator": matcher.fingerprint}} if self.status else {}
-
-
-Wanted = Annotated[Options, Depends()]
-
-
-@router.post("/recognition/recognize", responses=answer_of(Recognized),
-             openapi_extra=picture_body("file"))  # fmt: skip
-async def recognize(
-    request: Request,
-    service: Service,
-    caller: Read,
-    options: Wanted,
-    prediction_count: Annotated[int, Query(ge=1, le=1000, description="Subjects, at most")] = 1,
-    gallery: GalleryName = None,
-) -> JSONResponse:
-    """Find the most similar subjects; those at 0.5 or more are within the threshold."""
-    async with service.queue.admitted():
-        upload = await _read_file(request, service)
-
-        def work(opened: Gallery) -> dict[str, Any]:
-            start = time.monotonic()
-            try:
-                answer = opened.identify(upload.content, k=prediction_count)
-            except PictureError as error:
-                raise upload.named(error) from error
-            subjects = [
-                {"subject": row.identity, "similarity": similarity(row.distance, answer.threshold)}
-                for row in answer.candidates
-            ]
-            face = options.face(opened.matcher, upload, start) | {"subjects": subjects}
-            return {"result": [face]} | options.versions(opened.matcher)
-
-        return JSONResponse(await service.queue.run(service.galleries.use, gallery, work))
-
-
-@router.post("/recognition/faces/{image_id}/verify", responses=answer_of(VerifiedFaces),
-             openapi_extra=picture_body("file"))  # fmt: skip
-async def verify_face(
-    image_id: str,
-    request: Request,
-    service: Service,
-    caller: Read,
-    options: Wanted,
-    gallery: GalleryName = None,
-) -> JSONResponse:
-    """Compare a picture with an enrolled one, by the model's threshold for pairs."""
-    async with service.queue.admitted():
-        upload = await _read_file(request, service)
-
-        def work(opened: Gallery) -> dict[str, Any]:
-            start, matcher = time.monotonic(), opened.matcher
-            enrolled_D = opened.embedding(_hash(image_id))
-            try:
-                emb_1D = opened.embed([upload.content])
-            except PictureError as error:
-                raise upload.named(error) from error
-            answer = matcher.verify_embeddings(emb_1D[0], enrolled_D)
-            face = options.face(matcher, upload, start)
-            face["similarity"] = similarity(answer.distance, answer.threshold)
-            return {"result": [face]} | options.versions(matcher)
-
-        return JSONResponse(await service.queue.run(service.galleries.use, gallery, work))
-
-
-@router.post("/verification/verify", responses=answer_of(Verified),
-             openapi_extra=picture_body("source_image", "target_image"))  # fmt: skip
-async def verify(
-    request: Request,
-    service: Service,
-    caller: Read,
-    options: Wanted,
-    model: Annotated[
-        str | None, Query(description="Name of a model; by default the one of the start")
-    ] = None,
-) -> JSONResponse:
-    """Compare two pictures, by the model's threshold."""
-    async with service.queue.admitted():
-        fields = ("source_image", "target_image")
-        uploads = await read_uploads(request, fields, service.settings.limits)
-        source, target = (require_one(uploads, field) for field in fields)
-
-        def work() -> dict[str, Any]:
-            start, matcher = time.monotonic(), service.models.get(model)
-            faces = [options.face(matcher, upload, start) for upload in (source, target)]
-            answer = matcher.verify(source.content, target.content)
-            match = faces[1] | {"similarity": similarity(answer.distance, answer.threshold)}
-            pair = {"source_image_face": faces[0], "face_matches": [match]}
-            return {"result": [pair | options.versions(matcher)]}
-
-        return JSONResponse(await service.queue.run(work))
-
-
-def similarity(distance: float, threshold: float) -> float:
-    """threshold / (threshold + distance): 1 for equal pictures, 0.5 at the threshold, 0 far away.
-
-    At least 0.5 exactly if the distance matches; no probability.
-    """
-    if not matches(distance, threshold):
-        return min(threshold / (threshold + distance), BELOW_HALF) if threshold > 0 else 0.0
-    return threshold / (threshold + distance) if threshold > 0 else 1.0
-
-
-async def _read_file(request: Request, service: ServiceState) -> Upload:
+async def read_file(request: Request, service: ServiceState) -> Upload:
+    """The picture of a request, in the field `file`."""
     uploads = await read_uploads(request, ("file",), service.settings.limits)
     return require_one(uploads, "file")
 
@@ -380,7 +219,7 @@ async def _erase_faces(
     """Erase templates by their ids; ids and subjects."""
 
     def work() -> list[dict[str, str]]:
-        hashes = [_hash(image_id) for image_id in image_ids]
+        hashes = [hash_of(image_id) for image_id in image_ids]
         owners = service.galleries.use(gallery, lambda opened: opened.core.owners(hashes))
         if hashes:
             changes.erase_templates(service, caller, gallery, hashes)
@@ -395,7 +234,12 @@ def _image_id(hash: str) -> str:
     return str(UUID(hash))
 
 
-def _hash(image_id: str) -> str:
+def hash_of(image_id: str) -> str:
+    """A template's hash.
+
+    Raises:
+        ServiceError: no UUID (404).
+    """
     try:
         return UUID(image_id).hex
     except ValueError as error:
