@@ -94,7 +94,7 @@ class ServiceState:
         self.queue.close()
 
 
-def _of_request(request: Request) -> ServiceState:
+async def _of_request(request: Request) -> ServiceState:  # Without `async`, on a thread.
     state: ServiceState = request.app.state.service
     return state
 
