@@ -69,6 +69,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app = FastAPI(
         title="twinlens", version=__version__, lifespan=life, docs_url=None, redoc_url=None,
         openapi_url="/v1/openapi.json", responses=ERRORS,
+        redirect_slashes=False,  # To the host that a client names.
         telemetry={"logs": False, "operation_spans": False},
     )  # fmt: skip
     add_handlers(app)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 from typing import Annotated
 from urllib.parse import quote
 
@@ -212,8 +213,9 @@ def _check_origin(request: Request, local: str | None) -> None:
 
 
 def _is_local(host: str, own: str) -> bool:
-    name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
-    name = name.lower()
+    name = re.sub(r":\d*$", "", host.lower())  # Without the port.
+    if name.startswith("[") and name.endswith("]"):
+        name = name[1:-1]
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
@@ -295,7 +297,7 @@ class _Requires:
     def __init__(self, role: Role) -> None:
         self.role: Role = role
 
-    def __call__(self, request: Request) -> Caller:
+    async def __call__(self, request: Request) -> Caller:  # Without `async`, on a thread.
         caller: Caller = request.state.caller
         if ROLES.index(caller.role) < ROLES.index(self.role):
             raise ServiceError(
