@@ -39,6 +39,7 @@ NICENESS = 5  # Requests are answered before long work.
 QUEUES = {"train": "train"}
 """Queue by kind of job; of each queue, one job works at a time."""
 OTHERS = "others"
+AUDITED = ("calibrate", "import")  # They change galleries or models.
 MAX_TEXT = 4000  # characters of a log line in the events
 
 
@@ -102,6 +103,8 @@ def main(folder: Path) -> int:
                     arguments = check_arguments(kind, request["arguments"])
                     place = WorkPlace(folder, request["places"])
                     result = WORK[kind](arguments, place)
+            if kind in AUDITED:
+                _audit(folder, request, result)
             enter("done", ended=now(), result=_plain(result))
         except WorkInterruptedError as error:
             enter(_interrupted_state(job), ended=now(), result=_plain(error.result))
@@ -121,6 +124,18 @@ def main(folder: Path) -> int:
     return 0
 
 
+def _audit(folder: Path, request: dict[str, Any], result: dict[str, Any]) -> None:
+    """Write a line of the audit log, with the numbers of a result."""
+    from twinlens.service.audit_log import AuditLog
+    from twinlens.service.errors import ServiceError
+    from twinlens.service.security import Caller
+
+    facts = {name: value for name, value in result.items() if isinstance(value, str | int)}
+    caller = Caller(request["by"], "admin")
+    with suppress(ServiceError):  # A full disk, which the log names; the work is done.
+        AuditLog(folder.parent.parent).write(request["kind"], caller, job=folder.name, **facts)
+
+
 def _interrupted_state(job: JobFolder) -> str:
     """Cancelled by a request, or stopped with the machine, after which it is resumed."""
     return "cancelled" if job.num_cancels() else "interrupted"
@@ -133,8 +148,7 @@ def _interrupts(job: JobFolder) -> Iterator[None]:
     def receive(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, receive)
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     ended = threading.Event()
 
     def watch() -> None:
@@ -150,6 +164,9 @@ def _interrupts(job: JobFolder) -> Iterator[None]:
         yield
     finally:
         ended.set()
+        thread.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 from twinlens.data.table import ImageTable
 from twinlens.face.layout import target_paths
 from twinlens.files import write_text
+from twinlens.model.stored import read_description
 from twinlens.parsing import read_json
 from twinlens.progress import Progress, console_log
 from twinlens.service.job_arguments import (
@@ -177,9 +178,14 @@ def _export(arguments: ExportArguments, place: WorkPlace) -> dict[str, Any]:
 
     out = place.folder / EXPORT
     shutil.rmtree(out, ignore_errors=True)
+    pictures = arguments.pictures
+    if pictures is None:
+        origin = read_description(Path(place.places["model"])).origin
+        if origin is not None and origin.source in place.sets().names():
+            pictures = origin.source
     result = export(
         place.places["model"], out, format=arguments.format, resize=arguments.resize,
-        data=None if arguments.pictures is None else place.table(arguments.pictures),
+        data=None if pictures is None else place.table(pictures),
     ).as_json()  # fmt: skip
     files = sorted(path for path in out.rglob("*") if path.is_file())
     return {name: value for name, value in result.items() if name != "path"} | {

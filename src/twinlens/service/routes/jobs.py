@@ -15,9 +15,11 @@ from twinlens.service.downloads import ZipResponse
 from twinlens.service.errors import ServiceError, public_text
 from twinlens.service.job_arguments import (
     Arguments,
+    AuditArguments,
     CalibrateArguments,
     ClusterArguments,
     ExportArguments,
+    FacesArguments,
     ImportArguments,
     TrainArguments,
 )
@@ -87,6 +89,18 @@ async def import_file(
 async def export(service: Service, caller: Admin, arguments: ExportArguments) -> JSONResponse:
     """Export a model for other runtimes; its files are at `/v1/jobs/ID/files`."""
     return await _start(service, caller, "export", arguments)
+
+
+@router.post("/audit", status_code=202, responses=STARTED)
+async def audit(service: Service, caller: Admin, arguments: AuditArguments) -> JSONResponse:
+    """Search a set for labels that are probably wrong."""
+    return await _start(service, caller, "audit", arguments)
+
+
+@router.post("/faces", status_code=202, responses=STARTED)
+async def faces(service: Service, caller: Admin, arguments: FacesArguments) -> JSONResponse:
+    """Crop the largest face of each picture of a set into another set."""
+    return await _start(service, caller, "faces", arguments)
 
 
 @router.get("/{id}", responses=answer_of(JobFacts))
