@@ -537,7 +537,8 @@ def _files(server: Server) -> set[str]:
     """Files of the server, but for those of the set `tricks`."""
     top = Path(server.secrets[0])
     own = top / "data" / "pictures" / "tricks"
-    return {str(path) for path in top.rglob("*") if not path.is_relative_to(own)}
+    files = (path for path in top.rglob("*") if path.is_file())
+    return {str(path) for path in files if not path.is_relative_to(own)}
 
 
 def test_tricks_in_names(server: Server) -> None:
