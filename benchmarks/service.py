@@ -40,6 +40,7 @@ from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from benchmarks.photographs import write_photographs
 from benchmarks.service_load import Client, Outcome, Plan, apply_load, multipart
@@ -248,7 +249,7 @@ def _bare(what: str, things: _Things) -> Iterator[Callable[[float], float]]:
             count += 1
         return count
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool, threadpool_limits(1, user_api="blas"):
 
         def run(seconds: float) -> float:
             end = time.perf_counter() + seconds

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from types import FrameType
 
 from fastapi import FastAPI
+from threadpoolctl import threadpool_limits
 
 from twinlens._version import __version__
 from twinlens.service.bodies import BodyLimits
@@ -61,7 +62,9 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             await asyncio.to_thread(state.warm_up)
             await asyncio.to_thread(state.jobs.resume_interrupted)
             _note_signals(state.closing)
-            yield
+            # Requests share the cores: threads within one would only wait for each other.
+            with threadpool_limits(1, user_api="blas"):
+                yield
         finally:
             state.close()
 
