@@ -120,7 +120,9 @@ async def optimize_gallery(gallery: str, service: Service, caller: Admin) -> JSO
 async def read_audit(
     service: Service,
     caller: Admin,
-    offset: Annotated[int, Query(ge=0, description="Lines to leave out at the beginning")] = 0,
+    offset: Annotated[
+        int, Query(ge=0, le=10**9, description="Lines to leave out at the beginning")
+    ] = 0,
     limit: Annotated[int, Query(ge=1, le=1000, description="Lines, at most")] = 100,
 ) -> JSONResponse:
     """Read the audit log, the newest line first."""
