@@ -104,7 +104,7 @@ async def identity_page(
     caller: Admin,
     name: str,
     identity: Annotated[str | None, Query(max_length=200)] = None,
-    offset: Annotated[int, Query(ge=0)] = 0,
+    offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
 ) -> Response:
     """The pictures of an identity, or the unsorted ones, with forms to mend them."""
     sets = service.picture_sets

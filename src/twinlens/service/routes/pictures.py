@@ -131,7 +131,7 @@ async def list_pictures(
     caller: Admin,
     identity: Annotated[str | None, Query(description="only those of an identity")] = None,
     unsorted: Annotated[bool, Query(description="the unsorted pictures")] = False,
-    offset: Annotated[int, Query(ge=0)] = 0,
+    offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
 ) -> JSONResponse:
     """List pictures of a set, a page at a time."""

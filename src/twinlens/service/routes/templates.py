@@ -37,7 +37,7 @@ router = APIRouter(prefix="/v1/galleries/{gallery}", tags=["templates"])
 
 MOST_REASONS = 20  # that a message lists
 
-Offset = Annotated[int, Query(ge=0, description="Entries to leave out at the beginning")]
+Offset = Annotated[int, Query(ge=0, le=10**9, description="Entries to leave out at the beginning")]
 Size = Annotated[int, Query(ge=1, le=1000, description="Entries of a page, at most")]
 Identity = Annotated[str, Query(max_length=1000, description="Name of an identity")]
 
