@@ -87,6 +87,12 @@ def test_few_identities_are_compared_across_folds(chosen: ModelSelection) -> Non
     assert num == 20 * 19 / 2
 
 
+def test_five_identities_are_compared_across_folds() -> None:
+    selection = selection_of(colored(5))
+    selection.add_features()
+    assert compared(selection, "colour histogram, whitened")[1] == 5 * 4 / 2
+
+
 def test_a_network_is_trained_once_more_for_a_threshold(chosen: ModelSelection) -> None:
     """Four identities were held out; now two further folds of four are, together."""
     folds, num = compared(chosen, NAME)

@@ -21,12 +21,18 @@ from torch import Tensor
 
 from twinlens.config import Member
 from twinlens.learn.cross_validation import mapped_embeddings
-from twinlens.measure.held_out import assign_folds
 
-__all__ = ["CrossEmbeddings"]
+__all__ = ["CrossEmbeddings", "count_folds"]
 
-FEWEST_TO_FIT = 4
+FEWEST_TO_FIT = 3
 """Identities that a whitening is fitted to, at least."""
+
+FEWEST_FOLDS, MOST_FOLDS = 5, 8
+
+
+def count_folds(num_identities: int) -> int:
+    """Number of folds for a threshold: two to three identities each, so that maps lack few."""
+    return min(MOST_FOLDS, max(FEWEST_FOLDS, 2 * num_identities // 5))
 
 
 class CrossEmbeddings:
@@ -49,12 +55,13 @@ class CrossEmbeddings:
         label: NDArray[np.int64],
         *,
         seed: int = 0,
-        folds: int = 5,
+        folds: int = FEWEST_FOLDS,
         mirrored: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        nobody = np.zeros(len(label), dtype=np.bool_)
-        self.fold_N = assign_folds(label, nobody, by_identity=True, seed=seed, most=folds + 1)
+        identities, code_N = np.unique(label, return_inverse=True)
+        fold_I = np.arange(len(identities)) % folds
+        self.fold_N = np.random.default_rng([seed, 5]).permutation(fold_I)[code_N]
         numbers = [int(number) for number in np.unique(self.fold_N)]
         pairs = list(combinations(numbers, 2)) or [(0, 0)]
         fewest = min(len(np.unique(label[self._rest(*pair)])) for pair in pairs)

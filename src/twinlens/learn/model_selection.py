@@ -21,7 +21,7 @@ from torch import Tensor
 
 from twinlens.config import Member, ModelSettings, PictureSettings, Settings
 from twinlens.learn.candidates import feature_candidates, tapped_before, tuned
-from twinlens.learn.cross_embedding import CrossEmbeddings
+from twinlens.learn.cross_embedding import CrossEmbeddings, count_folds
 from twinlens.learn.cross_validation import (
     FeatureBank,
     cosine_distances,
@@ -63,7 +63,6 @@ CURVE_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the identities, in the learning curv
 FEATURES_SHARE = 0.4  # of the time, at most
 FEWEST_PICTURES, MOST_PICTURES = 200, 20_000
 ENOUGH_IDENTITIES = 20  # held out, for a threshold that is not too cautious
-FEWEST_FOLDS, MOST_FOLDS = 5, 8  # whose pairs are compared by maps of the other folds
 SHORT = 30  # steps of tuning that are not worth the time
 
 Progress = Callable[[str], Callable[[int, int], None]]
@@ -381,8 +380,9 @@ class ModelSelection:
         """All pictures as one fold, by maps that learned from neither of two identities."""
         chosen = [self.candidates[name] for name in weights]
         fold = self._joined(np.unique(self.fold_N))
-        num_folds = min(MOST_FOLDS, max(FEWEST_FOLDS, 2 * len(np.unique(fold.label)) // 5))
-        if self.left() < math.comb(num_folds, 2) * sum(one.fit_seconds for one in chosen):
+        num_folds = count_folds(len(np.unique(fold.label)))
+        seconds = math.comb(num_folds, 2) * sum(one.fit_seconds for one in chosen)
+        if len(np.unique(fold.label)) < num_folds or self.left() < seconds:
             return []
         features = [one.features for one in chosen if one.features is not None]
         crossed = CrossEmbeddings(
@@ -391,7 +391,7 @@ class ModelSelection:
             fold.label, seed=self.settings.seed, folds=num_folds,
             mirrored=self.settings.model.mirrored,
         )  # fmt: skip
-        return [(fold, crossed.fused(weights))] if len(crossed.names) == len(weights) else []
+        return [(fold, crossed.fused(weights))]
 
     def _further_fold(
         self, weights: Mapping[str, float], numbers: Sequence[int]

@@ -23,6 +23,7 @@ from twinlens.measure.pairs import PairSet, draw_pairs, sample_pictures
 __all__ = ["Distances", "Fold", "HeldOutPairs", "Scores", "assign_folds", "fuse", "gain",
            "make_fold", "scores"]  # fmt: skip
 
+MOST_FOLDS = 5
 MAX_PICTURES = 1500  # of a fold
 MAX_PAIRS = 20_000  # of each kind, of a fold
 FARS = (0.01, 0.1)  # of the tail
@@ -114,7 +115,6 @@ def assign_folds(
     *,
     by_identity: bool,
     seed: int,
-    most: int = 5,
 ) -> NDArray[np.int64]:
     """The fold of each picture, (N,): 0 for validation pictures, the others in parts as large.
 
@@ -123,7 +123,6 @@ def assign_folds(
         is_validation: whether each picture is of the validation split, (N,).
         by_identity: whether an identity is in one fold, as for open sets.
         seed: random seed.
-        most: largest number of folds.
 
     >>> label = np.repeat(np.arange(6), 2)
     >>> assign_folds(label, label < 2, by_identity=True, seed=0).tolist()
@@ -133,9 +132,9 @@ def assign_folds(
     unit = label if by_identity else np.arange(len(label))
     rest = np.unique(unit[~is_validation])
     num_validation = len(np.unique(unit[is_validation]))
-    num = round(len(rest) / num_validation) if num_validation else most - 1
+    num = round(len(rest) / num_validation) if num_validation else MOST_FOLDS - 1
     # Two identities at least, for impostor pairs.
-    num = max(0, min(most - 1, num, len(rest) // 2))
+    num = max(0, min(MOST_FOLDS - 1, num, len(rest) // 2))
     shuffled = np.random.default_rng([seed, 5]).permutation(rest)
     first = 1 if num_validation else 0
     parts = np.array_split(shuffled, num) if num else [shuffled]
