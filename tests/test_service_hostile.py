@@ -33,7 +33,9 @@ from conftest import TinyRun
 from PIL import Image
 
 from twinlens.gallery.gallery import Gallery
+from twinlens.service.app import create_app
 from twinlens.service.keys import add_key
+from twinlens.service.pages import view
 from twinlens.service.settings import NAME, Limits, ServiceSettings
 
 pytestmark = pytest.mark.slow
@@ -666,6 +668,47 @@ def test_random_requests_by_the_description(server: Server) -> None:
         statuses.setdefault(f"{method.upper()} {path}", Counter())[answer.status] += 1
     for route, counts in sorted(statuses.items()):
         print(route, dict(counts))
+
+
+def _pages() -> list[tuple[str, str]]:
+    """Methods and paths of what the description leaves out."""
+
+    def walk(routes: Any) -> Iterator[Any]:
+        for route in routes:
+            inner = getattr(route, "original_router", None)
+            yield from walk(inner.routes) if inner is not None else (route,)
+
+    routes = walk(create_app(ServiceSettings()).routes)
+    return sorted((method, route.path) for route in routes if not route.include_in_schema
+                  for method in route.methods)  # fmt: skip
+
+
+def test_random_requests_to_pages(server: Server) -> None:
+    chance = random.Random(19)
+    templates = Path(view.__file__).parent / "templates"
+    sources = (path.read_text() for path in sorted(templates.glob("*.j2")))
+    fields = sorted({name for text in sources for name in re.findall(r'name="(\w+)"', text)})
+    pages = _pages()
+    assert len(pages) > 30
+    assert len(fields) > 10
+    values = ("things", "tricks", "run", "thing 0", "1", "a.png", *map(str, ODD))
+    for (method, path), _ in itertools.product(pages, range(20)):
+        if method == "POST" and re.search("train|audit|groups|faces|import", path):
+            continue  # Jobs are processes of their own.
+        place = re.sub(r"\{\w+\}", lambda _: quote(chance.choice(values), safe="") or "x", path)
+        chosen = {name: chance.choice(values) for name in chance.sample(fields, 8)}
+        chosen |= {name: chance.choice(values[:6]) for name in chance.sample(fields, 8)}
+        sent = "&".join(f"{name}={quote(value, safe='')}" for name, value in chosen.items())
+        headers, body = chance.choice(({}, {"hx_request": "true"})), None
+        if method == "GET":
+            place += f"?{sent}"
+        elif chance.random() < 0.5:
+            headers["content_type"], body = "application/x-www-form-urlencoded", sent.encode()
+        else:
+            files = [(name, chance.choice(NAMES).replace("\n", ""),
+                      chance.choice((server.picture, b"", b"x"))) for name in chosen]  # fmt: skip
+            headers["content_type"], body = form(files)
+        server.ask(method, place, body, chance.choice(("read", "enrol", "admin")), **headers)
 
 
 def test_noise_picture(server: Server) -> None:
