@@ -6,7 +6,7 @@ import re
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -19,18 +19,12 @@ from twinlens.service.job_arguments import CalibrateArguments
 from twinlens.service.job_folder import ENDED
 from twinlens.service.job_schemas import JobFacts
 from twinlens.service.schemas import ModelFacts, ModelList, answer_of, file_of
-from twinlens.service.security import Admin, Read
+from twinlens.service.security import DOCUMENT_POLICY, Admin, Read
 from twinlens.service.state import Service
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1", tags=["models"])
-
-# A report is one file: its own styles, scripts and pictures, and nothing from elsewhere.
-REPORT_POLICY = (
-    "sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline'"
-)
 
 
 @router.get("/models", responses=answer_of(ModelList))
@@ -87,7 +81,7 @@ async def show_report(name: str, service: Service, caller: Admin) -> FileRespons
     report = await run_in_threadpool(service.models.report, name)
     return FileResponse(
         report, media_type="text/html", filename=_file_name(name, "report.html"),
-        content_disposition_type="inline", headers={"Content-Security-Policy": REPORT_POLICY},
+        content_disposition_type="inline", headers={"Content-Security-Policy": DOCUMENT_POLICY},
     )  # fmt: skip
 
 
@@ -99,8 +93,8 @@ async def export_model(
     name: str,
     service: Service,
     caller: Admin,
-    format: Annotated[str, Query(description="onnx, onnx-int8, openvino or hub")] = "onnx",
-    resize: Annotated[str, Query(description="outside or inside")] = "outside",
+    format: Literal["onnx", "onnx-int8", "openvino", "hub"] = "onnx",
+    resize: Literal["outside", "inside"] = "outside",
 ) -> Response:
     """Download a model in another form, as `twinlens export` writes it."""
 
