@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = ["Deleted", "Face", "FacePage", "Recognized", "Subject", "Subjects", "Updated",
            "Verified", "VerifiedFaces"]  # fmt: skip
 
 IMAGE_ID = "9f2c5e3b-7a8d-4106-0e1f-2a3b4c5d6e7f"
-BOX = {"probability": 1.0, "x_min": 0, "y_min": 0, "x_max": 640, "y_max": 480}
+BOX: dict[str, Any] = {"probability": 1.0, "x_min": 0, "y_min": 0, "x_max": 640, "y_max": 480}
 
 
 class Subject(BaseModel):

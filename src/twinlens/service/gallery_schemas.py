@@ -11,8 +11,10 @@ __all__ = ["AuditEntries", "CorrectionFacts", "CorrectionList", "DamagedGallery"
            "OptimizeAnswer", "Receipt", "Renamed", "TemplateFacts", "TemplatePage"]  # fmt: skip
 
 HASH = "9f2c5e3b7a8d41060e1f2a3b4c5d6e7f"
-TEMPLATE = {"identity": "anna", "path": "anna-1.jpg", "time": "2026-03-01T09:30:00+00:00",
-            "metadata": {"room": "north"}, "hash": HASH, "has_thumbnail": False}  # fmt: skip
+TEMPLATE: dict[str, Any] = {
+    "identity": "anna", "path": "anna-1.jpg", "time": "2026-03-01T09:30:00+00:00",
+    "metadata": {"room": "north"}, "hash": HASH, "has_thumbnail": False,
+}  # fmt: skip
 
 
 class GalleryFacts(BaseModel):
