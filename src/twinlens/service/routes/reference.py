@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from itertools import groupby
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -25,8 +24,9 @@ async def reference(request: Request, caller: Read) -> Response:
     """The reference of the service; it loads nothing from elsewhere."""
     described = request.app.openapi()
     address = str(request.base_url).rstrip("/")
-    routes = sorted(_routes(described, address), key=lambda route: route["tag"])
-    groups = [(tag, list(part)) for tag, part in groupby(routes, key=lambda route: route["tag"])]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for route in _routes(described, address):
+        groups.setdefault(route["tag"], []).append(route)
     errors = [(status, facts["description"]) for status, facts in ERRORS.items()]
     return render(request, "reference.html.j2", groups=groups, errors=errors,
                   version=described["info"]["version"])  # fmt: skip
@@ -44,7 +44,7 @@ def _routes(described: Mapping[str, Any], address: str) -> Iterator[dict[str, An
             ]
             yield {
                 "id": operation["operationId"],
-                "tag": operation.get("tags", ["other"])[0],
+                "tag": operation["tags"][-1],
                 "method": method.upper(),
                 "path": path,
                 "summary": operation.get("description", operation["summary"]).replace("`", ""),
