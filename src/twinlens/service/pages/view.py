@@ -44,13 +44,14 @@ def text(key: str, **values: object) -> str:
     """A text of the pages.
 
     Args:
-        key: section and name, such as "train.start".
+        key: section and name, such as "train.start". A `count` of 1 takes the name with "_one", if
+            there is one.
         values: what its braces stand for.
     """
-    part: Any = texts()
-    for name in key.split("."):
-        part = part[name]
-    return str(part).format(**values)
+    section, _, name = key.partition(".")
+    names = texts()[section]
+    one = f"{name}_one"
+    return str(names[one if values.get("count") == 1 and one in names else name]).format(**values)
 
 
 @cache

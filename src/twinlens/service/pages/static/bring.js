@@ -7,7 +7,7 @@ const form = document.getElementById("bring");
 const texts = JSON.parse(form.dataset.texts);
 const suffixes = new Set(form.dataset.suffixes.split(" "));
 const part = (name) => form.querySelector(`[data-${name}]`);
-const say = (key, values = {}) => texts[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+const say = (key, values = {}) => (values.count === 1 && texts[`${key}_one`] || texts[key]).replace(/\{(\w+)\}/g, (_, name) => values[name]);
 const named = () => form.elements.identity.value.trim() || null;
 const MILESTONE = 10; // per cent, between two messages to screen readers
 
@@ -39,12 +39,12 @@ function offer(files) {
   const unsorted = numbers.get(null) ?? 0;
   numbers.delete(null);
   const sorted = understood.pictures.length - unsorted;
-  if (numbers.size === 1) lines.push(say("plan_named", { pictures: sorted, identity: [...numbers.keys()][0] }));
+  if (numbers.size === 1) lines.push(say("plan_named", { count: sorted, identity: [...numbers.keys()][0] }));
   if (numbers.size > 1) {
     lines.push(say("plan", { pictures: sorted, identities: numbers.size }));
     lines.push(say("plan_examples", { names: some([...numbers.keys()]) }));
   }
-  if (unsorted) lines.push(say("plan_unsorted", { pictures: unsorted }));
+  if (unsorted) lines.push(say("plan_unsorted", { count: unsorted }));
   const others = files.filter((one) => !isPicture(one.path, suffixes));
   if (others.length) lines.push(say("plan_left_out", { count: others.length, names: some(others.map((one) => one.file.name)) }));
   box.replaceChildren(...lines.map((line) => element("p", line)));
