@@ -23,14 +23,20 @@ from twinlens.service.settings import Limits
 __all__ = ["Connection"]
 
 LINGER_SECONDS = 5.0  # for the rest of a refused body, so that its sender can read the answer
+IDLE_SECONDS = 1.0  # after which a connection leaves its place to a new one, if all are taken
 BUSY = "there are too many connections: try again in a second"
 
 
 class Connection(HttpToolsProtocol):
     """A connection of uvicorn with limits.
 
+    If there are too many, idle ones are closed, so that slow clients do not shut out others.
+
     At most `header_bytes` may come without completing headers or bringing bytes of a body: this
     bounds addresses, headers, trailers and the extensions of chunks alike.
+
+    Attributes:
+        idle_since: time of the loop of the last answer, or of the connection.
     """
 
     def __init__(self, *args: Any, limits: Limits, **kwargs: Any) -> None:
@@ -39,15 +45,31 @@ class Connection(HttpToolsProtocol):
         self._own_app, self._is_refused = self.app, False
         self._num_held, self._in_headers = 0, True
         self._timer: asyncio.TimerHandle | None = None
+        self.idle_since = self.loop.time()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for headers; refuse if there are too many connections."""
         super().connection_made(transport)
-        self._is_refused = len(self.connections) > self._limits.connections
+        if len(self.connections) > self._limits.connections:
+            self._is_refused = not self._take_place()
         if len(self.connections) > 4 * self._limits.connections:
             transport.abort()  # Each answer to a refused one takes a file of the process.
             return
         self._set_timer(self._limits.header_seconds, self._of_late_headers)
+
+    def _take_place(self) -> bool:
+        """Close the connection that has been idle for longest, if that is a second or more."""
+        idle = [other for other in self.connections
+                if isinstance(other, Connection) and other.is_idle()]  # fmt: skip
+        oldest = min(idle, key=lambda other: other.idle_since, default=self)
+        if self.loop.time() - oldest.idle_since < IDLE_SECONDS:
+            return False
+        oldest.transport.abort()
+        return True
+
+    def is_idle(self) -> bool:
+        """Whether neither a request nor an answer is in progress; incomplete headers are none."""
+        return self._in_headers and (self.cycle is None or self.cycle.response_complete)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -94,6 +116,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Take the end of an answer; the rest of a refused body is awaited for a while."""
         super().on_response_complete()
+        self.idle_since = self.loop.time()
         if not self._in_headers and self.cycle.response_complete:
             self._set_timer(LINGER_SECONDS, self.transport.abort)
 
