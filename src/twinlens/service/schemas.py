@@ -9,17 +9,23 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 __all__ = ["ERRORS", "CalibrationFacts", "EmbedAnswer", "ErrorBody", "IdentifyAnswer", "ModelFacts",
            "ModelList", "SearchAnswer", "VerifyAnswer", "answer_of", "file_of",
            "picture_body"]  # fmt: skip
 
 PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
-QUALITY = {"score": 0.87, "sharpness": 0.87, "size": 1.0, "contrast": 1.0}
+QUALITY: JsonDict = {"score": 0.87, "sharpness": 0.87, "size": 1.0, "contrast": 1.0}
 # Examples have no null, which FastAPI leaves out.
-OUTSIDE = {"in_domain": False, "domain_score": 1.31,
+OUTSIDE: JsonDict = {"in_domain": False, "domain_score": 1.31,
            "domain_reason": "darker than 99 % of them"}  # fmt: skip
-CANDIDATE = {"identity": "anna", "distance": 0.2113, "probability": 0.97, "path": "anna-3.jpg"}
+CANDIDATE: JsonDict = {
+    "identity": "anna",
+    "distance": 0.2113,
+    "probability": 0.97,
+    "path": "anna-3.jpg",
+}
 
 
 class ErrorFacts(BaseModel):
