@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,17 +46,20 @@ def chromium(downloads: Path | None = None) -> Iterator[Any]:
 def serving(*words: str | Path) -> Iterator[str]:
     """The address of `twinlens serve` with some options, in a process of its own."""
     command = [sys.executable, "-m", "twinlens", "serve", "--port", "0", *map(str, words)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("serving at "), line or process.communicate()[1]
-        yield line.split()[-1]
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
+    # A pipe that nobody reads would stop the server once it is full.
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            log.seek(0)
+            assert line.startswith("serving at "), line or log.read()
+            yield line.split()[-1]
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
 
 
 def wait_until(browser: Any, condition: Callable[[Any], Any], seconds: float = 60) -> Any:

@@ -201,10 +201,8 @@ async def import_set(
 async def work(request: Request, service: Service, caller: Read, name: str, id: str) -> Response:
     """The progress of a job of a gallery."""
     job = await service.queue.run(service.jobs.get, id)
-    part = "HX-Request" in request.headers
     return view.render(
-        request, "gallery_job.html.j2" if part else "gallery_work.html.j2", name=name,
-        job=job, ended=job.state in ENDED, shown=SHOWN, gallery_url=gallery_url,
+        request, "gallery_work.html.j2", name=name, job=job, ended=job.state in ENDED, shown=SHOWN, gallery_url=gallery_url,
     )  # fmt: skip
 
 
