@@ -54,6 +54,7 @@ CLIENTS, ROUNDS, SECONDS = (1, 4, 16, 64), 5, 5.0
 TEMPLATES, PER_IDENTITY = 100_000, 4
 AIM, LATE = 0.9, 4.0
 PICTURES, DIRECTIONS = 16, 12
+OURS = ("-m", "twinlens", "serve")
 
 
 def lines() -> Iterator[Line]:
@@ -124,14 +125,14 @@ def _spread(emb_PD: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @contextmanager
 def served(
-    words: Sequence[str], folder: Path, command: Sequence[str] = ("-m", "twinlens", "serve"),
+    words: Sequence[str], folder: Path, command: Sequence[str] = OURS,
     python: str | Path = sys.executable,
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:  # fmt: skip
     """A server that prints its address, ended at the end; its log is in the folder."""
     with (folder / "server.log").open("a") as log:
         process = subprocess.Popen(
             [str(python), *command, "--port", "0", *words],
-            stdout=subprocess.PIPE, stderr=log, text=True,
+            stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
         )  # fmt: skip
     try:
         assert process.stdout is not None
@@ -139,7 +140,8 @@ def served(
         _wait(address)
         yield process, address
     finally:
-        process.terminate()
+        # LitServe goes on after SIGTERM.
+        os.killpg(process.pid, signal.SIGTERM if command == OURS else signal.SIGKILL)
         process.communicate(timeout=60)
 
 

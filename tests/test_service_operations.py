@@ -129,6 +129,14 @@ def test_a_line_for_a_request_names_no_person(
     assert " GET - 404 not_found " in TextLines().format(record)
 
 
+def test_lines_for_other_events() -> None:
+    record = logging.LogRecord("twinlens.service", logging.WARNING, "", 0, "a %s", ("word",), None)
+    assert TextLines().format(record).endswith(" WARNING a word")
+    record.facts = {"action": "enrol"}
+    assert TextLines().format(record).endswith(" WARNING a word action=enrol")
+    assert json.loads(JsonLines().format(record))["action"] == "enrol"
+
+
 def test_probes_are_not_logged(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="twinlens.service"):
         client.get("/health")

@@ -137,9 +137,9 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of a record."""
-        facts = getattr(record, "facts", None)
-        if facts is None:
-            return super().format(record)
+        facts = getattr(record, "facts", {})
+        if "route" not in facts:
+            return " ".join((super().format(record), *(f"{k}={v}" for k, v in facts.items())))
         if "method" not in facts:  # Of the audit log.
             return f"{super().format(record)} {json.dumps(facts, ensure_ascii=False)}"
         words = (self.formatTime(record, self.datefmt), facts["method"], facts["route"] or "-",
