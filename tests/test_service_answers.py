@@ -214,6 +214,8 @@ def test_a_gallery_that_is_rebuilt_is_taken_by_requests_under_way(
 def test_openapi_describes_every_route_and_its_examples_hold(client: TestClient) -> None:
     described = client.get("/v1/openapi.json").json()
     assert described["openapi"].startswith("3.1")
+    assert set(described["components"]["securitySchemes"]) == {"bearer", "key"}
+    assert "itemSchema" not in json.dumps(described)  # Of version 3.2.
     names: list[str] = []
     for path, operations in described["paths"].items():
         for method, operation in operations.items():

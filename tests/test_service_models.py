@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import shutil
 import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from conftest import TinyRun
 from fastapi.testclient import TestClient
+from starlette.requests import ClientDisconnect
 from test_service_answers import assert_described
 
 import twinlens
@@ -21,6 +24,7 @@ from twinlens.files import creating_folder
 from twinlens.model.stored import read_stored_model, store_calibration
 from twinlens.service import schemas
 from twinlens.service.app import create_app
+from twinlens.service.downloads import ZipResponse
 from twinlens.service.errors import ServiceError
 from twinlens.service.models import Models
 from twinlens.service.settings import ServiceSettings
@@ -167,6 +171,21 @@ def test_downloads_are_whole_and_leave_nothing(
     unknown = client.get("/v1/models/first/export?format=coreml")
     assert (unknown.status_code, "'onnx-int8'" in unknown.text) == (422, True)
     assert list(temporary.iterdir()) == []
+
+
+async def _gone(*_: object) -> None:
+    raise OSError("the client has gone")
+
+
+def test_a_download_that_breaks_closes_what_it_opened(tmp_path: Path) -> None:
+    (tmp_path / "part").write_bytes(bytes(2**20))
+    closed, stack = [], ExitStack()
+    stack.callback(closed.append, True)
+    answer = ZipResponse("x.zip", {"part": tmp_path / "part"}, stack)
+    scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(answer(scope, _gone, _gone))
+    assert closed == [True]
 
 
 def test_a_run_is_deleted_whole_and_the_model_of_the_start_is_not(

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from types import FrameType
 
 from fastapi import FastAPI
@@ -17,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from twinlens._version import __version__
 from twinlens.service.bodies import BodyLimits
+from twinlens.service.description import describe
 from twinlens.service.errors import add_handlers
 from twinlens.service.logs import RequestLog
 from twinlens.service.pages import routes as pages
@@ -75,6 +77,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         redirect_slashes=False,  # To the host that a client names.
         telemetry={"logs": False, "operation_spans": False},
     )  # fmt: skip
+    app.openapi = partial(describe, app)  # type: ignore[method-assign]
     add_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
