@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from html import unescape
+from pathlib import Path
 
 import pytest
 from conftest import TinyRun
@@ -19,6 +20,7 @@ from httpx2 import Response
 
 from twinlens.gallery.gallery import Gallery
 from twinlens.service.app import create_app
+from twinlens.service.keys import add_key
 from twinlens.service.settings import ServiceSettings
 
 PART = {"HX-Request": "true"}
@@ -188,6 +190,12 @@ def test_a_single_template_is_erased(client: TestClient, gallery: str) -> None:
     assert opened(client, gallery).identities()["thing 2"] == 3
 
 
+def test_a_gallery_is_deleted_with_a_tick(client: TestClient, gallery: str) -> None:
+    assert client.post(f"/galleries/{gallery}/delete").status_code == 422
+    page = client.post(f"/galleries/{gallery}/delete", data={"sure": "yes"})
+    assert (page.url.path, gallery in words(page)) == ("/galleries", False)
+
+
 def test_limit_of_a_gallery(client: TestClient, gallery: str, tiny_run: TinyRun) -> None:
     for number in range(3, 10):
         opened(client, gallery).enrol_files(
@@ -217,6 +225,29 @@ def test_downloads_and_requests_of_the_share_page_exist(client: TestClient, gall
     for link in links[:1] + links[2:]:  # The export takes a while; test_service.py has it.
         assert client.get(unescape(link)).status_code == 200
     assert f"gallery={gallery}" in unescape(page.text)
+
+
+@pytest.mark.parametrize(
+    ("role", "offers"), [("read", set()), ("enrol", {"enrol"}),
+                         ("admin", {"enrol", "calibrate", "delete"})],
+)  # fmt: skip
+def test_a_page_offers_what_the_key_allows(
+    client: TestClient, gallery: str, tmp_path: Path, role: str, offers: set[str]
+) -> None:
+    settings = client.app.state.service.settings  # type: ignore[attr-defined]
+    keys = tmp_path / "keys.json"
+    key = add_key(keys, name="a key", role=role).key
+    app = create_app(settings.model_copy(update={"keys": keys}))
+    with TestClient(app, base_url="http://127.0.0.1", headers={"x-api-key": key}) as other:
+        page = other.get(f"/galleries/{gallery}")
+        actions = set(re.findall(rf'method="post" action="/galleries/{gallery}/(\w+)"', page.text))
+        assert actions == offers
+        page = other.get(f"/galleries/{gallery}/identity", params={"identity": "thing 0"})
+        assert ("/erase" in page.text) == (role == "admin")
+        data = {"identity": "thing 0", "sure": "yes"}
+        erased = other.post(f"/galleries/{gallery}/erase", data=data)
+        assert (erased.status_code == 403) == (role != "admin")
+        assert "Authorization: Bearer KEY" in unescape(other.get("/share").text)
 
 
 def test_errors_are_pages_or_parts(client: TestClient, gallery: str) -> None:

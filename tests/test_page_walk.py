@@ -77,6 +77,9 @@ class Walk:
 
     def _keep(self, name: str) -> None:
         if self.pictures is not None:
+            script = "return [innerWidth, document.documentElement.scrollHeight]"
+            width, height = self.browser.execute_script(script)
+            show_as(self.browser, dark=name.endswith("-dark"), width=width, height=height)
             self.browser.save_screenshot(f"{self.pictures}/{name}.png")
 
 
@@ -143,6 +146,8 @@ def train_briefly(walk: Walk, name: str, seconds: int) -> None:
         {"pictures": name, "time_budget": seconds},
     )
     walk.open(f"/train/{id}")
+    walk.wait_for("[data-said]", " ")
+    walk.look("learning")
     walk.wait_for("#result", seconds=240)
 
 
@@ -158,6 +163,13 @@ def enrol(walk: Walk, identity: str, files: list[Path]) -> None:
     walk.fill("#enrol-pictures", "\n".join(map(str, files)))
     walk.click("form[data-batches] p > button.main")
     walk.wait_for("[data-results] .notice", f"New: {len(files)}")
+
+
+def set_limit(walk: Walk, gallery: str, percent: str) -> None:
+    walk.open(f"/galleries/{gallery}")
+    walk.find("#fpir").send_keys(percent)
+    walk.click("form[action$='/calibrate'] button")
+    walk.wait_for(".notice.good", "Distances up to")
 
 
 def ask(walk: Walk, gallery: str, file: Path) -> str:
@@ -188,10 +200,7 @@ def test_faces_from_a_folder_to_an_erasure(walk: Walk, tmp_path: Path, downloads
     for name in enrolled:
         enrol(walk, name, sorted((orl / name).iterdir())[:5])
     walk.look("gallery")
-    walk.open("/galleries/door")
-    walk.find("#fpir").send_keys("10")
-    walk.click("#limit ~ form button")
-    walk.wait_for(".notice.good", "Distances up to")
+    set_limit(walk, "door", "10")
     num_right = 0
     for name in enrolled[:6]:
         answer = ask(walk, "door", sorted((orl / name).iterdir())[7])
@@ -232,14 +241,14 @@ def test_groceries_from_a_folder_to_other_programs(
     groceries = SHARED / "data" / "groceries"
     bring(walk, "fruit", subset(groceries, tmp_path / "fruit", FRUIT, 8), 96)
     bring(walk, "shelf", subset(groceries, tmp_path / "shelf", VEGETABLES, 6), 36)
-    train_briefly(walk, "fruit", 20)
+    train_briefly(walk, "fruit", 20 if walk.pictures is None else 150)
     walk.look("fruit")
 
     create_gallery(walk, "shop")
     walk.find("#set").send_keys("shelf")
     walk.click("form[action$='/import'] button")
     walk.wait_for(".lead", "New: 36")
-    walk.open("/galleries/shop")
+    set_limit(walk, "shop", "10")
     walk.look("shop")
     pepper = sorted((groceries / "Red-Bell-Pepper").iterdir())[12]
     ask(walk, "shop", pepper)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
-from twinlens.errors import one_line
 from twinlens.service.errors import ServiceError
 from twinlens.service.pages import view
 from twinlens.service.settings import Limits
-from twinlens.service.uploads import MAX_NAME, Upload
+from twinlens.service.uploads import Upload, client_name
 
 __all__ = ["PageForm", "read_form"]
 
@@ -70,12 +69,13 @@ async def read_form(request: Request, limits: Limits) -> PageForm:
                     raise ServiceError(422, view.text("forms.long_text", most=MAX_TEXT))
                 texts[field] = part.strip()
             elif part.filename:  # Browsers send an empty part for a field without a file.
-                name = part.filename.replace("\\", "/").rpartition("/")[2][:MAX_NAME]
+                name = client_name(part.filename)
                 content = await part.read()
                 if len(content) > limits.picture_bytes:
                     raise ServiceError(413, view.text(
-                        "forms.large_picture", name=one_line(name), size=len(content) / 2**20,
+                        "forms.large_picture", name=name, size=len(content) / 2**20,
                         most=limits.picture_bytes / 2**20,
                     ))  # fmt: skip
                 pictures.setdefault(field, []).append(Upload(name, content))
+    request.state.num_pictures = sum(map(len, pictures.values()))  # For logs and metrics.
     return PageForm(texts, pictures)

@@ -197,12 +197,24 @@ async def import_set(
     return RedirectResponse(gallery_url(name, f"/work/{job.id}"), 303)
 
 
+@router.post("/{name}/delete")
+async def delete(
+    service: Service, caller: Admin, name: str, sure: Annotated[str, Form(max_length=10)] = ""
+) -> Response:
+    """Delete a gallery."""
+    if not sure:
+        raise ServiceError(422, view.text("erase.not_sure"))
+    await service.queue.run(changes.delete, service, caller, name)
+    return RedirectResponse("/galleries", 303)
+
+
 @router.get("/{name}/work/{id}")
 async def work(request: Request, service: Service, caller: Read, name: str, id: str) -> Response:
     """The progress of a job of a gallery."""
     job = await service.queue.run(service.jobs.get, id)
     return view.render(
-        request, "gallery_work.html.j2", name=name, job=job, ended=job.state in ENDED, shown=SHOWN, gallery_url=gallery_url,
+        request, "gallery_work.html.j2", name=name, job=job, ended=job.state in ENDED,
+        shown=SHOWN, gallery_url=gallery_url,
     )  # fmt: skip
 
 
@@ -271,6 +283,7 @@ async def _gallery_page(
         request, "gallery.html.j2", name=name, q=q, where=where, offset=offset, page=PAGE,
         caller=caller, may_enrol=allows(caller, "enrol"), fpir_choices=FPIR_CHOICES,
         sets=service.picture_sets.names() if has_data else [], gallery_url=gallery_url,
+        may_delete=allows(caller, "admin") and service.galleries.is_own(name),
         picture_url=picture_urls(name), paged_url=paged_url,
         **{"done": None, "enrolled": None} | values,
         **await service.queue.run(service.galleries.use, name, work),

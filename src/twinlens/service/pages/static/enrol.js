@@ -49,7 +49,11 @@ async function send(form) {
     for (const file of part) body.append(input.name, file);
     try {
       const answer = await fetch(form.action, { method: "POST", body, headers: { "HX-Request": "true" } });
-      results.insertAdjacentHTML("beforeend", await answer.text());
+      if (answer.headers.get("Content-Type").startsWith("text/html")) {
+        results.insertAdjacentHTML("beforeend", await answer.text());
+      } else {
+        results.append((await answer.json()).error.message);
+      }
     } catch {
       count.textContent = form.dataset.failed;
       break;
