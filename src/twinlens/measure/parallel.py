@@ -36,7 +36,7 @@ def parallel_map(
         yield from map(work, parts)
         return
     # Slow to import, and not needed for small galleries.
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         yield from pool.map(work, parts)

@@ -30,7 +30,8 @@ FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
-disable_created_metrics()  # They would double the number of series.
+# They would double the number of series.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY = CollectorRegistry()
 """Metrics of this process; with several, those of all are read from files instead."""
 
@@ -85,7 +86,7 @@ def exposition(gallery_sizes: Iterable[tuple[str, int]] = ()) -> bytes:
     workers = REGISTRY
     if FOLDER in os.environ:
         workers = CollectorRegistry()
-        MultiProcessCollector(workers)
+        MultiProcessCollector(workers)  # type: ignore[no-untyped-call]
     return bytes(generate_latest(workers) + generate_latest(facts))
 
 

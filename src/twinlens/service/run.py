@@ -97,7 +97,7 @@ def _run(settings: ServiceSettings, listener: socket.socket) -> None:
         ssl_certfile=settings.certificate, ssl_keyfile=settings.private_key, access_log=False,
         server_header=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS, ws="none", lifespan="on",
         timeout_worker_healthcheck=SILENT_SECONDS,
-        http=partial(Connection, limits=settings.limits),
+        http=partial(Connection, limits=settings.limits),  # type: ignore[arg-type]
     )  # fmt: skip
     _allow_files()
     if settings.workers == 1:
@@ -160,7 +160,7 @@ class _Workers(Multiprocess):
         super().keep_subprocess_alive()
         for old, new in zip(before, self.processes, strict=True):
             if old is not new and old.pid is not None:
-                mark_process_dead(old.pid)
+                mark_process_dead(old.pid)  # type: ignore[no-untyped-call]
                 log.warning("worker %s ended (%s), %s follows", old.pid, old.exitcode, new.pid)
 
 

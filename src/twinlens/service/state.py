@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import Depends, Request
@@ -73,7 +73,7 @@ class ServiceState:
 
     async def until_closing(self, events: AsyncIterator[T]) -> AsyncIterator[T]:
         """The events of a stream, until it ends or the process does."""
-        waits = [asyncio.ensure_future(self.closing.wait())]
+        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self.closing.wait())]
         try:
             while True:
                 waits[1:] = [asyncio.ensure_future(anext(events))]
