@@ -374,7 +374,7 @@ def test_every_kind_has_a_route_and_work(client: TestClient) -> None:
 # --- a training, with everything that can be killed ---
 
 SETTINGS = {
-    "picture.size": [16, 16], "picture.color": "grey", "train.steps": 6000, "train.validations": 60,
+    "picture.size": [16, 16], "picture.color": "grey", "train.steps": 1500, "train.validations": 30,
     "train.candidates": False, "train.refit": False, "train.extend": False,
     "train.precision": "float32",
 }  # fmt: skip
@@ -412,12 +412,24 @@ def stream(client: httpx2.Client, id: str, after: int = 0) -> Iterator[tuple[int
 
 
 def processes_of(id: str) -> list[int]:
-    table = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True).stdout
+    """Processes of jobs whose folder has this in its name."""
+    table = subprocess.run(
+        ["ps", "-ww", "-eo", "pid=,args="], capture_output=True, text=True
+    ).stdout
     rows = [row for row in table.splitlines() if "job_process" in row and id in row]
     return [int(row.split()[0]) for row in rows]
 
 
+@pytest.fixture
+def own_processes(tmp_path: Path) -> Iterator[None]:
+    """Kill what a failed test leaves."""
+    yield
+    for process in processes_of(str(tmp_path)):
+        os.kill(process, signal.SIGKILL)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_processes")
 def test_trainings_outlive_killed_processes(tmp_path: Path) -> None:
     draw_pictures(tmp_path / "source", {f"thing {n}": 6 for n in range(8)})
     files = [("picture", (f"{file.parent.name}/{file.name}", file.read_bytes()))
@@ -428,7 +440,7 @@ def test_trainings_outlive_killed_processes(tmp_path: Path) -> None:
         assert client.post("/v1/pictures/things", files=files).json()["stored"] == 48
         first, second = (client.post("/v1/jobs/train", json=body).json()["id"] for _ in range(2))
         for known, kind, values in stream(client, first):
-            if kind == "curve" and values["step"] > 500:
+            if kind == "curve" and values["step"] > 200:
                 after = known
                 break
         assert client.get(f"/v1/jobs/{second}").json()["state"] == "waiting"

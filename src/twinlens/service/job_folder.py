@@ -26,7 +26,7 @@ from twinlens.errors import TwinlensError
 from twinlens.files import write_text
 from twinlens.parsing import read_json
 
-__all__ = ["ENDED", "EVENTS", "LOG", "Event", "Job", "JobFolder", "Kind", "State",
+__all__ = ["ENDED", "EVENTS", "LOCK_SECONDS", "LOG", "Event", "Job", "JobFolder", "Kind", "State",
            "folders_before", "lock_file", "now"]  # fmt: skip
 
 State = Literal["waiting", "running", "done", "failed", "cancelled", "interrupted"]
@@ -37,7 +37,7 @@ JOB, STATUS, EVENTS, LOG, LOCK, CANCEL = (
     "job.json", "status.json", "events.jsonl", "log.txt", "lock", "cancel",
 )  # fmt: skip
 TAIL = 2**16  # bytes of the events that are searched for the last progress
-LOCK_TRIES, LOCK_PAUSE = 20, 0.02  # A reader of the state holds the lock for a moment.
+LOCK_SECONDS, LOCK_PAUSE = 0.4, 0.02  # A reader of the state holds the lock for a moment.
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,21 @@ class JobFolder:
         """Note requests to cancel; 0 before the job is resumed."""
         write_text(self.path / CANCEL, str(num))
 
-    def try_lock(self) -> int | None:
-        """Lock the job; returns the descriptor that holds the lock, None if its process lives."""
-        for _ in range(LOCK_TRIES):
+    def try_lock(self, seconds: float = LOCK_SECONDS) -> int | None:
+        """Lock the job.
+
+        Args:
+            seconds: time to wait for a lock that is held.
+        Returns:
+            The descriptor that holds the lock, or None if the job's process lives.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
             with suppress(BlockingIOError):
                 return lock_file(self.path / LOCK)
+            if time.monotonic() > deadline:
+                return None
             time.sleep(LOCK_PAUSE)
-        return None
 
     def is_alive(self) -> bool:
         """Whether the job's process lives."""

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -217,4 +218,12 @@ if __name__ == "__main__":
     os.set_inheritable(int(sys.argv[2]), False)
     os.nice(NICENESS)
     logging.captureWarnings(True)
-    sys.exit(main(Path(sys.argv[1])))
+    code = 1
+    try:
+        code = main(Path(sys.argv[1]))
+    except BaseException:  # Also an interrupt while the state was written.
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # The state is written. Unloading torch takes seconds, with the lock held.

@@ -57,9 +57,10 @@ class Group(BaseModel):
 
 
 class GroupList(BaseModel):
-    """Groups of a clustering."""
+    """Groups of a clustering, the largest first."""
 
     groups: list[Group]
+    single: list[GroupedPicture] = Field(description="Pictures of no group")
 
 
 class SetList(BaseModel):

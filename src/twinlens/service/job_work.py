@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from twinlens.clusters.layout import SINGLE
 from twinlens.data.table import ImageTable
 from twinlens.face.layout import target_paths
 from twinlens.files import write_text
@@ -140,8 +141,13 @@ def _cluster(arguments: ClusterArguments, place: WorkPlace) -> dict[str, Any]:
     for row in rows:
         doubt = float(row["distance"]) if row["distance"] else None
         groups.setdefault(row["cluster"], []).append({"picture": row["path"], "distance": doubt})
-    named = [{"group": name, "pictures": pictures} for name, pictures in groups.items()]
-    write_text(place.folder / GROUPS, json.dumps({"groups": named}))
+    single = groups.pop(SINGLE, [])
+    named = [
+        {"group": name, "pictures": groups[name]}
+        for name in sorted(groups, key=lambda name: (-len(groups[name]), name))
+    ]
+    text = json.dumps({"groups": named, "single": single})
+    write_text(place.folder / GROUPS, text)
     return {name: value for name, value in result.items() if name not in ("out", "report", "list")}
 
 

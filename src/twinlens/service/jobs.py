@@ -36,7 +36,7 @@ from twinlens.service.job_arguments import (
     TrainArguments,
     check_arguments,
 )
-from twinlens.service.job_folder import ENDED, LOG, Event, Job, JobFolder, State
+from twinlens.service.job_folder import ENDED, LOCK_SECONDS, LOG, Event, Job, JobFolder, State
 from twinlens.service.job_work import UPLOAD
 from twinlens.service.models import Models
 from twinlens.service.picture_sets import PictureSets
@@ -51,6 +51,7 @@ KEPT = 100  # ended jobs
 MAX_STREAMS = 64  # of events, for each worker
 MAX_ATTEMPTS = 5  # A job that kills its process is not resumed for ever.
 POLL = 0.5  # seconds
+ENDING_SECONDS = 10.0  # of a process whose work has ended
 FACES_PROBLEM = "finding faces needs further packages on the server: pip install 'twinlens[faces]'"
 
 
@@ -166,7 +167,8 @@ class Jobs:
         if job.state == "done" or job.state not in ENDED:
             raise ServiceError(409, f"the job {id} is {job.state}: there is nothing to resume")
         with self._starting, storing():
-            self._spawn(folder, num_cancels=0)
+            if not self._spawn(folder, num_cancels=0, seconds=ENDING_SECONDS):
+                raise ServiceError(409, f"the process of the job {id} still ends: try again soon")
         return self.get(id)
 
     def delete(self, id: str) -> None:
@@ -237,12 +239,22 @@ class Jobs:
         finally:
             self._num_streams -= 1
 
-    def _spawn(self, folder: JobFolder, num_cancels: int | None = None) -> None:
-        """Start the process of a job, unless it lives. It inherits the lock, without a gap."""
+    def _spawn(
+        self, folder: JobFolder, num_cancels: int | None = None, seconds: float = LOCK_SECONDS
+    ) -> bool:
+        """Start the process of a job, unless it lives. It inherits the lock, without a gap.
+
+        Args:
+            folder: of the job.
+            num_cancels: number of requests to cancel to begin with.
+            seconds: time to wait for the end of an earlier process.
+        Returns:
+            Whether it was started.
+        """
         self._processes = [process for process in self._processes if process.poll() is None]
-        descriptor = folder.try_lock()
+        descriptor = folder.try_lock(seconds)
         if descriptor is None:
-            return
+            return False
         try:
             if num_cancels is not None:
                 folder.set_cancels(num_cancels)
@@ -259,6 +271,7 @@ class Jobs:
                 )  # fmt: skip
         finally:
             os.close(descriptor)
+        return True
 
     def _command(self) -> Sequence[str]:
         return (sys.executable, "-m", "twinlens.service.job_process")

@@ -166,7 +166,7 @@ async def show_log(id: str, service: Service, caller: Admin) -> PlainTextRespons
 
 @router.get("/{id}/groups", responses=answer_of(GroupList))
 async def show_groups(id: str, service: Service, caller: Admin) -> FileResponse:
-    """Show the groups of a clustering, the largest first; the last one is of single pictures."""
+    """Show the groups of a clustering, the largest first, and the pictures of none."""
     folder = await run_in_threadpool(service.jobs.folder, id)
     if not (folder / GROUPS).is_file():
         raise ServiceError(404, f"the job {id} has no groups: it is no clustering that is done")
