@@ -25,6 +25,7 @@ from twinlens.gallery.gallery import Gallery
 from twinlens.model.stored import read_stored_model, store_calibration
 from twinlens.service import schemas
 from twinlens.service.app import create_app
+from twinlens.service.errors import CODES, KINDS
 from twinlens.service.settings import Limits, ServiceSettings
 
 Shown = pytest.CaptureFixture[str]
@@ -286,6 +287,15 @@ def _method(words: str) -> str:
 
 def _addresses(words: str) -> list[str]:
     return re.findall(r"http://127\.0\.0\.1:8000(/[^\s?']*)", words)
+
+
+def test_the_table_of_errors_has_every_code() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "service.md").read_text().partition("## Errors")[2]
+    rows = {
+        int(row.group(1)): row.group(2) for row in re.finditer(r"^\| (\d+) \| (.*?) \|", text, re.M)
+    }
+    for status, code in [*CODES.items(), *((status, code) for _, code, status in KINDS)]:
+        assert f"`{code}`" in rows[status], (status, code)
 
 
 def test_the_table_of_limits_is_that_of_the_settings() -> None:
