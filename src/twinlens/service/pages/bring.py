@@ -87,6 +87,7 @@ async def summary(request: Request, service: Service, caller: Admin, name: str) 
     return view.render(
         request, "summary.html.j2" if part else "summary_page.html.j2", name=name, set_url=set_url,
         shown=SHOWN, summary=values, inspection=values["inspection"], identity_of=_identity_of,
+        copies=_copies(values["inspection"]),
     )  # fmt: skip
 
 
@@ -199,6 +200,18 @@ def _mended(request: Request, name: str, message: str, back: str) -> Response:
         place = back if back.startswith(("/pictures/", "/look")) else set_url(name)
         return RedirectResponse(place, 303)
     return view.render(request, "mended.html.j2", message=message)
+
+
+def _copies(inspection: dict[str, Any] | None) -> dict[str, list[list[str]]]:
+    """Groups of copies by kind, without those under two names, which are shown apart."""
+    if inspection is None:
+        return {}
+    apart = [set(one["paths"]) for one in inspection["contradictions"]]
+    return {
+        kind: [group for group in inspection["duplicates"][kind]["groups"]
+               if set(group) not in apart]
+        for kind in ("exact", "near")
+    }  # fmt: skip
 
 
 def _identity_of(picture: str) -> str:

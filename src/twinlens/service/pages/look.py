@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any, TypeAlias
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Form, Query, Request, Response
 
 from twinlens.service.errors import ServiceError
 from twinlens.service.job_folder import ENDED
 from twinlens.service.pages import view
 from twinlens.service.pages.bring import ALL, see_other, set_url
 from twinlens.service.pages.forms import read_form
-from twinlens.service.pages.train import day
+from twinlens.service.pages.train import day, job_place
 from twinlens.service.pair_views import Neighbour, PairView
 from twinlens.service.security import Admin
 from twinlens.service.state import Service
@@ -25,6 +25,7 @@ NEAREST = 12  # pictures shown
 STEPS = 400  # of the slider
 MOST_FINDINGS = 60
 AUDITS = 5  # shown
+FARS = (0.001, 0.01, 0.05)  # rates to calibrate for
 
 ModelName = Annotated[str, Query(max_length=64)]
 SetName = Annotated[str, Query(alias="set", max_length=64)]
@@ -72,7 +73,8 @@ async def pairs(
     return _page(
         request, "look_pairs.html.j2", pair_view=pair_view, worst=worst, model=model, name=name,
         calibration=calibration, low=low, high=high, step=(high - low) / STEPS, set_url=set_url,
-        back=f"/look?{urlencode({'model': model, 'set': name})}", **values,
+        back=f"/look?{urlencode({'model': model, 'set': name})}", fars=FARS,
+        jobs_enabled=service.jobs.enabled, **values,
     )  # fmt: skip
 
 
@@ -120,6 +122,24 @@ async def nearest_of_upload(
     return _nearest_page(request, model, name, None, hits)
 
 
+@router.post("/calibrate")
+async def calibrate(
+    request: Request, service: Service, caller: Admin, model: ModelName, name: SetName,
+    far: Annotated[float, Form(gt=0, lt=1)],
+) -> Response:  # fmt: skip
+    """Start a calibration of the model for another false accept rate."""
+    arguments = {"pictures": name, "model": model, "far": far}
+    job = await service.queue.run(service.jobs.start, "calibrate", arguments, caller.name)
+    return see_other(request, job_place(job))
+
+
+@router.get("/calibrate/{id}")
+async def calibration(request: Request, service: Service, caller: Admin, id: str) -> Response:
+    """A calibration: its progress, then the threshold."""
+    job = await service.queue.run(service.jobs.get, id)
+    return view.render(request, "calibrate.html.j2", job=job, ended=job.state in ENDED)
+
+
 @router.post("/audit")
 async def start_audit(
     request: Request, service: Service, caller: Admin, model: ModelName, name: SetName
@@ -127,7 +147,7 @@ async def start_audit(
     """Start a search for wrong names."""
     arguments = {"pictures": name, "model": model}
     job = await service.queue.run(service.jobs.start, "audit", arguments, caller.name)
-    return see_other(request, f"/look/audit/{job.id}")
+    return see_other(request, job_place(job))
 
 
 @router.get("/audit/{id}")

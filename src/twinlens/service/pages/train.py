@@ -94,7 +94,9 @@ def job_place(job: Job) -> str:
         return set_url(job.arguments["pictures"], f"/{part}/{job.id}")
     if job.arguments.get("gallery"):
         return gallery_url(job.arguments["gallery"], f"/work/{job.id}")
-    return f"/look/audit/{job.id}" if job.kind == "audit" else f"/train/{job.id}"
+    if job.kind in ("audit", "calibrate"):
+        return f"/look/{job.kind}/{job.id}"
+    return f"/train/{job.id}"
 
 
 def _set_facts(service: ServiceState, name: str) -> Json:

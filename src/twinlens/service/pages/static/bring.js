@@ -11,9 +11,6 @@ const say = (key, values = {}) => (values.count === 1 && texts[`${key}_one`] || 
 const named = () => form.elements.identity.value.trim() || null;
 const MILESTONE = 10; // per cent, between two messages to screen readers
 
-for (const one of document.querySelectorAll(".scripted")) one.hidden = false;
-for (const one of document.querySelectorAll(".plain")) one.hidden = true;
-
 function element(name, text, more = {}) {
   return Object.assign(document.createElement(name), { textContent: text, ...more });
 }

@@ -96,6 +96,9 @@ const on = (type, use) => source.addEventListener(type, (event) => use(JSON.pars
 on("progress", progress);
 on("log", log);
 on("curve", curve);
-on("state", ({ state }) => { if (state !== "waiting") part("status").textContent = ""; });
+on("state", ({ state }) => {
+  part("state").textContent = say(`state_${state}`);
+  part("status").textContent = say(`state_${state}`);
+});
 on("end", () => { source.close(); location.reload(); });
 source.addEventListener("error", () => { part("status").textContent = say("lost"); });
