@@ -7,9 +7,12 @@ on sending a body that was refused. The subclass of its protocol mends both.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import json
+import selectors
 import uuid
 from http import HTTPStatus
+from selectors import EVENT_READ
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -24,6 +27,8 @@ __all__ = ["Connection"]
 
 LINGER_SECONDS = 5.0  # for the rest of a refused body, so that its sender can read the answer
 IDLE_SECONDS = 1.0  # after which a connection leaves its place to a new one, if all are taken
+MAX_TRIED = 8  # connections that may be closed for a new one
+SELECTOR = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Takes no file itself.
 BUSY = "there are too many connections: try again in a second"
 
 
@@ -61,11 +66,19 @@ class Connection(HttpToolsProtocol):
         """Close the connection that has been idle for longest, if that is a second or more."""
         idle = [other for other in self.connections
                 if isinstance(other, Connection) and other.is_idle()]  # fmt: skip
-        oldest = min(idle, key=lambda other: other.idle_since, default=self)
-        if self.loop.time() - oldest.idle_since < IDLE_SECONDS:
-            return False
-        oldest.transport.abort()
-        return True
+        for other in heapq.nsmallest(MAX_TRIED, idle, key=lambda other: other.idle_since):
+            if self.loop.time() - other.idle_since < IDLE_SECONDS:
+                return False
+            if not other.has_unread():
+                other.transport.abort()
+                return True
+        return False
+
+    def has_unread(self) -> bool:
+        """Whether bytes of the client have come that this busy process did not read yet."""
+        with SELECTOR() as selector:
+            selector.register(self.transport.get_extra_info("socket").fileno(), EVENT_READ)
+            return bool(selector.select(0))
 
     def is_idle(self) -> bool:
         """Whether neither a request nor an answer is in progress; incomplete headers are none."""
@@ -134,7 +147,9 @@ class Connection(HttpToolsProtocol):
 
     def _of_late_headers(self) -> None:
         self._timer = None
-        if self._num_held:
+        if self.has_unread():
+            self._set_timer(self._limits.header_seconds, self._of_late_headers)
+        elif self._num_held:
             seconds = self._limits.header_seconds
             self._refuse(408, f"the headers did not come within {seconds:g} seconds")
         else:
