@@ -89,7 +89,7 @@ def test_static_files_are_kept_for_long_under_an_address_of_their_content(
 def test_start_page_names_every_page(client: TestClient) -> None:
     page = client.get("/")
     assert page.status_code == 200
-    for _, path in view.NAVIGATION:
+    for _, path, _ in view.NAVIGATION:
         assert f'href="{path}"' in page.text
     assert "http:" not in page.text
     assert "https:" not in page.text

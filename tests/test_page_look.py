@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from browsing import axe_violations, chromium, complaints_of, serving, wait_until
 from conftest import TinyRun
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
@@ -18,6 +21,7 @@ from twinlens.service.app import create_app
 from twinlens.service.job_folder import Job
 from twinlens.service.jobs import Jobs
 from twinlens.service.pair_views import PairView
+from twinlens.service.picture_sets import PictureSets
 from twinlens.service.settings import ServiceSettings
 from twinlens.service.state import ServiceState
 
@@ -30,10 +34,13 @@ def client(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Itera
     data = tmp_path_factory.mktemp("look") / "data"
     settings = ServiceSettings(model=tiny_run.run, data=data)
     with TestClient(create_app(settings), base_url="http://127.0.0.1") as client:
-        sets = state_of(client).picture_sets
-        for path in sorted(tiny_run.data.glob("*/*.png")):
-            sets.add("Things", path.parent.name, path.name, path.read_bytes())
+        fill(state_of(client).picture_sets, tiny_run)
         yield client
+
+
+def fill(sets: PictureSets, tiny_run: TinyRun) -> None:
+    for path in sorted(tiny_run.data.glob("*/*.png")):
+        sets.add("Things", path.parent.name, path.name, path.read_bytes())
 
 
 def state_of(client: TestClient) -> ServiceState:
@@ -126,3 +133,60 @@ def test_wrong_names_are_listed_until_they_are_mended(
     assert answer.headers["location"] == f"/look/audit/{id}"
     assert "named thing 1" not in client.get(f"/look/audit/{id}").text
     assert sets.identities("Things")["thing 2"] == 7
+
+
+def test_model_is_calibrated_for_another_rate(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = "20261126T120000000000-abcdef"
+    values = {"threshold": 0.25, "target_far": 0.05, "low": 0.2, "high": None}
+    job = Job(id, "calibrate", "running", "2026-11-26T12:00:00+00:00", None, None,
+              {"pictures": "Things", "model": "run", "far": 0.05}, "local")  # fmt: skip
+    started = []
+
+    def start(self: Jobs, kind: str, arguments: dict[str, object], by: str) -> Job:
+        started.append((kind, arguments))
+        return job
+
+    monkeypatch.setattr(Jobs, "start", start)
+    monkeypatch.setattr(Jobs, "get", lambda self, id: job)
+    page = client.post("/look/calibrate", params=QUERY, data={"far": "0.05"})
+    assert page.url.path == f"/look/calibrate/{id}"
+    assert started == [("calibrate", {"pictures": "Things", "model": "run", "far": 0.05})]
+    assert f'data-events="/v1/jobs/{id}/events"' in page.text
+    done = replace(job, state="done", result={"model": "run", "calibration": values})
+    monkeypatch.setattr(Jobs, "get", lambda self, id: done)
+    assert "at most 5 in 100 pairs" in client.get(f"/look/calibrate/{id}").text
+
+
+@pytest.mark.slow
+def test_slider_and_mending_in_a_browser(tiny_run: TinyRun, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    data = tmp_path / "data"
+    fill(PictureSets(ServiceSettings(data=data)), tiny_run)
+    with (
+        serving("--data", data, "--model", tiny_run.run) as address,
+        chromium() as browser,
+    ):
+        by = lambda selector: browser.find_element("css selector", selector)  # noqa: E731
+        has = lambda selector: browser.find_elements("css selector", selector)  # noqa: E731
+        browser.get(f"{address}/look")
+        wait_until(browser, lambda _: has("#threshold"))
+        before = by("#counts").text
+        by("#threshold").send_keys(Keys.HOME)
+        wait_until(browser, lambda _: by("#counts").text != before)
+        assert by("#counts").text.startswith("It accepts 0 of")
+        # The slider keeps the focus, and a screen reader hears the counts.
+        assert browser.switch_to.active_element.get_attribute("id") == "threshold"
+        said = browser.execute_script("return document.querySelector('[data-said]').textContent")
+        assert said == by("#counts").text
+        by(".pairs:not(.small-pairs) summary").click()
+        suggested = by(".pairs:not(.small-pairs) input[name=identity]")
+        suggested.clear()
+        suggested.send_keys("thing 9")
+        assert axe_violations(browser) == []
+        suggested.send_keys(Keys.ENTER)
+        wait_until(browser, lambda _: has(".done"))
+        assert browser.switch_to.active_element.text == "Moved to thing 9."
+        assert complaints_of(browser, address) == []

@@ -18,14 +18,16 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from twinlens.errors import TwinlensError
 from twinlens.service.errors import ServiceError
+from twinlens.service.keys import ROLES, Role
 
 __all__ = ["PageRoute", "render", "router", "static", "text", "texts"]
 
 FILES = resources.files("twinlens.service.pages")
-NAVIGATION = (
-    ("pictures", "/pictures"), ("train", "/train"), ("look", "/look"), ("galleries", "/galleries"),
-    ("share", "/share"),
+NAVIGATION: tuple[tuple[str, str, Role], ...] = (
+    ("pictures", "/pictures", "admin"), ("train", "/train", "admin"), ("look", "/look", "admin"),
+    ("galleries", "/galleries", "read"), ("share", "/share", "read"),
 )  # fmt: skip
+"""Name, address and least role of each page of the navigation."""
 TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
          ".svg": "image/svg+xml", ".txt": "text/plain; charset=utf-8"}  # fmt: skip
 ERRORS = (ServiceError, TwinlensError, RequestValidationError)
@@ -97,7 +99,7 @@ def _environment() -> Environment:
         loader=FunctionLoader(load), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    pages.globals |= {"t": text, "texts": texts, "static": static, "navigation": NAVIGATION}
+    pages.globals |= {"t": text, "texts": texts, "static": static}
     return pages
 
 
@@ -113,7 +115,11 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
         status: HTTP status.
         values: what the template shows.
     """
-    html = _environment().get_template(template).render(request=request, **values)
+    caller = getattr(request.state, "caller", None)  # None on the page that asks for a key.
+    role = ROLES.index("read" if caller is None else caller.role)
+    navigation = [(name, path) for name, path, least in NAVIGATION if ROLES.index(least) <= role]
+    page = _environment().get_template(template)
+    html = page.render(request=request, navigation=navigation, **values)
     return HTMLResponse(html, status, {"Cache-Control": "no-store"})
 
 
