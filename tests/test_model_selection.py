@@ -105,6 +105,7 @@ def test_without_time_folds_have_to_do(
     chosen: ModelSelection, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chosen, "left", lambda: 0.0)
+    monkeypatch.setattr(chosen, "limit", 0.0)
     folds, _ = compared(chosen, name)
     assert all(first == second for first, second in folds)
 

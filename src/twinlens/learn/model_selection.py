@@ -62,6 +62,7 @@ TUNED_FOLDS = 2
 CURVE_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the identities, in the learning curve
 FEATURES_SHARE = 0.4  # of the time, at most
 FEWEST_PICTURES, MOST_PICTURES = 200, 20_000
+THRESHOLD_SHARE = 0.05  # of the time, that pairs across folds may take in any case
 ENOUGH_IDENTITIES = 20  # held out, for a threshold that is not too cautious
 SHORT = 30  # steps of tuning that are not worth the time
 
@@ -382,7 +383,8 @@ class ModelSelection:
         fold = self._joined(np.unique(self.fold_N))
         num_folds = count_folds(len(np.unique(fold.label)))
         seconds = math.comb(num_folds, 2) * sum(one.fit_seconds for one in chosen)
-        if len(np.unique(fold.label)) < num_folds or self.left() < seconds:
+        spare = 0.0 if self.limit is None else THRESHOLD_SHARE * self.limit
+        if len(np.unique(fold.label)) < num_folds or seconds > max(spare, self.left()):
             return []
         features = [one.features for one in chosen if one.features is not None]
         crossed = CrossEmbeddings(
