@@ -7,6 +7,7 @@ A queue without a limit answers everybody late; this one answers most at once, a
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,9 +34,8 @@ class ComputeQueue:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._threads = ThreadPoolExecutor(limits.slots, "twinlens-compute")
-        self._slots = asyncio.Semaphore(limits.slots)
+        self._starts: dict[int, float] = {}  # Of the threads that compute.
         self.num_admitted = 0
-        self._num_computing, self._last_end = 0, time.monotonic()
 
     @asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
@@ -63,32 +63,30 @@ class ComputeQueue:
             ServiceError: no result within the limit of seconds (503). The thread ends its work,
                 and keeps its slot until then.
         """
+        # The threads have a queue of their own: a free one need not wait for the event loop.
+        future = self._threads.submit(self._compute, work, *args, **kwargs)
         try:
             async with asyncio.timeout(self._limits.seconds):
-                await self._slots.acquire()
-                if self._num_computing == 0:
-                    self._last_end = time.monotonic()
-                self._num_computing += 1
-                future = asyncio.get_running_loop().run_in_executor(
-                    self._threads, lambda: work(*args, **kwargs)
-                )
-                future.add_done_callback(lambda _: self._end())
-                return await asyncio.shield(future)
+                return await asyncio.wrap_future(future)
         except TimeoutError:
             raise ServiceError(
                 503, f"no answer within {self._limits.seconds:g} seconds: try again later",
                 "timeout", {"Retry-After": "5"},
             ) from None  # fmt: skip
 
-    def is_stuck(self) -> bool:
-        """Whether every slot is taken, and none was released for twice the limit of seconds."""
-        silence = time.monotonic() - self._last_end
-        return self._num_computing >= self._limits.slots and silence > 2 * self._limits.seconds
+    def _compute(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        thread = threading.get_ident()
+        self._starts[thread] = time.monotonic()
+        try:
+            return work(*args, **kwargs)
+        finally:
+            del self._starts[thread]
 
-    def _end(self) -> None:
-        self._num_computing -= 1
-        self._last_end = time.monotonic()
-        self._slots.release()
+    def is_stuck(self) -> bool:
+        """Whether every thread has computed for longer than twice the limit of seconds."""
+        starts = list(self._starts.values())
+        silence = 2 * self._limits.seconds
+        return len(starts) >= self._limits.slots and time.monotonic() - max(starts) > silence
 
     def close(self) -> None:
         """Release the threads."""
