@@ -63,8 +63,8 @@ REQUIRED = inspect.Parameter.empty
 # an absent DATA has errors of its own. `gallery create` embeds nothing.
 DIFFERENT = {
     "train": {"settings"}, "inspect": {"settings"}, "pretrain": {"settings"},
-    "calibrate": {"data"},
-    "gallery enrol": {"data", "files", "identity", "metadata"}, "gallery list": {"templates"},
+    "calibrate": {"data"}, "serve": {"galleries"},
+    "gallery enrol": {"data", "files", "identity", "metadata"}, "gallery list": {"templates", "limit", "offset", "where"},
     "gallery feedback": {"list", "undo"},
     "gallery create": {"device"},
 }  # fmt: skip
