@@ -113,8 +113,7 @@ class Keys:
         """A signed text for a cookie, which stands for a key for 12 hours."""
         expires = str(int(time.time()) + SESSION_SECONDS)
         signature = _sign(self._current().session_secret, key, expires)
-        name = base64.urlsafe_b64encode(key.name.encode()).decode()
-        return f"{name}.{expires}.{signature}"
+        return f"{_encoded(key.name)}.{expires}.{signature}"
 
     def of_session(self, text: str) -> Key | None:
         """The key of a session; None if it has expired, is not signed, or its key was removed."""
@@ -122,11 +121,16 @@ class Keys:
         expires, _, signature = rest.partition(".")
         content = self._current()
         for key in content.keys:
-            if base64.urlsafe_b64encode(key.name.encode()).decode() == name:
+            if _encoded(key.name) == name:
                 expected = _sign(content.session_secret, key, expires)
                 is_signed = hmac.compare_digest(expected.encode(), signature.encode())
                 return key if is_signed and time.time() < int(expires) else None
         return None
+
+
+def _encoded(name: str) -> str:
+    """A name in characters that a cookie may have; blanks are none."""
+    return base64.urlsafe_b64encode(name.encode()).decode().rstrip("=")
 
 
 def _sign(secret: str, key: Key, expires: str) -> str:
