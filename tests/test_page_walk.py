@@ -146,8 +146,6 @@ def train_briefly(walk: Walk, name: str, seconds: int) -> None:
         {"pictures": name, "time_budget": seconds},
     )
     walk.open(f"/train/{id}")
-    walk.wait_for("[data-said]", " ")
-    walk.look("learning")
     walk.wait_for("#result", seconds=240)
 
 
@@ -163,6 +161,15 @@ def enrol(walk: Walk, identity: str, files: list[Path]) -> None:
     walk.fill("#enrol-pictures", "\n".join(map(str, files)))
     walk.click("form[data-batches] p > button.main")
     walk.wait_for("[data-results] .notice", f"New: {len(files)}")
+
+
+def erase(walk: Walk, gallery: str, identity: str) -> None:
+    walk.open(f"/galleries/{gallery}/identity?identity={identity}")
+    walk.look("identity")
+    walk.click("[name=sure]")
+    walk.click("form[action$='/erase'] button")
+    walk.wait_for("h1", view.text("erase.done"))
+    walk.look("receipt")
 
 
 def set_limit(walk: Walk, gallery: str, percent: str) -> None:
@@ -212,12 +219,7 @@ def test_faces_from_a_folder_to_an_erasure(walk: Walk, tmp_path: Path, downloads
     answers = [ask(walk, "door", file) for file in strangers]
     assert answers.count(view.text("ask.nobody")) >= 3
 
-    walk.open("/galleries/door/identity?identity=s21")
-    walk.look("identity")
-    walk.click("[name=sure]")
-    walk.click("form[action$='/erase'] button")
-    walk.wait_for("h1", view.text("erase.done"))
-    walk.look("receipt")
+    erase(walk, "door", "s21")
     walk.click("a[download]")
     (receipt,) = wait_until(walk.browser, lambda _: list(downloads.glob("receipt-*.txt")))
     text = receipt.read_text()
@@ -241,6 +243,9 @@ def test_groceries_from_a_folder_to_other_programs(
     groceries = SHARED / "data" / "groceries"
     bring(walk, "fruit", subset(groceries, tmp_path / "fruit", FRUIT, 8), 96)
     bring(walk, "shelf", subset(groceries, tmp_path / "shelf", VEGETABLES, 6), 36)
+    walk.open("/pictures/fruit")
+    walk.wait_for("#summary .key")
+    walk.look("pictures")
     train_briefly(walk, "fruit", 20 if walk.pictures is None else 150)
     walk.look("fruit")
 
@@ -277,6 +282,7 @@ def test_groceries_from_a_folder_to_other_programs(
     walk.wait_for("#answer h2")
     walk.look("compare")
     run_snippets(walk, {"one.jpg": pepper, "other.jpg": melon}, walk.find("#answer").text)
+    erase(walk, "shop", "Cabbage")
     walk.open("/share")
     walk.look("share")
     walk.click("a[href='/v1/models/fruit/download']")
