@@ -147,6 +147,21 @@ def test_a_damaged_replacement_leaves_the_older_model_in_place(data: Path) -> No
     assert models.get("first") is not before
 
 
+def test_a_model_that_is_being_renamed_is_waited_for_and_a_deleted_one_is_not_found(
+    data: Path,
+) -> None:
+    models, folder = Models(ServiceSettings(data=data)), data / "runs/first/model"
+    shutil.rmtree(data / "runs/second")
+    before = models.get()
+    folder.rename(data / "aside")
+    threading.Timer(0.1, (data / "aside").rename, (folder,)).start()
+    assert models.get() is before
+    shutil.rmtree(data / "runs/first")
+    for _ in range(2):
+        with pytest.raises(ServiceError, match="there is no model"):
+            models.get()
+
+
 def test_downloads_are_whole_and_leave_nothing(
     client: TestClient, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

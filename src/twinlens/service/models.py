@@ -23,7 +23,7 @@ __all__ = ["Models"]
 
 log = logging.getLogger("twinlens.service")
 
-REPLACING = 0.1  # seconds that a replaced folder may be missing
+REPLACING, POLL = 1.0, 0.02  # seconds that a replaced folder may be missing, and between looks
 REPORT = "report.html"
 
 Version: TypeAlias = tuple[tuple[str, int, int], ...]
@@ -160,9 +160,8 @@ class Models:
         if name in self._named:  # Without a look at the disk.
             return name, self._named[name]
         folders = self.folders()
-        if name in self._loaded and name not in folders:
-            time.sleep(REPLACING)
-            folders = self.folders()
+        if name not in folders:
+            folders = self._after_replacement()
         if name is None:
             if len(folders) > 1:
                 names = ", ".join(list(folders)[:20])
@@ -173,6 +172,22 @@ class Models:
         if name not in folders:
             raise ServiceError(404, unknown_name("model", name, folders))
         return name, folders[name]
+
+    def _after_replacement(self) -> dict[str, Path]:
+        """Folders once none that answered is missing: a rename may be half done."""
+        deadline = time.monotonic() + REPLACING
+        while True:
+            folders = self.folders()
+            missing = self._loaded.keys() - folders.keys()
+            if not missing:
+                return folders
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL)
+        with self._lock:
+            for name in missing:
+                self._loaded.pop(name, None)
+        return folders
 
     def _load(self, name: str, folder: Path) -> Matcher:
         """The model with its graphs open, since its files may be replaced at any time."""
