@@ -29,6 +29,7 @@ NAMES = (
     "audit",
     "feedback",
     "domain",
+    "service",
 )
 
 

@@ -74,9 +74,7 @@ def serve(
     settings = ServiceSettings(
         model=model, galleries=tuple(galleries), data=data, host=host, port=port, keys=keys,
         certificate=certificate, private_key=private_key, workers=workers, device=device,
-        limits=Limits(
-            requests_a_minute=requests_a_minute, slots=max(1, num_threads() // max(1, workers))
-        ),
+        limits=_limits(workers, requests_a_minute),
     )  # fmt: skip
     _check(settings)
     with _listening(host, port) as listener:
@@ -88,6 +86,12 @@ def serve(
             raise TwinlensError("the service could not start: the lines before say why") from error
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(ENDED) from error
+
+
+def _limits(workers: int, requests_a_minute: int) -> Limits:
+    """Limits of one process of several, which share the cores."""
+    slots = max(1, num_threads() // max(1, workers))
+    return Limits(requests_a_minute=requests_a_minute, slots=slots)
 
 
 def _run(settings: ServiceSettings, listener: socket.socket) -> None:
