@@ -51,6 +51,7 @@ from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.fused import FusedEncoder, fused_settings
 from twinlens.model.timm_backbones import is_pretrained
+from twinlens.progress import publish
 
 __all__ = ["MOST_PICTURES", "ModelSelection"]
 
@@ -267,6 +268,7 @@ class ModelSelection:
             100 * result.eer, 100 * (1 - result.recall_error), len(candidate.matrices),
             len(self.folds), candidate.seconds,
         )  # fmt: skip
+        publish("candidate", name=name, eer=result.eer, recall=1 - result.recall_error)
 
     def leave_out_trained(self) -> None:
         """Keep the candidates that need no training."""

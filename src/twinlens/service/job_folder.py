@@ -83,7 +83,8 @@ class Event:
     Attributes:
         id: position behind it in the list of events; `after` for the next.
         type: "state", "progress", "log" (`level`, `text`), "curve" (`step`, `loss`, `metric`,
-            `rate`, `seconds`, ...), or "end" with the job as the last.
+            `rate`, `seconds`, ...), "candidate" (`name`, `eer`, `recall`), or "end" with the job as
+            the last.
         data: its values.
     """
 

@@ -16,16 +16,25 @@ const taskName = (task) => texts[`task_${task.replaceAll(" ", "_")}`] ?? task[0]
 
 function clock() {
   const passed = Math.max(0, (Date.now() - started) / 1000);
-  part("time").textContent = budget === null
-    ? say("passed", { time: time(passed) }) : say("of_budget", { time: time(passed), budget: time(budget) });
+  const key = budget === null ? "passed" : passed > 1.2 * budget ? "beyond_budget" : "of_budget";
+  part("time").textContent = say(key, { time: time(passed), budget: time(budget ?? 0) });
 }
 setInterval(clock, 1000);
 
 let told = 0;
+let next = null;
+const NEXT_AFTER = 3000; // milliseconds without news of the next step
 
 function progress({ task, done, total, seconds_left: left }) {
   const bar = part("bar");
   if (total) [bar.max, bar.value] = [total, done];
+  clearTimeout(next);
+  if (done >= total) {
+    next = setTimeout(() => {
+      bar.removeAttribute("value");
+      part("task").textContent = say("next");
+    }, NEXT_AFTER);
+  }
   const name = taskName(task);
   const more = left === null || left === undefined || done >= total ? "" : ` · ${say("left", { time: time(left) })}`;
   part("task").textContent = say("progress", { task: name, done: done.toLocaleString(), total: total.toLocaleString() }) + more;
@@ -55,7 +64,9 @@ function draw(name, attributes, text = "") {
   part("curve").append(one);
 }
 
-function curve({ metric, seconds }) {
+// Errors of a network while it learns, and of candidates that need no training.
+function curve(metric, at) {
+  const seconds = (Date.parse(at) - started) / 1000;
   if (!Number.isFinite(metric) || !Number.isFinite(seconds)) return;
   points.push({ metric, seconds });
   points.sort((a, b) => a.seconds - b.seconds);
@@ -78,7 +89,14 @@ function curve({ metric, seconds }) {
     draw("text", { x: x(60 * value), y: HEIGHT - BOTTOM + 18, class: "middle" }, String(+value.toFixed(2)));
   }
   draw("text", { x: WIDTH - RIGHT, y: HEIGHT - 6, class: "end" }, say("axis_time"));
-  draw("polyline", { points: points.map((one) => `${x(one.seconds)},${y(100 * one.metric)}`).join(" "), class: "line" });
+  const line = [];
+  for (const one of points) {
+    draw("circle", { cx: x(one.seconds), cy: y(100 * one.metric), r: 3, class: "dot" });
+    const least = Math.min(one.metric, line.at(-1)?.metric ?? Infinity);
+    if (line.length) line.push({ seconds: one.seconds, metric: line.at(-1).metric });
+    line.push({ seconds: one.seconds, metric: least });
+  }
+  draw("polyline", { points: line.map((one) => `${x(one.seconds)},${y(100 * one.metric)}`).join(" "), class: "line" });
   draw("circle", { cx: x(best.seconds), cy: y(100 * best.metric), r: 5, class: "best" });
 }
 
@@ -95,7 +113,8 @@ const source = new EventSource(root.dataset.events);
 const on = (type, use) => source.addEventListener(type, (event) => use(JSON.parse(event.data)));
 on("progress", progress);
 on("log", log);
-on("curve", curve);
+on("curve", ({ metric, time: at }) => curve(metric, at));
+on("candidate", ({ eer, time: at }) => curve(eer, at));
 on("state", ({ state }) => {
   part("state").textContent = say(`state_${state}`);
   part("status").textContent = say(`state_${state}`);
