@@ -16,6 +16,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.honesty import SETS, distances, features, thresholds
 from twinlens.config import Member, ModelSettings, PictureSettings
@@ -66,11 +67,12 @@ def rows(name: str, num_divisions: int) -> Iterator[str]:
 
 def _ways(
     bank_VNF: torch.Tensor,
-    label: np.ndarray,  # type: ignore[type-arg]
-    forged: np.ndarray,  # type: ignore[type-arg]
-    fit: np.ndarray,  # type: ignore[type-arg]
+    label: NDArray[np.int64],
+    forged: NDArray[np.bool_],
+    fit: NDArray[np.int64],
     seed: int,
 ) -> dict[str, HeldOutPairs]:
+    """Held-out pairs of the pictures in `fit`, by name of the way."""
     nobody = np.zeros(len(fit), dtype=np.bool_)
     fold_N = assign_folds(label[fit], nobody, by_identity=True, seed=seed)
     numbers = range(fold_N.max() + 1)
