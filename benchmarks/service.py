@@ -50,7 +50,7 @@ from twinlens.gallery.gallery import Gallery
 from twinlens.machine import num_threads
 from twinlens.match.matcher import Matcher
 
-CLIENTS, ROUNDS, SECONDS = (1, 4, 16, 64), 5, 5.0
+CLIENTS, ROUNDS, SECONDS = (1, 4, 16, 64), 4, 3.0
 TEMPLATES, PER_IDENTITY = 100_000, 4
 AIM, LATE = 0.9, 4.0
 PICTURES, DIRECTIONS = 16, 12
