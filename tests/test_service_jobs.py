@@ -374,7 +374,7 @@ def test_every_kind_has_a_route_and_work(client: TestClient) -> None:
 # --- a training, with everything that can be killed ---
 
 SETTINGS = {
-    "picture.size": [16, 16], "picture.color": "grey", "train.steps": 1500, "train.validations": 30,
+    "picture.size": [16, 16], "picture.color": "grey", "train.steps": 600, "train.validations": 20,
     "train.candidates": False, "train.refit": False, "train.extend": False,
     "train.precision": "float32",
 }  # fmt: skip
@@ -440,7 +440,7 @@ def test_trainings_outlive_killed_processes(tmp_path: Path) -> None:
         assert client.post("/v1/pictures/things", files=files).json()["stored"] == 48
         first, second = (client.post("/v1/jobs/train", json=body).json()["id"] for _ in range(2))
         for known, kind, values in stream(client, first):
-            if kind == "curve" and values["step"] > 200:
+            if kind == "curve" and values["step"] > 100:
                 after = known
                 break
         assert client.get(f"/v1/jobs/{second}").json()["state"] == "waiting"
