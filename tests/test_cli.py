@@ -64,7 +64,8 @@ REQUIRED = inspect.Parameter.empty
 DIFFERENT = {
     "train": {"settings"}, "inspect": {"settings"}, "pretrain": {"settings"},
     "calibrate": {"data"}, "serve": {"galleries"},
-    "gallery enrol": {"data", "files", "identity", "metadata"}, "gallery list": {"templates", "limit", "offset", "where"},
+    "gallery enrol": {"data", "files", "identity", "metadata"},
+    "gallery list": {"templates", "limit", "offset", "where"},
     "gallery feedback": {"list", "undo"},
     "gallery create": {"device"},
 }  # fmt: skip
