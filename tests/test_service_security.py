@@ -119,6 +119,16 @@ def test_bodies_beyond_a_limit(client: TestClient) -> None:
     assert client.post("/v1/embed", content=bytes(500), headers=kind).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("charset", "status"),
+    [("", 400), ("; charset=UTF-8", 400), ('; charset="utf-8"', 400), ("; Charset=utf-7", 415),
+     ("; charset=unicode_escape", 415), ("; charset=utf-8; charset*=idna", 415)],
+)  # fmt: skip
+def test_charsets_of_forms(client: TestClient, charset: str, status: int) -> None:
+    kind = {"content-type": f"multipart/form-data; boundary=b{charset}"}
+    assert client.post("/v1/embed", content=b"x", headers=kind).status_code == status
+
+
 def _messages(*parts: bytes, pause: float = 0.0) -> Any:
     async def receive() -> dict[str, Any]:
         await asyncio.sleep(pause)

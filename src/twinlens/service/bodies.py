@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -12,6 +13,8 @@ from twinlens.service.errors import ServiceError, error_response
 from twinlens.service.settings import Limits
 
 __all__ = ["BodyLimits"]
+
+UTF_8 = re.compile(r"""charset="?utf-8"?(?=\s*(;|$))""", re.IGNORECASE)
 
 
 class BodyLimits:
@@ -34,6 +37,7 @@ class BodyLimits:
         request = Request(scope)
         try:
             self._check(_announced(request), self._num_bytes)
+            _check_charset(request.headers.get("content-type", ""))
         except ServiceError as error:
             answer = error_response(request, error.status, error.code, error.message, error.headers)
             await answer(scope, receive, send)
@@ -83,6 +87,16 @@ class BodyLimits:
                 503, "the service holds too many uploads: try again in a second",
                 headers={"Retry-After": "1"},
             )  # fmt: skip
+
+
+def _check_charset(kind: str) -> None:
+    """Refuse forms in rare character sets, whose texts may be none that can be encoded again.
+
+    Raises:
+        ServiceError: another one than UTF-8 (415).
+    """
+    if "charset" in UTF_8.sub("", kind).lower() and kind.lstrip().lower().startswith("multipart/"):
+        raise ServiceError(415, "forms are read as UTF-8: leave the charset out")
 
 
 def _announced(request: Request) -> int:
