@@ -75,6 +75,18 @@ def test_probabilities_are_of_the_distance_and_candidates_are_cut() -> None:
     assert answer.probability == pytest.approx(0.7311, abs=1e-4)
 
 
+def test_a_verdict_that_is_not_the_more_probable_answer_says_why() -> None:
+    doubtful = dataclasses.replace(CALIBRATION, curve=Platt(10.0, -2.0))
+    named = decide(near(0.4), 5, OWN, doubtful)
+    assert named.verdict == "identified"
+    assert "nobody is more probable (88.1%" in named.reason
+    assert "within the threshold for an FPIR of 10 %" in named.reason
+    strict = decide(near(0.55), 5, OWN, dataclasses.replace(CALIBRATION, curve=Platt(10.0, -8.0)))
+    assert strict.verdict == "nobody"
+    assert "'person 0' is more probable (" in strict.reason
+    assert decide(near(0.4), 5, OWN, CALIBRATION).doubt is None
+
+
 def test_long_and_odd_names_are_shown_short_and_given_whole() -> None:
     name = "line\nbreak" + "x" * 4000
     answer = decide(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -64,7 +64,7 @@ def decide(
         )
         for place, entry in enumerate(ranked[:k])
     )  # fmt: skip
-    return IdentifyAnswer(
+    answer = IdentifyAnswer(
         verdict=verdict,
         identity=ranked[0].identity if verdict == "identified" else None,
         reason=reason,
@@ -76,6 +76,8 @@ def decide(
         probability=candidates[0].probability if candidates else None,
         candidates=candidates,
     )
+    doubt = answer.doubt
+    return answer if doubt is None else replace(answer, reason=f"{reason}; {doubt}")
 
 
 def _verdict(

@@ -128,7 +128,7 @@ class IdentifyAnswer:
         verdict: "identified"; "nobody" if no identity is within the threshold; "ambiguous" if two
             are, at about the same distance.
         identity: None unless the verdict is "identified".
-        reason: reason of the verdict, one sentence.
+        reason: reason of the verdict, one sentence, with `doubt` if there is one.
         distance: distance of the best candidate; None in an empty gallery.
         margin: distance of the second candidate minus that of the best; negative if votes rank a
             farther one first; None without a second one.
@@ -155,6 +155,29 @@ class IdentifyAnswer:
     candidates: tuple[Candidate, ...]
     quality: PictureQuality | None = None
     domain: DomainCheck | None = None
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the verdict is not the more probable answer; None if it is, or is "ambiguous".
+
+        The verdict keeps the target FPIR; the probability weighs both errors.
+        """
+        right = self.probability
+        if right is None or self.threshold_of != "gallery" or self.verdict == "ambiguous":
+            return None
+        if (self.verdict == "identified") == (right >= 0.5):
+            return None
+        fpir = f"{100 * self.target_fpir:.3g} %"
+        if self.verdict == "identified":
+            return (
+                f"nobody is more probable ({1 - right:.1%} if half of all probes are enrolled), but "
+                f"this distance is within the threshold for an FPIR of {fpir}"
+            )
+        best = repr(self.candidates[0].identity[:80])
+        return (
+            f"{best} is more probable ({right:.1%} if half of all probes are enrolled), but a "
+            f"threshold at this distance could identify more than {fpir} of strangers"
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The answer as plain data."""
