@@ -221,7 +221,7 @@ def _shown(gallery: Gallery, upload: Upload) -> str:
     return _probe_uri(upload, gallery.matcher.max_pixels)
 
 
-def _probe_uri(upload: Upload, max_pixels: int | None) -> str:
+def _probe_uri(upload: Upload, max_pixels: int) -> str:
     """A picture as a small one in the page itself, since uploads are not kept.
 
     Raises:
