@@ -78,6 +78,7 @@ def test_galleries_are_listed_with_what_they_hold(client: TestClient, gallery: s
     assert "Enrolled: 3, with 12 pictures" in page
     again = client.post("/galleries", data={"name": gallery, "model": "run"})
     assert (again.status_code, "already" in words(again)) == (409, True)
+    assert f'value="{gallery}" required' in again.text
 
 
 def test_identities_are_found_by_name_and_by_detail(
@@ -162,7 +163,8 @@ def test_rename_and_merge(client: TestClient, gallery: str) -> None:
     assert "Zoë / x" in words(client.post(f"/galleries/{gallery}/rename", data=data))
     data = {"identity": "Zoë / x", "new": "thing 0"}
     refused = client.post(f"/galleries/{gallery}/rename", data=data)
-    assert refused.status_code == 422
+    assert (refused.status_code, 'value="thing 0"' in refused.text) == (422, True)
+    assert "thing 0 is enrolled already. Tick Merge" in words(refused)
     merged = client.post(f"/galleries/{gallery}/rename", data=data | {"merge": "true"})
     assert merged.status_code == 200
     assert opened(client, gallery).identities() == {"thing 0": 8, "thing 2": 4}
@@ -185,7 +187,9 @@ def test_erasing_needs_a_tick_and_leaves_a_receipt(client: TestClient, gallery: 
 def test_a_single_template_is_erased(client: TestClient, gallery: str) -> None:
     template = opened(client, gallery).templates("thing 2").templates[0]
     data = {"identity": "thing 2", "hash": template.hash}
-    page = client.post(f"/galleries/{gallery}/remove", data=data)
+    assert "confirm" in words(client.post(f"/galleries/{gallery}/remove", data=data))
+    assert opened(client, gallery).identities()["thing 2"] == 4
+    page = client.post(f"/galleries/{gallery}/remove", data=data | {"sure": "yes"})
     assert "The picture is erased" in words(page)
     assert opened(client, gallery).identities()["thing 2"] == 3
 
@@ -197,6 +201,12 @@ def test_a_gallery_is_deleted_with_a_tick(client: TestClient, gallery: str) -> N
 
 
 def test_limit_of_a_gallery(client: TestClient, gallery: str, tiny_run: TinyRun) -> None:
+    page = client.get(f"/galleries/{gallery}").text  # 12 pictures
+    assert re.findall(r'<option value="([\d.]+)" disabled', page) == ["0.001", "0.01", "0.05"]
+    assert '<option value="0.1" selected' in page
+    refused = client.post(f"/galleries/{gallery}/calibrate", data={"fpir": "0.01"})
+    assert (refused.status_code, "FPIR" in words(refused)) == (409, False)
+    assert "Choose a larger share" in words(refused)
     for number in range(3, 10):
         opened(client, gallery).enrol_files(
             f"thing {number}", sorted((tiny_run.data / f"thing {number}").iterdir())

@@ -47,18 +47,16 @@ def see_other(request: Request, place: str) -> Response:
 @router.get("")
 async def sets(request: Request, service: Service, caller: Admin) -> Response:
     """All sets, and a form for a new one."""
-    names = service.picture_sets.names() if service.settings.data is not None else []
-    rows = await service.queue.run(_set_rows, service, names)
-    return view.render(
-        request, "sets.html.j2", rows=rows, has_data=service.settings.data is not None,
-        set_url=set_url, new_name=_new_name(names),
-    )  # fmt: skip
+    return await _sets_page(request, service)
 
 
 @router.post("")
 async def create(request: Request, service: Service, caller: Admin, name: Identity) -> Response:
     """Make a set."""
-    service.picture_sets.create(name)
+    try:
+        service.picture_sets.create(name)
+    except view.ERRORS as error:
+        return await _sets_page(request, service, name, problem=await view.problem(request, error))
     return see_other(request, set_url(name))
 
 
@@ -108,6 +106,13 @@ async def identity_page(
     offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
 ) -> Response:
     """The pictures of an identity, or the unsorted ones, with forms to mend them."""
+    return await _identity_page(request, service, name, identity, offset=offset)
+
+
+async def _identity_page(
+    request: Request, service: ServiceState, name: str, identity: str | None, *, offset: int = 0,
+    problem: view.Problem | None = None, new: str | None = None,
+) -> Response:  # fmt: skip
     sets = service.picture_sets
 
     def work() -> dict[str, Any]:
@@ -121,7 +126,9 @@ async def identity_page(
         return {"pictures": pictures, "total": total, "identities": list(numbers)}
 
     return view.render(
-        request, "identity.html.j2", name=name, identity=identity, offset=offset, page=PAGE,
+        request, "identity.html.j2", status=200 if problem is None else problem.status,
+        problem=problem, new=identity if new is None else new, name=name,
+        identity=identity, offset=offset, page=PAGE,
         set_url=set_url, **await service.queue.run(work),
     )  # fmt: skip
 
@@ -182,7 +189,13 @@ async def rename(
 ) -> Response:  # fmt: skip
     """Rename an identity, or merge it with another."""
     new = new.strip()
-    await service.queue.run(service.picture_sets.rename, name, identity, new, merge=merge)
+    try:
+        await service.queue.run(service.picture_sets.rename, name, identity, new, merge=merge)
+    except view.ERRORS as error:
+        problem = await view.problem(request, error)
+        if problem.status == 409:
+            problem = problem._replace(message=view.text("bring.taken", new=new))
+        return await _identity_page(request, service, name, identity, problem=problem, new=new)
     return see_other(request, set_url(name, "/identity", identity=new))
 
 
@@ -191,6 +204,18 @@ async def delete(request: Request, service: Service, caller: Admin, name: str) -
     """Delete a set."""
     await service.queue.run(service.picture_sets.delete, name)
     return see_other(request, "/pictures")
+
+
+async def _sets_page(
+    request: Request, service: ServiceState, new_name: str | None = None,
+    problem: view.Problem | None = None,
+) -> Response:  # fmt: skip
+    names = service.picture_sets.names() if service.settings.data is not None else []
+    return view.render(
+        request, "sets.html.j2", status=200 if problem is None else problem.status,
+        rows=await service.queue.run(_set_rows, service, names), set_url=set_url, problem=problem,
+        has_data=service.settings.data is not None, new_name=new_name or _new_name(names),
+    )  # fmt: skip
 
 
 def _mended(request: Request, name: str, message: str, back: str) -> Response:

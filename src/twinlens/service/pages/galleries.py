@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from twinlens.data.quality import PARTS, PictureQuality
-from twinlens.errors import TwinlensError, one_line
+from twinlens.errors import CalibrationError, TwinlensError, one_line
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.results import EraseReceipt, GalleryCalibrationResult
 from twinlens.gallery.schema import quoted
@@ -66,20 +67,20 @@ def quality_words(quality: PictureQuality) -> str:
 @router.get("")
 async def galleries(request: Request, service: Service, caller: Read) -> Response:
     """All galleries, and a form for a new one."""
-    rows = await service.queue.run(_rows, service)
-    return view.render(
-        request, "galleries.html.j2", rows=rows, models=list(service.models.folders()),
-        has_data=service.settings.data is not None, caller=caller, gallery_url=gallery_url,
-    )  # fmt: skip
+    return await _galleries_page(request, service, caller)
 
 
 @router.post("")
 async def create(
-    service: Service, caller: Admin, name: Annotated[str, Form(max_length=200)],
+    request: Request, service: Service, caller: Admin, name: Annotated[str, Form(max_length=200)],
     model: Annotated[str, Form(max_length=200)],
 ) -> Response:  # fmt: skip
     """Create a gallery."""
-    await service.queue.run(changes.create, service, caller, name.strip(), model)
+    try:
+        await service.queue.run(changes.create, service, caller, name.strip(), model)
+    except view.ERRORS as error:
+        problem = await view.problem(request, error)
+        return await _galleries_page(request, service, caller, problem, name=name, model=model)
     return RedirectResponse(gallery_url(name.strip()), 303)
 
 
@@ -115,8 +116,10 @@ async def enrol(request: Request, service: Service, caller: Enrol, name: str) ->
             changes.enrol, service, caller, name, identity, pictures, metadata=metadata,
             keep_thumbnails="keep" in form.texts,
         )  # fmt: skip
-    values = {"enrolled": result, "identity": identity, "quality_words": quality_words,
-              "code": snippets.enrol(request, service, name, identity)}  # fmt: skip
+    values: dict[str, Any] = {
+        "enrolled": result, "identity": identity, "quality_words": quality_words,
+        "code": snippets.enrol(request, service, name, identity),
+    }  # fmt: skip
     if "HX-Request" in request.headers:
         return view.render(
             request, "gallery_enrolled.html.j2", name=name, gallery_url=gallery_url, **values
@@ -128,8 +131,12 @@ async def enrol(request: Request, service: Service, caller: Enrol, name: str) ->
 async def remove(
     request: Request, service: Service, caller: Admin, name: str,
     identity: Name, hash: Annotated[str, Form(max_length=64)],
+    sure: Annotated[str, Form(max_length=10)] = "",
 ) -> Response:  # fmt: skip
     """Erase one template."""
+    if not sure:
+        problem = view.Problem(422, view.text("erase.not_sure"), {})
+        return await _identity_page(request, service, caller, name, identity, problem=problem)
     receipt = await service.queue.run(changes.erase_templates, service, caller, name, [hash])
     if receipt.num_identities:
         return _receipt_page(request, name, identity, receipt)
@@ -145,9 +152,20 @@ async def rename(
 ) -> Response:  # fmt: skip
     """Rename an identity, or merge it with another."""
     new = new.strip()
-    result = await service.queue.run(
-        changes.rename, service, caller, name, identity, new, merge=merge
-    )
+    try:
+        result = await service.queue.run(
+            changes.rename, service, caller, name, identity, new, merge=merge
+        )
+    except view.ERRORS as error:
+        problem = await view.problem(request, error)
+        taken = not merge and new in await service.queue.run(
+            service.galleries.use, name, lambda opened: opened.identities()
+        )
+        if taken:
+            problem = problem._replace(message=view.text("identity.taken", new=new))
+        return await _identity_page(
+            request, service, caller, name, identity, problem=problem, new=new, taken=taken
+        )
     done = view.text("identity.renamed", old=identity, new=new, count=result.num_templates)
     return await _identity_page(request, service, caller, name, new, done=done)
 
@@ -159,7 +177,8 @@ async def erase(
 ) -> Response:  # fmt: skip
     """Erase an identity, with a receipt."""
     if not sure:
-        raise ServiceError(422, view.text("erase.not_sure"))
+        problem = view.Problem(422, view.text("erase.not_sure"), {})
+        return await _identity_page(request, service, caller, name, identity, problem=problem)
     receipt = await service.queue.run(changes.erase, service, caller, name, identity)
     return _receipt_page(request, name, identity, receipt)
 
@@ -176,7 +195,13 @@ async def calibrate(
             return service.jobs.start("calibrate", {"gallery": name, "fpir": fpir}, caller.name)
         return changes.calibrate(service, caller, name, fpir=fpir, rule="auto", seed=0)
 
-    result = await service.queue.run(work)
+    try:
+        result = await service.queue.run(work)
+    except view.ERRORS as error:
+        problem = await view.problem(request, error)
+        if isinstance(error, CalibrationError):
+            problem = problem._replace(message=view.text("limit.unequal", share=100 * fpir))
+        return await _gallery_page(request, service, caller, name, problem=problem, fpir=fpir)
     if isinstance(result, Job):
         return RedirectResponse(gallery_url(name, f"/work/{result.id}"), 303)
     own = result.calibration
@@ -255,6 +280,32 @@ def _rows(service: ServiceState) -> list[dict[str, Any]]:
     return rows
 
 
+async def _galleries_page(
+    request: Request, service: ServiceState, caller: Caller, problem: view.Problem | None = None,
+    **form: str,
+) -> Response:  # fmt: skip
+    rows = await service.queue.run(_rows, service)
+    return view.render(
+        request, "galleries.html.j2", status=200 if problem is None else problem.status, rows=rows,
+        models=list(service.models.folders()), has_data=service.settings.data is not None,
+        caller=caller, gallery_url=gallery_url, problem=problem, form=form,
+    )  # fmt: skip
+
+
+def _rates(num_strangers: int) -> list[dict[str, Any]]:
+    """Rates to choose from, and which a gallery resolves that has so many probes of strangers.
+
+    The nearest two of them often have one distance, so twice as many are needed to be sure.
+    """
+    rates: list[dict[str, Any]] = [
+        {"share": share, "least": math.ceil(1 / share), "enough": num_strangers * share >= 1}
+        for share in FPIR_CHOICES
+    ]
+    sure = [one for one in rates if num_strangers * one["share"] > 2]
+    chosen = sure[0] if sure else rates[-1]
+    return [one | {"chosen": one is chosen and one["enough"]} for one in rates]
+
+
 async def _gallery_page(
     request: Request, service: ServiceState, caller: Caller, name: str, *,
     q: str = "", where: str = "", offset: int = 0, **values: Any,
@@ -271,7 +322,10 @@ async def _gallery_page(
             cover_of.setdefault(identity, hash)
         rows = [{"identity": key, "num_templates": matching[key], "hash": cover_of.get(key)}
                 for key in shown]  # fmt: skip
-        return {"info": opened.info(), "outgrown": opened.calibration_outgrown() is not None,
+        info = opened.info()
+        resolved = info.num_templates if info.num_identities > 1 else 0
+        return {"info": info, "rates": _rates(resolved),
+                "outgrown": opened.calibration_outgrown() is not None,
                 "known": known_names(opened), "rows": rows,
                 "num_matching": len(matching)}  # fmt: skip
 
@@ -279,20 +333,23 @@ async def _gallery_page(
         return gallery_url(name, q=q, where=where, offset=to)
 
     has_data = service.settings.data is not None
+    problem: view.Problem | None = values.get("problem")
     return view.render(
-        request, "gallery.html.j2", name=name, q=q, where=where, offset=offset, page=PAGE,
-        caller=caller, may_enrol=allows(caller, "enrol"), fpir_choices=FPIR_CHOICES,
+        request, "gallery.html.j2", status=problem.status if problem else 200, name=name,
+        q=q, where=where, offset=offset, page=PAGE,
+        caller=caller, may_enrol=allows(caller, "enrol"),
         sets=service.picture_sets.names() if has_data else [], gallery_url=gallery_url,
         may_delete=allows(caller, "admin") and service.galleries.is_own(name),
         picture_url=picture_urls(name), paged_url=paged_url,
-        **{"done": None, "enrolled": None} | values,
+        **{"done": None, "enrolled": None, "problem": None, "fpir": None} | values,
         **await service.queue.run(service.galleries.use, name, work),
     )  # fmt: skip
 
 
 async def _identity_page(
     request: Request, service: ServiceState, caller: Caller, name: str, identity: str, *,
-    offset: int = 0, done: str | None = None,
+    offset: int = 0, done: str | None = None, problem: view.Problem | None = None, new: str = "",
+    taken: bool = False,
 ) -> Response:  # fmt: skip
     def work(opened: Gallery) -> dict[str, Any]:
         part = opened.templates(identity, offset=offset, limit=PAGE)
@@ -301,6 +358,7 @@ async def _identity_page(
 
     return view.render(
         request, "gallery_identity.html.j2", name=name, identity=identity, offset=offset,
+        status=200 if problem is None else problem.status, problem=problem, new=new, taken=taken,
         page=PAGE, done=done, enrolled=None, may_enrol=allows(caller, "enrol"),
         may_rename=allows(caller, "admin"), may_erase=allows(caller, "admin"),
         gallery_url=gallery_url, picture_url=picture_urls(name),

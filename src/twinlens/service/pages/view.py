@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Callable, Coroutine
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -20,7 +22,8 @@ from twinlens.errors import TwinlensError
 from twinlens.service.errors import ServiceError
 from twinlens.service.keys import ROLES, Role
 
-__all__ = ["PageRoute", "render", "router", "static", "text", "texts"]
+__all__ = ["ERRORS", "PageRoute", "Problem", "problem", "render", "router", "static", "text",
+           "texts"]  # fmt: skip
 
 FILES = resources.files("twinlens.service.pages")
 NAVIGATION: tuple[tuple[str, str, Role], ...] = (
@@ -100,6 +103,7 @@ def _environment() -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     pages.globals |= {"t": text, "texts": texts, "static": static}
+    pages.filters["plain"] = plain
     return pages
 
 
@@ -123,6 +127,41 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
     return HTMLResponse(html, status, {"Cache-Control": "no-store"})
 
 
+class Problem(NamedTuple):
+    """What went wrong with a form, to be shown in it: HTTP status, text, headers to keep."""
+
+    status: int
+    message: str
+    headers: dict[str, str]
+
+
+async def problem(request: Request, error: Exception) -> Problem:
+    """An error of `ERRORS` as a page says it."""
+    kind = next(kind for kind in ERRORS if isinstance(error, kind))
+    answer = await request.app.exception_handlers[kind](request, error)
+    message = json.loads(answer.body)["error"]["message"]
+    kept = {key: value for key, value in answer.headers.items() if key in KEPT_HEADERS}
+    return Problem(answer.status_code, plain(message), kept)
+
+
+def plain(message: str) -> str:
+    """A message of the library in the words of pages; unchanged if there are no others.
+
+    `texts` lists pairs of a part of a message, which is replaced, and a text.
+    """
+    for one in texts()["plain"]["replaced"]:
+        message = re.sub(one["pattern"], one["text"], message)
+    return message
+
+
+def _form_of(request: Request) -> str | None:
+    """The address of the page whose form was sent; None if it was no form of this site."""
+    came_from = urlsplit(request.headers.get("referer", ""))
+    if request.method != "POST" or came_from.netloc != request.headers.get("host"):
+        return None
+    return came_from._replace(scheme="", netloc="", fragment="").geturl() or None
+
+
 class PageRoute(APIRoute):
     """A route whose errors are pages, or parts of pages for htmx, instead of JSON.
 
@@ -137,16 +176,13 @@ class PageRoute(APIRoute):
             try:
                 return await handler(request)
             except ERRORS as error:
-                kind = next(kind for kind in ERRORS if isinstance(error, kind))
-                answer = await request.app.exception_handlers[kind](request, error)
-                body = json.loads(answer.body)["error"]
+                found = await problem(request, error)
                 part = "HX-Request" in request.headers
                 page = render(
                     request, "problem.html.j2" if part else "error.html.j2",
-                    status=answer.status_code, message=body["message"],
+                    status=found.status, message=found.message, back=_form_of(request),
                 )  # fmt: skip
-                page.headers.update({key: value for key, value in answer.headers.items()
-                                     if key in KEPT_HEADERS})  # fmt: skip
+                page.headers.update(found.headers)
                 return page
 
         return answered
