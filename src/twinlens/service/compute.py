@@ -64,7 +64,7 @@ class ComputeQueue:
                 and keeps its slot until then.
         """
         # The threads have a queue of their own: a free one need not wait for the event loop.
-        future = self._threads.submit(self._compute, work, *args, **kwargs)
+        future = self._threads.submit(self._compute, lambda: work(*args, **kwargs))
         try:
             async with asyncio.timeout(self._limits.seconds):
                 return await asyncio.wrap_future(future)
@@ -74,11 +74,11 @@ class ComputeQueue:
                 "timeout", {"Retry-After": "5"},
             ) from None  # fmt: skip
 
-    def _compute(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def _compute(self, work: Callable[[], T]) -> T:
         thread = threading.get_ident()
         self._starts[thread] = time.monotonic()
         try:
-            return work(*args, **kwargs)
+            return work()
         finally:
             del self._starts[thread]
 
