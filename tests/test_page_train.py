@@ -81,14 +81,38 @@ def test_training_is_followed_then_explained(
         Jobs, "get", lambda self, id: replace(TRAINING, state="done", result=result)
     )
     done = client.get(f"/train/{ID}").text
-    rate = 100 * results["verification"]["eer"]["value"]
-    assert f"wrong about {rate:.3g} in 100 pairs" in done
+    assert "The model has no threshold yet" in done  # The calibration is None.
     assert 'src="/v1/models/Things/report"' in done
     failed = replace(TRAINING, state="failed", error="too few <identities>")
     monkeypatch.setattr(Jobs, "get", lambda self, id: failed)
     page = client.get(f"/train/{ID}").text
     assert "too few &lt;identities&gt;" in page
     assert f'action="/train/{ID}/resume"' in page
+
+
+def test_errors_at_the_threshold_come_first_and_a_strict_one_is_said(
+    client: TestClient, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = read_json(tiny_run.run / "results.json")
+    at = results["verification"]["calibrated"]
+    at["far"] = {"value": 0.0, "low": 0.0, "high": 1.0}
+
+    def page(frr: float | None) -> str:
+        at["frr"] = {"value": frr, "low": None, "high": None}
+        calibration = {"threshold": 0.01, "num_identities": 7}
+        result = {"run": "Things", "report": True, "calibration": calibration, "results": results}
+        done = replace(TRAINING, state="done", result=result)
+        monkeypatch.setattr(Jobs, "get", lambda self, id: done)
+        return client.get(f"/train/{ID}").text
+
+    strict = page(0.978)
+    assert "<dd>97.8 %</dd>" in strict
+    assert "it misses about 98. It was set from only 7 names" in strict
+    assert 'href="/look?model=Things&amp;set=Things">Choose a more lenient limit' in strict
+    assert "between 0 and 1e+02" not in strict
+    assert "between 0 and 100 are" in strict
+    assert "notice caution" not in page(0.1)
+    assert "could not be measured" in page(None)
 
 
 def test_unknown_training_is_a_page_not_json(client: TestClient) -> None:

@@ -16,6 +16,7 @@ from twinlens.files import part_beside
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration
 from twinlens.model.stored import DESCRIPTION, MODEL_FILES, model_folder, read_description
+from twinlens.parsing import read_json
 from twinlens.service.errors import ServiceError, public_text
 from twinlens.service.settings import ServiceSettings
 
@@ -24,7 +25,7 @@ __all__ = ["Models"]
 log = logging.getLogger("twinlens.service")
 
 REPLACING, POLL = 1.0, 0.02  # seconds that a replaced folder may be missing, and between looks
-REPORT = "report.html"
+REPORT, RESULTS = "report.html", "results.json"
 
 Version: TypeAlias = tuple[tuple[str, int, int], ...]
 
@@ -131,6 +132,23 @@ class Models:
         if folder.name != "model" or not report.is_file():
             raise ServiceError(404, f"the model {name} has no report: it lies in no run folder")
         return report
+
+    def at_threshold(self, name: str) -> dict[str, Any] | None:
+        """Error rates at a model's threshold, from the test of its training.
+
+        None if none was measured, or the threshold was changed since.
+
+        Raises:
+            ServiceError: no such model (404).
+        """
+        name, folder = self._place(name)
+        try:
+            results = read_json(folder.parent / RESULTS)
+            at: dict[str, Any] = results["verification"]["calibrated"]
+            same = at["threshold"]["value"] == self.info(name).get("threshold")
+        except (OSError, ValueError, KeyError, TypeError):  # No run folder, or nothing measured.
+            return None
+        return at if same else None
 
     def delete(self, name: str) -> None:
         """Delete the run folder of a model; galleries keep their copies of it.

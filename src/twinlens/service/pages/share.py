@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from twinlens.service.pages import snippets, view
 from twinlens.service.pages.galleries import allows
+from twinlens.service.pages.train import caution_of
 from twinlens.service.security import Read
 from twinlens.service.state import Service
 
@@ -22,10 +23,18 @@ async def share(request: Request, service: Service, caller: Read) -> Response:
     models = await service.queue.run(
         lambda: [service.models.info(name) for name in service.models.folders()]
     )
+    strict = await service.queue.run(
+        lambda: {
+            model["name"] for model in models
+            if caution_of(model.get("calibration"), service.models.at_threshold(model["name"]))
+            == "strict"
+        }
+    )  # fmt: skip
     galleries = [(name, snippets.identify(request, service, name, 5))
                  for name in service.galleries.places()]  # fmt: skip
     return view.render(
-        request, "share.html.j2", models=models, galleries=galleries, model_url=_model_url,
+        request, "share.html.j2", models=models, strict=strict, galleries=galleries,
+        model_url=_model_url,
         may_download=allows(caller, "admin"), has_keys=service.settings.keys is not None,
         verify_code=lambda name: snippets.verify(request, service, name),
         local_code=snippets.PYTHON_LOCAL,

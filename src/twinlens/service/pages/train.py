@@ -14,7 +14,7 @@ from twinlens.service.pages.galleries import gallery_url
 from twinlens.service.security import Admin, Read
 from twinlens.service.state import Service, ServiceState
 
-__all__ = ["day", "job_place", "router"]
+__all__ = ["caution_of", "day", "job_place", "router"]
 
 router = APIRouter(prefix="/train", include_in_schema=False, route_class=view.PageRoute)
 
@@ -23,6 +23,7 @@ USUAL = 5
 JOBS = 10  # shown
 LEAST_IDENTITIES = 2  # of a set that is offered
 FEW_IDENTITIES = 10  # behind figures that are rough
+MOST_REJECTED = 0.25  # share of genuine pairs, beyond which a threshold is called strict
 
 Name = Annotated[str, Form(max_length=64)]
 Json: TypeAlias = dict[str, Any]
@@ -115,8 +116,10 @@ def _words(result: Json | None) -> Json | None:
         return None
     measured = result.get("results") or {}
     verification, calibration = measured.get("verification"), result.get("calibration")
+    at = None if verification is None else verification.get("calibrated")
     words: Json = {"run": result["run"], "report": result["report"], "calibration": calibration,
-                   "verification": verification, "seen": None}  # fmt: skip
+                   "verification": verification, "at": at,
+                   "caution": caution_of(calibration, at)}  # fmt: skip
     if verification is not None:
         words |= {
             "few": verification["num_identities"] < FEW_IDENTITIES,
@@ -125,3 +128,13 @@ def _words(result: Json | None) -> Json | None:
             "nearest": (measured.get("retrieval") or {}).get("recall_at_1"),
         }
     return words
+
+
+def caution_of(calibration: Json | None, at: Json | None) -> str | None:
+    """The text that warns of a threshold: none, not measured, or one that rejects much."""
+    if calibration is None:
+        return "not_calibrated"
+    rejected = None if at is None else at["frr"]["value"]
+    if rejected is None:
+        return "unmeasured"
+    return "strict" if rejected > MOST_REJECTED else None
