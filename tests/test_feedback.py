@@ -336,7 +336,9 @@ def test_pairs(gallery: Gallery, pictures: Path) -> None:
     anna, bert, carl = (sorted((pictures / name).iterdir()) for name in ("anna", "bert", "carl"))
     gallery.feedback(same=(anna[2], anna[0]))
     gallery.feedback(different=(bert[0], carl[0]))
-    gallery.feedback(same=(carl[1], carl[2]))
+    again = gallery.feedback(different=(bert[0], carl[0]))
+    assert (again.num_new, again.num_corrections) == (0, 2)
+    assert gallery.feedback(same=(carl[1], carl[2])).num_new == 1
     listed = gallery.corrections().corrections
     assert [(one.kind, one.identity) for one in listed] == [
         ("is", "anna"), ("is-not", "bert"), ("same", None),

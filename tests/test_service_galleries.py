@@ -95,6 +95,7 @@ def test_a_gallery_from_its_creation_to_its_deletion(
     rows = by_command(capsys, "gallery", "list", folder, "--templates")["templates"]
     assert page == {"templates": rows[2:5], "total": 9}
 
+    refused(client.post(f"{PEOPLE}/calibrate?fpir=0.001"), 409, "parameter fpir, found 0.001")
     calibrated = client.post(f"{PEOPLE}/calibrate?fpir=0.3")
     command = by_command(capsys, "gallery", "calibrate", folder, "--fpir", "0.3")
     assert answered(calibrated, schemas.GalleryCalibrated) == command
@@ -198,7 +199,9 @@ def test_corrections_and_renaming(client: TestClient, tiny_run: TinyRun) -> None
     assert (answer["num_new"], answer["num_corrections"]) == (1, 1)
     a, b = (form(tiny_run, 4, n)[0][1] for n in (0, 1))
     answered(client.post(f"{url}?kind=same", files={"a": a, "b": b}))
-    answered(client.post(f"{url}?kind=is_not&identity=p1", files=form(tiny_run, 5, 0)))
+    for kind in ("is_not", "is-not"):
+        again = client.post(f"{url}?kind={kind}&identity=p1", files=form(tiny_run, 5, 0))
+    assert answered(again)["num_new"] == 0
     listed = answered(client.get(url), schemas.CorrectionList)["corrections"]
     assert [(row["kind"], row["identity"]) for row in listed] == [
         ("is", "p0"), ("same", None), ("is-not", "p1"),
@@ -213,7 +216,7 @@ def test_corrections_and_renaming(client: TestClient, tiny_run: TinyRun) -> None
 
     names = f"{PEOPLE}/identities"
     assert answered(client.patch(f"{names}?identity=p0&name=q")) == {"num_templates": 2}
-    refused(client.patch(f"{names}?identity=p1&name=q"), 422, "exists")
+    refused(client.patch(f"{names}?identity=p1&name=q"), 409, "merge=true")
     assert answered(client.patch(f"{names}?identity=p1&name=q&merge=true"), schemas.Renamed)
     counts = answered(client.get(names))["identities"]
     assert [(row["identity"], row["num_templates"]) for row in counts] == [("p2", 2), ("q", 4)]

@@ -244,6 +244,7 @@ def _store(
         skipped: pictures that were left out; more are added.
     """
     changes = _changes(core, entries, skipped)
+    num_new = _num_new(core, changes)
     _check_room(core, changes, pictures)
     enrolled = [one for one in changes if one.entry.kind == "is" and one.before is None]
     if enrolled:
@@ -276,7 +277,7 @@ def _store(
     if dropped:
         core.store.delete(dropped)
     adapt(core)
-    return FeedbackResult.of(core.state(), num_new=len(changes), skipped=skipped)
+    return FeedbackResult.of(core.state(), num_new=num_new, skipped=skipped)
 
 
 def _changes(
@@ -306,6 +307,19 @@ def _changes(
             elif entry.kind == "is-not" and before == entry.identity:
                 owners[name] = None
     return list(changes.values())
+
+
+def _num_new(core: GalleryCore, changes: Sequence[_Change]) -> int:
+    """The number of changes that are no stored correction once more."""
+    feedback = core.state().settings.feedback
+    stored = () if feedback is None else feedback.corrections
+    known = {(old.kind, frozenset(old.pictures), old.identity) for old in stored}
+    num = 0
+    for one in changes:
+        entry = one.entry
+        moves = entry.kind == "is" or (entry.kind == "is-not" and one.before == entry.identity)
+        num += moves or (entry.kind, frozenset(entry.pictures), entry.identity) not in known
+    return num
 
 
 def _short(identity: str | None) -> str:

@@ -170,8 +170,8 @@ class IdentifyAnswer:
         fpir = f"{100 * self.target_fpir:.3g} %"
         if self.verdict == "identified":
             return (
-                f"nobody is more probable ({1 - right:.1%} if half of all probes are enrolled), but "
-                f"this distance is within the threshold for an FPIR of {fpir}"
+                f"nobody is more probable ({1 - right:.1%} if half of all probes are enrolled), "
+                f"but this distance is within the threshold for an FPIR of {fpir}"
             )
         best = repr(self.candidates[0].identity[:80])
         return (

@@ -25,7 +25,7 @@ from twinlens.service.state import ServiceState
 __all__ = ["Kind", "Pictures", "calibrate", "correct", "create", "delete", "enrol", "erase",
            "erase_templates", "optimize", "rename", "undo"]  # fmt: skip
 
-Kind = Literal["is", "is_not", "same", "different"]
+Kind = Literal["is", "is-not", "same", "different"]
 Pictures = Sequence[tuple[str, bytes]]
 """Names and contents of picture files."""
 
@@ -115,9 +115,9 @@ def correct(
     """Store a correction; see `Gallery.feedback`.
 
     Raises:
-        ConfigError: an identity with "same" or "different", or none with "is" or "is_not".
+        ConfigError: an identity with "same" or "different", or none with "is" or "is-not".
     """
-    if (kind in ("is", "is_not")) == (identity is None):
+    if (kind in ("is", "is-not")) == (identity is None):
         raise ConfigError(
             f"a correction '{kind}' needs {'an' if identity is None else 'no'} identity"
         )
@@ -126,7 +126,7 @@ def correct(
     def work(gallery: Gallery) -> FeedbackResult:
         if kind == "is":
             return gallery.feedback(pictures, is_=identity)
-        if kind == "is_not":
+        if kind == "is-not":
             return gallery.feedback(pictures, is_not=identity)
         if kind == "same":
             return gallery.feedback(same=pictures)

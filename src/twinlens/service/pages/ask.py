@@ -23,6 +23,7 @@ from twinlens.service.pages.galleries import (
     allows,
     covers,
     gallery_url,
+    has_details,
     known_names,
     picture_urls,
     quality_words,
@@ -103,7 +104,7 @@ async def correct(request: Request, service: Service, caller: Enrol, name: str) 
 
         def work() -> CorrectionList:
             for identity in identities:
-                kind: changes.Kind = "is" if is_of else "is_not"
+                kind: changes.Kind = "is" if is_of else "is-not"
                 changes.correct(service, caller, name, kind, pictures, identity).require_some()
             return service.galleries.use(name, lambda opened: opened.corrections())
 
@@ -176,9 +177,11 @@ async def _ask_page(
     request: Request, service: ServiceState, caller: Caller, name: str, *,
     part: str | None = None, **values: Any,
 ) -> Response:  # fmt: skip
-    info = await service.queue.run(service.galleries.use, name, lambda opened: opened.info())
+    info, noted = await service.queue.run(
+        service.galleries.use, name, lambda opened: (opened.info(), has_details(opened))
+    )
     return view.render(
-        request, "ask.html.j2", name=name, part=part, info=info, gallery_url=gallery_url,
+        request, "ask.html.j2", name=name, part=part, info=info, has_details=noted, gallery_url=gallery_url,
         picture_url=picture_urls(name), most=MAX_CANDIDATES, **values,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse, Response
 
-from twinlens.errors import GalleryError
+from twinlens.errors import CalibrationError, GalleryError
 from twinlens.gallery.gallery import Gallery
 from twinlens.service import changes
 from twinlens.service.errors import ServiceError, public_text
@@ -97,7 +97,11 @@ async def calibrate_gallery(
             raise ServiceError(
                 409, f"{num} templates take too long for a request: start a job, POST /v1/jobs"
             )
-        result = changes.calibrate(service, caller, gallery, fpir=fpir, rule=rule, seed=seed)
+        try:
+            result = changes.calibrate(service, caller, gallery, fpir=fpir, rule=rule, seed=seed)
+        except CalibrationError as error:
+            text = f"{public_text(str(error))} (the parameter fpir, found {fpir:g})"
+            raise ServiceError(409, text, "not_calibrated") from error
         return result.as_json()
 
     return JSONResponse(await service.queue.run(work))

@@ -108,7 +108,13 @@ async def export_model(
             return ZipResponse(_file_name(name, f"{format}.zip"), files, stack.pop_all())
 
     async with service.queue.admitted():
-        return await service.queue.run(work)
+        try:
+            return await service.queue.run(work)
+        except ServiceError as error:
+            if error.code != "timeout":
+                raise
+            text = f"{error.message}, or start the job POST /v1/jobs/export, which has no limit"
+            raise ServiceError(503, text, "timeout", error.headers) from error
 
 
 @router.post("/calibrate", status_code=202, responses=answer_of(JobFacts, 202))

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import BeforeValidator
 
-from twinlens.errors import DataError, first_line
+from twinlens.errors import DataError, GalleryError, first_line, one_line
 from twinlens.gallery.gallery import Gallery
-from twinlens.gallery.results import EnrolResult
+from twinlens.gallery.results import EnrolResult, RenameResult
 from twinlens.parsing import parse_json
 from twinlens.service import changes
 from twinlens.service.errors import ServiceError, public_text
@@ -40,6 +41,11 @@ MOST_REASONS = 20  # that a message lists
 Offset = Annotated[int, Query(ge=0, le=10**9, description="Entries to leave out at the beginning")]
 Size = Annotated[int, Query(ge=1, le=1000, description="Entries of a page, at most")]
 Identity = Annotated[str, Query(max_length=1000, description="Name of an identity")]
+CorrectionKind = Annotated[
+    changes.Kind,
+    BeforeValidator(lambda kind: "is-not" if kind == "is_not" else kind),  # As a CSV file has it.
+    Query(description="What holds of the pictures"),
+]
 
 
 # --- identities ---------------------------------------------------------------------------------
@@ -79,9 +85,19 @@ async def rename_identity(
     merge: Annotated[bool, Query(description="Allow the new name to be enrolled already")] = False,
 ) -> JSONResponse:
     """Rename an identity, or merge it into another one."""
-    result = await service.queue.run(
-        changes.rename, service, caller, gallery, identity, name, merge=merge
-    )
+
+    def work() -> RenameResult:
+        try:
+            return changes.rename(service, caller, gallery, identity, name, merge=merge)
+        except GalleryError as error:
+            enrolled = service.galleries.use(gallery, lambda opened: opened.identities())
+            if merge or not {identity, name} <= enrolled.keys():
+                raise
+            text = (f"the identity {one_line(name)} is enrolled already: merge=true puts both "
+                    "under that name")  # fmt: skip
+            raise ServiceError(409, text) from error
+
+    result = await service.queue.run(work)
     return JSONResponse(result.as_json())
 
 
@@ -221,9 +237,9 @@ async def correct(
     request: Request,
     service: Service,
     caller: Enrol,
-    kind: Annotated[changes.Kind, Query(description="What holds of the pictures")],
+    kind: CorrectionKind,
     identity: Annotated[
-        str | None, Query(max_length=1000, description="Enrolled identity, for `is` and `is_not`")
+        str | None, Query(max_length=1000, description="Enrolled identity, for `is` and `is-not`")
     ] = None,
 ) -> JSONResponse:
     """Correct an answer: `picture` is or is not an identity, or `a` and `b` are same or different.
@@ -231,7 +247,7 @@ async def correct(
     Templates, threshold and a small metric adapt, without training.
     """
     async with service.queue.admitted():
-        fields = ("picture",) if kind in ("is", "is_not") else ("a", "b")
+        fields = ("picture",) if kind in ("is", "is-not") else ("a", "b")
         uploads = await read_uploads(request, fields, service.settings.limits)
         pictures = uploads["picture"] if len(fields) == 1 else [
             require_one(uploads, field) for field in fields
