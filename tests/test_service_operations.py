@@ -221,7 +221,7 @@ def test_what_cannot_be_served(tmp_path: Path) -> None:
         serve(data=tmp_path, host="192.0.2.1", keys=_key_file(tmp_path), port=0)
     with pytest.raises(ConfigError, match="needs --model MODEL, --gallery GALLERY or --data"):
         serve()
-    with pytest.raises(ConfigError, match="needs --keys FILE"):
+    with pytest.raises(ConfigError, match=r"needs --keys FILE: .*keys add FILE --name NAME"):
         serve(data=tmp_path, host="0.0.0.0")
     with pytest.raises(ModelError):
         serve(model=tmp_path / "missing", port=0)
@@ -236,6 +236,9 @@ def test_bad_certificates(tmp_path: Path) -> None:
         serve(data=tmp_path, certificate=tmp_path / "none.pem")
     with pytest.raises(ConfigError, match="cannot be used for TLS: give a certificate chain"):
         serve(data=tmp_path, certificate=_file(tmp_path / "c.pem", "no certificate"))
+    only = _file(tmp_path / "only.pem", "-----BEGIN CERTIFICATE-----\n")
+    with pytest.raises(ConfigError, match="holds no private key: name it with --private-key"):
+        serve(data=tmp_path, certificate=only)
     with pytest.raises(ConfigError, match="--private-key needs --certificate"):
         serve(data=tmp_path, private_key=tmp_path / "key.pem")
 

@@ -32,6 +32,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
 KEPT: Mapping[str, str] = {
     "gallery enrol": "what is enrolled so far is kept; the same command enrols the rest",
     "gallery import": "what is enrolled so far is kept; the same command enrols the rest",
+    "serve": "nothing was served yet; the same command starts again",
     "gallery": "the gallery is intact; run the same command again to complete it",
 }
 """What an interrupted command keeps, if not only its complete files. `train` has its own text."""

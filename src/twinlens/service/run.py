@@ -174,7 +174,7 @@ def _check(settings: ServiceSettings) -> None:
     if settings.keys is None and not _is_loopback(settings.host):
         raise ConfigError(
             f"--host {settings.host} is reachable from other machines, which needs --keys FILE: "
-            "make one with `twinlens keys add`"
+            "make one with `twinlens keys add FILE --name NAME`"
         )
     if settings.keys is not None:
         Keys(settings.keys)
@@ -214,6 +214,12 @@ def _check_certificate(certificate: Path | None, private_key: Path | None) -> No
         missing = next(file for file in (certificate, private_key) if file and not file.exists())
         raise ConfigError(f"there is no file {missing} for TLS") from error
     except (ssl.SSLError, OSError, ValueError) as error:
+        if private_key is None and certificate.is_file():
+            text = certificate.read_text(errors="replace")
+            if "BEGIN CERTIFICATE" in text and "PRIVATE KEY" not in text:
+                raise ConfigError(
+                    f"{certificate} holds no private key: name it with --private-key FILE.pem"
+                ) from error
         raise ConfigError(
             f"{certificate} and its private key cannot be used for TLS: give a certificate chain "
             f"and its unencrypted key, both in PEM ({error})"
