@@ -35,7 +35,7 @@ def client(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Itera
         assert made.url.path == "/galleries/things"
         for number in range(3):
             answer = enrol(client, "things", f"thing {number}", tiny_run, range(4))
-            assert "New: 4" in words(answer)
+            assert "4 new pictures" in words(answer)
         yield client
 
 
@@ -85,7 +85,7 @@ def test_identities_are_found_by_name_and_by_detail(
     client: TestClient, gallery: str, tiny_run: TinyRun
 ) -> None:
     answer = enrol(client, gallery, "thing 3", tiny_run, range(2), metadata="room = a\nyear=2020")
-    assert "New: 2" in words(answer)
+    assert "2 new pictures" in words(answer)
     metadata = opened(client, gallery).templates("thing 3").templates[0].metadata
     assert metadata == {"room": "a", "year": 2020}
     assert "thing 3" in words(client.get(f"/galleries/{gallery}", params={"q": "THING 3"}))

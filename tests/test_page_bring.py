@@ -122,7 +122,7 @@ def test_set_is_made_filled_and_understood(client: TestClient) -> None:
         ("files", ("notes.png", b"no picture", "image/png")),
     ]
     sent = client.post("/pictures/Things/add", files=files, data={"identity": ""}).text
-    for line in ("New: 3", "There already under another name: 1", "Left out: 1"):
+    for line in ("3 new pictures", "1 is there under another name too", "1 was left out"):
         assert line in sent
     page = client.get("/pictures/Things/summary").text
     assert "The same picture under two names: 1" in page
@@ -192,7 +192,7 @@ def test_folder_is_uploaded_and_mended_in_a_browser(
         by("[data-plan] button.main").click()
         done = wait_until(browser, lambda _: "Done" in by("[data-status]").text
                           and by("[data-status]").text)  # fmt: skip
-        assert done == "Done. New: 8. There already: 0. Under another name too: 1. Left out: 1."
+        assert done == ("Done. 8 new pictures. 1 is there under another name too. 1 was left out.")
         wait_until(browser, lambda _: "under two names: 1" in by("#summary").text)
         assert "broken.png" in by("#summary").text
         assert axe_violations(browser) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,8 @@ def test_counts_at_a_threshold_are_those_of_a_plain_count(pairs: PairView) -> No
     assert all(one.distance <= threshold and one.match for one in at.accepted)
     assert all(one.distance > threshold and not one.match for one in at.rejected)
     border = sorted(np.abs(pairs.distance - threshold))[0]
+    names = Counter(frozenset({one.identity_a, one.identity_b}) for one in at.rejected)
+    assert max(names.values()) <= 2
     assert min(abs(at.accepted[0].distance - threshold),
                abs(at.rejected[0].distance - threshold)) == border  # fmt: skip
 

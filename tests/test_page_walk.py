@@ -160,7 +160,7 @@ def enrol(walk: Walk, identity: str, files: list[Path]) -> None:
     walk.fill("#identity", identity)
     walk.fill("#enrol-pictures", "\n".join(map(str, files)))
     walk.click("form[data-batches] p > button.main")
-    walk.wait_for("[data-results] .notice", f"New: {len(files)}")
+    walk.wait_for("[data-results] .notice", f"{len(files)} new picture")
 
 
 def erase(walk: Walk, gallery: str, identity: str) -> None:
@@ -252,7 +252,7 @@ def test_groceries_from_a_folder_to_other_programs(
     create_gallery(walk, "shop")
     walk.find("#set").send_keys("shelf")
     walk.click("form[action$='/import'] button")
-    walk.wait_for(".lead", "New: 36")
+    walk.wait_for(".lead", "36 new")
     set_limit(walk, "shop", "10")
     walk.look("shop")
     pepper = sorted((groceries / "Red-Bell-Pepper").iterdir())[12]
@@ -380,7 +380,7 @@ def test_pages_work_without_scripts(walk: Walk, tmp_path: Path) -> None:
         walk.fill("#identity", "red")
         walk.fill("#enrol-pictures", file)
         walk.click("form[data-batches] p > button.main")
-        walk.wait_for(".notice", "New: 1")
+        walk.wait_for(".notice", "1 new")
         ask(walk, "plain", file)
         walk.fill("#nobody-picture", file)
         walk.click("#nobody-picture ~ p button, #corrected form:last-of-type button")

@@ -9,7 +9,7 @@ Shapes: N pictures, Q pairs, D numbers in an embedding, B bins.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +34,8 @@ KEPT = 4
 BINS = 60
 SHOWN_IMPOSTORS = 0.75  # share of impostor pairs within the span
 BORDER = 6  # pairs on each side of a threshold
+SAME_NAMES = 2  # of them with the same two names
+NEAR_BORDER = 2000  # pairs among which they are looked for
 MIN_NAMES = 2
 
 
@@ -76,8 +78,8 @@ class AtThreshold:
         num_impostor: impostor pairs.
         false_accepts: impostor pairs that match.
         false_rejects: genuine pairs that do not match.
-        accepted: pairs just below it, the nearest to it first.
-        rejected: pairs just above it, the nearest to it first.
+        accepted: pairs just below it, the nearest to it first, few of the same two names.
+        rejected: pairs just above it, likewise.
     """
 
     threshold: float
@@ -129,12 +131,12 @@ class PairView:
         genuine, impostor = self.distance[same_Q], self.distance[~same_Q]
         is_match = matches(self.distance, threshold)
         order = np.argsort(np.abs(self.distance - threshold), kind="stable")
-        sides = (order[is_match[order]][:BORDER], order[~is_match[order]][:BORDER])
+        sides = (self._spread(order[is_match[order]]), self._spread(order[~is_match[order]]))
         return AtThreshold(
             threshold, far_at(impostor, threshold), frr_at(genuine, threshold),
             len(genuine), len(impostor), int(np.count_nonzero(is_match & ~same_Q)),
             int(np.count_nonzero(~is_match & same_Q)),
-            *(tuple(self._pair(int(row), threshold) for row in rows) for rows in sides),
+            *(tuple(self._pair(row, threshold) for row in rows) for rows in sides),
         )  # fmt: skip
 
     def worst(self, kind: Literal["impostor", "genuine"]) -> list[ShownPair]:
@@ -174,6 +176,18 @@ class PairView:
             for same in (True, False)
         ]
         return counts[0], counts[1]
+
+    def _spread(self, rows: NDArray[np.intp]) -> list[int]:
+        """The first pairs of some, of different names, since those of a few would look alike."""
+        kept, num_of = list[int](), Counter[frozenset[str]]()
+        for row in map(int, rows[:NEAR_BORDER]):
+            names = frozenset({self.names[self.pairs.a[row]], self.names[self.pairs.b[row]]})
+            if num_of[names] < SAME_NAMES:
+                num_of[names] += 1
+                kept.append(row)
+            if len(kept) == BORDER:
+                break
+        return kept
 
     def _pair(self, row: int, threshold: float | None = None) -> ShownPair:
         a, b, distance = int(self.pairs.a[row]), int(self.pairs.b[row]), float(self.distance[row])

@@ -181,8 +181,8 @@ async def _ask_page(
         service.galleries.use, name, lambda opened: (opened.info(), has_details(opened))
     )
     return view.render(
-        request, "ask.html.j2", name=name, part=part, info=info, has_details=noted, gallery_url=gallery_url,
-        picture_url=picture_urls(name), most=MAX_CANDIDATES, **values,
+        request, "ask.html.j2", name=name, part=part, info=info,
+        has_details=noted, gallery_url=gallery_url, picture_url=picture_urls(name), most=MAX_CANDIDATES, **values,
     )  # fmt: skip
 
 

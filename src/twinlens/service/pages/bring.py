@@ -123,7 +123,11 @@ async def _identity_page(
             name, identity, unsorted=identity is None, offset=offset, limit=PAGE
         )
         total = sets.num_unsorted(name) if identity is None else numbers[identity]
-        return {"pictures": pictures, "total": total, "identities": list(numbers)}
+        return {
+            "pictures": pictures,
+            "total": total,
+            "identities": sorted(numbers, key=view.natural),
+        }
 
     return view.render(
         request, "identity.html.j2", status=200 if problem is None else problem.status,
@@ -263,9 +267,10 @@ def _facts(service: ServiceState, name: str) -> dict[str, Any]:
         if entry.identity is not None:
             numbers[entry.identity] += 1
             covers.setdefault(entry.identity, entry.picture)
+    names = sorted(numbers, key=view.natural)
     return {
-        "numbers": dict(sorted(numbers.items())),
-        "covers": sorted(covers.items())[:COVERS],
+        "numbers": {name: numbers[name] for name in names},
+        "covers": [(name, covers[name]) for name in names[:COVERS]],
         "num_pictures": numbers.total(),
         "num_unsorted": sets.num_unsorted(name),
     }

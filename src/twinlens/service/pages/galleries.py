@@ -31,13 +31,14 @@ from twinlens.service.routes.templates import named
 from twinlens.service.security import Admin, Caller, Enrol, Read
 from twinlens.service.state import Service, ServiceState
 
-__all__ = ["allows", "covers", "gallery_url", "known_names", "picture_urls", "quality_words",
-           "router"]  # fmt: skip
+__all__ = ["allows", "covers", "gallery_url", "has_details", "known_names", "picture_urls",
+           "quality_words", "router"]  # fmt: skip
 
 router = APIRouter(prefix="/galleries", include_in_schema=False, route_class=view.PageRoute)
 
 PAGE = 48  # identities or templates shown at once
 SHOWN = 20  # skipped pictures named
+NOTED = 500  # templates among which metadata are looked for
 MOST_NAMES = 500  # suggested while a name is typed
 FPIR_CHOICES = (0.001, 0.01, 0.05, 0.1)
 
@@ -245,7 +246,12 @@ async def work(request: Request, service: Service, caller: Read, name: str, id: 
 
 def known_names(gallery: Gallery) -> list[str]:
     """Identities to suggest while a name is typed."""
-    return list(gallery.identities())[:MOST_NAMES]
+    return sorted(gallery.identities(), key=view.natural)[:MOST_NAMES]
+
+
+def has_details(gallery: Gallery) -> bool:
+    """Whether pictures were enrolled with metadata, going by the first ones."""
+    return any(one.metadata for one in gallery.templates(limit=NOTED).templates)
 
 
 def covers(gallery: Gallery, identities: Iterable[str]) -> dict[tuple[str, str], str]:
@@ -316,7 +322,7 @@ async def _gallery_page(
             templates = opened.templates(where=where).templates
             counts = dict(Counter(template.identity for template in templates))
         matching = {key: num for key, num in counts.items() if q.casefold() in key.casefold()}
-        shown = list(matching)[offset : offset + PAGE]
+        shown = sorted(matching, key=view.natural)[offset : offset + PAGE]
         cover_of: dict[str, str] = {}
         for (identity, _), hash in covers(opened, shown).items():
             cover_of.setdefault(identity, hash)
@@ -326,7 +332,7 @@ async def _gallery_page(
         resolved = info.num_templates if info.num_identities > 1 else 0
         return {"info": info, "rates": _rates(resolved),
                 "outgrown": opened.calibration_outgrown() is not None,
-                "known": known_names(opened), "rows": rows,
+                "known": known_names(opened), "rows": rows, "has_details": has_details(opened),
                 "num_matching": len(matching)}  # fmt: skip
 
     def paged_url(to: int) -> str:

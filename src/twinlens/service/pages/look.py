@@ -46,7 +46,8 @@ async def choose(
         models, sets = list(service.models.folders()), service.picture_sets.names()
         # The set that a model was trained on has its name, unless somebody chose another.
         name = models[0] if model is None and models else model
-        fitting = name if name in sets else next(iter(sets), None)
+        filled = [one for one in sets if service.picture_sets.identities(one)]
+        fitting = name if name in filled else next(iter(filled or sets), None)
         audits = [job for job in service.jobs.list() if job.kind == "audit"]
         return {"models": models, "sets": sets, "model": name, "audits": audits[:AUDITS],
                 "chosen": fitting if chosen is None else chosen}  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any, TypeAlias
 
 from fastapi import APIRouter, Form, Query, Request, Response
@@ -107,7 +106,7 @@ def _set_facts(service: ServiceState, name: str) -> Json:
 
 def day(time: str | None) -> str:
     """A time of a job as people read it."""
-    return "" if time is None else f"{datetime.fromisoformat(time).astimezone():%Y-%m-%d %H:%M}"
+    return "" if time is None else view.moment(time)
 
 
 def _words(result: Json | None) -> Json | None:

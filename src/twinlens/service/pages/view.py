@@ -7,8 +7,10 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
+from string import Formatter
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -22,8 +24,8 @@ from twinlens.errors import TwinlensError
 from twinlens.service.errors import ServiceError
 from twinlens.service.keys import ROLES, Role
 
-__all__ = ["ERRORS", "PageRoute", "Problem", "problem", "render", "router", "static", "text",
-           "texts"]  # fmt: skip
+__all__ = ["ERRORS", "PageRoute", "Problem", "moment", "natural", "plain", "problem", "render",
+           "router", "sentence", "static", "text", "texts"]  # fmt: skip
 
 FILES = resources.files("twinlens.service.pages")
 NAVIGATION: tuple[tuple[str, str, Role], ...] = (
@@ -37,6 +39,19 @@ ERRORS = (ServiceError, TwinlensError, RequestValidationError)
 KEPT_HEADERS = ("retry-after", "www-authenticate")
 
 router = APIRouter(include_in_schema=False)
+
+
+class _Formatter(Formatter):
+    """Formats shares as "0.5 %", and "1 %" in place of "1.0 %"."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        formatted = str(super().format_field(value, format_spec))
+        if not format_spec.endswith("%"):
+            return formatted
+        return f"{formatted[:-1].removesuffix('.0')} %"
+
+
+_FORMATTER = _Formatter()
 
 
 @cache
@@ -56,7 +71,8 @@ def text(key: str, **values: object) -> str:
     section, _, name = key.partition(".")
     names = texts()[section]
     one = f"{name}_one"
-    return str(names[one if values.get("count") == 1 and one in names else name]).format(**values)
+    chosen = names[one if values.get("count") == 1 and one in names else name]
+    return _FORMATTER.vformat(str(chosen), (), values)
 
 
 @cache
@@ -103,7 +119,7 @@ def _environment() -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     pages.globals |= {"t": text, "texts": texts, "static": static}
-    pages.filters["plain"] = plain
+    pages.filters |= {"moment": moment, "plain": plain}
     return pages
 
 
@@ -141,7 +157,7 @@ async def problem(request: Request, error: Exception) -> Problem:
     answer = await request.app.exception_handlers[kind](request, error)
     message = json.loads(answer.body)["error"]["message"]
     kept = {key: value for key, value in answer.headers.items() if key in KEPT_HEADERS}
-    return Problem(answer.status_code, plain(message), kept)
+    return Problem(answer.status_code, sentence(plain(message)), kept)
 
 
 def plain(message: str) -> str:
@@ -154,10 +170,31 @@ def plain(message: str) -> str:
     return message
 
 
+def sentence(message: str) -> str:
+    """A message as a sentence: with a capital, unless it begins with a name, and a full stop."""
+    first = message.partition(" ")[0]
+    if first.isalpha() and first.islower():
+        message = message[0].upper() + message[1:]
+    return message if message.endswith((".", "!", "?", ":")) or not message else f"{message}."
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """Key that sorts names as people do, "person 2" before "person 10"."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return [(1, int(part), "") if part.isdecimal() and part.isascii() else (0, 0, part)
+            for part in parts]  # fmt: skip
+
+
+def moment(time: datetime | str) -> str:
+    """A time as pages show it: to the minute, in UTC."""
+    exact = datetime.fromisoformat(time) if isinstance(time, str) else time
+    return f"{exact.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
 def _form_of(request: Request) -> str | None:
     """The address of the page whose form was sent; None if it was no form of this site."""
     came_from = urlsplit(request.headers.get("referer", ""))
-    if request.method != "POST" or came_from.netloc != request.headers.get("host"):
+    if came_from.netloc != request.headers.get("host"):
         return None
     return came_from._replace(scheme="", netloc="", fragment="").geturl() or None
 

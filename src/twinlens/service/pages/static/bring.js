@@ -9,6 +9,7 @@ const suffixes = new Set(form.dataset.suffixes.split(" "));
 const part = (name) => form.querySelector(`[data-${name}]`);
 const say = (key, values = {}) => (values.count === 1 && texts[`${key}_one`] || texts[key]).replace(/\{(\w+)\}/g, (_, name) => values[name]);
 const named = () => form.elements.identity.value.trim() || null;
+const inOrder = new Intl.Collator(undefined, { numeric: true }).compare;
 const MILESTONE = 10; // per cent, between two messages to screen readers
 
 function element(name, text, more = {}) {
@@ -39,7 +40,7 @@ function offer(files) {
   if (numbers.size === 1) lines.push(say("plan_named", { count: sorted, identity: [...numbers.keys()][0] }));
   if (numbers.size > 1) {
     lines.push(say("plan", { pictures: sorted, identities: numbers.size }));
-    lines.push(say("plan_examples", { names: some([...numbers.keys()]) }));
+    lines.push(say("plan_examples", { names: some([...numbers.keys()].sort(inOrder)) }));
   }
   if (unsorted) lines.push(say("plan_unsorted", { count: unsorted }));
   const others = files.filter((one) => !isPicture(one.path, suffixes));
@@ -106,7 +107,7 @@ async function send(pictures) {
     show();
   });
   part("work").hidden = true;
-  status(stop.signal.aborted ? say("stopped", { done, total: pictures.length }) : say("done", counts));
+  status(stop.signal.aborted ? say("stopped", { done, total: pictures.length }) : [say("done"), ...Object.entries(counts).filter(([, count]) => count).map(([state, count]) => say(`done_${state}`, { count }))].join(" "));
   showFailures(failed);
   document.body.dispatchEvent(new Event("pictures-changed"));
 }

@@ -27,6 +27,7 @@ const NEXT_AFTER = 3000; // milliseconds without news of the next step
 
 function progress({ task, done, total, seconds_left: left }) {
   const bar = part("bar");
+  if (part("said").textContent === texts.starting) part("said").textContent = "";
   if (total) [bar.max, bar.value] = [total, done];
   clearTimeout(next);
   if (done >= total) {
@@ -44,11 +45,21 @@ function progress({ task, done, total, seconds_left: left }) {
   }
 }
 
+// Lines of the log that tell people what is being done; the others stand in the log only.
+let tried = 0;
+
+function inWords(text) {
+  if (/: EER /.test(text)) return say("trying", { count: tried += 1 });
+  if (/^ {2}\w+\.\w+ = /.test(text)) return say("choosing");
+  return text.startsWith("chosen: ") ? say("chosen") : null;
+}
+
 function log({ text }) {
   const line = document.createElement("li");
   line.textContent = text;
   part("log").append(line);
-  part("said").textContent = text.trim();
+  const plain = inWords(text);
+  if (plain) part("said").textContent = plain;
   while (part("log").children.length > MOST_LINES) part("log").firstChild.remove();
 }
 
@@ -117,6 +128,7 @@ on("curve", ({ metric, time: at }) => curve(metric, at));
 on("candidate", ({ eer, time: at }) => curve(eer, at));
 on("state", ({ state }) => {
   part("state").textContent = say(`state_${state}`);
+  part("said").textContent = state === "running" ? say("starting") : "";
   part("status").textContent = say(`state_${state}`);
 });
 on("end", () => { source.close(); location.reload(); });
