@@ -182,7 +182,8 @@ async def _ask_page(
     )
     return view.render(
         request, "ask.html.j2", name=name, part=part, info=info,
-        has_details=noted, gallery_url=gallery_url, picture_url=picture_urls(name), most=MAX_CANDIDATES, **values,
+        has_details=noted, gallery_url=gallery_url, picture_url=picture_urls(name),
+        most=MAX_CANDIDATES, **values,
     )  # fmt: skip
 
 
