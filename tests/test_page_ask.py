@@ -203,7 +203,7 @@ def test_a_gallery_is_deleted_with_a_tick(client: TestClient, gallery: str) -> N
 def test_limit_of_a_gallery(client: TestClient, gallery: str, tiny_run: TinyRun) -> None:
     page = client.get(f"/galleries/{gallery}").text  # 12 pictures
     assert re.findall(r'<option value="([\d.]+)" disabled', page) == ["0.001", "0.01", "0.05"]
-    assert '<option value="0.1" selected' in page
+    assert '<option value="0.2" selected' in page
     refused = client.post(f"/galleries/{gallery}/calibrate", data={"fpir": "0.01"})
     assert (refused.status_code, "FPIR" in words(refused)) == (409, False)
     assert "Choose a larger share" in words(refused)
@@ -211,11 +211,15 @@ def test_limit_of_a_gallery(client: TestClient, gallery: str, tiny_run: TinyRun)
         opened(client, gallery).enrol_files(
             f"thing {number}", sorted((tiny_run.data / f"thing {number}").iterdir())
         )
-    assert "Set a limit for this gallery" in words(client.get(f"/galleries/{gallery}"))
+    assert re.search(r"roughly \d+ % .* Set a limit", words(client.get(f"/galleries/{gallery}")))
     page = client.post(f"/galleries/{gallery}/calibrate", data={"fpir": "0.1"})
     threshold = opened(client, gallery).threshold()
     assert (page.status_code, threshold.of) == (200, "gallery")
     assert f"Distances up to {threshold.value:.4f} count as the same" in words(page)
+    lenient = client.post(f"/galleries/{gallery}/calibrate", data={"fpir": "0.3"})
+    assert f"when only {threshold.value:.4f} counted" in words(lenient)
+    again = client.post(f"/galleries/{gallery}/calibrate", data={"fpir": "0.1"})
+    assert "more lenient than before" not in words(again)
 
 
 def test_compare_gives_the_verdict_of_the_model(client: TestClient, tiny_run: TinyRun) -> None:

@@ -40,7 +40,7 @@ PAGE = 48  # identities or templates shown at once
 SHOWN = 20  # skipped pictures named
 NOTED = 500  # templates among which metadata are looked for
 MOST_NAMES = 500  # suggested while a name is typed
-FPIR_CHOICES = (0.001, 0.01, 0.05, 0.1)
+FPIR_CHOICES = (0.001, 0.01, 0.05, 0.1, 0.2)
 
 Name = Annotated[str, Form(max_length=1000)]
 Offset = Annotated[int, Query(ge=0)]
@@ -191,6 +191,10 @@ async def calibrate(
 ) -> Response:  # fmt: skip
     """Set the limit of a gallery from its own templates; a large one takes a job."""
 
+    before = await service.queue.run(
+        service.galleries.use, name, lambda opened: opened.info().threshold
+    )
+
     def work() -> Job | GalleryCalibrationResult:
         if len(service.galleries.get(name)) > DIRECT:
             return service.jobs.start("calibrate", {"gallery": name, "fpir": fpir}, caller.name)
@@ -209,6 +213,8 @@ async def calibrate(
     done = view.text("limit.done", threshold=own.threshold, fpir=own.target_fpir)
     if own.tpir.value is not None:
         done += " " + view.text("limit.tpir", tpir=own.tpir.value)
+    if before is not None and own.threshold > before:
+        done += " " + view.text("limit.more_lenient", before=before)
     return await _gallery_page(request, service, caller, name, done=done)
 
 
