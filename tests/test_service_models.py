@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from test_service_answers import assert_described
 
 import twinlens
+from twinlens.errors import ModelError
 from twinlens.exports.formats import write_model
 from twinlens.files import creating_folder
 from twinlens.model.stored import read_stored_model, store_calibration
@@ -27,7 +28,7 @@ from twinlens.service.app import create_app
 from twinlens.service.downloads import ZipResponse
 from twinlens.service.errors import ServiceError
 from twinlens.service.models import Models
-from twinlens.service.settings import ServiceSettings
+from twinlens.service.settings import Limits, ServiceSettings
 
 
 @pytest.fixture
@@ -214,3 +215,22 @@ def test_a_run_is_deleted_whole_and_the_model_of_the_start_is_not(
     ) as started:
         assert started.delete("/v1/models/run").status_code == 409
     assert tiny_run.model.exists()
+
+
+def test_an_export_that_takes_too_long_names_the_job(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = threading.Event()
+
+    def slow(*_: object, **__: object) -> None:
+        done.wait(10)
+        raise ModelError("nothing is exported")
+
+    monkeypatch.setattr("twinlens.service.routes.models.export", slow)
+    settings = ServiceSettings(data=data, limits=Limits(seconds=0.2))
+    with TestClient(create_app(settings), base_url="http://127.0.0.1") as client:
+        answer = client.get("/v1/models/first/export")
+        done.set()
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "timeout"
+    assert "POST /v1/jobs/export" in answer.json()["error"]["message"]

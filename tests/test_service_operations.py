@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from twinlens.cli.main import main
 from twinlens.errors import ConfigError, DataError, GalleryError, ModelError
 from twinlens.service.app import create_app
 from twinlens.service.compute import ComputeQueue
@@ -241,6 +242,17 @@ def test_bad_certificates(tmp_path: Path) -> None:
         serve(data=tmp_path, certificate=only)
     with pytest.raises(ConfigError, match="--private-key needs --certificate"):
         serve(data=tmp_path, private_key=tmp_path / "key.pem")
+
+
+def test_interrupted_before_it_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("twinlens.service.run._listening", interrupt)
+    assert main(["serve", "--data", str(tmp_path)]) == 130
+    assert "nothing was served yet" in capsys.readouterr().err
 
 
 def _key_file(folder: Path) -> Path:
