@@ -114,7 +114,7 @@ async def export_model(
             if error.code != "timeout":
                 raise
             text = f"{error.message}, or start the job POST /v1/jobs/export, which has no limit"
-            raise ServiceError(503, text, "timeout", error.headers) from error
+            raise ServiceError(503, text, "timeout", dict(error.headers or {})) from error
 
 
 @router.post("/calibrate", status_code=202, responses=answer_of(JobFacts, 202))
