@@ -89,6 +89,8 @@ def test_identities_are_found_by_name_and_by_detail(
     metadata = opened(client, gallery).templates("thing 3").templates[0].metadata
     assert metadata == {"room": "a", "year": 2020}
     assert "thing 3" in words(client.get(f"/galleries/{gallery}", params={"q": "THING 3"}))
+    wrong = client.get(f"/galleries/{gallery}", params={"where": "room ="})
+    assert (wrong.status_code, 'value="room ="' in wrong.text) == (422, True)
     found = words(client.get(f"/galleries/{gallery}", params={"where": "metadata.year > 2019"}))
     assert "Found: 1" in found
     assert "thing 0" not in found.partition("Found: 1")[2].partition("Enrol Choose")[0]

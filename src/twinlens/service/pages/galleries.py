@@ -16,7 +16,7 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from twinlens.data.quality import PARTS, PictureQuality
-from twinlens.errors import CalibrationError, TwinlensError, one_line
+from twinlens.errors import CalibrationError, GalleryError, TwinlensError, one_line
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.results import EraseReceipt, GalleryCalibrationResult
 from twinlens.gallery.schema import quoted
@@ -92,7 +92,15 @@ async def gallery(
     where: Annotated[str, Query(max_length=2000)] = "", offset: Offset = 0,
 ) -> Response:  # fmt: skip
     """A gallery: its identities, a form to enrol, and its limit."""
-    return await _gallery_page(request, service, caller, name, q=q, where=where, offset=offset)
+    try:
+        return await _gallery_page(request, service, caller, name, q=q, where=where, offset=offset)
+    except GalleryError as error:
+        if not where:
+            raise
+        problem = await view.problem(request, error)
+        return await _gallery_page(
+            request, service, caller, name, q=q, problem=problem, typed=where
+        )
 
 
 @router.get("/{name}/identity")
@@ -353,7 +361,7 @@ async def _gallery_page(
         sets=service.picture_sets.names() if has_data else [], gallery_url=gallery_url,
         may_delete=allows(caller, "admin") and service.galleries.is_own(name),
         picture_url=picture_urls(name), paged_url=paged_url,
-        **{"done": None, "enrolled": None, "problem": None, "fpir": None} | values,
+        **{"done": None, "enrolled": None, "problem": None, "fpir": None, "typed": where} | values,
         **await service.queue.run(service.galleries.use, name, work),
     )  # fmt: skip
 

@@ -36,7 +36,13 @@ async def form(
     chosen: Annotated[str | None, Query(alias="set", max_length=64)] = None,
 ) -> Response:
     """The form that starts a training, and the trainings so far."""
+    return await _form_page(request, service, chosen)
 
+
+async def _form_page(
+    request: Request, service: ServiceState, chosen: str | None, minutes: int = USUAL,
+    run: str = "", problem: view.Problem | None = None,
+) -> Response:  # fmt: skip
     def work() -> Json:
         every = [_set_facts(service, name) for name in service.picture_sets.names()]
         sets = [one for one in every if one["identities"] >= LEAST_IDENTITIES]
@@ -45,7 +51,8 @@ async def form(
 
     values = await service.queue.run(work)
     return view.render(
-        request, "train.html.j2", chosen=chosen, minutes=MINUTES, usual=USUAL,
+        request, "train.html.j2", status=problem.status if problem else 200, refused=problem,
+        chosen=chosen, minutes=MINUTES, usual=minutes, run=run,
         problem=service.jobs.training_problem, has_data=service.jobs.enabled, day=day, **values,
     )  # fmt: skip
 
@@ -61,7 +68,11 @@ async def start(
         arguments["time_budget"] = 60.0 * minutes
     if run.strip():
         arguments["run"] = run.strip()
-    job = await service.queue.run(service.jobs.start, "train", arguments, caller.name)
+    try:
+        job = await service.queue.run(service.jobs.start, "train", arguments, caller.name)
+    except view.ERRORS as error:
+        problem = await view.problem(request, error)
+        return await _form_page(request, service, pictures, minutes, run, problem)
     return see_other(request, f"/train/{job.id}")
 
 
