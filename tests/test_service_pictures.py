@@ -20,6 +20,7 @@ from twinlens.service import job_schemas, picture_files, picture_sets
 from twinlens.service.app import create_app
 from twinlens.service.errors import ServiceError
 from twinlens.service.folder_names import file_name, folder_name, identity_of
+from twinlens.service.job_work import warn_of_contradictions
 from twinlens.service.picture_sets import PictureSets
 from twinlens.service.settings import Limits, ServiceSettings
 
@@ -104,7 +105,7 @@ def test_links_out_of_a_set_are_no_pictures(sets: PictureSets, tmp_path: Path) -
 # --- contents ---
 
 
-def test_copies_and_contradictions(sets: PictureSets) -> None:
+def test_copies_and_contradictions(sets: PictureSets, capsys: pytest.CaptureFixture[str]) -> None:
     one = sets.add("set", "anna", "1.PNG", drawn(1))
     assert (one.state, one.picture) == ("stored", f"anna/1~{one.picture[7:19]}.png")
     again = sets.add("set", "anna", "other.png", drawn(1))
@@ -113,7 +114,11 @@ def test_copies_and_contradictions(sets: PictureSets) -> None:
     assert (other.state, other.other) == ("contradiction", one.picture)
     assert sets.add("set", "ben", "2.png", drawn(1)).state == "duplicate"
     assert sets.add("set", None, "1.png", drawn(1)).state == "duplicate"
+    warn_of_contradictions(sets, "set")
+    assert capsys.readouterr().err == ""  # None is known yet.
     (contradiction,) = sets.summary("set")["inspection"]["contradictions"]
+    warn_of_contradictions(sets, "set")
+    assert "pictures under several identities (1)" in capsys.readouterr().err
     assert contradiction["paths"] == [one.picture, other.picture]
     assert sets.move("set", other.picture, "anna") == one.picture
     assert sets.identities("set") == {"anna": 1}

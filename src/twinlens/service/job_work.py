@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,12 +30,15 @@ from twinlens.service.job_arguments import (
 from twinlens.service.picture_sets import PictureSets
 from twinlens.service.settings import ServiceSettings
 
-__all__ = ["EXPORT", "GROUPS", "UPLOAD", "WORK", "WorkInterruptedError", "WorkPlace"]
+__all__ = ["EXPORT", "GROUPS", "UPLOAD", "WORK", "WorkInterruptedError", "WorkPlace",
+           "warn_of_contradictions"]  # fmt: skip
 
 UPLOAD, GROUPS, CLUSTERS, EXPORT = "upload.parquet", "groups.json", "clusters", "export"
 AUDIT, FACES = "audit", "faces"
 MAX_SKIPPED = 1000  # pictures in a result
 MAX_FINDINGS = 1000
+
+log = logging.getLogger("twinlens")
 
 
 class WorkInterruptedError(Exception):
@@ -99,8 +103,22 @@ def _results(file: Path) -> dict[str, Any] | None:
     return dict(read_json(file)) if file.is_file() else None
 
 
+def warn_of_contradictions(sets: PictureSets, name: str) -> None:
+    """Log a warning of copies under several identities, if an inspection knows of any."""
+    inspection = sets.known_inspection(name)
+    num = 0 if inspection is None else len(inspection["contradictions"])
+    if num:
+        with console_log():
+            log.warning(
+                "the set %s has pictures under several identities (%d), which moves the threshold: "
+                "name each once, then calibrate again", name, num,
+            )  # fmt: skip
+
+
 def _calibrate(arguments: CalibrateArguments, place: WorkPlace) -> dict[str, Any]:
     table = None if arguments.pictures is None else place.table(arguments.pictures)
+    if arguments.pictures is not None:
+        warn_of_contradictions(place.sets(), arguments.pictures)
     if arguments.gallery is None:
         from twinlens.commands.calibrate import calibrate
 

@@ -327,15 +327,22 @@ class PictureSets:
         """Forget the uploads that were refused."""
         (self._folder(set) / REFUSED).unlink(missing_ok=True)
 
-    def _inspection(self, set: str) -> dict[str, Any]:
-        folder, table = self._folder(set), self.table(set)
-        # Times as well as the fingerprint's sizes: a file may be replaced by hand.
-        times = [Path(path).stat().st_mtime_ns for path in table.path]
-        stamp = f"{table.fingerprint()} {hashlib.sha256(repr(times).encode()).hexdigest()}"
+    def known_inspection(self, set: str) -> dict[str, Any] | None:
+        """The inspection of a set as it is now; None if there is none yet."""
+        return self._stored_inspection(set, _stamp(self.table(set)))
+
+    def _stored_inspection(self, set: str, stamp: str) -> dict[str, Any] | None:
         with suppress(OSError, ValueError, KeyError, TypeError):
-            stored = parse_json((folder / SUMMARY).read_text(encoding="utf-8"))
+            stored = parse_json((self._folder(set) / SUMMARY).read_text(encoding="utf-8"))
             if stored["stamp"] == stamp:
                 return dict(stored["inspection"])
+        return None
+
+    def _inspection(self, set: str) -> dict[str, Any]:
+        folder, table = self._folder(set), self.table(set)
+        stamp = _stamp(table)
+        if (stored := self._stored_inspection(set, stamp)) is not None:
+            return stored
         inspection = inspect_table(table, max_pixels=MAX_PIXELS).as_json() | {"source": set}
         with storing(), temporary_file(folder, ".json") as part:
             part.write_text(json.dumps({"stamp": stamp, "inspection": inspection}))
@@ -357,6 +364,12 @@ class PictureSets:
         if not folder.is_dir():
             return []
         return [_entry(f"{UNSORTED}/{name}") for name in walk_pictures(folder).pictures]
+
+
+def _stamp(table: ImageTable) -> str:
+    # Times as well as the fingerprint's sizes: a file may be replaced by hand.
+    times = [Path(path).stat().st_mtime_ns for path in table.path]
+    return f"{table.fingerprint()} {hashlib.sha256(repr(times).encode()).hexdigest()}"
 
 
 def _entry(key: str) -> PictureEntry:
