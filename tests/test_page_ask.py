@@ -21,6 +21,7 @@ from httpx2 import Response
 from twinlens.gallery.gallery import Gallery
 from twinlens.service.app import create_app
 from twinlens.service.keys import add_key
+from twinlens.service.pages import view
 from twinlens.service.settings import ServiceSettings
 
 PART = {"HX-Request": "true"}
@@ -264,6 +265,39 @@ def test_a_page_offers_what_the_key_allows(
         erased = other.post(f"/galleries/{gallery}/erase", data=data)
         assert (erased.status_code == 403) == (role != "admin")
         assert "Authorization: Bearer KEY" in unescape(other.get("/share").text)
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("x.png: broken (unpack_from requires a buffer (4))", "x.png: the file is damaged."),
+        ("x.png: not a picture that Pillow can read", "x.png: this is not a picture that can be "
+         "read."),
+        ("found 20 non-mated probes; an FPIR of 0.01 needs at least 100: set a larger FPIR, or "
+         "enrol more", "20 pictures are enrolled, and this share needs at least 100: choose a "
+         "larger share, or enrol more."),
+        ("the gallery a b has no threshold yet: run `twinlens gallery calibrate a b`",
+         "The gallery a b has no limit yet: set one on its page."),
+        ("the model m is not calibrated, so it has no threshold: run `twinlens calibrate m DATA` "
+         "on pictures", "The model m has no limit yet, so it cannot say yes or no: choose how "
+         "strict it is under Look."),
+    ],
+)  # fmt: skip
+def test_messages_have_the_words_of_pages(message: str, shown: str) -> None:
+    assert view.sentence(view.plain(message)) == shown
+
+
+def test_names_are_in_the_order_of_people() -> None:
+    names = ["b", "person10", "Person2", "10", "9", "person2 b", "²"]
+    assert sorted(names, key=view.natural) == ["9", "10", "b", "Person2", "person2 b", "person10",
+                                               "²"]  # fmt: skip
+
+
+def test_dead_ends_have_a_way_back(client: TestClient) -> None:
+    answer = client.post("/galleries", headers={"referer": "http://127.0.0.1/galleries?x=1"})
+    assert (answer.status_code, 'href="/galleries?x=1"' in answer.text) == (422, True)
+    answer = client.post("/galleries", headers={"referer": "http://other.example/evil"})
+    assert "evil" not in answer.text
 
 
 def test_errors_are_pages_or_parts(client: TestClient, gallery: str) -> None:
