@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import shutil
 import tempfile
 import threading
@@ -234,3 +235,17 @@ def test_an_export_that_takes_too_long_names_the_job(
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "timeout"
     assert "POST /v1/jobs/export" in answer.json()["error"]["message"]
+
+
+def test_share_says_that_a_limit_is_strict_until_another_is_set(
+    client: TestClient, data: Path
+) -> None:
+    def page(threshold: float) -> str:
+        at = {"threshold": {"value": threshold}, "frr": {"value": 0.9}}
+        results = json.dumps({"verification": {"calibrated": at}})
+        (data / "runs" / "first" / "results.json").write_text(results)
+        return client.get("/share").text
+
+    threshold = client.get("/v1/models/first").json()["threshold"]
+    assert "The limit is strict" in page(threshold)
+    assert "The limit is strict" not in page(threshold / 2)
