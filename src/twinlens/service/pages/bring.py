@@ -122,6 +122,7 @@ async def _identity_page(
         pictures = sets.pictures(
             name, identity, unsorted=identity is None, offset=offset, limit=PAGE
         )
+        pictures = sorted(pictures, key=lambda one: view.natural(one.name))
         total = sets.num_unsorted(name) if identity is None else numbers[identity]
         return {
             "pictures": pictures,
