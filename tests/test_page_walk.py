@@ -166,7 +166,7 @@ def enrol(walk: Walk, identity: str, files: list[Path]) -> None:
 def erase(walk: Walk, gallery: str, identity: str) -> None:
     walk.open(f"/galleries/{gallery}/identity?identity={identity}")
     walk.look("identity")
-    walk.click("[name=sure]")
+    walk.click("form[action$='/erase'] [name=sure]")
     walk.click("form[action$='/erase'] button")
     walk.wait_for("h1", view.text("erase.done"))
     walk.look("receipt")
