@@ -25,8 +25,8 @@ MAX_WIDTH = 60  # of a name on a line
 NOT_ERASED = (
     "not erased, since it lies outside of the gallery: the pictures themselves; pages and sheets "
     "that show them (reports, clusters, --show); exports and files of `twinlens embed`; copies, "
-    "backups and snapshots; names in the audit log of `twinlens serve`. A model that was trained on "
-    "them stays as it is: train again without them, then `twinlens gallery rebuild`"
+    "backups and snapshots; names in the audit log of `twinlens serve`. A model that was trained "
+    "on them stays as it is: train again without them, then `twinlens gallery rebuild`"
 )
 
 
