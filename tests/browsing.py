@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["axe_violations", "chromium", "complaints_of", "serving", "show_as", "wait_until"]
+__all__ = ["AXE", "axe_violations", "chromium", "complaints_of", "serving", "show_as", "wait_until"]
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")

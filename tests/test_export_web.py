@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browsing import chromium, complaints_of, wait_until
 from conftest import TinyRun
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
@@ -328,8 +329,6 @@ def test_npm_is_called_once_and_its_failure_is_one_line(
 
 # --- the page, in a browser ---------------------------------------------------------------------
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 ANSWERED = ("same", "different", "uncalibrated")
 ISOLATION = {
     "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"
@@ -354,18 +353,8 @@ def runtime() -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    fake_camera = "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", *fake_camera):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver
 
 
 @contextmanager
@@ -404,12 +393,6 @@ def state_of(browser: Any, *awaited: str) -> str:
     return str(wait_until(browser, state))
 
 
-def wait_until(browser: Any, condition: Callable[[Any], Any]) -> Any:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, 60, 0.05).until(condition)
-
-
 def choose(browser: Any, side: int, file: Path) -> None:
     label = browser.find_elements("class name", "file")[side]
     browser.execute_script("arguments[0].textContent = ''", label)
@@ -420,18 +403,6 @@ def choose(browser: Any, side: int, file: Path) -> None:
 def numbers_of(browser: Any) -> dict[str, float]:
     data = browser.execute_script("return {...document.getElementById('answer').dataset}")
     return {name: float(data[name]) for name in ("distance", "probability") if name in data}
-
-
-def complaints_of(browser: Any, address: str) -> list[str]:
-    """Lines of the browser's console, and requests to other addresses."""
-    lines = [entry["message"] for entry in browser.get_log("browser")]
-    for entry in browser.get_log("performance"):
-        event = json.loads(entry["message"])["message"]
-        if event["method"] == "Network.requestWillBeSent":
-            url = event["params"]["request"]["url"]
-            if not url.startswith((address, "blob:" + address, "data:")):
-                lines.append(f"request to {url}")
-    return lines
 
 
 def stored_network(

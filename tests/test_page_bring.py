@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browsing import axe_violations, chromium, complaints_of, serving, wait_until
+from browsing import AXE, axe_violations, chromium, complaints_of, serving, wait_until
 from conftest import PictureFolder
 from PIL import Image
 
@@ -34,13 +34,20 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
         yield client
 
 
-def test_htmx_is_the_published_file() -> None:
-    content = (PAGES / "static" / "htmx.min.js").read_bytes()
-    # htmx.org 4.0.1 of npm, package/dist/htmx.min.js
-    assert hashlib.sha256(content).hexdigest() == (
-        "a0abb04f2f45a1f89d1d4844023245537e5e6014c87b144553e0607b4cc32130"
-    )
-    assert (PAGES / "static" / "htmx.LICENSE.txt").is_file()
+@pytest.mark.parametrize(
+    ("path", "licence", "digest"),
+    [
+        # htmx.org 4.0.1 of npm, package/dist/htmx.min.js
+        (PAGES / "static" / "htmx.min.js", "htmx.LICENSE.txt",
+         "a0abb04f2f45a1f89d1d4844023245537e5e6014c87b144553e0607b4cc32130"),
+        # axe-core 4.14.1 of npm, package/axe.min.js
+        (AXE, "LICENSE", "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"),
+    ],
+    ids=["htmx", "axe-core"],
+)  # fmt: skip
+def test_vendored_files_are_the_published_ones(path: Path, licence: str, digest: str) -> None:
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    assert (path.parent / licence).is_file()
 
 
 def test_templates_have_no_text_script_or_style_of_their_own() -> None:
