@@ -135,6 +135,7 @@ def test_random_views_of_the_second_pass_are_the_first() -> None:
     assert len(first) == half
 
 
+@pytest.mark.slow
 def test_training_in_chunks_learns_and_comes_to_the_same_weights() -> None:
     whole, *_ = start(settings_of(augment={}))
     chunked, *_ = start(settings_of(augment={}, train__chunk=16))
