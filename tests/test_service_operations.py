@@ -293,6 +293,8 @@ def fetch(address: str, context: ssl.SSLContext | None = None) -> str:
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
 )
 def test_a_signal_ends_one_process(tmp_path: Path, number: int, code: int) -> None:
+    # Where tests run in the background, they ignore SIGINT, and so would the service.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with served("--data", str(tmp_path)) as (process, address):
         assert "ok" in fetch(f"{address}/health")
         process.send_signal(number)
