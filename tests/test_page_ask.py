@@ -104,6 +104,10 @@ def test_identities_are_found_by_name_and_by_detail(
 def test_thumbnails_are_shown_where_they_were_kept(
     client: TestClient, gallery: str, tiny_run: TinyRun
 ) -> None:
+    far = client.get(
+        f"/galleries/{gallery}/identity", params={"identity": "thing 1", "offset": 10**30}
+    )
+    assert far.status_code == 422
     page = client.get(f"/galleries/{gallery}/identity", params={"identity": "thing 1"})
     urls = re.findall(r'<img src="(/v1[^"]+)"', page.text)
     assert len(urls) == 4

@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 
 from twinlens.service.app import create_app
 from twinlens.service.pages import view
-from twinlens.service.settings import ServiceSettings
+from twinlens.service.settings import Limits, ServiceSettings
 
 PAGES = Path(view.__file__).parent
 TEMPLATES = sorted((PAGES / "templates").glob("*.j2"))
@@ -209,3 +209,11 @@ def test_folder_is_uploaded_and_mended_in_a_browser(
         wait_until(browser, lambda _: "Removed: 1." in by("#summary").text)
         assert list((tmp_path / "data").glob("pictures/*/bob/copy*.png")) == []
         assert complaints_of(browser, address) == []
+
+
+def test_a_large_picture_of_a_form_is_refused(tmp_path: Path) -> None:
+    settings = ServiceSettings(data=tmp_path / "data", limits=Limits(picture_bytes=10))
+    with TestClient(create_app(settings), base_url="http://127.0.0.1") as client:
+        client.post("/pictures", data={"name": "things"})
+        refused = client.post("/pictures/things/add", files={"files": ("a.png", b"x" * 11)})
+    assert refused.status_code == 413

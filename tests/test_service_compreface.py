@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import numpy as np
 import pytest
 from conftest import TinyRun
 from fastapi.testclient import TestClient
-from pydantic import BaseModel
+from service_answers import answered
 
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.sources import digest
@@ -36,15 +34,6 @@ def client(tiny_run: TinyRun, tmp_path: Path) -> Iterator[TestClient]:
 
 def picture(run: TinyRun, thing: int, number: int = 0) -> bytes:
     return (run.data / f"thing {thing}" / f"{number}.png").read_bytes()
-
-
-def answered(response: Any, schema: type[BaseModel] | None = None, status: int = 200) -> Any:
-    assert response.status_code == status, response.text
-    answer = response.json()
-    if schema is not None:
-        again = schema.model_validate(answer, strict=True).model_dump(exclude_unset=True)
-        assert json.loads(json.dumps(again)) == answer
-    return answer
 
 
 def test_half_is_the_threshold() -> None:

@@ -14,7 +14,7 @@ from conftest import TinyRun
 from fastapi.testclient import TestClient
 from gallery_traces import found_in, traces_of_texts, traces_of_vectors
 from PIL import Image
-from pydantic import BaseModel
+from service_answers import answered
 
 from twinlens.cli.main import main
 from twinlens.gallery.gallery import Gallery
@@ -46,15 +46,6 @@ def client(settings: ServiceSettings) -> Iterator[TestClient]:
 def form(run: TinyRun, thing: int, *numbers: int) -> list[tuple[str, tuple[str, bytes]]]:
     folder = run.data / f"thing {thing}"
     return [("picture", (f"{n}.png", (folder / f"{n}.png").read_bytes())) for n in numbers]
-
-
-def answered(response: Any, schema: type[BaseModel] | None = None, status: int = 200) -> Any:
-    assert response.status_code == status, response.text
-    answer = response.json()
-    if schema is not None:
-        again = schema.model_validate(answer, strict=True).model_dump(exclude_unset=True)
-        assert json.loads(json.dumps(again)) == answer
-    return answer
 
 
 def refused(response: Any, status: int, *words: str) -> None:

@@ -15,6 +15,7 @@ from twinlens.gallery.location import is_remote, normalized, table_of
 from twinlens.service.errors import ServiceError
 from twinlens.service.models import Models
 from twinlens.service.settings import NAME, ServiceSettings, check_name
+from twinlens.service.storage import data_folder
 
 __all__ = ["Galleries"]
 
@@ -27,7 +28,8 @@ class Galleries:
     """Opens galleries at their first use; every request sees the newest version."""
 
     def __init__(self, settings: ServiceSettings, models: Models) -> None:
-        self._device, self._data, self._models = settings.device, settings.data, models
+        self._settings, self._models = settings, models
+        self._device, self._data = settings.device, settings.data
         self._named = {PurePosixPath(place.rstrip("/")).name: place for place in settings.galleries}
         self._open: dict[str, _OpenGallery] = {}
         self._lock = threading.Lock()
@@ -134,11 +136,10 @@ class Galleries:
             ServiceError: the service has no folder of its own, or the name is taken (409).
         """
         check_name("gallery", name)
-        if self._data is None:
-            raise ServiceError(409, "the service only answers: start it with --data FOLDER")
+        folder = data_folder(self._settings, "galleries")
         if self._place(name) is not None:
             raise ServiceError(409, f"there is a gallery {name} already: choose another name")
-        return self._data / "galleries" / name
+        return folder / name
 
     def _place(self, name: str) -> str | None:
         """The place of a gallery; None if missing. A folder without a table was never finished."""

@@ -322,11 +322,10 @@ class Jobs:
         runs = data_folder(self._settings, "runs").resolve()
         taken = self._models.folders()
         if name is not None:
-            if check_name("run", name) in taken:
-                raise ServiceError(409, f"there is a run {name} already: choose another name")
-            with suppress(FileExistsError):
-                (runs / name).mkdir()
-                return runs / name
+            if check_name("run", name) not in taken:
+                with suppress(FileExistsError):
+                    (runs / name).mkdir()
+                    return runs / name
             raise ServiceError(409, f"there is a run {name} already: choose another name")
         for number in count(1):
             run = runs / (pictures if number == 1 else f"{pictures}-{number}")

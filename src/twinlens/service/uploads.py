@@ -18,7 +18,7 @@ from twinlens.parsing import parse_json
 from twinlens.service.errors import ServiceError
 from twinlens.service.settings import Limits
 
-__all__ = ["Upload", "client_name", "read_uploads", "require_one"]
+__all__ = ["Upload", "check_size", "client_name", "read_uploads", "require_one"]
 
 MAX_NAME = 255
 
@@ -106,6 +106,18 @@ def client_name(text: str) -> str:
     return one_line(name.encode("utf-8", "replace").decode(), MAX_NAME)
 
 
+def check_size(content: bytes, limits: Limits) -> None:
+    """Refuse a picture of too many bytes.
+
+    Raises:
+        ServiceError: beyond the limit (413).
+    """
+    if len(content) > limits.picture_bytes:
+        raise ServiceError(
+            413, f"a picture has {len(content):,} bytes, at most {limits.picture_bytes:,} are taken"
+        )
+
+
 async def _of_form(request: Request, limits: Limits) -> dict[str, list[Upload]]:
     uploads: dict[str, list[Upload]] = {}
     async with request.form(max_files=limits.pictures, max_fields=limits.pictures) as form:
@@ -151,8 +163,4 @@ def _check(uploads: Mapping[str, Sequence[Upload]], fields: Sequence[str], limit
         raise ServiceError(
             422, f"{len(pictures)} pictures were sent, at most {limits.pictures} are taken at once"
         )
-    largest = max(len(upload.content) for upload in pictures)
-    if largest > limits.picture_bytes:
-        raise ServiceError(
-            413, f"a picture has {largest:,} bytes, at most {limits.picture_bytes:,} are taken"
-        )
+    check_size(max((upload.content for upload in pictures), key=len), limits)

@@ -16,6 +16,7 @@ from twinlens.service.folder_names import identity_of
 from twinlens.service.pages import view
 from twinlens.service.security import Admin
 from twinlens.service.state import Service, ServiceState
+from twinlens.service.uploads import check_size
 
 __all__ = ["ALL", "router", "see_other", "set_url"]
 
@@ -153,9 +154,11 @@ async def add(request: Request, service: Service, caller: Admin, name: str) -> R
                 folders, _, file = part.filename.replace("\\", "/").rpartition("/")
                 # Browsers send the path below a chosen folder, which names the identity.
                 person = folders.partition("/")[2] or folders or identity
-                added.append(await service.queue.run(
-                    service.picture_sets.add, name, person, file, await part.read()
-                ))  # fmt: skip
+                content = await part.read()
+                check_size(content, limits)
+                added.append(
+                    await service.queue.run(service.picture_sets.add, name, person, file, content)
+                )
     if not added:
         raise ServiceError(422, view.text("bring.no_files"))
     return view.render(

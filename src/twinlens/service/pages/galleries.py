@@ -27,7 +27,7 @@ from twinlens.service.keys import ROLES, Role
 from twinlens.service.pages import snippets, view
 from twinlens.service.pages.forms import read_form
 from twinlens.service.routes.galleries import DIRECT
-from twinlens.service.routes.templates import named
+from twinlens.service.routes.templates import Offset, named
 from twinlens.service.security import Admin, Caller, Enrol, Read
 from twinlens.service.state import Service, ServiceState
 
@@ -43,7 +43,6 @@ MOST_NAMES = 500  # suggested while a name is typed
 FPIR_CHOICES = (0.001, 0.01, 0.05, 0.1, 0.2)
 
 Name = Annotated[str, Form(max_length=1000)]
-Offset = Annotated[int, Query(ge=0)]
 
 
 def gallery_url(name: str, part: str = "", **query: str | int) -> str:
@@ -198,7 +197,6 @@ async def calibrate(
     fpir: Annotated[float, Form(gt=0, lt=1)],
 ) -> Response:  # fmt: skip
     """Set the limit of a gallery from its own templates; a large one takes a job."""
-
     before = await service.queue.run(
         service.galleries.use, name, lambda opened: opened.info().threshold
     )

@@ -25,6 +25,7 @@ from twinlens.service.schemas import answer_of, file_of, picture_body
 from twinlens.service.security import Admin
 from twinlens.service.settings import Limits
 from twinlens.service.state import Service
+from twinlens.service.uploads import check_size
 
 __all__ = ["router"]
 
@@ -213,8 +214,5 @@ async def _parts(
 def _checked(content: bytes, limits: Limits) -> bytes:
     if not content:
         raise ServiceError(422, "no picture was sent: the body is empty")
-    if len(content) > limits.picture_bytes:
-        raise ServiceError(
-            413, f"a picture has {len(content):,} bytes, at most {limits.picture_bytes:,} are taken"
-        )
+    check_size(content, limits)
     return content

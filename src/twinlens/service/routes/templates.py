@@ -32,7 +32,7 @@ from twinlens.service.security import Admin, Enrol, Read
 from twinlens.service.state import Service, ServiceState
 from twinlens.service.uploads import Upload, read_uploads, require_one
 
-__all__ = ["named", "router"]
+__all__ = ["Offset", "named", "router"]
 
 router = APIRouter(prefix="/v1/galleries/{gallery}", tags=["templates"])
 
