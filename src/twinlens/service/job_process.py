@@ -151,13 +151,16 @@ def _interrupts(job: JobFolder) -> Iterator[None]:
 
     before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     ended = threading.Event()
+    thread_id = threading.get_ident()
 
     def watch() -> None:
         num = 0
         while not ended.wait(POLL):
             if job.num_cancels() > num:
                 num += 1
-                os.kill(os.getpid(), signal.SIGINT)
+                # To this thread, not to the process: the stacks on which threads of other
+                # libraries take signals may be too small for a handler.
+                signal.pthread_kill(thread_id, signal.SIGINT)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
