@@ -32,6 +32,7 @@ ROOMS = (
     "recipes",
     "progress",
     "data",
+    "face",
     "model",
     "measure",
     "learn",
@@ -40,20 +41,18 @@ ROOMS = (
     "exports",
     "gallery",
     "clusters",
-    "face",
     "commands",
     "service",
     "cli",
 )
-# `measure` stands beside `model`, and the last three before `commands` beside each other.
+# `measure` stands beside `model`, and the last two before `commands` beside each other.
 FORBIDDEN = {
     "data": {"progress"},
     "model": {"progress"},
-    "measure": {"model", "progress"},
+    "measure": {"face", "model", "progress"},
     "match": {"learn"},
     "gallery": {"learn"},
     "clusters": {"learn", "gallery"},
-    "face": {"model", "learn", "match", "gallery", "clusters"},
 }
 # Modules that may import the packages of extras, such as torch, and each other.
 LEARNING = re.compile(

@@ -27,10 +27,10 @@ from twinlens.data.folders import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, DataError
 from twinlens.face import extract
-from twinlens.face import page as face_page
 from twinlens.face.geometry import Face
 from twinlens.face.layout import target_paths
 from twinlens.face.result import PhotographResult
+from twinlens.report import faces as face_page
 
 pytest.importorskip("cv2", reason="the extra `faces` is not installed")
 

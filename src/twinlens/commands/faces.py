@@ -17,7 +17,7 @@ from twinlens.face.crop import Keep
 from twinlens.face.detectors import DetectorChoice, choose_detector, opencv
 from twinlens.face.extract import CropOptions, crop_all
 from twinlens.face.layout import check_faces_folder, target_paths
-from twinlens.face.page import FacePage, write_list, write_page
+from twinlens.report.faces import FacePage, write_list, write_page
 from twinlens.face.result import FacesResult, PhotographResult
 from twinlens.files import creating_folder, expand_user
 from twinlens.progress import console_log
