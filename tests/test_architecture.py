@@ -58,7 +58,7 @@ FORBIDDEN = {
 LEARNING = re.compile(
     r"twinlens\.(commands\.(demo|fit_model|prepare|pretrain|train)|data\.augment|learn\.(?!records$)\w+"
     r"|model\.(backbones|comparators|compute|descriptors|device|encoder|fused|hub|layers|networks"
-    r"|onnx_graphs|own_backbones|pretrained|timm_backbones|weights))"
+    r"|onnx_graphs|own_backbones|plugged_in|pretrained|timm_backbones|weights))"
 )
 # Functions of other modules that import them when they are called.
 LAZY = {

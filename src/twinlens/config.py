@@ -214,7 +214,8 @@ class ModelSettings(Section):
     backbone: Name = setting(
         "conv",
         "Built-in network (`conv`, `mlp`, `residual`, `signet`, or `strokes`: measures of "
-        "handwriting, without weights), or the name of a timm model.",
+        "handwriting, without weights), or the name of a timm model; `python:NAME` in a run with a "
+        "module of one's own.",
         auto="data",
     )
     channels: tuple[Width, ...] = setting(
@@ -252,11 +253,11 @@ class ModelSettings(Section):
         "or scanners differ: ink is then as even as in a fax.",
         read_by=("strokes",),
     )
-    init: Literal["own", "glorot", "whitened"] = setting(
+    init: Literal["own", "glorot", "whitened", "given"] = setting(
         "own",
         "Initial weights: torch's (`own`), or Keras's (`glorot`, Glorot 2010). `whitened` starts "
         "the linear head of a frozen backbone with the map that whitens its features within "
-        "identities.",
+        "identities. `given` are those of the model that `--init` names.",
         auto="data",
     )
     stage: int | None = setting(
@@ -374,7 +375,7 @@ class LossSettings(Section):
     name: Name = setting(
         "supcon",
         "`contrastive`, `triplet`, `bce`, `supcon`, `classes`, or `pml:ClassName` for a loss of "
-        "pytorch-metric-learning.",
+        "pytorch-metric-learning; `python:NAME` in a run with a loss of one's own.",
         auto="data",
     )
     margin: Positive = setting(
@@ -485,29 +486,57 @@ class SamplerSettings(Section):
 class AugmentSettings(Section):
     """Random views of training pictures, drawn anew at each step; 0 and false switch one off."""
 
+    selector = "transform"
+
+    transform: Name = setting(
+        "own",
+        "The views below (`own`), or `python:NAME` in a run with an augmentation of one's own, in "
+        "their place.",
+        pattern="^(own|python:.*)$",
+    )
     rotate: float = setting(
-        0.0, "Largest rotation to either side, in degrees.", auto="data", ge=0, le=180
+        0.0,
+        "Largest rotation to either side, in degrees.",
+        auto="data",
+        read_by=("own",),
+        ge=0,
+        le=180,
     )
     translate: Share = setting(
-        0.0, "Largest shift to each side, as a share of height and width.", auto="data"
+        0.0,
+        "Largest shift to each side, as a share of height and width.",
+        auto="data",
+        read_by=("own",),
     )
     scale: BelowOne = setting(
-        0.0, "Scale by a factor between 1 / (1 + scale) and 1 + scale.", auto="data"
+        0.0,
+        "Scale by a factor between 1 / (1 + scale) and 1 + scale.",
+        auto="data",
+        read_by=("own",),
     )
     shear: float = setting(
-        0.0, "Largest slant to either side, in degrees.", auto="data", ge=0, lt=90
+        0.0, "Largest slant to either side, in degrees.", auto="data", read_by=("own",), ge=0, lt=90
     )
     crop: BelowOne = setting(
         0.0,
         "Share of height and width that a random window leaves out; the window is enlarged to the "
         "full size.",
+        read_by=("own",),
     )
-    flip: bool = setting(False, "Mirror half of the pictures left to right.", auto="data")
+    flip: bool = setting(
+        False, "Mirror half of the pictures left to right.", auto="data", read_by=("own",)
+    )
     brightness: Share = setting(
-        0.0, "Largest change of brightness, as a share of the range of grey.", auto="data"
+        0.0,
+        "Largest change of brightness, as a share of the range of grey.",
+        auto="data",
+        read_by=("own",),
     )
     contrast: BelowOne = setting(
-        0.0, "Contrast by a factor between 1 - contrast and 1 + contrast.", auto="data"
+        0.0,
+        "Contrast by a factor between 1 - contrast and 1 + contrast.",
+        auto="data",
+        read_by=("own",),
     )
 
 
@@ -664,7 +693,7 @@ class Settings(Section):
                 "model.init 'whitened' needs model.freeze 'all' and no model.head, found "
                 f"'{self.model.freeze}' and {list(self.model.head)}"
             )
-        if self.model.clip and self.model.init != "whitened":
+        if self.model.clip and self.model.init not in ("whitened", "given"):
             raise ValueError(
                 "model.clip needs model.init 'whitened', which measures the features before "
                 f"training, found '{self.model.init}'"

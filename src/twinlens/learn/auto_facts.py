@@ -10,9 +10,11 @@ from twinlens.config import Settings
 from twinlens.data.inspection import TableStatistics
 from twinlens.model.device import has_bfloat16, pick_device
 from twinlens.model.own_backbones import is_own
+from twinlens.model.plugged_in import is_plugged_in
 from twinlens.model.pretrained import Start
 
-__all__ = ["DEEP", "FROZEN", "LARGE", "MANY", "PLENTY", "WIDE", "Facts", "Reasoned", "Rule"]
+__all__ = ["DEEP", "FROZEN", "LARGE", "MANY", "PLENTY", "TRANSFORMED", "WIDE", "Facts", "Reasoned",
+           "Rule"]  # fmt: skip
 
 MANY = 50  # identities: enough to learn one-shot comparison
 PLENTY = 5000  # pictures: enough for a wide network, which overfits fewer
@@ -23,6 +25,7 @@ LARGE = 4096  # pixels of a picture: with more, a batch takes twice as long
 DEEP, WIDE = 1e-3, 4e-3
 UNLIMITED = 600.0  # seconds that a network may learn if there is no time budget
 
+TRANSFORMED = "the augmentation that was passed takes its place"
 FROZEN = "a frozen backbone then embeds each picture once"
 
 
@@ -67,9 +70,19 @@ class Facts:
         return is_own(self.settings.model.backbone)
 
     @property
+    def given_weights(self) -> bool:
+        """The network is one of `--init`."""
+        return self.settings.model.init == "given"
+
+    @property
     def frozen(self) -> bool:
         """The whole backbone is frozen; only the head learns."""
         return self.settings.model.freeze == "all"
+
+    @property
+    def partly_frozen(self) -> bool:
+        """The first layers of a network of `--init` are frozen, and run once a picture."""
+        return self.given_weights and self.settings.model.freeze not in ("none", "all")
 
     @property
     def useful_features(self) -> bool:
@@ -83,6 +96,11 @@ class Facts:
         budget = self.settings.train.time_budget
         seconds = (UNLIMITED if budget is None else budget) / max(1, self.data.num_pictures)
         return seconds if has_bfloat16(pick_device(self.settings.train.device)) else seconds / 5
+
+    @property
+    def transformed(self) -> bool:
+        """Views come from an augmentation that a program passed."""
+        return is_plugged_in(self.settings.augment.transform)
 
     @property
     def turns(self) -> int:

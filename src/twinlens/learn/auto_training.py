@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from twinlens.config import LENGTHS
-from twinlens.learn.auto_facts import FROZEN, LARGE, MANY, PLENTY, WIDE, Facts, Reasoned, Rule
+from twinlens.learn.auto_facts import (
+    FROZEN,
+    LARGE,
+    MANY,
+    PLENTY,
+    TRANSFORMED,
+    WIDE,
+    Facts,
+    Reasoned,
+    Rule,
+)
 
 __all__ = [
     "candidates",
@@ -54,9 +64,9 @@ def rotations(f: Facts) -> Reasoned:
     height, width = f.settings.picture.size
     if f.settings.model.classes:
         return False, "a rotated picture belongs to the same class"
-    if "picture.size" in f.given and height != width:
+    if height != width:
         return False, "turned pictures would have another shape"
-    if f.frozen:
+    if f.frozen or f.partly_frozen:
         return False, FROZEN
     if f.drawing and not f.closed and not f.data.num_forged:
         return True, "drawings: quarter turns make further identities to learn from (Santoro 2016)"
@@ -99,7 +109,9 @@ def view(drawing: float, photo: float, often: float = 0.0) -> Rule:
     """
 
     def rule(f: Facts) -> Reasoned:
-        if f.frozen:
+        if f.transformed:
+            return 0.0, TRANSFORMED
+        if f.frozen or f.partly_frozen:
             return 0.0, FROZEN
         if f.settings.model.classes:
             if often and f.seconds_each >= WIDE:
@@ -114,6 +126,8 @@ def view(drawing: float, photo: float, often: float = 0.0) -> Rule:
 
 def flip(f: Facts) -> Reasoned:
     """`augment.flip`."""
+    if f.transformed:
+        return False, TRANSFORMED
     if f.drawing:
         return False, "mirrored drawings and handwriting are others"
     if f.frozen and f.settings.model.stage is None:
@@ -133,6 +147,9 @@ def optimizer(f: Facts) -> Reasoned:
 
 def rate(f: Facts) -> Reasoned:
     """`optimizer.rate`."""
+    if f.given_weights:
+        rate = 1e-3 if f.built_in else 3e-4
+        return rate, "the network of --init learns on"
     if f.strokes:
         return 3e-2, "a linear head on standardised measures"
     if f.settings.model.init == "whitened":
@@ -157,6 +174,8 @@ def steps(f: Facts) -> Reasoned:
         return 300, "a linear head on measures of strokes learns fast"
     if f.settings.model.init == "whitened":
         return 100, "the whitened head is nearly right from the start"
+    if f.given_weights and not f.built_in:
+        return 150, "a pretrained network learns on fast"
     pictures = (f.data.num_pictures - f.data.num_forged) * f.turns
     batch = f.settings.sampler.labels_per_batch * f.settings.sampler.images_per_label
     most = 3000 if f.settings.model.classes else 1500
@@ -166,6 +185,8 @@ def steps(f: Facts) -> Reasoned:
 
 def candidates(f: Facts) -> Reasoned:
     """`train.candidates`."""
+    if f.given_weights:
+        return False, "the network of --init is the only candidate"
     sections = ("model.", "loss.", "sampler.", "optimizer.", "augment.")
     given = sorted(key for key in f.given if key.startswith(sections))
     if given:

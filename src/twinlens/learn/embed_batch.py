@@ -23,6 +23,7 @@ from twinlens.learn.features import BATCH, FrozenPart, can_precompute
 from twinlens.learn.grad_cache import chunks_of, embed_in_chunks, moving_norms
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder
+from twinlens.model.plugged_in import Augmentation, is_plugged_in, plugged
 
 __all__ = ["BatchEmbedder", "LabelledPixels", "StoredInputs"]
 
@@ -98,7 +99,10 @@ class BatchEmbedder:
     ) -> None:
         self.encoder, self.images, self.compute = encoder, images, compute
         self.chunk = settings.train.chunk
-        self.augmentation = settings.augment
+        self.augmentation, transform = settings.augment, settings.augment.transform
+        self.transform: Augmentation | None = None
+        if is_plugged_in(transform):
+            self.transform = plugged("augmentation", transform)
         self.rotations = settings.sampler.rotations
         self.fill = settings.picture.fill / 255
         self.stored = stored
@@ -178,7 +182,21 @@ class BatchEmbedder:
             pixels = quarter_turns(pixels, torch.from_numpy(batch.turns))
         if batch.mirrored is not None:
             pixels = mirror(pixels, torch.from_numpy(batch.mirrored))
+        if self.transform is not None:
+            return _transformed(pixels, self.transform, generator)
         return augment(pixels.float() / 255, self.augmentation, generator, self.fill)
+
+
+def _transformed(
+    pixels_BCHW: Tensor, transform: Augmentation, generator: torch.Generator
+) -> Tensor:
+    """Views (B, C, H, W) of each picture by itself, float in [0, 1], drawn by torch's generator."""
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        views = [transform(picture_CHW) for picture_CHW in pixels_BCHW.cpu()]
+    view_BCHW = torch.stack(views).to(pixels_BCHW.device)
+    return view_BCHW.float() / 255 if view_BCHW.dtype == torch.uint8 else view_BCHW.float()
 
 
 def _part_of(batch: Batch, part: slice) -> Batch:

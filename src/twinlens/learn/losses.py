@@ -29,6 +29,7 @@ from twinlens.learn.mining import (
 )
 from twinlens.learn.pml import PML, pml_loss
 from twinlens.model.comparators import at_least_float32
+from twinlens.model.plugged_in import is_plugged_in, plugged
 
 __all__ = [
     "LOSSES",
@@ -268,6 +269,8 @@ def check_loss(settings: LossSettings) -> None:
     if settings.name.startswith(PML):
         with torch.random.fork_rng(devices=[]):  # A loss may draw its weights.
             pml_loss(settings.name, settings.args, num_classes=2, embedding_size=2)
+    elif is_plugged_in(settings.name):
+        plugged("loss", settings.name)
     elif settings.name not in LOSSES:
         raise ConfigError(unknown_name("loss", settings.name, [*LOSSES, "pml:ClassName"]))
     elif settings.args:

@@ -6,6 +6,8 @@ Q pairs drawn literally.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -21,6 +23,7 @@ from twinlens.learn.blockwise import RowLoss, mean_over_blocks, mean_over_mined
 from twinlens.learn.mining import NO_PAIR, Candidates
 from twinlens.learn.pml import PML, pml_loss, roles_as_labels
 from twinlens.model.comparators import Comparator
+from twinlens.model.plugged_in import is_plugged_in, plugged
 
 __all__ = ["Objective"]
 
@@ -46,6 +49,10 @@ class Objective(nn.Module):
         self.mining: str = settings.mining
         self.comparator = comparator
         self.library = None
+        # A module with weights is trained: each training begins with a copy of it.
+        self.plugged: Callable[[Tensor, Tensor], Tensor] | None = None
+        if is_plugged_in(settings.name):
+            self.plugged = copy.deepcopy(plugged("loss", settings.name))
         if settings.name == "classes" and dim < num_labels:
             raise ConfigError(
                 f"found {num_labels} training identities and embeddings of {dim} dimensions: the "
@@ -63,6 +70,8 @@ class Objective(nn.Module):
         if self.library is not None:
             loss: Tensor = self.library(emb_BD, label, forged)
             return loss
+        if self.plugged is not None:
+            return self.plugged(emb_BD, roles_as_labels(label, forged)).squeeze()
         if self.settings.name == "classes":
             return losses.classes(emb_BD[~forged], label[~forged], self.settings.smoothing)
         if self.settings.name == "bce":

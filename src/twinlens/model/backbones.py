@@ -1,7 +1,7 @@
 """A backbone by name, and its frozen layers.
 
 A backbone takes normalised float pictures (B, C, H, W) and gives features (B, F). Names are those
-of `own_backbones` and timm.
+of `own_backbones`, of timm, and of modules that a program passes (`plugged_in`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.func import functional_call
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, first_line, unknown_name
 from twinlens.model.own_backbones import OWN_BACKBONES, Strokes, is_own
+from twinlens.model.plugged_in import is_plugged_in, plugged, plugged_backbone, plugged_width
 from twinlens.model.strokes import MEASURE_STD
 from twinlens.model.timm_backbones import Stage, timm_backbone
 from twinlens.model.weights import load_weights
@@ -30,6 +31,9 @@ def check_backbone(name: str) -> None:
         ConfigError: the message lists similar names.
     """
     if is_own(name):
+        return
+    if is_plugged_in(name):
+        plugged("backbone", name)
         return
     import timm
 
@@ -48,6 +52,8 @@ def make_backbone(model: ModelSettings, picture: PictureSettings, load: bool = T
     Raises:
         ConfigError: an unknown name, weights that do not fit, or a failed download.
     """
+    if is_plugged_in(model.backbone):
+        return plugged_backbone(model)
     if is_own(model.backbone):
         if model.backbone not in OWN_BACKBONES:
             raise ConfigError("'fused' is made by `auto` of several networks, not trained itself")
@@ -98,10 +104,12 @@ def freeze_before(backbone: nn.Module, layer: str) -> list[nn.Module]:
     return frozen
 
 
-def num_features(backbone: nn.Module, picture: PictureSettings) -> int:
+def num_features(backbone: nn.Module, picture: PictureSettings, name: str) -> int:
     """The number of features F of a backbone for pictures of some size; as `feature_widths`."""
     if isinstance(backbone, Strokes):
         return len(MEASURE_STD)
+    if is_plugged_in(name):
+        return plugged_width(backbone, picture, name)
     (width,) = feature_widths(backbone, picture)
     return width
 

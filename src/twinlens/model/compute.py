@@ -19,6 +19,7 @@ from torch import nn
 from twinlens.config import ModelSettings, TrainSettings
 from twinlens.model.device import has_bfloat16, pick_device
 from twinlens.model.encoder import Encoder
+from twinlens.model.plugged_in import is_plugged_in
 
 __all__ = ["Compute", "choose_compute", "deterministic", "time_formats"]
 
@@ -65,14 +66,14 @@ def choose_compute(model: ModelSettings, train: TrainSettings) -> Compute:
     """The format in the settings, with each "auto" decided by a rule of the hardware.
 
     bfloat16 and channels last are for networks with convolutions, on hardware that multiplies
-    bfloat16. Channels last is for all CPUs.
+    bfloat16. Channels last is for all CPUs. A module of a program may support neither.
 
     Args:
         model: settings of the network, of which `backbone` is read.
         train: settings, of which `device`, `precision` and `channels_last` are read.
     """
     device = pick_device(train.device)
-    convolves = model.backbone not in WITHOUT_CONVOLUTIONS
+    convolves = model.backbone not in WITHOUT_CONVOLUTIONS and not is_plugged_in(model.backbone)
     bfloat16 = convolves and has_bfloat16(device)
     channels_last = bfloat16 or (convolves and device == "cpu")
     return Compute(

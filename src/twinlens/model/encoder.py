@@ -46,7 +46,7 @@ class Encoder(nn.Module):
         self.model_settings = model
         self.picture = picture
         self.backbone = make_backbone(model, picture, load)
-        self.num_features = num_features(self.backbone, picture)
+        self.num_features = num_features(self.backbone, picture, model.backbone)
         self.head = make_head(self.num_features, model)
         if model.init == "glorot":
             self.head.apply(glorot)

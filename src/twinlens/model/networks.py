@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from twinlens.data.pixels import Pixels
-from twinlens.errors import DataError, ModelError
+from twinlens.errors import ConfigError, DataError, ModelError
 from twinlens.files import creating_folder, writing_errors, writing_file
 from twinlens.model.comparators import Comparator, make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
@@ -27,6 +28,7 @@ from twinlens.model.stored import (
     WEIGHTS,
     ModelDescription,
     Origin,
+    StartRecord,
     StoredModel,
     damaged_model,
     file_sha256,
@@ -43,7 +45,8 @@ from twinlens.model.tensor_file import (
 )
 from twinlens.model.weights import layout_of, not_finite
 
-__all__ = ["Networks", "check_parity", "complete_model", "load_networks", "save_model"]
+__all__ = ["Networks", "check_parity", "check_portable", "complete_model", "load_networks",
+           "save_model"]  # fmt: skip
 
 TOLERANCE = 1e-4
 """Largest difference of an embedding's numbers from torch's, as a share of the largest number."""
@@ -59,13 +62,19 @@ class Networks(NamedTuple):
     comparator: Comparator
 
 
-def save_model(folder: Path, networks: Networks, origin: Origin | None = None) -> StoredModel:
+def save_model(
+    folder: Path,
+    networks: Networks,
+    origin: Origin | None = None,
+    start: StartRecord | None = None,
+) -> StoredModel:
     """Write a model folder, weights first, then its graphs; an older folder is replaced.
 
     Args:
         folder: the model folder.
         networks: encoder and comparator, on any device.
         origin: the training data.
+        start: model that the training began with; by default pretrained weights of the settings.
     Raises:
         ModelError: the graphs cannot be made, or give other embeddings than torch. The weights are
             kept, and the graphs are made when the model is loaded.
@@ -96,7 +105,7 @@ def save_model(folder: Path, networks: Networks, origin: Origin | None = None) -
             weights=file_sha256(part / WEIGHTS),
             fingerprint="0" * 16,  # Computed below.
             origin=origin,
-            start=next((start for start in starts if start is not None), None),
+            start=next((one for one in (start, *starts) if one is not None), None),
         )
         values = description.model_dump(mode="json", exclude={"origin": {"identities"}})
         write_description(part, values | {"fingerprint": fingerprint_of(values)})
@@ -142,6 +151,24 @@ def check_parity(
             f"('{encoder.model_settings.backbone}')"
         )
     return emb_ND, reference_ND
+
+
+def check_portable(encoder: Encoder) -> None:
+    """Check before training that a graph of the network can be made and gives its embeddings.
+
+    Raises:
+        ConfigError: torch cannot export it, or the graph gives other embeddings.
+    """
+    settings = encoder.model_settings
+    comparator = make_comparator("cosine", settings.embedding)
+    with tempfile.TemporaryDirectory() as top:
+        try:
+            save_model(Path(top) / "model", Networks(encoder, comparator))
+        except ModelError as error:
+            raise ConfigError(
+                f"the backbone '{settings.backbone}' gives no portable model: {error}. Nothing was "
+                "trained; change its forward pass so that torch.onnx.export(dynamo=True) takes it"
+            ) from error
 
 
 def _write_graphs(folder: Path, networks: Networks) -> StoredModel:
