@@ -23,12 +23,15 @@ from PIL import Image
 import twinlens
 from twinlens.cli.main import main
 from twinlens.commands import faces as command
+from twinlens.config import FaceSettings
 from twinlens.data.folders import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, DataError
 from twinlens.face import extract
+from twinlens.face.faces_of import faces_of
 from twinlens.face.geometry import Face
 from twinlens.face.layout import target_paths
+from twinlens.face.marks import open_marked, settings_of_files
 from twinlens.face.result import PhotographResult
 from twinlens.report import faces as face_page
 
@@ -257,7 +260,7 @@ def test_the_page_shows_the_doubtful_and_escapes_names(
 def test_boxes_are_drawn_green_and_red() -> None:
     kept = Face(face_page.Box(10, 10, 50, 50), 0.9)
     other = Face(face_page.Box(60, 60, 90, 90), 0.8)
-    result = PhotographResult("several", (kept, other), kept, 2)
+    result = PhotographResult("several", (kept, other), (kept,), 2)
     drawn = face_page._boxed(Image.new("RGB", (100, 100)), result)
     assert drawn.shape == (3, 240, 240)
     assert tuple(drawn[:, 24, 24]) == face_page.GREEN
@@ -506,3 +509,56 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_any_work(
     monkeypatch.chdir(tmp_path)
     assert main(["faces", str(photos), "~nobody-at-all/x", "--model", "~nobody-at-all/m"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+# --- unsorted photographs -----------------------------------------------------------------------
+
+
+def test_every_face_of_unsorted_photographs_is_kept(
+    photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    shutil.copy(photos / "both" / "two.webp", photos / "two.webp")  # Outside of class folders.
+    result = twinlens.faces(photos, tmp_path / "out", detector="haar")
+    assert (result.pictures, result.faces, result.single, result.several) == (6, 6, 2, 2)
+    assert (result.identities, result.failure_to_enrol) == (0, None)
+    assert result.as_text().startswith(f"6 faces in {tmp_path / 'out'}\n")
+    assert "identit" not in capsys.readouterr().err + result.as_text()
+
+    with (tmp_path / "out" / "faces.csv").open(encoding="utf-8", newline="") as text:
+        rows = [row for row in csv.DictReader(text) if row["path"] == "two.webp"]
+    assert [row["output"] for row in rows] == ["two.face1.png", "two.face2.png"]
+    assert float(rows[0]["left"]) < 137 < float(rows[1]["left"])
+    names = {"both/two.face1.png", "both/two.face2.png"}  # Folders stay.
+    assert names < set(below(tmp_path / "out"))
+    page = (tmp_path / "out" / "faces.html").read_text(encoding="utf-8")
+    assert "every face was cropped: 6 faces in all" in page
+    assert 'id="few"' not in page
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_a_crop_remembers_its_settings_and_is_no_photograph(
+    hopper: Image.Image, tmp_path: Path, ending: str
+) -> None:
+    save(hopper, tmp_path / "in" / f"grace.{ending}")
+    twinlens.faces(tmp_path / "in", tmp_path / "out", detector="haar", margin=0.1, quiet=True)
+    file = tmp_path / "out" / f"grace.face1.{ending}"
+    settings = FaceSettings(detector="haar", margin=0.1)
+    assert settings_of_files([str(file), "gone.png"], max_pixels=10**6) == settings
+    assert settings_of_files([str(file), str(next((tmp_path / "in").iterdir()))],
+                             max_pixels=10**6) is None  # fmt: skip
+    (crop,) = faces_of(open_marked(file, max_pixels=10**6), settings)
+    assert (crop.box, crop.of) == (None, 1)
+    (again,) = faces_of(
+        open_marked(tmp_path / "in" / f"grace.{ending}", max_pixels=10**6), settings
+    )
+    assert again.box is not None
+    if ending == "png":
+        assert again.picture.tobytes() == crop.picture.tobytes()
+
+
+def test_a_picture_that_its_crop_would_hardly_change_stays_whole(hopper: Image.Image) -> None:
+    settings = FaceSettings(detector="haar")
+    (face,) = faces_of(hopper, settings)
+    (again,) = faces_of(Image.fromarray(np.asarray(face.picture)), settings)
+    assert (again.box, again.as_text()) == (None, "the whole picture")
+    assert faces_of(Image.new("L", (90, 70), 99), settings) == []

@@ -27,6 +27,7 @@ __all__ = [
     "SHIFTS",
     "AugmentSettings",
     "DataSettings",
+    "FaceSettings",
     "LossSettings",
     "Member",
     "ModelSettings",
@@ -204,6 +205,26 @@ class PictureSettings(Section):
             if given not in (1, self.channels):
                 raise ValueError(f"{name} needs {allowed} for color '{self.color}', found {given}")
         return self
+
+
+class FaceSettings(Section):
+    """Crop of a face, as `twinlens faces` makes it; a model of cropped faces stores it.
+
+    Attributes:
+        detector: detector that the faces were cropped with.
+        score: least confidence of a face; unused by the Haar cascade.
+        margin: margin on each side, as a share of the face's box.
+        size: side of the square crop in pixels; None for the size of the face.
+        align: whether faces are rotated until the eyes are level.
+        pad: border around the photograph for detection, as a share of its longer side.
+    """
+
+    detector: Literal["yunet", "haar"] = "yunet"
+    score: Share = 0.5
+    margin: Annotated[float, Field(ge=0, le=4)] = 0.0
+    size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    align: bool = False
+    pad: Annotated[float, Field(ge=0, le=4)] = 0.0
 
 
 class ModelSettings(Section):

@@ -293,7 +293,9 @@ def _show_count(num_rows: int, args: argparse.Namespace) -> int:
 
 
 def _add_faces(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="IN", help="class folders of photographs, or a manifest")
+    parser.add_argument("source", metavar="PHOTOS",
+                        help="folder of photographs, unsorted or in class folders, or a manifest",
+                        )  # fmt: skip
     parser.add_argument("out", metavar="OUT", type=Path, help="new folder for the faces")
     parser.add_argument("--root", type=Path, help="folder that a manifest's paths start from")
     parser.add_argument("--detector", default="auto", metavar="NAME",
@@ -301,7 +303,8 @@ def _add_faces(parser: argparse.ArgumentParser) -> None:
                         )  # fmt: skip
     parser.add_argument("--model", type=Path, metavar="FILE.onnx", help="YuNet's model file")
     parser.add_argument("--score", type=float, default=0.5, help="least confidence (0.5)")
-    parser.add_argument("--keep", default="best", help="face to keep of several: best or largest")
+    parser.add_argument("--keep", help="faces to keep of several: best, largest or all (default: "
+                        "all of unsorted photographs, else the best)")  # fmt: skip
     parser.add_argument("--size", type=int, metavar="N", help="write N x N (default: as they are)")
     parser.add_argument("--margin", type=float, default=0.0, metavar="SHARE",
                         help="margin on each side, as a share of the box")  # fmt: skip

@@ -1,4 +1,4 @@
-"""`twinlens faces`: class folders of photographs to class folders of cropped faces."""
+"""`twinlens faces`: photographs, in class folders or unsorted, to folders of cropped faces."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import logging
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from twinlens.data.folders import is_folder, read_table
+from twinlens.config import FaceSettings
+from twinlens.data.folders import is_folder, picture_suffixes, read_table, read_unlabelled
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, unknown_name
 from twinlens.face.crop import Keep
 from twinlens.face.detectors import DetectorChoice, choose_detector, opencv
 from twinlens.face.extract import CropOptions, crop_all
 from twinlens.face.layout import check_faces_folder, target_paths
-from twinlens.report.faces import FacePage, write_list, write_page
 from twinlens.face.result import FacesResult, PhotographResult
 from twinlens.files import creating_folder, expand_user
 from twinlens.progress import console_log
+from twinlens.report.faces import FacePage, write_list, write_page
 
 __all__ = ["faces"]
 
 log = logging.getLogger("twinlens")
 
 MOST_BROKEN = 20  # named in the log
+MOST_SIZE = 4096
 
 
 def faces(
@@ -36,7 +37,7 @@ def faces(
     detector: Literal["auto", "yunet", "haar"] = "auto",
     model: str | Path | None = None,
     score: float = 0.5,
-    keep: Keep = "best",
+    keep: Keep | None = None,
     size: int | None = None,
     margin: float = 0.0,
     align: bool = False,
@@ -45,17 +46,21 @@ def faces(
     root: str | Path | None = None,
     quiet: bool = False,
 ) -> FacesResult:
-    """Crop one face of every photograph, and list the doubtful ones.
+    """Crop the faces of photographs, and list the doubtful ones.
+
+    Of class folders one face of each photograph is kept. Of a folder with pictures outside of class
+    folders every face is kept; `twinlens.cluster` then sorts them.
 
     Args:
-        source: folders of photographs, a manifest, or a table of files (see docs/data.md).
-        out: new or empty folder. Besides the faces it receives `faces.csv`, the result of each
-            photograph, and `faces.html`, a page of the doubtful ones.
+        source: folder of photographs, a manifest, or a table of files (see docs/data.md).
+        out: new or empty folder. Besides the faces it receives `faces.csv`, the photograph and the
+            box of each face, and `faces.html`, a page of the doubtful ones.
         detector: "yunet", "haar" (OpenCV's Haar cascade), or "auto": YuNet if its model file is
             given, cached or downloadable.
         model: YuNet's model file.
         score: least confidence of a face; unused by the cascade, which has no confidence.
-        keep: the face to keep of several: "best" score or "largest".
+        keep: the face to keep of several: "best" score, "largest", or "all". By default all of
+            unsorted photographs, and the best of others.
         size: side of the written squares in pixels; None keeps the size of each face.
         margin: margin on each side, as a share of the face's box.
         align: whether to rotate the face until the eyes are level; needs YuNet.
@@ -77,13 +82,17 @@ def faces(
     _check(score, keep, size, margin, pad, workers)
     with console_log(quiet):
         opencv()
-        table = read_table(source, root=None if root is None else Path(root))
+        table, keep = _read(source, root, keep)
         out = check_faces_folder(expand_user(out), table, is_folder(source))
         places = target_paths(table, source)
         choice = choose_detector(detector, None if model is None else expand_user(model))
         if not choice.has_confidence:
             _check_haar(align, score)
-        options = CropOptions(choice, score, keep, size, margin, align, pad)
+        crop = FaceSettings(
+            detector="yunet" if choice.has_confidence else "haar", score=score, margin=margin,
+            size=size, align=align, pad=pad,
+        )  # fmt: skip
+        options = CropOptions(choice, keep, crop)
         with creating_folder(out, str(out.parent), "name another place") as folder:
             tasks = [(str(table.path[row]), str(folder / at)) for row, at in enumerate(places)]
             results = crop_all(options, tasks, workers)
@@ -94,8 +103,31 @@ def faces(
         return total
 
 
+def _read(
+    source: str | Path | ImageTable, root: str | Path | None, keep: Keep | None
+) -> tuple[ImageTable, Keep]:
+    """The photographs, and the faces to keep of each."""
+    if is_folder(source) and root is None and not isinstance(source, ImageTable):
+        folder = expand_user(source)
+        if keep == "all" or (keep is None and _has_loose_pictures(folder)):
+            return read_unlabelled(folder, source=str(source)), "all"
+    table = read_table(source, root=None if root is None else Path(root))
+    if keep is None:
+        keep = "all" if table.identities() == [""] else "best"
+    return table, keep
+
+
+def _has_loose_pictures(folder: Path) -> bool:
+    """Whether pictures lie directly in the folder, so that it has no class folders."""
+    suffixes = picture_suffixes()
+    return any(
+        file.suffix.lower() in suffixes and not file.name.startswith(".")
+        for file in folder.iterdir()
+    )
+
+
 def _check(
-    score: float, keep: str, size: int | None, margin: float, pad: float, workers: int | None
+    score: float, keep: str | None, size: int | None, margin: float, pad: float, workers: int | None
 ) -> None:
     for name, value, limit in (("score", score, 1.0), ("margin", margin, 4.0), ("pad", pad, 4.0)):
         if not 0 <= value <= limit:
@@ -103,7 +135,9 @@ def _check(
     for name, count, minimum in (("size", size, 8), ("workers", workers, 1)):
         if count is not None and count < minimum:
             raise ConfigError(f"{name} must be at least {minimum}, found {count}")
-    if keep not in get_args(Keep):
+    if size is not None and size > MOST_SIZE:
+        raise ConfigError(f"size must be at most {MOST_SIZE}, found {size}")
+    if keep is not None and keep not in get_args(Keep):
         raise ConfigError(unknown_name("face to keep", keep, get_args(Keep)))
 
 
@@ -128,29 +162,38 @@ def _command(
         words += ["--model", str(options.choice.model)]
     if root is not None:
         words += ["--root", str(root)]
-    for name in ("score", "keep", "size", "margin", "pad"):
-        if getattr(options, name) is not None:
-            words += [f"--{name}", str(getattr(options, name))]
-    return shlex.join(words + ["--align"] * options.align)
+    for name, value in _settings(options).items():
+        if value is not None and name != "align":
+            words += [f"--{name}", str(value)]
+    return shlex.join(words + ["--align"] * options.crop.align)
+
+
+def _settings(options: CropOptions) -> dict[str, Any]:
+    """Settings by name of their option, the detector excluded."""
+    crop = options.crop
+    return {"score": crop.score, "keep": options.keep, "size": crop.size, "margin": crop.margin,
+            "align": crop.align, "pad": crop.pad}  # fmt: skip
 
 
 def _count(
     out: Path, choice: DetectorChoice, table: ImageTable, results: Sequence[PhotographResult]
 ) -> FacesResult:
     count = Counter(result.outcome for result in results)
-    of = Counter(table.identity[row] for row, result in enumerate(results) if result.kept)
+    of = Counter[str]()
+    for name, result in zip(table.identity, results, strict=True):
+        of[name] += len(result.kept) * (name != "")
     return FacesResult(
         out=out,
         detector=choice.name,
         pictures=len(results),
-        faces=count["single"] + count["several"],
+        faces=sum(len(result.kept) for result in results),
         single=count["single"],
         several=count["several"],
         low_score=count["low_score"],
         without=count["without"],
         broken=count["broken"],
-        identities=len(table.identities()),
-        identities_with_a_face=len(of),
+        identities=sum(name != "" for name in table.identities()),
+        identities_with_a_face=sum(number >= 1 for number in of.values()),
         identities_with_two=sum(number >= 2 for number in of.values()),
     )
 
@@ -165,8 +208,7 @@ def _write_report(
     command: str,
 ) -> None:
     names = [table.relative(row) for row in range(len(table))]
-    write_list(folder / "faces.csv", names, places, results)
-    settings = {k: v for k, v in asdict(options).items() if k != "choice"}
+    write_list(folder / "faces.csv", names, places, results, keep_all=options.keep == "all")
     page = FacePage(
         title=total.out.name,
         source=table.source,
@@ -175,7 +217,7 @@ def _write_report(
         files=table.path.tolist(),
         identities=table.identity.tolist(),
         results=results,
-        settings=settings | {"model": options.choice.model},
+        settings=_settings(options) | {"model": options.choice.model},
         command=command,
         confident=options.choice.has_confidence,
     )

@@ -44,8 +44,8 @@ from twinlens.data.picture_file import (
 )
 from twinlens.errors import DataError, PictureError, TwinlensError
 
-__all__ = ["Header", "open_picture", "read_array", "read_depth", "read_header", "read_sized",
-           "to_array"]  # fmt: skip
+__all__ = ["Header", "PictureSource", "open_picture", "read_array", "read_comment", "read_depth",
+           "read_header", "read_sized", "to_array"]  # fmt: skip
 
 log = logging.getLogger("twinlens")
 
@@ -90,7 +90,7 @@ def open_picture(
     `picture_file.picture_formats`.
 
     Args:
-        source: path, or bytes of a file.
+        source: path, bytes of a file, or an array as of `to_array`, which is no file.
         max_pixels: largest height x width that is decoded, checked in the header. Pillow's limit
             (twice `PIL.Image.MAX_IMAGE_PIXELS`) applies too.
         target: (height, width) to which the picture will be shrunk. A JPEG is then decoded at a
@@ -106,7 +106,7 @@ def open_picture(
         return _without_metadata(_plain(_loaded(file, None), None))
 
 
-def read_header(source: str | Path | bytes, *, max_pixels: int) -> Header:
+def read_header(source: PictureSource, *, max_pixels: int) -> Header:
     """Format and upright size of a picture, read from its header only.
 
     Raises:
@@ -120,7 +120,19 @@ def read_header(source: str | Path | bytes, *, max_pixels: int) -> Header:
         return Header(picture.format or "unknown", height, width, file.sixteen is not None)
 
 
-def read_depth(source: str | Path | bytes, *, max_pixels: int) -> int | None:
+def read_comment(source: str | Path | bytes, *, max_pixels: int) -> str | None:
+    """The comment of a PNG or JPEG file, read from its header only; None if it has none.
+
+    Raises:
+        PictureError: as in `open_picture`, for problems that the header shows.
+    """
+    with _opened(source, max_pixels) as file:
+        info = file.picture.info
+        comment = info.get("comment", info.get("Comment"))
+        return comment.decode("utf-8", "replace") if isinstance(comment, bytes) else comment
+
+
+def read_depth(source: PictureSource, *, max_pixels: int) -> int | None:
     """The bits that a 16-bit picture uses, one of `depth.DEPTHS`; None for other pictures.
 
     Files that Pillow scales to all 16 bits have none either.

@@ -1,4 +1,4 @@
-"""Choice of one face of a picture, and its crop."""
+"""Choice of a face of a picture, and its crop."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from PIL import Image, ImageOps
 
 from twinlens.face.geometry import Box, Face, border_colour, clip, rotated_view, tilt, to_pixels
 
-__all__ = ["Keep", "choose_face", "crop_face"]
+__all__ = ["Keep", "choose_face", "crop_box", "crop_face"]
 
-Keep = Literal["best", "largest"]
+Keep = Literal["best", "largest", "all"]
 
 
-def choose_face(faces: Sequence[Face], keep: Keep) -> Face:
+def choose_face(faces: Sequence[Face], keep: Literal["best", "largest"]) -> Face:
     """The face with the highest score ("best"), or with the largest box; the other breaks ties."""
     if keep == "best":
         return max(faces, key=lambda face: (face.score, face.box.area))
@@ -43,14 +43,20 @@ def crop_face(
     Raises:
         ValueError: `align`, and a face without eyes.
     """
-    box = clip(face.box.grown(margin), picture.size)
-    if size is not None:
-        box = _square(box, picture.size)
+    box = crop_box(picture, face, margin=margin, size=size)
     cut = _aligned(picture, box, face) if align else picture.crop(to_pixels(box))
     if size is None:
         return cut
     ground = border_colour(picture)
     return ImageOps.pad(cut, (size, size), Image.Resampling.BICUBIC, color=ground)
+
+
+def crop_box(
+    picture: Image.Image, face: Face, *, margin: float = 0.0, size: int | None = None
+) -> Box:
+    """The part of the picture that `crop_face` takes, before rotation."""
+    box = clip(face.box.grown(margin), picture.size)
+    return box if size is None else _square(box, picture.size)
 
 
 def _square(box: Box, size: tuple[int, int]) -> Box:

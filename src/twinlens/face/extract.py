@@ -19,27 +19,27 @@ from multiprocessing import get_context, parent_process, resource_tracker
 from pathlib import Path
 from typing import Any
 
-from twinlens.config import DataSettings
+from twinlens.config import DataSettings, FaceSettings
 from twinlens.data.decode import open_picture
 from twinlens.data.picture_file import share_memory
 from twinlens.errors import PictureError, TwinlensError
-from twinlens.face.crop import Keep, choose_face, crop_face
-from twinlens.face.detection import Detector, detect_faces, refine_eyes
+from twinlens.face.crop import Keep, choose_face
+from twinlens.face.detection import Detector, detect_faces
 from twinlens.face.detectors import DetectorChoice, one_thread, opencv
+from twinlens.face.faces_of import FLOOR, cut_face, number_faces, sure_faces
+from twinlens.face.layout import face_path
+from twinlens.face.marks import save_face
 from twinlens.face.result import Outcome, PhotographResult
-from twinlens.files import save_picture
 from twinlens.machine import available_cores
 from twinlens.progress import Progress
 
 __all__ = ["CropOptions", "crop_all"]
 
 MAX_PIXELS = DataSettings().max_pixels
-FLOOR = 0.3  # Below this confidence a detection is not even doubtful.
 # A terminal or a service manager sends them to all processes; the parent ends its workers.
 SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
            if hasattr(signal, name)}  # fmt: skip
 PICTURES_A_WORKER = 32  # Starting a process takes as long as this many photographs.
-JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,8 @@ class CropOptions:
     """Options of cropping; see `commands.faces.faces`."""
 
     choice: DetectorChoice
-    score: float
     keep: Keep
-    size: int | None
-    margin: float
-    align: bool
-    pad: float
+    crop: FaceSettings
 
 
 def crop_all(
@@ -62,13 +58,13 @@ def crop_all(
 
     Args:
         options: detector and crop.
-        tasks: (photograph, target) paths.
+        tasks: (photograph, target) paths; `layout.face_path` has the targets of several faces.
         workers: number of processes; by cores and photographs by default.
     Raises:
         TwinlensError: a worker process died.
     """
     progress, done_results = Progress("cropping faces"), []
-    _detector(options.choice, min(FLOOR, options.score))  # Fails early, and once.
+    _detector(options.choice, min(FLOOR, options.crop.score))  # Fails early, and once.
     if workers is None:
         workers = max(1, min(available_cores(), len(tasks) // PICTURES_A_WORKER))
     results = (
@@ -131,7 +127,7 @@ def _begin_worker(
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     opencv().setNumThreads(1)
-    _detector(options.choice, min(FLOOR, options.score))
+    _detector(options.choice, min(FLOOR, options.crop.score))
 
 
 def _end_with_parent() -> None:
@@ -149,22 +145,22 @@ def _detector(choice: DetectorChoice, floor: float) -> Detector:
 
 
 def _crop(options: CropOptions, task: tuple[str, str]) -> PhotographResult:
-    """Detect, crop and write the face of one photograph."""
+    """Detect, crop and write the faces of one photograph."""
     path, target = task
     try:
         picture = open_picture(path, max_pixels=MAX_PIXELS)
     except PictureError as error:
         return PhotographResult("broken", reason=error.reason)
-    detector = _detector(options.choice, min(FLOOR, options.score))
-    detections = detect_faces(picture, detector, pad=options.pad)
-    sure = [f for f in detections if f.score >= options.score or not options.choice.has_confidence]
+    detector = _detector(options.choice, min(FLOOR, options.crop.score))
+    detections = detect_faces(picture, detector, pad=options.crop.pad)
+    sure = number_faces(sure_faces(detections, options.choice, options.crop.score))
     if not sure:
         return PhotographResult("low_score" if detections else "without", tuple(detections))
-    face = choose_face(sure, options.keep)
-    near = refine_eyes(picture, face, detector) if options.align else face
-    cut = crop_face(picture, near, margin=options.margin, size=options.size, align=options.align)
-    place = Path(target)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    save_picture(cut, place, **(JPEG if place.suffix.lower() in (".jpg", ".jpeg") else {}))
+    kept = sure if options.keep == "all" else [choose_face(sure, options.keep)]
+    for number, face in enumerate(kept, 1):
+        place = Path(target)
+        place = face_path(place, number) if options.keep == "all" else place
+        place.parent.mkdir(parents=True, exist_ok=True)
+        save_face(cut_face(picture, face, options.crop, detector), place)
     outcome: Outcome = "single" if len(sure) == 1 else "several"
-    return PhotographResult(outcome, tuple(detections), kept=face, num_sure=len(sure))
+    return PhotographResult(outcome, tuple(detections), tuple(kept), len(sure))

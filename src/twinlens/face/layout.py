@@ -10,7 +10,7 @@ from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 from twinlens.files import check_output_folder
 
-__all__ = ["KEPT_ENDINGS", "check_faces_folder", "target_paths"]
+__all__ = ["KEPT_ENDINGS", "check_faces_folder", "face_path", "target_paths"]
 
 KEPT_ENDINGS = (".png", ".jpg", ".jpeg")
 """Formats that are kept; every other becomes PNG, which is lossless."""
@@ -34,6 +34,15 @@ def target_paths(table: ImageTable, source: str | Path | ImageTable) -> list[Pat
         preferred = _by_identity(table)
     places = _without_clashes(preferred)
     return [Path(place) for place in places]
+
+
+def face_path(target: Path, number: int) -> Path:
+    """The path of a face, if all faces of a photograph are kept.
+
+    >>> face_path(Path("trip/party.jpg"), 2).as_posix()
+    'trip/party.face2.jpg'
+    """
+    return target.with_name(f"{target.stem}.face{number}{target.suffix}")
 
 
 def check_faces_folder(out: Path, table: ImageTable, of_folder: bool) -> Path:

@@ -18,17 +18,16 @@ class PhotographResult:
     """Result of one photograph.
 
     Attributes:
-        outcome: one face, several of which one was kept, only faces below the score, none, or an
-            unreadable file.
+        outcome: one face, several, only faces below the score, none, or an unreadable file.
         faces: all faces, doubtful ones included, best first.
-        kept: the cropped face.
+        kept: the cropped faces, from left to right; at most one unless all are kept.
         num_sure: number of faces with a sufficient score.
         reason: why the file is unreadable.
     """
 
     outcome: Outcome
     faces: tuple[Face, ...] = ()
-    kept: Face | None = None
+    kept: tuple[Face, ...] = ()
     num_sure: int = 0
     reason: str = ""
 
@@ -41,13 +40,13 @@ class FacesResult:
         out: the folder.
         detector: "yunet" or "haar".
         pictures: number of photographs.
-        faces: number of written faces: one for each photograph in `single` and `several`.
+        faces: number of written faces: one for each photograph in `single` and `several`, or all.
         single: photographs with one face.
-        several: photographs with more, of which one was kept.
+        several: photographs with more.
         low_score: photographs with faces below the score only.
         without: photographs without a face.
         broken: unreadable photographs.
-        identities: number of identities.
+        identities: number of identities; 0 for unsorted photographs, as are the next two.
         identities_with_a_face: identities with at least one written face.
         identities_with_two: identities with at least two, as genuine pairs need.
     """
@@ -79,25 +78,29 @@ class FacesResult:
     @property
     def failure_to_acquire(self) -> float:
         """FTA (ISO/IEC 19795-1): the share of photographs without a written face."""
-        return 1 - self.faces / self.pictures
+        return 1 - (self.single + self.several) / self.pictures
 
     @property
-    def failure_to_enrol(self) -> float:
-        """FTE (ISO/IEC 19795-1): the share of identities without a written face."""
-        return 1 - self.identities_with_a_face / self.identities
+    def failure_to_enrol(self) -> float | None:
+        """FTE (ISO/IEC 19795-1): the share of identities without a face; None if unsorted."""
+        return 1 - self.identities_with_a_face / self.identities if self.identities else None
 
     def as_text(self) -> str:
         """Lines to read."""
-        return "\n".join(
-            (
-                f"{self.faces:,} faces of {self.identities_with_a_face:,} identities in {self.out}",
-                f"  of {self.pictures:,} pictures: {self.single:,} with one face, "
-                f"{self.several:,} with several, {self.low_score:,} below the score, "
-                f"{self.without:,} without a face, {self.broken:,} broken",
-                f"  failure to acquire (FTA) {self.failure_to_acquire:.2%} of the pictures, "
-                f"failure to enrol (FTE) {self.failure_to_enrol:.2%} of the identities",
+        of = f" of {self.identities_with_a_face:,} identities" if self.identities else ""
+        fta = f"  failure to acquire (FTA) {self.failure_to_acquire:.2%} of the pictures"
+        lines = [
+            f"{self.faces:,} faces{of} in {self.out}",
+            f"  of {self.pictures:,} pictures: {self.single:,} with one face, "
+            f"{self.several:,} with several, {self.low_score:,} below the score, "
+            f"{self.without:,} without a face, {self.broken:,} broken",
+        ]
+        if self.failure_to_enrol is None:
+            lines.append(fta)
+        else:
+            lines += [
+                f"{fta}, failure to enrol (FTE) {self.failure_to_enrol:.2%} of the identities",
                 f"  {self.identities_with_two:,} of {self.identities:,} identities have two faces "
                 "or more",
-                f"  page of the doubtful ones: {self.out / 'faces.html'}",
-            )
-        )
+            ]
+        return "\n".join([*lines, f"  page of the doubtful ones: {self.out / 'faces.html'}"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from twinlens.config import DataSettings
 from twinlens.data.csv_file import write_csv
 from twinlens.data.decode import open_picture
 from twinlens.errors import PictureError
-from twinlens.face.geometry import Box
+from twinlens.face.geometry import Box, Face
+from twinlens.face.layout import face_path
 from twinlens.face.result import PhotographResult
 from twinlens.report.canvas import GREEN, RED, Color
 from twinlens.report.embedding_map import data_uri
@@ -67,19 +67,24 @@ class FacePage:
 
 
 def write_list(
-    file: Path, names: Sequence[str], places: Sequence[Path], results: Sequence[PhotographResult]
-) -> None:
-    """Write a CSV row for each photograph, in their order.
+    file: Path, names: Sequence[str], places: Sequence[Path], results: Sequence[PhotographResult],
+    *, keep_all: bool,
+) -> None:  # fmt: skip
+    """Write a CSV row for each kept face, or photograph without one, in their order.
 
-    `faces` counts those with a sufficient score. The box (pixels of the upright photograph), the
-    score and the pose (`geometry.frontality`; only by YuNet) belong to the kept face, or else to
-    the best one.
+    `faces` counts those of the photograph with a sufficient score. The box (pixels of the upright
+    photograph), the score and the pose (`geometry.frontality`; only by YuNet) belong to the kept
+    face, or else to the best one.
     """
-    write_csv(file, COLUMNS, starmap(_list_row, zip(names, places, results, strict=True)))
+    rows = (
+        _list_row(name, face_path(place, number) if keep_all else place, result, face)
+        for name, place, result in zip(names, places, results, strict=True)
+        for number, face in enumerate(result.kept or [next(iter(result.faces), None)], 1)
+    )
+    write_csv(file, COLUMNS, rows)
 
 
-def _list_row(name: str, place: Path, result: PhotographResult) -> list[Any]:
-    face = result.kept or next(iter(result.faces), None)
+def _list_row(name: str, place: Path, result: PhotographResult, face: Face | None) -> list[Any]:
     output = place.as_posix() if result.kept else ""
     shown: list[Any] = [""] * 5
     if face is not None:
@@ -118,7 +123,13 @@ def render_page(page: FacePage) -> str:
 
 def _lead(page: FacePage) -> str:
     counts = page.counts
-    kept = {"best": "with the best score", "largest": "that is the largest"}[page.settings["keep"]]
+    keep = page.settings["keep"]
+    if keep == "all":
+        return (
+            f"From {count_of(counts['pictures'], 'photograph')}, every face was cropped: "
+            f"{count_of(counts['faces'], 'face')} in all."
+        )
+    kept = {"best": "with the best score", "largest": "that is the largest"}[keep]
     return (
         f"From {count_of(counts['pictures'], 'photograph')} of "
         f"{count_of(counts['identities'], 'identity')}, {count_of(counts['faces'], 'face')} of "
@@ -130,7 +141,7 @@ def _lead(page: FacePage) -> str:
 def _key_numbers(counts: Mapping[str, Any]) -> list[dict[str, str]]:
     names = {
         "faces": "Faces cropped",
-        "several": "Several, one kept",
+        "several": "With several faces",
         "low_score": "Below the score",
         "without": "No face",
         "broken": "Unreadable",
@@ -161,10 +172,10 @@ def _cautions(page: FacePage) -> Iterator[str]:
 
 def _few_faces(page: FacePage) -> list[tuple[str, int, int]]:
     """Identities with fewer than two faces: name, faces, photographs."""
-    before = Counter(page.identities)
-    after = Counter(
-        name for name, result in zip(page.identities, page.results, strict=True) if result.kept
-    )
+    before = Counter(name for name in page.identities if name)
+    after = Counter[str]()
+    for name, result in zip(page.identities, page.results, strict=True):
+        after[name] += len(result.kept)
     return sorted((name, after[name], count) for name, count in before.items() if after[name] < 2)
 
 
@@ -186,7 +197,9 @@ def _galleries(page: FacePage) -> Iterator[dict[str, Any]]:
         (
             "several",
             "Several faces",
-            "The face in the green frame was kept. If it is the wrong one, crop by hand.",
+            "The faces in green frames were kept."
+            if page.settings["keep"] == "all"
+            else "The face in the green frame was kept. If it is the wrong one, crop by hand.",
         ),
     ):
         rows = [row for row, result in enumerate(page.results) if result.outcome == outcome]
@@ -201,8 +214,7 @@ def _galleries(page: FacePage) -> Iterator[dict[str, Any]]:
 
 def _by_score(page: FacePage) -> Callable[[int], float]:
     def score(row: int) -> float:
-        kept = page.results[row].kept
-        return 0.0 if kept is None else kept.score
+        return min((face.score for face in page.results[row].kept), default=0.0)
 
     return score
 
@@ -247,8 +259,8 @@ def _boxed(picture: Image.Image, result: PhotographResult) -> np.ndarray[Any, np
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     small = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
     draw = ImageDraw.Draw(small)
-    for face in sorted(result.faces, key=lambda face: face == result.kept):
-        _draw_box(draw, face.box, scale, GREEN if face == result.kept else RED)
+    for face in sorted(result.faces, key=lambda face: face in result.kept):
+        _draw_box(draw, face.box, scale, GREEN if face in result.kept else RED)
     return np.moveaxis(np.asarray(small), -1, 0)
 
 
@@ -260,7 +272,7 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: Box, scale: float, color: Color) -
 
 
 def _note(result: PhotographResult, confident: bool) -> str:
-    face = result.kept or next(iter(result.faces), None)
+    face = next(iter(result.kept or result.faces), None)
     score = "" if face is None else f"score {face.score:.2f}" if confident else ""
     faces = count_of(result.num_sure, "face") if result.outcome == "several" else ""
     return ", ".join(part for part in (faces, score) if part)
