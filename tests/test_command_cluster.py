@@ -22,6 +22,7 @@ from twinlens.clusters import page as cluster_page
 from twinlens.clusters.constraints import Constraints
 from twinlens.clusters.result import Cut
 from twinlens.clusters.write import EmbeddedPictures, write_clusters
+from twinlens.data.adapters import table_of
 from twinlens.data.folders import read_table
 from twinlens.errors import CalibrationError, ConfigError, DataError, GalleryError
 from twinlens.model.comparators import TorchComparison, make_comparator
@@ -67,10 +68,11 @@ def moons(num: int = 6, **more: Any) -> EmbeddedPictures:
     """Pictures in memory, in two groups by their embeddings."""
     rng = np.random.default_rng(0)
     emb = np.array([[row % 2 * 5.0, row * 0.01] for row in range(num)], dtype=np.float32)
+    names = [f"made/{row}" for row in range(num)]
     pixels = rng.integers(0, 256, (num, 8, 8), dtype=np.uint8)
+    table = table_of(dict(zip(names, pixels[:, None], strict=True)))
     values: dict[str, Any] = {
-        "source": "made", "names": [f"made/{row}" for row in range(num)], "files": None,
-        "embeddings": emb, "pixels": pixels,
+        "source": "made", "names": names, "files": None, "embeddings": emb, "table": table,
     }  # fmt: skip
     return EmbeddedPictures(**values | more)
 
@@ -180,7 +182,7 @@ def test_pictures_in_memory_are_written(tmp_path: Path) -> None:
     result = write_clusters(pictures, EUCLID, Cut(1.0, None, False), tmp_path / "out")
     assert (result.clusters, result.files) == (2, "pictures")
     with Image.open(tmp_path / "out" / "cluster-002" / "3.png") as picture:
-        np.testing.assert_array_equal(np.asarray(picture), pictures.pixels[3])  # type: ignore[index]
+        np.testing.assert_array_equal(np.asarray(picture), pictures.table.picture(3))  # type: ignore[union-attr]
 
 
 def test_constraints_from_the_file_to_the_folder(

@@ -719,7 +719,7 @@ def test_kinds_of_arrays_agree() -> None:
         (np.zeros((2, 2), np.int64), "found int64"),
         (np.full((2, 2), 200.0), "0 to 1|200 to 200"),
         (np.full((2, 2), -0.5), "-0.5"),
-        (np.full((2, 2), np.nan), "nan"),
+        (np.full((2, 2), np.nan), "NaN"),
     ],
 )
 def test_arrays_that_are_not_pictures(array: np.ndarray, message: str) -> None:

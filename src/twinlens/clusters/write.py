@@ -20,6 +20,7 @@ from twinlens.clusters.page import ClusterPage, write_page
 from twinlens.clusters.result import ClusterResult, Cut
 from twinlens.config import DataSettings
 from twinlens.data.decode import open_picture
+from twinlens.data.table import ImageTable
 from twinlens.files import creating_folder
 from twinlens.measure.clustering import ClusteringScores, score_clustering
 from twinlens.measure.pairs import Comparison
@@ -35,11 +36,11 @@ class EmbeddedPictures:
     Attributes:
         source: name of the data as the user gave it.
         names: N names as the user knows the pictures.
-        files: N paths; None if the pictures are in memory (`pixels`).
+        files: N paths; None if the pictures are in memory (`table`).
         embeddings: embeddings of one model, (N, D).
         identities: N known identities; None if unlabelled.
         forged: (N,) forgeries, which are clustered but not scored.
-        pixels: (N, H, W[, 3]) uint8, if there are no files.
+        table: the pictures, if there are no files.
         max_pixels: limit of pixels of a file to open.
         disjoint: whether no identity was trained on; None if unknown.
     """
@@ -50,7 +51,7 @@ class EmbeddedPictures:
     embeddings: NDArray[np.float32]
     identities: Sequence[str] | None = None
     forged: NDArray[np.bool_] | None = None
-    pixels: NDArray[np.uint8] | None = None
+    table: ImageTable | None = None
     max_pixels: int = DataSettings().max_pixels
     disjoint: bool | None = None
 
@@ -60,10 +61,10 @@ class EmbeddedPictures:
         Raises:
             PictureError: its file cannot be read.
         """
-        if self.files is not None:
-            return open_picture(self.files[row], max_pixels=self.max_pixels)
-        assert self.pixels is not None
-        return Image.fromarray(self.pixels[row])
+        if self.table is not None:
+            return open_picture(self.table.picture(row), max_pixels=self.max_pixels)
+        assert self.files is not None
+        return open_picture(self.files[row], max_pixels=self.max_pixels)
 
 
 def write_clusters(

@@ -306,10 +306,7 @@ def _opener(table: ImageTable, max_pixels: int) -> Callable[[str], Image.Image]:
     row_of = {table.relative(row): row for row in range(len(table))}
 
     def opened(path: str) -> Image.Image:
-        row = row_of[path]
-        if table.pixels is not None:
-            return Image.fromarray(np.ascontiguousarray(table.pixels[row]))
-        return open_picture(str(table.path[row]), max_pixels=max_pixels)
+        return open_picture(table.picture(row_of[path]), max_pixels=max_pixels)
 
     return opened
 

@@ -210,7 +210,7 @@ def _embedded(matcher: Matcher, decoded: DecodedTable, labelled: bool) -> Embedd
         embeddings=emb_ND,
         identities=[str(name) for name in kept.identity] if labelled else None,
         forged=kept.forged,
-        pixels=kept.pixels,
+        table=kept,
         max_pixels=matcher.max_pixels,
         disjoint=disjoint,
     )

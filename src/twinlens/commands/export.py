@@ -405,10 +405,7 @@ def _embed_whole(
 
 def _whole(made: Matcher, table: ImageTable, row: int) -> NDArray[np.uint8]:
     """A picture of a table at its own size, uint8 (C, H, W)."""
-    if table.pixels is not None:
-        return to_array(table.pixels[row], made.picture, resize=False)
-    path = str(table.path[row])
-    return read_array(path, made.picture, max_pixels=made.max_pixels, resize=False)
+    return read_array(table.picture(row), made.picture, max_pixels=made.max_pixels, resize=False)
 
 
 def _graph_bytes(stored: StoredModel) -> int:

@@ -169,7 +169,4 @@ def _draw(table: ImageTable, settings: Settings, path: str | Path) -> None:
 
 
 def _opener(table: ImageTable, settings: Settings) -> Callable[[int], Image.Image]:
-    pixels = table.pixels
-    if pixels is not None:
-        return lambda row: Image.fromarray(pixels[row])
-    return lambda row: open_picture(str(table.path[row]), max_pixels=settings.data.max_pixels)
+    return lambda row: open_picture(table.picture(row), max_pixels=settings.data.max_pixels)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -19,7 +20,8 @@ from twinlens.data.picture_file import file_digest
 from twinlens.data.table import ImageTable
 from twinlens.errors import PictureError
 
-__all__ = ["DIGEST_SIZE", "NO_DIGEST", "content_digests", "digest_of_pixels"]
+__all__ = ["DIGEST_SIZE", "NO_DIGEST", "content_digests", "digest_of_picture",
+           "digest_of_pixels"]  # fmt: skip
 
 DIGEST_SIZE = 16
 NO_DIGEST = bytes(DIGEST_SIZE)
@@ -35,26 +37,38 @@ def content_digests(table: ImageTable) -> list[bytes]:
     >>> first == second
     True
     """
-    if table.pixels is not None:
-        return [digest_of_pixels(picture) for picture in table.pixels]
-    paths = table.path.tolist()
-    parts = [paths[start : start + AT_ONCE] for start in range(0, len(paths), AT_ONCE)]
+    rows = range(len(table))
+    parts = [rows[start : start + AT_ONCE] for start in rows[::AT_ONCE]]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return list(chain.from_iterable(pool.map(_digests_of_files, parts)))
+        return list(chain.from_iterable(pool.map(partial(_digests_of_rows, table), parts)))
+
+
+def digest_of_picture(table: ImageTable, row: int) -> bytes:
+    """The digest of the picture of a row.
+
+    Raises:
+        PictureError: its file cannot be read.
+    """
+    source = table.picture(row)
+    if isinstance(source, str):
+        return file_digest(source, DIGEST_SIZE)
+    if isinstance(source, np.ndarray):
+        return digest_of_pixels(source)
+    return hashlib.blake2b(source, digest_size=DIGEST_SIZE).digest()
 
 
 def digest_of_pixels(picture: NDArray[np.uint8]) -> bytes:
-    """The digest of a picture without a file, (H, W) or (H, W, 3)."""
+    """The digest of a picture without a file, (H, W), (H, W, 3) or (H, W, 4)."""
     content = repr(picture.shape).encode() + picture.tobytes()
     return hashlib.blake2b(content, digest_size=DIGEST_SIZE).digest()
 
 
-def _digests_of_files(paths: list[str]) -> list[bytes]:
-    return [_digest_of_file(path) for path in paths]
+def _digests_of_rows(table: ImageTable, rows: range) -> list[bytes]:
+    return [_digest_or_none(table, row) for row in rows]
 
 
-def _digest_of_file(path: str) -> bytes:
+def _digest_or_none(table: ImageTable, row: int) -> bytes:
     try:
-        return file_digest(path, DIGEST_SIZE)
+        return digest_of_picture(table, row)
     except PictureError:
         return NO_DIGEST

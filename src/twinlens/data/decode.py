@@ -17,13 +17,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from twinlens.config import PictureSettings
+from twinlens.data.arrays import picture_array, unit_to_bytes
 from twinlens.data.depth import (
     Sixteen,
     boxes,
@@ -51,8 +52,6 @@ log = logging.getLogger("twinlens")
 
 WHITE = 255
 SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
-# Resizing may push floats slightly out of [0, 1].
-FLOAT_TOLERANCE = 1e-3
 MAX_SIDE = 2**16  # pixels that are resized in one step
 MAX_BETWEEN = 2**24  # pixels between the two passes of resizing
 MAX_SCANS = 100  # of a JPEG; encoders write up to 20, and each may cost as much as a picture
@@ -67,6 +66,10 @@ START_OF_SCAN = b"\xff\xda"
 WHOLE_FILES = {"WEBP", "AVIF", "HEIF", "JXL"}  # Their decoders read the whole file into memory.
 
 
+PictureSource: TypeAlias = str | Path | bytes | NDArray[Any]
+"""The path of a picture, the bytes of its file, or its pixels."""
+
+
 @dataclass(frozen=True)
 class Header:
     """Format, size as a viewer shows it, and whether values have 16 bits, from a file's header."""
@@ -78,7 +81,7 @@ class Header:
 
 
 def open_picture(
-    source: str | Path | bytes, *, max_pixels: int, target: tuple[int, int] | None = None
+    source: PictureSource, *, max_pixels: int, target: tuple[int, int] | None = None
 ) -> Image.Image:
     """Decode one picture into plain "L" or "RGB", upright and without transparency.
 
@@ -102,6 +105,8 @@ def open_picture(
             broken, truncated, or not a picture of a format that is read.
         ConfigError: an environment variable of `picture_file` with an invalid value.
     """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
     with _opened(source, max_pixels) as file, _memory(file, target):
         return _without_metadata(_plain(_loaded(file, None), None))
 
@@ -112,6 +117,9 @@ def read_header(source: PictureSource, *, max_pixels: int) -> Header:
     Raises:
         PictureError: as in `open_picture`, for problems that the header shows.
     """
+    if isinstance(source, np.ndarray):
+        height, width = picture_array(source).shape[:2]
+        return Header("array", height, width)
     with _opened(source, max_pixels) as file:
         picture = file.picture
         width, height = picture.size
@@ -140,6 +148,8 @@ def read_depth(source: PictureSource, *, max_pixels: int) -> int | None:
     Raises:
         PictureError: as in `open_picture`.
     """
+    if isinstance(source, np.ndarray):
+        return None
     with _opened(source, max_pixels) as file:
         if file.sixteen is None or file.sixteen.scaled:
             return None
@@ -149,7 +159,7 @@ def read_depth(source: PictureSource, *, max_pixels: int) -> int | None:
 
 
 def read_array(
-    source: str | Path | bytes, spec: PictureSettings, *, max_pixels: int, resize: bool = True
+    source: PictureSource, spec: PictureSettings, *, max_pixels: int, resize: bool = True
 ) -> NDArray[np.uint8]:
     """`to_array(open_picture(...))` with the depth of `spec`, for both training and answers.
 
@@ -162,13 +172,16 @@ def read_array(
 
 
 def read_sized(
-    source: str | Path | bytes, spec: PictureSettings, *, max_pixels: int, resize: bool = True
+    source: PictureSource, spec: PictureSettings, *, max_pixels: int, resize: bool = True
 ) -> tuple[NDArray[np.uint8], int]:
     """`read_array`, and the number of pixels of the file, before resizing.
 
     Raises:
         PictureError: as in `open_picture`.
     """
+    if isinstance(source, np.ndarray):
+        plain = _from_array(source)
+        return _fitted(plain, spec, resize), plain.width * plain.height
     with _opened(source, max_pixels) as file:
         num_pixels = file.picture.width * file.picture.height  # A JPEG's draft is smaller.
         with _memory(file, spec.size if resize else None):
@@ -196,8 +209,8 @@ def to_array(
     them and takes the centre. Colour is converted to grey by ITU-R 601.
 
     Args:
-        picture: any Pillow picture, or an array (H, W) or (H, W, 1 | 3 | 4) of uint8, bool, or
-            floats in [0, 1]. Pillow pictures are converted as in `open_picture`.
+        picture: any Pillow picture, converted as in `open_picture`; or an array as of
+            `arrays.picture_array`.
         spec: picture settings of a model.
         resize: False for a network that resizes pictures itself: only the colour is converted.
     Returns:
@@ -207,7 +220,7 @@ def to_array(
         PictureError: a Pillow picture whose file is broken.
     """
     if isinstance(picture, Image.Image):
-        return _fitted(_from_picture(picture, spec.depth), spec, resize)
+        return _fitted(plain_picture(picture, spec.depth), spec, resize)
     return _fitted(_from_array(picture), spec, resize)
 
 
@@ -479,8 +492,13 @@ def _orientation(picture: Image.Image) -> int:
 # --- to plain 8-bit -----------------------------------------------------------------------------
 
 
-def _from_picture(picture: Image.Image, depth: int | None) -> Image.Image:
-    """As `open_picture`, for a picture of the caller, which is not changed."""
+def plain_picture(picture: Image.Image, depth: int | None = None) -> Image.Image:
+    """As `open_picture`, for a picture of the caller, which is not changed.
+
+    Raises:
+        DataError: a picture without pixels.
+        PictureError: its file is broken.
+    """
     if min(picture.size) < 1:
         raise DataError(f"a picture needs at least one pixel, found size {picture.size}")
     name = str(getattr(picture, "filename", "") or "<picture>")
@@ -542,7 +560,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
         if scaled:
             values = (values.astype(np.float64) - low) / (high - low if high > low else 1.0)
         values = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0)
-        plain.paste(Image.fromarray(_unit_to_bytes(values)), box)
+        plain.paste(Image.fromarray(unit_to_bytes(values)), box)
     return plain
 
 
@@ -571,39 +589,8 @@ def _warn_once(message: str, *values: object) -> None:
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
-    array = np.asarray(array)
-    shape_ok = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
-    if not shape_ok or array.size == 0:
-        raise DataError(
-            f"a picture array needs shape (H, W) or (H, W, 1 | 3 | 4), found {array.shape}"
-        )
-    if array.dtype == np.bool_:
-        array = array.astype(np.uint8) * 255
-    elif array.dtype.kind == "f":
-        array = _from_floats(array)
-    elif array.dtype != np.uint8:
-        raise DataError(
-            f"a picture array needs uint8, bool, or floats in [0, 1], found {array.dtype}"
-        )
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    picture = Image.fromarray(np.ascontiguousarray(array))
+    picture = Image.fromarray(np.ascontiguousarray(picture_array(array)))
     return _on_white(picture) if picture.mode == "RGBA" else picture
-
-
-def _from_floats(array: NDArray[Any]) -> NDArray[np.uint8]:
-    low, high = float(array.min()), float(array.max())
-    if not (low >= -FLOAT_TOLERANCE and high <= 1 + FLOAT_TOLERANCE):  # also true of NaN
-        raise DataError(
-            f"a picture array of floats needs values in [0, 1], found {low:g} to {high:g}: "
-            "divide by the largest value, or pass uint8"
-        )
-    return _unit_to_bytes(array)
-
-
-def _unit_to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    rounded: NDArray[np.uint8] = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
-    return rounded
 
 
 # --- to the network's size ----------------------------------------------------------------------

@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path, PurePosixPath
 
+from twinlens.data.adapters import Data, table_of
 from twinlens.data.datasets import NAMED_SETS, named_set_in
 from twinlens.data.manifests import MANIFEST_SUFFIXES, SPLIT_NAMES, read_manifest
 from twinlens.data.picture_file import picture_suffixes
@@ -44,7 +44,7 @@ LAYOUTS = (
 
 
 def read_table(
-    data: str | Path | ImageTable,
+    data: Data,
     *,
     root: Path | None = None,
     forged_suffix: str = "_forg",
@@ -56,8 +56,8 @@ def read_table(
     a path separator ("./digits") it means the folder. A `Path` always means a path.
 
     Args:
-        data: a folder, a manifest (.csv, .parquet), one of `NAMED_SETS`, or a table, which is
-            returned unchanged.
+        data: a folder, a manifest (.csv, .tsv, .parquet), one of `NAMED_SETS`, a table, which is
+            returned unchanged, or another object of `adapters.table_of`.
         root: folder with a copy of a named set, or base folder of the paths of a manifest.
         forged_suffix: a folder `ID` + this suffix, beside a folder `ID`, holds forgeries of ID;
             "" for no such folders. Only for folders.
@@ -69,14 +69,16 @@ def read_table(
     >>> read_table("digits")
     ImageTable(1797 pictures of 10 identities from 'digits')
     """
-    if isinstance(data, ImageTable):
-        return data
+    if not isinstance(data, str | Path):
+        return table_of(data, root=root)
     if isinstance(data, str) and data in NAMED_SETS:
         return NAMED_SETS[data](None if root is None else _existing(expand_user(root)))
     path = _existing(data)
     if path.is_file():
         if path.suffix.lower() not in MANIFEST_SUFFIXES:
-            raise DataError(f"{path} is a file, but not a manifest (.csv, .parquet): {LAYOUTS}")
+            raise DataError(
+                f"{path} is a file, but not a manifest (.csv, .tsv, .parquet): {LAYOUTS}"
+            )
         return read_manifest(path, root=root, source=str(data))
     if root is not None:
         raise DataError(
@@ -149,10 +151,9 @@ def read_unlabelled(folder: Path, *, source: str | None = None) -> ImageTable:
     return ImageTable.of_rows(rows, source, folder, walk.left_out)
 
 
-@cache
-def is_folder(source: str | Path | ImageTable) -> bool:
+def is_folder(source: Data) -> bool:
     """Whether `read_table` reads it as a folder of pictures."""
-    if isinstance(source, ImageTable) or (isinstance(source, str) and source in NAMED_SETS):
+    if not isinstance(source, str | Path) or source in NAMED_SETS:
         return False
     return expand_user(source).is_dir()
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twinlens.config import DataSettings
+from twinlens.data.contents import digest_of_picture
 from twinlens.data.decode import Header, open_picture, read_header
 from twinlens.data.duplicates import groups_of_equal, near_duplicates, pixel_digest, thumbnail
 from twinlens.data.inspection_result import Contradiction, DuplicateGroups, Inspection, MinMedianMax
 from twinlens.data.layout_hints import layout_hints
-from twinlens.data.picture_file import file_digest
 from twinlens.data.pixels import BrokenPicture
 from twinlens.data.splits import is_identity_disjoint
 from twinlens.data.table import SPLITS, ImageTable
@@ -230,12 +230,9 @@ class _InspectedPicture:
 
 def _open(table: ImageTable, row: int, max_pixels: int) -> tuple[Header, Image.Image]:
     """The header and picture of a row, large JPEGs at a reduced size."""
-    if table.pixels is not None:
-        picture = Image.fromarray(np.ascontiguousarray(table.pixels[row]))
-        return Header("array", picture.height, picture.width), picture
-    path = str(table.path[row])
-    header = read_header(path, max_pixels=max_pixels)
-    return header, open_picture(path, max_pixels=max_pixels, target=REDUCED_SIZE)
+    source = table.picture(row)
+    header = read_header(source, max_pixels=max_pixels)
+    return header, open_picture(source, max_pixels=max_pixels, target=REDUCED_SIZE)
 
 
 def _read_sampled(table: ImageTable, row: int, max_pixels: int) -> _SampledPicture:
@@ -252,7 +249,7 @@ def _read_whole(table: ImageTable, row: int, max_pixels: int) -> _InspectedPictu
     if picture.size == (header.width, header.height):
         digest = pixel_digest(picture)
     else:
-        digest = file_digest(table.path[row])
+        digest = digest_of_picture(table, row)
     return _InspectedPicture(
         header, has_color(picture), is_blank(picture), digest, thumbnail(picture)
     )

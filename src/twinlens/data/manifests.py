@@ -20,7 +20,7 @@ from twinlens.errors import DataError, first_line, one_line
 
 __all__ = ["MANIFEST_SUFFIXES", "SPLIT_NAMES", "read_manifest"]
 
-MANIFEST_SUFFIXES = (".csv", ".parquet")
+MANIFEST_SUFFIXES = (".csv", ".tsv", ".parquet")
 
 SPLIT_NAMES = {
     "train": "train",

@@ -192,7 +192,7 @@ class DecodeJob:
 
     def _results(self, prefetch: bool) -> Iterator[NDArray[np.uint8] | str]:
         """Pixels or a reason for each row in order, decoded up to one block ahead."""
-        if self.table.pixels is not None:
+        if self.table.pixels is not None and self.table.pixels.dtype == np.uint8:
             self.source[:] = np.prod(self.table.pixels.shape[1:3])
             yield from (_from_array(picture, self.spec) for picture in self.table.pixels)
             return
@@ -200,7 +200,7 @@ class DecodeJob:
         def decode(row: int) -> NDArray[np.uint8] | str:
             try:
                 pixels, self.source[row] = read_sized(
-                    str(self.table.path[row]), self.spec, max_pixels=self.max_pixels
+                    self.table.picture(row), self.spec, max_pixels=self.max_pixels
                 )
             except PictureError as error:
                 return error.reason
@@ -231,13 +231,11 @@ def table_sources(table: ImageTable, *, max_pixels: int) -> NDArray[np.int64]:
 
     def source_of_row(row: int) -> int:
         try:
-            header = read_header(str(table.path[row]), max_pixels=max_pixels)
+            header = read_header(table.picture(row), max_pixels=max_pixels)
         except PictureError:
             return 0
         return header.height * header.width
 
-    if table.pixels is not None:
-        return np.full(len(table), np.prod(table.pixels.shape[1:3]), np.int64)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         return np.fromiter(pool.map(source_of_row, range(len(table))), np.int64, len(table))
 
@@ -250,20 +248,18 @@ def table_depths(
     Only these are decoded. Unreadable pictures are left out.
 
     Args:
-        table: files, or an array-backed set, which has none.
+        table: files, or pictures in memory.
         max_pixels: as in `open_picture`.
         progress: called with (pictures done, all pictures).
     """
 
     def depth_of_row(row: int) -> int | None:
         try:
-            return read_depth(str(table.path[row]), max_pixels=max_pixels)
+            return read_depth(table.picture(row), max_pixels=max_pixels)
         except PictureError:
             return None
 
     num_of = Counter[int]()
-    if table.pixels is not None:
-        return num_of
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for start in range(0, len(table), AT_ONCE):
             rows = range(start, min(start + AT_ONCE, len(table)))

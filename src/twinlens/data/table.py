@@ -11,13 +11,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twinlens.data.arrays import pictures_array
+from twinlens.data.picture_value import PictureValue, array_of, picture_value, read_bytes
 from twinlens.data.walk import LeftOut
 from twinlens.errors import DataError
 
@@ -40,14 +42,16 @@ class ImageTable:
         split: (N,) "train", "val", "test", or "" if none is assigned.
         source: data as the user named it.
         root: folder that contains the paths; None for named sets held in memory.
-        pixels: None, or the pictures: (N, H, W) or (N, H, W, 3).
+        pixels: None for files, or the pictures: an array of one size, as of
+            `arrays.pictures_array`, kept as uint8; or N values as of `picture_value`, of any sizes.
         metadata: None, or (N,) dicts of the other columns of a manifest.
         left_out: files of the folder that are not in the table; None if it is not of a folder.
 
     All arrays are read-only.
 
     Raises:
-        DataError: columns of unequal length, an unknown split, or a repeated path.
+        DataError: columns of unequal length, an unknown split, a repeated path, or pixels of
+            another shape, type or range.
     """
 
     path: NDArray[np.object_]
@@ -56,7 +60,7 @@ class ImageTable:
     split: NDArray[np.object_]
     source: str
     root: Path | None
-    pixels: NDArray[np.uint8] | None = None
+    pixels: NDArray[Any] | None = None
     metadata: NDArray[np.object_] | None = None
     left_out: LeftOut | None = None
 
@@ -68,7 +72,7 @@ class ImageTable:
             "split": np.asarray(self.split, dtype=object),
         }
         if self.pixels is not None:
-            columns["pixels"] = np.asarray(self.pixels, dtype=np.uint8)
+            columns["pixels"] = _pixels(self.pixels)
         if self.metadata is not None:
             columns["metadata"] = np.asarray(self.metadata, dtype=object)
         _check(columns)
@@ -99,10 +103,8 @@ class ImageTable:
         return len(self.path)
 
     def __repr__(self) -> str:
-        return (
-            f"ImageTable({len(self)} pictures of {len(self._names)} identities"
-            f" from {self.source!r})"
-        )
+        kind = f"of {len(self._names)} identities" if any(self._names) else "without identities"
+        return f"ImageTable({len(self)} pictures {kind} from {self.source!r})"
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.int_] | Sequence[int]) -> ImageTable:
         """The table of some rows, each once, in the order of this table.
@@ -145,6 +147,19 @@ class ImageTable:
         """(N,) index of each row's identity in `identities()`; read-only."""
         return self._labels
 
+    def picture(self, row: int) -> PictureValue:
+        """The picture of a row, as the functions of `decode` take it.
+
+        Raises:
+            DataError: a function that returns no picture.
+        """
+        if self.pixels is None:
+            return str(self.path[row])
+        value = self.pixels[row]
+        while callable(value):
+            value = picture_value(value())
+        return value
+
     def relative(self, row: int) -> str:
         """The path of a row below `root`, with forward slashes; the whole path if not below it."""
         path = str(self.path[row])
@@ -167,9 +182,16 @@ class ImageTable:
             line = (self.relative(row), str(self.identity[row]), bool(self.forged[row]), size)
             # Python reads file names that are not UTF-8 as lone surrogates.
             digest.update(repr(line).encode("utf-8", "surrogatepass"))
-        if self.pixels is not None:
+        if self.pixels is not None and self.pixels.dtype == np.uint8:
             digest.update(repr(self.pixels.shape).encode())
             digest.update(np.ascontiguousarray(self.pixels).data)
+        elif self.pixels is not None:
+            for row in range(len(self)):
+                content = self.picture(row)
+                if isinstance(content, np.ndarray):
+                    digest.update(repr(content.shape).encode())
+                    content = content.tobytes()
+                digest.update(hashlib.sha256(content).digest())
         return digest.hexdigest()
 
     @cached_property
@@ -218,12 +240,32 @@ def require_identities(
     names = table.identities()
     if len(names) >= minimum:
         return
+    if names == [""]:
+        raise DataError(
+            f"{table.source} holds pictures without identities, and {purpose} needs at least "
+            f"{minimum} identities: name each picture's, as in (pictures, labels)"
+        )
     num = f"{len(names)} {'identity' if len(names) == 1 else 'identities'}"
     some = f" ({', '.join(names[:5])})" if names else ""
     raise DataError(
         f"{table.source} holds {num}{some}, and {purpose} needs at least {minimum}: give each"
         " identity a folder of its own (DATA/thing-1/*, DATA/thing-2/*, ...)"
     )
+
+
+def _pixels(pixels: Any) -> NDArray[Any]:
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != object:
+        if hasattr(pixels, "__array__"):
+            return pictures_array(array_of(pixels))
+        pixels = list(pixels)
+    values = np.empty(len(pixels), dtype=object)  # np.array would join arrays of one size.
+    for row, value in enumerate(pixels):
+        try:
+            kept = picture_value(value)
+        except DataError as error:
+            raise DataError(f"picture {row}: {error}") from error
+        values[row] = partial(read_bytes, kept) if isinstance(kept, str) else kept
+    return values
 
 
 def _check(columns: dict[str, NDArray[Any]]) -> None:

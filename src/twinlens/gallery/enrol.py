@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
 from twinlens.data.decode import open_picture
 from twinlens.data.quality import PictureQuality, check_minimum, quality_parts
@@ -174,11 +173,8 @@ class Enrolment:
             return error.reason
 
     def _thumbnail(self, source: Source) -> bytes:
-        if source.pixels is not None:
-            picture = Image.fromarray(source.pixels)
-        else:
-            size = (THUMBNAIL, THUMBNAIL)
-            picture = open_picture(source.file, max_pixels=self._matcher.max_pixels, target=size)
+        size = (THUMBNAIL, THUMBNAIL)
+        picture = open_picture(source.file, max_pixels=self._matcher.max_pixels, target=size)
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         stream = io.BytesIO()
         picture.save(stream, "JPEG", quality=85)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.data.contents import digest_of_pixels
-from twinlens.data.decode import read_sized, to_array
+from twinlens.data.decode import PictureSource, read_sized
 from twinlens.data.folders import read_table
 from twinlens.data.picture_file import file_digest
 from twinlens.data.table import ImageTable
@@ -53,8 +53,10 @@ class Source:
         return cls(os.path.abspath(os.path.expanduser(file)), identity, metadata)  # noqa: PTH100, PTH111
 
     @property
-    def file(self) -> str | bytes:
-        """The path, or the bytes, as the functions of `data.decode` take it."""
+    def file(self) -> PictureSource:
+        """The path, the bytes or the pixels, as the functions of `data.decode` take it."""
+        if self.pixels is not None:
+            return self.pixels
         return self.path if self.content is None else self.content
 
     def hash(self) -> str:
@@ -98,7 +100,9 @@ def sources_of(
         if table.forged[row]:
             skipped.append(forgery(path))
         elif table.pixels is not None:
-            sources.append(Source(path, identity, own, table.pixels[row]))
+            picture = table.picture(row)
+            part = "content" if isinstance(picture, bytes) else "pixels"
+            sources.append(Source(path, identity, own, **{part: picture}))
         else:
             sources.append(Source.of_file(path, identity, own))
     return sources, skipped
@@ -151,7 +155,4 @@ def read_source(matcher: Matcher, source: Source) -> tuple[NDArray[np.uint8], in
     Raises:
         PictureError: a file that cannot be read.
     """
-    spec = matcher.picture
-    if source.pixels is not None:
-        return to_array(source.pixels, spec), int(np.prod(source.pixels.shape[:2]))
-    return read_sized(source.file, spec, max_pixels=matcher.max_pixels)
+    return read_sized(source.file, matcher.picture, max_pixels=matcher.max_pixels)
