@@ -88,7 +88,7 @@ def test_a_flat_folder(tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path
         "cluster-001/A0-2.png", "cluster-001/a0.png", "cluster-001/a1.png", "cluster-001/a2.png",
         "cluster-001/a3.png", "cluster-001/a4.png", "cluster-002/b0.png", "cluster-002/b1.png",
         "cluster-002/b2.png", "cluster-002/b3.png", "cluster-003/c0.png", "cluster-003/c1.png",
-        "cluster-003/c2.png", "clusters.csv", "clusters.html",
+        "cluster-003/c2.png", "clusters.csv", "clusters.html", "names.csv",
     ]  # fmt: skip
     link = tmp_path / "out" / "cluster-001" / "A0-2.png"
     assert link.is_symlink()
@@ -107,6 +107,49 @@ def test_a_flat_folder(tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path
     assert (tmp_path / "moved" / "cluster-003" / "c0.png").read_bytes() == (
         flat / "c0.png"
     ).read_bytes()
+
+
+def test_named_clusters_are_class_folders_and_others_are_not(
+    tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the name of the folder, or in names.csv; the rest is left out with a word."""
+    out = tmp_path / "groups"
+    twinlens.cluster(tiny_run.run, flat, out=out, threshold=cut, quiet=True)
+    with pytest.raises(DataError, match=r"no cluster of .* has a name yet: rename its folders"):
+        read_table(out)
+    assert (out / "names.csv").read_text() == (
+        "cluster,pictures,name\ncluster-001,6,\ncluster-002,4,\ncluster-003,3,\n"
+    )
+    (out / "cluster-002").rename(out / "ben")
+    (out / "single").mkdir()
+    shutil.copy(flat / "a0.png", out / "single" / "x.png")
+    with caplog.at_level("WARNING", "twinlens"):
+        assert read_table(out).identities() == ["ben"]
+    assert "2 clusters without a name are left out, with the pictures of single (10 in all)" in (
+        caplog.text
+    )
+    (out / "names.csv").write_text("cluster;name\ncluster-003;ben\ncluster-001; Ann \n")
+    table = read_table(out)
+    assert [(n, int((table.identity == n).sum())) for n in table.identities()] == [
+        ("Ann", 6), ("ben", 7),
+    ]  # fmt: skip
+    twinlens.Gallery.create(tmp_path / "people", tiny_run.run)
+    assert twinlens.Gallery.open(tmp_path / "people").enrol(out).num_identities == 2
+
+
+def test_faces_of_one_photograph_are_kept_apart(
+    tiny_run: TinyRun, flat: Path, tmp_path: Path
+) -> None:
+    (flat / "faces.csv").write_text("path,output\nparty.jpg,a0.png\nparty.jpg,a1.png\n")
+    twinlens.cluster(tiny_run.run, flat, out=tmp_path / "apart", threshold=9, quiet=True)
+    rows = rows_of(tmp_path / "apart")
+    assert rows["a0.png"]["cluster"] != rows["a1.png"]["cluster"]
+    (tmp_path / "mirror.csv").write_text("a,b,link\na0.png,a1.png,must\n")
+    result = twinlens.cluster(
+        tiny_run.run, flat, out=tmp_path / "mirror", threshold=9, quiet=True,
+        constraints=tmp_path / "mirror.csv",
+    )  # fmt: skip
+    assert (result.clusters, result.constraints) == (1, 1)
 
 
 def test_small_clusters_have_no_folder(

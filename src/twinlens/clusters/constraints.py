@@ -30,6 +30,11 @@ class Constraints:
     def __len__(self) -> int:
         return len(self.must) + len(self.cannot)
 
+    def kept_apart(self, pairs: Sequence[tuple[int, int]]) -> Constraints:
+        """With further cannot-link pairs, except those that the must-link pairs bring together."""
+        free = [p for p in pairs if not self.must or contradiction(self.must, [p]) is None]
+        return Constraints(self.must, (*self.cannot, *free))
+
 
 @dataclass(frozen=True)
 class _Line:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twinlens.clusters.linkage import Clustering
+from twinlens.data.cluster_names import SINGLE
 from twinlens.data.csv_file import write_csv
 from twinlens.data.picture_file import open_file
 from twinlens.errors import PictureError, one_line
@@ -27,9 +28,6 @@ from twinlens.progress import Progress
 __all__ = ["SINGLE", "Placement", "place_clusters", "write_list"]
 
 log = logging.getLogger("twinlens")
-
-SINGLE = "single"
-"""Folder of pictures in no cluster."""
 
 COLUMNS = ("path", "cluster", "distance", "file")
 LONGEST = 200  # bytes of a name's stem that leave room for a number and an ending

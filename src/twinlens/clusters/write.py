@@ -19,6 +19,7 @@ from twinlens.clusters.linkage import Clustering, cluster_embeddings
 from twinlens.clusters.page import ClusterPage, write_page
 from twinlens.clusters.result import ClusterResult, Cut
 from twinlens.config import DataSettings
+from twinlens.data.cluster_names import CLUSTER_LIST, write_names
 from twinlens.data.decode import open_picture
 from twinlens.data.table import ImageTable
 from twinlens.files import creating_folder
@@ -109,7 +110,9 @@ def write_clusters(
         result = _result(
             pictures, clustering, out, cut, num, broken, len(constraints), placement, scores
         )
-        write_list(folder / "clusters.csv", pictures.names, placement, clustering, num)
+        write_list(folder / CLUSTER_LIST, pictures.names, placement, clustering, num)
+        sizes = clustering.size[:num].tolist()
+        write_names(folder, list(zip(placement.folders[:num], sizes, strict=True)))
         page = ClusterPage(
             out.resolve().name, pictures.source, result.as_json(), scores, pictures.names,
             pictures.identities, pictures.open, clustering, num, placement.folders,

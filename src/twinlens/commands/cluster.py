@@ -20,6 +20,7 @@ from twinlens.data.pixel_cache import decode_table
 from twinlens.data.pixels import DecodedTable
 from twinlens.data.table import ImageTable
 from twinlens.errors import CalibrationError, ConfigError, GalleryError
+from twinlens.face.layout import same_photograph
 from twinlens.files import check_output_folder, expand_user
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.snapshot import vectors
@@ -51,11 +52,13 @@ def cluster(
     """Cluster pictures so that each cluster shows one thing.
 
     Args:
-        model: model folder or run folder; or a gallery, without `data`.
+        model: model folder or run folder, or a loaded model; or a gallery, without `data`.
         data: folder of pictures, whose subfolders mean nothing; manifest, named set or table (see
-            docs/data.md); all splits.
+            docs/data.md); all splits. Faces of one photograph, by the `faces.csv` of
+            `twinlens.faces`, are kept apart.
         out: new or empty folder. It receives a folder for each cluster, `single` for the rest,
-            `clusters.csv`, and the page `clusters.html`.
+            `clusters.csv`, `names.csv` and the page `clusters.html`. Named clusters, by their
+            folders or in `names.csv`, are class folders.
         far: false accept rate of the threshold to merge by, for which the model must be
             calibrated; the calibrated one by default.
         threshold: mean distance up to which to merge, in place of a calibrated threshold.
@@ -143,7 +146,8 @@ def _read(
 
 
 def _constraints(file: Path | None, table: ImageTable) -> Constraints:
-    return Constraints() if file is None else read_constraints(file, rows_by_name(table))
+    given = Constraints() if file is None else read_constraints(file, rows_by_name(table))
+    return given.kept_apart(same_photograph(table))
 
 
 def _of_gallery(

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from twinlens.config import FaceSettings
+from twinlens.data.adapters import Data
 from twinlens.data.folders import is_folder, picture_suffixes, read_table, read_unlabelled
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, unknown_name
 from twinlens.face.crop import Keep
 from twinlens.face.detectors import DetectorChoice, choose_detector, opencv
 from twinlens.face.extract import CropOptions, crop_all
-from twinlens.face.layout import check_faces_folder, target_paths
+from twinlens.face.layout import FACE_LIST, check_faces_folder, target_paths
 from twinlens.face.result import FacesResult, PhotographResult
 from twinlens.files import creating_folder, expand_user
 from twinlens.progress import console_log
@@ -31,7 +32,7 @@ MOST_SIZE = 4096
 
 
 def faces(
-    source: str | Path | ImageTable,
+    source: Data,
     out: str | Path,
     *,
     detector: Literal["auto", "yunet", "haar"] = "auto",
@@ -208,7 +209,7 @@ def _write_report(
     command: str,
 ) -> None:
     names = [table.relative(row) for row in range(len(table))]
-    write_list(folder / "faces.csv", names, places, results, keep_all=options.keep == "all")
+    write_list(folder / FACE_LIST, names, places, results, keep_all=options.keep == "all")
     page = FacePage(
         title=total.out.name,
         source=table.source,

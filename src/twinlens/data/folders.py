@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from twinlens.data.adapters import Data, table_of
+from twinlens.data.cluster_names import name_clusters
 from twinlens.data.datasets import NAMED_SETS, named_set_in
 from twinlens.data.manifests import MANIFEST_SUFFIXES, SPLIT_NAMES, read_manifest
 from twinlens.data.picture_file import picture_suffixes
@@ -108,10 +109,11 @@ def read_folder(
       extension) in both: equal names are one identity.
     - Forgeries: `ID` + `forged_suffix` beside a folder `ID`; or `genuine/` and `forged/` (or
       `forgeries/`, `forg/`) inside an identity.
+    - A folder of `twinlens cluster`: its named clusters, see `cluster_names`.
 
     Raises:
-        DataError: no pictures, pictures outside of class folders, or split folders beside other
-            folders.
+        DataError: no pictures, no named cluster, pictures outside of class folders, or split
+            folders beside other folders.
     """
     source = str(folder) if source is None else source
     walk = walk_pictures(folder)
@@ -127,7 +129,7 @@ def read_folder(
         top = folder / split_folder
         for file, identity, forged in _identify(top, below, forged_suffix, identity_depth):
             rows.append((str(top / file), identity, forged, split))
-    return ImageTable.of_rows(rows, source, folder, walk.left_out)
+    return name_clusters(ImageTable.of_rows(rows, source, folder, walk.left_out), folder)
 
 
 def read_unlabelled(folder: Path, *, source: str | None = None) -> ImageTable:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 
+from twinlens.data.csv_file import read_csv
 from twinlens.data.folders import is_folder
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 from twinlens.files import check_output_folder
 
-__all__ = ["KEPT_ENDINGS", "check_faces_folder", "face_path", "target_paths"]
+__all__ = ["FACE_LIST", "KEPT_ENDINGS", "check_faces_folder", "face_path", "same_photograph",
+           "target_paths"]  # fmt: skip
+
+FACE_LIST = "faces.csv"
 
 KEPT_ENDINGS = (".png", ".jpg", ".jpeg")
 """Formats that are kept; every other becomes PNG, which is lossless."""
@@ -57,6 +62,28 @@ def check_faces_folder(out: Path, table: ImageTable, of_folder: bool) -> Path:
         )
     source = table.root if of_folder else None
     return check_output_folder(out, "the faces", source, "photographs")
+
+
+def same_photograph(table: ImageTable) -> list[tuple[int, int]]:
+    """Pairs of rows that are faces of one photograph, by the `faces.csv` of the table's folder.
+
+    Raises:
+        DataError: an invalid `faces.csv`.
+    """
+
+    def check(columns: list[str]) -> None:
+        if not {"path", "output"} <= set(columns):
+            raise DataError(f"{file} has no columns path and output: crop the faces again")
+
+    file = None if table.root is None else Path(table.root) / FACE_LIST
+    if file is None or not file.is_file():
+        return []
+    row_of = {table.relative(row): row for row in range(len(table))}
+    rows: dict[str, list[int]] = {}
+    for _, cells in read_csv(file, "the list of faces", check, errors="surrogateescape"):
+        if cells["output"] in row_of:
+            rows.setdefault(cells["path"], []).append(row_of[cells["output"]])
+    return [pair for group in rows.values() for pair in combinations(group, 2)]
 
 
 def _by_identity(table: ImageTable) -> list[PurePosixPath]:
