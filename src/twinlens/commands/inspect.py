@@ -13,6 +13,7 @@ from PIL import Image
 
 from twinlens.commands.training_table import choice_line, sample_rows, split_table, training_sampler
 from twinlens.config import Settings
+from twinlens.data.adapters import Data
 from twinlens.data.decode import open_picture
 from twinlens.data.folders import read_table
 from twinlens.data.inspection import Inspection, inspect_table
@@ -63,7 +64,7 @@ class InspectResult:
 
 
 def inspect(
-    data: str | Path | ImageTable,
+    data: Data,
     *,
     recipe: str = "auto",
     settings: Mapping[str, Any] | None = None,

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from twinlens.commands.train import train
 from twinlens.config import Settings
+from twinlens.data.adapters import Data, path_or_table
 from twinlens.data.folders import read_table
 from twinlens.data.inspection import sample_statistics
-from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError
 from twinlens.files import creating_folder, writing_errors
 from twinlens.learn.auto_facts import Facts
@@ -40,7 +40,7 @@ NETWORK = {"model.backbone": "conv", "model.pretrained": False, "picture.color":
 
 
 def pretrain(
-    data: str | Path | ImageTable,
+    data: Data,
     *,
     out: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -66,6 +66,7 @@ def pretrain(
     Example:
         >>> twinlens.pretrain("omniglot")  # doctest: +SKIP
     """
+    data = path_or_table(data, root)
     table = read_table(data, root=None if root is None else Path(root))
     statistics = sample_statistics(table)
     if not Facts(statistics, Settings(), closed=False).drawing:

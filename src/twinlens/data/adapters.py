@@ -23,8 +23,9 @@ from twinlens.data.manifests import ROLES, SPLIT_NAMES
 from twinlens.data.picture_value import array_of, is_picture, picture_value
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, one_line
+from twinlens.files import expand_user
 
-__all__ = ["Data", "table_of"]
+__all__ = ["Data", "path_or_table", "table_of"]
 
 Data: TypeAlias = Any
 """A path, the name of a set, a table, or any other object that `table_of` reads."""
@@ -35,6 +36,20 @@ NEEDED = (
     "accepted are {identity: [pictures]}, a list of (picture, identity) pairs, (pictures, labels), "
     "an array of pictures, a data frame, a torch or Hugging Face dataset, or a path"
 )
+
+
+def path_or_table(data: Data, root: str | Path | None = None) -> str | Path | ImageTable:
+    """A path or a name unchanged, and other data as a table, so that it is read once.
+
+    Args:
+        data: as for `folders.read_table`.
+        root: base folder of relative paths.
+    Raises:
+        DataError: as in `table_of`.
+    """
+    if isinstance(data, str | Path):
+        return data
+    return table_of(data, root=None if root is None else expand_user(root))
 
 
 def table_of(data: Data, *, root: Path | None = None) -> ImageTable:
@@ -202,8 +217,8 @@ def _of_torch(data: Any, source: str, root: Path | None) -> ImageTable:
         return str(classes[int(text)]) if classes is not None and is_index else text
 
     if hasattr(data, "samples") and hasattr(data, "class_to_idx"):
-        paths, labels = zip(*data.samples, strict=True)
-        return _build(list(paths), list(map(name_of, labels)), source, root)
+        paths, indices = zip(*data.samples, strict=True)
+        return _build(list(paths), list(map(name_of, indices)), source, root)
     if not hasattr(data, "__len__"):
         return _of_items(((item[0], name_of(item[1])) for item in data), source, root)
     lock = threading.Lock()  # Its files, or its random numbers, may not stand several threads.
@@ -247,7 +262,8 @@ def _of_hugging_face(data: Any, source: str, root: Path | None) -> ImageTable:
             f"the {source} has the splits {', '.join(parts)}; known are {', '.join(SPLIT_NAMES)}: "
             f"pass one of them, such as data[{unknown[0]!r}]"
         )
-    pictures, identities, splits, metadata = [], [], list[str](), []
+    pictures, identities = list[Any](), list[Any]()
+    splits, metadata = list[str](), list[dict[str, Any]]()
     for split, part in parts.items():
         features = part.features
         kinds = {name: type(feature).__name__ for name, feature in features.items()}
@@ -307,7 +323,7 @@ def _build(
     if not is_array:
         values = [_picture(value, row) for row, value in enumerate(values)]
     paths = [f"{row:0{len(str(max(num - 1, 0)))}d}" for row in range(num)]
-    pixels = values
+    pixels: Any = values
     kept = list(range(num))
     if not is_array and all(isinstance(value, str) for value in values):
         paths = [str(Path(value) if root is None else root / value) for value in values]

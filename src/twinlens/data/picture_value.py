@@ -6,7 +6,7 @@ Nothing is imported for it: other libraries' objects are known by what they offe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,13 +27,15 @@ PictureValue: TypeAlias = str | bytes | NDArray[np.uint8]
 KINDS = "a path, bytes, an open file, a Pillow picture, an array or a tensor"
 
 
-def picture_value(value: Any) -> PictureValue | Callable[[], Any]:
+def picture_value(value: Any) -> Any:
     """A picture in the form that a table keeps.
 
     Args:
         value: a path, the bytes of a file, an open file, a Pillow picture, an array or a tensor as
             of `picture_array`, `{"bytes", "path"}` as of Hugging Face, or a function without
             arguments that returns one of these. The function is kept, and called when needed.
+    Returns:
+        A `PictureValue`, or the function.
     Raises:
         DataError: something else, or an array of another shape, type or range.
         PictureError: a Pillow picture whose file is broken.
@@ -60,7 +62,7 @@ def picture_value(value: Any) -> PictureValue | Callable[[], Any]:
 
 def is_picture(value: Any) -> bool:
     """Whether a value may be a picture, and is no pair of one and its identity."""
-    known = str | os.PathLike | bytes | bytearray | Image.Image | Mapping
+    known = (str, os.PathLike, bytes, bytearray, Image.Image, Mapping)
     return isinstance(value, known) or hasattr(value, "read") or hasattr(value, "__array__")
 
 

@@ -9,7 +9,7 @@ Shapes: N pictures, H x W pixels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -155,7 +155,7 @@ class ImageTable:
         """
         if self.pixels is None:
             return str(self.path[row])
-        value = self.pixels[row]
+        value: PictureValue | Callable[[], Any] = self.pixels[row]
         while callable(value):
             value = picture_value(value())
         return value
@@ -188,10 +188,9 @@ class ImageTable:
         elif self.pixels is not None:
             for row in range(len(self)):
                 content = self.picture(row)
-                if isinstance(content, np.ndarray):
-                    digest.update(repr(content.shape).encode())
-                    content = content.tobytes()
-                digest.update(hashlib.sha256(content).digest())
+                shape = content.shape if isinstance(content, np.ndarray) else None
+                digest.update(repr(shape).encode())
+                digest.update(hashlib.sha256(_bytes(content)).digest())
         return digest.hexdigest()
 
     @cached_property
@@ -266,6 +265,12 @@ def _pixels(pixels: Any) -> NDArray[Any]:
             raise DataError(f"picture {row}: {error}") from error
         values[row] = partial(read_bytes, kept) if isinstance(kept, str) else kept
     return values
+
+
+def _bytes(content: PictureValue) -> bytes:
+    if isinstance(content, np.ndarray):
+        return content.tobytes()
+    return read_bytes(content) if isinstance(content, str) else content
 
 
 def _check(columns: dict[str, NDArray[Any]]) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from twinlens.data.adapters import Data
 from twinlens.data.contents import NO_DIGEST
-from twinlens.data.table import ImageTable
 from twinlens.errors import GalleryError
 from twinlens.gallery.adapt import adapt
 from twinlens.gallery.core import GalleryCore
@@ -163,7 +163,7 @@ def _purge(core: GalleryCore) -> CleanupResult:
 
 def calibrate(
     core: GalleryCore,
-    data: str | Path | ImageTable | None,
+    data: Data | None,
     fpir: float,
     rule: str,
     root: str | Path | None,
@@ -218,7 +218,7 @@ def _all_templates(core: GalleryCore) -> tuple[list[str], NDArray[np.int64], Flo
 
 def _probes(
     core: GalleryCore,
-    data: str | Path | ImageTable,
+    data: Data,
     root: str | Path | None,
     progress: Progress | None,
 ) -> tuple[Floats, NDArray[np.object_]]:

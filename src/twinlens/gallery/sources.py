@@ -10,11 +10,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twinlens.data.adapters import Data
 from twinlens.data.contents import digest_of_pixels
 from twinlens.data.decode import PictureSource, read_sized
 from twinlens.data.folders import read_table
@@ -72,9 +73,7 @@ class Source:
         return digest_of_pixels(self.pixels).hex()  # As the training record has it.
 
 
-def read_labelled(
-    matcher: Matcher, data: str | Path | ImageTable, root: str | Path | None
-) -> ImageTable:
+def read_labelled(matcher: Matcher, data: Data, root: str | Path | None) -> ImageTable:
     """Read DATA as for the training of the model: forged folders, depth of identities.
 
     Raises:
@@ -101,8 +100,8 @@ def sources_of(
             skipped.append(forgery(path))
         elif table.pixels is not None:
             picture = table.picture(row)
-            part = "content" if isinstance(picture, bytes) else "pixels"
-            sources.append(Source(path, identity, own, **{part: picture}))
+            parts = {"content" if isinstance(picture, bytes) else "pixels": cast(Any, picture)}
+            sources.append(Source(path, identity, own, **parts))
         else:
             sources.append(Source.of_file(path, identity, own))
     return sources, skipped
