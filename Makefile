@@ -39,7 +39,7 @@ audit: $(READY)
 
 # Warnings are errors, and so is a page that loads something from a server.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 	@! grep -rE '<(script|link|img|iframe)[^>]* (src|href)="?(https?:)?//' build/site --include=*.html
 	@echo "build/site/index.html"
 
