@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from conftest import PictureFolder, TinyRun
@@ -105,7 +106,7 @@ def test_an_old_file_is_replaced_and_never_half(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("twinlens.commands.embed.pq.write_table", full)
+        patch.setattr("twinlens.commands.embedding_files.pq.write_table", full)
         with pytest.raises(DataError, match=r"cannot write .*: No space left on device"):
             twinlens.embed(tiny_run.run, tiny_run.data, out=out, quiet=True)
     assert out.read_text() == "old"
@@ -115,3 +116,47 @@ def test_an_old_file_is_replaced_and_never_half(
     twinlens.embed(tiny_run.run, tiny_run.data, out=link, quiet=True)
     assert link.is_symlink()
     assert pq.read_table(out).num_rows == 60
+
+
+def test_csv_and_numpy_files_hold_the_same_as_parquet(tiny_run: TinyRun, tmp_path: Path) -> None:
+    model = twinlens.load(tiny_run.run)
+    for ending in ("parquet", "csv", "npy"):
+        assert twinlens.embed(model, tiny_run.data, out=tmp_path / f"e.{ending}", quiet=True) == 60
+    table = pq.read_table(tmp_path / "e.parquet")
+    emb_ND = np.array(table["embedding"].to_pylist(), np.float32)
+    others = table.drop_columns("embedding").to_pandas()
+    cells = pd.read_csv(tmp_path / "e.csv", keep_default_na=False)
+    assert list(cells) == [*others, *(f"e{place}" for place in range(16))]
+    numbers = cells.loc[:, "e0":].to_numpy(np.float32)
+    np.testing.assert_array_equal(numbers, emb_ND)  # To the last bit.
+    assert cells["path"].tolist() == others["path"].tolist()
+    assert cells["identity"].tolist() == others["identity"].tolist()
+    array = np.load(tmp_path / "e.npy", allow_pickle=False)
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, emb_ND)
+    rows = pd.read_csv(tmp_path / "e.rows.csv", keep_default_na=False)
+    assert rows.to_csv() == cells[list(others)].to_csv()
+    if os.name == "posix":  # They hold names and embeddings.
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("e.*")} == {0o600}
+
+
+def test_other_endings_are_refused_before_any_work(tiny_run: TinyRun, tmp_path: Path) -> None:
+    for name in ("e.txt", "e", "e.parquet.gz"):
+        with pytest.raises(DataError, match=r"one of \.parquet, \.csv, \.npy"):
+            twinlens.embed(tiny_run.run, "no such folder", out=tmp_path / name)
+    (tmp_path / "e.rows.csv").mkdir()
+    with pytest.raises(DataError, match=r"cannot write .*e\.rows\.csv: it is a folder"):
+        twinlens.embed(tiny_run.run, "no such folder", out=tmp_path / "e.npy")
+
+
+def test_folders_without_class_folders(
+    tiny_run: TinyRun, picture_folder: PictureFolder, tmp_path: Path
+) -> None:
+    data = picture_folder({"x": 3, "deep/y": 2})
+    (data / "x" / "0.png").rename(data / "loose.png")
+    out = tmp_path / "e.parquet"
+    assert twinlens.embed(tiny_run.run, data, out=out, quiet=True) == 5
+    assert pq.read_table(out)["identity"].to_pylist() == [""] * 5
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no pictures"):
+        twinlens.embed(tiny_run.run, empty, out=out, quiet=True)

@@ -264,6 +264,24 @@ def test_mated_probes_are_identified_and_strangers_are_nobody(
     json.dumps(answer.as_json())
 
 
+def test_a_list_of_pictures_has_a_list_of_answers(
+    gallery: Gallery, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enrol_known(gallery, pictures)
+    known, strangers = split(pictures)
+    probes = [*map(str, known), *strangers, known[0].read_bytes()]
+    monkeypatch.setattr("twinlens.gallery.gallery.AT_ONCE", 4)
+    answers = gallery.identify(probes, k=2)
+    each = [gallery.identify(probe, k=2) for probe in probes]
+    assert [answer.identity for answer in answers] == [answer.identity for answer in each]
+    assert [answer.quality for answer in answers] == [answer.quality for answer in each]
+    distances = ([answer.distance for answer in part] for part in (answers, each))
+    np.testing.assert_allclose(*distances, atol=1e-6)  # Equal but for rounding.
+    assert gallery.identify([]) == []
+    with pytest.raises(PictureError, match=r"nowhere\.png"):
+        gallery.identify([known[0], "nowhere.png"])
+
+
 def test_another_rate_moves_the_threshold(gallery: Gallery, pictures: Path) -> None:
     enrol_known(gallery, pictures)
     gallery.calibrate(fpir=0.1)

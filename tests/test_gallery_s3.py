@@ -277,10 +277,15 @@ def test_what_is_not_there(
     assert gallery.dim == DIM
 
 
-def test_a_store_that_cannot_be_reached(options: dict[str, str]) -> None:
+def test_a_store_that_cannot_be_reached(options: dict[str, str], tiny_run: TinyRun) -> None:
     away = options | {"aws_endpoint": "http://127.0.0.1:1", "client_max_retries": "0"}
-    with pytest.raises(GalleryError, match="cannot open the gallery s3://bucket/away"):
+    with pytest.raises(GalleryError, match="cannot open the gallery s3://bucket/away") as opened:
         Gallery.open("s3://bucket/away", options=away)
+    with pytest.raises(GalleryError, match="cannot create the gallery s3://bucket/away") as made:
+        Gallery.create("s3://bucket/away", tiny_run.model, options=away)
+    for error in (opened, made):
+        assert "Check the address, the network, and the region and credentials" in str(error.value)
+        assert "LanceError" not in str(error.value)
 
 
 # --- a store that means harm ---

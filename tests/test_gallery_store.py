@@ -217,6 +217,21 @@ def test_half_an_address_is_refused(
     assert (tmp_path / "s3:/bucket/faces/templates.lance").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("s3://", "names no bucket"), ("s3:///", "names no bucket"),
+     ("https://host/faces", "in an object store"), ("memory://faces", "in an object store")],
+)  # fmt: skip
+def test_addresses_of_no_store(
+    place: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for act in (lambda: Store.create(place, DIM, SETTINGS, {}), lambda: Store.open(place)):
+        with pytest.raises(GalleryError, match=message):
+            act()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_places() -> None:
     assert is_remote("s3://bucket/faces")
     assert not is_remote("folder/faces")

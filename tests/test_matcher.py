@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -321,3 +323,85 @@ def test_loading_run_or_model_folder_is_the_same(tiny_run: TinyRun, tmp_path: Pa
     assert "calibrated, fingerprint" in repr(models[0])
     with pytest.raises(ModelError, match="nothing is there"):
         twinlens.load(tmp_path / "none")
+
+
+def test_every_function_takes_a_loaded_model(
+    model: Matcher, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    a, b = sorted(tiny_run.data.rglob("*.png"))[:2]
+    assert twinlens.verify(model, a, b) == twinlens.verify(tiny_run.run, a, b)
+    assert Matcher.of(model) is model
+    assert Matcher.of(model, "cpu").on_cpu
+    result = twinlens.evaluate(model, tiny_run.data, quiet=True)
+    assert result.as_json() == twinlens.evaluate(tiny_run.run, tiny_run.data, quiet=True).as_json()
+    out = tmp_path / "clusters"
+    made = twinlens.cluster(model, tiny_run.data, out=out, threshold=0.1, labelled=True, quiet=True)
+    assert made.pictures == 60
+    shutil.copytree(tiny_run.model, tmp_path / "model")
+    copy = twinlens.load(tmp_path / "model")
+    assert twinlens.calibrate(copy, tiny_run.data, split="all", quiet=True).path == copy.path
+    for wrong in (None, 3, model.stored):
+        with pytest.raises(ModelError, match=r"what twinlens\.train and twinlens\.load return"):
+            twinlens.verify(wrong, a, b)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="give DATA"):
+        twinlens.cluster(model, out=tmp_path / "more")
+
+
+def test_many_pairs_have_the_answers_of_each(
+    model: Matcher, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twinlens.match.matcher.AT_ONCE", 3)
+    files = sorted(tiny_run.data.rglob("*.png"))[:4]
+    pixels = [np.asarray(Image.open(file)) for file in files]
+    pairs = [(a, b) for a in files for b in (*files, *pixels)]
+    answers = model.verify_many(iter(pairs), prior=0.1)
+    each = [model.verify(a, b, prior=0.1) for a, b in pairs]
+    assert [answer.verdict for answer in answers] == [answer.verdict for answer in each]
+    assert [answer.quality for answer in answers] == [answer.quality for answer in each]
+    for name in ("distance", "probability", "similarity"):  # Equal but for rounding.
+        found, expected = ([getattr(answer, name) for answer in part] for part in (answers, each))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert [a.distance for (i, a) in enumerate(answers) if i // 8 == i % 4] == [0] * 8
+    embedded = []
+    embed = model.embed_pixels
+    monkeypatch.setattr(
+        model, "embed_pixels", lambda pixels: embedded.append(len(pixels)) or embed(pixels)
+    )
+    model.verify_many([(str(a), b) for a in files for b in files])
+    assert sum(embedded) == len(files)
+    assert model.verify_many([]) == []
+    with pytest.raises(PictureError, match=r"nowhere\.png"):
+        model.verify_many([(files[0], "nowhere.png")])
+    with pytest.raises(PictureError, match="quality"):
+        model.verify_many([(files[0], np.zeros((16, 16), np.uint8))], min_quality=0.5)
+
+
+def test_a_comparison_is_drawn_as_by_show(
+    model: Matcher, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    a, b = sorted(tiny_run.data.rglob("*.png"))[:2]
+    twinlens.verify(model, a, b, show=tmp_path / "shown.png")
+    drawn = model.compare(a, b)
+    with Image.open(tmp_path / "shown.png") as shown:
+        assert shown.tobytes() == drawn.tobytes()
+    first, second = (np.array(Image.open(file)) for file in (a, b))
+    assert model.compare(first, torch.from_numpy(second)[None]).tobytes() == drawn.tobytes()
+
+
+def test_the_page_of_a_run(
+    model: Matcher, tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = model.report()
+    assert Path(page) == (tiny_run.run / "report.html").resolve()
+    frame = re.fullmatch(r'<iframe srcdoc="([^"]*)" sandbox="([^"]*)"[^>]*></iframe>',
+                         page._repr_html_())  # fmt: skip
+    assert frame is not None
+    assert html.unescape(frame[1]) == page.path.read_text(encoding="utf-8")
+    assert "allow-same-origin" not in frame[2]
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    page.open()
+    assert opened == [page.path.as_uri()]
+    shutil.copytree(tiny_run.model, tmp_path / "model")
+    with pytest.raises(ModelError, match=r"no report\.html beside the model"):
+        twinlens.load(tmp_path / "model").report()

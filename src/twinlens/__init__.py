@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from twinlens.commands.inspect import inspect
     from twinlens.commands.pretrain import pretrain
     from twinlens.commands.train import train
-    from twinlens.commands.verify import load, verify
+    from twinlens.commands.verify import compare, load, verify
     from twinlens.data.table import ImageTable
     from twinlens.errors import (
         CalibrationError,
@@ -45,12 +45,15 @@ if TYPE_CHECKING:
     )
     from twinlens.gallery.gallery import Gallery
     from twinlens.match.answers import Hit, IdentifyAnswer, VerifyAnswer
+    from twinlens.learn.callbacks import Callback
+    from twinlens.learn.trackers import MlflowTracker, WandbTracker
     from twinlens.match.matcher import Matcher
     from twinlens.service.run import serve
 
 __all__ = [
     "CalibrationError",
     "ConfigError",
+    "Callback",
     "DataError",
     "Gallery",
     "GalleryError",
@@ -60,14 +63,17 @@ __all__ = [
     "Matcher",
     "MissingExtraError",
     "ModelError",
+    "MlflowTracker",
     "PictureError",
     "TrainingError",
     "TwinlensError",
     "VerifyAnswer",
     "audit",
+    "WandbTracker",
     "calibrate",
     "cluster",
     "demo",
+    "compare",
     "doctor",
     "embed",
     "evaluate",
@@ -86,15 +92,19 @@ __all__ = [
 _HOMES = {
     "Gallery": "gallery.gallery",
     "Hit": "match.answers",
+    "Callback": "learn.callbacks",
     "IdentifyAnswer": "match.answers",
     "ImageTable": "data.table",
     "Matcher": "match.matcher",
     "VerifyAnswer": "match.answers",
     "audit": "commands.audit",
+    "MlflowTracker": "learn.trackers",
     "calibrate": "commands.calibrate",
+    "WandbTracker": "learn.trackers",
     "cluster": "commands.cluster",
     "demo": "commands.demo",
     "doctor": "commands.doctor",
+    "compare": "commands.verify",
     "embed": "commands.embed",
     "evaluate": "commands.evaluate",
     "export": "commands.export",

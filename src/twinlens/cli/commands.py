@@ -130,9 +130,7 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     data_argument(parser, nargs="?")  # Optional here, so that a gallery's error comes first.
     parser.add_argument("--far", type=float, default=0.01, help="target false accept rate (0.01)")
     _add_split(parser)
-    parser.add_argument("--unlabelled", type=float, nargs="?", const=0.05, metavar="SHARE",
-                        help="use no labels; at most this share of random pairs is genuine (0.05, "
-                        "as for 20 identities): less certain")  # fmt: skip
+    _add_unlabelled(parser)
     device_argument(parser)
     json_argument(parser)
     quiet_argument(parser)
@@ -183,6 +181,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shot", type=int, help="pictures of each of these identities, or "
                         "templates of each enrolled identity (1)")  # fmt: skip
     parser.add_argument("--rule", metavar="NAME", help="with open-set: fusion of an identity's "
+def _add_unlabelled(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--unlabelled", type=float, nargs="?", const=0.05, metavar="SHARE",
+                        help="use no labels; at most this share of random pairs is genuine (0.05, "
+                        "as for 20 identities): less certain")  # fmt: skip
+
+
                         "templates: nearest (default), mean or vote")  # fmt: skip
     parser.add_argument("--episodes", type=int, help="number of episodes (1000)")
     parser.add_argument("--prior", type=float, metavar="P", help="prior probability of a genuine "
@@ -230,8 +234,9 @@ def _show_verdict(answer: Any, args: argparse.Namespace) -> int:
 def _add_embed(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
     data_argument(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.parquet",
-                        help="file to write or replace")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE",
+                        help="file to write or replace: .parquet, .csv, or .npy with its rows "
+                        "beside it")  # fmt: skip
     device_argument(parser)
     quiet_argument(parser)
 

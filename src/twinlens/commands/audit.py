@@ -16,6 +16,7 @@ from PIL import Image
 from twinlens.commands.audit_distances import distances_across, distances_by_model
 from twinlens.commands.selection import read_data
 from twinlens.config import DataSettings
+from twinlens.data.adapters import Data
 from twinlens.data.corrections import (
     CorrectedTable,
     Finding,
@@ -31,7 +32,7 @@ from twinlens.data.inspection import Inspection, inspect_table
 from twinlens.data.table import ImageTable, require_identities
 from twinlens.errors import ConfigError, one_line
 from twinlens.files import check_output_folder, creating_folder, expand_user
-from twinlens.match.matcher import Matcher
+from twinlens.match.matcher import Matcher, Model
 from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.identity_errors import Merge, Split, find_merges, find_splits
 from twinlens.measure.label_errors import LabelErrors, collect_evidence, label_errors
@@ -164,10 +165,10 @@ class CorrectionResult:
 
 
 def audit(
-    data: str | Path | ImageTable,
+    data: Data,
     *,
     out: str | Path,
-    model: str | Path | None = None,
+    model: Model | None = None,
     apply: str | Path | None = None,
     root: str | Path | None = None,
     seed: int = 0,
@@ -183,7 +184,7 @@ def audit(
         data: a folder, a manifest, the name of a set, or a table (see docs/data.md); all splits.
         out: new or empty folder. It receives `audit.html` and `audit.csv`; with `apply`,
             `manifest.csv` and `dropped.csv`.
-        model: model or run folder whose embeddings are compared instead.
+        model: model whose embeddings are compared instead: its folder, a run, or a loaded model.
         apply: an `audit.csv` with edited actions: write the corrected manifest of DATA instead.
         root: folder of a named set's copy, or of a manifest's relative paths.
         seed: random seed of folds and of the errors that are made on purpose.
@@ -203,7 +204,7 @@ def audit(
     if model is not None and apply is not None:
         raise ConfigError("--apply corrects labels and compares nothing: leave out --model")
     with console_log(quiet):
-        matcher = None if model is None else Matcher.load(model, device)
+        matcher = None if model is None else Matcher.of(model, device)
         table = (
             read_table(data, root=None if root is None else Path(root))
             if matcher is None

@@ -28,8 +28,8 @@ log = logging.getLogger("twinlens")
 
 
 def calibrate(
-    model: str | Path,
-    data: str | Path | ImageTable,
+    model: Model,
+    data: Data,
     *,
     far: float = 0.01,
     split: str = "auto",
@@ -42,7 +42,7 @@ def calibrate(
     """Find the threshold for a target false accept rate, fit a probability, and store both.
 
     Args:
-        model: folder of a model or of a run; its `model.json` is rewritten.
+        model: folder of a model or of a run, or a loaded model; its `model.json` is rewritten.
         data: labelled pictures that the model was not trained on.
         far: target false accept rate, in (0, 1).
         split: "train", "val", "test", "all", or "auto": the validation pictures if the model was
@@ -70,7 +70,8 @@ def calibrate(
         raise ConfigError(f"far must be in (0, 1), such as 0.01; found {far}")
     check_seed(seed)
     with console_log(quiet):
-        matcher = Matcher.load(model, device)
+        matcher = Matcher.of(model, device)
+        data = path_or_table(data, root)
         if unlabelled is not None:
             calibration, domain = calibrate_unlabelled(matcher, data, root, far, unlabelled, seed)
             return _stored(matcher, calibration, domain)
@@ -144,8 +145,8 @@ def explain(calibration: Calibration) -> str:
             f"threshold {calibration.threshold:.4f} without labels: pairs at or below it match; "
             f"FAR about {100 * calibration.target_far:.3g} %\n"
             f"from {calibration.num_impostor} random pairs, of which at most "
-            f"{100 * calibration.assumed_share:.3g} % are genuine; the probability is that of the "
-            "earlier calibration, moved: labelled pictures are better"
+            f"{100 * calibration.assumed_share:.3g} % are genuine; {probability}: labelled "
+            "pictures are better"
         )
     interval = ""
     if calibration.low is not None and calibration.high is not None:

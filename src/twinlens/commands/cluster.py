@@ -15,6 +15,7 @@ from twinlens.clusters.result import ClusterResult, Cut
 from twinlens.clusters.write import EmbeddedPictures, write_clusters
 from twinlens.commands.selection import read_data
 from twinlens.commands.training_overlap import known_pictures
+from twinlens.data.adapters import Data
 from twinlens.data.folders import is_folder, read_unlabelled
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.pixels import DecodedTable
@@ -24,7 +25,7 @@ from twinlens.face.layout import same_photograph
 from twinlens.files import check_output_folder, expand_user
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.snapshot import vectors
-from twinlens.match.matcher import Matcher
+from twinlens.match.matcher import Matcher, Model
 from twinlens.model.training_record import find_record
 from twinlens.progress import Progress, console_log
 
@@ -34,8 +35,8 @@ log = logging.getLogger("twinlens")
 
 
 def cluster(
-    model: str | Path,
-    data: str | Path | ImageTable | None = None,
+    model: Model | Gallery,
+    data: Data | None = None,
     *,
     out: str | Path,
     far: float | None = None,
@@ -88,7 +89,9 @@ def cluster(
         if data is None:
             return _of_gallery(model, expand_user(out), far, threshold, constraints, min_size, copy,
                                labelled is not False, neighbours, root)  # fmt: skip
-        matcher = Matcher.load(model, device)
+        if isinstance(model, Gallery):
+            raise ConfigError("a gallery is clustered without DATA: leave it out, or give a model")
+        matcher = Matcher.of(model, device)
         cut = _cut(matcher, far, threshold, neighbours)
         table, is_labelled = _read(matcher, data, root, labelled)
         folder = table.root if is_folder(data) else None
@@ -107,7 +110,7 @@ def cluster(
         return write_clusters(
             pictures, matcher.comparison, cut, out, constraints=pairs, min_size=min_size,
             copy=copy, broken=len(decoded.broken),
-            command="" if isinstance(data, ImageTable) else _command(model, data, options),
+            command=_command(model, data, options) if isinstance(data, str | Path) else "",
         )  # fmt: skip
 
 
@@ -151,7 +154,7 @@ def _constraints(file: Path | None, table: ImageTable) -> Constraints:
 
 
 def _of_gallery(
-    place: str | Path, out: Path, far: float | None, threshold: float | None,
+    place: Model | Gallery, out: Path, far: float | None, threshold: float | None,
     constraints: str | Path | None, min_size: int, copy: bool, labelled: bool, neighbours: int,
     root: str | Path | None,
 ) -> ClusterResult:  # fmt: skip
@@ -160,8 +163,10 @@ def _of_gallery(
         raise ConfigError(
             "--root belongs to DATA: leave it out with a gallery, which stores its paths"
         )
+    if isinstance(place, Matcher):
+        raise ConfigError("a model clusters pictures: give DATA, or name a gallery instead")
     try:
-        gallery = Gallery.open(place)
+        gallery = place if isinstance(place, Gallery) else Gallery.open(place)
     except GalleryError as error:
         raise GalleryError(f"{error}; or name the pictures: twinlens cluster MODEL DATA") from error
     cut = _cut(gallery.matcher, far, threshold, neighbours)
@@ -220,9 +225,10 @@ def _embedded(matcher: Matcher, decoded: DecodedTable, labelled: bool) -> Embedd
     )
 
 
-def _command(model: str | Path, data: str | Path, options: Mapping[str, Any]) -> str:
+def _command(model: Model, data: str | Path, options: Mapping[str, Any]) -> str:
     """The command line that repeats it."""
-    words = ["twinlens", "cluster", str(model), str(data)]
+    folder = model.path if isinstance(model, Matcher) else model
+    words = ["twinlens", "cluster", str(folder), str(data)]
     for name, value in options.items():
         if value is True:
             words.append(name)

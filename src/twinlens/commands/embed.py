@@ -1,4 +1,4 @@
-"""`twinlens embed`: a Parquet file of embeddings; and embeddings of single pictures."""
+"""`twinlens embed`: a file of embeddings; and embeddings of single pictures."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from twinlens.commands.selection import read_data
+from twinlens.commands.embedding_files import check_embedding_file, write_embeddings
+from twinlens.commands.selection import read_pictures
+from twinlens.data.adapters import Data
 from twinlens.data.pixel_cache import PixelStream
 from twinlens.data.quality import PictureQuality, quality_parts, quality_scores, size_part
-from twinlens.data.table import ImageTable
-from twinlens.errors import DataError, PictureError
-from twinlens.files import check_output_file, writing_file
+from twinlens.errors import PictureError
 from twinlens.match.answers import require_acquired
-from twinlens.match.matcher import Matcher, Picture
+from twinlens.match.matcher import Matcher, Model, Picture
 from twinlens.measure.domain import DomainCheck
 from twinlens.progress import Progress, console_log
 
@@ -121,45 +120,48 @@ def embed_pictures(
 
 
 def embed(
-    model: str | Path,
-    data: str | Path | ImageTable,
+    model: Model,
+    data: Data,
     *,
     out: str | Path,
     root: str | Path | None = None,
     device: str = "auto",
     quiet: bool = False,
 ) -> int:
-    """Write the embedding of every picture to a Parquet file, with its quality.
+    """Write the embedding of every picture to a file, with its quality.
 
-    Its columns are path, identity, forged, embedding, quality (the score of `data.quality`) and
-    domain_score (of `measure.domain`, above 1 for a picture unlike the calibration pictures; null
-    if unknown).
+    Its columns are path, identity ("" if unknown), forged, embedding, quality (the score of
+    `data.quality`) and domain_score (of `measure.domain`, above 1 for a picture unlike the
+    calibration pictures; null if unknown). The ending of the file sets the format:
+
+    - .parquet: with the model's fingerprint as metadata; a gallery can import it.
+    - .csv: columns `e0` to `e{D-1}` in place of `embedding`.
+    - .npy: float32 embeddings, shape (N, D); the other columns lie beside it in `OUT.rows.csv`, in
+      the same order.
 
     Args:
-        model: folder of a model or of a run.
-        data: a folder, a manifest, the name of a set, or a table; all splits.
-        out: the file, which only its owner can read; its metadata holds the model's fingerprint.
+        model: folder of a model or of a run, or a loaded model.
+        data: a folder, a manifest, the name of a set, or a table; all splits. A folder needs no
+            class folders.
+        out: the file, which only its owner can read.
         root: folder of a named set's local copy.
         device: device of the embeddings, as in `twinlens.load`.
         quiet: log warnings only.
     Returns:
         The number of rows.
     Raises:
-        DataError: pictures that cannot be read, or a file that cannot be written or is not called
-            .parquet.
+        DataError: pictures that cannot be read, a file that cannot be written, or another ending.
 
     Example:
         >>> twinlens.embed("runs/photos", "photos/", out="photos.parquet")  # doctest: +SKIP
         4096
     """
-    check_output_file(out)
-    if Path(out).suffix.lower() != ".parquet":
-        raise DataError(f"embeddings are written as Parquet: name a file .parquet, found {out}")
+    check_embedding_file(out)
     with console_log(quiet):
-        matcher = Matcher.load(model, device)
+        matcher = Matcher.of(model, device)
         settings = matcher.data_settings
         stream = PixelStream(
-            read_data(matcher, data, root),
+            read_pictures(matcher, data, root),
             matcher.picture,
             max_pixels=settings.max_pixels,
             max_broken=settings.max_broken,
@@ -178,9 +180,7 @@ def embed(
                 "domain_score": pa.array(domain_scores, pa.float32()),
             }
         ).replace_schema_metadata({"twinlens.fingerprint": matcher.fingerprint})
-        with writing_file(out) as part:
-            pq.write_table(rows, part)
-            part.chmod(0o600)  # It holds names and embeddings.
+        write_embeddings(out, rows)
         return len(rows)
 
 

@@ -19,12 +19,13 @@ from twinlens.commands.selection import (
     select_probes_and_gallery,
 )
 from twinlens.commands.trials import run_trials
+from twinlens.data.adapters import Data
 from twinlens.data.columns import as_groups, column_names, read_column
 from twinlens.data.csv_file import write_csv
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, DataError, one_line, unknown_name
 from twinlens.files import check_output_file, expand_user, writing_file
-from twinlens.match.matcher import Matcher
+from twinlens.match.matcher import Matcher, Model
 from twinlens.measure.error_rates import matches
 from twinlens.measure.evaluation_result import (
     EvaluationResult,
@@ -62,8 +63,8 @@ Evaluation = EvaluationResult | TrialEvaluation | NearestNeighbourEvaluation | O
 
 
 def evaluate(
-    model: str | Path,
-    data: str | Path | ImageTable | None = None,
+    model: Model,
+    data: Data | None = None,
     *,
     protocol: str = "standard",
     split: str = "auto",
@@ -91,7 +92,7 @@ def evaluate(
     must be rejected.
 
     Args:
-        model: folder of a model or of a run.
+        model: folder of a model or of a run, or a loaded model.
         data: labelled pictures: a folder, a manifest, the name of a set, or a table. Optional with
             `trials`; then it may be a folder without classes, the base of relative paths.
         protocol: "standard", "nearest" or "open-set".
@@ -151,7 +152,7 @@ def evaluate(
         if file is not None:
             check_output_file(file)
     with console_log(quiet):
-        matcher = Matcher.load(model, device)
+        matcher = Matcher.of(model, device)
         table = None if data is None else _read(matcher, data, root, trials_only=trials is not None)
         if table is None and report is not None:
             raise DataError(f"{data} has no classes, which a report needs: leave out --report")

@@ -21,6 +21,7 @@ from twinlens.commands.selection import (
     select_pictures,
     split_as_trained,
 )
+from twinlens.data.adapters import Data, path_or_table
 from twinlens.data.decode import read_array, to_array
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
@@ -37,7 +38,7 @@ from twinlens.exports.formats import add_calibration, check_export, write_model
 from twinlens.exports.readme import comparison_notes, comparison_rows, export_readme, hub_readme
 from twinlens.exports.resize import resizing_graph
 from twinlens.files import check_output_folder, creating_folder, expand_user, write_text
-from twinlens.match.matcher import Matcher, open_encoder
+from twinlens.match.matcher import Matcher, Model, open_encoder
 from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.verification import VerificationResult
@@ -107,12 +108,12 @@ class ExportResult:
 
 
 def export(
-    model: str | Path,
+    model: Model,
     out: str | Path,
     *,
     format: str = "onnx",
     resize: str = "outside",
-    data: str | Path | ImageTable | None = None,
+    data: Data | None = None,
     root: str | Path | None = None,
     onnxruntime_web: str | Path | None = None,
     seed: int = 0,
@@ -124,7 +125,7 @@ def export(
     cannot be trained further.
 
     Args:
-        model: folder of a model or of a run.
+        model: folder of a model or of a run, or a loaded model.
         out: new or empty folder.
         format: "onnx", with metadata to use the graph alone; "onnx-int8", quantised: smaller and
             faster, less exact; "openvino"; "hub", for a model hub, with the weights; "web", a page
@@ -152,8 +153,9 @@ def export(
     check_seed(seed)
     out = expand_user(out)
     with console_log(quiet):
-        matcher = Matcher.load(model, "cpu")
+        matcher = Matcher.of(model, "cpu")
         check_export(matcher.stored, format, resize)
+        data = None if data is None else path_or_table(data, root)
         source = Path(data) if isinstance(data, str | Path) and Path(data).is_dir() else None
         check_output_folder(out, "the export", source)
         if out.resolve().is_relative_to(matcher.path.resolve()):

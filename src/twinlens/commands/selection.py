@@ -19,12 +19,13 @@ from twinlens.commands.training_overlap import (
     known_pictures,
 )
 from twinlens.data.contents import content_digests
-from twinlens.data.folders import read_table
+from twinlens.data.folders import is_folder, read_table, read_unlabelled
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.pixels import BrokenPicture, DecodedTable, PixelRows, Pixels, select_rows
 from twinlens.data.splits import assign_splits
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import ConfigError, DataError, unknown_name
+from twinlens.files import expand_user
 from twinlens.match.matcher import Matcher
 from twinlens.model.stored import hash_identities
 from twinlens.model.training_record import TrainingRecord, find_record, unknown_reason
@@ -36,6 +37,7 @@ __all__ = [
     "Selection",
     "learned_table",
     "read_data",
+    "read_pictures",
     "select_pictures",
     "select_probes_and_gallery",
     "selection_of_split",
@@ -264,6 +266,25 @@ def read_data(
         forged_suffix=settings.forged_suffix,
         identity_depth=settings.identity_depth,
     )
+
+
+def read_pictures(
+    matcher: Matcher, data: Data, root: str | Path | None
+) -> ImageTable:
+    """Read DATA for work that needs no identities; they are "" in a folder without class folders.
+
+    Raises:
+        DataError: nothing to read, or an unknown format.
+        ModelError: an export that resizes pictures itself.
+    """
+    try:
+        return read_data(matcher, data, root)
+    except DataError:
+        if root is not None or not isinstance(data, str | Path) or not is_folder(data):
+            raise
+        table = read_unlabelled(expand_user(data), source=str(data))
+        log.info("%s has no class folders, so its pictures have no identities", data)
+        return table
 
 
 def learned_table(table: ImageTable, refitted: bool) -> ImageTable:

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinlens.data.decode import open_picture
 from twinlens.files import check_output_file, save_picture, writing_file
 from twinlens.match.answers import VerifyAnswer
-from twinlens.match.matcher import Matcher
+from twinlens.match.matcher import Matcher, Model, Picture
 
-__all__ = ["load", "verify"]
+__all__ = ["compare", "load", "verify"]
 
 
 def load(path: str | Path, device: str = "auto") -> Matcher:
@@ -37,9 +36,9 @@ def load(path: str | Path, device: str = "auto") -> Matcher:
 
 
 def verify(
-    model: str | Path,
-    a: str | Path,
-    b: str | Path,
+    model: Model,
+    a: Picture,
+    b: Picture,
     *,
     prior: float = 0.5,
     min_quality: float | None = None,
@@ -47,14 +46,14 @@ def verify(
     explain: str | Path | None = None,
     device: str = "auto",
 ) -> VerifyAnswer:
-    """Verify that two picture files show the same thing.
+    """Verify that two pictures show the same thing.
 
-    For many pairs, `load(model).verify(a, b)` is faster.
+    For many pairs, load the model once: `load(model).verify_many(pairs)`.
 
     Args:
-        model: folder of a model or of a run.
-        a: a picture file.
-        b: another picture file.
+        model: folder of a model or of a run, or a loaded model.
+        a: a picture: a file, or any form of `match.matcher.Picture`.
+        b: another picture.
         prior: probability of a genuine pair before the comparison, for the probability of the
             answer; 0.5 is even odds. The verdict does not depend on it.
         min_quality: least quality of each picture, in [0, 1]; None for no such gate.
@@ -77,7 +76,7 @@ def verify(
     for file in (show, explain):
         if file is not None:
             check_output_file(file)
-    matcher = Matcher.load(model, device)
+    matcher = Matcher.of(model, device)
     answer = matcher.verify(a, b, prior=prior, min_quality=min_quality)
     if explain is not None:
         answer = replace(answer, explanation=matcher.explain(a, b))
@@ -86,23 +85,50 @@ def verify(
     return answer
 
 
+def compare(
+    model: Model,
+    a: Picture,
+    b: Picture,
+    *,
+    prior: float = 0.5,
+    min_quality: float | None = None,
+    device: str = "auto",
+) -> Image.Image:
+    """Draw two pictures with the verdict, as `verify --show` does; a notebook shows the drawing.
+
+    Args:
+        model: as in `verify`.
+        a: as there.
+        b: as there.
+        prior: as there.
+        min_quality: as there.
+        device: as there.
+    Returns:
+        An RGB picture.
+    Raises:
+        CalibrationError: the model is not calibrated.
+        PictureError: a file that cannot be read, or a quality below the minimum (failure to
+            acquire).
+
+    Example:
+        >>> twinlens.compare("runs/photos", "a.jpg", "b.jpg").save("pair.png")  # doctest: +SKIP
+    """
+    from twinlens.report.answer_sheet import draw_verdict
+
+    matcher = Matcher.of(model, device)
+    answer = matcher.verify(a, b, prior=prior, min_quality=min_quality)
+    return draw_verdict(matcher.open(a), matcher.open(b), _lines(answer), answer.match)
+
+
 def _draw(
     matcher: Matcher,
-    files: tuple[str | Path, str | Path],
+    pictures: tuple[Picture, Picture],
     answer: VerifyAnswer,
     show: str | Path | None,
     explain: str | Path | None,
 ) -> None:
-    left, right = (open_picture(path, max_pixels=matcher.max_pixels) for path in files)
-    lines = [
-        answer.verdict,
-        f"distance {answer.distance:.4f}, threshold {answer.threshold:.4f}",
-        f"probability {answer.probability:.1%}, cosine similarity {answer.similarity:.2f}",
-        *wrap(answer.reason or "", 60),
-    ]
-    for name, check in zip(("first", "second"), answer.domain or (), strict=False):
-        if not check.in_domain:
-            lines += wrap(f"{name} picture unlike the calibration: {check.reason}", 60)
+    left, right = map(matcher.open, pictures)
+    lines = _lines(answer)
     if show is not None:
         from twinlens.report.answer_sheet import draw_verdict
 
@@ -115,6 +141,21 @@ def _draw(
             left, right = (_as_picture(one.pixels) for one in answer.explanation.pictures)
         with writing_file(explain) as part:
             save_picture(draw_explanation(answer.explanation, (left, right), lines), part)
+
+
+def _lines(answer: VerifyAnswer) -> list[str]:
+    known = answer.probability is not None
+    probability = f"probability {answer.probability:.1%}, " if known else ""
+    lines = [
+        answer.verdict,
+        f"distance {answer.distance:.4f}, threshold {answer.threshold:.4f}",
+        f"{probability}cosine similarity {answer.similarity:.2f}",
+        *wrap(answer.reason or "", 60),
+    ]
+    for name, check in zip(("first", "second"), answer.domain or (), strict=False):
+        if not check.in_domain:
+            lines += wrap(f"{name} picture unlike the calibration: {check.reason}", 60)
+    return lines
 
 
 def _as_picture(pixels_CHW: NDArray[np.uint8]) -> Image.Image:

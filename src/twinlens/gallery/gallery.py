@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.data.table import ImageTable
+from twinlens.data.adapters import Data
 from twinlens.errors import GalleryError
 from twinlens.gallery import feedback, import_export, index, maintain, migrate, templates
 from twinlens.gallery.conditions import explain_nested, filter_of
@@ -51,11 +51,12 @@ from twinlens.match.answers import Hit, IdentifyAnswer
 from twinlens.measure.open_set_calibration import OpenSetCalibration
 
 if TYPE_CHECKING:
-    from twinlens.match.matcher import Matcher, Picture
+    from twinlens.match.matcher import Matcher, Model, Picture
 
 __all__ = ["Gallery"]
 
 TEMPLATE_COLUMNS = ("identity", "path", "time", "metadata", "hash")
+AT_ONCE = 256  # pictures whose pixels are in memory at the same time
 
 Progress = Callable[[int, int], None]
 Floats = NDArray[np.float32]
@@ -88,7 +89,7 @@ class Gallery:
     def create(
         cls,
         place: str | Path,
-        model: str | Path | Matcher,
+        model: Model,
         *,
         options: Mapping[str, str] | None = None,
         device: str = "auto",
@@ -106,7 +107,7 @@ class Gallery:
         """
         from twinlens.match.matcher import Matcher
 
-        matcher = model if isinstance(model, Matcher) else Matcher.load(model, device)
+        matcher = Matcher.of(model, device)
         dim = matcher.settings.embedding
         with model_files(matcher) as files:
             store = Store.create(place, dim, new_settings(matcher), files, options=options)
@@ -218,7 +219,7 @@ class Gallery:
 
     def enrol(
         self,
-        data: str | Path | ImageTable,
+        data: Data,
         *,
         root: str | Path | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -326,21 +327,36 @@ class Gallery:
         """Embeddings of pictures by the gallery's model, shape (N, D)."""
         return self.matcher.embed(pictures)
 
+    @overload
+    def identify(
+        self, picture: Picture, *, k: int = 5, far: float | None = None,
+        min_quality: float | None = None,
+    ) -> IdentifyAnswer: ...  # fmt: skip
+
+    @overload
+    def identify(
+        self, picture: list[Picture], *, k: int = 5, far: float | None = None,
+        min_quality: float | None = None,
+    ) -> list[IdentifyAnswer]: ...  # fmt: skip
+
     def identify(
         self,
-        picture: Picture,
+        picture: Picture | list[Picture],
         *,
         k: int = 5,
         far: float | None = None,
         min_quality: float | None = None,
-    ) -> IdentifyAnswer:
-        """Identify a picture, or answer "nobody".
+    ) -> IdentifyAnswer | list[IdentifyAnswer]:
+        """Identify a picture, or answer "nobody"; of a list of pictures, each.
 
         Args:
-            picture: path, Pillow picture, array or tensor.
+            picture: path, bytes of a file, Pillow picture, array or tensor; or a list of them,
+                which are embedded together (distances may differ by rounding).
             k: number of candidates to list.
             far: false positive identification rate; the calibration's by default.
             min_quality: least quality of the picture, in [0, 1]; None for no such gate.
+        Returns:
+            The answer; of a list, the answers in its order.
         Raises:
             CalibrationError: neither the gallery nor its model is calibrated, or not for `far`.
             ConfigError: a minimum outside [0, 1].
@@ -348,11 +364,14 @@ class Gallery:
                 acquire).
         """
         self.threshold(far)  # Before the work.
-        pixels_CHW, quality = self.matcher.acquire(picture, min_quality)
-        emb_1D = self.matcher.embed_decoded(pixels_CHW)
-        answer = self.identify_embedding(emb_1D[0], k=k, far=far)
-        domain = self.matcher.check_domain(emb_1D, pixels_CHW[None])
-        return replace(answer, quality=quality, domain=None if domain is None else domain[0])
+        pictures = picture if isinstance(picture, list) else [picture]
+        answers = [
+            replace(self.identify_embedding(each.embedding, k=k, far=far),
+                    quality=each.quality, domain=each.domain)
+            for start in range(0, len(pictures), AT_ONCE)
+            for each in self.matcher.acquire_all(pictures[start : start + AT_ONCE], min_quality)
+        ]  # fmt: skip
+        return answers if isinstance(picture, list) else answers[0]
 
     def identify_embedding(
         self, emb_D: NDArray[Any], *, k: int = 5, far: float | None = None
@@ -557,7 +576,7 @@ class Gallery:
 
     def calibrate(
         self,
-        data: str | Path | ImageTable | None = None,
+        data: Data | None = None,
         *,
         fpir: float = 0.01,
         rule: str = "auto",
@@ -611,7 +630,7 @@ class Gallery:
 
     def rebuild(
         self,
-        model: str | Path | Matcher,
+        model: Model,
         *,
         drop_missing: bool = False,
         device: str = "auto",
@@ -632,7 +651,7 @@ class Gallery:
         """
         from twinlens.match.matcher import Matcher
 
-        matcher = model if isinstance(model, Matcher) else Matcher.load(model, device)
+        matcher = Matcher.of(model, device)
         return migrate.rebuild(self.core, matcher, drop_missing, progress)
 
 

@@ -35,6 +35,11 @@ READ_ERRORS = (OSError, ValueError, RuntimeError, MemoryError, pa.ArrowException
 LOCAL_ADDRESS = re.compile(r"file:(?:/?/?localhost)?(?://)?(/.*)", re.DOTALL)
 HALF_ADDRESS = re.compile(r"\w{2,}:/(?!/)")
 RUST_PLACE = re.compile(r",?\s*(location: )?\S+\.rs:\d+:\d+")
+STORES = ("s3", "s3+ddb", "gs", "az", "abfss", "oss", "cos", "tos", "hf")
+"""Object stores that Lance reaches, by the first word of their addresses."""
+STORE_TROUBLE = re.compile(
+    r"^(LanceError\(IO\): )?((?:Generic \w+ error|Unable to find object store).*)", re.DOTALL
+)
 
 
 def is_remote(place: str | Path) -> bool:
@@ -46,10 +51,21 @@ def normalized(place: str | Path) -> str:
     """The full path of a folder, or an address without a slash at its end.
 
     Raises:
-        GalleryError: neither a folder nor an address, such as `s3:/bucket`.
+        GalleryError: neither a folder nor an address, such as `s3:/bucket`; or an address without
+            a bucket, or of a store that is unknown.
     """
     text = str(place)
     if is_remote(text):
+        kind, _, rest = text.partition("://")
+        if kind.lower() not in STORES:
+            raise GalleryError(
+                f"a gallery lies in a folder or in an object store ({', '.join(STORES)}), found "
+                f"{one_line(text, 200)}: write an address such as s3://bucket/people"
+            )
+        if not rest.strip("/"):
+            raise GalleryError(
+                f"the address {text} names no bucket: write one such as {kind}://bucket/people"
+            )
         return text.rstrip("/")
     if local := LOCAL_ADDRESS.fullmatch(text):
         place = unquote(local[1])
@@ -200,4 +216,11 @@ def gallery_error(error: BaseException, task: str) -> GalleryError:
         return GalleryError(f"{task}: the disk is full; free some space and run this again")
     if "Invalid user input" in text and "filter" not in task:
         text = text.split("Invalid user input: ", 1)[1]
-    return GalleryError(f"{task}: {text.splitlines()[0] if text else type(error).__name__}")
+    line = text.splitlines()[0] if text else type(error).__name__
+    if trouble := STORE_TROUBLE.match(line):
+        return GalleryError(
+            f"{task}: {one_line(trouble[2], 200)}. Check the address, the network, and the region "
+            "and credentials of the object store, in its environment variables (AWS_REGION, "
+            "AWS_ACCESS_KEY_ID, ...) or in `options`"
+        )
+    return GalleryError(f"{task}: {line}")

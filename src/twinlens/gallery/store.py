@@ -105,9 +105,9 @@ class Store:
             GalleryError: the place is taken, or cannot be written.
         """
         base = normalized(place)
-        if is_taken(base, files, options):
-            raise GalleryError(f"{place} exists already: name a new or an empty place")
         with gallery_errors(f"cannot create the gallery {place}"):
+            if is_taken(base, files, options):
+                raise GalleryError(f"{place} exists already: name a new or an empty place")
             if not is_remote(base):
                 Path(base).parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(FileExistsError):

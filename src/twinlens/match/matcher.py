@@ -5,23 +5,26 @@ Shapes: N pictures, C channels, H x W pixels, D dimensions.
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
-from twinlens.data.decode import read_sized, to_array
+from twinlens.data.decode import PictureSource, open_picture, read_sized, to_array
 from twinlens.data.pixels import Pixels
 from twinlens.data.quality import PictureQuality, check_minimum, quality_parts
 from twinlens.errors import CalibrationError, DataError, ModelError, PictureError, naming_extras
 from twinlens.match.answers import VerifyAnswer
+from twinlens.match.run_page import RunPage
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison
 from twinlens.measure.domain import Domain, DomainCheck, DomainSummary
@@ -47,15 +50,33 @@ if TYPE_CHECKING:
     from twinlens.match.explain import Explanation
     from twinlens.model.openvino_runtime import OpenvinoEncoder
 
-__all__ = ["Matcher", "Picture", "open_encoder"]
+__all__ = ["Matcher", "Model", "Picture", "open_encoder"]
 
 MOST_COMPARED = 1000  # pictures of a data set, with the domain
+AT_ONCE = 256  # pairs or pictures whose pixels are in memory at the same time
 
 Picture: TypeAlias = "str | Path | bytes | Image.Image | NDArray[Any] | torch.Tensor"
 """A path, the bytes of a file, a Pillow picture, an array (H, W[, C]), or a tensor ([C, ]H, W).
 
 Arrays and tensors are uint8, bool, or floats in [0, 1].
 """
+
+Model: TypeAlias = "str | Path | Matcher"
+"""The folder of a model or of a run, or a loaded model, such as `train` and `load` return."""
+
+
+class AcquiredPicture(NamedTuple):
+    """A picture as it is compared.
+
+    Attributes:
+        embedding: shape (D,).
+        quality: quality of the picture.
+        domain: whether it is like the model's calibration pictures; None if unknown.
+    """
+
+    embedding: NDArray[np.float32]
+    quality: PictureQuality
+    domain: DomainCheck | None
 
 
 class Matcher:
@@ -114,6 +135,25 @@ class Matcher:
 
             stored = complete_model(stored)
         return cls(stored, device, threads)
+
+    @classmethod
+    def of(cls, model: Model, device: str = "auto") -> Matcher:
+        """A loaded model: the given one, or the one in a folder.
+
+        Args:
+            model: folder of a model or of a run, or a loaded model.
+            device: as in `load`; a loaded model stays on its own with "auto".
+        Raises:
+            ModelError: no model, or an object of another type.
+        """
+        if isinstance(model, Matcher):
+            return model if device == "auto" else cls(model.stored, device)
+        if not isinstance(model, str | Path):
+            raise ModelError(
+                "a model is the folder of a model or of a run, or what twinlens.train and "
+                f"twinlens.load return; found {type(model).__name__}"
+            )
+        return cls.load(model, device)
 
     def __repr__(self) -> str:
         state = "uncalibrated" if self.calibration is None else "calibrated"
@@ -272,6 +312,52 @@ class Matcher:
         self, emb_a_D: NDArray[np.float32], emb_b_D: NDArray[np.float32], *, prior: float = 0.5
     ) -> VerifyAnswer:
         """As `verify`, for two embeddings by this model, without quality and domain.
+    def verify_many(
+        self,
+        pairs: Iterable[tuple[Picture, Picture]],
+        *,
+        prior: float = 0.5,
+        min_quality: float | None = None,
+    ) -> list[VerifyAnswer]:
+        """Verify many pairs; a file that is in several of them is embedded once.
+
+        Pictures are embedded together, so distances may differ from those of `verify` by rounding.
+
+        Args:
+            pairs: pairs of pictures, such as `zip(table["a"], table["b"])`.
+            prior: as in `verify`.
+            min_quality: as in `verify`.
+        Returns:
+            The answers, in the order of the pairs.
+        Raises:
+            CalibrationError: as in `verify`.
+            ConfigError: as in `verify`.
+            PictureError: as in `verify`; it names the first such picture.
+
+        >>> model.verify_many([("a.jpg", "b.jpg"), ("a.jpg", "c.jpg")])  # doctest: +SKIP
+        """
+        self.require_calibration()  # Before the work.
+        check_prior(prior)
+        answers, rest = list[VerifyAnswer](), iter(pairs)
+        known: dict[str | int, AcquiredPicture] = {}
+        seen: dict[bytes, NDArray[np.float32]] = {}
+        while chunk := [(a, b) for a, b in islice(rest, AT_ONCE)]:
+            new = {_key(picture): picture for pair in chunk for picture in pair}
+            new = {key: picture for key, picture in new.items() if key not in known}
+            acquired = self.acquire_all([*new.values()], min_quality, seen=seen)
+            known |= zip(new, acquired, strict=True)
+            for a, b in chunk:
+                first, second = known[_key(a)], known[_key(b)]
+                answer = self.verify_embeddings(first.embedding, second.embedding, prior=prior)
+                domain = first.domain, second.domain
+                answers.append(replace(
+                    answer, quality=(first.quality, second.quality),
+                    domain=None if domain[0] is None or domain[1] is None else domain,
+                ))  # fmt: skip
+            # The pictures of other keys may be gone, and their keys used again.
+            known = {key: each for key, each in known.items() if isinstance(key, str)}
+        return answers
+
 
         Args:
             emb_a_D: first embedding, shape (D,).
@@ -419,6 +505,40 @@ class Matcher:
             name = str(picture) if isinstance(picture, str | Path) else "<picture>"
             raise PictureError(name, reason)
         return pixels_CHW, quality
+    def acquire_all(
+        self,
+        pictures: Sequence[Picture],
+        min_quality: float | None = None,
+        *,
+        seen: dict[bytes, NDArray[np.float32]] | None = None,
+    ) -> list[AcquiredPicture]:
+        """Pictures decoded, rated and embedded together; equal ones have one embedding.
+
+        Args:
+            pictures: pictures in any form.
+            min_quality: as in `acquire`.
+            seen: embeddings by a hash of the pixels, which are used and added to.
+        Raises:
+            ConfigError: as in `acquire`.
+            PictureError: as in `acquire`; it names the first such picture.
+        """
+        seen = {} if seen is None else seen
+        decoded = [self.acquire(picture, min_quality) for picture in pictures]
+        keys = [hashlib.blake2b(pixels, digest_size=16).digest() for pixels, _ in decoded]
+        new = {key: pixels for key, (pixels, _) in zip(keys, decoded, strict=True)
+               if key not in seen}  # fmt: skip
+        if self._resizes:  # One at a time: their sizes differ.
+            seen |= {key: self.embed_decoded(pixels)[0] for key, pixels in new.items()}
+        elif new:
+            seen |= zip(new, self.embed_pixels(np.stack([*new.values()])), strict=True)
+        acquired = []
+        for key, (pixels, quality) in zip(keys, decoded, strict=True):
+            domain = self.check_domain(seen[key][None], pixels[None])
+            acquired.append(
+                AcquiredPicture(seen[key], quality, None if domain is None else domain[0])
+            )
+        return acquired
+
 
     def _decode(self, picture: Picture) -> NDArray[np.uint8]:
         return self._decode_sized(picture)[0]
@@ -426,23 +546,54 @@ class Matcher:
     def _decode_sized(self, picture: Picture) -> tuple[NDArray[np.uint8], int]:
         """A picture for the network, and the number of pixels of its source."""
         spec, resize = self.picture, not self._resizes
-        if isinstance(picture, str | Path | bytes):
-            return read_sized(picture, spec, max_pixels=self.max_pixels, resize=resize)
-        if _is_tensor(picture):
-            picture = picture.detach().cpu()
-            # NumPy has no bfloat16.
-            array = (picture.float() if picture.is_floating_point() else picture).numpy()
-            array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
-            return to_array(array, spec, resize=resize), int(np.prod(array.shape[:2]))
-        if isinstance(picture, np.ndarray):
-            return to_array(picture, spec, resize=resize), int(np.prod(picture.shape[:2]))
         if isinstance(picture, Image.Image):
             return to_array(picture, spec, resize=resize), picture.width * picture.height
-        raise DataError(
-            "a picture is a path, the bytes of a file, a Pillow picture, an array (H, W[, C]) or a "
-            f"tensor (C, H, W), found {type(picture).__name__}"
-        )
+        return read_sized(_source(picture), spec, max_pixels=self.max_pixels, resize=resize)
 
+
+    def open(self, picture: Picture) -> Image.Image:
+        """A picture as it is drawn: upright, in its own size and colours.
+
+        Raises:
+            PictureError: a file that cannot be read.
+            DataError: an object that is no picture.
+        """
+        if isinstance(picture, Image.Image):
+            return picture
+        return open_picture(_source(picture), max_pixels=self.max_pixels)
+
+    def compare(
+        self,
+        a: Picture,
+        b: Picture,
+        *,
+        prior: float = 0.5,
+        min_quality: float | None = None,
+    ) -> Image.Image:
+        """Draw two pictures with the verdict, as `twinlens.compare`; a notebook shows it.
+
+        Args:
+            a: as in `verify`.
+            b: as there.
+            prior: as there.
+            min_quality: as there.
+        Returns:
+            An RGB picture.
+        Raises:
+            CalibrationError: the model is not calibrated.
+            PictureError: as in `verify`.
+        """
+        import twinlens  # The drawing belongs to a later room.
+
+        return twinlens.compare(self, a, b, prior=prior, min_quality=min_quality)
+
+    def report(self) -> RunPage:
+        """The page of the run that the model lies in; a notebook shows it inline.
+
+        Raises:
+            ModelError: a model without a run around it, such as a copy or an export.
+        """
+        return RunPage.of_model(self.path)
 
 def open_encoder(
     stored: StoredModel, device: str = "auto", threads: int | None = None
@@ -477,3 +628,23 @@ def _cosine(a_D: NDArray[np.float32], b_D: NDArray[np.float32]) -> float:
     length = float(np.linalg.norm(a) * np.linalg.norm(b))
     # Rounded to float32, so that equal embeddings have exactly 1.
     return float(np.float32(a @ b / length)) if length > 0 else 0.0
+def _source(picture: Picture) -> PictureSource:
+    """A picture, other than a Pillow one, as `open_picture` takes it."""
+    if _is_tensor(picture):
+        picture = picture.detach().cpu()
+        # NumPy has no bfloat16.
+        array = (picture.float() if picture.is_floating_point() else picture).numpy()
+        return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+    if isinstance(picture, str | Path | bytes | np.ndarray):
+        return picture
+    raise DataError(
+        "a picture is a path, the bytes of a file, a Pillow picture, an array (H, W[, C]) or a "
+        f"tensor (C, H, W), found {type(picture).__name__}"
+    )
+
+
+def _key(picture: Picture) -> str | int:
+    """A key that equal paths share; that of another object holds as long as the object lives."""
+    return str(picture) if isinstance(picture, str | Path) else id(picture)
+
+
