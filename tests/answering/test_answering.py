@@ -60,7 +60,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Json:
 
 def test_every_module_that_answers_is_imported() -> None:
     names = [module.name for module in pkgutil.walk_packages(twinlens.__path__, "twinlens.")]
-    answering = [name for name in names if not learns(name) and not name.endswith("__main__")]
+    apart = "twinlens.service."  # Needs the extra `serve`.
+    answering = [
+        name for name in names
+        if not learns(name) and not name.endswith("__main__") and not name.startswith(apart)
+    ]  # fmt: skip
     assert len(answering) > 100
     for name in answering:
         import_module(name)
@@ -106,6 +110,16 @@ def test_what_learns_says_what_to_install(
 ) -> None:
     assert main(words) == 2
     line = f"twinlens: error: twinlens.{words[0]} needs torch: pip install 'twinlens[train]'\n"
+    assert capsys.readouterr().err == line
+
+
+def test_serving_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "twinlens.service.run", raising=False)
+    assert main(["serve", "--port=0"]) == 2
+    line = "twinlens: error: twinlens.serve needs uvicorn: pip install 'twinlens[serve]'\n"
     assert capsys.readouterr().err == line
 
 
