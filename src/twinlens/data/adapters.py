@@ -32,6 +32,8 @@ Data: TypeAlias = Any
 
 PICTURE_COLUMNS = ("path", "picture", "image", "img", "file", "file_name", "filename", "filepath")
 IDENTITY_COLUMNS = ("identity", "label", "class", "person", "target")
+PLAIN_KINDS = ("dict", "list", "tuple", "generator", "ndarray", "Tensor")
+"""Types whose names tell nothing about the data."""
 NEEDED = (
     "accepted are {identity: [pictures]}, a list of (picture, identity) pairs, (pictures, labels), "
     "an array of pictures, a data frame, a torch or Hugging Face dataset, or a path"
@@ -66,7 +68,7 @@ def table_of(data: Data, *, root: Path | None = None) -> ImageTable:
         DataError: something else, a picture without an identity beside others, or one with two.
 
     >>> table_of({"anna": [np.zeros((8, 8))], "ben": [np.ones((8, 8)), np.ones((9, 9))]})
-    ImageTable(3 pictures of 2 identities from 'dict')
+    ImageTable(3 pictures of 2 identities from 'pictures')
     """
     if isinstance(data, ImageTable):
         return data
@@ -334,7 +336,8 @@ def _build(
     table = ImageTable(
         _objects(paths, kept), _objects(names, kept),
         np.array([forged[row] for row in kept] if forged else np.zeros(len(kept)), np.bool_),
-        _objects(split or [""] * num, kept), source, root, pixels,
+        _objects(split or [""] * num, kept),
+        "pictures" if source in PLAIN_KINDS else source, root, pixels,
     )  # fmt: skip
     if not any(metadata):
         return table
