@@ -15,7 +15,7 @@ from twinlens.cli.main import main
 from twinlens.errors import CalibrationError, ConfigError
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.probability import Isotonic, Platt
-from twinlens.measure.unlabelled import moved_calibration, random_pairs, unlabelled_thresholds
+from twinlens.measure.unlabelled import random_pairs, unlabelled_calibration, unlabelled_thresholds
 
 KNOWN = Calibration(0.3, 0.2, 0.4, 0.1, 9, 9, 3, Platt(2.0, -1.0), None, None)
 
@@ -54,7 +54,7 @@ def test_pairs_are_all_or_many() -> None:
 @pytest.mark.parametrize("curve", [Platt(8.0, -4.0), Isotonic((0.1, 0.6), (0.9, 0.2))])
 def test_the_probability_moves_with_the_threshold(curve: Platt | Isotonic) -> None:
     known = Calibration(0.3, 0.2, 0.4, 0.1, 900, 900, 30, curve, None, None)
-    moved = moved_calibration(known, np.concatenate(mixed(0.02)), 0.01, 0.05)
+    moved = unlabelled_calibration(known, np.concatenate(mixed(0.02)), 0.01, 0.05)
     assert moved.assumed_share == 0.05
     assert moved.probability(moved.threshold) == pytest.approx(known.probability(0.3))
     assert Calibration.from_json(json.loads(json.dumps(moved.as_json()))) == moved
@@ -66,7 +66,7 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
     with pytest.raises(CalibrationError, match="collapsed"):
         unlabelled_thresholds(np.zeros(500), 0.01)
     with pytest.raises(ConfigError, match=r"0\.2"):
-        moved_calibration(KNOWN, np.linspace(1, 2, 500), 0.01, 0.5)
+        unlabelled_calibration(KNOWN, np.linspace(1, 2, 500), 0.01, 0.5)
 
 
 def test_calibrate_without_labels(
@@ -89,5 +89,13 @@ def test_calibrate_without_labels(
     file = tmp_path / "model" / "model.json"
     values = json.loads(file.read_text())
     file.write_text(json.dumps(values | {"calibration": None}))
-    with pytest.raises(CalibrationError, match="without --unlabelled"):
-        twinlens.calibrate(tmp_path / "model", tmp_path / "flat", unlabelled=0.1, quiet=True)
+    anew = twinlens.calibrate(tmp_path / "model", tmp_path / "flat", unlabelled=0.1, quiet=True)
+    assert anew.calibration is not None
+    assert anew.calibration.threshold == model.calibration.threshold
+    pair = sorted(tiny_run.data.glob("*/*.png"))[:2]
+    answer = anew.verify(*pair)
+    assert (answer.probability, answer.reason) == (None, None)
+    assert "probability" not in answer.explain()
+    assert (
+        main(["verify", str(anew.path), *map(str, sorted(tiny_run.data.glob("*/*.png"))[:2])]) < 2
+    )

@@ -14,13 +14,12 @@ from twinlens.data.folders import is_folder, read_unlabelled
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.pixels import select_rows
 from twinlens.data.table import ImageTable
-from twinlens.errors import CalibrationError
 from twinlens.files import expand_user
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.domain import describe_pictures
 from twinlens.measure.pairs import pair_distances
-from twinlens.measure.unlabelled import check_share, moved_calibration, random_pairs
+from twinlens.measure.unlabelled import check_share, random_pairs, unlabelled_calibration
 from twinlens.model.training_record import find_record
 from twinlens.progress import Progress
 
@@ -42,23 +41,18 @@ def calibrate_unlabelled(
     Pictures that the model was trained on are left out.
 
     Args:
-        matcher: a calibrated model.
+        matcher: the model; the probability of an earlier calibration is moved.
         data: a folder of pictures at any depth, or data as for `calibrate`.
         root: folder of a named set's local copy.
         far: target false accept rate.
         share: largest share of genuine pairs among random ones.
         seed: random seed for the pairs.
     Raises:
-        CalibrationError: an uncalibrated model, or too few pictures.
+        CalibrationError: too few pictures.
         ConfigError: a share outside (0, 0.2].
         DataError: pictures that cannot be read.
     """
     check_share(share)
-    if matcher.calibration is None:
-        raise CalibrationError(
-            f"the model {matcher.path} has no calibration whose probability could be kept: "
-            "calibrate it on labelled pictures, without --unlabelled"
-        )
     settings = matcher.data_settings
     if not isinstance(data, ImageTable) and is_folder(data) and root is None:
         matcher.require_outside_resize()
@@ -80,7 +74,7 @@ def calibrate_unlabelled(
     pairs = random_pairs(len(rows), np.random.default_rng(seed))
     emb_ND = matcher.embed_pixels(pixels, Progress("embedding"))
     distance = pair_distances(emb_ND, pairs, matcher.comparison)
-    calibration = moved_calibration(matcher.calibration, distance, far, share)
+    calibration = unlabelled_calibration(matcher.calibration, distance, far, share)
     table = decoded.table.select(rows)
     # Without labels each picture counts as an identity.
     domain = describe_pictures(emb_ND, table, pixels, table, closed=True, seed=seed)

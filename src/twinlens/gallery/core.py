@@ -258,7 +258,8 @@ class GalleryCore:
             rate = "" if far is None else f" for an FPIR of {far:g}"
             raise CalibrationError(
                 f"the gallery {self.place} has no threshold{rate} yet: "
-                f"run `twinlens gallery calibrate {self.place}`"
+                f"run `twinlens gallery calibrate {self.place}`. Without one, `twinlens search "
+                f"{self.place} PICTURE` ranks the nearest pictures"
             )
         # Each template is one more chance of a false match. Those of one identity are not
         # independent, so this is about the upper bound.

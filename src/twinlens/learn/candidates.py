@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from twinlens.config import AugmentSettings, Member, ModelSettings, PictureSettings, Settings
 from twinlens.model.timm_backbones import last_blocks, stage_precedes, stage_widths
 
-__all__ = ["feature_candidates", "tapped_before", "tuned"]
+__all__ = ["feature_candidates", "network_candidates", "tapped_before", "tuned"]
 
 DIM = 128  # of a candidate's embedding
 MAX_FEATURES = 2048  # of a tap; more take long to whiten
@@ -41,19 +41,28 @@ def feature_candidates(
             continue
         members[name] = _member(plain, backbone=backbone, init="own")
         members[f"{name}, whitened"] = _member(plain, backbone=backbone)
-    if network is None:
-        return members
+    return members if network is None else members | network_candidates(network, network_picture)
+
+
+def network_candidates(network: ModelSettings, picture: PictureSettings) -> dict[str, Member]:
+    """Features of a network with weights from elsewhere, by name; their weight is 1.
+
+    Args:
+        network: the network.
+        picture: the pictures that it takes.
+    """
+    members = {}
     start = {name: getattr(network, name) for name in ("backbone", "pretrained", "weights")}
     short = network.backbone.partition(".")[0]
     stages = stage_widths(network.backbone)
     for stage, (stride, channels) in list(enumerate(stages))[-STAGES:]:
-        cells = min(network_picture.size) // stride
+        cells = min(picture.size) // stride
         grid = min(FINEST, cells, int((MAX_FEATURES / channels) ** 0.5))
         if cells >= MIN_CELLS and grid >= 1:
             name = f"{short}, stage {stage}, {grid} x {grid}, whitened"
-            members[name] = _member(network_picture, **start, stage=stage, grid=grid)
-    members[short] = _member(network_picture, **start, init="own")
-    members[f"{short}, whitened"] = _member(network_picture, **start)
+            members[name] = _member(picture, **start, stage=stage, grid=grid)
+    members[short] = _member(picture, **start, init="own")
+    members[f"{short}, whitened"] = _member(picture, **start)
     return members
 
 

@@ -147,11 +147,17 @@ class ModelSelection:
         spent = time.monotonic() - self.started
         return float("inf") if self.limit is None else self.limit - spent
 
-    def add_features(self) -> None:
-        """Try features of frozen networks and descriptors on every fold."""
-        settings, can_tune = self.settings, is_pretrained(self.settings.model)
-        network, picture = self.frozen
-        members = feature_candidates(settings.picture, network, picture)
+    def add_features(self, members: Mapping[str, Member] | None = None) -> None:
+        """Try features of frozen networks and descriptors on every fold.
+
+        Args:
+            members: features to try, where no network is tuned; all of `feature_candidates` by
+                default.
+        """
+        settings = self.settings
+        can_tune = is_pretrained(settings.model) and members is None
+        if members is None:
+            members = feature_candidates(settings.picture, *self.frozen)
         on_gpu = self.compute.device.startswith("cuda")
         recipe = tuned(settings, TUNED_STEPS, on_gpu=on_gpu) if can_tune else None
         begun = time.monotonic()

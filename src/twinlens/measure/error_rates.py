@@ -29,6 +29,7 @@ __all__ = [
     "eer",
     "far_at",
     "frr_at",
+    "larger_rate",
     "matches",
     "point_at_far",
     "tar_at_far",
@@ -313,4 +314,10 @@ def _resolvable(num_impostor: int, target_far: float) -> None:
         raise CalibrationError(
             f"found {num_impostor} impostor pairs; a FAR of {target_far:g} needs at least "
             f"{needed}: add pictures of more identities, or set a larger FAR"
+            f"{larger_rate(num_impostor)}"
         )
+
+
+def larger_rate(num: int) -> str:
+    """ ", such as 0.05": the least rate that `num` comparisons resolve; "" if they resolve none."""
+    return f", such as {np.ceil(1000 / num) / 1000:g}" if num > 1 else ""

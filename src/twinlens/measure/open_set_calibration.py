@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from twinlens.errors import CalibrationError, DataError
 from twinlens.measure.bootstrap import Estimate
-from twinlens.measure.error_rates import matches
+from twinlens.measure.error_rates import larger_rate, matches
 from twinlens.measure.fusion import check_rule
 from twinlens.measure.probability import Curve, probability_limits
 from twinlens.measure.stored import MAX_COUNT, STRICT, Count, as_plain, read_calibration
@@ -226,7 +226,7 @@ def check_num_strangers(fpir: float, num_strangers: int) -> None:
     if num_strangers == 0 or 1 / num_strangers > fpir:
         raise CalibrationError(
             f"found {num_strangers} non-mated probes; an FPIR of {fpir:g} needs at least "
-            f"{math.ceil(1 / fpir)}: set a larger FPIR, or enrol more"
+            f"{math.ceil(1 / fpir)}: set a larger FPIR{larger_rate(num_strangers)}, or enrol more"
         )
 
 

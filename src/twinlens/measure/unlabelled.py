@@ -10,17 +10,16 @@ Shapes: Q pairs.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import CalibrationError, ConfigError
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.pairs import PairSet
-from twinlens.measure.probability import Isotonic, Platt
+from twinlens.measure.probability import Curve, Isotonic, Platt
 
-__all__ = ["SHARE", "check_share", "moved_calibration", "random_pairs", "unlabelled_thresholds"]
+__all__ = ["FEWEST_PICTURES", "SHARE", "check_share", "random_pairs", "unlabelled_calibration",
+           "unlabelled_thresholds"]  # fmt: skip
 
 SHARE = 0.05  # genuine pairs among random ones: those of 20 identities with as many pictures each
 MOST_SHARE = 0.2
@@ -106,16 +105,16 @@ def unlabelled_thresholds(
     return max(safe, float(np.exp(tail.min()) - added)), safe
 
 
-def moved_calibration(
-    known: Calibration, distance_Q: ArrayLike, far: float, share: float
+def unlabelled_calibration(
+    known: Calibration | None, distance_Q: ArrayLike, far: float, share: float
 ) -> Calibration:
     """A calibration by random pairs; the probability is that of the earlier one, moved.
 
     Its curve is stretched so that the earlier threshold lies at the new one. How far genuine pairs
-    of the new pictures are apart is unknown.
+    of the new pictures are apart is unknown, so without an earlier curve there is no probability.
 
     Args:
-        known: earlier calibration of the model, with labels, at any FAR.
+        known: earlier calibration of the model, at any FAR; None without.
         distance_Q: distances of random pairs.
         far: target false accept rate.
         share: largest share of genuine pairs among them.
@@ -124,27 +123,28 @@ def moved_calibration(
     """
     check_share(share)
     threshold, safe = unlabelled_thresholds(distance_Q, far, share)
-    if not (threshold > 0 and known.threshold > 0):
+    if not (threshold > 0 and (known is None or known.threshold > 0)):
         raise CalibrationError("found a threshold of 0; calibrate on labelled pictures instead")
-    stretch = threshold / known.threshold
-    curve = known.curve
-    moved: Platt | Isotonic
-    if isinstance(curve, Platt):
-        moved = Platt(a=curve.a / stretch, b=curve.b)
-    else:
-        moved = Isotonic(x=tuple(x * stretch for x in curve.x), y=curve.y)
-    return replace(
-        known,
+    return Calibration(
         threshold=threshold,
         low=safe,
         high=None,
         target_far=float(far),
-        requested_far=float(far),
-        unadjusted=None,
-        far_limit=None,
+        num_genuine=0 if known is None else known.num_genuine,
         num_impostor=int(np.size(distance_Q)),
-        curve=moved,
+        num_identities=0 if known is None else known.num_identities,
+        curve=None if known is None else _stretched(known.curve, threshold / known.threshold),
         log_loss_platt=None,
         log_loss_isotonic=None,
+        requested_far=float(far),
         assumed_share=float(share),
     )
+
+
+def _stretched(curve: Curve | None, factor: float) -> Curve | None:
+    """A curve over distances that are larger by a factor."""
+    if isinstance(curve, Platt):
+        return Platt(a=curve.a / factor, b=curve.b)
+    if isinstance(curve, Isotonic):
+        return Isotonic(x=tuple(x * factor for x in curve.x), y=curve.y)
+    return None

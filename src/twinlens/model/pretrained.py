@@ -29,6 +29,7 @@ __all__ = [
     "STARTS",
     "Pretrained",
     "Start",
+    "best_start",
     "describe_start",
     "find_drawing_start",
     "find_start",
@@ -130,13 +131,11 @@ def find_start(device: str, *, accept_licence: bool = False, download: bool = Tr
     Raises:
         ConfigError: TWINLENS_WEIGHTS names no folder.
     """
-    start = start_at_hand(device, accept_licence=accept_licence)
+    start = best_start(device, accept_licence=accept_licence, download=download)
     if start is not None:
         return start
     ranked = ranked_starts(device)
-    usable = [start for start in ranked if accept_licence or start.licence in FREE]
-    if download and _download(usable[0]):
-        return Start.of_timm(usable[0], "a download")
+    usable = _usable(device, accept_licence=accept_licence)
     for pretrained in ranked:
         if place_of(pretrained.name) is not None:
             log.warning(
@@ -151,6 +150,20 @@ def find_start(device: str, *, accept_licence: bool = False, download: bool = Tr
         "download from the network", usable[0].name,
     )  # fmt: skip
     return None
+
+
+def best_start(device: str, *, accept_licence: bool = False, download: bool = True) -> Start | None:
+    """As `find_start`, without a word in the log if nothing is at hand."""
+    start = start_at_hand(device, accept_licence=accept_licence)
+    best = _usable(device, accept_licence=accept_licence)[0]
+    if start is None and download and _download(best):
+        return Start.of_timm(best, "a download")
+    return start
+
+
+def _usable(device: str, *, accept_licence: bool) -> list[Pretrained]:
+    """The starts for a device whose licence is free or accepted, best first."""
+    return [one for one in ranked_starts(device) if accept_licence or one.licence in FREE]
 
 
 def start_at_hand(device: str, *, accept_licence: bool = False) -> Start | None:

@@ -73,7 +73,9 @@ class VerifyAnswer(Domain):
     distance: float = Field(description="Lower is closer")
     threshold: float
     target_far: float = Field(description="False accept rate that the threshold was set for")
-    probability: float = Field(description="Of a genuine pair, at the prior")
+    probability: float | None = Field(
+        description="Of a genuine pair, at the prior; null if the calibration used no labels"
+    )
     similarity: float = Field(description="Cosine similarity, for information")
     prior: float
     quality: list[Quality]
@@ -194,7 +196,7 @@ class CalibrationFacts(BaseModel):
     num_genuine: int
     num_impostor: int
     num_identities: int
-    curve: dict[str, Any]
+    curve: dict[str, Any] | None
     log_loss_platt: float | None
     log_loss_isotonic: float | None
     requested_far: float | None
