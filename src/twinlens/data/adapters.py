@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from twinlens.data.manifests import ROLES, SPLIT_NAMES
 from twinlens.data.picture_value import array_of, is_picture, picture_value
 from twinlens.data.table import ImageTable
+from twinlens.data.tar_shards import sample_parts
 from twinlens.errors import DataError, one_line
 from twinlens.files import expand_user
 
@@ -120,6 +121,8 @@ def _of_items(items: Iterator[Any], source: str, root: Path | None) -> ImageTabl
     first = next(items, None)
     if first is None:
         raise DataError(f"found an empty {source}, which holds no pictures: {NEEDED}")
+    if isinstance(first, Mapping) and "__key__" in first:
+        return _of_samples(chain([first], items), source, root)
     whole = list(chain([first], items))
     if isinstance(first, Mapping) and not first.keys() <= {"bytes", "path"}:
         names = list(dict.fromkeys(chain.from_iterable(whole)))
@@ -134,6 +137,19 @@ def _of_items(items: Iterator[Any], source: str, root: Path | None) -> ImageTabl
                 f"(picture, identity): {NEEDED}"
             )
     return _build([item[0] for item in whole], [item[1] for item in whole], source, root)
+
+
+def _of_samples(samples: Iterable[Mapping[str, Any]], source: str, root: Path | None) -> ImageTable:
+    """Samples of WebDataset, decoded or not."""
+    pictures, identities = list[Any](), list[str | None]()
+    metadata = list[Mapping[str, Any]]()
+    for sample in samples:
+        inside, identity, others = sample_parts(sample)
+        for picture in inside.values():
+            pictures.append(picture)
+            identities.append(identity)
+            metadata.append(others)
+    return _build(pictures, identities, source, root, metadata=metadata)
 
 
 def _described(item: Any) -> str:
@@ -222,7 +238,10 @@ def _of_torch(data: Any, source: str, root: Path | None) -> ImageTable:
         paths, indices = zip(*data.samples, strict=True)
         return _build(list(paths), list(map(name_of, indices)), source, root)
     if not hasattr(data, "__len__"):
-        return _of_items(((item[0], name_of(item[1])) for item in data), source, root)
+        items = (
+            item if isinstance(item, Mapping) else (item[0], name_of(item[1])) for item in data
+        )
+        return _of_items(items, source, root)
     lock = threading.Lock()  # Its files, or its random numbers, may not stand several threads.
 
     def item(row: int) -> Any:

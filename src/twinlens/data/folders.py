@@ -19,6 +19,7 @@ from twinlens.data.datasets import NAMED_SETS, named_set_in
 from twinlens.data.manifests import MANIFEST_SUFFIXES, SPLIT_NAMES, read_manifest
 from twinlens.data.picture_file import picture_suffixes
 from twinlens.data.table import ImageTable, Row
+from twinlens.data.tar_shards import is_tar, read_tar, tar_files
 from twinlens.data.walk import LeftOut, walk_pictures
 from twinlens.errors import DataError, one_line, unknown_name
 from twinlens.files import expand_user
@@ -39,8 +40,8 @@ FORGED_NAMES = ("forged", "forgeries", "forg")
 
 LAYOUTS = (
     "accepted are class folders (DATA/thing/picture.png, any depth), class folders below train/,"
-    " val/ and test/, left/ and right/ with equal file names, and a CSV or Parquet manifest"
-    " (path, identity)"
+    " val/ and test/, left/ and right/ with equal file names, a CSV or Parquet manifest"
+    " (path, identity), and tar files of these or of WebDataset"
 )
 
 
@@ -57,8 +58,9 @@ def read_table(
     a path separator ("./digits") it means the folder. A `Path` always means a path.
 
     Args:
-        data: a folder, a manifest (.csv, .tsv, .parquet), one of `NAMED_SETS`, a table, which is
-            returned unchanged, or another object of `adapters.table_of`.
+        data: a folder, a manifest (.csv, .tsv, .parquet), tar files (photos-{000..003}.tar), one
+            of `NAMED_SETS`, a table, which is returned unchanged, or another object of
+            `adapters.table_of`.
         root: folder with a copy of a named set, or base folder of the paths of a manifest.
         forged_suffix: a folder `ID` + this suffix, beside a folder `ID`, holds forgeries of ID;
             "" for no such folders. Only for folders.
@@ -74,6 +76,8 @@ def read_table(
         return table_of(data, root=root)
     if isinstance(data, str) and data in NAMED_SETS:
         return NAMED_SETS[data](None if root is None else _existing(expand_user(root)))
+    if is_tar(data) and root is None:
+        return read_tar([expand_user(file) for file in tar_files(data)], str(data))
     path = _existing(data)
     if path.is_file():
         if path.suffix.lower() not in MANIFEST_SUFFIXES:
