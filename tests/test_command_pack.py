@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 import twinlens
 from twinlens.cli.main import main
+from twinlens.config import FaceSettings
 from twinlens.errors import CalibrationError, ConfigError, ModelError
 from twinlens.match.matcher import Matcher
 from twinlens.model.stored import read_values, write_description
@@ -201,3 +202,9 @@ def test_where_labels_give_no_pairs_the_next_command_needs_none(
     with pytest.raises(CalibrationError, match="`twinlens search` the nearest"):
         twinlens.calibrate(model, single, split="all")
     assert Matcher.load(model).calibration is not None
+
+
+def test_a_network_of_faces_remembers_that_it_compares_them(tmp_path: Path) -> None:
+    write_network(tmp_path / "face.onnx")
+    model = twinlens.pack(tmp_path / "face.onnx", out=tmp_path / "packed", scale=255, face=True)
+    assert twinlens.load(model.path).face == FaceSettings(align=True)

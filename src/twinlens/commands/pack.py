@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,12 +12,14 @@ import numpy as np
 
 from twinlens._version import __version__
 from twinlens.commands.calibrate import calibrate, caution
-from twinlens.config import ModelSettings, Settings
+from twinlens.config import DataSettings, FaceSettings, ModelSettings, Settings
 from twinlens.data.adapters import Data, path_or_table
-from twinlens.data.folders import read_table
+from twinlens.data.folders import is_folder, read_table
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
+from twinlens.data.walk import walk_pictures
 from twinlens.errors import CalibrationError, ConfigError, naming_extras
+from twinlens.face.marks import settings_of_files
 from twinlens.files import check_output_folder, creating_folder, expand_user
 from twinlens.match.matcher import Matcher
 from twinlens.measure.bootstrap import check_seed
@@ -33,7 +35,6 @@ from twinlens.model.stored import (
     StartRecord,
     file_sha256,
     fingerprint_of,
-    read_values,
     store_calibration,
     write_description,
 )
@@ -66,6 +67,7 @@ def pack(
     mean: Levels | None = None,
     std: Levels | None = None,
     bgr: bool = False,
+    face: bool = False,
     far: float = 0.01,
     unlabelled: float | None = None,
     root: str | Path | None = None,
@@ -92,6 +94,8 @@ def pack(
         mean: of an ONNX network: subtracted after that, one number or one for each channel; 0.
         std: of an ONNX network: divisor after that; 1.
         bgr: whether an ONNX network takes blue, green, red.
+        face: whether the network compares aligned faces, which the model then finds in whole
+            photographs. Set by itself if the pictures are crops of `faces`, whose crop is kept.
         far: target false accept rate, in (0, 1).
         unlabelled: as in `calibrate`: the threshold is set without labels.
         root: folder of a named set's copy, or of a manifest's paths.
@@ -116,11 +120,12 @@ def pack(
     out = check_output_folder(expand_user(out), "the model")
     with console_log(quiet), naming_extras("pack"):
         data = None if data is None else path_or_table(data, root)
+        crop = _crop(data, face=face)
         if str(backbone).lower().endswith(".onnx"):
             if weights is not None:
                 raise ConfigError("an ONNX file holds its weights: leave out --weights")
             picture = _Picture(size, scale, mean, std, bgr)
-            _write_foreign(expand_user(backbone), picture, out, licence)
+            _write_foreign(expand_user(backbone), picture, out, licence, crop)
         elif bgr or not scale is mean is std is None:
             raise ConfigError(
                 "--scale, --mean, --std and --bgr describe ONNX files; the values of "
@@ -129,10 +134,10 @@ def pack(
         else:
             settings = _settings(str(backbone), weights, size, seed, accept_licence=accept_licence)
             if data is not None and unlabelled is None:
-                fitted = _write_fitted(settings, data, root, out, far, licence)
+                fitted = _write_fitted(settings, data, root, out, far, licence, crop)
                 if fitted is not None:
                     return fitted
-            _write_plain(settings, out, licence)
+            _write_plain(settings, out, licence, crop)
         if data is not None:
             return calibrate(
                 out, data, far=far, split="all", unlabelled=unlabelled, root=root, seed=seed,
@@ -144,6 +149,18 @@ def pack(
             matcher.calibration_advice,
         )
         return matcher
+
+
+def _crop(data: str | Path | ImageTable | None, *, face: bool) -> FaceSettings | None:
+    """The crop of the faces that a model compares: that of its pictures, or aligned faces."""
+    paths = list[str]()
+    if isinstance(data, ImageTable):
+        paths = data.path.tolist() if data.pixels is None else []
+    elif data is not None and is_folder(data):
+        folder = expand_user(data)
+        paths = [str(folder / name) for name in walk_pictures(folder).pictures]
+    crop = settings_of_files(paths, max_pixels=DataSettings().max_pixels)
+    return FaceSettings(align=True) if crop is None and face else crop
 
 
 class _Picture(NamedTuple):
@@ -210,35 +227,42 @@ def _settings(
     return load_recipe("auto", overrides).settings()
 
 
-def _write_plain(settings: Settings, out: Path, licence: str | None) -> None:
+def _write_plain(
+    settings: Settings, out: Path, licence: str | None, crop: FaceSettings | None
+) -> None:
     """Write the model of a network's features as they are, compared by their angles."""
     import torch
 
     from twinlens.model.encoder import Encoder
-    from twinlens.model.layers import make_head
 
     encoder = Encoder(settings.model, settings.picture)
     dim = encoder.num_features
     encoder.model_settings = settings.model.model_copy(update={"embedding": dim})
-    encoder.head = make_head(dim, encoder.model_settings)
+    linear = torch.nn.Linear(dim, dim)
     with torch.no_grad():
-        encoder.head[0].weight.copy_(torch.eye(dim))
-        encoder.head[0].bias.zero_()
-    _save(encoder.eval(), out, None, licence)
+        linear.weight.copy_(torch.eye(dim))
+        linear.bias.zero_()
+    encoder.head = torch.nn.Sequential(linear)
+    _save(encoder.eval(), out, None, licence, crop)
 
 
-def _save(encoder: Encoder, out: Path, origin: Origin | None, licence: str | None) -> Matcher:
+def _save(
+    encoder: Encoder,
+    out: Path,
+    origin: Origin | None,
+    licence: str | None,
+    crop: FaceSettings | None,
+) -> Matcher:
     """Write the model of an encoder; its weights' licence is that of timm's record, or as given."""
     from twinlens.model.comparators import make_comparator
     from twinlens.model.networks import Networks, save_model
+    from twinlens.model.pretrained import describe_start
 
     comparator = make_comparator("cosine", encoder.model_settings.embedding)
-    stored = save_model(out, Networks(encoder, comparator), origin)
-    start = stored.description.start
-    if start is not None and licence is not None:
-        write_description(
-            out, read_values(out) | {"start": asdict(replace(start, licence=licence))}
-        )
+    models = [encoder.model_settings, *(member.model for member in encoder.members)]
+    start = next(filter(None, map(describe_start, models)))
+    start = start if licence is None else replace(start, licence=licence)
+    save_model(out, Networks(encoder, comparator), origin, start, crop)
     return _loaded(out)
 
 
@@ -259,6 +283,7 @@ def _write_fitted(
     out: Path,
     far: float,
     licence: str | None,
+    crop: FaceSettings | None,
 ) -> Matcher | None:
     """Write the model whose maps are fitted to labelled pictures, with its calibration.
 
@@ -271,7 +296,6 @@ def _write_fitted(
     from twinlens.model.compute import choose_compute, deterministic
 
     table = read_table(data, root=None if root is None else Path(root))
-    table = table.with_split(np.full(len(table), "train", dtype=object))
     decoded = decode_table(
         table, settings.picture, max_pixels=settings.data.max_pixels,
         max_broken=settings.data.max_broken, progress=Progress("reading"),
@@ -280,8 +304,11 @@ def _write_fitted(
         log.warning("skipped %s: %s", broken.path, broken.reason)
     labels, rng = decoded.table.labels(), np.random.default_rng(settings.seed)
     rows = sample_pictures(labels, MOST_PICTURES, rng)
-    table, pixels = decoded.table.select(rows), decoded.rows(rows)
-    images = LabelledPixels.of(pixels, table.labels(), table.forged)
+    split = np.full(len(labels), "", dtype=object)
+    split[rows] = "train"
+    every = decoded.table.with_split(split)
+    table, pixels = every.select(rows), decoded.rows(rows)
+    images = LabelledPixels(decoded.pixels, rows, table.labels(), table.forged)
     with deterministic():
         selection = ModelSelection(
             settings, images, np.zeros(len(table), np.bool_), closed=False,
@@ -296,11 +323,11 @@ def _write_fitted(
         weights, _, pairs = selection.choose()
         log.info("chosen: %s", ", ".join(f"{w:.0%} {name}" for name, w in weights.items()))
         encoder = selection.refit(weights, np.arange(len(table)))
-    record = TrainingRecord.of_table(table, pixels)
+    record = TrainingRecord.of_table(every, decoded.pixels)
     origin = Origin(
         table.source, table.fingerprint(), settings.seed, settings.data, record.id, refitted=True
     )
-    matcher = _save(encoder, out, origin, licence)
+    matcher = _save(encoder, out, origin, licence, crop)
     record.save(out / RECORD_FILE)
     names = table.identity.astype(str)
     try:
@@ -318,7 +345,9 @@ def _write_fitted(
     return Matcher(store_calibration(matcher.stored, calibration.as_json(), domain))
 
 
-def _write_foreign(file: Path, given: _Picture, out: Path, licence: str | None) -> None:
+def _write_foreign(
+    file: Path, given: _Picture, out: Path, licence: str | None, crop: FaceSettings | None
+) -> None:
     """Write the model of an ONNX network.
 
     Raises:
@@ -376,6 +405,7 @@ def _write_foreign(file: Path, given: _Picture, out: Path, licence: str | None) 
         write_graph(graph, part / GRAPH, metadata)
         description = ModelDescription(
             picture=picture, model=model, weights=None, fingerprint="0" * 16, start=start,
+            face=crop,
             graphs={GRAPH: file_sha256(part / GRAPH)},
         )  # fmt: skip
         values = description.model_dump(mode="json")

@@ -201,6 +201,7 @@ def _picture_input(model: ModelProto) -> ValueInfoProto:
         ModelError: none or several.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
+    inputs: list[ValueInfoProto]
     inputs = [node for node in model.graph.input if node.name not in weights]
     if len(inputs) != 1:
         raise ModelError(f"the network must have one input, its pictures; found {len(inputs)}")
