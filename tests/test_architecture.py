@@ -70,7 +70,9 @@ LAZY = {
     "twinlens.service.job_work",  # trainings, in a process of their own
 }
 # Extras without torch, for one function each.
-OTHER_EXTRAS = {"cv2", "onnx", "openvino", "pillow_heif", "pillow_jxl"}
+OTHER_EXTRAS = {
+    "cv2", "huggingface_hub", "onnx", "openvino", "pandas", "pillow_heif", "pillow_jxl"
+}  # fmt: skip
 
 
 def room_of(module: str) -> str:

@@ -13,16 +13,16 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import twinlens
-from twinlens.commands.export import _hub_facts
 from twinlens.commands.prepare import choose_run_settings
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.data.folders import read_table
 from twinlens.data.splits import assign_splits
 from twinlens.errors import ConfigError
+from twinlens.exports.model_card import CardFacts, model_card
 from twinlens.model import hub, pretrained
 from twinlens.model.encoder import Encoder
 from twinlens.model.pretrained import STARTS, describe_start, find_start
-from twinlens.model.stored import StartRecord, read_stored_model
+from twinlens.model.stored import ModelDescription, StartRecord, read_stored_model
 from twinlens.recipes import load_recipe
 
 LITE = "tf_efficientnet_lite0.in1k"
@@ -340,8 +340,15 @@ def test_a_hub_that_does_not_answer_is_tried_once(monkeypatch, caplog):
 
 
 def test_a_model_card_names_the_licence_of_the_start():
-    start = describe_start(ModelSettings(backbone=LITE, pretrained=True))
-    assert _hub_facts(start) == {"license": "apache-2.0", "base_model": f"timm/{LITE}"}
-    assert _hub_facts(None) == {}
-    own = describe_start(ModelSettings(backbone=LITE, weights="own.pth"))
-    assert _hub_facts(own) == {}
+    def front(start: StartRecord | None) -> str:
+        model = ModelSettings(backbone=LITE)
+        description = ModelDescription(
+            picture=PictureSettings(), model=model, weights=None, fingerprint="0" * 16, start=start
+        )
+        return model_card(description, CardFacts()).split("---")[1]
+
+    text = front(describe_start(ModelSettings(backbone=LITE, pretrained=True)))
+    assert f'base_model: "timm/{LITE}"\nlicense: "apache-2.0"\n' in text
+    for start in (None, describe_start(ModelSettings(backbone=LITE, weights="own.pth"))):
+        assert "license" not in front(start)
+        assert "base_model" not in front(start)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from twinlens.commands.inspect import inspect
     from twinlens.commands.pretrain import pretrain
     from twinlens.commands.train import train
+    from twinlens.commands.push import push_to_hub
     from twinlens.commands.verify import compare, load, verify
     from twinlens.data.table import ImageTable
     from twinlens.errors import (
@@ -85,6 +86,7 @@ __all__ = [
     "pretrain",
     "search",
     "serve",
+    "push_to_hub",
     "train",
     "verify",
 ]
@@ -99,8 +101,8 @@ _HOMES = {
     "VerifyAnswer": "match.answers",
     "audit": "commands.audit",
     "MlflowTracker": "learn.trackers",
-    "calibrate": "commands.calibrate",
     "WandbTracker": "learn.trackers",
+    "calibrate": "commands.calibrate",
     "cluster": "commands.cluster",
     "demo": "commands.demo",
     "doctor": "commands.doctor",
@@ -116,6 +118,7 @@ _HOMES = {
     "search": "commands.identify",
     "serve": "service.run",
     "train": "commands.train",
+    "push_to_hub": "commands.push",
     "verify": "commands.verify",
 }
 

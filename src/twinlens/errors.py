@@ -55,7 +55,8 @@ EXTRAS: Mapping[str, str] = {
     "onnx": "export", "openvino": "openvino", "cv2": "faces", "pillow_heif": "heif",
     "pillow_jxl": "heif", "pytorch_metric_learning": "losses", "tensorboard": "tensorboard",
     "fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve",
-    "python_multipart": "serve",
+    "pandas": "notebook", "python_multipart": "serve", "huggingface_hub": "hub",
+    "mlflow": "mlflow", "wandb": "wandb",
 }  # fmt: skip
 """Imported package -> the extra of twinlens that installs it."""
 

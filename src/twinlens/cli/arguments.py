@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 DATA_HELP = "a folder, a manifest (.csv, .parquet), or the name of a set such as digits"
-MODEL_HELP = "folder of a model or of a run"
+MODEL_HELP = "folder of a model or of a run, or hf://name/model"
 NO_PARAMETERS = ("json", "run")  # of the namespace, used by the command line alone
 
 

@@ -339,6 +339,18 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
                         help="neighbours of each picture in the k-NN graph (32)")  # fmt: skip
     parser.add_argument("--copy", action="store_true", help="copy the pictures instead of linking")
     parser.add_argument("--labelled", action=argparse.BooleanOptionalAction,
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    model_argument(parser)
+    parser.add_argument("repo", metavar="NAME/MODEL", help="repository at the hub, made if missing")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    quiet_argument(parser)
+
+
+def _show_address(address: str, args: argparse.Namespace) -> int:
+    print(address)
+    return 0
+
+
                         help="score the clusters by the labels of DATA "
                         "(default: not for a folder, which is taken as unlabelled)",
                         )  # fmt: skip
@@ -481,3 +493,7 @@ COMMANDS: dict[str, Command] = {
         show=_show_lines,
     ),
 }  # fmt: skip
+    "push": Command(
+        "publish a model at the Hugging Face Hub, with a model card", _add_push,
+        lambda: twinlens.push_to_hub, show=_show_address,
+    ),

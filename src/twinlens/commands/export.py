@@ -15,6 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from twinlens.commands.calibrate import calibrate_on
+from twinlens.commands.push import card_facts
 from twinlens.commands.selection import (
     Selection,
     read_data,
@@ -35,7 +36,8 @@ from twinlens.exports.comparison import (
     median_milliseconds,
 )
 from twinlens.exports.formats import add_calibration, check_export, write_model
-from twinlens.exports.readme import comparison_notes, comparison_rows, export_readme, hub_readme
+from twinlens.exports.model_card import model_card
+from twinlens.exports.readme import comparison_notes, comparison_rows, export_readme
 from twinlens.exports.resize import resizing_graph
 from twinlens.files import check_output_folder, creating_folder, expand_user, write_text
 from twinlens.match.matcher import Matcher, Model, open_encoder
@@ -44,9 +46,7 @@ from twinlens.measure.calibration import Calibration
 from twinlens.measure.verification import VerificationResult
 from twinlens.model.stored import (
     GRAPH,
-    HUB,
     OPENVINO_FILES,
-    StartRecord,
     StoredModel,
     read_stored_model,
 )
@@ -177,9 +177,7 @@ def export(
             stored = {name: value for name, value in facts.as_json().items() if name != "path"}
             write_text(part / RESULT, json.dumps(stored, indent=1, allow_nan=False) + "\n")
             if format == "hub":
-                readme = hub_readme(
-                    finished.description, comparison, _hub_facts(finished.description.start)
-                )
+                readme = model_card(finished.description, card_facts(matcher), comparison)
             else:
                 readme = export_readme(finished.description, comparison)
             if not (part / README).exists():
@@ -414,11 +412,3 @@ def _graph_bytes(stored: StoredModel) -> int:
     """Size of the files that give embeddings."""
     names = {GRAPH, *OPENVINO_FILES} & stored.description.graphs.keys()
     return sum((stored.path / name).stat().st_size for name in names)
-
-
-def _hub_facts(start: StartRecord | None) -> dict[str, Any]:
-    """The license and the name of the network whose pretrained weights a run began with."""
-    if start is None or not start.source.startswith(HUB):
-        return {}
-    license = {} if start.licence == "unknown" else {"license": start.licence}
-    return {**license, "base_model": start.source.removeprefix(HUB)}

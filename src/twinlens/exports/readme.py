@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any
-
 from twinlens.exports.comparison import ExportComparison
 from twinlens.measure.bootstrap import Estimate
 from twinlens.model.stored import OPENVINO_FILES, ModelDescription, StartRecord
 from twinlens.report.formatting import count_of, number, percent, span
 
-__all__ = ["PYTHON", "comparison_notes", "comparison_rows", "export_readme", "hub_readme"]
+__all__ = ["PYTHON", "comparison_notes", "comparison_rows", "comparison_table", "export_readme",
+           "use_alone"]  # fmt: skip
 
 PYTHON = """\
 import json, sys
@@ -128,10 +125,6 @@ def comparison_notes(comparison: ExportComparison) -> list[str]:
 
 def export_readme(description: ModelDescription, comparison: ExportComparison) -> str:
     """The README.md of a folder that `twinlens export` writes."""
-    if description.model.backbone == "strokes":
-        alone = FEATURES
-    else:
-        alone = OPENVINO if OPENVINO_FILES[0] in description.graphs else ALONE
     return "\n".join([
         "# A model of twinlens", "",
         f"Embeddings of {count_of(description.model.embedding, 'dimension')} of pictures "
@@ -141,8 +134,15 @@ def export_readme(description: ModelDescription, comparison: ExportComparison) -
         "a distance of at most the threshold.", "",
         *_start(description.start),
         "```", "twinlens verify FOLDER a.jpg b.jpg", "```", "",
-        *_table(comparison), "", alone,
+        *comparison_table(comparison), "", use_alone(description),
     ])  # fmt: skip
+
+
+def use_alone(description: ModelDescription) -> str:
+    """How to use the files without twinlens."""
+    if description.model.backbone == "strokes":
+        return FEATURES
+    return OPENVINO if OPENVINO_FILES[0] in description.graphs else ALONE
 
 
 def _start(start: StartRecord | None) -> list[str]:
@@ -154,35 +154,8 @@ def _start(start: StartRecord | None) -> list[str]:
     ]  # fmt: skip
 
 
-def hub_readme(
-    description: ModelDescription, comparison: ExportComparison, facts: Mapping[str, Any]
-) -> str:
-    """The model card of a hub: YAML facts, then `export_readme`.
-
-    Args:
-        description: the export's.
-        comparison: its figures.
-        facts: facts for the YAML beside the constant ones, such as the license; JSON values.
-    """
-    tags = ["twinlens", "onnx", "image-similarity", "verification", "metric-learning"]
-    front = {
-        "library_name": "twinlens",
-        "pipeline_tag": "image-feature-extraction",
-        "tags": tags,
-        **facts,
-    }
-    # Each JSON value is one of YAML too.
-    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in front.items()]
-    card = export_readme(description, comparison)
-    if "license" not in facts:
-        card += (
-            "\n## License\n\nThe license of the initial weights and of the training pictures is "
-            "not known to twinlens: state it before you publish this folder.\n"
-        )
-    return "\n".join(["---", *lines, "---", "", card])
-
-
-def _table(comparison: ExportComparison) -> list[str]:
+def comparison_table(comparison: ExportComparison) -> list[str]:
+    """The figures of an export beside its model's, as lines of Markdown."""
     rows = ["| | model | this export |", "|---|---|---|"]
     rows += [f"| {' | '.join(row)} |" for row in comparison_rows(comparison)]
     return [*rows, "", *(f"- {note}" for note in comparison_notes(comparison))]

@@ -648,3 +648,19 @@ def _key(picture: Picture) -> str | int:
     return str(picture) if isinstance(picture, str | Path) else id(picture)
 
 
+    def push_to_hub(self, repo: str, *, token: str | None = None, private: bool = False) -> str:
+        """Publish the model at the Hugging Face Hub, as `twinlens.push_to_hub`.
+
+        Args:
+            repo: "name/model".
+            token: access token; by default HF_TOKEN or that of `hf auth login`.
+            private: whether a new repository is private.
+        Returns:
+            The address of this state, "hf://name/model@commit".
+        Raises:
+            ModelError: an export without weights, or an upload that failed.
+        """
+        import twinlens  # Publishing belongs to a later room.
+
+        return twinlens.push_to_hub(self, repo, token=token, private=private)
+

@@ -24,6 +24,7 @@ from twinlens._version import __version__
 from twinlens.config import DataSettings, Member, ModelSettings, PictureSettings
 from twinlens.errors import ModelError, first_line, one_line, validation_problems
 from twinlens.files import write_text
+from twinlens.model.hub_models import download_model, is_hub_address
 from twinlens.model.onnx_file import MAX_SIZE, read_onnx_header
 from twinlens.model.tensor_file import read_layout
 from twinlens.parsing import read_json
@@ -217,14 +218,17 @@ def hash_identities(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def model_folder(path: str | Path) -> Path:
-    """The model folder at `path`, or inside the run folder `path`.
+    """The model folder at `path`, inside the run folder `path`, or of a model at the hub.
 
     Raises:
         ModelError: no model found.
     """
     path = Path(path)
     try:
+        MissingExtraError: a model at the hub, without huggingface_hub.
         for folder in (path, path / "model"):
+    if is_hub_address(path):
+        return download_model(path, MODEL_FILES, MAX_SIZE)
             if (folder / DESCRIPTION).is_file():
                 return folder
     except OSError as error:  # A name that is too long, a folder without permission.
@@ -373,7 +377,16 @@ def write_description(folder: Path, values: Mapping[str, Any]) -> None:
 def store_calibration(
     stored: StoredModel, calibration: dict[str, Any], domain: dict[str, Any] | None = None
 ) -> StoredModel:
-    """Write a calibration and its domain into a model folder; all else there stays as it is."""
+    """Write a calibration and its domain into a model folder; all else there stays as it is.
+
+    Raises:
+        ModelError: a model in the hub's cache, whose files are links.
+    """
+    if (stored.path / DESCRIPTION).is_symlink():
+        raise ModelError(
+            f"the model {stored.path} belongs to the hub's cache: copy its folder, and calibrate "
+            "the copy"
+        )
     values = {"calibration": calibration, "domain": domain}
     before = read_values(stored.path)
     written = before | values
