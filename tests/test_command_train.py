@@ -24,7 +24,7 @@ from twinlens.commands.selection import Selection
 from twinlens.data.folders import read_table
 from twinlens.data.pixels import PixelRows
 from twinlens.errors import ConfigError, DataError, TrainingError
-from twinlens.learn.run_folder import lock_run_folder
+from twinlens.learn.run_folder import RunFolder, lock_run_folder
 from twinlens.model.encoder import Encoder
 from twinlens.progress import Progress
 from twinlens.report import build as pages
@@ -131,7 +131,7 @@ def test_odd_settings_in_the_command() -> None:
     """Each comes back as what it was, however it is written."""
     import shlex
 
-    from twinlens.commands.prepare import _command
+    from twinlens.commands.resume import repeat_command
     from twinlens.recipes import Recipe, parse_overrides
 
     odd = {
@@ -142,7 +142,7 @@ def test_odd_settings_in_the_command() -> None:
         "lines": "a\nb", "ünï": "ü",
     }  # fmt: skip
     recipe = Recipe("auto", {}, frozenset(), odd | {"left.out": None})
-    words = shlex.split(_command("some photos", recipe, None))
+    words = shlex.split(repeat_command("some photos", None, recipe))
     assert words[:3] == ["twinlens", "train", "some photos"]
     assert words[3::2] == ["--set"] * len(odd)
     expected = odd | {"pair": [0.5, 2], "args": {"alpha": 2.0, "kind": "a b"}}
@@ -567,7 +567,7 @@ def test_resuming_a_finished_run_is_reported(
     assert main(words) == 0
     out, err = capsys.readouterr()
     assert out == f"{tiny_run.run}\n"
-    assert err == f"{tiny_run.run} is finished already\n"
+    assert err == f"{tiny_run.run} is finished already; more --steps or --epochs train on\n"
     assert {path: path.stat().st_mtime_ns for path in tiny_run.run.rglob("*")} == before
 
 
@@ -622,7 +622,31 @@ def test_interrupting_keeps_the_best_and_can_be_gone_on_with(
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_resuming_keeps_the_first_settings(
+def test_resuming_with_other_settings_is_refused(
+    finished: bool, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    if finished:
+        run = shutil.copytree(tiny_run.run, tmp_path / "run")
+    else:
+        run = unfinished(tiny_run, tmp_path / "run")
+    equal = TINY | {"seed": 0, "train.precision": "auto", "train.metric": "auto"}
+    other = {"loss.temperature": 9.0, "train.steps": 21, "seed": 7}
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with pytest.raises(ConfigError) as caught:
+        twinlens.train(tiny_run.data, out=run, settings=equal | other, resume=True, quiet=True)
+    assert str(caught.value) == (
+        f"{run} was started with other settings, and a resumed run keeps them:\n"
+        "  seed: was 0, is 7\n  loss.temperature: was 0.1, is 9.0\n"
+        "Leave them out to resume (--steps, --epochs, --time-budget and train.device may change), "
+        f"or start a new run in another --out; --init {run} begins with its model"
+    )
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    twinlens.train(tiny_run.data, out=run, settings=equal, resume=True, quiet=True)
+    assert weights(run) == weights(tiny_run.run)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_more_steps_train_on(
     finished: bool, tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if finished:
@@ -630,17 +654,19 @@ def test_resuming_keeps_the_first_settings(
     else:
         run = unfinished(tiny_run, tmp_path / "run")
     capsys.readouterr()
-    equal = TINY | {"seed": 0, "train.precision": "auto", "train.metric": "auto"}
-    other = {"loss.temperature": 9.0, "train.steps": 21}
-    twinlens.train(tiny_run.data, out=run, settings=equal | other, resume=True)
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "not used" in line]
-    assert warnings == [
-        "warning: not used: train.steps=21 (the run has 20), loss.temperature=9.0 (the run has "
-        "0.1); a resumed run keeps its settings, so start a new run in another --out to change them"
-    ]
-    assert read(run / "settings.json")["loss"]["temperature"] == 0.1
-    twinlens.train(tiny_run.data, out=run, settings=equal, resume=True)
-    assert "not used" not in capsys.readouterr().err
+    longer = {"train.steps": 25, "train.device": "cpu"}
+    twinlens.train(tiny_run.data, out=run, settings=longer, resume=True)
+    said = capsys.readouterr().err
+    assert "resuming with train.steps=25 (was steps=20)\n" in said
+    assert "resumed at step 20 of" in said
+    assert read(run / "settings.json")["train"]["steps"] == 25
+    assert read(run / "run.json")["finished"] is True
+    steps = [row.step for row in RunFolder(run).read_history(10**9)]
+    assert steps == sorted(steps)
+    assert steps[-1] == 25
+    with pytest.raises(TrainingError, match="has done 25 steps already, and the length given is 5"):
+        twinlens.train(tiny_run.data, out=run, settings={"train.steps": 5}, resume=True, quiet=True)
+    assert read(run / "settings.json")["train"]["steps"] == 25
 
 
 def test_interrupting_before_the_first_step_keeps_nothing(
@@ -663,18 +689,17 @@ def test_interrupting_before_the_first_step_keeps_nothing(
     assert not run.exists()
 
 
-def test_resuming_keeps_the_first_recipe(
-    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resuming_with_another_recipe_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
     run = unfinished(tiny_run, tmp_path / "run")
-    (tmp_path / "other.toml").write_text("[loss]\ntemperature = 9.0\n")
-    capsys.readouterr()
-    twinlens.train(tiny_run.data, out=run, recipe=str(tmp_path / "other.toml"), resume=True)
-    said = capsys.readouterr().err
-    unused = f"warning: the recipe {tmp_path}/other.toml is not used"
-    assert f"{unused}: a resumed run keeps its recipe, here auto" in said
-    assert "the settings given" not in said
-    assert read(run / "settings.json")["loss"]["temperature"] == 0.1
+    recipe = tmp_path / "other.toml"
+    recipe.write_text("[loss]\ntemperature = 9.0\n")
+    with pytest.raises(ConfigError, match=f"recipe: was auto, is {recipe}"):
+        twinlens.train(tiny_run.data, out=run, recipe=str(recipe), resume=True, quiet=True)
+    # A file of the same name may have changed.
+    facts = read(run / "run.json") | {"recipe": str(recipe)}
+    (run / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match=r"loss\.temperature: was 0\.1, is 9\.0"):
+        twinlens.train(tiny_run.data, out=run, recipe=str(recipe), resume=True, quiet=True)
 
 
 def test_resuming_on_other_data_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
@@ -682,8 +707,9 @@ def test_resuming_on_other_data_is_refused(tiny_run: TinyRun, tmp_path: Path) ->
     before = sorted(path.name for path in run.rglob("*"))
     other = shutil.copytree(tiny_run.data, tmp_path / "other")
     (other / "thing 3" / "4.png").unlink()
-    with pytest.raises(TrainingError, match=r"the data is not what .* was started on"):
-        twinlens.train(other, out=run, resume=True, quiet=True)
+    for folder in (run, tiny_run.run):  # Finished or not.
+        with pytest.raises(TrainingError, match=r"DATA is not what .*: was .*pictures .* is .*oth"):
+            twinlens.train(other, out=folder, resume=True, quiet=True)
     assert sorted(path.name for path in run.rglob("*")) == before
 
 
@@ -717,8 +743,11 @@ def test_resuming_where_there_is_no_such_device(tiny_run: TinyRun, tmp_path: Pat
     facts = read(run / "run.json")
     facts["compute"]["device"] = "cuda:77"
     (run / "run.json").write_text(json.dumps(facts))
-    with pytest.raises(ConfigError, match="'cuda:77' cannot be used here"):
+    with pytest.raises(ConfigError, match=r"'cuda:77' cannot be used here.*train\.device=auto"):
         twinlens.train(tiny_run.data, out=run, resume=True, quiet=True)
+    settings = {"train.device": "auto"}
+    twinlens.train(tiny_run.data, out=run, settings=settings, resume=True, quiet=True)
+    assert read(run / "run.json")["compute"]["device"] in ("cpu", "cuda")
 
 
 def test_resuming_does_not_need_the_initial_weights(

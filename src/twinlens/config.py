@@ -40,6 +40,7 @@ __all__ = [
     "auto_keys",
     "marks_of",
     "setting_fields",
+    "value_text",
     "without_effect",
 ]
 
@@ -72,6 +73,7 @@ def setting(
     read_by: tuple[str, ...] | None = None,
     unread_by: tuple[str, ...] | None = None,
     needs: str | None = None,
+    unset: str | None = None,
     **limits: Any,
 ) -> T:
     """Declare a setting: a pydantic `Field` with a description and marks.
@@ -84,9 +86,11 @@ def setting(
         read_by: values of the section's `selector` with which this setting has an effect.
         unread_by: values of the section's `selector` with which it has none.
         needs: another setting of the section, without which it has none.
+        unset: meaning of None, in words.
         limits: constraints of `Field`, such as `ge` and `lt`.
     """
-    marks = {"auto": auto, "read_by": read_by, "unread_by": unread_by, "needs": needs}
+    marks = {"auto": auto, "read_by": read_by, "unread_by": unread_by, "needs": needs,
+             "unset": unset}  # fmt: skip
     present = {name: mark for name, mark in marks.items() if mark is not None}
     if isinstance(default, tuple):
         limits["strict"] = False  # Lists are allowed; their items are strict all the same.
@@ -171,6 +175,7 @@ class PictureSettings(Section):
         "Bits that are used of 16-bit values; the upper 8 of them are taken. Unset, training takes "
         "as many as its 16-bit pictures use, and a model of 8-bit pictures as many as each picture "
         "uses.",
+        unset="as many as each picture uses",
         ge=8,
         le=16,
     )
@@ -276,9 +281,9 @@ class ModelSettings(Section):
     )
     init: Literal["own", "glorot", "whitened", "given"] = setting(
         "own",
-        "Initial weights: torch's (`own`), or Keras's (`glorot`, Glorot 2010). `whitened` starts "
-        "the linear head of a frozen backbone with the map that whitens its features within "
-        "identities. `given` are those of the model that `--init` names.",
+        "Initial weights: torch's (`own`), Keras's (`glorot`, Glorot 2010), those of `--init` "
+        "(`given`), or a linear head that whitens a frozen backbone's features within identities "
+        "(`whitened`).",
         auto="data",
     )
     stage: int | None = setting(
@@ -286,6 +291,7 @@ class ModelSettings(Section):
         "Last stage of a timm network that is used, counted from 0 as in its `feature_info`; the "
         "whole network if unset.",
         auto="data",
+        unset="the whole network",
         ge=0,
         le=1000,
     )
@@ -305,6 +311,7 @@ class ModelSettings(Section):
         None,
         "Local file (.safetensors or .pth) with the backbone's initial weights.",
         auto="data",
+        unset="no file",
     )
     freeze: Name = setting(
         "none",
@@ -602,7 +609,12 @@ class TrainSettings(Section):
     """
 
     steps: int | None = setting(
-        None, "Length of the run, in batches.", auto="data", ge=1, le=1_000_000_000
+        None,
+        "Length of the run, in batches.",
+        auto="data",
+        unset="no number",
+        ge=1,
+        le=1_000_000_000,
     )
     epochs: Positive | None = setting(None, "Length of the run, in epochs; 10 if no length is set.")
     time_budget: float | None = setting(
@@ -631,6 +643,14 @@ class TrainSettings(Section):
         "Fit the model to the training and validation pictures together, in the end; its threshold "
         "is then that of the model before.",
         auto="data",
+    )
+    patience: int = setting(
+        0,
+        "Validations in a row, without a gain of a hundredth of the error, after which training "
+        "skips to the last fifth of its schedule; 0 keeps the length, as a time budget does.",
+        auto="data",
+        ge=0,
+        le=1_000_000,
     )
     extend: bool = setting(
         False,
@@ -742,6 +762,22 @@ def setting_fields() -> Iterator[tuple[str, FieldInfo]]:
 def marks_of(field: FieldInfo) -> Mapping[str, Any]:
     """The marks of `setting` that a declaration carries, by name."""
     return cast(Mapping[str, Any], field.json_schema_extra or {})
+
+
+def value_text(key: str, value: Any) -> str:
+    """The value of a setting in words.
+
+    >>> value_text("model.stage", None), value_text("picture.size", (64, 48))
+    ('the whole network', '64 x 48')
+    """
+    if value is None:
+        field = dict(setting_fields()).get(key)
+        return str((marks_of(field) if field is not None else {}).get("unset", "not set"))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple | list):
+        return " x ".join(value_text(key, item) for item in value)
+    return str(value)
 
 
 def auto_keys(chooser: Literal["data", "settings"]) -> frozenset[str]:

@@ -11,6 +11,7 @@ import twinlens
 from twinlens.cli.arguments import (
     MODEL_HELP,
     Command,
+    as_is_argument,
     data_argument,
     device_argument,
     json_argument,
@@ -41,7 +42,11 @@ SETTINGS = (
 def _add_train(parser: argparse.ArgumentParser) -> None:
     data_argument(parser)
     parser.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
-    parser.add_argument("--resume", action="store_true", help="resume the run in --out")
+    parser.add_argument("--init", type=Path, metavar="RUN",
+                        help="begin with the network of one's own model")  # fmt: skip
+    parser.add_argument("--resume", action="store_true",
+                        help="resume the run in --out; --steps, --epochs, --time-budget and "
+                        "train.device may change")  # fmt: skip
     _add_settings(parser)
     quiet_argument(parser)
 
@@ -93,6 +98,49 @@ def _add_pretrain(parser: argparse.ArgumentParser) -> None:
     quiet_argument(parser)
 
 
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("backbone", metavar="BACKBONE", help="one of timm's, auto: the best whose "
+                        "weights are at hand, or an ONNX file that embeds pictures")  # fmt: skip
+    data_argument(parser, nargs="?")
+    parser.add_argument("--out", type=Path, required=True, metavar="MODEL", help="new folder")
+    parser.add_argument("--weights", type=Path, metavar="FILE",
+                        help="a .safetensors or .pth file for the backbone")  # fmt: skip
+    parser.add_argument("--licence", metavar="TEXT",
+                        help="licence of the given weights, stored with the model")  # fmt: skip
+    parser.add_argument("--accept-licence", action="store_true",
+                        help="take weights with a non-free licence too")  # fmt: skip
+    parser.add_argument("--size", type=int, metavar="N", help="side of the network's pictures")
+    parser.add_argument("--scale", type=float, metavar="N", help="of an ONNX file: value of the "
+                        "brightest pixel before --mean and --std, 1 or 255 (1)")  # fmt: skip
+    parser.add_argument("--mean", type=_numbers, metavar="N[,N,N]",
+                        help="of an ONNX file: subtracted (0)")  # fmt: skip
+    parser.add_argument("--std", type=_numbers, metavar="N[,N,N]",
+                        help="of an ONNX file: divisor after --mean (1)")  # fmt: skip
+    parser.add_argument("--bgr", action="store_true",
+                        help="the ONNX file takes blue, green, red")  # fmt: skip
+    parser.add_argument("--face", action="store_true", help="the network compares aligned faces, "
+                        "which the model then finds in photographs")  # fmt: skip
+    parser.add_argument("--far", type=float, default=0.01, help="target false accept rate (0.01)")
+    _add_unlabelled(parser)
+    parser.add_argument("--seed", type=int, default=0, help="random seed (0)")
+    quiet_argument(parser)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """ "0.5" or "0.485,0.456,0.406"."""
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"one number, or one for each channel such as 0.5,0.5,0.5, found '{text}'"
+        ) from None
+
+
+def _show_model(model: Any, args: argparse.Namespace) -> int:
+    print(model.path)
+    return 0
+
+
 def _with_settings(args: argparse.Namespace) -> dict[str, Any]:
     from twinlens.recipes import parse_overrides
 
@@ -134,6 +182,12 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     device_argument(parser)
     json_argument(parser)
     quiet_argument(parser)
+
+
+def _add_unlabelled(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--unlabelled", type=float, nargs="?", const=0.05, metavar="SHARE",
+                        help="use no labels; at most this share of random pairs is genuine (0.05, "
+                        "as for 20 identities): less certain")  # fmt: skip
 
 
 def _with_data(args: argparse.Namespace) -> dict[str, Any]:
@@ -181,12 +235,6 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shot", type=int, help="pictures of each of these identities, or "
                         "templates of each enrolled identity (1)")  # fmt: skip
     parser.add_argument("--rule", metavar="NAME", help="with open-set: fusion of an identity's "
-def _add_unlabelled(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--unlabelled", type=float, nargs="?", const=0.05, metavar="SHARE",
-                        help="use no labels; at most this share of random pairs is genuine (0.05, "
-                        "as for 20 identities): less certain")  # fmt: skip
-
-
                         "templates: nearest (default), mean or vote")  # fmt: skip
     parser.add_argument("--episodes", type=int, help="number of episodes (1000)")
     parser.add_argument("--prior", type=float, metavar="P", help="prior probability of a genuine "
@@ -216,6 +264,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", metavar="B", type=Path, help="another picture")
     _add_prior(parser)
     quality_argument(parser)
+    as_is_argument(parser)
     device_argument(parser)
     json_argument(parser)
     show_argument(parser, "draw both pictures and the verdict")
@@ -237,6 +286,7 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE",
                         help="file to write or replace: .parquet, .csv, or .npy with its rows "
                         "beside it")  # fmt: skip
+    as_is_argument(parser)
     device_argument(parser)
     quiet_argument(parser)
 
@@ -289,6 +339,18 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     quiet_argument(parser)
 
 
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    model_argument(parser)
+    parser.add_argument("repo", metavar="NAME/MODEL", help="repository at the hub, made if missing")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    quiet_argument(parser)
+
+
+def _show_address(address: str, args: argparse.Namespace) -> int:
+    print(address)
+    return 0
+
+
 def _show_count(num_rows: int, args: argparse.Namespace) -> int:
     print(f"{num_rows} embeddings in {args.out}")
     return 0
@@ -339,18 +401,6 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
                         help="neighbours of each picture in the k-NN graph (32)")  # fmt: skip
     parser.add_argument("--copy", action="store_true", help="copy the pictures instead of linking")
     parser.add_argument("--labelled", action=argparse.BooleanOptionalAction,
-def _add_push(parser: argparse.ArgumentParser) -> None:
-    model_argument(parser)
-    parser.add_argument("repo", metavar="NAME/MODEL", help="repository at the hub, made if missing")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    quiet_argument(parser)
-
-
-def _show_address(address: str, args: argparse.Namespace) -> int:
-    print(address)
-    return 0
-
-
                         help="score the clusters by the labels of DATA "
                         "(default: not for a folder, which is taken as unlabelled)",
                         )  # fmt: skip
@@ -433,6 +483,10 @@ COMMANDS: dict[str, Command] = {
         "train a start for drawings, which later trainings begin with", _add_pretrain,
         lambda: twinlens.pretrain, values=_with_settings,
     ),
+    "pack": Command(
+        "make a model without training, of pretrained features or an ONNX file", _add_pack,
+        lambda: twinlens.pack, show=_show_model,
+    ),
     "inspect": Command(
         "report on a data set before training", _add_inspect, lambda: twinlens.inspect,
         values=_with_settings,
@@ -470,6 +524,10 @@ COMMANDS: dict[str, Command] = {
         "write a model for other runtimes, and measure what it changes", _add_export,
         lambda: twinlens.export,
     ),
+    "push": Command(
+        "publish a model at the Hugging Face Hub, with a model card", _add_push,
+        lambda: twinlens.push_to_hub, show=_show_address,
+    ),
     "serve": Command(
         "serve models and galleries by HTTP, with a page", _add_serve, lambda: twinlens.serve,
         show=_show_nothing,
@@ -493,7 +551,3 @@ COMMANDS: dict[str, Command] = {
         show=_show_lines,
     ),
 }  # fmt: skip
-    "push": Command(
-        "publish a model at the Hugging Face Hub, with a model card", _add_push,
-        lambda: twinlens.push_to_hub, show=_show_address,
-    ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,10 +18,11 @@ from twinlens.commands.prepare import PreparedRun
 from twinlens.config import ModelSettings, PictureSettings, Settings
 from twinlens.data.pixels import DecodedTable
 from twinlens.data.splits import is_closed_set
-from twinlens.errors import TrainingError
+from twinlens.errors import ConfigError, TrainingError
+from twinlens.learn.callbacks import Callback, StepReport
 from twinlens.learn.candidates import feature_candidates
 from twinlens.learn.cross_validation import FeatureBank, train_network
-from twinlens.learn.loop import FitResult, LabelledPixels, StepReport, fit
+from twinlens.learn.loop import FitResult, LabelledPixels, fit
 from twinlens.learn.model_selection import MOST_PICTURES, ModelSelection
 from twinlens.learn.race import Race, changed, entries_of
 from twinlens.learn.records import CandidateRow, LearningPoint
@@ -83,13 +84,16 @@ class FittedModel:
     most: int | None = None
 
 
-def fit_model(prepared: PreparedRun, run: RunFolder, started: float) -> FittedModel:
+def fit_model(
+    prepared: PreparedRun, run: RunFolder, started: float, callbacks: Sequence[Callback] = ()
+) -> FittedModel:
     """Compare the candidates, train the network, and fit the result to all pictures.
 
     Args:
         prepared: pictures and settings.
         run: folder for the checkpoint.
         started: `time.monotonic()` at the start of the command, for a time budget.
+        callbacks: told of each step and validation of the network's training.
     Raises:
         TrainingError: the training collapses, or the GPU's memory is too small.
     """
@@ -102,9 +106,11 @@ def fit_model(prepared: PreparedRun, run: RunFolder, started: float) -> FittedMo
     clock = _Clock(settings.train.time_budget, started, decoded, compute.bfloat16)
     with _memory_explained(), deterministic():
         if settings.train.candidates and _can_hold_out(images, is_validation):
-            fitted = _fit_candidates(prepared, run, clock, images, is_validation, compute)
+            fitted = _fit_candidates(
+                prepared, run, clock, images, is_validation, compute, callbacks
+            )
             return replace(fitted, most=clock.reserve.most)
-        networks, result = _fit(prepared, run, clock, compute)
+        networks, result = _fit(prepared, run, clock, compute, callbacks)
         most = clock.reserve.most
         if not settings.train.refit or not is_validation.any() or result.interrupted:
             return FittedModel(prepared, networks, result, most=most)
@@ -151,6 +157,7 @@ def _fit_candidates(
     images: LabelledPixels,
     is_validation: NDArray[np.bool_],
     compute: Compute,
+    callbacks: Sequence[Callback],
 ) -> FittedModel:
     settings, table = prepared.settings, prepared.decoded.table
     log.info("candidates on held-out pictures:")
@@ -181,7 +188,7 @@ def _fit_candidates(
     if is_pretrained(settings.model):
         selection.add_tuned()
     else:
-        networks, result = _fit(prepared, run, clock, compute)
+        networks, result = _fit(prepared, run, clock, compute, callbacks)
         if result.interrupted:
             return FittedModel(prepared, networks, result)
         began = "nothing" if settings.model.weights is None else "a start"
@@ -273,7 +280,11 @@ def frozen_network(settings: Settings, num: int) -> tuple[ModelSettings | None, 
 
 
 def _fit(
-    prepared: PreparedRun, run: RunFolder, clock: _Clock, compute: Compute
+    prepared: PreparedRun,
+    run: RunFolder,
+    clock: _Clock,
+    compute: Compute,
+    callbacks: Sequence[Callback],
 ) -> tuple[Networks, FitResult]:
     """Train a network on the training pictures; the validation pictures choose its weights."""
     settings, decoded = prepared.settings, prepared.decoded
@@ -281,7 +292,9 @@ def _fit(
     # A checkpoint holds all weights; the file of initial weights may be gone by now.
     encoder = Encoder(settings.model, settings.picture, load=not run.has_checkpoint)
     comparator = make_comparator(settings.model.comparator, settings.model.embedding)
-    if settings.model.init == "glorot":
+    if prepared.initial is not None and not run.has_checkpoint:
+        prepared.initial.load(encoder, comparator)
+    elif settings.model.init == "glorot":
         comparator.apply(glorot)
     training, validation = _labelled_pixels(decoded, "train"), _labelled_pixels(decoded, "val")
     log.info(
@@ -295,7 +308,7 @@ def _fit(
         compute=compute, run=run, spent=clock.spent(),
         on_step=partial(_show_step, progress, settings.train.metric),
         on_features=Progress("computing features"),
-        reserve=clock.reserve, share=1 - share,
+        reserve=clock.reserve, share=1 - share, callbacks=callbacks,
     )  # fmt: skip
     progress.close()
     log.info(
@@ -446,7 +459,10 @@ def _compute(run: RunFolder, prepared: PreparedRun) -> Compute:
     """Device and number format; those of the start for a resumed run, which must agree bitwise."""
     record = run.read_record()
     if record is not None and record.compute is not None:
-        pick_device(record.compute.device)  # The run may have moved to another machine.
+        try:
+            pick_device(record.compute.device)
+        except ConfigError as error:  # The run has moved to another machine.
+            raise ConfigError(f"{error}; --set train.device=auto resumes the run here") from error
         return record.compute
     compute = choose_compute(prepared.settings.model, prepared.settings.train)
     run.update_record(compute=compute)

@@ -1,6 +1,6 @@
 """Preparation of a run: read, split, choose settings, decode, and record.
 
-A resumed run takes its settings from the run folder, and refuses other data.
+A resumed run takes its settings from the run folder (see `commands.resume`).
 """
 
 from __future__ import annotations
@@ -8,16 +8,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shlex
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from twinlens.commands.training_table import choice_line, sample_rows, split_table, training_sampler
+from twinlens.commands.initial_model import InitialModel, read_initial_model
+from twinlens.commands.resume import (
+    Resumption,
+    check_length,
+    check_pictures,
+    repeat_command,
+    resumption,
+)
+from twinlens.commands.run_lines import choice_lines
+from twinlens.commands.training_table import sample_rows, split_table, training_sampler
 from twinlens.config import Settings
 from twinlens.data.contents import content_digests
 from twinlens.data.duplicates import equal_pictures
@@ -27,7 +35,7 @@ from twinlens.data.pixel_cache import decode_table
 from twinlens.data.pixels import DecodedTable, table_depths
 from twinlens.data.splits import is_closed_set
 from twinlens.data.table import ImageTable
-from twinlens.errors import TrainingError, TwinlensError
+from twinlens.errors import ConfigError, TrainingError, TwinlensError
 from twinlens.learn.auto import choose_levels, choose_settings, start_for
 from twinlens.learn.records import Choice
 from twinlens.learn.run_folder import RunFolder, RunRecord
@@ -35,16 +43,22 @@ from twinlens.machine import machine, versions
 from twinlens.model.compute import choose_compute
 from twinlens.model.encoder import Encoder
 from twinlens.model.fused import encoder_layout
-from twinlens.model.training_record import RECORD_FILE, read_record
+from twinlens.model.networks import check_portable
+from twinlens.model.plugged_in import (
+    check_passed,
+    check_plugged_loss,
+    check_plugged_transform,
+    is_plugged_in,
+    plugged,
+)
+from twinlens.model.training_record import RECORD_FILE, find_record, read_record
 from twinlens.progress import Progress
-from twinlens.recipes import Recipe, parse_overrides
+from twinlens.recipes import Recipe
 
 __all__ = [
     "PreparedRun",
     "choose_run_settings",
     "prepare",
-    "resume_command",
-    "warn_unused",
 ]
 
 log = logging.getLogger("twinlens")
@@ -54,13 +68,19 @@ MOST_BROKEN = 20  # in the log
 
 @dataclass(frozen=True, eq=False)
 class PreparedRun:
-    """A run before its first step; `recipe` is the name of its recipe."""
+    """A run before its first step.
+
+    Attributes:
+        recipe: name of its recipe.
+        initial: model to begin with; None for a new network, or one in a checkpoint.
+    """
 
     recipe: str
     settings: Settings
     choices: list[Choice]
     decoded: DecodedTable
     fingerprint: str
+    initial: InitialModel | None = None
 
 
 def prepare(
@@ -69,7 +89,8 @@ def prepare(
     recipe: Recipe,
     run: RunFolder,
     resume: bool,
-) -> PreparedRun:
+    initial: InitialModel | None = None,
+) -> PreparedRun | None:
     """Read and split the data, choose the settings, and decode the pictures.
 
     If that fails, no empty run folder remains.
@@ -80,15 +101,22 @@ def prepare(
         recipe: recipe with the user's overrides; a resumed run has settings of its own.
         run: existing run folder.
         resume: whether to resume the run in it.
+        initial: model to begin with, if any.
+    Returns:
+        The run; None if it is finished already, and nothing is to change.
     Raises:
         DataError: pictures that cannot be trained on.
-        ConfigError: settings that do not fit the data.
+        ConfigError: settings that do not fit the data, or the run that is resumed.
         TrainingError: other data than at the start, or a damaged run folder.
     """
     try:
         record, stored = (run.read_record(), run.read_settings()) if resume else (None, None)
+        check_passed(recipe.settings() if stored is None else stored)
         if resume and run.has_checkpoint:
             run.check_checkpoint(stored)
+        resumed = None
+        if record is not None and stored is not None:
+            resumed = resumption(recipe, _path_of(initial), record, stored, run)
         settings = recipe.settings() if stored is None else stored
         table = read_table(
             data,
@@ -97,11 +125,16 @@ def prepare(
             identity_depth=settings.data.identity_depth,
         )
         table = split_table(table, settings)
-        if record is None or stored is None:  # New, or killed before its first file.
+        if record is None or resumed is None:  # New, or killed before its first file.
             if resume:
                 log.info("nothing to resume in %s: starting", run.path)
-            return _start(data, table, root, recipe, run)
-        return _resume(table, record, settings, run)
+            return _start(data, table, root, recipe, run, initial)
+        fingerprint = check_pictures(table, record, run)
+        if record.finished and not resumed.changes:
+            return None
+        if record.init is not None and initial is None and not run.has_checkpoint:
+            initial = read_initial_model(record.init)
+        return replace(_resume(table, record, resumed, fingerprint, run), initial=initial)
     except (TwinlensError, KeyboardInterrupt):
         with suppress(OSError):  # It is not empty.
             run.path.rmdir()
@@ -159,31 +192,57 @@ def _start(
     root: str | Path | None,
     recipe: Recipe,
     run: RunFolder,
+    initial: InitialModel | None,
 ) -> PreparedRun:
     """Choose the settings from the data, and record the run."""
     settings, choices = choose_run_settings(recipe, table, download=True)
+    if settings.model.init == "given" and initial is None:
+        raise ConfigError("model.init 'given' needs a model to begin with: add --init RUN")
     _warn_without_effect(recipe, settings, table)
     encoder_layout(settings.model, settings.picture)  # A network beyond any memory fails here.
     # Built and dropped, so that wrong weights or layers fail before the long decoding.
-    Encoder(settings.model, settings.picture)
+    _check_plugged_in(Encoder(settings.model, settings.picture), settings)
     decoded = _decode(table, settings)
     training_sampler(decoded.table, settings)  # Again, without the broken pictures.
     rows = np.flatnonzero(decoded.table.split == "train")
     settings, levels = choose_levels(recipe, settings, decoded.pixels[sample_rows(rows)])
     settings, formats = _choose_formats(settings)
     choices = choices + levels + formats
-    prepared = PreparedRun(recipe.name, settings, choices, decoded, table.fingerprint())
-    _record(run, prepared, _command(data, recipe, root), root)
-    for choice in prepared.choices:
-        log.info("%s", choice_line(choice))
-    _warn_of_pretraining(settings, decoded.table)
+    prepared = PreparedRun(recipe.name, settings, choices, decoded, table.fingerprint(), initial)
+    command = repeat_command(data, root, recipe, _path_of(initial))
+    _record(run, prepared, command, root, recipe.overrides)
+    for line in choice_lines(settings, choices, run):
+        log.info("%s", line)
+    _warn_of_pretraining(settings, decoded.table, initial)
     return prepared
 
 
-def _warn_of_pretraining(settings: Settings, table: ImageTable) -> None:
+def _path_of(initial: InitialModel | None) -> str | None:
+    return None if initial is None else initial.path
+
+
+def _check_plugged_in(encoder: Encoder, settings: Settings) -> None:
+    """Try the objects that a program passed, before the long decoding.
+
+    Raises:
+        ConfigError: one of them fails, or the backbone gives no portable model.
+    """
+    if is_plugged_in(name := settings.loss.name):
+        check_plugged_loss(plugged("loss", name), name, settings.model.embedding)
+    if is_plugged_in(name := settings.augment.transform):
+        check_plugged_transform(plugged("augmentation", name), name, settings.picture)
+    if is_plugged_in(settings.model.backbone):
+        check_portable(encoder)
+
+
+def _warn_of_pretraining(
+    settings: Settings, table: ImageTable, initial: InitialModel | None
+) -> None:
     """Warn of pictures that are held out here and were learned from by the start."""
     weights = settings.model.weights
     record = None if weights is None else read_record(Path(weights).with_name(RECORD_FILE))
+    if initial is not None:
+        record = find_record(initial.stored.path, initial.stored.description.origin)
     if record is None:
         return
     held_out = table.select(np.flatnonzero(table.split != "train"))
@@ -191,7 +250,8 @@ def _warn_of_pretraining(settings: Settings, table: ImageTable) -> None:
     if num:
         log.warning(
             "%d of %d held-out pictures belong to the pretraining of the start, so the figures are "
-            "too good; --set model.pretrained=false learns from nothing", num, len(held_out),
+            "too good; %s learns from nothing", num, len(held_out),
+            "a training without --init" if initial else "--set model.pretrained=false",
         )  # fmt: skip
 
 
@@ -217,64 +277,29 @@ def _warn_without_effect(recipe: Recipe, settings: Settings, table: ImageTable) 
     if uses_forgeries and not table.of_split("train").forged.any():
         log.warning("no forgeries to train on: all impostors are of other identities")
     model = settings.model
-    random = model.backbone != "strokes" and not (model.pretrained or model.weights)
+    random = model.backbone != "strokes" and not (
+        model.pretrained or model.weights or model.init == "given"
+    )
     if model.freeze == "all" and random:
         log.warning("the backbone is frozen with random weights: only the head learns")
 
 
-def warn_unused(recipe: Recipe, run: RunFolder) -> None:
-    """Warn of a recipe and of settings that differ from those of the run, which it keeps.
-
-    Args:
-        recipe: recipe with the user's overrides.
-        run: run folder to resume; a new one uses the recipe.
-    """
-    record, stored = run.read_record(), run.read_settings()
-    if record is None or stored is None:
-        return
-    # "auto" is the default of a command that names no recipe.
-    if recipe.name not in ("auto", record.recipe):
-        log.warning(
-            "the recipe %s is not used: a resumed run keeps its recipe, here %s",
-            recipe.name, record.recipe,
-        )  # fmt: skip
-    given, kept = recipe.settings().model_dump(), stored.model_dump()
-    unused = [
-        f"{key}={_as_typed(_value(given, key))} (the run has {_as_typed(_value(kept, key))})"
-        for key in recipe.overrides
-        if key not in recipe.auto and _value(given, key) not in ("auto", _value(kept, key))
-    ]
-    if unused:
-        log.warning(
-            "not used: %s; a resumed run keeps its settings, so start a new run in another --out "
-            "to change them", ", ".join(unused),
-        )  # fmt: skip
-
-
-def _value(values: Mapping[str, Any], key: str) -> Any:
-    """The value of "section.key" in nested settings; None if missing."""
-    value: Any = values
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
 def _resume(
-    table: ImageTable, record: RunRecord, settings: Settings, run: RunFolder
+    table: ImageTable, record: RunRecord, resumed: Resumption, fingerprint: str, run: RunFolder
 ) -> PreparedRun:
-    now, then = table.fingerprint(), record.fingerprint
-    if now != then:
-        raise TrainingError(
-            f"the data is not what {run.path} was started on (fingerprint {now[:12]}, then "
-            f"{then[:12]}): resume with the same pictures, or start a new run"
-        )
+    settings = resumed.settings
     decoded = _decode(table, settings)
     if record.division not in (None, _division(decoded.table)):
         raise TrainingError(
             f"the splits, or the readable pictures, are not those that {run.path} was started "
             "with (see its split.csv): restore them, or start a new run"
         )
-    return PreparedRun(record.recipe, settings, record.choices, decoded, now)
+    if resumed.changes:
+        check_length(settings, decoded.table, run)
+        log.info("resuming with %s", ", ".join(resumed.changes))
+        run.write_settings(settings)
+        run.update_record(finished=False, choices=resumed.choices, compute=resumed.compute)
+    return PreparedRun(record.recipe, settings, resumed.choices, decoded, fingerprint)
 
 
 def _decode(table: ImageTable, settings: Settings) -> DecodedTable:
@@ -316,7 +341,13 @@ def _warn_of_conflicts(decoded: DecodedTable) -> None:
         )  # fmt: skip
 
 
-def _record(run: RunFolder, prepared: PreparedRun, command: str, root: str | Path | None) -> None:
+def _record(
+    run: RunFolder,
+    prepared: PreparedRun,
+    command: str,
+    root: str | Path | None,
+    overrides: Mapping[str, Any],
+) -> None:
     """Write split.csv, run.json and settings.json, before the first step."""
     table = prepared.decoded.table
     rows = [
@@ -329,6 +360,9 @@ def _record(run: RunFolder, prepared: PreparedRun, command: str, root: str | Pat
         source=table.source,
         root=None if root is None else str(root),
         recipe=prepared.recipe,
+        init=_path_of(prepared.initial),
+        start=None if prepared.initial is None else prepared.initial.start_record(),
+        overrides=dict(overrides),
         command=command,
         fingerprint=prepared.fingerprint,
         division=_division(table),
@@ -345,50 +379,3 @@ def _division(table: ImageTable) -> str:
     """Hash of the pictures of a run and their splits."""
     rows = ((str(table.relative(row)), str(table.split[row])) for row in range(len(table)))
     return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()
-
-
-def resume_command(
-    data: str | Path | ImageTable, root: str | Path | None, recipe: Recipe, run: RunFolder
-) -> str:
-    """The command that resumes a run, or starts it if it was interrupted before its first step."""
-    stored = run.read_settings() is not None
-    command = _command(data, None if stored else recipe, root)
-    if not command:
-        return f"twinlens.train(TABLE, out={str(run.path)!r}, resume=True)"
-    return f"{command} --out {shlex.quote(str(run.path))} --resume"
-
-
-def _command(data: str | Path | ImageTable, recipe: Recipe | None, root: str | Path | None) -> str:
-    """The command that repeats a run on the same data; "" for a table made in Python.
-
-    Without a recipe the command leaves out the settings.
-    """
-    if isinstance(data, ImageTable):
-        return ""
-    words = ["twinlens", "train", str(data)]
-    if root is not None:
-        words += ["--root", str(root)]
-    if recipe is None:
-        return shlex.join(words)
-    if recipe.name != "auto":
-        words += ["--recipe", recipe.name]
-    for key, value in recipe.overrides.items():
-        if value is not None:
-            words += ["--set", f"{key}={_as_typed(value)}"]
-    return shlex.join(words)
-
-
-def _as_typed(value: Any) -> str:
-    """A value for `--set`: TOML, or the plain word if TOML does not understand it."""
-    if isinstance(value, str) and parse_overrides([f"x={value}"])["x"] == value:
-        return value
-    return _toml(value)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        pairs = [f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items() if v is not None]
-        return "{" + ", ".join(pairs) + "}"
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)

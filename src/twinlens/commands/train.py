@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,18 +12,33 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from twinlens.commands.calibrate import caution
 from twinlens.commands.fit_model import FittedModel, fit_model
-from twinlens.commands.prepare import PreparedRun, prepare, resume_command, warn_unused
+from twinlens.commands.initial_model import read_initial_model
+from twinlens.commands.prepare import PreparedRun, prepare
 from twinlens.commands.protocols import evaluate_standard
+from twinlens.commands.resume import resume_command
+from twinlens.commands.run_lines import next_line, result_lines
 from twinlens.commands.selection import learned_table, selection_of_split
 from twinlens.config import Settings, without_effect
+from twinlens.data.adapters import Data, path_or_table
 from twinlens.data.splits import is_closed_set
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import CalibrationError, ConfigError, DataError, ModelError
+from twinlens.face.marks import settings_of_files
+from twinlens.learn.callbacks import (
+    Callback,
+    RunEnd,
+    RunStart,
+    check_callbacks,
+    informed,
+    notify,
+)
 from twinlens.learn.losses import check_loss
 from twinlens.learn.run_folder import RunFolder, lock_run_folder, new_run_folder
+from twinlens.learn.trackers import TensorBoard
 from twinlens.match.matcher import Matcher
 from twinlens.measure.calibration import Calibration, fit_calibration
 from twinlens.measure.domain import describe_pictures
@@ -33,6 +48,7 @@ from twinlens.measure.held_out import HeldOutPairs
 from twinlens.measure.pairs import draw_pairs, pair_distances, sample_pictures
 from twinlens.model.device import keep_freed_memory, pick_device
 from twinlens.model.networks import check_parity, save_model
+from twinlens.model.plugged_in import Augmentation, Loss, named, plugged_in
 from twinlens.model.stored import Origin, store_calibration
 from twinlens.model.training_record import RECORD_FILE, TrainingRecord, read_record
 from twinlens.progress import COMMAND_START, console_log
@@ -48,14 +64,19 @@ THREE_SPLITS = 6  # least number of identities for three splits by identity
 
 
 def train(
-    data: str | Path | ImageTable,
+    data: Data,
     *,
     out: str | Path | None = None,
     recipe: str = "auto",
     settings: Mapping[str, Any] | None = None,
     root: str | Path | None = None,
+    init: str | Path | None = None,
     resume: bool = False,
     quiet: bool = False,
+    backbone: nn.Module | None = None,
+    loss: Loss | None = None,
+    augmentation: Augmentation | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Matcher:
     """Train a siamese model on pictures, calibrate it, evaluate it, and write its report.
 
@@ -65,13 +86,23 @@ def train(
         recipe: name of a recipe, or path of a .toml file.
         settings: overrides of the recipe, "section.key" -> value.
         root: folder of a named set's local copy.
-        resume: whether to resume the run in `out`. On the same data it reaches the same weights as
-            an uninterrupted run, unless a time budget sets its length.
+        init: one's own model, or its run, whose network learns on from its weights. It keeps its
+            architecture and the size of its pictures.
+        resume: whether to resume the run in `out`, on the same data. It reaches the same weights
+            as an uninterrupted run, unless a time budget sets its length. Length and device may
+            change, also of a finished run; any other change is an error.
         quiet: log warnings only.
+        backbone: module from normalised float pictures (B, C, H, W) to features (B, F), or maps
+            that are flattened; torch must be able to export it to ONNX.
+        loss: function of embeddings (B, D) and labels (B,) to a scalar; a module's weights are
+            trained as well.
+        augmentation: function of a picture (C, H, W), uint8, to a view of it, such as a transform
+            of torchvision v2; takes the place of the settings `augment`.
+        callbacks: objects with methods of `twinlens.Callback`.
     Returns:
         The trained model; its report is beside it, `report.html`.
     Raises:
-        ConfigError: wrong settings, all of them at once.
+        ConfigError: wrong settings, all of them at once, or others than those of a resumed run.
         DataError: pictures that cannot be trained on.
         TrainingError: a run that cannot start or be resumed.
 
@@ -82,46 +113,69 @@ def train(
     """
     start = COMMAND_START.get()
     started = time.monotonic() if start is None else start
-    with console_log(quiet):
+    parts = {"backbone": backbone, "loss": loss, "augmentation": augmentation}
+    check_callbacks(callbacks)
+    callbacks = (TensorBoard(), *callbacks)
+    with console_log(quiet), plugged_in(parts) as names:
         if out is None and resume:
             raise ConfigError("--resume needs --out: the folder of the run to resume")
-        loaded = load_recipe(recipe, settings)
+        loaded, initial = load_recipe(recipe, named(settings, names)), None
+        if init is not None:
+            initial = read_initial_model(init)
+            loaded = initial.applied(loaded)
         check_loss(loaded.settings().loss)
         pick_device(loaded.settings().train.device)
         for warning in without_effect(loaded.settings(), loaded.overrides):
             log.warning("%s", warning)
         keep_freed_memory()
+        data = path_or_table(data, root)
         run = RunFolder(Path(out) if out is not None else new_run_folder(_run_name(data)))
-        with lock_run_folder(run.path), _interrupt_explained(data, root, loaded, run):
+        with lock_run_folder(run.path), _interrupt_explained(data, root, loaded, run, init):
             run.start(resume)
-            if resume:
-                warn_unused(loaded, run)
-            if resume and run.finished:
-                log.info("%s is finished already", run.path)
+            prepared = prepare(data, root, loaded, run, resume, initial)
+            if prepared is None:
+                log.info("%s is finished already; more --steps or --epochs train on", run.path)
                 return Matcher.load(run.path)
-            prepared = prepare(data, root, loaded, run, resume)
             record = _record(prepared, run)
-            fitted = fit_model(prepared, run, started)
-            prepared = fitted.prepared  # A race may have changed its settings.
-            matcher = _save(fitted, prepared, record, run)
-            result, notes = _evaluate(matcher, prepared, record, fitted.most)
-            _write_results(run, matcher, prepared, fitted, result, notes, started)
-            if fitted.fit.interrupted:
-                again = resume_command(data, root, loaded, run)
-                log.warning("the run was interrupted; resume it with: %s", again)
-            else:
-                run.finish()
+            source = prepared.decoded.table.source
+            begun = RunStart(run.path, source, prepared.settings, run.steps_done())
+            with informed(callbacks, begun):
+                fitted = fit_model(prepared, run, started, callbacks)
+                prepared = fitted.prepared  # A race may have changed its settings.
+                matcher = _save(fitted, prepared, record, run)
+                result, notes = _evaluate(matcher, prepared, record, fitted.most)
+                _write_results(run, matcher, prepared, fitted, result, notes, started)
+                for line in result_lines(result, matcher.calibration, notes):
+                    log.info("%s", line)
+                if fitted.fit.interrupted:
+                    again = resume_command(data, root, loaded, run, init)
+                    log.warning("the run was interrupted; resume it with: %s", again)
+                else:
+                    run.finish()
+                    is_calibrated = matcher.calibration is not None
+                    table = prepared.decoded.table
+                    log.info("%s", next_line(run, data, table, calibrated=is_calibrated))
+                fit = fitted.fit
+                end = RunEnd(
+                    run.model, run.path / "report.html", result,
+                    fit.steps, fit.best_step, fit.interrupted,
+                )  # fmt: skip
+                notify(callbacks, "on_end", end)
             return matcher
 
 
 @contextmanager
 def _interrupt_explained(
-    data: str | Path | ImageTable, root: str | Path | None, recipe: Recipe, run: RunFolder
+    data: str | Path | ImageTable,
+    root: str | Path | None,
+    recipe: Recipe,
+    run: RunFolder,
+    init: str | Path | None,
 ) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        again = resume_command(data, root, recipe, run)
+        again = resume_command(data, root, recipe, run, init)
         raise KeyboardInterrupt(f"resume the run with: {again}") from None
 
 
@@ -163,7 +217,13 @@ def _save(
         decoded.table.source, prepared.fingerprint, settings.seed, settings.data, record.id,
         refitted=settings.train.refit,
     )  # fmt: skip
-    matcher = Matcher(save_model(run.model, fitted.networks, origin), "cpu")
+    run_record = run.read_record()
+    start = None if run_record is None else run_record.start
+    paths = decoded.table.path.tolist() if decoded.table.pixels is None else []
+    face = settings_of_files(paths, max_pixels=settings.data.max_pixels)
+    matcher = Matcher(save_model(run.model, fitted.networks, origin, start, face), "cpu")
+    if face is not None:
+        log.info("trained on cropped faces: in whole photographs the model finds the faces itself")
     rows = np.flatnonzero(decoded.table.split == "val")
     if not len(rows):
         log.warning("the model is not calibrated: there are no validation pictures")
@@ -254,8 +314,6 @@ def _evaluate(
             notes.append(f"The {split} pictures cannot be used for evaluation: {error}.")
             continue
         notes.extend(selection.notes)
-        if split == "test" and prepared.settings.train.refit:
-            _compare_with_held_out(matcher, result)
         if split == "val":
             notes.append(
                 "The figures are those of the validation pictures, which also chose the weights "
@@ -265,25 +323,6 @@ def _evaluate(
     for note in notes:
         log.warning("%s", note)
     return result, notes
-
-
-def _compare_with_held_out(matcher: Matcher, result: EvaluationResult) -> None:
-    """Log the error rates of the model after its last fit, at the threshold of those before it."""
-    calibration, at_threshold = matcher.calibration, result.verification.calibrated
-    if calibration is None or at_threshold is None:
-        return
-    far, frr = at_threshold.far, at_threshold.frr
-    if far.value is None or frr.value is None:
-        return
-    interval = ""
-    if far.low is not None and far.high is not None:
-        interval = f" (95 % interval {100 * far.low:.3g} to {100 * far.high:.3g})"
-    log.info(
-        "the threshold is one of held-out distances, by models that learned from fewer pictures; "
-        "at it, the last fit has a FAR of %.3g %%%s on test pictures, for a target of %.3g %%, "
-        "and an FRR of %.3g %%",
-        100 * far.value, interval, 100 * calibration.target_far, 100 * frr.value,
-    )  # fmt: skip
 
 
 def _missing_split(split: str, prepared: PreparedRun) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.config import Settings
+from twinlens.config import Settings, value_text
 from twinlens.data.samplers import Sampler, make_sampler
 from twinlens.data.splits import assign_splits
 from twinlens.data.table import ImageTable, require_identities
@@ -56,6 +56,4 @@ def sample_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def choice_line(choice: Choice) -> str:
     """A chosen setting with its reason, as a line of text."""
-    value = choice.value
-    text = " x ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-    return f"  {choice.key} = {text}: {choice.why}"
+    return f"  {choice.key} = {value_text(choice.key, choice.value)}: {choice.why}"

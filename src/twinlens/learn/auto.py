@@ -75,6 +75,7 @@ RULES: Mapping[str, Rule] = {
     "train.candidates": training.candidates,
     "train.refit": training.refit,
     "train.extend": training.extend,
+    "train.patience": training.patience,
 }
 
 

@@ -7,7 +7,13 @@ import math
 from twinlens.learn.auto_facts import DEEP, LARGE, MANY, PLENTY, WIDE, Facts, Reasoned
 from twinlens.learn.features import can_precompute
 from twinlens.model.device import pick_device
-from twinlens.model.timm_backbones import has_pretrained, pretrained_picture, stage_strides
+from twinlens.model.plugged_in import is_plugged_in
+from twinlens.model.timm_backbones import (
+    has_pretrained,
+    last_blocks,
+    pretrained_picture,
+    stage_strides,
+)
 
 __all__ = [
     "backbone",
@@ -136,8 +142,14 @@ def freeze(f: Facts) -> Reasoned:
     """`model.freeze`."""
     if f.strokes:
         return "all", "strokes has no weights; the head learns"
-    if f.built_in and f.start is not None:
+    if f.built_in and (f.start is not None or f.given_weights):
         return "none", "all layers learn on"
+    if f.given_weights and not pick_device(f.settings.train.device).startswith("cuda"):
+        if f.settings.model.stage is not None:
+            return "all", "without a GPU, the map to the embedding learns on"
+        name = f.settings.model.backbone
+        layer = "none" if is_plugged_in(name) else last_blocks(name)
+        return layer, "without a GPU, the last third learns on"
     if f.useful_features and not pick_device(f.settings.train.device).startswith("cuda"):
         return "all", "without a GPU, a pretrained backbone embeds each picture once"
     return "none", "all layers learn"

@@ -15,6 +15,8 @@ from twinlens.learn.auto_facts import (
     Rule,
 )
 
+PATIENCE = 5  # validations, of ten
+
 __all__ = [
     "candidates",
     "extend",
@@ -26,6 +28,7 @@ __all__ = [
     "loss",
     "metric",
     "optimizer",
+    "patience",
     "rate",
     "refit",
     "rotations",
@@ -213,6 +216,14 @@ def extend(f: Facts) -> Reasoned:
     if f.strokes or (f.settings.model.init == "whitened" and not f.settings.train.candidates):
         return False, "the head learns fast"
     return True, "no length is set: training ends when more no longer helps"
+
+
+def patience(f: Facts) -> Reasoned:
+    """`train.patience`."""
+    given = sorted({f"train.{length}" for length in LENGTHS} & f.given)
+    if given:
+        return 0, f"{given[0]} sets the length"
+    return PATIENCE, "half of the run without a gain: training ends early"
 
 
 def metric(f: Facts) -> Reasoned:

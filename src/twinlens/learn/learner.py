@@ -42,6 +42,8 @@ class TrainingState(BaseModel):
         rows: rows of the history that were due so far.
         rounds: further rounds, the one that runs included.
         round_metric: metric at the end of the last round.
+        stale: validations in a row without a gain.
+        skipped: share of the schedule that an early end left out.
         best_metric: metric of the weights that are kept.
         top_metric: highest metric so far.
         best_step: step of the weights that are kept.
@@ -63,6 +65,8 @@ class TrainingState(BaseModel):
     rows: Steps = 0
     rounds: Steps = 0
     round_metric: Share | None = None
+    stale: Steps = 0
+    skipped: Share = 0.0
     best_metric: Share | None = None
     top_metric: Share | None = None
     best_step: Steps = 0

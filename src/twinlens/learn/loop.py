@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import nn
 from twinlens.config import Settings, TrainSettings
 from twinlens.data.samplers import make_sampler
 from twinlens.errors import TrainingError
+from twinlens.learn.callbacks import Callback, StepReport, notify
 from twinlens.learn.embed_batch import BatchEmbedder, LabelledPixels, StoredInputs
 from twinlens.learn.guard import Guard, Intervention, relative_std
 from twinlens.learn.history import History
@@ -33,7 +34,7 @@ from twinlens.learn.learner import (
 from twinlens.learn.objective import Objective
 from twinlens.learn.records import HistoryRow
 from twinlens.learn.run_folder import RunFolder
-from twinlens.learn.schedule import RunLength, end_after, run_length, schedule_factor
+from twinlens.learn.schedule import COOL_DOWN, RunLength, end_after, run_length, schedule_factor
 from twinlens.learn.validation import Validator
 from twinlens.learn.whitening import whiten_head
 from twinlens.measure.held_out import LEAST_GAIN
@@ -42,7 +43,7 @@ from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder
 from twinlens.model.layers import Clipped
 
-__all__ = ["FitResult", "LabelledPixels", "StepReport", "fit"]
+__all__ = ["FitResult", "LabelledPixels", "fit"]
 
 log = logging.getLogger("twinlens")
 
@@ -50,17 +51,6 @@ HISTORY_ROWS = 100  # evenly over the run
 CHECKPOINT_SECONDS = 60.0
 VALIDATION_SHARE = 0.1  # largest share of a time budget for validations
 MOST_ROUNDS = 8  # further ones, if each of them helps
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """Progress after a step; `progress` is the share of the run, in (0, 1]."""
-
-    step: int
-    progress: float
-    seconds: float
-    loss: float
-    metric: float | None
 
 
 @dataclass(frozen=True)
@@ -99,6 +89,7 @@ def fit(
     on_features: Callable[[int, int], None] | None = None,
     stored: StoredInputs | None = None,
     share: float = 1.0,
+    callbacks: Sequence[Callback] = (),
 ) -> FitResult:
     """Train the encoder and the comparator in place, and leave the best weights in them.
 
@@ -118,6 +109,7 @@ def fit(
         on_step: called after each step.
         on_features: called with (done, all) while a frozen backbone computes features.
         share: of the time that a time budget leaves, for this training.
+        callbacks: told of each step and validation.
         stored: what frozen layers give for these pictures, if it is known already.
     Raises:
         DataError: the pictures cannot make a batch.
@@ -134,9 +126,13 @@ def fit(
         state = TrainingState(mining=settings.loss.mining)
         if settings.model.init == "whitened":
             _whiten(encoder, embed, train)
+    if not settings.train.extend:  # A resumed run may have been given a length.
+        state.rounds, state.round_metric = 0, None
+    if not settings.train.patience:
+        state.skipped = 0.0
     guard = Guard(settings.loss, state.guard)
     history = History(run, state.step)
-    seconds = _validate_first(learner, state, history, validator, settings.train)
+    seconds = _validate_first(learner, state, history, validator, settings, callbacks)
     reserved = spent + (time.monotonic() - started) + (0.0 if reserve is None else reserve(seconds))
     length = run_length(settings.train, sampler.steps_per_epoch, reserved, share)
     if length.seconds == 0:
@@ -144,7 +140,7 @@ def fit(
     if state.planned == 0:
         state.planned = _affordable_validations(settings.train.validations, length, seconds)
     begun, saved = time.monotonic() - state.seconds, time.monotonic()
-    progress = length.progress(state.step, state.seconds, state.rounds)
+    progress = _progress(length, state)
     interrupted = False
     try:
         while progress < end_after(state.rounds):
@@ -166,7 +162,7 @@ def fit(
             give_up = intervention is not None and guard.exhausted
             state.step += 1
             state.seconds = time.monotonic() - begun
-            progress = length.progress(state.step, state.seconds, state.rounds)
+            progress = _progress(length, state)
 
             ends = progress >= end_after(state.rounds)
             validate, write_row = _due(state, progress)
@@ -174,20 +170,31 @@ def fit(
             metric = None
             if validate and validator is not None:
                 metric = validator(encoder, comparator)
+                state.stale = 0 if _is_gain(state, metric) else state.stale + 1
                 _keep_best(learner, state, metric, validator.num_mated)
             if validate and not guard.suspicious and learner.is_finite():
                 learner.good, state.good_step = learner.weights(), state.step
+            if not ends and _is_stale(state, settings.train, length):
+                event = _end_early(state, progress, settings, length)
+                progress = _progress(length, state)
+                _due(state, progress)  # Those of the part that is left out are not due.
             if ends and metric is not None and settings.train.extend and length.steps is not None:
                 _extend(state, metric)
-                progress = length.progress(state.step, state.seconds, state.rounds)
+                progress = _progress(length, state)
+            row = None
             if validate or write_row or event:
-                history.add(_row(state, length, rate, metric, event))
+                row = _row(state, length, rate, metric, event)
+                history.add(row)
             if validate or event or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 _save(learner, state, run)
                 saved = time.monotonic()
+            done = progress / end_after(state.rounds)
+            report = StepReport(state.step, done, state.seconds, loss_value, rate, metric, row)
             if on_step is not None:
-                done = progress / end_after(state.rounds)
-                on_step(StepReport(state.step, done, state.seconds, loss_value, metric))
+                on_step(report)
+            notify(callbacks, "on_step", report)
+            if metric is not None:
+                notify(callbacks, "on_validation", row)
             if give_up:
                 break
     except KeyboardInterrupt:
@@ -241,22 +248,30 @@ def _validate_first(
     state: TrainingState,
     history: History,
     validator: Validator | None,
-    train: TrainSettings,
+    settings: Settings,
+    callbacks: Sequence[Callback],
 ) -> float:
     """Validate the initial weights, unless only the final ones are validated.
+
+    Those of a trained model are kept, unless better ones follow.
 
     Returns:
         Seconds of a validation, which a time budget needs; 0 without a validation.
     """
     if state.step == 0:
         learner.good = learner.weights()
+    train, is_trained = settings.train, settings.model.init == "given"
     needed = train.time_budget is not None or (state.step == 0 and train.validations > 1)
     if validator is None or not needed:
         return 0.0
     started = time.monotonic()
     metric = validator(learner.encoder, learner.objective.comparator)
     if state.step == 0:
-        history.add(HistoryRow(0, 0.0, 0.0, math.nan, 0.0, metric))
+        row = HistoryRow(0, 0.0, 0.0, math.nan, 0.0, metric)
+        history.add(row)
+        notify(callbacks, "on_validation", row)
+        if is_trained:
+            _keep_best(learner, state, metric, validator.num_mated)
     return time.monotonic() - started
 
 
@@ -322,11 +337,47 @@ def _due(state: TrainingState, progress: float) -> tuple[bool, bool]:
     return due
 
 
+def _progress(length: RunLength, state: TrainingState) -> float:
+    return length.progress(state.step, state.seconds, state.rounds, state.skipped)
+
+
+def _is_gain(state: TrainingState, metric: float) -> bool:
+    """Whether the error is lower than the lowest so far by a hundredth."""
+    top = state.top_metric
+    return top is None or 1 - metric < (1 - LEAST_GAIN) * (1 - top)
+
+
+def _is_stale(state: TrainingState, train: TrainSettings, length: RunLength) -> bool:
+    """Whether validation has stopped improving in the first round of a run."""
+    is_first = length.steps is not None and not state.rounds and not state.skipped
+    return is_first and 0 < train.patience <= state.stale
+
+
+def _end_early(state: TrainingState, progress: float, settings: Settings, length: RunLength) -> str:
+    """Skip to the end of the schedule, where the learning rate is low.
+
+    Returns:
+        The event for the history.
+    """
+    assert length.steps is not None
+    at = 1.0 if settings.optimizer.schedule == "constant" else COOL_DOWN
+    state.skipped = max(0.0, at - progress)
+    if not state.skipped:  # The end is near.
+        return ""
+    last = state.step + math.ceil((1 - at) * length.steps)
+    event = (
+        f"no gain in {state.stale} validations: training ends early, at step {last} of "
+        f"{length.steps}"
+    )
+    log.info("step %d: %s", state.step, event)
+    return event
+
+
 def _extend(state: TrainingState, metric: float) -> None:
     """Add a round after the first one, and as long as the error falls by a hundredth."""
     before = state.round_metric
     helped = before is None or 1 - metric < (1 - LEAST_GAIN) * (1 - before)
-    if metric < 1 and helped and state.rounds < MOST_ROUNDS:
+    if metric < 1 and helped and not state.skipped and state.rounds < MOST_ROUNDS:
         state.round_metric, state.rounds = metric, state.rounds + 1
 
 

@@ -47,6 +47,7 @@ from twinlens.files import writing_file
 from twinlens.learn.records import CandidateRow, Choice, HistoryRow
 from twinlens.model.compute import Compute
 from twinlens.model.fused import encoder_layout
+from twinlens.model.stored import StartRecord
 from twinlens.model.tensor_file import layout_problem, read_layout, tensors_under
 from twinlens.parsing import parse_json, read_json, read_text
 
@@ -63,6 +64,9 @@ class RunRecord(BaseModel):
 
     Attributes:
         division: digest of the pictures and their splits; None in runs of twinlens 0.1.
+        init: model that the training began with, as the user named it.
+        start: description of that model.
+        overrides: settings of the user, "section.key" -> value; None in older runs.
         compute: arithmetic format, once it is chosen.
         finished: whether the report is written.
     """
@@ -72,6 +76,9 @@ class RunRecord(BaseModel):
     source: str
     root: str | None = None
     recipe: str
+    init: str | None = None
+    start: StartRecord | None = None
+    overrides: dict[str, Any] | None = None
     command: str
     fingerprint: str
     division: str | None = None
@@ -248,14 +255,33 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            read_layout(path)  # Checks the header.
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-            if "state" not in metadata:
-                raise ValueError("it is no checkpoint")
-            return Checkpoint(load_file(path), parse_json(metadata["state"]))
+            return Checkpoint(load_file(path), self._state(path))
         except (OSError, ValueError, SafetensorError) as error:
             raise self._damaged_checkpoint(first_line(error)) from error
+
+    def steps_done(self) -> int:
+        """The steps behind the last checkpoint; 0 if missing.
+
+        Raises:
+            TrainingError: it is damaged.
+        """
+        path = self._checkpoint
+        if not path.exists():
+            return 0
+        try:
+            return int(self._state(path)["step"])
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise self._damaged_checkpoint(first_line(error)) from error
+
+    @staticmethod
+    def _state(path: Path) -> Any:
+        """The plain data in the header of a checkpoint."""
+        read_layout(path)  # Checks the header.
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        if "state" not in metadata:
+            raise ValueError("it is no checkpoint")
+        return parse_json(metadata["state"])
 
     def check_checkpoint(self, settings: Settings | None) -> None:
         """Check, before memory is spent, that the checkpoint belongs to a run's settings.

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 from twinlens.config import TrainSettings
 
-__all__ = ["RunLength", "end_after", "run_length", "schedule_factor"]
+__all__ = ["COOL_DOWN", "RunLength", "end_after", "run_length", "schedule_factor"]
 
 WARM_UP = 0.2
 START, END = 1 / 25, 1e-3
 DEFAULT_EPOCHS = 10.0
+COOL_DOWN = 0.8
+"""Progress at which a run that ends early goes on: the learning rate is then low."""
 ROUND = 0.5
 """Length of a further round, and its highest learning rate, relative to the first round's."""
 
@@ -29,14 +31,20 @@ class RunLength:
     seconds: float | None
     steps_per_epoch: int
 
-    def progress(self, step: int, seconds: float, rounds: int = 0) -> float:
+    def progress(self, step: int, seconds: float, rounds: int = 0, skipped: float = 0.0) -> float:
         """The share of the run that is done, in [0, 1]; more with further rounds of steps.
+
+        Args:
+            step: steps done.
+            seconds: seconds spent in them.
+            rounds: further rounds.
+            skipped: share of the run that an early end leaves out.
 
         >>> RunLength(steps=200, seconds=None, steps_per_epoch=10).progress(50, 0.0)
         0.25
         """
         if self.steps is not None:
-            return min(end_after(rounds), step / self.steps)
+            return min(end_after(rounds), step / self.steps + skipped)
         assert self.seconds is not None
         return min(1.0, seconds / max(self.seconds, 1e-9)) if step else 0.0
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from twinlens.config import FaceSettings
 from twinlens.data.pixels import Pixels
 from twinlens.errors import ConfigError, DataError, ModelError
 from twinlens.files import creating_folder, writing_errors, writing_file
@@ -67,6 +68,7 @@ def save_model(
     networks: Networks,
     origin: Origin | None = None,
     start: StartRecord | None = None,
+    face: FaceSettings | None = None,
 ) -> StoredModel:
     """Write a model folder, weights first, then its graphs; an older folder is replaced.
 
@@ -75,6 +77,7 @@ def save_model(
         networks: encoder and comparator, on any device.
         origin: the training data.
         start: model that the training began with; by default pretrained weights of the settings.
+        face: crop of the faces that it was trained on; None for other pictures.
     Raises:
         ModelError: the graphs cannot be made, or give other embeddings than torch. The weights are
             kept, and the graphs are made when the model is loaded.
@@ -106,6 +109,7 @@ def save_model(
             fingerprint="0" * 16,  # Computed below.
             origin=origin,
             start=next((one for one in (start, *starts) if one is not None), None),
+            face=face,
         )
         values = description.model_dump(mode="json", exclude={"origin": {"identities"}})
         write_description(part, values | {"fingerprint": fingerprint_of(values)})

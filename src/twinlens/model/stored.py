@@ -21,7 +21,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twinlens._version import __version__
-from twinlens.config import DataSettings, Member, ModelSettings, PictureSettings
+from twinlens.config import DataSettings, FaceSettings, Member, ModelSettings, PictureSettings
 from twinlens.errors import ModelError, first_line, one_line, validation_problems
 from twinlens.files import write_text
 from twinlens.model.hub_models import download_model, is_hub_address
@@ -148,6 +148,8 @@ class ModelDescription(BaseModel):
         precision: of the graph's arithmetic.
         resize: whether the graph takes pictures of the size `picture.size`, or of any size.
         domain: what the model was calibrated on (`measure.domain`); None if unknown.
+        face: crop of the faces that it compares; None for a model of other pictures. It does not
+            change the embedding of a crop, so the fingerprint leaves it out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -164,6 +166,7 @@ class ModelDescription(BaseModel):
     fingerprint: Fingerprint
     calibration: dict[str, Any] | None = None
     domain: dict[str, Any] | None = None
+    face: FaceSettings | None = None
     origin: Origin | None = None
     start: StartRecord | None = None
 
@@ -222,13 +225,13 @@ def model_folder(path: str | Path) -> Path:
 
     Raises:
         ModelError: no model found.
-    """
-    path = Path(path)
-    try:
         MissingExtraError: a model at the hub, without huggingface_hub.
-        for folder in (path, path / "model"):
+    """
     if is_hub_address(path):
         return download_model(path, MODEL_FILES, MAX_SIZE)
+    path = Path(path)
+    try:
+        for folder in (path, path / "model"):
             if (folder / DESCRIPTION).is_file():
                 return folder
     except OSError as error:  # A name that is too long, a folder without permission.

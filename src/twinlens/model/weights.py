@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from twinlens.errors import ConfigError, one_line
+from twinlens.model.stored import DESCRIPTION
 from twinlens.model.tensor_file import TensorLayout, read_layout
 
 __all__ = ["layout_of", "load_weights", "not_finite"]
@@ -116,6 +117,8 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
             "another network with --backbone"
         )
     if path.is_dir():
+        if any((path / part).is_file() for part in (DESCRIPTION, f"model/{DESCRIPTION}")):
+            raise ConfigError(f"{name} is a model of twinlens: {_learn_on(path)}")
         raise ConfigError(f"the weights {name} are a folder: give the file of weights in it")
     if not path.is_file():
         raise ConfigError(f"there is no weights file {name}")
@@ -181,6 +184,10 @@ def _prefixes(layout: Layout, needed: Layout) -> list[str]:
 
 def _misfit(path: Path, fit: _Fit | None, needed: Layout) -> str:
     shown = one_line(str(path), None)
+    if (path.parent / DESCRIPTION).is_file():
+        return f"{shown} belongs to a model of twinlens, of another network: " + _learn_on(
+            path.parent
+        )
     if fit is None:
         return (
             f"{shown} holds no tensors by name: give a file of weights (a state dict of PyTorch, "
@@ -200,6 +207,10 @@ def _misfit(path: Path, fit: _Fit | None, needed: Layout) -> str:
             color = "rgb" if shapes[0][1] == 3 else "grey"
             return f"{message}It takes {color} pictures: --set picture.color={color}"
     return f"{message}Name the network of these weights with --backbone{_guess(path)}"
+
+
+def _learn_on(model: Path) -> str:
+    return f"--init {one_line(str(model), None)} in place of --weights trains it on"
 
 
 def _guess(path: Path) -> str:

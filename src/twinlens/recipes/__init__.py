@@ -7,6 +7,7 @@ recipe. Unknown and ill-typed keys are errors, all reported at once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -29,6 +30,7 @@ from twinlens.parsing import MAX_TOML_BYTES, parse_toml, read_text
 __all__ = [
     "AUTO_KEYS",
     "Recipe",
+    "as_typed",
     "load_recipe",
     "parse_overrides",
     "recipe_names",
@@ -73,6 +75,10 @@ class Recipe:
         for key, value in (chosen or {}).items():
             _put(values, key, value)
         return _validate(values, f"recipe '{self.name}'")
+
+    def fixed(self) -> list[str]:
+        """Keys that have a value, in the recipe or by the user."""
+        return [key for key, _ in _flat(self.values)]
 
 
 def recipe_names() -> list[str]:
@@ -140,6 +146,26 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
         except ValueError:
             overrides[key.strip()] = text.strip()
     return overrides
+
+
+def as_typed(value: Any) -> str:
+    """A value for `--set`: TOML, or the plain word if TOML does not understand it.
+
+    >>> as_typed("adamw"), as_typed((64, 64)), as_typed("3")
+    ('adamw', '[64, 64]', '"3"')
+    """
+    if isinstance(value, str) and parse_overrides([f"x={value}"])["x"] == value:
+        return value
+    return _toml(value)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        pairs = [f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items() if v is not None]
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def load_recipe(name: str = AUTO, overrides: Mapping[str, Any] | None = None) -> Recipe:

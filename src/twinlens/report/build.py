@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from twinlens.config import Settings
+from twinlens.config import Settings, value_text
 from twinlens.learn.records import CandidateRow, Choice, HistoryRow, LearningPoint
 from twinlens.machine import machine, versions
 from twinlens.match.matcher import Matcher
@@ -36,6 +36,7 @@ from twinlens.report.page import write_report
 __all__ = ["ReportFacts", "write_model_report"]
 
 MOST_MISTAKES = 24
+CURVES = {"isotonic": "isotonic regression", "platt": "Platt scaling"}
 
 METRICS = {
     "eer": "1 - EER",
@@ -181,7 +182,7 @@ def _operating(calibration: Calibration | None) -> OperatingPoint | None:
         calibration.low,
         calibration.high,
         calibration.num_impostor,
-        "isotonic regression" if calibration.curve.kind == "isotonic" else "Platt scaling",
+        "" if calibration.curve is None else CURVES[calibration.curve.kind],
     )
 
 
@@ -195,11 +196,12 @@ def _setting_rows(facts: ReportFacts) -> list[SettingRow]:
     if facts.settings is None:
         return []
     chosen = {choice.key for choice in facts.choices}
-    rows = [SettingRow(c.key, _text(c.value), c.why) for c in facts.choices]
+    rows = [SettingRow(c.key, value_text(c.key, c.value), c.why) for c in facts.choices]
     for section, fields in facts.settings.model_dump(mode="json").items():
         for name, value in fields.items() if isinstance(fields, dict) else []:
             if f"{section}.{name}" not in chosen and value not in (None, {}, []):
-                rows.append(SettingRow(f"{section}.{name}", _text(value)))
+                key = f"{section}.{name}"
+                rows.append(SettingRow(key, value_text(key, value)))
     return rows
 
 
@@ -216,11 +218,3 @@ def _fact_rows(matcher: Matcher, facts: ReportFacts) -> list[tuple[str, str]]:
     rows.append(("Machine", f"{here['processor']}, {here['cores']} cores, {here['system']}"))
     rows.append(("Versions", ", ".join(f"{name} {text}" for name, text in versions().items())))
     return rows
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple | list):
-        return " x ".join(map(_text, value))
-    return str(value)
