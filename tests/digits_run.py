@@ -12,7 +12,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from sklearn.datasets import load_digits
 
 from twinlens.config import Settings
 from twinlens.learn import loop as training
-from twinlens.learn.loop import FitResult, LabelledPixels, StepReport, fit
+from twinlens.learn.callbacks import Callback, StepReport
+from twinlens.learn.loop import FitResult, LabelledPixels, fit
 from twinlens.learn.run_folder import RunFolder
 from twinlens.model.comparators import Comparator, make_comparator
 from twinlens.model.compute import Compute
@@ -71,6 +72,7 @@ def start(
     on_step: Callable[[Encoder, StepReport], None] | None = None,
     reserve: Callable[[float], float] | None = None,
     begin: int | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[Encoder, Comparator, FitResult]:
     """Train from initial weights by the seed `begin`, the settings' seed by default."""
     torch.manual_seed(settings.seed if begin is None else begin)
@@ -81,6 +83,7 @@ def start(
     fitted = fit(
         encoder, comparator, train, val, settings, compute=compute, run=run, reserve=reserve,
         on_step=None if on_step is None else lambda moment: on_step(encoder, moment),
+        callbacks=callbacks,
     )  # fmt: skip
     return encoder, comparator, fitted
 

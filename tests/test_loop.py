@@ -22,6 +22,7 @@ from twinlens.config import LossSettings, OptimizerSettings, Settings
 from twinlens.data.samplers import make_sampler
 from twinlens.errors import DataError, TrainingError
 from twinlens.learn import loop as training
+from twinlens.learn.callbacks import RunStart, StepReport
 from twinlens.learn.embed_batch import BatchEmbedder, LabelledPixels
 from twinlens.learn.features import FrozenPart, can_precompute
 from twinlens.learn.learner import (
@@ -31,11 +32,11 @@ from twinlens.learn.learner import (
     make_optimizer,
     restore_checkpoint,
 )
-from twinlens.learn.loop import StepReport
 from twinlens.learn.objective import Objective
 from twinlens.learn.records import HistoryRow
 from twinlens.learn.run_folder import RunFolder
 from twinlens.learn.schedule import RunLength
+from twinlens.learn.trackers import TensorBoard
 from twinlens.learn.validation import Validator
 from twinlens.model.comparators import make_comparator
 from twinlens.model.compute import Compute
@@ -528,7 +529,10 @@ def test_tensorboard_and_history_agree(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = RunFolder(tmp_path / "run")
-    *_, fitted = start(digit_settings(), run=run, on_step=poison(21))
+    run.start(resume=True)
+    writer = TensorBoard()
+    writer.on_start(RunStart(run.path, "digits", digit_settings(), 0))
+    *_, fitted = start(digit_settings(), run=run, on_step=poison(21), callbacks=[writer])
     board = EventAccumulator(str(run.path / "tensorboard"))
     board.Reload()
     history = run.read_history(10**6)

@@ -14,9 +14,11 @@ from conftest import file_limit
 
 from twinlens.config import Settings
 from twinlens.errors import DataError, TrainingError
+from twinlens.learn.callbacks import RunStart
 from twinlens.learn.history import History
 from twinlens.learn.records import Choice, HistoryRow
 from twinlens.learn.run_folder import Checkpoint, RunFolder, RunRecord
+from twinlens.learn.trackers import TensorBoard
 from twinlens.model.compute import Compute
 
 ROWS = [
@@ -219,29 +221,39 @@ def events(run: RunFolder, name: str) -> dict[int, float]:
     return {s.step: s.value for s in scalars}
 
 
+def tensorboard(run: RunFolder, step: int) -> TensorBoard:
+    board = TensorBoard()
+    board.on_start(RunStart(run.path, "photos", Settings(), step))
+    return board
+
+
 def test_a_history_writes_both_files_and_drops_rows_after_a_checkpoint(
     run: RunFolder,
 ) -> None:
-    first = History(run, 0)
+    first, board = History(run, 0), tensorboard(run, 0)
     for row in (*ROWS, HistoryRow(9, 0.9, 3.0, 0.05, 1e-3)):
         first.add(row)
-    second = History(run, 3)  # The checkpoint was of step 3.
+        board.add(row)
+    second, board = History(run, 3), tensorboard(run, 3)  # The checkpoint was of step 3.
     assert [row.step for row in second.rows] == [0, 3]
     second.add(HistoryRow(8, 0.8, 2.0, 0.2, 1e-3, 0.75))
+    board.add(HistoryRow(8, 0.8, 2.0, 0.2, 1e-3, 0.75))
     assert [row.step for row in run.read_history(100)] == [0, 3, 8]
     assert events(run, "loss") == pytest.approx({3: 1 / 3, 8: 0.2})
     assert events(run, "validation") == pytest.approx({0: 0.5, 8: 0.75})
 
 
 def test_a_history_on_a_full_disk_is_one_error(run: RunFolder) -> None:
-    history = History(run, 0)
+    history, board = History(run, 0), tensorboard(run, 0)
     for row in ROWS:
         history.add(row)
+        board.add(row)
     before = (run.path / "history.csv").read_bytes()
-    for limit, name in ((20, "history.csv"), (len(before) + 60, "events.out.tfevents")):
+    limits = ((history, 20, "history.csv"), (board, len(before) + 60, "events.out.tfevents"))
+    for writer, limit, name in limits:
         message = rf"^cannot write .+{name}.*: File too large"
         with pytest.raises(DataError, match=message), file_limit(limit):
-            history.add(HistoryRow(9, 0.9, 3.0, 0.05, 1e-3))
+            writer.add(HistoryRow(9, 0.9, 3.0, 0.05, 1e-3))
     assert not list(run.path.glob(".*"))
 
 
@@ -252,18 +264,17 @@ def test_a_history_without_a_folder_stays_in_memory(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_tensorboard_the_history_is_a_table_only(
+def test_without_tensorboard_there_are_no_events(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with caplog.at_level(logging.INFO, logger="twinlens"):
-        history = History(run, 0)
+        board = tensorboard(run, 0)
     assert caplog.messages == [
         "TensorBoard events are not written: pip install 'twinlens[tensorboard]'"
     ]
     for row in ROWS:
-        history.add(row)
-    assert run.read_history(100)[1:] == ROWS[1:]
-    assert [path.name for path in run.path.iterdir()] == ["history.csv"]
+        board.add(row)
+    assert list(run.path.iterdir()) == []
