@@ -220,10 +220,18 @@ def _open_batch(model: ModelProto) -> None:
         if node.type.tensor_type.shape.dim:
             node.type.tensor_type.shape.dim[0].dim_param = "N"
     del graph.value_info[:]
-    shapes = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
-    for tensor in graph.initializer:
-        if tensor.name in shapes:
-            lengths = numpy_helper.to_array(tensor).copy()
-            if lengths.size > 1 and lengths[0] == 1:
-                lengths[0] = 0  # As in the input.
-                tensor.CopyFrom(numpy_helper.from_array(lengths, tensor.name))
+    reshapes = [node for node in graph.node if node.op_type == "Reshape"]
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensors[node.output[0]] = node.attribute[0].t
+    for name in {node.input[1] for node in reshapes} & tensors.keys():
+        lengths = numpy_helper.to_array(tensors[name]).copy()
+        if lengths.size > 1 and lengths[0] == 1:
+            # The length that is left, or that of the input.
+            lengths[0] = 0 if (lengths[1:] == -1).any() else -1
+            tensors[name].CopyFrom(numpy_helper.from_array(lengths, tensors[name].name))
+    for node in reshapes:  # With `allowzero` a 0 would be no number of pictures.
+        kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
