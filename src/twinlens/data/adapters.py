@@ -8,7 +8,6 @@ Shapes: N pictures.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,11 +15,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from twinlens.data.manifests import ROLES, SPLIT_NAMES
-from twinlens.data.picture_value import array_of, is_picture, picture_value
+from twinlens.data.pair_list import pairs_in, pairs_of_columns
+from twinlens.data.picture_list import build_table, columns_of, is_plain, one_column, text_of
+from twinlens.data.picture_value import is_picture
 from twinlens.data.table import ImageTable
 from twinlens.data.tar_shards import sample_parts
 from twinlens.errors import DataError, one_line
@@ -33,8 +31,6 @@ Data: TypeAlias = Any
 
 PICTURE_COLUMNS = ("path", "picture", "image", "img", "file", "file_name", "filename", "filepath")
 IDENTITY_COLUMNS = ("identity", "label", "class", "person", "target")
-PLAIN_KINDS = ("dict", "list", "tuple", "generator", "ndarray", "Tensor")
-"""Types whose names tell nothing about the data."""
 NEEDED = (
     "accepted are {identity: [pictures]}, a list of (picture, identity) pairs, (pictures, labels), "
     "an array of pictures, a data frame, a torch or Hugging Face dataset, or a path"
@@ -63,7 +59,7 @@ def table_of(data: Data, *, root: Path | None = None) -> ImageTable:
             of mappings as rows; a tuple of pictures and labels; an array of pictures or a list of
             them, without identities; a data frame of pandas, Polars or Arrow; a torch `Dataset` of
             (picture, label); a Hugging Face `Dataset` or `DatasetDict`. A picture is any value of
-            `picture_value.picture_value`.
+            `picture_value.picture_value`. Pairs (a, b, same) become identities, as of `pair_list`.
         root: base folder of relative paths.
     Raises:
         DataError: something else, a picture without an identity beside others, or one with two.
@@ -79,14 +75,16 @@ def table_of(data: Data, *, root: Path | None = None) -> ImageTable:
         return _of_hugging_face(data, source, root)
     if kind == "torch" and hasattr(data, "__getitem__") and not hasattr(data, "__array__"):
         return _of_torch(data, source, root)
-    if (columns := _columns(data)) is not None:
+    if (columns := columns_of(data)) is not None:
         return _of_columns(columns, source, root)
+    if (pairs := pairs_in(data, root)) is not None:
+        return pairs.as_table()
     if isinstance(data, Mapping):
         return _of_identities(data, source, root)
     if hasattr(data, "__array__"):
-        return _build(data, None, source, root)
+        return build_table(data, None, source, root)
     if isinstance(data, tuple) and len(data) == 2:
-        return _build(*data, source, root)
+        return build_table(*data, source, root)
     if source == "DataLoader":
         raise DataError("found a DataLoader, whose batches are no pictures: pass its `dataset`")
     if isinstance(data, Iterable) and not isinstance(data, bytes | bytearray):
@@ -114,7 +112,7 @@ def _of_identities(data: Mapping[Any, Any], source: str, root: Path | None) -> I
         for picture in values:
             pictures.append(picture)
             identities.append(identity)
-    return _build(pictures, identities, source, root)
+    return build_table(pictures, identities, source, root)
 
 
 def _of_items(items: Iterator[Any], source: str, root: Path | None) -> ImageTable:
@@ -129,14 +127,14 @@ def _of_items(items: Iterator[Any], source: str, root: Path | None) -> ImageTabl
         columns = {name: [row.get(name) for row in whole] for name in names}
         return _of_columns(columns, source, root)
     if is_picture(first):
-        return _build(whole, None, source, root)
+        return build_table(whole, None, source, root)
     for row, item in enumerate(whole):
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(
                 f"item {row} of the {source} is {_described(item)}, and needed is a pair "
                 f"(picture, identity): {NEEDED}"
             )
-    return _build([item[0] for item in whole], [item[1] for item in whole], source, root)
+    return build_table([item[0] for item in whole], [item[1] for item in whole], source, root)
 
 
 def _of_samples(samples: Iterable[Mapping[str, Any]], source: str, root: Path | None) -> ImageTable:
@@ -149,7 +147,7 @@ def _of_samples(samples: Iterable[Mapping[str, Any]], source: str, root: Path | 
             pictures.append(picture)
             identities.append(identity)
             metadata.append(others)
-    return _build(pictures, identities, source, root, metadata=metadata)
+    return build_table(pictures, identities, source, root, metadata=metadata)
 
 
 def _described(item: Any) -> str:
@@ -160,53 +158,25 @@ def _described(item: Any) -> str:
 # --- columns ------------------------------------------------------------------------------------
 
 
-def _columns(data: Any) -> dict[str, Any] | None:
-    """The columns of a data frame, by name; None for other objects."""
-    kind = type(data)
-    if hasattr(data, "collect") and kind.__module__.startswith("polars"):
-        raise DataError("found a LazyFrame of Polars: pass `frame.collect()`")
-    if not (hasattr(data, "__arrow_c_stream__") or hasattr(data, "__dataframe__")):
-        return None
-    names = list(data.column_names if hasattr(data, "column_names") else data.columns)
-    if len(set(names)) < len(names):
-        raise DataError(f"the {kind.__name__} has two columns of one name, found {names}")
-    return {str(name): _values(data[name]) for name in names}
-
-
-def _values(column: Any) -> list[Any]:
-    names = ("to_pylist", "to_list", "tolist")  # of Arrow, Polars and pandas, and of NumPy
-    return list(next(getattr(column, name) for name in names if hasattr(column, name))())
-
-
 def _of_columns(columns: Mapping[str, Sequence[Any]], source: str, root: Path | None) -> ImageTable:
-    pictures = _one_of(columns, PICTURE_COLUMNS, "pictures", source)
-    identities = _one_of(columns, IDENTITY_COLUMNS, "identities", source)
-    roles = [_text(value).lower() for value in columns.get("role", ())]
-    splits = [_text(value).lower() for value in columns.get("split", ())]
+    if (pairs := pairs_of_columns(columns, source, root)) is not None:
+        return pairs.as_table()
+    pictures = one_column(columns, PICTURE_COLUMNS, "pictures", source)
+    identities = one_column(columns, IDENTITY_COLUMNS, "identities", source)
+    roles = [text_of(value).lower() for value in columns.get("role", ())]
+    splits = [text_of(value).lower() for value in columns.get("split", ())]
     _check_words("role", roles, ROLES)
     _check_words("split", splits, {"": "", **SPLIT_NAMES})
     others = [name for name in columns if name not in (pictures, identities, "role", "split")]
     metadata = [
-        {name: value for name, value in zip(others, values, strict=True) if _is_plain(value)}
+        {name: value for name, value in zip(others, values, strict=True) if is_plain(value)}
         for values in zip(*(columns[name] for name in others), strict=True)
     ]
-    return _build(
+    return build_table(
         columns[pictures], columns[identities], source, root, metadata=metadata,
         forged=[ROLES[role] for role in roles],
         split=[SPLIT_NAMES.get(split, "") for split in splits],
     )  # fmt: skip
-
-
-def _one_of(columns: Mapping[str, Any], names: Sequence[str], subject: str, source: str) -> str:
-    """The column of one of some names, whatever its capitals."""
-    matching = [name for name in columns if name.lower() in names]
-    if len(matching) == 1:
-        return matching[0]
-    problem = f"both {' and '.join(matching)}" if matching else one_line(", ".join(columns), 300)
-    raise DataError(
-        f"the {source} has the columns {problem or '(none)'}; exactly one column of {subject} is "
-        f"needed, named {', '.join(names)}: rename or drop columns"
-    )
 
 
 def _check_words(column: str, values: Sequence[str], known: Mapping[str, Any]) -> None:
@@ -214,12 +184,6 @@ def _check_words(column: str, values: Sequence[str], known: Mapping[str, Any]) -
         if value not in known:
             words = ", ".join(filter(None, known))
             raise DataError(f"row {row}: {column} is {words} or empty, found '{one_line(value)}'")
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether JSON can express a value: text, a finite number or a boolean."""
-    is_finite = isinstance(value, float) and math.isfinite(value)
-    return is_finite or (isinstance(value, str | int) and value != "")
 
 
 # --- datasets -----------------------------------------------------------------------------------
@@ -230,13 +194,13 @@ def _of_torch(data: Any, source: str, root: Path | None) -> ImageTable:
     classes = _classes(data)
 
     def name_of(label: Any) -> str:
-        text = _text(label)
+        text = text_of(label)
         is_index = classes is not None and text.isdecimal() and int(text) < len(classes)
         return str(classes[int(text)]) if classes is not None and is_index else text
 
     if hasattr(data, "samples") and hasattr(data, "class_to_idx"):
         paths, indices = zip(*data.samples, strict=True)
-        return _build(list(paths), list(map(name_of, indices)), source, root)
+        return build_table(list(paths), list(map(name_of, indices)), source, root)
     if not hasattr(data, "__len__"):
         items = (
             item if isinstance(item, Mapping) else (item[0], name_of(item[1])) for item in data
@@ -258,7 +222,9 @@ def _of_torch(data: Any, source: str, root: Path | None) -> ImageTable:
                 "its label"
             )
         labels.append(name_of(value[1]))
-    return _build([partial(_first, item, row) for row in range(len(data))], labels, source, root)
+    return build_table(
+        [partial(_first, item, row) for row in range(len(data))], labels, source, root
+    )
 
 
 def _first(item: Callable[[int], Any], row: int) -> Any:
@@ -307,8 +273,8 @@ def _of_hugging_face(data: Any, source: str, root: Path | None) -> ImageTable:
             identities.append(names[value] if names and value is not None else value)
             splits.append(SPLIT_NAMES.get(split.lower(), ""))
             others = {name: value for name, value in row.items() if name not in (image, label)}
-            metadata.append({name: value for name, value in others.items() if _is_plain(value)})
-    return _build(pictures, identities, source, root, split=splits, metadata=metadata)
+            metadata.append({name: value for name, value in others.items() if is_plain(value)})
+    return build_table(pictures, identities, source, root, split=splits, metadata=metadata)
 
 
 def _cell(part: Any, column: str, row: int) -> Any:
@@ -320,96 +286,4 @@ def _one_feature(
 ) -> str:
     """The only feature of a kind, or else the one of a known name."""
     matching = [name for name in kinds if kinds[name] == kind]
-    return matching[0] if len(matching) == 1 else _one_of(kinds, names, subject, source)
-
-
-# --- tables -------------------------------------------------------------------------------------
-
-
-def _build(
-    pictures: Any,
-    identities: Iterable[Any] | None,
-    source: str,
-    root: Path | None,
-    *,
-    forged: Sequence[bool] = (),
-    split: Sequence[str] = (),
-    metadata: Sequence[Mapping[str, Any]] = (),
-) -> ImageTable:
-    """A table of files if all pictures are paths, else of pictures in memory."""
-    is_array = hasattr(pictures, "__array__") and array_of(pictures).dtype.kind not in "OUST"
-    values = pictures if is_array else list(pictures)
-    num = len(values)
-    names = _identities(identities, num)
-    if not is_array:
-        values = [_picture(value, row) for row, value in enumerate(values)]
-    paths = [f"{row:0{len(str(max(num - 1, 0)))}d}" for row in range(num)]
-    pixels: Any = values
-    kept = list(range(num))
-    if not is_array and all(isinstance(value, str) for value in values):
-        paths = [str(Path(value) if root is None else root / value) for value in values]
-        kept, pixels = _distinct(paths, names), None
-    elif not is_array:
-        pixels = np.empty(num, dtype=object)
-        pixels[:] = values
-    table = ImageTable(
-        _objects(paths, kept), _objects(names, kept),
-        np.array([forged[row] for row in kept] if forged else np.zeros(len(kept)), np.bool_),
-        _objects(split or [""] * num, kept),
-        "pictures" if source in PLAIN_KINDS else source, root, pixels,
-    )  # fmt: skip
-    if not any(metadata):
-        return table
-    given = {paths[row]: metadata[row] for row in kept}
-    return table.with_metadata([given[path] for path in table.path])
-
-
-def _picture(value: Any, row: int) -> Any:
-    try:
-        return picture_value(value)
-    except DataError as error:
-        raise DataError(f"picture {row}: {error}") from error
-
-
-def _identities(identities: Iterable[Any] | None, num: int) -> list[str]:
-    """Names as text; all empty if there are none."""
-    if identities is None:
-        return [""] * num
-    names = [_text(value) for value in identities]
-    if len(names) != num:
-        raise DataError(f"found {num} pictures and {len(names)} labels: each picture needs one")
-    missing = [row for row, name in enumerate(names) if not name]
-    if 0 < len(missing) < num:
-        raise DataError(
-            f"{len(missing)} of {num} pictures have no identity, such as picture {missing[0]}: name"
-            " it, or remove them"
-        )
-    return names
-
-
-def _distinct(paths: Sequence[str], names: Sequence[str]) -> list[int]:
-    """The first row of each path."""
-    first: dict[str, int] = {}
-    for row, path in enumerate(paths):
-        known = first.setdefault(path, row)
-        if names[known] != names[row]:
-            raise DataError(
-                f"{one_line(path)} has two identities, {one_line(names[known])} and "
-                f"{one_line(names[row])}: correct one of them"
-            )
-    return list(first.values())
-
-
-def _objects(values: Sequence[Any], rows: Sequence[int]) -> NDArray[np.object_]:
-    return np.array([values[row] for row in rows], dtype=object)
-
-
-def _text(value: Any) -> str:
-    """A label as text: whole numbers without a point, missing values as ""."""
-    if hasattr(value, "item"):  # A scalar of NumPy or torch.
-        value = value.item()
-    if value is None or value != value or type(value).__name__ in ("NAType", "NaTType"):
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip()
+    return matching[0] if len(matching) == 1 else one_column(kinds, names, subject, source)

@@ -17,6 +17,7 @@ from twinlens.data.adapters import Data, table_of
 from twinlens.data.cluster_names import name_clusters
 from twinlens.data.datasets import NAMED_SETS, named_set_in
 from twinlens.data.manifests import MANIFEST_SUFFIXES, SPLIT_NAMES, read_manifest
+from twinlens.data.pair_list import pairs_in
 from twinlens.data.picture_file import picture_suffixes
 from twinlens.data.table import ImageTable, Row
 from twinlens.data.tar_shards import is_tar, read_tar, tar_files
@@ -59,8 +60,8 @@ def read_table(
 
     Args:
         data: a folder, a manifest (.csv, .tsv, .parquet), tar files (photos-{000..003}.tar), one
-            of `NAMED_SETS`, a table, which is returned unchanged, or another object of
-            `adapters.table_of`.
+            of `NAMED_SETS`, a list of pairs (`pair_list`), a table, which is returned unchanged, or
+            another object of `adapters.table_of`.
         root: folder with a copy of a named set, or base folder of the paths of a manifest.
         forged_suffix: a folder `ID` + this suffix, beside a folder `ID`, holds forgeries of ID;
             "" for no such folders. Only for folders.
@@ -84,6 +85,8 @@ def read_table(
             raise DataError(
                 f"{path} is a file, but not a manifest (.csv, .tsv, .parquet): {LAYOUTS}"
             )
+        if (pairs := pairs_in(path, root)) is not None:
+            return pairs.as_table()
         return read_manifest(path, root=root, source=str(data))
     if root is not None:
         raise DataError(

@@ -214,7 +214,7 @@ def trial_group_rates(
         same: whether each pair is genuine, shape (Q,).
         groups: groups of the Q pairs.
         calibrated: calibration with the threshold; None for EER only.
-        cluster: groups that the bootstrap redraws whole, shape (Q,); each pair by default.
+        cluster: groups that the bootstrap redraws, as of `trials.pair_trials`.
         seed: random seed of the bootstrap.
         replicates: number of bootstrap replicates.
     """
@@ -228,7 +228,7 @@ def trial_group_rates(
             return counts
         result = pair_trials(
             dist_Q[rows], same_Q[rows], calibrated=calibrated, seed=seed, replicates=replicates,
-            cluster=None if cluster is None else np.asarray(cluster)[rows],
+            cluster=None if cluster is None else np.asarray(cluster)[..., rows],
         )  # fmt: skip
         return GroupRates(
             name, num_genuine, counts.num_impostor, eer=result.eer, far=result.far, frr=result.frr

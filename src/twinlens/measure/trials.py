@@ -1,8 +1,9 @@
 """Results on a given list of trials: pairs, or one-shot choices.
 
-A trial tells only whether two pictures show the same identity, not which. So the bootstrap redraws
-trials, or groups of them (`cluster`). Trials that share people are not independent: an interval
-over them is narrower than one over identities.
+A trial tells only whether two pictures show the same identity, not which. Trials that share
+pictures are not independent: the bootstrap redraws the identities that genuine pairs join, or
+groups of trials (`cluster`). Without either it redraws trials, and the interval is too narrow if
+they share people.
 
 Shapes: N pairs or candidates, T trials.
 """
@@ -21,6 +22,7 @@ from twinlens.measure.bootstrap import (
     Estimate,
     estimates,
     mean_estimates,
+    pair_weights,
     replicate,
     rule_of_three,
 )
@@ -92,7 +94,8 @@ def pair_trials(
         same: whether each pair is genuine, shape (N,).
         calibrated: calibration with threshold and probabilities; None leaves out what needs them.
         prior: prior probability of a genuine pair, for the reliability.
-        cluster: groups that the bootstrap redraws whole, shape (N,); each pair by default.
+        cluster: groups that the bootstrap redraws whole, shape (N,); or those of both pictures,
+            such as identities, shape (2, N), as of `bootstrap.pair_weights`; each pair by default.
         seed: random seed of the bootstrap.
         replicates: number of bootstrap replicates.
     Raises:
@@ -105,7 +108,7 @@ def pair_trials(
             f"found {len(dist_N)} pairs, {np.count_nonzero(~np.isfinite(dist_N))} of them without "
             "a finite distance; trials need at least one pair, and a distance for each"
         )
-    code_N, num_clusters = _clusters(cluster, len(dist_N))
+    (a_N, b_N), num_clusters = _clusters(cluster, len(dist_N))
     two_kinds = 0 < np.count_nonzero(same_N) < len(same_N)
     pairs = SortedPairs.of(dist_N[same_N], dist_N[~same_N]) if two_kinds else None
     right_N = None if calibrated is None else matches(dist_N, calibrated.threshold) == same_N
@@ -115,7 +118,7 @@ def pair_trials(
     num_statistics = 5 + (0 if reliability is None else 3 + reliability.num_bins)
 
     def statistics(count_I: Ints) -> Floats:
-        weight_N = count_I[code_N]
+        weight_N = pair_weights(count_I, a_N, b_N)
         genuine, impostor = weight_N[same_N], weight_N[~same_N]
         values = np.full(num_statistics, np.nan)
         if right_N is not None:
@@ -130,7 +133,7 @@ def pair_trials(
     drawn = replicate(statistics, num_clusters, seed=seed, replicates=replicates)
     values = statistics(np.ones(num_clusters, dtype=np.int64))
     accuracy, far, frr, area, equal_rate, *reliable = estimates(values.tolist(), drawn)
-    independent = [len(np.unique(code_N[kind])) for kind in (~same_N, same_N)]
+    independent = [_num_independent(a_N[kind], b_N[kind]) for kind in (~same_N, same_N)]
     return PairTrialsResult(
         accuracy=None if calibrated is None else accuracy,
         far=None if calibrated is None else rule_of_three(far, independent[0]),
@@ -186,7 +189,7 @@ def one_shot_trials(
             f"{np.count_nonzero(unanswered)} of {len(names)} trials have no candidate marked "
             f"same, such as trial {names[unanswered][0]}; each trial needs at least one"
         )
-    code_N, num_clusters = _clusters(trial_N if cluster is None else cluster, len(dist_N))
+    (code_N, _), num_clusters = _clusters(trial_N if cluster is None else cluster, len(dist_N))
     if (code_N != code_N[first][trial_N]).any():
         raise DataError("found trials in two clusters; each trial must lie in one")
     credit_T = _credits(trial_N, dist_N, same_N, len(names))
@@ -217,7 +220,13 @@ def _errors(right_N: NDArray[np.bool_], same_N: NDArray[np.bool_], weight_N: Int
 
 
 def _clusters(cluster: ArrayLike | None, size: int) -> tuple[Ints, int]:
-    if cluster is None:
-        return np.arange(size), size
-    names, code_N = np.unique(np.asarray(cluster), return_inverse=True)
-    return code_N, len(names)
+    """Numbers of the groups of both pictures, (2, N), and how many there are."""
+    given = np.arange(size) if cluster is None else np.asarray(cluster)
+    names, code = np.unique(given, return_inverse=True)
+    return np.broadcast_to(code.reshape(given.shape), (2, size)), len(names)
+
+
+def _num_independent(a_N: Ints, b_N: Ints) -> int:
+    """The number of pairs that share no group."""
+    num = len(np.unique(np.concatenate([a_N, b_N])))
+    return num // 2 if (a_N != b_N).any() else num
