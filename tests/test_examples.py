@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import TinyRun
+from conftest import TINY, TinyRun
 from PIL import Image
 
 import twinlens
@@ -95,3 +95,35 @@ def test_runs_of_the_official_shape(
     assert isinstance(found.trials, OneShotTrialsResult)
     assert found.trials.num_trials == 400
     assert found.trials.accuracy.value == 1
+
+
+@pytest.mark.slow
+def test_a_study_of_settings_ends_poor_trials_and_trains_with_the_best(
+    tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    optuna = pytest.importorskip("optuna")
+    study = example("optuna_study")
+    fixed = TINY | {"train.steps": 8, "train.validations": 4}
+    del fixed["model.embedding"]
+    best, model = study.study_settings(str(tiny_run.data), tmp_path, 2, fixed)
+    assert set(best) == {
+        "optimizer.rate", "loss.temperature", "augment.rotate", "model.embedding"
+    }  # fmt: skip
+    assert model.settings.embedding == best["model.embedding"]
+    assert (tmp_path / "trial-1" / "results.json").is_file()
+
+    class Poor:
+        def report(self, value: float, step: int) -> None:
+            reports.append((value, step))
+
+        def should_prune(self) -> bool:
+            return True
+
+    reports: list[tuple[float, int]] = []
+    with pytest.raises(optuna.TrialPruned):
+        twinlens.train(
+            tiny_run.data, out=tmp_path / "pruned", settings=fixed,
+            callbacks=[study.Pruning(Poor())],
+        )  # fmt: skip
+    assert [step for _, step in reports] == [2]
+    assert not (tmp_path / "pruned" / "results.json").exists()
