@@ -66,10 +66,13 @@ DIFFERENT = {
     "calibrate": {"data"}, "serve": {"galleries"},
     "gallery enrol": {"data", "files", "identity", "metadata"},
     "gallery list": {"templates", "limit", "offset", "where"},
-    "gallery feedback": {"list", "undo"},
     "gallery create": {"device"},
+    "gallery feedback": {"list", "undo", "as_is"}, "gallery calibrate": {"as_is"},
 }  # fmt: skip
-PYTHON_ONLY = {"calibrate": {"seed"}}
+PYTHON_ONLY = {
+    "calibrate": {"seed"}, "push": {"token"},
+    "train": {"augmentation", "backbone", "callbacks", "loss"},
+}  # fmt: skip
 GALLERY_PYTHON_ONLY = {"self", "place", "options", "progress", "threads"}
 METHODS: dict[str, tuple[Callable[..., Any], ...]] = {
     "create": (Gallery.create,), "enrol": (Gallery.open, Gallery.enrol, Gallery.enrol_files),

@@ -28,7 +28,7 @@ from twinlens.data.folders import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, DataError
 from twinlens.face import extract
-from twinlens.face.faces_of import faces_of
+from twinlens.face.faces_of import FacePlace, faces_of
 from twinlens.face.geometry import Face
 from twinlens.face.layout import target_paths
 from twinlens.face.marks import open_marked, settings_of_files
@@ -547,11 +547,11 @@ def test_a_crop_remembers_its_settings_and_is_no_photograph(
     assert settings_of_files([str(file), str(next((tmp_path / "in").iterdir()))],
                              max_pixels=10**6) is None  # fmt: skip
     (crop,) = faces_of(open_marked(file, max_pixels=10**6), settings)
-    assert (crop.box, crop.of) == (None, 1)
+    assert crop.place == FacePlace()
     (again,) = faces_of(
         open_marked(tmp_path / "in" / f"grace.{ending}", max_pixels=10**6), settings
     )
-    assert again.box is not None
+    assert again.place.box is not None
     if ending == "png":
         assert again.picture.tobytes() == crop.picture.tobytes()
 
@@ -560,5 +560,5 @@ def test_a_picture_that_its_crop_would_hardly_change_stays_whole(hopper: Image.I
     settings = FaceSettings(detector="haar")
     (face,) = faces_of(hopper, settings)
     (again,) = faces_of(Image.fromarray(np.asarray(face.picture)), settings)
-    assert (again.box, again.as_text()) == (None, "the whole picture")
+    assert again.place == FacePlace()
     assert faces_of(Image.new("L", (90, 70), 99), settings) == []

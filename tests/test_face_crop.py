@@ -419,6 +419,7 @@ def host():
 def no_proxy(monkeypatch):
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
+    monkeypatch.delenv("TWINLENS_WEIGHTS", raising=False)
 
 
 def test_the_model_is_downloaded_once(host, own_cache):

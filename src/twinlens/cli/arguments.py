@@ -21,6 +21,7 @@ __all__ = [
     "MODEL_HELP",
     "Command",
     "Parser",
+    "as_is_argument",
     "data_argument",
     "device_argument",
     "json_argument",
@@ -159,6 +160,12 @@ def device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", metavar="NAME",
                         help="computes embeddings: cpu, cuda, cuda:1, coreml, openvino, directml, "
                         "or auto: CUDA if ONNX Runtime has it")  # fmt: skip
+
+
+def as_is_argument(parser: argparse.ArgumentParser) -> None:
+    """`--as-is`."""
+    parser.add_argument("--as-is", action="store_true", help="take pictures as they are; otherwise "
+                        "a model of cropped faces finds the faces in them")  # fmt: skip
 
 
 def quiet_argument(parser: argparse.ArgumentParser) -> None:

@@ -463,6 +463,11 @@ def _show_machine(facts: Mapping[str, Any], args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    json_argument(parser)
+    quiet_argument(parser)
+
+
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="run folder (default: runs/demo)")
     quiet_argument(parser)
@@ -543,7 +548,7 @@ COMMANDS: dict[str, Command] = {
         "list the recipes, or print one", _add_recipes, lambda: _recipes, show=_show_recipes
     ),
     "doctor": Command(
-        "describe this machine and time its training steps", json_argument,
+        "describe this machine and time its training steps", _add_doctor,
         lambda: twinlens.doctor, show=_show_machine,
     ),
     "demo": Command(

@@ -19,6 +19,7 @@ from twinlens.cli.arguments import (
     DATA_HELP,
     MODEL_HELP,
     Parser,
+    as_is_argument,
     data_argument,
     device_argument,
     json_argument,
@@ -96,6 +97,7 @@ def _add_enrol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-thumbnails", action="store_true",
                         help="store small pictures in the gallery too")  # fmt: skip
     quality_argument(parser)
+    as_is_argument(parser)
     device_argument(parser)
     quiet_argument(parser)
 
@@ -107,6 +109,7 @@ def _enrol(
     root: Path | None,
     metadata: Sequence[str],
     device: str,
+    as_is: bool,
     **values: Any,
 ) -> EnrolResult:
     from twinlens.progress import Progress
@@ -118,13 +121,13 @@ def _enrol(
                 f"enrol needs one DATA ({DATA_HELP}), or --identity NAME and its files; found "
                 f"{len(data)} words after GALLERY"
             )
-        gallery = twinlens.Gallery.open(place, device=device)
+        gallery = twinlens.Gallery.open(place, device=device, as_is=as_is)
         return _finish_enrolment(gallery, gallery.enrol(data[0], root=root, **values))
     if root is not None:
         raise ConfigError("--root belongs to DATA: leave it out with --identity")
     if not data:
         raise ConfigError("--identity NAME needs one file or more of that identity")
-    gallery = twinlens.Gallery.open(place, device=device)
+    gallery = twinlens.Gallery.open(place, device=device, as_is=as_is)
     return _finish_enrolment(gallery, gallery.enrol_files(identity, data, **values))
 
 
@@ -324,6 +327,7 @@ def add_identify(parser: argparse.ArgumentParser) -> None:
                         help="false positive identification rate (default: the calibration's)",
                         )  # fmt: skip
     quality_argument(parser)
+    as_is_argument(parser)
     show_argument(parser, "draw the pictures beside their candidates")
     device_argument(parser)
     json_argument(parser)
@@ -345,6 +349,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("picture", metavar="PICTURE", help="a file")
     parser.add_argument("-k", type=int, default=20, help="number of hits (20)")
     parser.add_argument("--where", metavar="CONDITION", help=WHERE_HELP)
+    as_is_argument(parser)
     show_argument(parser, "draw the hits")
     device_argument(parser)
     json_argument(parser)

@@ -17,7 +17,10 @@ from twinlens.commands.selection import read_pictures
 from twinlens.data.adapters import Data
 from twinlens.data.pixel_cache import PixelStream
 from twinlens.data.quality import PictureQuality, quality_parts, quality_scores, size_part
-from twinlens.errors import PictureError
+from twinlens.data.table import ImageTable
+from twinlens.errors import DataError, PictureError
+from twinlens.face.faces_of import FacePlace
+from twinlens.face.marks import settings_of_files
 from twinlens.match.answers import require_acquired
 from twinlens.match.matcher import Matcher, Model, Picture
 from twinlens.measure.domain import DomainCheck
@@ -40,6 +43,7 @@ class Embedding:
         quality: quality of the picture; None for a failure to acquire.
         domain: whether it is like the model's calibration pictures; None if unknown.
         error: reason of a picture that is unreadable or below the minimum of quality.
+        face: place of the embedded face; None for a model of other pictures.
     """
 
     picture: str
@@ -47,14 +51,16 @@ class Embedding:
     quality: PictureQuality | None = None
     domain: DomainCheck | None = None
     error: str | None = None
+    face: FacePlace | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The embedding with quality and domain; or `picture` and `error` alone."""
+        """The embedding with quality, domain and `face`; or `picture` and `error` alone."""
         if self.embedding is None or self.quality is None:
             return {"picture": self.picture, "error": self.error}
         domain = DomainCheck.as_json(None if self.domain is None else [self.domain])
+        face = {} if self.face is None else {"face": asdict(self.face)}
         return {"picture": self.picture, "embedding": self.embedding.tolist(),
-                "quality": asdict(self.quality), **domain}  # fmt: skip
+                "quality": asdict(self.quality), **domain, **face}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +70,8 @@ class EmbeddingResult:
     Attributes:
         fingerprint: fingerprint of the model; only embeddings of equal ones can be compared.
         dim: D.
-        embeddings: one for each picture, in their order.
+        embeddings: one for each picture, in their order; of a model of cropped faces one for each
+            face.
     """
 
     fingerprint: str
@@ -108,14 +115,15 @@ def embed_pictures(
     embeddings = []
     for name, picture in pictures:
         try:
-            pixels_CHW, quality = matcher.acquire(picture, min_quality)
+            faces = matcher.faces_or_whole(picture)
+            acquired = matcher.acquire_all([face for face, _ in faces], min_quality)
         except PictureError as error:
             embeddings.append(Embedding(name, None, error=error.reason))
             continue
-        emb_1D = matcher.embed_decoded(pixels_CHW)
-        domain = matcher.check_domain(emb_1D, pixels_CHW[None])
-        check = None if domain is None else domain[0]
-        embeddings.append(Embedding(name, emb_1D[0], quality, check))
+        embeddings += [
+            Embedding(name, one.embedding, one.quality, one.domain, face=place)
+            for one, (_, place) in zip(acquired, faces, strict=True)
+        ]
     return EmbeddingResult(matcher.fingerprint, matcher.settings.embedding, tuple(embeddings))
 
 
@@ -125,6 +133,7 @@ def embed(
     *,
     out: str | Path,
     root: str | Path | None = None,
+    as_is: bool = False,
     device: str = "auto",
     quiet: bool = False,
 ) -> int:
@@ -145,6 +154,9 @@ def embed(
             class folders.
         out: the file, which only its owner can read.
         root: folder of a named set's local copy.
+        as_is: take pictures as they are, although the model compares cropped faces. Otherwise it
+            embeds each face of a photograph, and the columns face, left, top, right and bottom
+            have their places.
         device: device of the embeddings, as in `twinlens.load`.
         quiet: log warnings only.
     Returns:
@@ -159,9 +171,13 @@ def embed(
     check_embedding_file(out)
     with console_log(quiet):
         matcher = Matcher.of(model, device)
+        matcher = matcher.as_is() if as_is else matcher
         settings = matcher.data_settings
+        table, places = read_pictures(matcher, data, root), None
+        if matcher.face is not None and not _are_crops(table, matcher):
+            table, places = _face_table(matcher, table)
         stream = PixelStream(
-            read_pictures(matcher, data, root),
+            table,
             matcher.picture,
             max_pixels=settings.max_pixels,
             max_broken=settings.max_broken,
@@ -170,18 +186,72 @@ def embed(
         parts_N3[:, 1] = size_part(stream.sources(), matcher.picture)
         for broken in stream.broken:
             log.warning("skipped %s: %s", broken.path, broken.reason)
-        rows = pa.table(
-            {
-                "path": _strings(stream.table.path),
-                "identity": _strings(stream.table.identity),
-                "forged": pa.array(stream.table.forged),
-                "embedding": pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), emb_ND.shape[1]),
-                "quality": pa.array(quality_scores(parts_N3), pa.float32()),
-                "domain_score": pa.array(domain_scores, pa.float32()),
-            }
-        ).replace_schema_metadata({"twinlens.fingerprint": matcher.fingerprint})
+        columns = {
+            "path": _strings(stream.table.path),
+            "identity": _strings(stream.table.identity),
+            "forged": pa.array(stream.table.forged),
+            "embedding": pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), emb_ND.shape[1]),
+            "quality": pa.array(quality_scores(parts_N3), pa.float32()),
+            "domain_score": pa.array(domain_scores, pa.float32()),
+        }
+        if places is not None:
+            columns |= _place_columns([places[name] for name in stream.table.path])
+        rows = pa.table(columns).replace_schema_metadata(
+            {"twinlens.fingerprint": matcher.fingerprint}
+        )
         write_embeddings(out, rows)
         return len(rows)
+
+
+def _are_crops(table: ImageTable, matcher: Matcher) -> bool:
+    paths = [] if table.pixels is not None else table.path.tolist()
+    return settings_of_files(paths, max_pixels=matcher.max_pixels) is not None
+
+
+def _face_table(
+    matcher: Matcher, table: ImageTable
+) -> tuple[ImageTable, dict[str, tuple[str, FacePlace]]]:
+    """A table of the faces of pictures; the picture and the place of each, by its name there.
+
+    Raises:
+        DataError: no picture shows a face, or the detector's model file is missing.
+    """
+    progress, places = Progress("finding faces"), dict[str, tuple[str, FacePlace]]()
+    rows, pixels = list[int](), list[NDArray[np.uint8]]()
+    for row, path in enumerate(table.path):
+        progress(row + 1, len(table))
+        try:
+            faces = matcher.faces(table.picture(row))
+        except PictureError as error:
+            log.warning("skipped %s: %s", path, error.reason)
+            continue
+        for face in faces:
+            places[f"{path}#face{face.place.number}"] = (path, face.place)
+            rows.append(row)
+            pixels.append(np.asarray(face.picture))
+    progress.close()
+    if not rows:
+        raise DataError(f"no face was found in {table.source}; --as-is takes pictures as they are")
+    log.info("%d faces in %d of %d pictures", len(rows), len(set(rows)), len(table))
+    column = np.empty(len(pixels), dtype=object)  # np.array would stack equal sizes.
+    column[:] = pixels
+    names = np.array(list(places), dtype=object)
+    return (
+        ImageTable(names, table.identity[rows], table.forged[rows], table.split[rows],
+                   table.source, None, pixels=column),
+        places,
+    )  # fmt: skip
+
+
+def _place_columns(places: Sequence[tuple[str, FacePlace]]) -> dict[str, pa.Array]:
+    """The columns of the pictures and of the places of their faces, nulls for cropped faces."""
+    sides = zip(*(place.box or (None,) * 4 for _, place in places), strict=True)
+    return {
+        "path": _strings(path for path, _ in places),
+        "face": pa.array([place.number for _, place in places], pa.int32()),
+        **{name: pa.array(side, pa.float32())
+           for name, side in zip(("left", "top", "right", "bottom"), sides, strict=True)},
+    }  # fmt: skip
 
 
 def embed_stream(

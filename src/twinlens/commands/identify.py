@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinlens.errors import DataError, PictureError, one_line
+from twinlens.errors import ConfigError, DataError, PictureError, one_line
+from twinlens.face.faces_of import FacePlace, places_text
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.show import check_sheet, draw_answers, draw_hits
 from twinlens.match.answers import Hit, IdentifyAnswer, require_acquired
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
     from twinlens.match.matcher import Picture
 
 __all__ = ["Identification", "IdentificationResult", "SearchResult", "identify", "identify_each",
-           "search"]  # fmt: skip
+           "search", "search_faces"]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Identification:
-    """The answer for one picture.
+    """The answer for one picture, or for one face of a picture.
 
     Attributes:
         picture: the file.
@@ -45,7 +46,9 @@ class Identification:
         name = one_line(self.picture, None)
         if self.answer is None:
             return f"{name}: not read: {self.error}"
-        lines = [one_line(f"{self.picture}: {self.answer.explain()}", None)]
+        face = self.answer.face
+        name = name if face is None or face.box is None else f"{name}, {face.as_text()}"
+        lines = [one_line(f"{name}: {self.answer.explain()}", None)]
         names = [one_line(row.identity, 40) for row in self.answer.candidates]
         width = max(map(len, names), default=0)
         for rank, (row, name) in enumerate(zip(self.answer.candidates, names, strict=True), 1):
@@ -60,7 +63,7 @@ class IdentificationResult:
     """The answers of `identify`, in the order of the pictures.
 
     Attributes:
-        answers: one for each picture.
+        answers: one for each picture; of a model of cropped faces one for each face of a picture.
     """
 
     answers: tuple[Identification, ...]
@@ -95,22 +98,51 @@ class IdentificationResult:
 
     def as_text(self) -> str:
         """The answers of the pictures that could be read."""
-        return "\n".join(row.as_text() for row in self.answers if row.answer is not None)
+        lines = list[str]()
+        for row in self.answers:
+            if row.answer is None:
+                continue
+            if row.answer.face is not None and row.answer.face.number == 1 < row.answer.face.of:
+                places = [one.answer.face for one in self.answers if one.picture == row.picture
+                          and one.answer is not None and one.answer.face is not None]  # fmt: skip
+                lines.append(places_text(one_line(row.picture, None), places))
+            lines.append(row.as_text())
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The templates nearest to a picture, nearest first."""
+    """The templates nearest to a picture, nearest first.
+
+    Attributes:
+        picture: the file.
+        hits: of the picture, or of its first face.
+        face: place of that face; None for a model of other pictures.
+        others: results of the other faces.
+    """
 
     picture: str
     hits: tuple[Hit, ...]
+    face: FacePlace | None = None
+    others: tuple[SearchResult, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The picture and its hits as plain data."""
-        return {"picture": self.picture, "hits": [hit.as_json() for hit in self.hits]}
+        """The picture and its hits as plain data; `face` and `others` only if there is a face."""
+        values: dict[str, Any] = {
+            "picture": self.picture, "hits": [hit.as_json() for hit in self.hits],
+        }  # fmt: skip
+        if self.face is None:
+            return values
+        others = [{k: v for k, v in one.as_json().items() if k != "others"} for one in self.others]
+        return values | {"face": asdict(self.face), "others": others}
 
     def as_text(self) -> str:
-        """A line for each hit."""
+        """A line for each hit, below a line for each of several faces."""
+        if self.others:
+            each = (replace(self, others=()), *self.others)
+            places = [one.face for one in each if one.face is not None]
+            texts = [f"{one.face.as_text()}\n{one.as_text()}" for one in each if one.face]
+            return "\n".join([places_text(one_line(self.picture, None), places), *texts])
         if not self.hits:
             return f"{one_line(self.picture, None)}: nothing found"
         names = [one_line(hit.identity, 40) for hit in self.hits]
@@ -129,10 +161,13 @@ def identify(
     far: float | None = None,
     min_quality: float | None = None,
     show: str | Path | None = None,
+    as_is: bool = False,
     device: str = "auto",
     quiet: bool = False,
 ) -> IdentificationResult:
     """Identify picture files in a gallery, or answer "nobody".
+
+    A model of cropped faces answers for each face of a picture.
 
     Args:
         gallery: folder or address of a gallery, or an open one.
@@ -142,6 +177,7 @@ def identify(
         min_quality: least quality of a picture, in [0, 1]; one below is not answered, as one that
             cannot be read. None for no such gate.
         show: file for a picture of them beside their candidates.
+        as_is: take pictures as they are, although the model compares cropped faces.
         device: device of the embeddings, as in `twinlens.load`.
         quiet: log warnings only.
     Raises:
@@ -161,14 +197,11 @@ def identify(
     if show is not None:
         check_sheet(show)
     with console_log(quiet):
-        opened = _open(gallery, device)
-        progress, answers = Progress("identifying"), []
-        each = identify_each(
-            opened, [(name, name) for name in names], k=k, far=far, min_quality=min_quality
-        )
-        for answer in each:
-            answers.append(answer)
-            progress(len(answers), len(names))
+        opened = _open(gallery, device, as_is)
+        progress, answers = Progress("identifying"), list[Identification]()
+        for number, name in enumerate(names, 1):
+            answers += identify_each(opened, [(name, name)], k=k, far=far, min_quality=min_quality)
+            progress(number, len(names))
         result = IdentificationResult(tuple(answers))
         result.require_some()
         if show is not None:
@@ -186,6 +219,8 @@ def identify_each(
 ) -> Iterator[Identification]:
     """Identify pictures in an open gallery; an unreadable one does not stop the others.
 
+    A model of cropped faces answers for each face of a picture, from left to right.
+
     Args:
         gallery: an open gallery.
         pictures: names for the answers, and pictures.
@@ -197,10 +232,17 @@ def identify_each(
     """
     for name, picture in pictures:
         try:
-            answer = gallery.identify(picture, k=k, far=far, min_quality=min_quality)
-            yield Identification(name, answer)
+            faces = gallery.matcher.faces_or_whole(picture)
         except PictureError as error:
             yield Identification(name, None, error.reason)
+            continue
+        for face, place in faces:
+            try:
+                answer = gallery.identify(face, k=k, far=far, min_quality=min_quality)
+                yield Identification(name, replace(answer, face=place))
+            except PictureError as error:
+                where = "" if place is None or place.of == 1 else f"{place.as_text()}: "
+                yield Identification(name, None, where + error.reason)
 
 
 def search(
@@ -210,9 +252,10 @@ def search(
     k: int = 20,
     where: str | None = None,
     show: str | Path | None = None,
+    as_is: bool = False,
     device: str = "auto",
 ) -> SearchResult:
-    """Find the templates of a gallery that are nearest to a picture file.
+    """Find the templates of a gallery that are nearest to a picture file, or to each of its faces.
 
     Args:
         gallery: folder or address of a gallery, or an open one.
@@ -220,7 +263,8 @@ def search(
         k: number of hits, at most.
         where: condition on templates, such as "identity = 'anna'" or "metadata.camera = 'north'
             AND time > date '2026-01-01'".
-        show: file for a picture of the hits.
+        show: file for a picture of the hits, of the first face.
+        as_is: take pictures as they are, although the model compares cropped faces.
         device: device of the embeddings, as in `twinlens.load`.
     Raises:
         GalleryError: no gallery, or a condition that is not understood.
@@ -235,12 +279,38 @@ def search(
     if show is not None:
         check_sheet(show)
     with console_log():
-        opened = _open(gallery, device)
-        result = SearchResult(str(picture), opened.search(str(picture), k=k, where=where))
+        opened = _open(gallery, device, as_is)
+        result = search_faces(opened, str(picture), str(picture), k=k, where=where)
         if show is not None:
             draw_hits(show, opened, result.picture, result.hits)
     return result
 
 
-def _open(gallery: str | Path | Gallery, device: str) -> Gallery:
-    return gallery if isinstance(gallery, Gallery) else Gallery.open(gallery, device=device)
+def search_faces(
+    gallery: Gallery, name: str, picture: Picture, *, k: int = 20, where: str | None = None
+) -> SearchResult:
+    """As `search`, in an open gallery.
+
+    Args:
+        gallery: an open gallery.
+        name: name of the picture, for the result.
+        picture: the picture.
+        k: as in `search`.
+        where: as there.
+    Raises:
+        GalleryError: as in `search`.
+        PictureError: as there.
+    """
+    first, *others = (
+        SearchResult(name, gallery.search(face, k=k, where=where), place)
+        for face, place in gallery.matcher.faces_or_whole(picture)
+    )
+    return replace(first, others=tuple(others))
+
+
+def _open(gallery: str | Path | Gallery, device: str, as_is: bool) -> Gallery:
+    if not isinstance(gallery, Gallery):
+        return Gallery.open(gallery, device=device, as_is=as_is)
+    if as_is:
+        raise ConfigError("as_is belongs to Gallery.open: open the gallery with as_is=True")
+    return gallery

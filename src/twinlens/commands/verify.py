@@ -17,13 +17,14 @@ from twinlens.match.matcher import Matcher, Model, Picture
 __all__ = ["compare", "load", "verify"]
 
 
-def load(path: str | Path, device: str = "auto") -> Matcher:
+def load(path: str | Path, device: str = "auto", *, as_is: bool = False) -> Matcher:
     """Load a trained model.
 
     Args:
         path: folder of a model or of a run.
         device: computes embeddings: "auto" (CUDA if ONNX Runtime has it, else the CPU), "cpu",
             "cuda", "cuda:1", "coreml", "openvino" or "directml".
+        as_is: take pictures as they are, although the model compares cropped faces.
     Raises:
         ModelError: no model, a damaged one, or one of a newer format.
 
@@ -32,7 +33,8 @@ def load(path: str | Path, device: str = "auto") -> Matcher:
         >>> model.distance("a.jpg", "b.jpg")  # doctest: +SKIP
         0.4137
     """
-    return Matcher.load(path, device)
+    matcher = Matcher.load(path, device)
+    return matcher.as_is() if as_is else matcher
 
 
 def verify(
@@ -44,6 +46,7 @@ def verify(
     min_quality: float | None = None,
     show: str | Path | None = None,
     explain: str | Path | None = None,
+    as_is: bool = False,
     device: str = "auto",
 ) -> VerifyAnswer:
     """Verify that two pictures show the same thing.
@@ -60,6 +63,7 @@ def verify(
         show: file for a picture of both and the verdict; its ending sets the format.
         explain: file for a picture of the parts that make them alike or unlike, with checks; takes
             some 600 embeddings. The answer then has an `explanation`.
+        as_is: take pictures as they are, although the model compares cropped faces.
         device: device of the embeddings, as in `twinlens.load`.
     Raises:
         CalibrationError: the model is not calibrated.
@@ -77,7 +81,9 @@ def verify(
         if file is not None:
             check_output_file(file)
     matcher = Matcher.of(model, device)
-    answer = matcher.verify(a, b, prior=prior, min_quality=min_quality)
+    matcher = matcher.as_is() if as_is else matcher
+    a, b, faces = matcher.nearest_faces(a, b)
+    answer = replace(matcher.verify(a, b, prior=prior, min_quality=min_quality), faces=faces)
     if explain is not None:
         answer = replace(answer, explanation=matcher.explain(a, b))
     if show is not None or explain is not None:
@@ -116,7 +122,8 @@ def compare(
     from twinlens.report.answer_sheet import draw_verdict
 
     matcher = Matcher.of(model, device)
-    answer = matcher.verify(a, b, prior=prior, min_quality=min_quality)
+    a, b, faces = matcher.nearest_faces(a, b)
+    answer = replace(matcher.verify(a, b, prior=prior, min_quality=min_quality), faces=faces)
     return draw_verdict(matcher.open(a), matcher.open(b), _lines(answer), answer.match)
 
 
@@ -152,6 +159,8 @@ def _lines(answer: VerifyAnswer) -> list[str]:
         f"{probability}cosine similarity {answer.similarity:.2f}",
         *wrap(answer.reason or "", 60),
     ]
+    for line in [] if answer.faces is None else answer.faces.as_lines():
+        lines += wrap(line, 60)
     for name, check in zip(("first", "second"), answer.domain or (), strict=False):
         if not check.in_domain:
             lines += wrap(f"{name} picture unlike the calibration: {check.reason}", 60)

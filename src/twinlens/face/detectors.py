@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -110,7 +111,7 @@ def choose_detector(name: str, model: Path | None = None) -> DetectorChoice:
     if model is not None:
         return DetectorChoice("yunet", model)
     try:
-        return DetectorChoice("yunet", yunet_file())
+        return DetectorChoice("yunet", cached_yunet() or yunet_file())
     except DataError as error:
         if name == "yunet":
             raise
@@ -139,14 +140,19 @@ def yunet_file(url: str = YUNET_URL, sha256: str = YUNET_SHA256) -> Path:
             )
         (folder / YUNET_NAME).write_bytes(content)
 
-    hint = f"give a copy of {YUNET_NAME} with --model, or set --detector haar"
+    hint = (
+        f"put a copy of {YUNET_NAME} into a folder that TWINLENS_WEIGHTS names; `twinlens faces` "
+        "takes it by --model, or --detector haar"
+    )
     return download_once(f"yunet-{sha256[:16]}", [url], fill, hint) / YUNET_NAME
 
 
 def cached_yunet() -> Path | None:
-    """The model file of YuNet in the cache; None if it was not downloaded yet."""
-    path = cache_folder() / "downloads" / YUNET_FOLDER / YUNET_NAME
-    return path if path.is_file() else None
+    """The model file of YuNet on this machine: in the cache, or in the folder TWINLENS_WEIGHTS."""
+    folder = os.environ.get("TWINLENS_WEIGHTS")
+    folders = [cache_folder() / "downloads" / YUNET_FOLDER, *([Path(folder)] if folder else [])]
+    files = (place / YUNET_NAME for place in folders)
+    return next((file for file in files if file.is_file()), None)
 
 
 def opencv() -> Any:

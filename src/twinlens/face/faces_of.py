@@ -7,9 +7,9 @@ crop of its only face would hardly change.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from PIL import Image
 
@@ -18,10 +18,11 @@ from twinlens.errors import DataError
 from twinlens.face.crop import crop_box, crop_face
 from twinlens.face.detection import Detector, detect_faces, refine_eyes
 from twinlens.face.detectors import DetectorChoice, choose_detector
-from twinlens.face.geometry import Box, Face
+from twinlens.face.geometry import Face
 from twinlens.face.marks import is_marked, mark
 
-__all__ = ["CroppedFace", "cut_face", "faces_of", "number_faces", "sure_faces"]
+__all__ = ["FLOOR", "CroppedFace", "FacePlace", "cut_face", "faces_of", "number_faces",
+           "places_text", "sure_faces"]  # fmt: skip
 
 FLOOR = 0.3  # Below this confidence a detection is not even doubtful.
 IS_CROP = 0.7  # share of a picture that its crop would keep; a photograph loses more
@@ -30,38 +31,41 @@ SECOND_PAD = 0.25  # Faces that fill a picture are only detected with a border.
 _lock = threading.Lock()  # Detectors of OpenCV serve one thread at a time.
 
 
+@dataclass(frozen=True)
+class FacePlace:
+    """The place of a face in a picture.
+
+    Attributes:
+        number: 1 for the leftmost face.
+        of: number of faces in the picture.
+        box: left, top, right and bottom in pixels of the upright picture, margin excluded; None for
+            a picture that is a cropped face already.
+        score: confidence of the detector; None for a cropped face.
+    """
+
+    number: int = 1
+    of: int = 1
+    box: tuple[float, float, float, float] | None = None
+    score: float | None = None
+
+    def as_text(self) -> str:
+        """Number and place: "face 1 at 40,25"."""
+        if self.box is None:
+            return "a cropped face"
+        return f"face {self.number} at {self.box[0]:.0f},{self.box[1]:.0f}"
+
+
 @dataclass(frozen=True, eq=False)
 class CroppedFace:
     """A face of a picture.
 
     Attributes:
-        picture: the crop, marked as such; the whole picture if that is a crop already.
-        box: its place in the picture, margin excluded; None for a whole picture.
-        number: 1 for the leftmost face.
-        of: number of faces in the picture.
-        score: confidence of the detector; None for a whole picture.
+        picture: the crop, marked as such; the picture itself if that is a crop already.
+        place: its place in the picture.
     """
 
     picture: Image.Image
-    box: Box | None = None
-    number: int = 1
-    of: int = 1
-    score: float | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """`number`, `of`, `box` (left, top, right, bottom in pixels; or null) and `score`."""
-        return {
-            "number": self.number,
-            "of": self.of,
-            "box": None if self.box is None else self.box.as_json(),
-            "score": self.score,
-        }
-
-    def as_text(self) -> str:
-        """Number and place: "face 1 at 40,25"."""
-        if self.box is None:
-            return "the whole picture"
-        return f"face {self.number} at {self.box.left:.0f},{self.box.top:.0f}"
+    place: FacePlace = FacePlace()
 
 
 def faces_of(picture: Image.Image, settings: FaceSettings) -> list[CroppedFace]:
@@ -88,12 +92,24 @@ def faces_of(picture: Image.Image, settings: FaceSettings) -> list[CroppedFace]:
             if faces := number_faces(sure_faces(detections, choice, settings.score)):
                 break
         if len(faces) == 1 and _is_crop(picture, faces[0], settings):
-            return [CroppedFace(picture)]
+            return [CroppedFace(mark(picture.copy(), settings, faces[0].box))]
         crops = [cut_face(picture, face, settings, detector) for face in faces]
     return [
-        CroppedFace(crop, face.box, number, len(faces), face.score)
+        CroppedFace(crop, FacePlace(number, len(faces), face.box.corners, round(face.score, 4)))
         for number, (crop, face) in enumerate(zip(crops, faces, strict=True), 1)
     ]
+
+
+def places_text(name: str, places: Sequence[FacePlace]) -> str:
+    """The faces of a picture: "2 faces in party.jpg: face 1 at 40,25; face 2 at 90,31".
+
+    >>> places_text("crop.png", [FacePlace()])
+    'crop.png is a cropped face'
+    """
+    if len(places) == 1 and places[0].box is None:
+        return f"{name} is a cropped face"
+    faces = f"{len(places)} face{'s' if len(places) > 1 else ''}"
+    return f"{faces} in {name}: {'; '.join(place.as_text() for place in places)}"
 
 
 def sure_faces(detections: list[Face], choice: DetectorChoice, score: float) -> list[Face]:

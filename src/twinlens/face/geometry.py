@@ -59,9 +59,10 @@ class Box:
         """The middle."""
         return (self.left + self.right) / 2, (self.top + self.bottom) / 2
 
-    def as_json(self) -> list[float]:
+    @property
+    def corners(self) -> tuple[float, float, float, float]:
         """Left, top, right and bottom, to a tenth of a pixel."""
-        return [round(side, 1) for side in (self.left, self.top, self.right, self.bottom)]
+        return round(self.left, 1), round(self.top, 1), round(self.right, 1), round(self.bottom, 1)
 
     def grown(self, margin: float) -> Box:
         """With `margin` times its width on the left and right, its height above and below."""

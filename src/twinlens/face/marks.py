@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from pydantic import ValidationError
 
 from twinlens.config import FaceSettings
-from twinlens.data.decode import open_picture, read_comment
+from twinlens.data.decode import PictureSource, open_picture, read_comment
 from twinlens.errors import PictureError
 from twinlens.face.geometry import Box
 from twinlens.files import save_picture
@@ -31,14 +31,16 @@ JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}
 
 def mark(picture: Image.Image, settings: FaceSettings, box: Box) -> Image.Image:
     """Mark a picture as a cropped face; returns it."""
-    values = settings.model_dump() | {"box": box.as_json()}
+    values = settings.model_dump() | {"box": box.corners}
     picture.info["comment"] = PREFIX + json.dumps(values)
     return picture
 
 
 def is_marked(picture: Image.Image) -> bool:
-    """Whether a picture is a cropped face, as `mark` and `open_marked` know it."""
-    return _settings(picture.info.get("comment")) is not None
+    """Whether a picture is a cropped face: of `mark`, `open_marked`, or Pillow's own `open`."""
+    comment = picture.info.get("comment", picture.info.get("Comment"))
+    text = comment.decode(errors="replace") if isinstance(comment, bytes) else comment
+    return _settings(text) is not None
 
 
 def save_face(picture: Image.Image, path: Path) -> None:
@@ -56,15 +58,15 @@ def save_face(picture: Image.Image, path: Path) -> None:
         save_picture(picture, path, pnginfo=chunks)
 
 
-def open_marked(source: str | Path | bytes, *, max_pixels: int) -> Image.Image:
+def open_marked(source: PictureSource, *, max_pixels: int) -> Image.Image:
     """`data.decode.open_picture`, with the mark of a cropped face.
 
     Raises:
         PictureError: as there.
     """
-    comment = read_comment(source, max_pixels=max_pixels)
     picture = open_picture(source, max_pixels=max_pixels)
-    picture.info["comment"] = comment
+    if isinstance(source, str | Path | bytes):
+        picture.info["comment"] = read_comment(source, max_pixels=max_pixels)
     return picture
 
 
@@ -95,7 +97,6 @@ def settings_of_files(paths: Sequence[str], *, max_pixels: int) -> FaceSettings 
 
 
 def _settings(comment: object) -> FaceSettings | None:
-    """Settings of a comment; Pillow gives bytes for some formats, which hold no mark here."""
     if not isinstance(comment, str) or not comment.startswith(PREFIX) or len(comment) > MAX_MARK:
         return None
     try:

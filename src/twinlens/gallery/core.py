@@ -60,10 +60,18 @@ class GalleryCore:
         dim: D.
         device: device of the model, as in `Matcher.load`.
         threads: threads of an embedding, as there.
+        as_is: whether pictures are taken as they are by a model of cropped faces too.
     """
 
-    def __init__(self, store: Store, device: str = "auto", threads: int | None = None) -> None:
-        self.store, self.device, self.threads = store, device, threads
+    def __init__(
+        self,
+        store: Store,
+        device: str = "auto",
+        threads: int | None = None,
+        *,
+        as_is: bool = False,
+    ) -> None:
+        self.store, self.device, self.threads, self.as_is = store, device, threads, as_is
         self._lock = threading.Lock()
         self._state: GalleryState | None = None
         self.place = store.place
@@ -108,7 +116,7 @@ class GalleryCore:
                 f"{stored.comparator} and scale {stored.scale:g}, but its model has {dim}, "
                 f"{own['comparator']} and {own['scale']:g}. Restore it from a copy"
             )
-        return matcher
+        return matcher.as_is() if self.as_is else matcher
 
     def _fetch_model(self, part: Path) -> None:
         """Copy the model from an object store; what is no such model stays out of the cache."""

@@ -20,14 +20,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from twinlens.data.decode import open_picture
 from twinlens.data.quality import PictureQuality, check_minimum, quality_parts
 from twinlens.errors import GalleryError, PictureError, first_line, short_repr
 from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.embeddings import BROKEN_MODEL, unusable_embeddings
 from twinlens.gallery.results import EnrolResult, SkippedPicture
 from twinlens.gallery.schema import schema
-from twinlens.gallery.sources import Source, conflict, read_source, text
+from twinlens.gallery.sources import Source, conflict, text
+from twinlens.match.matcher import Picture
 from twinlens.parsing import parse_json
 
 __all__ = ["Enrolment", "enrol_pictures", "make_rows"]
@@ -167,17 +167,17 @@ class Enrolment:
     def _read(self, source: Source) -> _Read | str:
         """The picture, or the reason why it cannot be read."""
         try:
-            pixels, num_pixels = read_source(self._matcher, source)
-            return _Read(pixels, num_pixels, self._thumbnail(source) if self._keep else None)
+            picture = self._matcher.only_face(source.file)
+            pixels, num_pixels = self._matcher.read(picture)
+            return _Read(pixels, num_pixels, self._thumbnail(picture) if self._keep else None)
         except PictureError as error:
             return error.reason
 
-    def _thumbnail(self, source: Source) -> bytes:
-        size = (THUMBNAIL, THUMBNAIL)
-        picture = open_picture(source.file, max_pixels=self._matcher.max_pixels, target=size)
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    def _thumbnail(self, picture: Picture) -> bytes:
+        small = self._matcher.open(picture, target=(THUMBNAIL, THUMBNAIL)).copy()
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
         stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=85)
+        small.save(stream, "JPEG", quality=85)
         return stream.getvalue()
 
     def _gated(

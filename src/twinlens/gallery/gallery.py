@@ -80,8 +80,15 @@ class Gallery:
         dim: D.
     """
 
-    def __init__(self, store: Store, device: str = "auto", threads: int | None = None) -> None:
-        self.core = GalleryCore(store, device, threads)
+    def __init__(
+        self,
+        store: Store,
+        device: str = "auto",
+        threads: int | None = None,
+        *,
+        as_is: bool = False,
+    ) -> None:
+        self.core = GalleryCore(store, device, threads, as_is=as_is)
         self.place, self.fingerprint = self.core.place, self.core.fingerprint
         self.dim = self.core.dim
 
@@ -121,6 +128,7 @@ class Gallery:
         options: Mapping[str, str] | None = None,
         device: str = "auto",
         threads: int | None = None,
+        as_is: bool = False,
     ) -> Gallery:
         """Open an existing gallery.
 
@@ -129,10 +137,11 @@ class Gallery:
             options: Lance's `storage_options` for the object store.
             device: as in `Matcher.load`.
             threads: as in `Matcher.load`.
+            as_is: take pictures as they are, although the model compares cropped faces.
         Raises:
             GalleryError: missing, damaged, or of a newer format.
         """
-        return cls(Store.open(place, options=options), device, threads)
+        return cls(Store.open(place, options=options), device, threads, as_is=as_is)
 
     def __repr__(self) -> str:
         return f"Gallery({self.place!r}, {len(self)} templates, model {self.fingerprint})"
@@ -562,7 +571,7 @@ class Gallery:
         """Compact small files, build the index that a large gallery needs, and measure it.
 
         Args:
-            partitions: partitions of the index, at most 256; 0 for none; by size by default.
+            partitions: partitions of the index, at most 1024; 0 for none; by size by default.
             target_recall: share of the true 10 nearest that the index has to find.
             progress: callback with the steps done and in all.
         Raises:

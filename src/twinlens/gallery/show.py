@@ -116,7 +116,8 @@ def _strip(
         return Strip(f"{name}: not read", "", RED, Tile(None, "?", missing="unreadable"), ())
     color = GREEN if answer.verdict == "identified" else RED
     verdict = answer.verdict if answer.identity is None else one_line(answer.identity)
-    probe = Tile(_file(gallery, picture), verdict, (Path(name).name,), color, "unreadable")
+    place = None if answer.face is None else answer.face.box
+    probe = Tile(_file(gallery, picture, place), verdict, (Path(name).name,), color, "unreadable")
     tiles = tuple(
         Tile(
             pictures.get(candidate.path),
@@ -160,10 +161,16 @@ def _templates(gallery: Gallery, paths: Iterable[str]) -> dict[str, Image.Image 
     return pictures
 
 
-def _file(gallery: Gallery, path: str) -> Image.Image | None:
+def _file(
+    gallery: Gallery, path: str, box: tuple[float, float, float, float] | None = None
+) -> Image.Image | None:
+    """A small picture of a file, or of the face in a box of it; None if it cannot be read."""
+    target = SIZE if box is None else None
     try:
-        picture = open_picture(path, max_pixels=gallery.matcher.max_pixels, target=SIZE)
+        picture = open_picture(path, max_pixels=gallery.matcher.max_pixels, target=target)
     except PictureError:
         return None
+    if box is not None:
+        picture = picture.crop(tuple(map(round, box)))
     picture.thumbnail(SIZE)
     return picture

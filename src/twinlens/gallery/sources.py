@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from twinlens.data.adapters import Data
 from twinlens.data.contents import digest_of_pixels
-from twinlens.data.decode import PictureSource, read_sized
+from twinlens.data.decode import PictureSource
 from twinlens.data.folders import read_table
 from twinlens.data.picture_file import file_digest
 from twinlens.data.table import ImageTable
@@ -152,6 +152,6 @@ def read_source(matcher: Matcher, source: Source) -> tuple[NDArray[np.uint8], in
     """A picture as input of the network, shape (C, H, W), and the number of its own pixels.
 
     Raises:
-        PictureError: a file that cannot be read.
+        PictureError: a file that cannot be read; for a model of faces, not one face.
     """
-    return read_sized(source.file, matcher.picture, max_pixels=matcher.max_pixels)
+    return matcher.read(source.file)

@@ -9,12 +9,69 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from twinlens.data.quality import PictureQuality
 from twinlens.errors import DataError, PictureError, one_line
+from twinlens.face.faces_of import FacePlace
 from twinlens.measure.domain import DomainCheck
 
 if TYPE_CHECKING:
     from twinlens.match.explain import Explanation
 
-__all__ = ["Candidate", "Hit", "IdentifyAnswer", "VerifyAnswer", "require_acquired"]
+__all__ = [
+    "Candidate",
+    "ComparedFaces",
+    "Hit",
+    "IdentifyAnswer",
+    "VerifyAnswer",
+    "require_acquired",
+]
+
+
+@dataclass(frozen=True)
+class ComparedFaces:
+    """The two faces that were compared: of all pairs of faces the one of the smallest distance.
+
+    Attributes:
+        first: place of the face in the first picture.
+        second: place of the face in the second picture.
+        target_far: false accept rate of one pair; None without calibration.
+    """
+
+    first: FacePlace
+    second: FacePlace
+    target_far: float | None
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs, of which the nearest was taken."""
+        return self.first.of * self.second.of
+
+    @property
+    def far_bound(self) -> float | None:
+        """Largest false accept rate of the nearest of all pairs (union bound)."""
+        return None if self.target_far is None else min(1.0, self.pairs * self.target_far)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data: `first` and `second` with number, of, box and score; `pairs`, `far_bound`."""
+        return {
+            "first": asdict(self.first), "second": asdict(self.second),
+            "pairs": self.pairs, "far_bound": self.far_bound,
+        }  # fmt: skip
+
+    def as_lines(self) -> list[str]:
+        """The faces, and the false accept rate of the nearest of several pairs."""
+        lines = [
+            f"the {name} picture shows {place.of} faces; compared: {place.as_text()}"
+            if place.of > 1
+            else f"the {name} picture: {place.as_text()}"
+            for name, place in (("first", self.first), ("second", self.second))
+            if place.box is not None
+        ]
+        if self.pairs > 1 and self.target_far is not None and self.far_bound is not None:
+            lines.append(
+                f"the nearest of {self.pairs} pairs of faces: {100 * self.target_far:.3g} % is the "
+                "false accept rate of one pair, and that of the nearest of all is up to "
+                f"{100 * self.far_bound:.3g} %"
+            )
+        return lines
 
 
 @dataclass(frozen=True)
@@ -33,6 +90,7 @@ class VerifyAnswer:
         quality: quality of each picture.
         domain: whether each picture is like the calibration pictures; None if unknown.
         explanation: parts that make them alike or unlike; None unless requested.
+        faces: the compared faces; None for a model of other pictures.
     """
 
     verdict: Literal["same", "different"]
@@ -46,6 +104,7 @@ class VerifyAnswer:
     quality: tuple[PictureQuality, PictureQuality] | None = None
     domain: tuple[DomainCheck, DomainCheck] | None = None
     explanation: Explanation | None = None
+    faces: ComparedFaces | None = None
 
     @property
     def reason(self) -> str | None:
@@ -68,13 +127,15 @@ class VerifyAnswer:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The answer as plain data; `reason` and `explanation` only if there is one."""
+        """The answer as plain data; `reason`, `faces` and `explanation` only if there is one."""
         qualities = None if self.quality is None else [asdict(part) for part in self.quality]
         reason = {} if self.reason is None else {"reason": self.reason}
         values = asdict(replace(self, explanation=None)) | {"quality": qualities}
         values |= DomainCheck.as_json(self.domain) | reason
-        for name in ("domain", "explanation"):
+        for name in ("domain", "explanation", "faces"):
             values.pop(name)
+        if self.faces is not None:
+            values["faces"] = self.faces.as_json()
         return values | (
             {} if self.explanation is None else {"explanation": self.explanation.as_json()}
         )
@@ -91,6 +152,7 @@ class VerifyAnswer:
             f"cosine similarity {self.similarity:.2f}"
         )
         lines = [line] if self.reason is None else [line, f"reason: {self.reason}"]
+        lines += [] if self.faces is None else self.faces.as_lines()
         for name, quality in zip(("first", "second"), self.quality or (), strict=False):
             if quality.is_low:
                 lines.append(f"the {name} picture has a low {quality.as_text()}")
@@ -141,6 +203,7 @@ class IdentifyAnswer:
         candidates: best identities, best first, with every verdict.
         quality: quality of the picture; None for an embedding.
         domain: whether the picture is like the model's calibration pictures; None if unknown.
+        face: place of the face that the answer is about; None for a model of other pictures.
     """
 
     verdict: Literal["identified", "nobody", "ambiguous"]
@@ -155,6 +218,7 @@ class IdentifyAnswer:
     candidates: tuple[Candidate, ...]
     quality: PictureQuality | None = None
     domain: DomainCheck | None = None
+    face: FacePlace | None = None
 
     @property
     def doubt(self) -> str | None:
@@ -180,10 +244,12 @@ class IdentifyAnswer:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The answer as plain data."""
+        """The answer as plain data; `face` only if there is one."""
         values = asdict(self) | {"candidates": [asdict(candidate) for candidate in self.candidates]}
         values |= DomainCheck.as_json(None if self.domain is None else [self.domain])
         values.pop("domain")
+        if self.face is None:
+            values.pop("face")
         return values
 
     def explain(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
@@ -19,11 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
-from twinlens.data.decode import PictureSource, open_picture, read_sized, to_array
+from twinlens.data.decode import PictureSource, open_picture, plain_picture, read_sized, to_array
 from twinlens.data.pixels import Pixels
 from twinlens.data.quality import PictureQuality, check_minimum, quality_parts
 from twinlens.errors import CalibrationError, DataError, ModelError, PictureError, naming_extras
-from twinlens.match.answers import VerifyAnswer
+from twinlens.face.faces_of import CroppedFace, FacePlace, faces_of, places_text
+from twinlens.face.marks import is_marked, open_marked
+from twinlens.match.answers import ComparedFaces, VerifyAnswer
 from twinlens.match.run_page import RunPage
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.distances import EUCLIDEAN_COMPARATORS, EuclideanComparison
@@ -89,6 +92,8 @@ class Matcher:
             cannot verify.
         domain: description of the calibration pictures; None if unknown.
         max_pixels: largest height x width that is decoded.
+        face: crop of the faces that the model compares, which it then finds in whole photographs;
+            None for a model of other pictures.
 
     >>> import twinlens
     >>> matcher = twinlens.load("runs/digits")  # doctest: +SKIP
@@ -109,6 +114,7 @@ class Matcher:
         )
         self.domain = None if description.domain is None else Domain.from_json(description.domain)
         self.max_pixels = self.data_settings.max_pixels
+        self.face = description.face
         self._encoder = open_encoder(stored, device, threads)
 
     @classmethod
@@ -278,6 +284,7 @@ class Matcher:
 
     def distance(self, a: Picture, b: Picture) -> float:
         """The distance of two pictures; lower is closer, exactly 0 for equal pictures."""
+        a, b, _ = self.nearest_faces(a, b)
         both = self._embed_both(self._decode(a), self._decode(b))
         return float(self.comparison.pairwise(*both)[0])
 
@@ -285,6 +292,8 @@ class Matcher:
         self, a: Picture, b: Picture, *, prior: float = 0.5, min_quality: float | None = None
     ) -> VerifyAnswer:
         """Verify whether two pictures show the same thing, by the model's calibrated threshold.
+
+        A model of cropped faces compares the nearest two faces of the pictures.
 
         Args:
             a: first picture.
@@ -306,12 +315,9 @@ class Matcher:
             self.verify_embeddings(emb_a[0], emb_b[0], prior=prior),
             quality=(quality_a, quality_b),
             domain=self._check_both((emb_a, emb_b), (first, second)),
+            faces=faces,
         )
 
-    def verify_embeddings(
-        self, emb_a_D: NDArray[np.float32], emb_b_D: NDArray[np.float32], *, prior: float = 0.5
-    ) -> VerifyAnswer:
-        """As `verify`, for two embeddings by this model, without quality and domain.
     def verify_many(
         self,
         pairs: Iterable[tuple[Picture, Picture]],
@@ -338,6 +344,8 @@ class Matcher:
         """
         self.require_calibration()  # Before the work.
         check_prior(prior)
+        if self.face is not None:
+            return [self.verify(a, b, prior=prior, min_quality=min_quality) for a, b in pairs]
         answers, rest = list[VerifyAnswer](), iter(pairs)
         known: dict[str | int, AcquiredPicture] = {}
         seen: dict[bytes, NDArray[np.float32]] = {}
@@ -349,15 +357,19 @@ class Matcher:
             for a, b in chunk:
                 first, second = known[_key(a)], known[_key(b)]
                 answer = self.verify_embeddings(first.embedding, second.embedding, prior=prior)
-                domain = first.domain, second.domain
-                answers.append(replace(
-                    answer, quality=(first.quality, second.quality),
-                    domain=None if domain[0] is None or domain[1] is None else domain,
-                ))  # fmt: skip
+                domain = None
+                if first.domain is not None and second.domain is not None:
+                    domain = first.domain, second.domain
+                quality = first.quality, second.quality
+                answers.append(replace(answer, quality=quality, domain=domain))
             # The pictures of other keys may be gone, and their keys used again.
             known = {key: each for key, each in known.items() if isinstance(key, str)}
         return answers
 
+    def verify_embeddings(
+        self, emb_a_D: NDArray[np.float32], emb_b_D: NDArray[np.float32], *, prior: float = 0.5
+    ) -> VerifyAnswer:
+        """As `verify`, for two embeddings by this model, without quality and domain.
 
         Args:
             emb_a_D: first embedding, shape (D,).
@@ -481,30 +493,6 @@ class Matcher:
             neighbours=neighbours, seed=seed,
         )  # fmt: skip
 
-    def acquire(
-        self, picture: Picture, min_quality: float | None = None
-    ) -> tuple[NDArray[np.uint8], PictureQuality]:
-        """A picture decoded for the network, (C, H, W), and its quality.
-
-        Args:
-            picture: a picture in any form.
-            min_quality: least quality, in [0, 1]; None for no such gate.
-        Raises:
-            ConfigError: a minimum outside [0, 1].
-            PictureError: a file that cannot be read, or a quality below the minimum (failure to
-                acquire).
-        """
-        check_minimum(min_quality)
-        pixels_CHW, num_pixels = self._decode_sized(picture)
-        resized_CHW = pixels_CHW
-        if self._resizes:
-            resized_CHW = to_array(np.moveaxis(pixels_CHW, 0, -1), self.picture)
-        parts_13 = quality_parts(resized_CHW[None], self.picture, np.array([num_pixels]))
-        quality = PictureQuality.of_parts(parts_13[0])
-        if (reason := quality.reason_below(min_quality)) is not None:
-            name = str(picture) if isinstance(picture, str | Path) else "<picture>"
-            raise PictureError(name, reason)
-        return pixels_CHW, quality
     def acquire_all(
         self,
         pictures: Sequence[Picture],
@@ -524,7 +512,7 @@ class Matcher:
         """
         seen = {} if seen is None else seen
         decoded = [self.acquire(picture, min_quality) for picture in pictures]
-        keys = [hashlib.blake2b(pixels, digest_size=16).digest() for pixels, _ in decoded]
+        keys = [hashlib.blake2b(pixels.data, digest_size=16).digest() for pixels, _ in decoded]
         new = {key: pixels for key, (pixels, _) in zip(keys, decoded, strict=True)
                if key not in seen}  # fmt: skip
         if self._resizes:  # One at a time: their sizes differ.
@@ -560,7 +548,7 @@ class Matcher:
         """
         if isinstance(picture, Image.Image):
             return picture
-        return open_picture(_source(picture), max_pixels=self.max_pixels)
+        return open_picture(_source(picture), max_pixels=self.max_pixels, target=target)
 
     def compare(
         self,
@@ -587,6 +575,22 @@ class Matcher:
 
         return twinlens.compare(self, a, b, prior=prior, min_quality=min_quality)
 
+    def push_to_hub(self, repo: str, *, token: str | None = None, private: bool = False) -> str:
+        """Publish the model at the Hugging Face Hub, as `twinlens.push_to_hub`.
+
+        Args:
+            repo: "name/model".
+            token: access token; by default HF_TOKEN or that of `hf auth login`.
+            private: whether a new repository is private.
+        Returns:
+            The address of this state, "hf://name/model@commit".
+        Raises:
+            ModelError: an export without weights, or an upload that failed.
+        """
+        import twinlens  # Publishing belongs to a later room.
+
+        return twinlens.push_to_hub(self, repo, token=token, private=private)
+
     def report(self) -> RunPage:
         """The page of the run that the model lies in; a notebook shows it inline.
 
@@ -594,6 +598,22 @@ class Matcher:
             ModelError: a model without a run around it, such as a copy or an export.
         """
         return RunPage.of_model(self.path)
+
+    def _decode(self, picture: Picture) -> NDArray[np.uint8]:
+        return self.read(picture)[0]
+
+    def read(self, picture: Picture) -> tuple[NDArray[np.uint8], int]:
+        """A picture for the network, (C, H, W), and the number of pixels of its source or face.
+
+        Raises:
+            PictureError: as in `only_face`.
+        """
+        spec, resize = self.picture, not self._resizes
+        picture = self.only_face(picture)
+        if isinstance(picture, Image.Image):
+            return to_array(picture, spec, resize=resize), picture.width * picture.height
+        return read_sized(_source(picture), spec, max_pixels=self.max_pixels, resize=resize)
+
 
 def open_encoder(
     stored: StoredModel, device: str = "auto", threads: int | None = None
@@ -616,18 +636,6 @@ def _as_list(pictures: Picture | Sequence[Picture]) -> Sequence[Picture]:
     return pictures
 
 
-def _is_tensor(picture: Any) -> TypeGuard[torch.Tensor]:
-    """Whether a picture is a tensor; without loading torch, since then it cannot be one."""
-    kind = getattr(sys.modules.get("torch"), "Tensor", None)
-    return kind is not None and isinstance(picture, kind)
-
-
-def _cosine(a_D: NDArray[np.float32], b_D: NDArray[np.float32]) -> float:
-    """The cosine similarity of two embeddings, in [-1, 1]; 0 if one is all zeros."""
-    a, b = a_D.astype(np.float64), b_D.astype(np.float64)
-    length = float(np.linalg.norm(a) * np.linalg.norm(b))
-    # Rounded to float32, so that equal embeddings have exactly 1.
-    return float(np.float32(a @ b / length)) if length > 0 else 0.0
 def _source(picture: Picture) -> PictureSource:
     """A picture, other than a Pillow one, as `open_picture` takes it."""
     if _is_tensor(picture):
@@ -643,24 +651,24 @@ def _source(picture: Picture) -> PictureSource:
     )
 
 
+def _name(picture: Picture) -> str:
+    return str(picture) if isinstance(picture, str | Path) else "<picture>"
+
+
 def _key(picture: Picture) -> str | int:
     """A key that equal paths share; that of another object holds as long as the object lives."""
     return str(picture) if isinstance(picture, str | Path) else id(picture)
 
 
-    def push_to_hub(self, repo: str, *, token: str | None = None, private: bool = False) -> str:
-        """Publish the model at the Hugging Face Hub, as `twinlens.push_to_hub`.
+def _is_tensor(picture: Any) -> TypeGuard[torch.Tensor]:
+    """Whether a picture is a tensor; without loading torch, since then it cannot be one."""
+    kind = getattr(sys.modules.get("torch"), "Tensor", None)
+    return kind is not None and isinstance(picture, kind)
 
-        Args:
-            repo: "name/model".
-            token: access token; by default HF_TOKEN or that of `hf auth login`.
-            private: whether a new repository is private.
-        Returns:
-            The address of this state, "hf://name/model@commit".
-        Raises:
-            ModelError: an export without weights, or an upload that failed.
-        """
-        import twinlens  # Publishing belongs to a later room.
 
-        return twinlens.push_to_hub(self, repo, token=token, private=private)
-
+def _cosine(a_D: NDArray[np.float32], b_D: NDArray[np.float32]) -> float:
+    """The cosine similarity of two embeddings, in [-1, 1]; 0 if one is all zeros."""
+    a, b = a_D.astype(np.float64), b_D.astype(np.float64)
+    length = float(np.linalg.norm(a) * np.linalg.norm(b))
+    # Rounded to float32, so that equal embeddings have exactly 1.
+    return float(np.float32(a @ b / length)) if length > 0 else 0.0

@@ -20,6 +20,7 @@ from twinlens.model.comparators import Comparator, make_comparator
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.fused import encoder_layout, make_encoder
 from twinlens.model.onnx_graphs import write_comparator, write_encoder
+from twinlens.model.plugged_in import is_plugged_in, plugged
 from twinlens.model.pretrained import describe_start
 from twinlens.model.runtime import OnnxEncoder
 from twinlens.model.stored import (
@@ -206,9 +207,13 @@ def load_networks(stored: StoredModel) -> Networks:
 
     Raises:
         ModelError: its weights belong to another network than its settings, or are not there.
+        ConfigError: its backbone is a module of a program, which was not passed.
     """
     description = stored.description
     model = description.model
+    for part in (model, *(member.model for member in description.members)):
+        if is_plugged_in(part.backbone):
+            plugged("backbone", part.backbone)
     try:
         # Before the network is built: a name or a number in a file could claim any size.
         problem = layout_problem(read_layout(stored.weights_file), _layout(description))
