@@ -84,7 +84,8 @@ class VerifyAnswer:
         distance: distance of the two embeddings; lower is closer.
         threshold: threshold of the model's calibration.
         target_far: false accept rate that the threshold was set for.
-        probability: probability of a genuine pair at `prior`, by the model's calibration.
+        probability: probability of a genuine pair at `prior`, by the model's calibration; None if
+            it used no labels.
         similarity: cosine similarity of the embeddings, in [-1, 1]; for information only.
         prior: probability of a genuine pair before the comparison; 0.5 is even odds.
         quality: quality of each picture.
@@ -98,7 +99,7 @@ class VerifyAnswer:
     distance: float
     threshold: float
     target_far: float
-    probability: float
+    probability: float | None
     similarity: float
     prior: float = 0.5
     quality: tuple[PictureQuality, PictureQuality] | None = None
@@ -112,7 +113,7 @@ class VerifyAnswer:
 
         The verdict keeps the target FAR at any prior; the probability weighs both errors at one.
         """
-        if self.match == (self.probability >= 0.5):
+        if self.probability is None or self.match == (self.probability >= 0.5):
             return None
         at_prior = "at even odds" if self.prior == 0.5 else f"at a prior of {self.prior:.3g}"
         far = f"{100 * self.target_far:.3g} %"
@@ -145,10 +146,12 @@ class VerifyAnswer:
         side = "within" if self.match else "beyond"
         far = f"{100 * self.target_far:.3g} %"
         odds = "even odds" if self.prior == 0.5 else f"prior {self.prior:.3g}"
+        probability = ""
+        if self.probability is not None:
+            probability = f"probability of a genuine pair {self.probability:.1%} (at {odds}); "
         line = (
             f"{self.verdict}: distance {self.distance:.4f} is {side} the threshold "
-            f"{self.threshold:.4f}, set to accept {far} of impostor pairs; "
-            f"probability of a genuine pair {self.probability:.1%} (at {odds}); "
+            f"{self.threshold:.4f}, set to accept {far} of impostor pairs; {probability}"
             f"cosine similarity {self.similarity:.2f}"
         )
         lines = [line] if self.reason is None else [line, f"reason: {self.reason}"]

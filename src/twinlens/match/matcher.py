@@ -307,8 +307,13 @@ class Matcher:
             PictureError: a file that cannot be read, or a quality below the minimum (failure to
                 acquire).
         """
-        self.require_calibration()  # Before the work.
         check_prior(prior)
+        a, b, faces = self.nearest_faces(a, b)
+        if self.calibration is None:
+            known = (
+                f"the distance of these pictures is {self.distance(a, b):.4f}, lower is closer. "
+            )
+            raise self._no_threshold(f"{known}For a verdict ")
         (first, quality_a), (second, quality_b) = (self.acquire(p, min_quality) for p in (a, b))
         emb_a, emb_b = self._embed_both(first, second)
         return replace(
@@ -389,7 +394,11 @@ class Matcher:
             distance=distance,
             threshold=calibration.threshold,
             target_far=calibration.target_far,
-            probability=float(calibration.probability(distance, prior)),
+            probability=(
+                None
+                if calibration.curve is None
+                else float(calibration.probability(distance, prior))
+            ),
             similarity=_cosine(emb_a_D, emb_b_D),
             prior=prior,
         )
@@ -451,16 +460,32 @@ class Matcher:
             CalibrationError: the model is not calibrated; the message says how to calibrate it.
         """
         if self.calibration is None:
-            remedy = (
-                f"run `twinlens calibrate {self.path} DATA` on labelled pictures of identities "
-                "that it was not trained on"
-            )
-            if self._resizes:  # It takes no whole data sets.
-                remedy = "export its model again, with labelled pictures: --data DATA"
-            raise CalibrationError(
-                f"the model {self.path} is not calibrated, so it has no threshold: {remedy}"
-            )
+            raise self._no_threshold()
         return self.calibration
+
+    def _no_threshold(self, known: str = "") -> CalibrationError:
+        """The error of an uncalibrated model; `known` is what can be said without a threshold."""
+        return CalibrationError(
+            f"the model {self.path} is not calibrated, so it has no threshold: "
+            f"{known}{self.calibration_advice}"
+        )
+
+    @property
+    def calibration_advice(self) -> str:
+        """The command that gives the model a threshold, in words."""
+        if self._resizes:  # It takes no whole data sets.
+            return "export its model again, with labelled pictures: --data DATA"
+        advice = (
+            f"run `twinlens calibrate {self.path} DATA` on labelled pictures of identities that it "
+            "was not trained on"
+        )
+        if self.origin is None:
+            return advice
+        return (
+            f"{advice}; or, if there are none, `twinlens calibrate {self.path} "
+            f"{self.origin.source} --on all`, which uses those of the training too and then "
+            "accepts more impostors than it states"
+        )
 
     def _embed_both(
         self, first: NDArray[np.uint8], second: NDArray[np.uint8]
@@ -527,20 +552,117 @@ class Matcher:
             )
         return acquired
 
+    def acquire(
+        self, picture: Picture, min_quality: float | None = None
+    ) -> tuple[NDArray[np.uint8], PictureQuality]:
+        """A picture decoded for the network, (C, H, W), and its quality.
 
-    def _decode(self, picture: Picture) -> NDArray[np.uint8]:
-        return self._decode_sized(picture)[0]
+        Args:
+            picture: a picture in any form.
+            min_quality: least quality, in [0, 1]; None for no such gate.
+        Raises:
+            ConfigError: a minimum outside [0, 1].
+            PictureError: a file that cannot be read, or a quality below the minimum (failure to
+                acquire).
+        """
+        check_minimum(min_quality)
+        pixels_CHW, num_pixels = self.read(picture)
+        resized_CHW = pixels_CHW
+        if self._resizes:
+            resized_CHW = to_array(np.moveaxis(pixels_CHW, 0, -1), self.picture)
+        parts_13 = quality_parts(resized_CHW[None], self.picture, np.array([num_pixels]))
+        quality = PictureQuality.of_parts(parts_13[0])
+        if (reason := quality.reason_below(min_quality)) is not None:
+            raise PictureError(_name(picture), reason)
+        return pixels_CHW, quality
 
-    def _decode_sized(self, picture: Picture) -> tuple[NDArray[np.uint8], int]:
-        """A picture for the network, and the number of pixels of its source."""
-        spec, resize = self.picture, not self._resizes
+    def as_is(self) -> Matcher:
+        """This model without the search for faces: it takes pictures as they are."""
+        plain = copy(self)
+        plain.face = None
+        return plain
+
+    def faces(self, picture: Picture) -> list[CroppedFace]:
+        """The faces of a picture from left to right, cropped as those that the model compares.
+
+        Each `picture` of them can be embedded, verified, enrolled or identified.
+
+        Args:
+            picture: a photograph; or a cropped face, which stays as it is.
+        Raises:
+            ModelError: a model of other pictures.
+            PictureError: a file that cannot be read, or a picture without a face.
+            DataError: the detector's model file is missing.
+            MissingExtraError: OpenCV below version 5 is not installed.
+        """
+        if self.face is None:
+            raise ModelError(f"the model {self.path} was not trained on cropped faces")
         if isinstance(picture, Image.Image):
-            return to_array(picture, spec, resize=resize), picture.width * picture.height
-        return read_sized(_source(picture), spec, max_pixels=self.max_pixels, resize=resize)
+            opened = picture if is_marked(picture) else plain_picture(picture, None)
+        else:
+            opened = open_marked(_source(picture), max_pixels=self.max_pixels)
+        faces = faces_of(opened, self.face)
+        if not faces:
+            raise PictureError(
+                _name(picture),
+                "no face was found in it; --as-is takes a picture that is cropped to the face",
+            )
+        return faces
 
+    def faces_or_whole(self, picture: Picture) -> list[tuple[Picture, FacePlace | None]]:
+        """The faces of a picture and their places; for a model of other pictures the picture.
 
-    def open(self, picture: Picture) -> Image.Image:
+        Raises:
+            PictureError: as in `faces`.
+        """
+        if self.face is None:
+            return [(picture, None)]
+        return [(face.picture, face.place) for face in self.faces(picture)]
+
+    def only_face(self, picture: Picture) -> Picture:
+        """The one face of a picture, cropped; for a model of other pictures the picture itself.
+
+        Raises:
+            PictureError: as in `faces`, and several faces.
+        """
+        if self.face is None:
+            return picture
+        faces = self.faces(picture)
+        if len(faces) > 1:
+            places = places_text("it", [face.place for face in faces])
+            raise PictureError(
+                _name(picture),
+                f"{places}: crop one, by `twinlens faces` or `Matcher.faces`",
+            )
+        return faces[0].picture
+
+    def nearest_faces(
+        self, a: Picture, b: Picture
+    ) -> tuple[Picture, Picture, ComparedFaces | None]:
+        """The two faces to compare: of several pairs the nearest; other pictures unchanged.
+
+        Raises:
+            PictureError: as in `faces`.
+        """
+        if self.face is None:
+            return a, b, None
+        sides = self.faces(a), self.faces(b)
+        row, column = 0, 0
+        if len(sides[0]) * len(sides[1]) > 1:
+            embs = [self.embed([face.picture for face in faces]) for faces in sides]
+            distances = self.comparison.matrix(embs[0], embs[1])
+            row, column = divmod(int(np.argmin(distances)), len(sides[1]))
+        first, second = sides[0][row], sides[1][column]
+        far = None if self.calibration is None else self.calibration.target_far
+        places = ComparedFaces(first.place, second.place, far)
+        return first.picture, second.picture, places
+
+    def open(self, picture: Picture, *, target: tuple[int, int] | None = None) -> Image.Image:
         """A picture as it is drawn: upright, in its own size and colours.
+
+        Args:
+            picture: a picture in any form.
+            target: (height, width) that it will be shrunk to; a JPEG may then be decoded smaller.
 
         Raises:
             PictureError: a file that cannot be read.
