@@ -124,7 +124,7 @@ def ours(work: Path, place: str, probe_PD: Floats, true_PK: NDArray[Any]) -> dic
     result = {"import": imported - start, "open": opened - imported}
     result |= asked(gallery.identify_embedding, probe_PD)
     assert "torch" not in sys.modules
-    hits = [[int(hit.hash) for hit in gallery.search_embedding(one, k=K)] for one in probe_PD]
+    hits = [[int(hit.hash, 16) for hit in gallery.search_embedding(one, k=K)] for one in probe_PD]
     result["recall"] = share(np.array(hits), true_PK)
     top = sum(
         gallery.identify_embedding(one, k=1).candidates[0].path == f"/pictures/{true[0]}.png"
@@ -194,7 +194,7 @@ def fill(place: Path, model: Path, fingerprint: str, emb: Floats, code: NDArray[
             [f"identity {number:07d}" for number in code[at : at + part]],
             fingerprint=fingerprint,
             path=[f"/pictures/{row}.png" for row in rows],
-            hash=[str(row) for row in rows],
+            hash=[f"{row:032x}" for row in rows],
         )
     seconds = time.perf_counter() - start
     print(f"  enrolled {len(emb) / seconds:,.0f} templates/s, {seconds:.1f} s", flush=True)

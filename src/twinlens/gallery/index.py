@@ -23,8 +23,8 @@ from twinlens.gallery.store import CleanupResult, Store
 
 __all__ = ["measured_index", "needs_index", "optimize", "sweep"]
 
-MAX_PARTITIONS = 256
-"""With more partitions recall falls: each holds too few of the nearest templates."""
+MAX_PARTITIONS = 1024
+"""More would take long to build, and to compare with a probe."""
 ROWS_IN_PARTITION = 4000
 NEAREST = 10
 NUM_PROBES = 100

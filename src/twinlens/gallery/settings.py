@@ -43,7 +43,7 @@ FORMAT = 2
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
-Partitions = Annotated[int, Field(ge=1, le=256)]
+Partitions = Annotated[int, Field(ge=1, le=1024)]
 Text = Annotated[str, Field(max_length=200)]
 Floats = NDArray[np.float32]
 

@@ -53,6 +53,14 @@ from twinlens.gallery.table import Table
 __all__ = ["CleanupResult", "Store"]
 
 VECTOR_INDEX = "vector_idx"
+NAMED = ("identity", "hash")
+"""Columns that a large table is searched by, besides the vectors."""
+
+CODES = {"num_bits": 2}
+"""Bits of a coordinate in the index (RaBitQ). One bit finds too few of the nearest templates where
+vectors are short, or where nothing is near."""
+REFINED = 64
+"""Rows, at least, that are compared by their codes and then by the vectors in the table."""
 
 MAX_FRAGMENTS = 100
 """Fragments of the table, one per commit, above which they are compacted."""
@@ -191,7 +199,7 @@ class Store:
                 for file in fragment.data_files():
                     check_lance_file(folder / "data" / file.path)
             with contextlib.suppress(FileNotFoundError):  # Another process replaces an index.
-                for path in folder.glob("_indices/*/*.idx"):
+                for path in (*folder.glob("_indices/*/*.idx"), *folder.glob("_indices/*/*.lance")):
                     check_lance_file(path)
 
         if not is_remote(self.place):
@@ -248,11 +256,12 @@ class Store:
         """
         if nprobes is None:
             return self._nearest(vector_D, k, columns, where, {"use_index": False})
-        rows = self._nearest(vector_D, k, columns, where, {"nprobes": nprobes})
+        refined = {"refine_factor": max(2, -(-REFINED // k))}
+        rows = self._nearest(vector_D, k, columns, where, {"nprobes": nprobes, **refined})
         if len(rows) == k:
             return rows
         # Without an upper limit Lance searches as many partitions as it needs, and more.
-        return self._nearest(vector_D, k, columns, where, {"minimum_nprobes": nprobes})
+        return self._nearest(vector_D, k, columns, where, {"minimum_nprobes": nprobes, **refined})
 
     def _nearest(
         self,
@@ -429,13 +438,13 @@ class Store:
         return new
 
     def make_index(self, num_partitions: int) -> None:
-        """Build the index of vectors; 0 partitions drop it."""
+        """Build the indexes, of vectors and of `NAMED`; 0 partitions drop them."""
         self.table.write(lambda table: _index(table, num_partitions), single=False)
 
     def reindex(self) -> None:
-        """Rebuild the index, if the table has one, from the present rows.
+        """Rebuild the indexes, if the table has them, from the present rows.
 
-        With fewer rows than partitions the index is dropped: a scan of so few is fast.
+        With fewer rows than partitions they are dropped: a scan of so few is fast.
         """
 
         def rebuilt(table: lance.LanceDataset) -> None:
@@ -539,8 +548,15 @@ def _num_partitions(table: lance.LanceDataset) -> int:
 
 
 def _index(table: lance.LanceDataset, num_partitions: int) -> None:
-    if num_partitions:
-        table.create_index("vector", "IVF_FLAT", name=VECTOR_INDEX, metric="L2",
-                           num_partitions=num_partitions, replace=True)  # fmt: skip
-    elif _index_statistics(table) is not None:
-        table.drop_index(VECTOR_INDEX)
+    if not num_partitions:
+        for index in table.describe_indices():
+            table.drop_index(index.name)
+        return
+    for column in NAMED:
+        table.create_scalar_index(column, "BTREE", name=f"{column}_idx", replace=True)
+    # Lance's codes pack 8 coordinates; other vectors are indexed as they are.
+    dim = table.schema.field("vector").type.list_size
+    kind = {"index_type": "IVF_FLAT"} if dim % 8 else {"index_type": "IVF_RQ"} | CODES
+    # Last: its presence says that the others exist.
+    table.create_index("vector", **kind, name=VECTOR_INDEX, metric="L2",
+                       num_partitions=num_partitions, replace=True)  # fmt: skip
