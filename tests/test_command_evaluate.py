@@ -494,8 +494,8 @@ def test_nearest_in_words(closed: ClosedRun, tmp_path: Path) -> None:
     text = look_up(closed, tmp_path)[0].as_text()
     lines = {line[:28].strip(): line[28:].strip() for line in text.splitlines()}
     assert lines["measured on"] == "test pictures, identities seen in training"
-    assert re.fullmatch(r"0\.\d{4}  \(0\.\d{4} to \d\.\d{4}\)", lines["nearest accuracy"])
-    assert lines["nearest by chance"] == "0.2125"
+    assert re.fullmatch(r"[\d.]+ % \([\d.]+ to [\d.]+ %\)", lines["nearest accuracy"])
+    assert lines["nearest by chance"] == "21.2 %"
     assert lines["probes"] == "20 pictures against 32 training pictures of 4 identities"
     assert lines["non-mated probes"].startswith(
         "3 pictures of identities without training pictures"
@@ -657,6 +657,27 @@ def test_pairs(model: Matcher, tiny_run: TinyRun, tmp_path: Path) -> None:
     expected = (np.mean(right[::2]) + np.mean(right[1::2])) / 2
     assert found.accuracy is not None
     assert found.accuracy.value == pytest.approx(expected)
+
+
+def test_pairs_as_data(own_model: Path, tmp_path: Path) -> None:
+    """A list of pairs evaluates and calibrates as by hand."""
+    draw_pictures(tmp_path / "new", {f"n{row}": 4 for row in range(12)}, seed=9)
+    files = [sorted((tmp_path / "new" / f"n{row}").iterdir()) for row in range(12)]
+    rows = [(a[i], a[j], 1) for a in files for i in range(4) for j in range(i)]
+    rows += [(a[0], b[1], 0) for a in files for b in files if a != b]
+    result = twinlens.evaluate(own_model, rows, quiet=True).trials
+    loaded = twinlens.load(own_model)
+    distances = np.array([loaded.distance(a, b) for a, b, _ in rows])
+    same = np.array([bool(same) for *_, same in rows])
+    assert loaded.calibration is not None
+    rejected = distances[same] > loaded.calibration.threshold
+    assert (result.num_genuine, result.frr.value) == (72, pytest.approx(rejected.mean()))
+    kept = twinlens.calibrate(own_model, rows, far=0.1, quiet=True).calibration
+    assert kept is not None
+    assert (kept.num_genuine, kept.num_impostor, kept.num_identities) == (72, 132, 12)
+    assert (distances[~same] <= kept.threshold).mean() <= 0.1
+    with pytest.raises(ConfigError, match="pairs have no splits: leave out --on test"):
+        twinlens.calibrate(own_model, rows, split="test", quiet=True)
 
 
 def test_beside_the_list_comes_first(
@@ -889,7 +910,7 @@ def test_open_set_is_that_of_the_embeddings(model: Matcher, tiny_run: TinyRun) -
         f"{enrolled} identities with 2 pictures each, {strangers} strangers, drawn 10 "
         "times; rule mean"
     )
-    assert lines["rank 1"].startswith(f"{found.open_set.whole.rank_1.value:.4f}  (")
+    assert lines["rank 1"] == str(found.open_set.whole.rank_1)
     *_, last, domain = found.as_text().splitlines()
     assert domain.startswith("domain")
     assert last.startswith(f"of {enrolled} enrolled")

@@ -41,6 +41,29 @@ def test_pair_trials_of_one_kind():
             pair_trials(wrong, [1] * len(wrong), calibrated=None)
 
 
+def test_pairs_of_identities_are_redrawn_by_identity():
+    """As `measure.verification` does: a pair across identities counts c_i * c_j times."""
+    rng = np.random.default_rng(0)
+    label_2N = rng.integers(0, 8, (2, 300))
+    same = label_2N[0] == label_2N[1]
+    spread = rng.normal(0, 0.3, 8)[label_2N].sum(axis=0)  # Odd identities, in all their pairs.
+    distance = np.where(same, 1.2, 1.8) + spread + rng.normal(0, 0.1, 300)
+    by_identity = pair_trials(distance, same, calibrated=CALIBRATION, cluster=label_2N)
+    by_pair = pair_trials(distance, same, calibrated=CALIBRATION)
+    assert by_identity.far.value == by_pair.far.value
+    assert by_identity.far.high - by_identity.far.low > 2 * (by_pair.far.high - by_pair.far.low)
+    cluster = np.arange(300) // 3
+    once, twice = (
+        pair_trials(distance, same, calibrated=CALIBRATION, cluster=groups)
+        for groups in (cluster, np.stack([cluster, cluster]))
+    )
+    assert once == twice
+    # No false accept in 10 pairs of 20 identities: at most 3 / 10.
+    far = pair_trials([9.0] * 10, [0] * 10, calibrated=CALIBRATION,
+                      cluster=np.arange(20).reshape(2, 10), replicates=9).far  # fmt: skip
+    assert far == Estimate(0.0, 0.0, 0.3)
+
+
 def test_one_shot_trials_by_hand():
     trial = ["b", "a", "a", "b", "c", "c", "c"]
     distance = [1.0, 3.0, 2.0, 1.0, 5.0, 4.0, 6.0]

@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twinlens.commands.calibrate_pairs import calibrate_pairs
 from twinlens.commands.calibrate_unlabelled import calibrate_unlabelled
-from twinlens.commands.selection import select_pictures
+from twinlens.commands.selection import Selection, select_pictures
+from twinlens.data.adapters import Data, path_or_table
+from twinlens.data.pair_list import pairs_in
 from twinlens.data.table import ImageTable
-from twinlens.errors import ConfigError
-from twinlens.match.matcher import Matcher
+from twinlens.errors import CalibrationError, ConfigError
+from twinlens.match.matcher import Matcher, Model
 from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.calibration import Calibration, fit_calibration
 from twinlens.measure.domain import describe_pictures
 from twinlens.measure.new_identity_threshold import CONFIDENCE, FEWEST_IDENTITIES
 from twinlens.measure.pairs import Comparison, draw_pairs, pair_distances
+from twinlens.measure.unlabelled import FEWEST_PICTURES
 from twinlens.model.stored import GRAPH, THRESHOLD_KEY, graph_metadata, store_calibration
 from twinlens.progress import Progress, console_log
 
@@ -43,7 +47,7 @@ def calibrate(
 
     Args:
         model: folder of a model or of a run, or a loaded model; its `model.json` is rewritten.
-        data: labelled pictures that the model was not trained on.
+        data: labelled pictures that the model was not trained on, or pairs (`a,b,same`).
         far: target false accept rate, in (0, 1).
         split: "train", "val", "test", "all", or "auto": the validation pictures if the model was
             trained on this data or the data names its splits, else all but the identities that the
@@ -71,16 +75,26 @@ def calibrate(
     check_seed(seed)
     with console_log(quiet):
         matcher = Matcher.of(model, device)
+        if unlabelled is None and (pairs := pairs_in(data, root)) is not None:
+            if split != "auto":
+                raise ConfigError(f"pairs have no splits: leave out --on {split}")
+            calibration, domain = calibrate_pairs(matcher, pairs, far, seed)
+            if (note := caution(calibration)) is not None:
+                log.warning("%s", note)
+            return _stored(matcher, calibration, domain)
         data = path_or_table(data, root)
         if unlabelled is not None:
             calibration, domain = calibrate_unlabelled(matcher, data, root, far, unlabelled, seed)
             return _stored(matcher, calibration, domain)
         selection = select_pictures(matcher, data, split=split, prefer="val", root=root)
         emb_ND = matcher.embed_pixels(selection.pixels, Progress("embedding"))
-        calibration = calibrate_on(
-            emb_ND, selection.table, matcher.comparison, far,
-            seed=seed, new_identities=not selection.is_closed,
-        )  # fmt: skip
+        try:
+            calibration = calibrate_on(
+                emb_ND, selection.table, matcher.comparison, far,
+                seed=seed, new_identities=not selection.is_closed,
+            )  # fmt: skip
+        except CalibrationError as error:
+            raise CalibrationError(f"{error}. {_next_step(matcher, data, selection)}") from error
         if (note := caution(calibration)) is not None:
             log.warning("%s", note)
         table, pixels = selection.table, selection.pixels
@@ -88,6 +102,23 @@ def calibrate(
             emb_ND, table, pixels, table, closed=selection.is_closed, seed=seed
         )
         return _stored(matcher, calibration, domain)
+
+
+def _next_step(matcher: Matcher, data: str | Path | ImageTable, selection: Selection) -> str:
+    """The command to run where these pictures give no threshold, and what it costs."""
+    source = data.source if isinstance(data, ImageTable) else str(data)
+    command = f"twinlens calibrate {matcher.path} {source}"
+    if selection.split != "all":
+        return (
+            f"`{command} --on all` uses all pictures, those of the training too, and then accepts "
+            "more impostors than it states"
+        )
+    if len(selection.table) >= FEWEST_PICTURES:
+        return f"`{command} --unlabelled` sets a threshold without the labels; it is less certain"
+    return (
+        "Until there are more pictures, `twinlens verify` shows distances, and `twinlens search` "
+        "the nearest pictures of a gallery"
+    )
 
 
 def _stored(matcher: Matcher, calibration: Calibration, domain: dict[str, Any] | None) -> Matcher:
@@ -141,6 +172,9 @@ def caution(calibration: Calibration) -> str | None:
 def explain(calibration: Calibration) -> str:
     """A calibration as text."""
     if calibration.assumed_share is not None:
+        probability = "the probability is that of the earlier calibration, moved"
+        if calibration.curve is None:
+            probability = "there is no probability"
         return (
             f"threshold {calibration.threshold:.4f} without labels: pairs at or below it match; "
             f"FAR about {100 * calibration.target_far:.3g} %\n"

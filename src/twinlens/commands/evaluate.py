@@ -22,6 +22,8 @@ from twinlens.commands.trials import run_trials
 from twinlens.data.adapters import Data
 from twinlens.data.columns import as_groups, column_names, read_column
 from twinlens.data.csv_file import write_csv
+from twinlens.data.folders import is_folder
+from twinlens.data.pair_list import pairs_in
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, DataError, one_line, unknown_name
 from twinlens.files import check_output_file, expand_user, writing_file
@@ -68,7 +70,7 @@ def evaluate(
     *,
     protocol: str = "standard",
     split: str = "auto",
-    trials: str | Path | None = None,
+    trials: Data | None = None,
     pairs: int | None = None,
     way: int | None = None,
     shot: int | None = None,
@@ -93,7 +95,7 @@ def evaluate(
 
     Args:
         model: folder of a model or of a run, or a loaded model.
-        data: labelled pictures: a folder, a manifest, the name of a set, or a table. Optional with
+        data: labelled pictures (see docs/data.md), or pairs, which are `trials` then. Optional with
             `trials`; then it may be a folder without classes, the base of relative paths.
         protocol: "standard", "nearest" or "open-set".
         split: "train", "val", "test", "all", or "auto": the test pictures if the model was trained
@@ -101,7 +103,8 @@ def evaluate(
             was trained on. With "nearest", the split of the probes; each picture of "train" then
             finds itself.
         trials: CSV file of pairs (`a,b,same`) or of one-shot trials
-            (`trial,probe,candidate,same`), with or without a column `cluster`.
+            (`trial,probe,candidate,same`), with or without a column `cluster`; or pairs as a data
+            frame or a list.
         pairs: number of genuine and of impostor pairs; by default all, or a large sample.
         way: identities in an episode, at most; 20 by default.
         shot: pictures of each identity in an episode, or templates of each enrolled identity with
@@ -136,6 +139,10 @@ def evaluate(
     """
     _check_numbers(pairs=(pairs, 1), way=(way, 2), shot=(shot, 1), episodes=(episodes, 1),
                    seed=(seed, 0))  # fmt: skip
+    if trials is None and protocol == "standard" and (given := pairs_in(data, root)) is not None:
+        if split != "auto":
+            raise ConfigError(f"pairs have no splits: leave out --on {split}")
+        data, trials = None, given
     _check_protocol(protocol, data, trials=trials, pairs=pairs, way=way, shot=shot,
                     episodes=episodes, answers=answers, rule=rule, prior=prior, by=by,
                     group_thresholds=group_thresholds or None)  # fmt: skip
@@ -160,11 +167,12 @@ def evaluate(
         trial_groups: dict[str, GroupsResult] = {}
         if trials is not None:
             trial_scores, trial_groups = run_trials(
-                matcher, Path(trials), _folder(data, table), prior=prior, by=columns, seed=seed
+                matcher, trials, _folder(data, table), prior=prior, by=columns, seed=seed
             )
         if table is None:
             assert trial_scores is not None
-            _check_columns(columns, trial_groups, str(trials))
+            name = str(trials) if isinstance(trials, str | Path) else "the list of pairs"
+            _check_columns(columns, trial_groups, name)
             return TrialEvaluation(trial_scores, trial_groups)
         of_pictures = [
             name for name in columns if name not in trial_groups or name in column_names(table)
@@ -243,7 +251,7 @@ def _read(
     try:
         return read_data(matcher, data, root)
     except DataError as error:
-        if not trials_only or isinstance(data, ImageTable) or not expand_user(data).is_dir():
+        if not trials_only or not is_folder(data):
             raise
         log.warning("only the trials are measured: %s", error)
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from twinlens.measure.trials import (
 from twinlens.model.training_record import find_record
 from twinlens.progress import Progress
 
-__all__ = ["embed_pairs", "run_trials"]
+__all__ = ["EmbeddedPairs", "embed_pairs", "run_trials"]
 
 log = logging.getLogger("twinlens")
 
@@ -68,9 +69,11 @@ def run_trials(
             f"trials are a CSV file, a data frame with the columns a, b and same, or a list of "
             f"(a, b, same), found {type(trials).__name__}"
         )
-    emb_ND, _ = embed_pairs(matcher, pairs)
+    embedded = embed_pairs(matcher, pairs)
+    _warn(matcher, embedded, pairs.table.source)
     same = pairs.same
-    distance = pair_distances(emb_ND, PairSet(pairs.a, pairs.b, same), matcher.comparison)
+    chosen = PairSet(pairs.a, pairs.b, same)
+    distance = pair_distances(embedded.embeddings, chosen, matcher.comparison)
     cluster: ArrayLike | None = pairs.columns.get(CLUSTER)
     if pairs.trial is not None:
         return one_shot_trials(pairs.trial, distance, same, cluster=cluster, seed=seed), {}
@@ -89,8 +92,17 @@ def run_trials(
     return result, groups
 
 
-def embed_pairs(matcher: Matcher, pairs: PairList) -> tuple[NDArray[np.float32], TrainingOverlap]:
-    """Embeddings of the pictures of pairs, (P, D), and what the model was trained on.
+@dataclass(frozen=True, eq=False)
+class EmbeddedPairs:
+    """The decoded pictures of pairs, (P, C, H, W), embeddings (P, D), and what was trained on."""
+
+    pixels: NDArray[np.uint8]
+    embeddings: NDArray[np.float32]
+    overlap: TrainingOverlap
+
+
+def embed_pairs(matcher: Matcher, pairs: PairList) -> EmbeddedPairs:
+    """Decode and embed the pictures of pairs.
 
     Raises:
         DataError: unreadable pictures.
@@ -110,15 +122,20 @@ def embed_pairs(matcher: Matcher, pairs: PairList) -> tuple[NDArray[np.float32],
             f"({named}): repair them, or remove their trials"
         )
     record = find_record(matcher.path, matcher.origin)
-    overlap = known_pictures(matcher, record, decoded.table, decoded.pixels).overlap("train")
-    if overlap.picture.any():
+    overlap = known_pictures(matcher, record, table, decoded.pixels).overlap("train")
+    embeddings = matcher.embed_pixels(decoded.pixels, progress=Progress("embedding"))
+    return EmbeddedPairs(decoded.pixels, embeddings, overlap)
+
+
+def _warn(matcher: Matcher, embedded: EmbeddedPairs, source: str) -> None:
+    """Warn of pictures that the model was trained on, or that are unlike those of its domain."""
+    known_P = embedded.overlap.picture
+    if known_P.any():
         log.warning(
             "the model was trained on %d of the %d pictures in %s: expect worse figures for new "
             "pictures (%s)",
-            overlap.picture.sum(), len(table), source, overlap.reasons(),
+            known_P.sum(), len(known_P), source, embedded.overlap.reasons(),
         )  # fmt: skip
-    emb_ND = matcher.embed_pixels(decoded.pixels, progress=Progress("embedding"))
-    domain = matcher.summarize_domain(emb_ND, decoded.pixels)
+    domain = matcher.summarize_domain(embedded.embeddings, embedded.pixels)
     if domain is not None and not domain.in_domain:
         log.warning("%s: %s", source, domain.as_text())
-    return emb_ND, overlap

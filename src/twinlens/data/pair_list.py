@@ -240,12 +240,13 @@ def _build(
 ) -> PairList:
     both = [
         str(Path(one) if root is None else root / one) if isinstance(one, str) else one
-        for one in (*first, *second)
+        for pair in zip(first, second, strict=True)
+        for one in pair
     ]
     keys = list(map(_key, both))
     pictures = dict(zip(keys, both, strict=True))
     place = {key: row for row, key in enumerate(pictures)}
-    a, b = np.array([place[key] for key in keys], np.int64).reshape(2, -1)
+    a, b = np.array([place[key] for key in keys], np.int64).reshape(-1, 2).T
     links = coo_array((same[same], (a[same], b[same])), shape=(len(place), len(place)))
     num, label_P = connected_components(links, directed=False)
     names = [f"{label + 1:0{len(str(num))}d}" for label in label_P.tolist()]
