@@ -10,6 +10,7 @@ from typing import Any
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.data.download import cache_folder
 from twinlens.machine import installed_extras, machine, versions
+from twinlens.progress import Progress, console_log
 
 __all__ = ["as_text", "doctor"]
 
@@ -30,9 +31,11 @@ TRIALS: Mapping[str, tuple[ModelSettings, PictureSettings, int]] = {
 }
 
 
-def doctor() -> dict[str, Any]:
+def doctor(*, quiet: bool = False) -> dict[str, Any]:
     """Versions, extras, machine, free disk space, and training speed in each number format.
 
+    Args:
+        quiet: whether to show no progress of the timing, which takes up to a minute.
     Returns:
         Plain data; see docs/json.md. `training` is None without the extra `train`.
 
@@ -61,7 +64,7 @@ def doctor() -> dict[str, Any]:
             "here": _free_gb(Path.cwd()),
             "cache": _free_gb(cache),
         },
-        "training": _training() if extras["train"] else None,
+        "training": _training(quiet) if extras["train"] else None,
     }
 
 
@@ -110,7 +113,7 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
-def _training() -> dict[str, Any]:
+def _training(quiet: bool) -> dict[str, Any]:
     """Device and threads of torch, the folder of pretrained weights, and timed training steps."""
     import torch
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -120,7 +123,11 @@ def _training() -> dict[str, Any]:
 
     keep_freed_memory()  # As training does.
     device = pick_device("auto")
-    formats = {name: _time(device, *trial) for name, trial in TRIALS.items()}
+    with console_log(quiet):
+        formats = {
+            name: _time(device, *trial, Progress(f"timing {name}", "training steps"))
+            for name, trial in TRIALS.items()
+        }
     return {
         "device": torch.cuda.get_device_name(device) if device == "cuda" else device,
         "threads": torch.get_num_threads(),
@@ -136,7 +143,7 @@ def _training() -> dict[str, Any]:
 
 
 def _time(
-    device: str, model: ModelSettings, picture: PictureSettings, batch: int
+    device: str, model: ModelSettings, picture: PictureSettings, batch: int, progress: Progress
 ) -> list[dict[str, Any]]:
     from twinlens.model.compute import Compute, time_formats
     from twinlens.model.device import has_bfloat16
@@ -144,7 +151,7 @@ def _time(
 
     precisions = [False, True] if has_bfloat16(device) else [False]
     options = [Compute(device, half, last) for half in precisions for last in (False, True)]
-    seconds = time_formats(Encoder(model, picture), options, batch)
+    seconds = time_formats(Encoder(model, picture), options, batch, progress=progress)
     return [
         {"format": str(option), "pictures_per_second": round(batch / duration, 1)}
         for option, duration in zip(options, seconds, strict=True)

@@ -84,11 +84,22 @@ def choose_compute(model: ModelSettings, train: TrainSettings) -> Compute:
 
 
 def time_formats(
-    encoder: Encoder, options: list[Compute], batch_size: int, rounds: int = 3
+    encoder: Encoder,
+    options: list[Compute],
+    batch_size: int,
+    rounds: int = 3,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[float]:
     """Seconds of a forward and backward pass in each format, the least of several rounds.
 
     The formats take turns, so that a busy moment of the machine slows all of them.
+
+    Args:
+        encoder: network.
+        options: formats to time.
+        batch_size: pictures of a pass.
+        rounds: timed passes of each format; one more warms up.
+        progress: called with (done, all) after each pass.
     """
     saved = {k: v.clone() for k, v in encoder.state_dict().items()}
     device = options[0].device
@@ -105,6 +116,8 @@ def time_formats(
                 seconds = _time_step(partial(_step, encoder, pictures, option), device)
                 if turn:  # The first turn warms up.
                     best[index] = min(best[index], seconds)
+                if progress is not None:
+                    progress(turn * len(options) + index + 1, (rounds + 1) * len(options))
     encoder.to(memory_format=torch.contiguous_format)
     encoder.load_state_dict(saved)
     encoder.zero_grad(set_to_none=True)
