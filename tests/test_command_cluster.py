@@ -123,11 +123,10 @@ def test_named_clusters_are_class_folders_and_others_are_not(
     (out / "cluster-002").rename(out / "ben")
     (out / "single").mkdir()
     shutil.copy(flat / "a0.png", out / "single" / "x.png")
-    with caplog.at_level("WARNING", "twinlens"):
+    with caplog.at_level("INFO", "twinlens"):
         assert read_table(out).identities() == ["ben"]
-    assert "2 clusters without a name are left out, with the pictures of single (10 in all)" in (
-        caplog.text
-    )
+    assert "clusters without a name are left out (2: cluster-001, cluster-003)" in caplog.text
+    assert "pictures in no cluster are left out (1 in " in caplog.text
     (out / "names.csv").write_text("cluster;name\ncluster-003;ben\ncluster-001; Ann \n")
     table = read_table(out)
     assert [(n, int((table.identity == n).sum())) for n in table.identities()] == [

@@ -66,6 +66,8 @@ class IdentificationResult:
         answers: one for each picture; of a model of cropped faces one for each face of a picture.
     """
 
+    ROWS = "answers"
+
     answers: tuple[Identification, ...]
 
     @property
@@ -120,6 +122,8 @@ class SearchResult:
         face: place of that face; None for a model of other pictures.
         others: results of the other faces.
     """
+
+    ROWS = "hits"
 
     picture: str
     hits: tuple[Hit, ...]
@@ -197,10 +201,12 @@ def identify(
     if show is not None:
         check_sheet(show)
     with console_log(quiet):
-        opened = _open(gallery, device, as_is)
+        opened = _open(gallery, device)
         progress, answers = Progress("identifying"), list[Identification]()
         for number, name in enumerate(names, 1):
-            answers += identify_each(opened, [(name, name)], k=k, far=far, min_quality=min_quality)
+            answers += identify_each(
+                opened, [(name, name)], k=k, far=far, min_quality=min_quality, as_is=as_is
+            )
             progress(number, len(names))
         result = IdentificationResult(tuple(answers))
         result.require_some()
@@ -216,6 +222,7 @@ def identify_each(
     k: int = 5,
     far: float | None = None,
     min_quality: float | None = None,
+    as_is: bool = False,
 ) -> Iterator[Identification]:
     """Identify pictures in an open gallery; an unreadable one does not stop the others.
 
@@ -227,12 +234,13 @@ def identify_each(
         k: as in `identify`.
         far: as there.
         min_quality: as there.
+        as_is: as there.
     Raises:
         CalibrationError: no calibration, or none for `far`.
     """
     for name, picture in pictures:
         try:
-            faces = gallery.matcher.faces_or_whole(picture)
+            faces = gallery.matcher.faces_or_whole(picture, as_is=as_is)
         except PictureError as error:
             yield Identification(name, None, error.reason)
             continue
@@ -279,16 +287,17 @@ def search(
     if show is not None:
         check_sheet(show)
     with console_log():
-        opened = _open(gallery, device, as_is)
-        result = search_faces(opened, str(picture), str(picture), k=k, where=where)
+        opened = _open(gallery, device)
+        result = search_faces(opened, str(picture), str(picture), k=k, where=where, as_is=as_is)
         if show is not None:
             draw_hits(show, opened, result.picture, result.hits)
     return result
 
 
 def search_faces(
-    gallery: Gallery, name: str, picture: Picture, *, k: int = 20, where: str | None = None
-) -> SearchResult:
+    gallery: Gallery, name: str, picture: Picture, *, k: int = 20, where: str | None = None,
+    as_is: bool = False,
+) -> SearchResult:  # fmt: skip
     """As `search`, in an open gallery.
 
     Args:
@@ -297,20 +306,17 @@ def search_faces(
         picture: the picture.
         k: as in `search`.
         where: as there.
+        as_is: as there.
     Raises:
         GalleryError: as in `search`.
         PictureError: as there.
     """
     first, *others = (
         SearchResult(name, gallery.search(face, k=k, where=where), place)
-        for face, place in gallery.matcher.faces_or_whole(picture)
+        for face, place in gallery.matcher.faces_or_whole(picture, as_is=as_is)
     )
     return replace(first, others=tuple(others))
 
 
-def _open(gallery: str | Path | Gallery, device: str, as_is: bool) -> Gallery:
-    if not isinstance(gallery, Gallery):
-        return Gallery.open(gallery, device=device, as_is=as_is)
-    if as_is:
-        raise ConfigError("as_is belongs to Gallery.open: open the gallery with as_is=True")
-    return gallery
+def _open(gallery: str | Path | Gallery, device: str) -> Gallery:
+    return gallery if isinstance(gallery, Gallery) else Gallery.open(gallery, device=device)

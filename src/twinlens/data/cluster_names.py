@@ -57,12 +57,13 @@ def name_clusters(table: ImageTable, folder: Path) -> ImageTable:
             f"no cluster of {folder} has a name yet: rename its folders ({_some(clusters)}), or "
             f"fill in the column name of {folder / NAMES}"
         )
-    if len(unnamed):
+    if clusters:
         log.warning(
-            "%d clusters without a name are left out, with the pictures of %s (%d in all): rename "
-            "their folders (%s), or fill in the column name of %s",
-            len(clusters), SINGLE, len(unnamed), _some(clusters), folder / NAMES,
+            "clusters without a name are left out (%d: %s): rename their folders, or fill in the "
+            "column name of %s", len(clusters), _some(clusters), folder / NAMES,
         )  # fmt: skip
+    if num_single := int(np.count_nonzero(unnamed.identity == SINGLE)):
+        log.info("pictures in no cluster are left out (%d in %s)", num_single, folder / SINGLE)
     return replace(table, identity=np.array(identity, dtype=object)).select(is_named)
 
 

@@ -25,7 +25,8 @@ from twinlens.data.pixels import Pixels
 from twinlens.data.quality import PictureQuality, check_minimum, quality_parts
 from twinlens.errors import CalibrationError, DataError, ModelError, PictureError, naming_extras
 from twinlens.face.faces_of import CroppedFace, FacePlace, faces_of, places_text
-from twinlens.face.marks import is_marked, open_marked
+from twinlens.face.geometry import Box
+from twinlens.face.marks import is_marked, mark, open_marked
 from twinlens.match.answers import ComparedFaces, VerifyAnswer
 from twinlens.match.run_page import RunPage
 from twinlens.measure.calibration import Calibration
@@ -605,18 +606,26 @@ class Matcher:
         if not faces:
             raise PictureError(
                 _name(picture),
-                "no face was found in it; --as-is takes a picture that is cropped to the face",
+                "no face was found in it; as_is (--as-is) takes a picture that is cropped to one",
             )
         return faces
 
-    def faces_or_whole(self, picture: Picture) -> list[tuple[Picture, FacePlace | None]]:
+    def faces_or_whole(
+        self, picture: Picture, *, as_is: bool = False
+    ) -> list[tuple[Picture, FacePlace | None]]:
         """The faces of a picture and their places; for a model of other pictures the picture.
 
+        Args:
+            picture: a picture in any form.
+            as_is: take it as a cropped face, whatever it shows.
         Raises:
             PictureError: as in `faces`.
         """
         if self.face is None:
             return [(picture, None)]
+        if as_is:
+            whole = self.open(picture).copy()
+            return [(mark(whole, self.face, Box(0, 0, whole.width, whole.height)), None)]
         return [(face.picture, face.place) for face in self.faces(picture)]
 
     def only_face(self, picture: Picture) -> Picture:

@@ -18,6 +18,7 @@ from twinlens.config import DataSettings
 from twinlens.data.csv_file import write_csv
 from twinlens.data.decode import open_picture
 from twinlens.errors import PictureError
+from twinlens.face.faces_of import FacePlace
 from twinlens.face.geometry import Box, Face
 from twinlens.face.layout import face_path
 from twinlens.face.result import PhotographResult
@@ -26,7 +27,7 @@ from twinlens.report.embedding_map import data_uri
 from twinlens.report.formatting import count_of, percent
 from twinlens.report.templates import page_template, style_sheet
 
-__all__ = ["FacePage", "render_page", "write_list", "write_page"]
+__all__ = ["FacePage", "framed", "render_page", "write_list", "write_page"]
 
 COLUMNS = (
     "path", "output", "outcome", "faces", "score", "left", "top", "right", "bottom", "reason",
@@ -262,6 +263,25 @@ def _boxed(picture: Image.Image, result: PhotographResult) -> np.ndarray[Any, np
     for face in sorted(result.faces, key=lambda face: face in result.kept):
         _draw_box(draw, face.box, scale, GREEN if face in result.kept else RED)
     return np.moveaxis(np.asarray(small), -1, 0)
+
+
+def framed(picture: Image.Image, places: Sequence[FacePlace], side: int) -> Image.Image:
+    """A small copy of a picture with green frames around faces, and their numbers if several."""
+    scale = min(1.0, side / max(picture.size))
+    small = picture.convert("RGB").resize(
+        (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))),
+        Image.Resampling.BICUBIC, reducing_gap=3.0,
+    )  # fmt: skip
+    draw = ImageDraw.Draw(small)
+    for place in places:
+        if place.box is None:
+            continue
+        _draw_box(draw, Box(*place.box), scale, GREEN)
+        if place.of > 1:
+            corner = place.box[0] * scale + 4, place.box[1] * scale + 2
+            draw.text(corner, str(place.number), fill=GREEN, font_size=16,
+                      stroke_width=2, stroke_fill="white")  # fmt: skip
+    return small
 
 
 def _draw_box(draw: ImageDraw.ImageDraw, box: Box, scale: float, color: Color) -> None:

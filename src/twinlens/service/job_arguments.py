@@ -165,7 +165,7 @@ class AuditArguments(_Arguments):
 
 
 class FacesArguments(_Arguments):
-    """A crop of the largest face of each picture into another set.
+    """Crops of faces into another set: the largest of a named picture, all of an unsorted one.
 
     Attributes:
         pictures: name of the picture set.

@@ -251,12 +251,14 @@ def _faces(arguments: FacesArguments, place: WorkPlace) -> dict[str, Any]:
         shutil.rmtree(out, ignore_errors=True)
         result = faces(
             table, out, detector="haar" if model is None else "yunet", model=model,
-            keep="largest", margin=arguments.margin, workers=1,
+            keep="largest" if is_labelled else "all", margin=arguments.margin, workers=1,
         )  # fmt: skip
-        # In the order of the table, as `faces` has written them.
-        for row, file in enumerate(target_paths(table, table)):
+        if is_labelled:  # In the order of the table, as `faces` has written them.
+            crops = list(zip(target_paths(table, table), table.identity, strict=True))
+        else:
+            crops = [(file, None) for file in sorted(out.rglob("*.face*.*"))]
+        for file, identity in crops:
             if (out / file).is_file():
-                identity = str(table.identity[row]) if is_labelled else None
                 sets.add(arguments.into, identity, file.name, (out / file).read_bytes())
         shutil.rmtree(out, ignore_errors=True)
         for name in ("pictures", "faces", "several", "low_score", "without", "broken"):

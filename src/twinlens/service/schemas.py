@@ -6,7 +6,7 @@ models, which describe and never change them.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
@@ -59,6 +59,33 @@ class Domain(BaseModel):
     domain_reason: str | None = Field(description="How it differs; null in the domain")
 
 
+class Face(BaseModel):
+    """The place of a face in a picture."""
+
+    number: int = Field(description="1 for the leftmost face")
+    of: int = Field(description="Number of faces in the picture")
+    box: list[float] | None = Field(
+        description="Left, top, right and bottom in pixels; null for a cropped face"
+    )
+    score: float | None
+
+
+FaceOfAnswer = Annotated[
+    Face | None, Field(description="Only from a model of cropped faces, which answers for each")
+]
+
+
+class ComparedFaces(BaseModel):
+    """The two faces that were compared: of all pairs of faces the nearest."""
+
+    first: Face
+    second: Face
+    pairs: int = Field(description="Number of pairs of faces")
+    far_bound: float | None = Field(
+        description="Largest false accept rate of the nearest of all pairs: pairs * target_far"
+    )
+
+
 class VerifyAnswer(Domain):
     """Whether two pictures show the same thing."""
 
@@ -82,6 +109,9 @@ class VerifyAnswer(Domain):
     reason: str | None = Field(
         None, description="Absent unless the verdict is not the more probable answer"
     )
+    faces: ComparedFaces | None = Field(
+        None, description="Only from a model of cropped faces, which finds them in photographs"
+    )
 
 
 class PictureFailure(BaseModel):
@@ -92,11 +122,12 @@ class PictureFailure(BaseModel):
 
 
 class PictureEmbedding(Domain):
-    """The embedding of one picture."""
+    """The embedding of one picture, or of one face of it."""
 
     picture: str = Field(description="File name of the upload, or its number")
     embedding: list[float]
     quality: Quality
+    face: FaceOfAnswer = None
 
 
 class EmbedAnswer(BaseModel):
@@ -128,7 +159,7 @@ class CandidateFacts(BaseModel):
 
 
 class Identification(Domain):
-    """The answer for one picture."""
+    """The answer for one picture, or for one face of it."""
 
     picture: str
     verdict: Literal["identified", "nobody", "ambiguous"]
@@ -142,6 +173,7 @@ class Identification(Domain):
     probability: float | None
     candidates: list[CandidateFacts]
     quality: Quality | None
+    face: FaceOfAnswer = None
 
 
 class IdentifyAnswer(BaseModel):
@@ -172,6 +204,14 @@ class HitFacts(BaseModel):
     hash: str = Field(description="Hash of the picture's content, by which templates are deleted")
 
 
+class OtherHits(BaseModel):
+    """Templates near another face."""
+
+    picture: str
+    hits: list[HitFacts]
+    face: Face
+
+
 class SearchAnswer(BaseModel):
     """Templates, nearest first."""
 
@@ -184,6 +224,8 @@ class SearchAnswer(BaseModel):
 
     picture: str
     hits: list[HitFacts]
+    face: FaceOfAnswer = None
+    others: list[OtherHits] | None = Field(None, description="Of the other faces")
 
 
 class CalibrationFacts(BaseModel):

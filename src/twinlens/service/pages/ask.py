@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request, Response
+from PIL import Image
 
+from twinlens.commands.identify import search_faces
 from twinlens.data.decode import open_picture
 from twinlens.errors import PictureError
+from twinlens.face.faces_of import FacePlace
 from twinlens.gallery.feedback_results import CorrectionList
 from twinlens.gallery.gallery import Gallery
 from twinlens.match.answers import IdentifyAnswer
+from twinlens.match.matcher import Picture
 from twinlens.measure.error_rates import matches
 from twinlens.report.embedding_map import thumbnail_uri
+from twinlens.report.faces import framed
 from twinlens.service import changes
 from twinlens.service.errors import ServiceError
 from twinlens.service.pages import snippets, view
@@ -56,15 +62,17 @@ async def ask(request: Request, service: Service, caller: Read, name: str) -> Re
 
         def work(opened: Gallery) -> dict[str, Any]:
             try:
-                answer = opened.identify(upload.content, k=k)
+                faces = opened.matcher.faces_or_whole(upload.content)
+                answers = [replace(opened.identify(face, k=k), face=place) for face, place in faces]
             except PictureError as error:
                 raise upload.named(error) from error
-            cover_of = covers(opened, [row.identity for row in answer.candidates])
-            hashes = [cover_of.get((row.identity, row.path)) for row in answer.candidates]
-            return {"answer": answer, "hashes": hashes, "probe": _shown(opened, upload),
-                    "is_match": [matches(row.distance, answer.threshold)
-                                 for row in answer.candidates],
-                    "rejected": _rejected(answer), "known": known_names(opened)}  # fmt: skip
+            probe = _probe_uri(upload, opened.matcher.max_pixels, [place for _, place in faces])
+            single = len(faces) == 1
+            return {"answers": [
+                        _answer_values(opened, answer, probe if single else _face_uri(face))
+                        for answer, (face, _) in zip(answers, faces, strict=True)
+                    ],
+                    "probe": probe, "known": known_names(opened)}  # fmt: skip
 
         values = await service.queue.run(service.galleries.use, name, work)
     values |= {"code": snippets.identify(request, service, name, k),
@@ -82,12 +90,21 @@ async def nearest(request: Request, service: Service, caller: Read, name: str) -
 
         def work(opened: Gallery) -> dict[str, Any]:
             try:
-                hits = opened.search(upload.content, k=k, where=where)
+                first = search_faces(opened, "", upload.content, k=k, where=where)
             except PictureError as error:
                 raise upload.named(error) from error
-            with_picture = set(covers(opened, {hit.identity for hit in hits}).values())
-            hits = tuple(replace(hit, path=PurePath(hit.path).name) for hit in hits)
-            return {"hits": hits, "with_picture": with_picture, "probe": _shown(opened, upload)}
+            results = [
+                replace(one, hits=tuple(replace(hit, path=PurePath(hit.path).name)
+                                        for hit in one.hits))
+                for one in (first, *first.others)
+            ]  # fmt: skip
+            identities = {hit.identity for one in results for hit in one.hits}
+            places = [one.face for one in results]
+            return {"results": results, "num_hits": sum(len(one.hits) for one in results),
+                    "probe": _probe_uri(
+                        upload, opened.matcher.max_pixels, places
+                    ),
+                    "with_picture": set(covers(opened, identities).values())}  # fmt: skip
 
         values = await service.queue.run(service.galleries.use, name, work)
     values |= {"code": snippets.search(request, service, name, k, where)}
@@ -147,9 +164,19 @@ async def compare(request: Request, service: Service, caller: Read) -> Response:
 
         def work() -> dict[str, Any]:
             matcher = service.models.get(model)
-            shown = [_probe_uri(upload, matcher.max_pixels) for upload in uploads]
-            return {"answer": matcher.verify(*(upload.content for upload in uploads)),
-                    "shown": shown}  # fmt: skip
+            for upload in uploads:
+                _probe_uri(upload, matcher.max_pixels)  # An error names the upload.
+            try:
+                answer = matcher.verify(*(upload.content for upload in uploads))
+            except PictureError as error:
+                raise PictureError("a picture", error.reason) from error
+            faces = answer.faces
+            places = (None, None) if faces is None else (faces.first, faces.second)
+            shown = [
+                _probe_uri(upload, matcher.max_pixels, [place])
+                for upload, place in zip(uploads, places, strict=True)
+            ]
+            return {"answer": answer, "shown": shown}
 
         values = await service.queue.run(work)
     values |= {"code": snippets.verify(request, service, model), "model": model,
@@ -221,18 +248,34 @@ def _rejected(answer: IdentifyAnswer) -> list[str]:
     return near[: 2 if answer.verdict == "ambiguous" else 1]
 
 
-def _shown(gallery: Gallery, upload: Upload) -> str:
-    return _probe_uri(upload, gallery.matcher.max_pixels)
+def _answer_values(gallery: Gallery, answer: IdentifyAnswer, probe: str) -> dict[str, Any]:
+    """An answer for a template."""
+    cover_of = covers(gallery, [row.identity for row in answer.candidates])
+    return {"answer": answer, "probe": probe, "rejected": _rejected(answer),
+            "hashes": [cover_of.get((row.identity, row.path)) for row in answer.candidates],
+            "is_match": [matches(row.distance, answer.threshold)
+                         for row in answer.candidates]}  # fmt: skip
 
 
-def _probe_uri(upload: Upload, max_pixels: int) -> str:
+def _face_uri(face: Picture) -> str:
+    assert isinstance(face, Image.Image)
+    return thumbnail_uri(face, SIDE)
+
+
+def _probe_uri(upload: Upload, max_pixels: int, places: Sequence[FacePlace | None] = ()) -> str:
     """A picture as a small one in the page itself, since uploads are not kept.
 
+    Args:
+        upload: the picture.
+        max_pixels: largest height x width that is decoded.
+        places: places of faces, which get a frame.
     Raises:
         PictureError: it cannot be read.
     """
+    framed_places = [place for place in places if place is not None and place.box is not None]
+    target = None if framed_places else (SIDE, SIDE)
     try:
-        opened = open_picture(upload.content, max_pixels=max_pixels, target=(SIDE, SIDE))
+        opened = open_picture(upload.content, max_pixels=max_pixels, target=target)
     except PictureError as error:
         raise upload.named(error) from error
-    return thumbnail_uri(opened, SIDE)
+    return thumbnail_uri(framed(opened, framed_places, SIDE) if framed_places else opened, SIDE)

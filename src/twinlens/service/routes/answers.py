@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 
 from twinlens.commands.embed import embed_pictures
-from twinlens.commands.identify import IdentificationResult, SearchResult, identify_each
+from twinlens.commands.identify import IdentificationResult, identify_each, search_faces
 from twinlens.errors import PictureError
 from twinlens.gallery.gallery import Gallery
 from twinlens.service.schemas import (
@@ -35,6 +35,9 @@ ModelName = Annotated[
 GalleryName = Annotated[
     str | None, Query(description="Name of a gallery; not needed if there is only one")
 ]
+AsIs = Annotated[
+    bool, Query(description="Take pictures as they are, without a search for the faces in them")
+]
 MinQuality = Annotated[
     float | None, Query(ge=0, le=1, description="Least quality of a picture; by default no gate")
 ]
@@ -52,6 +55,7 @@ async def verify(
         float, Query(gt=0, lt=1, description="Probability of a genuine pair before the comparison")
     ] = 0.5,
     min_quality: MinQuality = None,
+    as_is: AsIs = False,
 ) -> JSONResponse:
     """Verify whether two pictures, `a` and `b`, show the same thing."""
     async with service.queue.admitted():
@@ -60,6 +64,7 @@ async def verify(
 
         def work() -> dict[str, Any]:
             matcher = service.models.get(model)
+            matcher = matcher.as_is() if as_is else matcher
             try:
                 answer = matcher.verify(a.content, b.content, prior=prior, min_quality=min_quality)
             except PictureError as error:
@@ -78,13 +83,16 @@ async def embed(
     caller: Read,
     model: ModelName = None,
     min_quality: MinQuality = None,
+    as_is: AsIs = False,
 ) -> JSONResponse:
     """Embed one picture or several; an unreadable one does not stop the others."""
     async with service.queue.admitted():
         pictures = await _read_pictures(request, service)
 
         def work() -> dict[str, Any]:
-            result = embed_pictures(service.models.get(model), pictures, min_quality=min_quality)
+            matcher = service.models.get(model)
+            matcher = matcher.as_is() if as_is else matcher
+            result = embed_pictures(matcher, pictures, min_quality=min_quality)
             result.require_some()
             return result.as_json()
 
@@ -107,13 +115,16 @@ async def identify(
         Query(gt=0, lt=1, description="False positive identification rate; the gallery's if none"),
     ] = None,
     min_quality: MinQuality = None,
+    as_is: AsIs = False,
 ) -> JSONResponse:
     """Identify one picture or several in a gallery, or answer "nobody"."""
     async with service.queue.admitted():
         pictures = await _read_pictures(request, service)
 
         def ask(opened: Gallery) -> dict[str, Any]:
-            each = identify_each(opened, pictures, k=k, far=far, min_quality=min_quality)
+            each = identify_each(
+                opened, pictures, k=k, far=far, min_quality=min_quality, as_is=as_is
+            )
             result = IdentificationResult(tuple(each))
             result.require_some()
             answer = result.as_json()
@@ -134,6 +145,7 @@ async def search(
         str | None,
         Query(max_length=2000, description="Condition on templates: `metadata.room = 'north'`"),
     ] = None,
+    as_is: AsIs = False,
 ) -> JSONResponse:
     """Find the enrolled pictures that are nearest to a picture, without a verdict."""
     async with service.queue.admitted():
@@ -142,11 +154,14 @@ async def search(
 
         def ask(opened: Gallery) -> dict[str, Any]:
             try:
-                hits = opened.search(upload.content, k=k, where=where)
+                result = search_faces(
+                    opened, _name(upload, 1), upload.content, k=k, where=where, as_is=as_is
+                )
             except PictureError as error:
                 raise upload.named(error) from error
-            answer = SearchResult(_name(upload, 1), hits).as_json()
-            _shorten(answer["hits"])
+            answer = result.as_json()
+            for each in (answer, *answer.get("others", ())):
+                _shorten(each["hits"])
             return answer
 
         return JSONResponse(await service.queue.run(service.galleries.use, gallery, ask))

@@ -1,6 +1,7 @@
 """CompreFace's routes that answer: recognition and verification.
 
-The models answer for a whole picture, so each picture has one "face" whose box is the picture.
+A model of cropped faces answers for each face of a picture. Any other answers for the whole
+picture, which then has one "face" whose box is the picture.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from fastapi.responses import JSONResponse
 
 from twinlens.data.decode import read_header
 from twinlens.errors import PictureError
+from twinlens.face.faces_of import FacePlace
 from twinlens.gallery.gallery import Gallery
-from twinlens.match.matcher import Matcher
+from twinlens.match.matcher import Matcher, Picture
 from twinlens.measure.error_rates import matches
 from twinlens.service.compreface_schemas import Recognized, Verified, VerifiedFaces
 from twinlens.service.errors import ServiceError
@@ -44,12 +46,10 @@ class Options:
         status: whether to add `plugins_versions` and `execution_time`.
     """
 
-    limit: Annotated[
-        int, Query(ge=0, description="Ignored: there is one answer, for the whole picture")
-    ] = 0
-    det_prob_threshold: Annotated[str | None, Query(description="Ignored: no face is detected")] = (
-        None
-    )
+    limit: Annotated[int, Query(ge=0, description="Ignored: there is an answer for each face")] = 0
+    det_prob_threshold: Annotated[
+        str | None, Query(description="Ignored: the model's own is used")
+    ] = None
     face_plugins: Annotated[str, Query(description="`calculator`, for the embedding")] = ""
     status: Annotated[bool, Query(description="Add versions and times")] = False
 
@@ -60,19 +60,28 @@ class Options:
                 422, f"face_plugins: '{unknown[0]}' is not supported, only 'calculator' is"
             )
 
-    def face(self, matcher: Matcher, upload: Upload, start: float) -> dict[str, Any]:
-        """Box, embedding and time of a picture."""
+    def face(
+        self, matcher: Matcher, upload: Upload, start: float, place: FacePlace | None = None,
+        picture: Picture | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Box, embedding and time of a picture, or of a face of it."""
+        source = upload.content if picture is None else picture
         try:
             header = read_header(upload.content, max_pixels=matcher.max_pixels)
             more = {}
             if self.face_plugins:
-                more["embedding"] = matcher.embed([upload.content])[0].tolist()
+                more["embedding"] = matcher.embed([source])[0].tolist()
         except PictureError as error:
             raise upload.named(error) from error
         if self.status:
             more["execution_time"] = {"calculator": round(1000 * (time.monotonic() - start), 1)}
-        box = {"probability": 1.0, "x_min": 0, "y_min": 0, "x_max": header.width,
-               "y_max": header.height}  # fmt: skip
+        sides = 0, 0, header.width, header.height
+        if place is not None and place.box is not None:
+            sides = tuple(map(round, place.box))
+        score = 1.0 if place is None or place.score is None else min(1.0, place.score)
+        box = {"probability": score} | dict(
+            zip(("x_min", "y_min", "x_max", "y_max"), sides, strict=True)
+        )
         return {"box": box} | more
 
     def versions(self, matcher: Matcher) -> dict[str, Any]:
@@ -98,17 +107,20 @@ async def recognize(
         upload = await read_file(request, service)
 
         def work(opened: Gallery) -> dict[str, Any]:
-            start = time.monotonic()
+            start, matcher, results = time.monotonic(), opened.matcher, []
             try:
-                answer = opened.identify(upload.content, k=prediction_count)
+                for picture, place in matcher.faces_or_whole(upload.content):
+                    answer = opened.identify(picture, k=prediction_count)
+                    subjects = [
+                        {"subject": row.identity,
+                         "similarity": similarity(row.distance, answer.threshold)}
+                        for row in answer.candidates
+                    ]  # fmt: skip
+                    face = options.face(matcher, upload, start, place, picture)
+                    results.append(face | {"subjects": subjects})
             except PictureError as error:
                 raise upload.named(error) from error
-            subjects = [
-                {"subject": row.identity, "similarity": similarity(row.distance, answer.threshold)}
-                for row in answer.candidates
-            ]
-            face = options.face(opened.matcher, upload, start) | {"subjects": subjects}
-            return {"result": [face]} | options.versions(opened.matcher)
+            return {"result": results} | options.versions(matcher)
 
         return JSONResponse(await service.queue.run(service.galleries.use, gallery, work))
 
@@ -161,8 +173,19 @@ async def verify(
 
         def work() -> dict[str, Any]:
             start, matcher = time.monotonic(), service.models.get(model)
-            faces = [options.face(matcher, upload, start) for upload in (source, target)]
-            answer = matcher.verify(source.content, target.content)
+            try:
+                pictures = source.content, target.content
+                first, second, compared = matcher.nearest_faces(*pictures)
+            except PictureError as error:
+                raise PictureError("a picture", error.reason) from error
+            answer = matcher.verify(first, second)
+            places = (None, None) if compared is None else (compared.first, compared.second)
+            faces = [
+                options.face(matcher, upload, start, place, picture)
+                for upload, place, picture in zip(
+                    (source, target), places, (first, second), strict=True
+                )
+            ]
             match = faces[1] | {"similarity": similarity(answer.distance, answer.threshold)}
             pair = {"source_image_face": faces[0], "face_matches": [match]}
             return {"result": [pair | options.versions(matcher)]}
