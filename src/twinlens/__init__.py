@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from twinlens.commands.evaluate import evaluate
     from twinlens.commands.export import export
     from twinlens.commands.faces import faces
+    from twinlens.commands.fetch import fetch
     from twinlens.commands.identify import identify, search
     from twinlens.commands.inspect import inspect
     from twinlens.commands.pretrain import pretrain
@@ -80,6 +81,7 @@ __all__ = [
     "evaluate",
     "export",
     "faces",
+    "fetch",
     "identify",
     "inspect",
     "load",
@@ -111,6 +113,7 @@ _HOMES = {
     "evaluate": "commands.evaluate",
     "export": "commands.export",
     "faces": "commands.faces",
+    "fetch": "commands.fetch",
     "identify": "commands.identify",
     "inspect": "commands.inspect",
     "load": "commands.verify",

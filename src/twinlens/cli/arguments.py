@@ -35,7 +35,7 @@ __all__ = [
     "values_of",
 ]
 
-DATA_HELP = "a folder, a manifest (.csv, .parquet), or the name of a set such as digits"
+DATA_HELP = "a folder, manifest (.csv, .tsv, .parquet), list of pairs, .tar, or set such as digits"
 MODEL_HELP = "folder of a model or of a run, or hf://name/model"
 NO_PARAMETERS = ("json", "run")  # of the namespace, used by the command line alone
 

@@ -88,6 +88,14 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
                         help="override any setting; may be repeated")  # fmt: skip
 
 
+def _add_fetch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("address", metavar="ADDRESS",
+                        help="s3://bucket/folder, or a .zip, .tar or manifest at s3:// or https://",
+                        )  # fmt: skip
+    parser.add_argument("out", type=Path, metavar="FOLDER", help="new or empty folder")
+    quiet_argument(parser)
+
+
 def _add_pretrain(parser: argparse.ArgumentParser) -> None:
     data_argument(parser)
     parser.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
@@ -483,6 +491,9 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         "train, calibrate and evaluate a model on pictures", _add_train, lambda: twinlens.train,
         show=_show_run, values=_with_settings,
+    ),
+    "fetch": Command(
+        "download pictures from s3:// or https://", _add_fetch, lambda: twinlens.fetch,
     ),
     "pretrain": Command(
         "train a start for drawings, which later trainings begin with", _add_pretrain,

@@ -19,6 +19,7 @@ from twinlens.data.datasets import NAMED_SETS, named_set_in
 from twinlens.data.manifests import MANIFEST_SUFFIXES, SPLIT_NAMES, read_manifest
 from twinlens.data.pair_list import pairs_in
 from twinlens.data.picture_file import picture_suffixes
+from twinlens.data.remote import refuse_address
 from twinlens.data.table import ImageTable, Row
 from twinlens.data.tar_shards import is_tar, read_tar, tar_files
 from twinlens.data.walk import LeftOut, walk_pictures
@@ -75,6 +76,7 @@ def read_table(
     """
     if not isinstance(data, str | Path):
         return table_of(data, root=root)
+    refuse_address(data)
     if isinstance(data, str) and data in NAMED_SETS:
         return NAMED_SETS[data](None if root is None else _existing(expand_user(root)))
     if is_tar(data) and root is None:

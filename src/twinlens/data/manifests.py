@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from twinlens.data.csv_file import path_of_cell, read_csv
+from twinlens.data.remote import is_address
 from twinlens.data.table import ImageTable, Row
 from twinlens.errors import DataError, first_line, one_line
 
@@ -95,6 +96,8 @@ def read_manifest(file: Path, *, root: Path | None = None, source: str | None = 
 
 def _problems(cells: dict[str, str]) -> list[str]:
     problems = [f"no {name}" for name in REQUIRED if not cells[name].strip()]
+    if is_address(cells["path"]):
+        problems.append("path is an address: `twinlens fetch MANIFEST FOLDER` downloads the files")
     if "\0" in cells["path"]:
         problems.append("path holds a NUL")
     if cells["role"].strip().lower() not in ROLES:

@@ -17,6 +17,7 @@ from PIL import Image
 from twinlens.data.arrays import picture_array
 from twinlens.data.decode import plain_picture
 from twinlens.data.picture_file import open_file
+from twinlens.data.remote import refuse_address
 from twinlens.errors import DataError
 
 __all__ = ["PictureValue", "array_of", "is_picture", "picture_value", "read_bytes"]
@@ -43,6 +44,7 @@ def picture_value(value: Any) -> Any:
     if isinstance(value, bytes) or (isinstance(value, np.ndarray) and _is_plain(value)):
         return value
     if isinstance(value, str | os.PathLike):
+        refuse_address(os.fspath(value))
         return os.path.expanduser(os.fspath(value))  # noqa: PTH111
     if isinstance(value, bytearray | memoryview):
         return bytes(value)
