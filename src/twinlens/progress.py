@@ -1,10 +1,13 @@
-"""Progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar with rate and time left on a terminal and in a notebook, plain lines
+elsewhere.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -35,8 +38,8 @@ LOST = (OSError, ValueError)
 class Progress:
     """Progress display, updated by `progress(done, total)`; `note` is text beside the numbers.
 
-    If standard error is not a terminal, a line is logged every ten seconds, and none for shorter
-    work.
+    If standard error is neither a terminal nor a notebook, a line is logged every ten seconds, and
+    none for shorter work.
     """
 
     def __init__(self, task: str, unit: str = "pictures") -> None:
@@ -52,7 +55,7 @@ class Progress:
             self._listener("progress", self._values(done, total))
         if log.isEnabledFor(logging.INFO):
             with suppress(*LOST):
-                if sys.stderr.isatty():
+                if sys.stderr.isatty() or _in_notebook():
                     self._draw(done, total)
                 else:
                     self._write(done, total)
@@ -65,7 +68,7 @@ class Progress:
 
     def _draw(self, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = tqdm(total=total, desc=self.task, unit=f" {self.unit}", leave=False)
+            self._bar = _bar_class()(total=total, desc=self.task, unit=f" {self.unit}", leave=False)
         self._bar.total = total
         if self.note:
             self._bar.set_postfix_str(self.note, refresh=False)
@@ -92,6 +95,23 @@ class Progress:
             with suppress(*LOST):
                 self._bar.close()
             self._bar = None
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook; IPython is not imported for this."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
+def _bar_class() -> Any:
+    """The bar of a notebook, or of a terminal."""
+    if not _in_notebook():
+        return tqdm
+    with warnings.catch_warnings():  # Without ipywidgets the bar is text.
+        warnings.simplefilter("ignore")
+        from tqdm.auto import tqdm as notebook_tqdm
+
+    return notebook_tqdm
 
 
 def publish(kind: str, **values: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twinlens.clusters.knn_graph import NEIGHBOURS
+from twinlens.display import Result
 from twinlens.measure.clustering import ClusteringScores
 from twinlens.report.formatting import count_of
 
@@ -30,8 +31,8 @@ class Cut:
     neighbours: int = NEIGHBOURS
 
 
-@dataclass(frozen=True)
-class ClusterResult:
+@dataclass(frozen=True, repr=False)
+class ClusterResult(Result):
     """Counts and scores of a written clustering.
 
     Attributes:

@@ -30,6 +30,7 @@ from twinlens.data.decode import open_picture
 from twinlens.data.folders import is_folder, read_table
 from twinlens.data.inspection import Inspection, inspect_table
 from twinlens.data.table import ImageTable, require_identities
+from twinlens.display import Result
 from twinlens.errors import ConfigError, one_line
 from twinlens.files import check_output_folder, creating_folder, expand_user
 from twinlens.match.matcher import Matcher, Model
@@ -51,8 +52,8 @@ KINDS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class AuditResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class AuditResult(Result):
     """Findings of an audit.
 
     Attributes:
@@ -66,6 +67,8 @@ class AuditResult:
         findings: rows of the CSV.
         notes: sentences on what limits the audit.
     """
+
+    ROWS = "findings"
 
     out: Path
     source: str

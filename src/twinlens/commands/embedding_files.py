@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from twinlens.data.csv_file import write_csv
 from twinlens.errors import DataError, one_line
@@ -82,9 +83,10 @@ def _write_numpy(path: Path, rows: pa.Table) -> None:
         part.chmod(0o600)
 
 
-def _embeddings(rows: pa.Table) -> np.ndarray:
+def _embeddings(rows: pa.Table) -> NDArray[np.float32]:
     column = rows["embedding"].combine_chunks()
-    return column.flatten().to_numpy().reshape(len(rows), column.type.list_size)
+    emb_N: NDArray[np.float32] = column.flatten().to_numpy()
+    return emb_N.reshape(len(rows), column.type.list_size)
 
 
 FORMATS: Mapping[str, Callable[[Path, pa.Table], None]] = {

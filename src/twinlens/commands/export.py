@@ -26,6 +26,7 @@ from twinlens.data.adapters import Data, path_or_table
 from twinlens.data.decode import read_array, to_array
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
+from twinlens.display import Result
 from twinlens.errors import CalibrationError, ConfigError, DataError, TwinlensError
 from twinlens.exports.comparison import (
     ExportComparison,
@@ -65,8 +66,8 @@ MAX_CHANGED = 0.05  # share of verdicts
 README, RESULT = "README.md", "export.json"
 
 
-@dataclass(frozen=True)
-class ExportResult:
+@dataclass(frozen=True, repr=False)
+class ExportResult(Result):
     """An export and its comparison with the model.
 
     Attributes:

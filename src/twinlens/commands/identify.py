@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinlens.errors import ConfigError, DataError, PictureError, one_line
+from twinlens.display import Result
+from twinlens.errors import DataError, PictureError, one_line
 from twinlens.face.faces_of import FacePlace, places_text
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.show import check_sheet, draw_answers, draw_hits
@@ -58,8 +59,8 @@ class Identification:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class IdentificationResult:
+@dataclass(frozen=True, repr=False)
+class IdentificationResult(Result):
     """The answers of `identify`, in the order of the pictures.
 
     Attributes:
@@ -112,8 +113,8 @@ class IdentificationResult:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, repr=False)
+class SearchResult(Result):
     """The templates nearest to a picture, nearest first.
 
     Attributes:

@@ -19,6 +19,7 @@ from twinlens.data.folders import read_table
 from twinlens.data.inspection import Inspection, inspect_table
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
+from twinlens.display import Result
 from twinlens.errors import DataError, MissingExtraError, message_lines, naming_extras
 from twinlens.files import check_output_file, save_picture, writing_file
 from twinlens.learn.records import Choice
@@ -29,8 +30,8 @@ from twinlens.report.montage import draw_montage
 __all__ = ["InspectResult", "inspect"]
 
 
-@dataclass(frozen=True)
-class InspectResult:
+@dataclass(frozen=True, repr=False)
+class InspectResult(Result):
     """A report on the data, and the settings of a training run on it.
 
     Attributes:

@@ -18,6 +18,7 @@ from twinlens.commands.training_overlap import (
     TrainingOverlap,
     known_pictures,
 )
+from twinlens.data.adapters import Data
 from twinlens.data.contents import content_digests
 from twinlens.data.folders import is_folder, read_table, read_unlabelled
 from twinlens.data.pixel_cache import decode_table
@@ -249,9 +250,7 @@ def _decode(matcher: Matcher, table: ImageTable, is_training_data: bool) -> Deco
     return decoded
 
 
-def read_data(
-    matcher: Matcher, data: str | Path | ImageTable, root: str | Path | None
-) -> ImageTable:
+def read_data(matcher: Matcher, data: Data, root: str | Path | None) -> ImageTable:
     """Read DATA as for the training of a model.
 
     Raises:
@@ -268,9 +267,7 @@ def read_data(
     )
 
 
-def read_pictures(
-    matcher: Matcher, data: Data, root: str | Path | None
-) -> ImageTable:
+def read_pictures(matcher: Matcher, data: Data, root: str | Path | None) -> ImageTable:
     """Read DATA for work that needs no identities; they are "" in a folder without class folders.
 
     Raises:

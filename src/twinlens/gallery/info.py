@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from twinlens.display import Result
 from twinlens.errors import CalibrationError, one_line
 from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.index import measured_index
@@ -12,8 +13,8 @@ from twinlens.gallery.index import measured_index
 __all__ = ["GalleryInfo", "describe"]
 
 
-@dataclass(frozen=True)
-class GalleryInfo:
+@dataclass(frozen=True, repr=False)
+class GalleryInfo(Result):
     """A gallery in numbers.
 
     Attributes:

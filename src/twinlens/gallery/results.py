@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from twinlens.data.quality import PictureQuality
+from twinlens.display import Result
 from twinlens.errors import DataError, one_line
 from twinlens.gallery.schema import read_metadata
 from twinlens.measure.open_set_calibration import OpenSetCalibration
@@ -266,9 +267,11 @@ class RebuildResult:
         )
 
 
-@dataclass(frozen=True)
-class IdentityList:
+@dataclass(frozen=True, repr=False)
+class IdentityList(Result):
     """Names, sorted, with the number of their templates."""
+
+    ROWS = "identities"
 
     counts: Mapping[str, int]
 
@@ -314,14 +317,16 @@ class Template:
         return asdict(self) | {"time": self.time.isoformat()}
 
 
-@dataclass(frozen=True)
-class TemplateList:
+@dataclass(frozen=True, repr=False)
+class TemplateList(Result):
     """Templates, sorted by identity and path, or a part of them.
 
     Attributes:
         templates: the templates.
         total: number of templates of which they are a part.
     """
+
+    ROWS = "templates"
 
     templates: tuple[Template, ...]
     total: int

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from twinlens.data.quality import PictureQuality
+from twinlens.display import Result
 from twinlens.errors import DataError, PictureError, one_line
 from twinlens.face.faces_of import FacePlace
 from twinlens.measure.domain import DomainCheck
@@ -74,8 +75,8 @@ class ComparedFaces:
         return lines
 
 
-@dataclass(frozen=True)
-class VerifyAnswer:
+@dataclass(frozen=True, repr=False)
+class VerifyAnswer(Result):
     """The answer to whether two pictures show the same thing.
 
     Attributes:
@@ -102,8 +103,8 @@ class VerifyAnswer:
     probability: float | None
     similarity: float
     prior: float = 0.5
-    quality: tuple[PictureQuality, PictureQuality] | None = None
-    domain: tuple[DomainCheck, DomainCheck] | None = None
+    quality: tuple[PictureQuality, PictureQuality] | None = field(default=None, repr=False)
+    domain: tuple[DomainCheck, DomainCheck] | None = field(default=None, repr=False)
     explanation: Explanation | None = None
     faces: ComparedFaces | None = None
 
@@ -140,6 +141,10 @@ class VerifyAnswer:
         return values | (
             {} if self.explanation is None else {"explanation": self.explanation.as_json()}
         )
+
+    def as_text(self) -> str:
+        """As `explain`."""
+        return self.explain()
 
     def explain(self) -> str:
         """The verdict and its grounds; a second line for a `reason`."""
@@ -185,8 +190,8 @@ class Candidate:
     path: str
 
 
-@dataclass(frozen=True)
-class IdentifyAnswer:
+@dataclass(frozen=True, repr=False)
+class IdentifyAnswer(Result):
     """The answer of an open-set identification.
 
     Attributes:
@@ -254,6 +259,10 @@ class IdentifyAnswer:
         if self.face is None:
             values.pop("face")
         return values
+
+    def as_text(self) -> str:
+        """As `explain`."""
+        return self.explain()
 
     def explain(self) -> str:
         """The verdict and its reason, in one sentence."""

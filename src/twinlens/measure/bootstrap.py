@@ -15,15 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import ConfigDict
 
 from twinlens.errors import ConfigError
-from twinlens.measure.stored import STRICT
+from twinlens.measure.estimate import Estimate
 
 __all__ = [
     "LEVEL",
@@ -43,25 +40,6 @@ REPLICATES = 200
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """An estimate with its 95 % interval; None for what the data do not support."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    def as_json(self) -> dict[str, float | None]:
-        """`{"value", "low", "high"}`; infinity, which JSON lacks, is null."""
-        return {
-            "value": _finite(self.value),
-            "low": _finite(self.low),
-            "high": _finite(self.high),
-        }
 
 
 def check_seed(seed: int) -> None:
@@ -185,7 +163,3 @@ def mean_estimates(
 
     drawn = replicate(means, num_clusters, seed=seed, replicates=replicates)
     return estimates(score_SN.mean(axis=1).tolist(), drawn)
-
-
-def _finite(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None

@@ -19,7 +19,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from twinlens.errors import CalibrationError, DataError
-from twinlens.measure.bootstrap import REPLICATES, Estimate
+from twinlens.measure.bootstrap import REPLICATES
+from twinlens.measure.estimate import NumberEstimate
 from twinlens.measure.new_identity_threshold import EXCESS, ImpostorPairs
 from twinlens.measure.probability import (
     Curve,
@@ -29,7 +30,7 @@ from twinlens.measure.probability import (
     held_out_losses,
     probability_limits,
 )
-from twinlens.measure.stored import STRICT, Count, as_plain, read_calibration
+from twinlens.measure.stored import STRICT, Count, CountOrNone, as_plain, read_calibration
 
 __all__ = ["Calibration", "fit_calibration"]
 
@@ -50,7 +51,8 @@ class Calibration:
         num_genuine: genuine pairs.
         num_impostor: impostor pairs.
         num_identities: identities in these pairs.
-        curve: probability of a match at each distance.
+        curve: probability of a match at each distance; None if no labels were ever used, and then
+            the counts of genuine pairs and of identities are 0.
         log_loss_platt: log-loss of Platt's curve on held-out identities; None if too few
             identities, and then `curve` is Platt's.
         log_loss_isotonic: the same of the isotonic curve.
@@ -68,10 +70,10 @@ class Calibration:
     low: float | None
     high: float | None
     target_far: Annotated[float, Field(gt=0, lt=1)]
-    num_genuine: Count
+    num_genuine: CountOrNone
     num_impostor: Count
-    num_identities: Count
-    curve: Curve
+    num_identities: CountOrNone
+    curve: Curve | None
     log_loss_platt: float | None
     log_loss_isotonic: float | None
     requested_far: float | None = None
@@ -100,18 +102,23 @@ class Calibration:
             distance: any shape and float type; may be infinite.
             prior: probability that a pair is genuine before it is compared, in (0, 1).
         Raises:
+            CalibrationError: no labels were used, so there is no `curve`.
             DataError: a distance is NaN.
             ConfigError: a prior outside (0, 1).
         """
+        if self.curve is None:
+            raise CalibrationError(
+                "the model is calibrated without labels, which gives no probability"
+            )
         dist = np.asarray(distance, dtype=np.float64)
         if np.isnan(dist).any():
             raise DataError("found a distance that is NaN; a probability needs numbers")
         limits = probability_limits(self.num_genuine, self.num_impostor)
         return at_prior(np.clip(self.curve(dist), *limits), prior)
 
-    def threshold_estimate(self) -> Estimate:
+    def threshold_estimate(self) -> NumberEstimate:
         """The threshold with its interval."""
-        return Estimate(self.threshold, self.low, self.high)
+        return NumberEstimate(self.threshold, self.low, self.high)
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers, strings and lists; `from_json` gives back an equal calibration."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import html
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 
 from twinlens.data.pixels import Pixels
 from twinlens.data.table import ImageTable
+from twinlens.display import Result, html_table
 from twinlens.errors import one_line
-from twinlens.measure.bootstrap import Estimate
 from twinlens.measure.domain import DomainSummary
 from twinlens.measure.error_reject import ErrorRejectResult
+from twinlens.measure.estimate import Estimate, NumberEstimate
 from twinlens.measure.exact_eer import ExactEer
 from twinlens.measure.few_shot import OneShotResult
 from twinlens.measure.groups import GroupRates, GroupsResult
@@ -33,6 +35,9 @@ __all__ = [
 
 Row = tuple[str, str]
 
+NUMBERS = {"threshold", "cllr", "min_cllr"}
+"""Keys of figures that are no shares."""
+
 TERMS = {
     "calibrated far": "calibrated far (FMR)",
     "calibrated frr": "calibrated frr (FNMR)",
@@ -45,8 +50,37 @@ TERMS = {
 """Ending of a figure's name -> the same with the field's terms (ISO/IEC 19795-1; Brümmer)."""
 
 
-@dataclass(frozen=True, eq=False)
-class TrialEvaluation:
+class _Evaluation(Result):
+    """Base of the results: rows of text, which a notebook shows as a table."""
+
+    def _rows(self) -> Iterator[Row]:
+        raise NotImplementedError
+
+    def _tables(self) -> Iterator[str]:
+        """Lines of further tables."""
+        yield from ()
+
+    def _headline(self) -> Mapping[str, Estimate | None]:
+        """The figures that stand for the whole."""
+        raise NotImplementedError
+
+    def as_text(self) -> str:
+        """The figures with their intervals, one a line; then tables of groups."""
+        return "\n".join([*(f"{name:28} {text}" for name, text in self._rows()), *self._tables()])
+
+    def __repr__(self) -> str:
+        figures = {name: figure for name, figure in self._headline().items() if figure is not None}
+        shown = ", ".join(f"{name} {figure}" for name, figure in figures.items())
+        return f"<{type(self).__name__}: {shown or 'no figures'}>"
+
+    def _repr_html_(self) -> str:
+        tables = "\n".join(self._tables())
+        pre = f"<pre>{html.escape(tables)}</pre>" if tables else ""
+        return html_table(repr(self).strip("<>"), list(self._rows())) + pre
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TrialEvaluation(_Evaluation):
     """Results on a list of given trials, without other pictures, and by columns of the list."""
 
     trials: PairTrialsResult | OneShotTrialsResult
@@ -56,14 +90,19 @@ class TrialEvaluation:
         """Plain data; see docs/json.md."""
         return {"trials": self.trials.as_json(), **_groups_json("trial_groups", self.groups)}
 
-    def as_text(self) -> str:
-        """The figures with their intervals, one a line."""
-        rows = [*_figures({"trials": self.trials.as_json()}), *_prior(self.trials)]
-        return "\n".join([_lines(rows), *_group_tables(self.groups)])
+    def _rows(self) -> Iterator[Row]:
+        yield from _figures({"trials": self.trials.as_json()})
+        yield from _prior(self.trials)
+
+    def _tables(self) -> Iterator[str]:
+        return _group_tables(self.groups)
+
+    def _headline(self) -> Mapping[str, Estimate | None]:
+        return {"accuracy": self.trials.accuracy}
 
 
-@dataclass(frozen=True, eq=False)
-class EvaluationResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class EvaluationResult(_Evaluation):
     """Results of the standard protocol: verification, retrieval and one-shot episodes.
 
     Attributes:
@@ -120,22 +159,25 @@ class EvaluationResult:
             values["one_shot"] = {name: part.as_json() for name, part in self.one_shot.items()}
         return values
 
-    def as_text(self) -> str:
-        """The figures with their intervals, one a line; then a table for each column."""
-        rows = [
-            _source(self.split, self.identity_disjoint),
-            *_figures(self._parts()),
-            *_prior(self.verification),
-            *_no_errors(self.verification),
-            *_acquisition(self.num_broken, len(self.table)),
-            *_domain_row(self.domain),
-        ]
-        tables = [*_group_tables(self.groups), *_group_tables(self.trial_groups)]
-        return "\n".join([_lines(rows), *tables])
+    def _rows(self) -> Iterator[Row]:
+        yield _source(self.split, self.identity_disjoint)
+        yield from _figures(self._parts())
+        yield from _prior(self.verification)
+        yield from _no_errors(self.verification)
+        yield from _acquisition(self.num_broken, len(self.table))
+        yield from _domain_row(self.domain)
+
+    def _tables(self) -> Iterator[str]:
+        yield from _group_tables(self.groups)
+        yield from _group_tables(self.trial_groups)
+
+    def _headline(self) -> Mapping[str, Estimate | None]:
+        recall = None if self.retrieval is None else self.retrieval.recall_at[1]
+        return {"EER": self.verification.eer, "recall at 1": recall}
 
 
-@dataclass(frozen=True, eq=False)
-class NearestNeighbourEvaluation:
+@dataclass(frozen=True, eq=False, repr=False)
+class NearestNeighbourEvaluation(_Evaluation):
     """Results of the protocol "nearest": each probe gets the identity of its nearest picture.
 
     Attributes:
@@ -164,15 +206,18 @@ class NearestNeighbourEvaluation:
         """Plain data; see docs/json.md."""
         return _as_json(self, "nearest") | _domain_json(self.domain)
 
-    def as_text(self) -> str:
-        """The figures with their intervals, one a line."""
-        source = _source(self.split, self.identity_disjoint)
-        figures = _figures(_as_json(self, "nearest"))
-        return _lines([source, *figures, *self._counts(), *_domain_row(self.domain)])
+    def _rows(self) -> Iterator[Row]:
+        yield _source(self.split, self.identity_disjoint)
+        yield from _figures(_as_json(self, "nearest"))
+        yield from self._counts()
+        yield from _domain_row(self.domain)
+
+    def _headline(self) -> Mapping[str, Estimate | None]:
+        return {"accuracy": self.nearest.accuracy, "top 5": self.nearest.top_5}
 
     def _counts(self) -> Iterator[tuple[str, str]]:
         nearest = self.nearest
-        yield "nearest by chance", f"{nearest.chance:.4f}"
+        yield "nearest by chance", str(Estimate(nearest.chance))
         yield (
             "probes",
             f"{nearest.num_probes} pictures against {nearest.num_gallery} training pictures of "
@@ -188,8 +233,8 @@ class NearestNeighbourEvaluation:
             )
 
 
-@dataclass(frozen=True, eq=False)
-class OpenSetEvaluation:
+@dataclass(frozen=True, eq=False, repr=False)
+class OpenSetEvaluation(_Evaluation):
     """Results of the protocol "open-set": half of the identities enrolled, the rest strangers.
 
     Attributes:
@@ -214,11 +259,18 @@ class OpenSetEvaluation:
         """Plain data; see docs/json.md."""
         return _as_json(self, "open_set") | _domain_json(self.domain)
 
-    def as_text(self) -> str:
-        """The figures with their intervals, one a line."""
-        galleries = [] if self.open_set is None else _galleries(self.open_set)
-        source = _source(self.split, self.identity_disjoint)
-        return _lines([source, *galleries, *_domain_row(self.domain)])
+    def _rows(self) -> Iterator[Row]:
+        yield _source(self.split, self.identity_disjoint)
+        if self.open_set is not None:
+            yield from _galleries(self.open_set)
+        yield from _domain_row(self.domain)
+
+    def _headline(self) -> Mapping[str, Estimate | None]:
+        if self.open_set is None:
+            return {}
+        whole = self.open_set.whole
+        dirs = {f"DIR at FPIR {at}": figure for at, figure in whole.dir_at_fpir.items()}
+        return {"rank 1": whole.rank_1, **dirs}
 
 
 def _domain_json(domain: DomainSummary | None) -> dict[str, Any]:
@@ -242,10 +294,6 @@ def _as_json(
     }
 
 
-def _lines(rows: Iterable[tuple[str, str]]) -> str:
-    return "\n".join(f"{name:28} {text}" for name, text in rows)
-
-
 def _source(split: str, identity_disjoint: bool | None) -> tuple[str, str]:
     identities = {True: "unseen identities", False: "identities seen in training",
                   None: "unknown whether seen in training"}[identity_disjoint]  # fmt: skip
@@ -261,7 +309,7 @@ def _figures(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]
         name = f"{above} {key}".strip().replace("_", " ")
         if "value" in part:
             short = name.removeprefix("verification ").removeprefix("retrieval ")
-            rows.append((_with_terms(short), _interval(part)))
+            rows.append((_with_terms(short), _interval(part, is_share=key not in NUMBERS)))
         else:
             rows += _figures(part, name)
     return rows
@@ -292,8 +340,9 @@ def _no_errors(result: VerificationResult) -> Iterator[Row]:
         if figure.value == 0:
             yield (
                 f"rule of three ({rate.upper()})",
-                f"no error in {num:,} {kind} pairs; at most {figure.high:.4f}, counting pairs "
-                f"without a shared identity (were all independent: {min(1, 3 / num):.2g})",
+                f"no error in {num:,} {kind} pairs; at most {Estimate(figure.high)}, counting "
+                "pairs without a shared identity (were all independent: "
+                f"{Estimate(min(1, 3 / num))})",
             )
 
 
@@ -302,7 +351,8 @@ def _acquisition(num_broken: int, num_decoded: int) -> Iterator[Row]:
         num = num_broken + num_decoded
         yield (
             "failure to acquire (FTA)",
-            f"{num_broken / num:.4f}  ({num_broken:,} of {num:,} pictures could not be decoded)",
+            f"{Estimate(num_broken / num)}  ({num_broken:,} of {num:,} pictures could not be "
+            "decoded)",
         )
 
 
@@ -333,7 +383,7 @@ def _group_cells(group: GroupRates) -> list[str]:
     figures = [getattr(group, rate) for rate in ("far", "frr", "eer")]
     cells = ["-" if figure is None else _interval(figure.as_json()) for figure in figures]
     own = group.own
-    extra = ["-", "-"] if own is None else [_interval(own.threshold.as_json()), f"{own.frr:.4f}"]
+    extra = ["-", "-"] if own is None else [str(own.threshold), str(Estimate(own.frr))]
     return counts + cells + extra
 
 
@@ -378,12 +428,10 @@ def _of_strangers(figure: Estimate) -> str:
 
 
 def _short(figure: Estimate) -> str:
-    return "-" if figure.value is None else f"{figure.value:.3f}"
+    return "-" if figure.value is None else str(Estimate(figure.value))
 
 
-def _interval(figure: Mapping[str, Any], too_few: str = "pairs") -> str:
+def _interval(figure: Mapping[str, Any], too_few: str = "pairs", *, is_share: bool = True) -> str:
     if figure["value"] is None:
         return f"-  (too few {too_few})"
-    if figure["low"] is None:
-        return f"{figure['value']:.4f}"
-    return f"{figure['value']:.4f}  ({figure['low']:.4f} to {figure['high']:.4f})"
+    return str((Estimate if is_share else NumberEstimate)(**figure))

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twinlens.data.columns import Groups
+from twinlens.display import Result
 from twinlens.errors import CalibrationError
 from twinlens.measure.bootstrap import REPLICATES, Estimate
 from twinlens.measure.calibration import Calibration, fit_calibration
@@ -96,8 +97,8 @@ class GroupRates:
         }
 
 
-@dataclass(frozen=True)
-class GroupsResult:
+@dataclass(frozen=True, repr=False)
+class GroupsResult(Result):
     """Error rates by a column.
 
     Attributes:

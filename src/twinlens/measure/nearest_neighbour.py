@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from twinlens.display import Result
 from twinlens.errors import DataError
 from twinlens.measure.bootstrap import REPLICATES, Estimate, mean_estimates
 from twinlens.measure.pairs import Comparison, OnProgress, blocks, listed_distances
@@ -39,8 +40,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True, eq=False)
-class NearestNeighbourResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class NearestNeighbourResult(Result):
     """Share of probes whose nearest gallery picture shows the same identity.
 
     Attributes:

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from twinlens.display import Result
 from twinlens.errors import DataError
 from twinlens.measure.bootstrap import REPLICATES, Estimate, estimates, replicate
 from twinlens.measure.error_rates import DetCurve, point_at_far
@@ -91,8 +92,8 @@ class IdentificationRates:
         }
 
 
-@dataclass(frozen=True)
-class OpenSetResult:
+@dataclass(frozen=True, repr=False)
+class OpenSetResult(Result):
     """Identification rates of galleries of half the identities, with the rest as strangers.
 
     Attributes:

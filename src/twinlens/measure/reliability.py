@@ -22,9 +22,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.measure.bootstrap import Estimate
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.error_rates import DetCurve
+from twinlens.measure.estimate import Estimate, NumberEstimate
 from twinlens.measure.probability import at_prior, check_prior
 
 __all__ = ["NUM_BINS", "ReliabilityBin", "ReliabilityPairs", "ReliabilityResult", "min_cllr"]
@@ -173,7 +173,8 @@ class ReliabilityPairs:
         probability_B = expected_B / (genuine_B + impostor_B)
         points = zip(probability_B.tolist(), estimates[3:], strict=True)
         return ReliabilityResult(
-            self.prior, ece, cllr, lowest, tuple(ReliabilityBin(*point) for point in points)
+            self.prior, ece, NumberEstimate.of(cllr), NumberEstimate.of(lowest),
+            tuple(ReliabilityBin(*point) for point in points)
         )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from twinlens.display import Result
 from twinlens.errors import DataError
 from twinlens.machine import available_cores
 from twinlens.measure.bootstrap import REPLICATES, Estimate, mean_estimates
@@ -46,8 +47,8 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class RetrievalResult:
+@dataclass(frozen=True, repr=False)
+class RetrievalResult(Result):
     """Recall at each k, and MAP@R, over `num_probes`; `num_left_out` had no right picture."""
 
     recall_at: Mapping[int, Estimate]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from twinlens.display import Result
 from twinlens.errors import DataError
 from twinlens.measure.bootstrap import (
     REPLICATES,
@@ -36,8 +37,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class PairTrialsResult:
+@dataclass(frozen=True, repr=False)
+class PairTrialsResult(Result):
     """Error rates on given pairs.
 
     `far` and `frr` are those of the calibrated threshold, and `accuracy` is balanced there; None
@@ -65,8 +66,8 @@ class PairTrialsResult:
         }
 
 
-@dataclass(frozen=True)
-class OneShotTrialsResult:
+@dataclass(frozen=True, repr=False)
+class OneShotTrialsResult(Result):
     """Share of `num_trials` whose nearest candidate is the right one."""
 
     accuracy: Estimate

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from twinlens.display import Result
 from twinlens.measure.bootstrap import (
     REPLICATES,
     Estimate,
@@ -31,6 +32,7 @@ from twinlens.measure.error_rates import (
     eer,
     point_at_far,
 )
+from twinlens.measure.estimate import NumberEstimate
 from twinlens.measure.pairs import Comparison, PairSet, draw_pairs, pair_distances
 from twinlens.measure.reliability import ReliabilityPairs, ReliabilityResult
 
@@ -92,8 +94,8 @@ class SkilledForgeryResult:
         }
 
 
-@dataclass(frozen=True, eq=False)
-class VerificationResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class VerificationResult(Result):
     """Error rates of genuine and impostor pairs.
 
     `accuracy` is balanced, at the best `threshold` of these same pairs, hence optimistic; that of
@@ -167,7 +169,8 @@ def verification(
     )
     code_a, code_b = code_N[pairs.a], code_N[pairs.b]
     reliability = None
-    if calibrated is not None and 0 < np.count_nonzero(pairs.same) < len(pairs):
+    both_kinds = 0 < np.count_nonzero(pairs.same) < len(pairs)
+    if calibrated is not None and calibrated.curve is not None and both_kinds:
         genuine, impostor = dist_Q[pairs.same], dist_Q[~pairs.same]
         reliability = ReliabilityPairs.of(genuine, impostor, calibrated, prior)
     measured = bootstrap.measure(dist_Q, pairs.same, code_a, code_b, reliability)
@@ -274,6 +277,7 @@ class PairBootstrap:
         )
         figure = estimates(values.tolist(), drawn)
         rates = dict(zip(_NAMES, figure, strict=False))
+        rates["threshold"] = NumberEstimate.of(rates["threshold"])
         num_impostors = len(np.unique(np.concatenate([first, second])))
         across = bool((first != second).any())
         # Independent impostor pairs share no identity; a forgery needs only its own.

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+from twinlens.measure.estimate import percent
+
 __all__ = [
     "bounds",
     "cell",
@@ -29,14 +31,6 @@ def number(value: float) -> str:
         return str(value) if value else "0"
     places = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{min(places, 6)}f}"
-
-
-def percent(value: float, sign: str = "\N{NO-BREAK SPACE}%") -> str:
-    """A share in percent: 3.2 %, 0.31 %, 100 %; never rounded to 0 or 100 when it is not."""
-    share = 100 * value
-    near = round(min(abs(share), abs(100 - share)), 9)
-    places = 0 if near == 0 else 1 if near >= 0.95 else min(4, 1 - math.floor(math.log10(near)))
-    return f"{share:.{places}f}{sign}"
 
 
 def rate(target: str) -> str:
