@@ -171,6 +171,6 @@ def _file(
     except PictureError:
         return None
     if box is not None:
-        picture = picture.crop(tuple(map(round, box)))
+        picture = picture.crop(box)
     picture.thumbnail(SIZE)
     return picture

@@ -75,9 +75,9 @@ class Options:
             raise upload.named(error) from error
         if self.status:
             more["execution_time"] = {"calculator": round(1000 * (time.monotonic() - start), 1)}
-        sides = 0, 0, header.width, header.height
+        sides = [0, 0, header.width, header.height]
         if place is not None and place.box is not None:
-            sides = tuple(map(round, place.box))
+            sides = [round(side) for side in place.box]
         score = 1.0 if place is None or place.score is None else min(1.0, place.score)
         box = {"probability": score} | dict(
             zip(("x_min", "y_min", "x_max", "y_max"), sides, strict=True)
