@@ -224,6 +224,9 @@ def test_from_unsorted_photographs_to_names(
     assert read_stored_model(run).description.face == settings
     export = twinlens.export(run, tmp_path / "portable", format="onnx")
     assert read_stored_model(export.path).description.face == settings
+    assert "Its pictures are cropped faces: the box of yunet" in (
+        export.path / "README.md"
+    ).read_text(encoding="utf-8")
 
     groups = tmp_path / "groups"
     twinlens.cluster(run, tmp_path / "faces", out=groups, quiet=True)

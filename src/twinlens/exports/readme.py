@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from twinlens.config import FaceSettings
 from twinlens.exports.comparison import ExportComparison
 from twinlens.measure.bootstrap import Estimate
 from twinlens.model.stored import OPENVINO_FILES, ModelDescription, StartRecord
@@ -133,6 +134,7 @@ def export_readme(description: ModelDescription, comparison: ExportComparison) -
         f"{description.precision}, comparator `{description.model.comparator}`. A pair matches at "
         "a distance of at most the threshold.", "",
         *_start(description.start),
+        *_face(description.face),
         "```", "twinlens verify FOLDER a.jpg b.jpg", "```", "",
         *comparison_table(comparison), "", use_alone(description),
     ])  # fmt: skip
@@ -151,6 +153,17 @@ def _start(start: StartRecord | None) -> list[str]:
     return [
         f"Training began with the weights {start.name} (licence: {start.licence}; source: "
         f"{start.source}), pretrained on {start.trained_on}.", "",
+    ]  # fmt: skip
+
+
+def _face(face: FaceSettings | None) -> list[str]:
+    if face is None:
+        return []
+    aligned = ", rotated until the eyes are level" if face.align else ""
+    return [
+        f"Its pictures are cropped faces: the box of {face.detector}, with a margin of "
+        f"{percent(face.margin)} on each side{aligned}. twinlens crops whole photographs itself; "
+        "without twinlens, crop first.", "",
     ]  # fmt: skip
 
 
