@@ -194,7 +194,7 @@ def photograph(files: list[Path], seed: int) -> Image.Image:
 @needs_orl
 @pytest.mark.slow
 def test_from_unsorted_photographs_to_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """Photographs of six people, three in each; a model of others; groups, names, a gallery."""
     monkeypatch.setenv("TWINLENS_WEIGHTS", str(WEIGHTS))
@@ -224,6 +224,8 @@ def test_from_unsorted_photographs_to_names(
     assert read_stored_model(run).description.face == settings
     export = twinlens.export(run, tmp_path / "portable", format="onnx")
     assert read_stored_model(export.path).description.face == settings
+    twinlens.evaluate(run, tmp_path / "others", split="all")
+    assert "others holds pictures that `twinlens faces` has not cropped" in capsys.readouterr().err
     assert "Its pictures are cropped faces: the box of yunet" in (
         export.path / "README.md"
     ).read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from twinlens.commands.selection import read_data
+from twinlens.commands.selection import read_data, warn_of_photographs
 from twinlens.commands.training_overlap import known_pictures
 from twinlens.data.folders import is_folder, read_unlabelled
 from twinlens.data.pixel_cache import decode_table
@@ -59,6 +59,7 @@ def calibrate_unlabelled(
         table = read_unlabelled(expand_user(data), source=str(data))
     else:
         table = read_data(matcher, data, root)
+    warn_of_photographs(matcher, table)
     decoded = decode_table(
         table, matcher.picture, max_pixels=settings.max_pixels,
         max_broken=settings.max_broken, progress=Progress("reading"),

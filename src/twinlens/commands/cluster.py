@@ -13,7 +13,7 @@ from twinlens.clusters.constraints import Constraints, read_constraints, rows_by
 from twinlens.clusters.knn_graph import NEIGHBOURS
 from twinlens.clusters.result import ClusterResult, Cut
 from twinlens.clusters.write import EmbeddedPictures, write_clusters
-from twinlens.commands.selection import read_data
+from twinlens.commands.selection import read_data, warn_of_photographs
 from twinlens.commands.training_overlap import known_pictures
 from twinlens.data.adapters import Data
 from twinlens.data.folders import is_folder, read_unlabelled
@@ -94,6 +94,7 @@ def cluster(
         matcher = Matcher.of(model, device)
         cut = _cut(matcher, far, threshold, neighbours)
         table, is_labelled = _read(matcher, data, root, labelled)
+        warn_of_photographs(matcher, table)
         folder = table.root if is_folder(data) else None
         out = check_output_folder(expand_user(out), "the clusters", folder)
         file = None if constraints is None else expand_user(constraints)

@@ -26,6 +26,7 @@ from twinlens.data.pixels import BrokenPicture, DecodedTable, PixelRows, Pixels,
 from twinlens.data.splits import assign_splits
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import ConfigError, DataError, unknown_name
+from twinlens.face.marks import settings_of_files
 from twinlens.files import expand_user
 from twinlens.match.matcher import Matcher
 from twinlens.model.stored import hash_identities
@@ -43,6 +44,7 @@ __all__ = [
     "select_probes_and_gallery",
     "selection_of_split",
     "split_as_trained",
+    "warn_of_photographs",
 ]
 
 log = logging.getLogger("twinlens")
@@ -134,6 +136,7 @@ def select_pictures(
         raise DataError(
             f"{table.source} has no {name} pictures: give another folder, or another --on"
         )
+    warn_of_photographs(matcher, part)
     decoded = _decode(matcher, part, is_training_data)
     table = decoded.table
     pixels: Pixels = decoded.pixels
@@ -282,6 +285,20 @@ def read_pictures(matcher: Matcher, data: Data, root: str | Path | None) -> Imag
         table = read_unlabelled(expand_user(data), source=str(data))
         log.info("%s has no class folders, so its pictures have no identities", data)
         return table
+
+
+def warn_of_photographs(matcher: Matcher, table: ImageTable) -> None:
+    """Warn if a model of cropped faces gets a data set of other pictures, or of other crops."""
+    if matcher.face is None or table.pixels is not None:
+        return
+    crop = settings_of_files(table.path.tolist(), max_pixels=matcher.max_pixels)
+    if crop != matcher.face:
+        log.warning(
+            "%s holds %s, and the model compares faces as model.json has them (face): crop them "
+            "first, with `twinlens faces`", table.source,
+            "pictures that `twinlens faces` has not cropped" if crop is None
+            else "faces that are cropped otherwise",
+        )  # fmt: skip
 
 
 def learned_table(table: ImageTable, refitted: bool) -> ImageTable:
