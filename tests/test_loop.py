@@ -191,6 +191,46 @@ def test_a_length_of_the_user_is_kept(length: dict[str, Any]) -> None:
     assert fitted.steps == 4 or (fitted.seconds < 5 and "time_budget" in length)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "metrics", "steps"),
+    [
+        ("one-cycle", (0.5, 0.8, 0.8, 0.801), 10),  # From step 6 (of 20) on, four more.
+        ("constant", (0.5, 0.8, 0.8, 0.801), 6),
+        ("one-cycle", [1 - 0.9**n for n in range(11)], 20),
+        ("one-cycle", (0.5, 0.6, 0.7, 0.8, 0.9, 0.91, 0.92, 0.93, 0.94, 0.94, 0.94), 20),
+    ],
+)
+def test_a_run_ends_early_when_validation_stops_improving(
+    schedule: str, metrics: Sequence[float], steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter(metrics)
+    monkeypatch.setattr(Validator, "__call__", lambda *_: next(values, metrics[-1]))
+    train = {"steps": 20, "validations": 10, "patience": 2}
+    settings = digit_settings(train=train, optimizer__schedule=schedule)
+    *_, fitted = start(settings)
+    assert fitted.steps == steps
+    events = [row.event for row in fitted.history if row.event]
+    ended = f"no gain in 2 validations: training ends early, at step {steps} of 20"
+    assert events == ([ended] if steps < 20 else [])
+    if steps == 10:  # The last fifth of the schedule, from a low rate down.
+        assert [row.rate < 0.2 * settings.optimizer.rate for row in fitted.history[1:]] == [
+            row.step > 6 for row in fitted.history[1:]
+        ]
+
+
+def test_a_run_that_ended_early_is_resumed_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    train = {"steps": 20, "validations": 10, "patience": 1, "extend": True}
+    settings = digit_settings(train=train, optimizer__rate=1e-6)  # It learns nothing.
+    encoder, comparator, whole = start(settings, run=RunFolder(tmp_path / "whole"))
+    *parts, broken = resumed(settings, RunFolder(tmp_path / "broken"), (2, 5))
+    assert whole.steps == broken.steps < 16
+    assert digest(*parts) == digest(encoder, comparator)
+    assert timeless(broken.history) == timeless(whole.history)
+
+
 def test_a_run_that_went_on_is_resumed_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,7 +160,6 @@ def _fit_candidates(
     callbacks: Sequence[Callback],
 ) -> FittedModel:
     settings, table = prepared.settings, prepared.decoded.table
-    log.info("candidates on held-out pictures:")
     frozen = frozen_network(settings, len(images.row))
     most = MOST_PICTURES
     left = clock.left()
@@ -171,7 +170,9 @@ def _fit_candidates(
         most = ModelSelection.most_pictures(settings, left, each)
     kept = sample_pictures(images.label, most, np.random.default_rng(settings.seed))
     if len(kept) < len(images.row):
-        log.info("  on %d of %d pictures, for want of time or memory", len(kept), len(images.row))
+        log.info(
+            "comparing on %d of %d pictures, for want of time or memory", len(kept), len(images.row)
+        )
     part, is_validation = images.select(kept), is_validation[kept]
     selection = ModelSelection(
         settings, part, is_validation, closed=is_closed_set(table), frozen=frozen, compute=compute,
@@ -197,7 +198,15 @@ def _fit_candidates(
         last = _for_steps(settings, result.best_step)
         selection.add_network(name, networks.encoder, last, result.seconds)
     weights, candidates, pairs = selection.choose()
-    log.info("chosen: %s", ", ".join(f"{w:.0%} {name}" for name, w in weights.items()))
+    joined, best = candidates[:2]
+    log.info(
+        "compared %d candidates on held-out pictures; the best alone is %s, with an EER of %.1f %%",
+        len(candidates) - 1, best.name, 100 * best.eer,
+    )  # fmt: skip
+    log.info(
+        "chosen, with an EER of %.1f %%: %s", 100 * joined.eer,
+        ", ".join(f"{w:.0%} {name}" for name, w in weights.items()),
+    )  # fmt: skip
     rows = np.arange(len(kept)) if settings.train.refit else np.flatnonzero(~is_validation)
     used = {name: encoder for name, encoder in encoders.items() if name in weights}
     if settings.train.refit:
@@ -248,6 +257,8 @@ def _race(
         for choice in prepared.choices
     ]
     settings = changed(prepared.settings, record.updates)
+    if record.rows and not record.updates:
+        log.info("none of the compared settings is better than those chosen")
     if record.updates:
         log.info("chosen by the race: %s", ", ".join(f"{k}={v}" for k, v in record.updates.items()))
         run.write_settings(settings)

@@ -97,7 +97,11 @@ def _views(settings: Settings) -> str:
 
 
 def result_lines(
-    result: EvaluationResult | None, calibration: Calibration | None, notes: Sequence[str]
+    result: EvaluationResult | None,
+    calibration: Calibration | None,
+    notes: Sequence[str],
+    *,
+    begun_with_own: bool = False,
 ) -> Iterator[str]:
     """The error rate, and the threshold with what it is worth: two lines.
 
@@ -105,17 +109,20 @@ def result_lines(
         result: the evaluation; None if there was none.
         calibration: that of the model; None without a threshold.
         notes: reasons for a missing evaluation.
+        begun_with_own: whether the run began with another model, which may know the pictures.
     """
     if result is None:
         reason = notes[0] if notes else "no pictures were held out."
         yield f"error rate: not measured. {reason}"
     else:
-        pairs = result.verification
+        pairs, split = result.verification, _split_name(result)
         seen = "" if result.identity_disjoint is None else ", none of them trained on"
         if result.identity_disjoint is False:
             seen = ", other pictures of which were trained on"
+        seen += " in this run" if seen and begun_with_own else ""
+        wide = "" if pairs.eer.low is not None else " (too few identities for an interval)"
         yield (
-            f"error rate: {_percent(pairs.eer)} (EER) on {len(result.table):,} {result.split} "
+            f"error rate: EER {_percent(pairs.eer)}{wide} on {len(result.table):,} {split} "
             f"pictures of {count_of(pairs.num_identities, 'identity')}{seen}"
         )
     if calibration is None:
@@ -126,10 +133,14 @@ def result_lines(
     measured = None if result is None else result.verification.calibrated
     if measured is not None and result is not None:
         line += (
-            f"; on these {result.split} pictures it accepts {_percent(measured.far)} of impostor "
+            f"; on these {_split_name(result)} pictures it accepts {_percent(measured.far)} of impostor "
             f"pairs and rejects {_percent(measured.frr)} of genuine pairs"
         )
     yield line
+
+
+def _split_name(result: EvaluationResult) -> str:
+    return "validation" if result.split == "val" else result.split
 
 
 def _percent(figure: Estimate) -> str:

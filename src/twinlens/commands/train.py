@@ -145,7 +145,9 @@ def train(
                 matcher = _save(fitted, prepared, record, run)
                 result, notes = _evaluate(matcher, prepared, record, fitted.most)
                 _write_results(run, matcher, prepared, fitted, result, notes, started)
-                for line in result_lines(result, matcher.calibration, notes):
+                own = prepared.settings.model.init == "given"
+                lines = result_lines(result, matcher.calibration, notes, begun_with_own=own)
+                for line in lines:
                     log.info("%s", line)
                 if fitted.fit.interrupted:
                     again = resume_command(data, root, loaded, run, init)

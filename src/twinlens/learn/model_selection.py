@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from twinlens.config import Member, ModelSettings, PictureSettings, Settings
+from twinlens.data.samplers import make_sampler
 from twinlens.learn.candidates import feature_candidates, tapped_before, tuned
 from twinlens.learn.cross_embedding import CrossEmbeddings, count_folds
 from twinlens.learn.cross_validation import (
@@ -32,6 +33,7 @@ from twinlens.learn.cross_validation import (
 )
 from twinlens.learn.embed_batch import LabelledPixels, StoredInputs
 from twinlens.learn.records import CandidateRow, LearningPoint
+from twinlens.learn.schedule import run_length
 from twinlens.measure.bootstrap import Estimate
 from twinlens.measure.held_out import (
     LEAST_GAIN,
@@ -180,11 +182,11 @@ class ModelSelection:
             return
         on_gpu = self.compute.device.startswith("cuda")
         numbers = list(self.folds)[:TUNED_FOLDS]
-        steps = TUNED_STEPS
+        steps = self._steps()
         if self.limit is not None and numbers:
             steps, numbers = self._affordable_steps(numbers, on_gpu=on_gpu)
-        if steps < SHORT or not numbers:
-            log.info("  no time to tune %s", network.backbone)
+        if (steps < SHORT and self.limit is not None) or not numbers:
+            log.info("no time to tune %s", network.backbone)
             return
         error = self._add_tuned(steps, numbers, on_gpu=on_gpu)
         while self.settings.train.extend and self.limit is None and 2 * steps <= MOST_STEPS:
@@ -193,10 +195,21 @@ class ModelSelection:
             if not error < (1 - LEAST_GAIN) * before:
                 break
 
+    def _steps(self) -> int:
+        """Steps of a tuning without a time budget: as set, else enough for a first try."""
+        train, images = self.settings.train, self.images
+        if train.extend or (train.steps is None and train.epochs is None):
+            return TUNED_STEPS
+        sampler = make_sampler(
+            images.label, images.forged, self.settings.sampler, self.settings.seed
+        )
+        return run_length(train, sampler.steps_per_epoch, 0.0).steps or TUNED_STEPS
+
     def _add_tuned(self, steps: int, numbers: list[int], *, on_gpu: bool) -> float:
         """Tune the network for some steps; its error on held-out pictures."""
         part = "tuned" if on_gpu else "last third tuned"
         name = f"{self.settings.model.backbone.partition('.')[0]}, {part} for {steps} steps"
+        log.info("candidate: %s, on %d of %d folds", name, len(numbers), len(self.folds))
         candidate = self._train(tuned(self.settings, steps, on_gpu=on_gpu), numbers)
         self.candidates[name] = candidate
         self._log(name)
@@ -269,7 +282,7 @@ class ModelSelection:
     def _log(self, name: str) -> None:
         candidate = self.candidates[name]
         result = scores(self.folds, candidate.matrices)
-        log.info(
+        log.debug(
             "  %s: EER %.1f %%, recall at 1 %.1f %% (%d of %d folds, %.0f s)", name,
             100 * result.eer, 100 * (1 - result.recall_error), len(candidate.matrices),
             len(self.folds), candidate.seconds,
@@ -412,7 +425,7 @@ class ModelSelection:
         seconds = max(self.candidates[name].fit_seconds for name in weights)
         if not others or num >= ENOUGH_IDENTITIES or self.left() < 2 * seconds:
             return []
-        log.info("  training once more, since %d held-out identities are few for a threshold", num)
+        log.info("training once more, since %d held-out identities are few for a threshold", num)
         fold, rest = self._joined(others), np.flatnonzero(~np.isin(self.fold_N, others))
         parts = [
             weight * self._held_out(self.candidates[name], fold, rest)

@@ -12,7 +12,7 @@ import importlib.util
 import logging
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from twinlens.learn.pml import PML
 from twinlens.learn.records import CandidateRow
 from twinlens.measure.held_out import Fold, Scores, gain, scores
 from twinlens.model.compute import Compute
+from twinlens.progress import Progress
 
 __all__ = ["Entry", "Race", "changed", "entries_of"]
 
@@ -156,9 +157,15 @@ class Race:
         steps = 0 if is_short or len(entries) < 2 else self._affordable_steps(len(entries), seconds)
         if steps < LEAST_STEPS:
             return entries[0], []
-        log.info("race of %d settings, %d steps each, on held-out pictures:", len(entries), steps)
-        first = [self._try(entry, steps) for entry in entries]
-        second = [self._try(entry, 2 * steps) for entry in _survivors(first)]
+        log.info("comparing %d settings on held-out pictures, %d steps each", len(entries), steps)
+        progress = Progress("comparing settings", "trainings")
+        most = len(entries) + len(entries) // 2 + 2
+        first = [self._try(entry, steps) for entry in _counted(entries, 0, most, progress)]
+        second = [
+            self._try(entry, 2 * steps)
+            for entry in _counted(_survivors(first), len(first), most, progress)
+        ]
+        progress.close()
         best = min(second, key=lambda result: result.error)
         if not self._is_better(best, second[0]):
             best = second[0]
@@ -200,6 +207,14 @@ class Race:
         return _Result(entry, steps, result, time.monotonic() - begun, dist)
 
 
+def _counted(
+    entries: Sequence[Entry], done: int, total: int, progress: Progress
+) -> Iterator[Entry]:
+    for number, entry in enumerate(entries, done + 1):
+        yield entry
+        progress(number, total)
+
+
 def _survivors(results: Sequence[_Result]) -> list[Entry]:
     """The entries of the second round: those of the rules, the better half, and the best joined."""
     rules = results[0]
@@ -221,7 +236,7 @@ def _row(result: _Result) -> CandidateRow:
     assert result.scores is not None
     own = result.scores
     name = f"race, {result.steps} steps: {result.entry.name}"
-    log.info(
+    log.debug(
         "  %s: EER %.1f %%, recall at 1 %.1f %% (%.0f s)", name, 100 * own.eer,
         100 * (1 - own.recall_error), result.seconds,
     )  # fmt: skip
