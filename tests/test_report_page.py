@@ -123,7 +123,7 @@ def test_the_outline_of_a_full_page(page: str) -> None:
     assert Outline(page).headings == [
         ("h1", "Zoë 李"),
         ("h2", "How to read this page"),
-        ("h2", "Results on the test split"),
+        ("h2", "Results on the test pictures"),
         ("h2", "Distances"),
         ("h2", "Errors at every threshold"),
         ("h2", "Learning"),

@@ -17,7 +17,7 @@ from twinlens.errors import ConfigError, unknown_name
 from twinlens.face.crop import Keep
 from twinlens.face.detectors import DetectorChoice, choose_detector, opencv
 from twinlens.face.extract import CropOptions, crop_all
-from twinlens.face.layout import FACE_LIST, check_faces_folder, target_paths
+from twinlens.face.layout import FACE_LIST, check_faces_folder, face_path, target_paths
 from twinlens.face.result import FacesResult, PhotographResult
 from twinlens.files import creating_folder, expand_user
 from twinlens.progress import console_log
@@ -218,6 +218,11 @@ def _write_report(
         files=table.path.tolist(),
         identities=table.identity.tolist(),
         results=results,
+        crops=[
+            folder / (face_path(place, number) if options.keep == "all" else place)
+            for place, result in zip(places, results, strict=True)
+            for number, _ in enumerate(result.kept, 1)
+        ],
         settings=_settings(options) | {"model": options.choice.model},
         command=command,
         confident=options.choice.has_confidence,

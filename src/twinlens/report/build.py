@@ -183,6 +183,7 @@ def _operating(calibration: Calibration | None) -> OperatingPoint | None:
         calibration.high,
         calibration.num_impostor,
         "" if calibration.curve is None else CURVES[calibration.curve.kind],
+        calibration.unadjusted,
     )
 
 

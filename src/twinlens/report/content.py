@@ -111,6 +111,7 @@ class OperatingPoint:
     high: float | None = None
     impostor_pairs: int | None = None
     probability: str = ""  # "Platt scaling", "isotonic regression", or empty
+    unadjusted: float | None = None  # without caution for new identities
 
 
 @dataclass(frozen=True)

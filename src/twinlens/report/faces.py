@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from twinlens.config import DataSettings
@@ -50,6 +51,7 @@ class FacePage:
         files: N paths to open.
         identities: N identities.
         results: N results.
+        crops: files of the faces that were written, in their order.
         settings: settings by name.
         command: command line that repeats it.
         confident: whether scores are confidences in [0, 1].
@@ -62,6 +64,7 @@ class FacePage:
     files: Sequence[str]
     identities: Sequence[str]
     results: Sequence[PhotographResult]
+    crops: Sequence[Path]
     settings: Mapping[str, Any]
     command: str
     confident: bool
@@ -184,6 +187,7 @@ def _few_faces(page: FacePage) -> list[tuple[str, int, int]]:
 
 
 def _galleries(page: FacePage) -> Iterator[dict[str, Any]]:
+    yield _crops(page)
     for outcome, title, words in (
         (
             "without",
@@ -213,6 +217,28 @@ def _galleries(page: FacePage) -> Iterator[dict[str, Any]]:
         yield _gallery(page, "least", "The least certain", words, rows, len(rows))
 
 
+def _crops(page: FacePage) -> dict[str, Any]:
+    """Faces as they were written."""
+    files = [page.crops[place] for place in _sample_evenly(range(len(page.crops)))]
+    shown = [
+        {"uri": data_uri(pixels, SIDE), "name": file.name, "identity": file.parent.name, "note": ""}
+        for file in files
+        if (pixels := _pixels(file)) is not None
+    ]
+    words = "The faces as they were written. Delete the files of those that are no faces."
+    return {"key": "crops", "title": "Crops", "words": _with_total(words, shown, len(page.crops)),
+            "shown": shown}  # fmt: skip
+
+
+def _pixels(file: Path) -> NDArray[np.uint8] | None:
+    """A written face, (3, H, W); None if it is gone."""
+    try:
+        picture = open_picture(file, max_pixels=DataSettings().max_pixels)
+    except PictureError:
+        return None
+    return np.moveaxis(np.asarray(picture.convert("RGB")), -1, 0)
+
+
 def _by_score(page: FacePage) -> Callable[[int], float]:
     def score(row: int) -> float:
         return min((face.score for face in page.results[row].kept), default=0.0)
@@ -224,13 +250,12 @@ def _gallery(
     page: FacePage, key: str, title: str, words: str, rows: Sequence[int], total: int
 ) -> dict[str, Any]:
     shown = [picture for picture in (_tile(page, row) for row in rows) if picture]
+    return {"key": key, "title": title, "words": _with_total(words, shown, total), "shown": shown}
+
+
+def _with_total(words: str, shown: Sequence[object], total: int) -> str:
     more = f"{total:,} in all; {len(shown)} of them, evenly spaced, are shown."
-    return {
-        "key": key,
-        "title": title,
-        "words": f"{words} {more}" if total > len(shown) else words,
-        "shown": shown,
-    }
+    return f"{words} {more}" if total > len(shown) else words
 
 
 def _sample_evenly(rows: Sequence[int]) -> list[int]:
@@ -254,7 +279,7 @@ def _tile(page: FacePage, row: int) -> dict[str, Any] | None:
     }
 
 
-def _boxed(picture: Image.Image, result: PhotographResult) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _boxed(picture: Image.Image, result: PhotographResult) -> NDArray[np.uint8]:
     """A small copy with the boxes of all faces; (3, H, W)."""
     scale = SIDE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

@@ -28,7 +28,7 @@ from twinlens.report.open_set import open_set_plots, open_set_sizes
 from twinlens.report.plots import distance_histogram, identities_curve, learning_curves, roc_and_det
 from twinlens.report.reliability import reliability_plot, reliability_sentences
 from twinlens.report.result_rows import result_rows
-from twinlens.report.summary import cautions, summary, threshold_caption
+from twinlens.report.summary import cautions, rejection_advice, summary, threshold_caption
 from twinlens.report.templates import page_template, style_sheet
 
 __all__ = ["render_report", "write_report"]
@@ -66,6 +66,7 @@ def render_report(content: ReportContent) -> str:
         galleries=[gallery for gallery in _galleries(content) if gallery["pairs"]],
         events=[row for row in content.history if row.get("event")],
         broken=content.broken[:MOST_BROKEN],
+        advice=rejection_advice(content),
         threshold_caption=threshold_caption(content.operating),
     )
 

@@ -7,15 +7,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from twinlens.report.content import OperatingPoint, ReportContent, SplitCount
-from twinlens.report.formatting import bounds, count_of, dig, number, one_in, percent, span
+from twinlens.report.formatting import bounds, count_of, dig, number, one_in, percent, rate, span
 from twinlens.report.open_set import open_set_sentences, pair_threshold_caution
 
-__all__ = ["cautions", "summary", "threshold_caption"]
+__all__ = ["cautions", "rejection_advice", "summary", "threshold_caption"]
+
+MANY_REJECTED = 0.15  # share of the genuine pairs that needs advice
+EASIER_FAR = 0.1
 
 
 def summary(content: ReportContent) -> list[str]:
     """The opening sentences of the page, most important first."""
-    sentences = [*_data_sentences(content), *_error_sentences(content.results)]
+    known = list(_data_sentences(content))
+    sentences = [*known, *_error_sentences(content.results, "Its" if known else "The model's")]
     sentences += open_set_sentences(content.results)
     return [*sentences, *_threshold_sentences(content)]
 
@@ -75,6 +79,34 @@ def threshold_caption(point: OperatingPoint | None) -> str:
     return words + (f"; probabilities by {point.probability}." if point.probability else ".")
 
 
+def rejection_advice(content: ReportContent) -> list[str]:
+    """Why the threshold rejects many genuine pairs, and what helps; empty if it does not."""
+    point, results = content.operating, content.results
+    frr = bounds(dig(results, "verification", "calibrated", "frr"))[0]
+    if point is None or frr is None or frr < MANY_REJECTED:
+        return []
+    sentences = [
+        f"The threshold lies among the genuine pairs: it rejects {percent(frr)} of them, those to "
+        f"its right, to accept no more than {one_in(point.target_far)} impostor pairs."
+    ]
+    if point.unadjusted is not None and point.threshold < point.unadjusted:
+        sentences.append(
+            "Part of this is caution for new identities, which falls as the calibration gets more "
+            "of them."
+        )
+    tar = bounds(dig(results, "verification", "tar_at_far", f"{EASIER_FAR:g}"))[0]
+    if tar is not None and point.target_far < EASIER_FAR and 1 - tar < frr:
+        sentences.append(
+            f"If false matches cost little, calibrate for a FAR of {rate(str(EASIER_FAR))}, at which "
+            f"the model rejects {percent(1 - tar)}."
+        )
+    sentences.append(
+        "Otherwise several templates of each identity in a gallery help, or a model that separates "
+        "better, from more identities or a longer training."
+    )
+    return sentences
+
+
 def _data_sentences(content: ReportContent) -> Iterator[str]:
     split = content.results.get("split", "test")
     train, count = _split(content, "train"), _split(content, split)
@@ -94,9 +126,9 @@ def _data_sentences(content: ReportContent) -> Iterator[str]:
         )
 
 
-def _error_sentences(results: Mapping[str, Any]) -> Iterator[str]:
+def _error_sentences(results: Mapping[str, Any], whose: str) -> Iterator[str]:
     for keys, words in (
-        (("verification", "eer"), "Its equal error rate is {}{}."),
+        (("verification", "eer"), f"{whose} equal error rate is {{}}{{}}."),
         (
             ("nearest", "accuracy"),
             "For {}{} of the pictures, the nearest training picture shows the same identity.",
