@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,16 +19,18 @@ from twinlens.gallery.store import Store
 Vectors = NDArray[np.float32]
 
 
-def snapshot_of(vector_MD: Vectors, monkeypatch: pytest.MonkeyPatch, least: int = 0) -> Snapshot:
-    """With a narrow array however few there are; one identity for each three rows."""
-    import pyarrow as pa
-
-    monkeypatch.setattr(snapshot, "WORTH_NARROWING", least)
+def whole_table(vector_MD: Vectors) -> pa.Table:
+    """One identity for each three rows."""
     num, dim = vector_MD.shape
     names = pa.array([f"id {row // 3:06d}" for row in range(num)], pa.string())
     column = pa.FixedSizeListArray.from_arrays(pa.array(vector_MD.ravel()), dim)
-    columns = {"identity": names, "path": names, "hash": names, "vector": column}
-    return Snapshot.of(1, pa.table(columns))
+    return pa.table({"identity": names, "path": names, "hash": names, "vector": column})
+
+
+def snapshot_of(vector_MD: Vectors, monkeypatch: pytest.MonkeyPatch, least: int = 0) -> Snapshot:
+    """With a narrow array however few there are."""
+    monkeypatch.setattr(snapshot, "WORTH_NARROWING", least)
+    return Snapshot.of(1, whole_table(vector_MD))
 
 
 def shaped(kind: str, num: int, dim: int, rng: np.random.Generator) -> Vectors:
@@ -115,11 +118,29 @@ def test_the_lowest_hold_the_true_ones(values: list[int], num: int) -> None:
     assert sorted(low_M[result])[:num] == sorted(values)[:num]
 
 
-def test_rows_lie_by_identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    vector_MD = shaped("alike", 9, 4, np.random.default_rng(5))
-    snap = snapshot_of(vector_MD, monkeypatch)
-    assert snap.of_identity(1).tolist() == [3, 4, 5]
-    assert snap.identities.to_pylist() == ["id 000000", "id 000001", "id 000002"]
+def test_an_extended_snapshot_equals_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the reserved memory and beyond, with and without a narrow array."""
+    monkeypatch.setattr(snapshot, "SPARE", 5)
+    vector_MD = shaped("few", 60, 2 * NARROW, np.random.default_rng(5))
+    for least in (0, 50, 100):
+        whole = snapshot_of(vector_MD, monkeypatch, least)
+        rows = whole_table(vector_MD)
+        snap = Snapshot.of(1, rows[:40])
+        for start, end in ((40, 40), (40, 44), (44, 45), (45, 60)):
+            older, size = snap, len(snap)
+            snap = snap.extended(2, rows[start:end])
+            assert len(older) == size
+            assert len(snap) == end
+        np.testing.assert_array_equal(snap.vector, vector_MD)
+        assert snap.identities.equals(whole.identities)
+        assert snap.path.equals(whole.path)
+        assert snap.hash.equals(whole.hash)
+        np.testing.assert_array_equal(snap.code, whole.code)
+        assert snap.of_identity(15).tolist() == [45, 46, 47]
+        for mine, other in zip(
+            snap.nearest(vector_MD[50], 7), whole.nearest(vector_MD[50], 7), strict=True
+        ):
+            np.testing.assert_array_equal(mine, other)
 
 
 def test_a_newer_version_is_seen(tmp_path: Path) -> None:
@@ -133,12 +154,13 @@ def test_a_newer_version_is_seen(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.vector, emb_ND)
     store.insert(make_rows(["aaron"] * 3, vectors(3, seed=8)))
     second = snapshots.latest()
-    assert second.identities.to_pylist() == ["aaron", "anna", "bert"]
-    assert second.code.tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2]
-    np.testing.assert_array_equal(second.vector, np.concatenate([vectors(3, seed=8), emb_ND]))
+    assert second.identities.to_pylist() == ["anna", "bert", "aaron"]
+    assert second.code.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2]
+    assert second.room is first.room
+    np.testing.assert_array_equal(second.vector, np.concatenate([emb_ND, vectors(3, seed=8)]))
     store.rename("anna", "zoe")
-    assert snapshots.latest().identities.to_pylist() == ["aaron", "bert", "zoe"]
+    assert set(snapshots.latest().identities.to_pylist()) == {"aaron", "bert", "zoe"}
     erase(store, "bert")
-    assert snapshots.latest().identities.to_pylist() == ["aaron", "zoe"]
+    assert set(snapshots.latest().identities.to_pylist()) == {"aaron", "zoe"}
     assert len(snapshots.latest()) == 7
     assert len(first) == 6

@@ -184,8 +184,10 @@ class Lookup:
             if len(codes) >= num_identities:
                 break
             num *= 8
-        ranked = rank_identities(dist_S[None], code_S, rule, depth)
         names = snap.identities.take(pa.array(codes)).to_numpy(zero_copy_only=False)
+        names, rank = np.unique(names, return_inverse=True)
+        code_S = rank[code_S]  # By name, so that the order of ties is that of an index.
+        ranked = rank_identities(dist_S[None], code_S, rule, depth)
         path = snap.path.take(pa.array(row_S))
         return _ranked(ranked.code[0], ranked.distance[0], path, dist_S, code_S, names)
 

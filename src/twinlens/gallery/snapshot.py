@@ -1,14 +1,13 @@
 """A gallery's templates in memory: exact search in one array, loaded once.
 
-Memory holds them twice: by fragment, as read, and in one array ordered by identity.
-
 Most of the time of a search is the reading of a large array, so a narrow one is read first: the
 vectors' coordinates along the directions in which they vary most, and the length of the rest. By
 the Cauchy-Schwarz inequality these bound each distance from below, and only the few templates that
 may be near are compared in full. The result is exact.
 
-Fragments of the table never change, except for deleted rows, so a new version loads only its new
-fragments. Models and fusion rules play no part here.
+Fragments of the table never change, except for deleted rows. A version that only adds fragments
+loads these, into memory reserved behind the array, so that a query after an enrolment is hardly
+slower than others. Models and fusion rules play no part here.
 
 Shapes: M templates, I identities, D dimensions, L columns of the narrow array, S of a shortlist.
 """
@@ -21,6 +20,7 @@ from dataclasses import dataclass, replace
 import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from twinlens.gallery.schema import check_rows
@@ -37,24 +37,28 @@ ROUNDING = 1e-5
 """Largest error of a squared distance by a product, relative to the two squared lengths."""
 
 HELD = ("identity", "path", "hash", "vector")
+SPARE = 1024
+"""Rows, at least, that are reserved for templates enrolled later; an eighth of all, if more."""
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The templates of one version, ordered by identity.
+    """The templates of one version.
 
     Attributes:
         version: version of the store.
         vector: (M, D) float32.
+        room: memory whose first M rows are `vector`; later rows are for `extended`.
         bounds: lower bounds of distances to the vectors.
-        code: (M,) index of each template's identity in `identities`, ascending.
-        identities: (I,) names, sorted.
+        code: (M,) index of each template's identity in `identities`.
+        identities: (I,) names.
         path: (M,) file of each picture.
         hash: (M,) hash of each picture.
     """
 
     version: int
     vector: NDArray[np.float32]
+    room: NDArray[np.float32]
     bounds: Bounds
     code: NDArray[np.int64]
     identities: pa.StringArray
@@ -63,24 +67,44 @@ class Snapshot:
 
     @classmethod
     def of(cls, version: int, templates: pa.Table) -> Snapshot:
-        """Order the rows of a table by identity."""
+        """The rows of a table."""
         encoded = templates["identity"].combine_chunks().dictionary_encode()
-        names = encoded.dictionary.to_numpy(zero_copy_only=False)
-        rank_I = np.empty(len(names), dtype=np.int64)
-        by_name = np.argsort(names, kind="stable")
-        rank_I[by_name] = np.arange(len(names))
-        code_M = rank_I[encoded.indices.to_numpy()]
-        order_M = np.argsort(code_M, kind="stable")
-        code_M = code_M[order_M]
-        vector_MD = vectors(templates["vector"])[order_M]
+        column = templates["vector"]
+        room_RD = _room(len(templates), column.type.list_size)
+        vector_MD = vectors(column, room_RD[: len(templates)])
         return cls(
             version,
             vector_MD,
+            room_RD,
             Bounds.of(vector_MD),
-            code_M,
-            encoded.dictionary.take(pa.array(by_name)),
-            templates["path"].combine_chunks().take(pa.array(order_M)),
-            templates["hash"].combine_chunks().take(pa.array(order_M)),
+            encoded.indices.to_numpy().astype(np.int64),
+            encoded.dictionary,
+            templates["path"].combine_chunks(),
+            templates["hash"].combine_chunks(),
+        )
+
+    def extended(self, version: int, templates: pa.Table) -> Snapshot:
+        """With the rows of a table behind its own; at most once, since both share `room`."""
+        names = templates["identity"].combine_chunks()
+        is_known = pc.is_in(names, self.identities)
+        identities = pa.concat_arrays([self.identities, names.filter(pc.invert(is_known)).unique()])
+        code_N = pc.index_in(names, identities).to_numpy()
+        num = len(self) + len(templates)
+        room_RD = self.room
+        if num > len(room_RD):
+            room_RD = _room(num, room_RD.shape[1])
+            room_RD[: len(self)] = self.vector
+        vectors(templates["vector"], room_RD[len(self) : num])
+        return replace(
+            self,
+            version=version,
+            vector=room_RD[:num],
+            room=room_RD,
+            bounds=self.bounds.extended(room_RD[:num]),
+            code=np.concatenate([self.code, code_N.astype(np.int64)]),
+            identities=identities,
+            path=pa.concat_arrays([self.path, *templates["path"].chunks]),
+            hash=pa.concat_arrays([self.hash, *templates["hash"].chunks]),
         )
 
     def __len__(self) -> int:
@@ -119,8 +143,7 @@ class Snapshot:
 
     def of_identity(self, code: int) -> NDArray[np.int64]:
         """The rows of one identity."""
-        start, end = np.searchsorted(self.code, [code, code + 1])
-        return np.arange(start, end)
+        return np.flatnonzero(self.code == code)
 
     def _squares(
         self, rows: NDArray[np.int64], probe_D: NDArray[np.float32]
@@ -160,6 +183,16 @@ class Bounds:
         square_M = np.einsum("md,md->m", vector_MD, vector_MD)
         return cls(None, vector_MD, square_M * np.float32(1 - ROUNDING))
 
+    def extended(self, vector_MD: NDArray[np.float32]) -> Bounds:
+        """Those of more vectors, the first of which are its own."""
+        if self.turn is None:
+            return self.of(vector_MD)
+        new_ND = vector_MD[len(self.square) :]
+        narrow_ML = np.concatenate([self.narrow, _along(self.turn, new_ND)])
+        return Bounds(
+            self.turn, narrow_ML, np.concatenate([self.square, self.plain(new_ND).square])
+        )
+
     def below(self, probe_D: NDArray[np.float32]) -> NDArray[np.float32]:
         """Lower bounds of the squared distances, shape (M,)."""
         probe_L = probe_D if self.turn is None else _along(self.turn, probe_D[None])[0]
@@ -196,7 +229,7 @@ class Snapshots:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._parts: dict[str, pa.Table] = {}
+        self._fragments: set[str] = set()
         self._latest: Snapshot | None = None
         self._lock = threading.Lock()
 
@@ -209,20 +242,25 @@ class Snapshots:
             return self._latest
 
     def _load(self, table: lance.LanceDataset) -> Snapshot:
-        parts = {}
-        for fragment in table.get_fragments():
-            key = repr(fragment.metadata.to_json())
-            part = self._parts.get(key)
-            parts[key] = fragment.to_table(columns=list(HELD)) if part is None else part
-        self._parts = parts
+        fragments = {repr(part.metadata.to_json()): part for part in table.get_fragments()}
+        old = self._latest if self._fragments <= fragments.keys() else None
+        new = [part for key, part in fragments.items() if old is None or key not in self._fragments]
         empty = table.schema.empty_table().select(HELD)
-        rows = pa.concat_tables([empty, *parts.values()])
+        rows = pa.concat_tables([empty, *(part.to_table(columns=list(HELD)) for part in new)])
         check_rows(rows)
-        return Snapshot.of(int(table.version), rows)
+        make = Snapshot.of if old is None else old.extended
+        snap = make(int(table.version), rows)
+        self._fragments = set(fragments)
+        return snap
 
 
-def vectors(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """A column of vectors as one array, shape (M, D)."""
+def _room(num: int, dim: int) -> NDArray[np.float32]:
+    """Memory for some vectors and later ones, which takes none before it is written to."""
+    return np.empty((num + max(SPARE, num // 8), dim), dtype=np.float32)
+
+
+def vectors(column: pa.ChunkedArray, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """A column of vectors as one array, shape (M, D); `out`, if given."""
     dim = column.type.list_size
     parts = [chunk.flatten().to_numpy().reshape(-1, dim) for chunk in column.chunks]
-    return np.concatenate(parts) if parts else np.empty((0, dim), dtype=np.float32)
+    return np.concatenate([np.empty((0, dim), dtype=np.float32), *parts], out=out)
