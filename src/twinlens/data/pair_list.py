@@ -146,14 +146,17 @@ def pairs_of_columns(
     for row, word in enumerate(words):
         if word not in TRUE + FALSE:
             raise DataError(f"row {row} of the {source}: same is 1 or 0, found '{one_line(word)}'")
-    pictures = [[picture_of_row(value, row) for row, value in enumerate(values)]
-                for values in (first, second)]  # fmt: skip
+    pictures_a, pictures_b = (
+        [picture_of_row(value, row) for row, value in enumerate(values)]
+        for values in (first, second)
+    )
     others = {
         name: list(map(text_of, columns[name]))
         for name in columns
         if name.strip().lower() not in PAIR_COLUMNS
     }
-    return _build(*pictures, np.array([word in TRUE for word in words]), others, source, root, root)
+    is_same = np.array([word in TRUE for word in words], np.bool_)
+    return _build(pictures_a, pictures_b, is_same, others, source, root, root)
 
 
 def pairs_of_file(file: Path, folder: Path | None = None) -> PairList:

@@ -20,7 +20,8 @@ from twinlens.data.picture_file import open_file
 from twinlens.data.remote import refuse_address
 from twinlens.errors import DataError
 
-__all__ = ["PictureValue", "array_of", "is_picture", "picture_value", "read_bytes"]
+__all__ = ["PictureValue", "array_of", "is_picture", "picture_value", "read_bytes",
+           "read_value"]  # fmt: skip
 
 PictureValue: TypeAlias = str | bytes | NDArray[np.uint8]
 """The path of a picture, the bytes of its file, or its pixels (H, W), (H, W, 3) or (H, W, 4)."""
@@ -60,6 +61,18 @@ def picture_value(value: Any) -> Any:
     if callable(value):
         return value
     raise DataError(f"a picture is {KINDS}, found {type(value).__name__}")
+
+
+def read_value(value: Any) -> PictureValue:
+    """A picture, after a function that returns it is called.
+
+    Raises:
+        DataError: as in `picture_value`.
+    """
+    kept = picture_value(value)
+    while not isinstance(kept, str | bytes | np.ndarray):
+        kept = picture_value(kept())
+    return kept
 
 
 def is_picture(value: Any) -> bool:

@@ -9,7 +9,7 @@ Shapes: N pictures, H x W pixels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.data.arrays import pictures_array
-from twinlens.data.picture_value import PictureValue, array_of, picture_value, read_bytes
+from twinlens.data.picture_value import (
+    PictureValue,
+    array_of,
+    picture_value,
+    read_bytes,
+    read_value,
+)
 from twinlens.data.walk import LeftOut
 from twinlens.errors import DataError
 
@@ -155,10 +161,7 @@ class ImageTable:
         """
         if self.pixels is None:
             return str(self.path[row])
-        value: PictureValue | Callable[[], Any] = self.pixels[row]
-        while callable(value):
-            value = picture_value(value())
-        return value
+        return read_value(self.pixels[row])
 
     def relative(self, row: int) -> str:
         """The path of a row below `root`, with forward slashes; the whole path if not below it."""

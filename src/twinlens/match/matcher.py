@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from PIL import Image
 
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
 from twinlens.data.decode import PictureSource, open_picture, plain_picture, read_sized, to_array
+from twinlens.data.picture_value import read_value
 from twinlens.data.pixels import Pixels
 from twinlens.data.quality import PictureQuality, check_minimum, quality_parts
 from twinlens.errors import CalibrationError, DataError, ModelError, PictureError, naming_extras
@@ -59,8 +60,9 @@ __all__ = ["Matcher", "Model", "Picture", "open_encoder"]
 MOST_COMPARED = 1000  # pictures of a data set, with the domain
 AT_ONCE = 256  # pairs or pictures whose pixels are in memory at the same time
 
-Picture: TypeAlias = "str | Path | bytes | Image.Image | NDArray[Any] | torch.Tensor"
-"""A path, the bytes of a file, a Pillow picture, an array (H, W[, C]), or a tensor ([C, ]H, W).
+Picture: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image | NDArray[Any] | torch.Tensor"
+"""A path, the bytes of a file, a file opened as bytes, a Pillow picture, an array (H, W[, C]) or
+(C, H, W), or a tensor ([C, ]H, W).
 
 Arrays and tensors are uint8, bool, or floats in [0, 1].
 """
@@ -774,12 +776,7 @@ def _source(picture: Picture) -> PictureSource:
         # NumPy has no bfloat16.
         array = (picture.float() if picture.is_floating_point() else picture).numpy()
         return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
-    if isinstance(picture, str | Path | bytes | np.ndarray):
-        return picture
-    raise DataError(
-        "a picture is a path, the bytes of a file, a Pillow picture, an array (H, W[, C]) or a "
-        f"tensor (C, H, W), found {type(picture).__name__}"
-    )
+    return read_value(picture)
 
 
 def _name(picture: Picture) -> str:
