@@ -127,7 +127,7 @@ def test_the_outline_of_a_full_page(page: str) -> None:
         ("h2", "Distances"),
         ("h2", "Errors at every threshold"),
         ("h2", "Learning"),
-        ("h3", "Interventions of the guard"),
+        ("h3", "Interventions, and early end"),
         ("h2", "A map of the pictures"),
         ("h2", "Worst pairs"),
         ("h3", "Nearest impostors"),

@@ -133,8 +133,8 @@ def result_lines(
     measured = None if result is None else result.verification.calibrated
     if measured is not None and result is not None:
         line += (
-            f"; on these {_split_name(result)} pictures it accepts {_percent(measured.far)} of impostor "
-            f"pairs and rejects {_percent(measured.frr)} of genuine pairs"
+            f"; on these {_split_name(result)} pictures it accepts {_percent(measured.far)} of "
+            f"impostor pairs and rejects {_percent(measured.frr)} of genuine pairs"
         )
     yield line
 

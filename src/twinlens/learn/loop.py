@@ -179,7 +179,7 @@ def fit(
                 progress = _progress(length, state)
                 _due(state, progress)  # Those of the part that is left out are not due.
             if ends and metric is not None and settings.train.extend and length.steps is not None:
-                _extend(state, metric)
+                _extend(state, metric, settings.train.patience)
                 progress = _progress(length, state)
             row = None
             if validate or write_row or event:
@@ -373,8 +373,13 @@ def _end_early(state: TrainingState, progress: float, settings: Settings, length
     return event
 
 
-def _extend(state: TrainingState, metric: float) -> None:
-    """Add a round after the first one, and as long as the error falls by a hundredth."""
+def _extend(state: TrainingState, metric: float, patience: int) -> None:
+    """Add a round after the first one, and as long as the error falls by a hundredth.
+
+    None is added where validation has stopped improving before.
+    """
+    if 0 < patience <= state.stale:
+        return
     before = state.round_metric
     helped = before is None or 1 - metric < (1 - LEAST_GAIN) * (1 - before)
     if metric < 1 and helped and not state.skipped and state.rounds < MOST_ROUNDS:
