@@ -43,7 +43,7 @@ __all__ = ["router"]
 
 router = APIRouter(include_in_schema=False, route_class=view.PageRoute)
 
-SIDE = 320  # pixels of a shown probe
+SIDE, WIDE_SIDE = 320, 640  # pixels of a shown probe, and of one with several faces
 MAX_CANDIDATES = 20
 
 
@@ -272,10 +272,11 @@ def _probe_uri(upload: Upload, max_pixels: int, places: Sequence[FacePlace | Non
     Raises:
         PictureError: it cannot be read.
     """
+    side = SIDE if len(places) < 2 else WIDE_SIDE
     framed_places = [place for place in places if place is not None and place.box is not None]
     target = None if framed_places else (SIDE, SIDE)
     try:
         opened = open_picture(upload.content, max_pixels=max_pixels, target=target)
     except PictureError as error:
         raise upload.named(error) from error
-    return thumbnail_uri(framed(opened, framed_places, SIDE) if framed_places else opened, SIDE)
+    return thumbnail_uri(framed(opened, framed_places, side) if framed_places else opened, side)
