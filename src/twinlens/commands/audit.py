@@ -184,7 +184,7 @@ def audit(
     fitted to other identities, so no label has a part in its own judgement.
 
     Args:
-        data: a folder, a manifest, the name of a set, or a table (see docs/data.md); all splits.
+        data: a folder, a manifest, the name of a set, or other data (see docs/data.md); all splits.
         out: new or empty folder. It receives `audit.html` and `audit.csv`; with `apply`,
             `manifest.csv` and `dropped.csv`.
         model: model whose embeddings are compared instead: its folder, a run, or a loaded model.

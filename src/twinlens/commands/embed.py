@@ -150,7 +150,7 @@ def embed(
 
     Args:
         model: folder of a model or of a run, or a loaded model.
-        data: a folder, a manifest, the name of a set, or a table; all splits. A folder needs no
+        data: a folder, a manifest, the name of a set, or other data; all splits. A folder needs no
             class folders.
         out: the file, which only its owner can read.
         root: folder of a named set's local copy.

@@ -76,7 +76,7 @@ def inspect(
     """Report on a data set, with the splits and settings of a training run.
 
     Args:
-        data: a folder, a manifest, the name of a set, or a table (see docs/data.md).
+        data: a folder, a manifest, the name of a set, or other data (see docs/data.md).
         recipe: name of a recipe, or path of a .toml file.
         settings: overrides of the recipe, "section.key" -> value.
         root: folder of a named set's local copy.

@@ -81,7 +81,7 @@ def train(
     """Train a siamese model on pictures, calibrate it, evaluate it, and write its report.
 
     Args:
-        data: a folder, a manifest, the name of a set, or a table (see docs/data.md).
+        data: a folder, a manifest, the name of a set, or other data (see docs/data.md).
         out: run folder; `runs/NAME` by default, NAME after the data.
         recipe: name of a recipe, or path of a .toml file.
         settings: overrides of the recipe, "section.key" -> value.
@@ -108,6 +108,7 @@ def train(
 
     Example:
         >>> model = twinlens.train("photos/", settings={"train.epochs": 20})  # doctest: +SKIP
+        >>> model = twinlens.train((pictures, labels))  # doctest: +SKIP
         >>> model.verify("a.jpg", "b.jpg").match  # doctest: +SKIP
         True
     """
