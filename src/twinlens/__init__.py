@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from twinlens.commands.fetch import fetch
     from twinlens.commands.identify import identify, search
     from twinlens.commands.inspect import inspect
+    from twinlens.commands.pack import pack
     from twinlens.commands.pretrain import pretrain
-    from twinlens.commands.train import train
     from twinlens.commands.push import push_to_hub
+    from twinlens.commands.train import train
     from twinlens.commands.verify import compare, load, verify
     from twinlens.data.table import ImageTable
     from twinlens.errors import (
@@ -46,16 +47,16 @@ if TYPE_CHECKING:
         TwinlensError,
     )
     from twinlens.gallery.gallery import Gallery
-    from twinlens.match.answers import Hit, IdentifyAnswer, VerifyAnswer
     from twinlens.learn.callbacks import Callback
     from twinlens.learn.trackers import MlflowTracker, WandbTracker
+    from twinlens.match.answers import Hit, IdentifyAnswer, VerifyAnswer
     from twinlens.match.matcher import Matcher
     from twinlens.service.run import serve
 
 __all__ = [
     "CalibrationError",
-    "ConfigError",
     "Callback",
+    "ConfigError",
     "DataError",
     "Gallery",
     "GalleryError",
@@ -64,18 +65,18 @@ __all__ = [
     "ImageTable",
     "Matcher",
     "MissingExtraError",
-    "ModelError",
     "MlflowTracker",
+    "ModelError",
     "PictureError",
     "TrainingError",
     "TwinlensError",
     "VerifyAnswer",
-    "audit",
     "WandbTracker",
+    "audit",
     "calibrate",
     "cluster",
-    "demo",
     "compare",
+    "demo",
     "doctor",
     "embed",
     "evaluate",
@@ -85,30 +86,31 @@ __all__ = [
     "identify",
     "inspect",
     "load",
+    "pack",
     "pretrain",
+    "push_to_hub",
     "search",
     "serve",
-    "push_to_hub",
     "train",
     "verify",
 ]
 
 _HOMES = {
+    "Callback": "learn.callbacks",
     "Gallery": "gallery.gallery",
     "Hit": "match.answers",
-    "Callback": "learn.callbacks",
     "IdentifyAnswer": "match.answers",
     "ImageTable": "data.table",
     "Matcher": "match.matcher",
-    "VerifyAnswer": "match.answers",
-    "audit": "commands.audit",
     "MlflowTracker": "learn.trackers",
+    "VerifyAnswer": "match.answers",
     "WandbTracker": "learn.trackers",
+    "audit": "commands.audit",
     "calibrate": "commands.calibrate",
     "cluster": "commands.cluster",
+    "compare": "commands.verify",
     "demo": "commands.demo",
     "doctor": "commands.doctor",
-    "compare": "commands.verify",
     "embed": "commands.embed",
     "evaluate": "commands.evaluate",
     "export": "commands.export",
@@ -117,11 +119,12 @@ _HOMES = {
     "identify": "commands.identify",
     "inspect": "commands.inspect",
     "load": "commands.verify",
+    "pack": "commands.pack",
     "pretrain": "commands.pretrain",
+    "push_to_hub": "commands.push",
     "search": "commands.identify",
     "serve": "service.run",
     "train": "commands.train",
-    "push_to_hub": "commands.push",
     "verify": "commands.verify",
 }
 

@@ -471,6 +471,22 @@ def _show_machine(facts: Mapping[str, Any], args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_glossary(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("word", metavar="WORD", nargs="?", help="a term, or a part of one")
+
+
+def _glossary(word: str | None = None) -> str:
+    """Terms of the field as text."""
+    from twinlens.commands.glossary import as_text, glossary
+
+    return as_text(glossary(word))
+
+
+def _show_text(text: str, args: argparse.Namespace) -> int:
+    print(text)
+    return 0
+
+
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     json_argument(parser)
     quiet_argument(parser)
@@ -557,6 +573,10 @@ COMMANDS: dict[str, Command] = {
     ),
     "recipes": Command(
         "list the recipes, or print one", _add_recipes, lambda: _recipes, show=_show_recipes
+    ),
+    "glossary": Command(
+        "explain the terms of the field, or one of them", _add_glossary, lambda: _glossary,
+        show=_show_text,
     ),
     "doctor": Command(
         "describe this machine and time its training steps", _add_doctor,
