@@ -59,8 +59,9 @@ NAMED = ("identity", "hash")
 CODES = {"num_bits": 2}
 """Bits of a coordinate in the index (RaBitQ). One bit finds too few of the nearest templates where
 vectors are short, or where nothing is near."""
-REFINED = 64
-"""Rows, at least, that are compared by their codes and then by the vectors in the table."""
+REFINED = 32
+"""Rows, at least, that are compared by the vectors in the table after their codes: exact
+distances, and most of a query's time."""
 
 MAX_FRAGMENTS = 100
 """Fragments of the table, one per commit, above which they are compacted."""
@@ -256,7 +257,7 @@ class Store:
         """
         if nprobes is None:
             return self._nearest(vector_D, k, columns, where, {"use_index": False})
-        refined = {"refine_factor": max(2, -(-REFINED // k))}
+        refined = {"refine_factor": max(1, -(-REFINED // k))}
         rows = self._nearest(vector_D, k, columns, where, {"nprobes": nprobes, **refined})
         if len(rows) == k:
             return rows
