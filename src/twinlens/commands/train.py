@@ -39,7 +39,7 @@ from twinlens.learn.callbacks import (
 from twinlens.learn.losses import check_loss
 from twinlens.learn.run_folder import RunFolder, lock_run_folder, new_run_folder
 from twinlens.learn.trackers import TensorBoard
-from twinlens.match.matcher import Matcher
+from twinlens.match.matcher import Matcher, Model
 from twinlens.measure.calibration import Calibration, fit_calibration
 from twinlens.measure.domain import describe_pictures
 from twinlens.measure.error_rates import matches
@@ -70,7 +70,7 @@ def train(
     recipe: str = "auto",
     settings: Mapping[str, Any] | None = None,
     root: str | Path | None = None,
-    init: str | Path | None = None,
+    init: Model | None = None,
     resume: bool = False,
     quiet: bool = False,
     backbone: nn.Module | None = None,
@@ -86,8 +86,8 @@ def train(
         recipe: name of a recipe, or path of a .toml file.
         settings: overrides of the recipe, "section.key" -> value.
         root: folder of a named set's local copy.
-        init: one's own model, or its run, whose network learns on from its weights. It keeps its
-            architecture and the size of its pictures.
+        init: one's own model, its folder, or its run; its network learns on from its weights, and
+            keeps its architecture and the size of its pictures.
         resume: whether to resume the run in `out`, on the same data. It reaches the same weights
             as an uninterrupted run, unless a time budget sets its length. Length and device may
             change, also of a finished run; any other change is an error.
@@ -122,6 +122,7 @@ def train(
             raise ConfigError("--resume needs --out: the folder of the run to resume")
         loaded, initial = load_recipe(recipe, named(settings, names)), None
         if init is not None:
+            init = init.path if isinstance(init, Matcher) else init
             initial = read_initial_model(init)
             loaded = initial.applied(loaded)
         check_loss(loaded.settings().loss)
