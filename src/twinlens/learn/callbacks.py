@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from twinlens.config import Settings
 from twinlens.errors import ConfigError, short_repr, unknown_name
@@ -80,7 +80,7 @@ class RunEnd:
     interrupted: bool
 
 
-class Callback(Protocol):
+class Callback:
     """Base class of callbacks: each method does nothing until it is overridden.
 
     An exception of a callback ends the run, and its checkpoint stays. `KeyboardInterrupt` ends the

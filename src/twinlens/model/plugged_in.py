@@ -214,7 +214,7 @@ def check_plugged_loss(loss: Loss, name: str, dim: int) -> None:
     label_B = torch.arange(8) // 4  # Two identities: any training has as many.
     call = f"the loss {name} of embeddings {tuple(emb_BD.shape)} and labels {tuple(label_B.shape)}"
     try:
-        value = loss(emb_BD, label_B)
+        value = copy.deepcopy(loss)(emb_BD, label_B)  # A loss may have a memory.
     except Exception as error:  # A function of others raises any kind.
         raise ConfigError(f"{call} fails: {first_line(error)}") from error
     if not isinstance(value, Tensor) or value.numel() != 1:
