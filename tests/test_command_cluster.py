@@ -273,7 +273,7 @@ def test_equal_names_get_numbers(tmp_path: Path) -> None:
         files.append(str(tmp_path / f"{row}.png"))
         Image.new("L", (4, 4), row).save(files[-1])
     pictures = moons(
-        len(names), names=names, files=files, pixels=None, embeddings=np.zeros((len(names), 2))
+        len(names), names=names, files=files, table=None, embeddings=np.zeros((len(names), 2))
     )
     write_clusters(pictures, EUCLID, Cut(1.0, None, False), tmp_path / "out", copy=True)
     home = tmp_path / "out" / "cluster-001"
@@ -306,7 +306,7 @@ def test_missing_pictures_are_named(tmp_path: Path, copy: bool, capsys: Capture)
     files = [str(tmp_path / f"{row}.png") for row in range(6)]
     for file in files[1:]:
         Image.new("L", (4, 4)).save(file)
-    pictures = moons(files=files, pixels=None)
+    pictures = moons(files=files, table=None)
     result = write_clusters(pictures, EUCLID, Cut(1.0, None, False), tmp_path / "out", copy=copy)
     assert result.missing == 1
     rows = rows_of(tmp_path / "out")
