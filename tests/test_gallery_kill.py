@@ -27,7 +27,7 @@ from gallery_writer import DIM, WHOLE, Batch, batch
 from twinlens.gallery.gallery import Gallery
 
 KILLS = int(os.environ.get("TWINLENS_KILLS", "30"))
-SECONDS = float(os.environ.get("TWINLENS_SECONDS", "8"))
+SECONDS = float(os.environ.get("TWINLENS_SECONDS", "12"))
 HERE = Path(__file__).parent
 KINDS = ("enrol", "erase", "rename", "optimize")
 

@@ -135,7 +135,7 @@ def train(walk: Walk, name: str) -> None:
     walk.click("form button.main")
     walk.wait_for("#job")
     walk.look("training")
-    walk.wait_for("#result", seconds=240)
+    walk.wait_for("#result", seconds=600)
 
 
 def train_briefly(walk: Walk, name: str, seconds: int) -> None:
@@ -150,7 +150,7 @@ def train_briefly(walk: Walk, name: str, seconds: int) -> None:
         {"pictures": name, "time_budget": seconds},
     )
     walk.open(f"/train/{id}")
-    walk.wait_for("#result", seconds=240)
+    walk.wait_for("#result", seconds=600)
 
 
 def create_gallery(walk: Walk, name: str) -> None:
