@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from twinlens.data.csv_file import path_of_cell, read_csv
 from twinlens.data.picture_list import build_table, columns_of, picture_of_row, text_of
@@ -241,6 +239,9 @@ def _build(
     root: Path | None,
     base: Path | None,
 ) -> PairList:
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     both = [
         str(Path(one) if root is None else root / one) if isinstance(one, str) else one
         for pair in zip(first, second, strict=True)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -192,6 +190,8 @@ def _download(address: str, target: Path, limit: int | None) -> None:
 
 
 def _open_https(address: str) -> BinaryIO:
+    import urllib.request  # Nothing but `fetch` needs it.
+
     if not address.lower().startswith("https://"):
         raise DataError(f"only https:// and s3:// are read, found {one_line(address, 200)}")
     request = urllib.request.Request(address, headers={"User-Agent": "twinlens"})
