@@ -29,6 +29,7 @@ from twinlens.errors import CalibrationError, ConfigError, DataError, TwinlensEr
 from twinlens.match.matcher import Matcher
 from twinlens.measure import pairs as pairs_module
 from twinlens.measure.distances import EuclideanComparison
+from twinlens.measure.estimate import Estimate
 from twinlens.measure.evaluation_result import NearestNeighbourEvaluation, OpenSetEvaluation
 from twinlens.measure.open_set import open_set
 from twinlens.measure.trials import (
@@ -221,7 +222,7 @@ def test_broken_pictures_are_named(
     assert "<title>" in page
     for number in range(4):
         (data / "y" / f"{number}.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"5 of 12 pictures .* at most 20\.0%"):
+    with pytest.raises(DataError, match=r"5 of 12 pictures .* at most 20\.0 %"):
         twinlens.evaluate(model.path, data, quiet=True)
 
 
@@ -916,7 +917,7 @@ def test_open_set_is_that_of_the_embeddings(model: Matcher, tiny_run: TinyRun) -
     assert last.startswith(f"of {enrolled} enrolled")
     away = found.open_set.whole.pair_threshold
     assert away is not None
-    assert last.endswith(f"rejected, pair threshold {away.turned_away.value:.3f}")
+    assert last.endswith(f"rejected, pair threshold {Estimate(away.turned_away.value)}")
 
 
 def test_forged_pictures_and_the_uncalibrated_have_no_part_in_it(

@@ -174,7 +174,7 @@ def test_answers_in_words() -> None:
     )
     assert found.as_text().splitlines() == [
         "x\\n.png: anna: it is near",
-        "    1  anna   distance 0.2500  probability  90.0%  /in/a.png",
+        "    1  anna   distance 0.2500  probability  90.0 %  /in/a.png",
         "    2  Bo\\nb  distance 0.7500  /in/\\n.png",
     ]
     assert found.answers[1].as_text() == "y.png: not read: gone"
@@ -310,3 +310,21 @@ def test_public_names(place: Path, tiny_run: TinyRun) -> None:
     assert twinlens.identify(place, probe) == identify(place, probe)
     assert twinlens.search(str(place), str(probe)) == search(place, probe)
     assert isinstance(twinlens.Gallery.open(place).identify(probe), twinlens.IdentifyAnswer)
+
+
+def test_pictures_that_are_no_files(place: Path, tiny_run: TinyRun, tmp_path: Path) -> None:
+    files = [picture(tiny_run, name) for name in ENROLLED]
+    pixels, opened = np.array(Image.open(files[1])), Image.open(files[2]).convert("L")
+    given = [files[0], pixels, opened, files[0]]
+    found = identify(Gallery.open(place), given, show=tmp_path / "who.png", quiet=True)
+    assert [row.picture for row in found.answers] == [
+        str(files[0]), "picture 2", "picture 3", str(files[0])
+    ]  # fmt: skip
+    expected = identify(place, [*files, files[0]], show=tmp_path / "files.png", quiet=True)
+    assert [row.answer for row in found.answers] == [row.answer for row in expected.answers]
+    assert opened.size == (16, 16)
+    frame = found.to_frame()
+    assert frame["identity"].tolist() == [row.answer.identity for row in expected.answers]
+    hits = search(place, pixels, k=2, show=tmp_path / "hits.png")
+    assert hits.hits == search(place, files[1], k=2).hits
+    assert hits.to_frame()["distance"].tolist() == [hit.distance for hit in hits.hits]

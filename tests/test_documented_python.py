@@ -60,7 +60,9 @@ def test_names_and_arguments_exist(page: str) -> None:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "twinlens":
                 assert node.attr in twinlens.__all__, f"{page}: twinlens.{node.attr}"
-            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("twinlens."):
+            if isinstance(node, ast.Call) and re.fullmatch(
+                r"twinlens(\.\w+)+", ast.unparse(node.func)
+            ):
                 name = ast.unparse(node.func).removeprefix("twinlens.")
                 function: Any = twinlens
                 for part in name.split("."):

@@ -167,14 +167,12 @@ def test_embeddings_have_length_one(model: Matcher, tiny_run: TinyRun) -> None:
         (5, "found int"),
         ([None], "found NoneType"),
         (b"bytes", "not a picture|broken"),
-        (np.zeros((2, 3, 4, 5), np.uint8), "shape"),
-        (np.zeros((8, 8, 2), np.uint8), "shape"),
-        (np.zeros((0, 8), np.uint8), "shape"),
+        (np.zeros((8, 8, 2), np.uint8), "1, 3 or 4 channels"),
+        (np.zeros((0, 8), np.uint8), "needs pixels"),
         (np.zeros((8, 8), np.int64), "int64"),
         (np.full((8, 8), 2.0), "values in"),
         (np.full((8, 8), np.nan), "values in"),
-        (torch.zeros(2, 3, 8, 8), "shape"),
-        (torch.zeros(8, 8, 3), "shape"),
+        (torch.zeros(8, 8, 3), "1, 3 or 4 channels"),
     ],
 )
 def test_what_is_no_picture(model: Matcher, wrong: object, message: str) -> None:
@@ -242,7 +240,7 @@ def test_an_answer_explains_itself() -> None:
     near = VerifyAnswer("same", True, 0.25, 0.5, 0.01, 0.875, 0.9312)
     assert near.explain() == (
         "same: distance 0.2500 is within the threshold 0.5000, set to accept 1 % of impostor "
-        "pairs; probability of a genuine pair 87.5% (at even odds); cosine similarity 0.93"
+        "pairs; probability of a genuine pair 87.5 % (at even odds); cosine similarity 0.93"
     )
     far = VerifyAnswer("different", False, 0.75, 0.5, 0.01, 0.125, -0.5)
     assert far.explain().startswith("different: distance 0.7500 is beyond the threshold 0.5000,")
@@ -257,14 +255,14 @@ def test_a_verdict_against_the_probability_has_a_reason() -> None:
         far.as_json()["reason"]
         == far.reason
         == (
-            "the same is more probable (65.0% at even odds), but a threshold at this distance "
+            "the same is more probable (65.0 % at even odds), but a threshold at this distance "
             "could accept more than 1 % of impostor pairs"
         )
     )
     assert far.explain().splitlines()[1] == f"reason: {far.reason}"
     near = VerifyAnswer("same", True, 0.25, 0.5, 0.001, 0.2, 0.9, prior=0.0001)
     assert near.reason is not None
-    assert near.reason.startswith("different is more probable (80.0% at a prior of 0.0001), but")
+    assert near.reason.startswith("different is more probable (80.0 % at a prior of 0.0001), but")
     assert near.reason.endswith("within the threshold for a FAR of 0.1 %")
 
 
@@ -345,6 +343,13 @@ def test_every_function_takes_a_loaded_model(
             twinlens.verify(wrong, a, b)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="give DATA"):
         twinlens.cluster(model, out=tmp_path / "more")
+
+
+def test_an_array_of_pictures_is_a_list_of_them(model: Matcher, tiny_run: TinyRun) -> None:
+    pixels = [np.array(Image.open(file)) for file in sorted(tiny_run.data.rglob("*.png"))[:3]]
+    emb_ND = model.embed(pixels)
+    for pictures in (np.stack(pixels)[..., None], torch.from_numpy(np.stack(pixels))[:, None]):
+        np.testing.assert_array_equal(model.embed(pictures), emb_ND)
 
 
 def test_many_pairs_have_the_answers_of_each(

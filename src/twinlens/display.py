@@ -128,8 +128,8 @@ def html_table(caption: str, rows: Sequence[Sequence[str]]) -> str:
         for name, *cells in rows
     )
     return (
-        f"<table><caption style='text-align:left'>{html.escape(caption)}</caption>"
-        f"<tbody>{body}</tbody></table>"
+        "<table><caption style='text-align:left;white-space:nowrap'>"
+        f"{html.escape(caption)}</caption><tbody>{body}</tbody></table>"
     )
 
 

@@ -113,6 +113,5 @@ def _score_lines(scores: ClusteringScores, disjoint: bool | None) -> list[str]:
     elif disjoint is None:
         lines.append("  (unknown whether some of these identities were trained on)")
     for name, figure in rows.items():
-        interval = "" if figure.low is None else f"  ({figure.low:.4f} to {figure.high:.4f})"
-        lines.append(f"    {name:18} {figure.value:.4f}{interval}")
+        lines.append(f"    {name:18} {figure}")
     return lines

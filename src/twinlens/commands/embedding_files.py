@@ -23,14 +23,15 @@ def check_embedding_file(path: str | Path) -> None:
     Raises:
         DataError: an ending without a format, or a place that cannot be written.
     """
+    check_output_file(path)
     ending = Path(path).suffix.lower()
     if ending not in FORMATS:
         raise DataError(
             f"cannot write embeddings to {one_line(str(path), None)}: its ending sets the format, "
             f"and is one of {', '.join(FORMATS)}"
         )
-    for file in (Path(path), *([rows_file(path)] if ending == ".npy" else [])):
-        check_output_file(file)
+    if ending == ".npy":
+        check_output_file(rows_file(path))
 
 
 def rows_file(path: str | Path) -> Path:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twinlens.display import Result
-from twinlens.errors import DataError, PictureError, one_line
+from twinlens.errors import PictureError, one_line
 from twinlens.face.faces_of import FacePlace, places_text
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.show import check_sheet, draw_answers, draw_hits
 from twinlens.match.answers import Hit, IdentifyAnswer, require_acquired
+from twinlens.match.matcher import Picture, named_pictures
 from twinlens.progress import Progress, console_log
-
-if TYPE_CHECKING:
-    from twinlens.match.matcher import Picture
 
 __all__ = ["Identification", "IdentificationResult", "SearchResult", "identify", "identify_each",
            "search", "search_faces"]  # fmt: skip
@@ -53,7 +51,9 @@ class Identification:
         names = [one_line(row.identity, 40) for row in self.answer.candidates]
         width = max(map(len, names), default=0)
         for rank, (row, name) in enumerate(zip(self.answer.candidates, names, strict=True), 1):
-            odds = "" if row.probability is None else f"  probability {row.probability:6.1%}"
+            odds = ""
+            if row.probability is not None:
+                odds = f"  probability {100 * row.probability:5.1f} %"
             path = one_line(row.path, None)
             lines.append(f"{rank:>5}  {name:<{width}}  distance {row.distance:.4f}{odds}  {path}")
         return "\n".join(lines)
@@ -160,7 +160,7 @@ class SearchResult(Result):
 
 def identify(
     gallery: str | Path | Gallery,
-    pictures: str | Path | Sequence[str | Path],
+    pictures: Picture | Sequence[Picture],
     *,
     k: int = 5,
     far: float | None = None,
@@ -170,13 +170,14 @@ def identify(
     device: str = "auto",
     quiet: bool = False,
 ) -> IdentificationResult:
-    """Identify picture files in a gallery, or answer "nobody".
+    """Identify pictures in a gallery, or answer "nobody".
 
     A model of cropped faces answers for each face of a picture.
 
     Args:
         gallery: folder or address of a gallery, or an open one.
-        pictures: one file or several; an unreadable one does not stop the others.
+        pictures: one or several, files or any form of `match.matcher.Picture`; an unreadable one
+            does not stop the others. In the answers a picture that is no file is "picture 1" ...
         k: number of candidates of each picture, at most.
         far: false positive identification rate; the calibration's by default.
         min_quality: least quality of a picture, in [0, 1]; one below is not answered, as one that
@@ -196,23 +197,22 @@ def identify(
         >>> result.answers[0].answer.identity  # doctest: +SKIP
         'anna'
     """
-    names = [str(name) for name in ([pictures] if isinstance(pictures, str | Path) else pictures)]
-    if not names:
-        raise DataError("no pictures were given: name at least one")
+    named = named_pictures(pictures)
     if show is not None:
         check_sheet(show)
     with console_log(quiet):
         opened = _open(gallery, device)
         progress, answers = Progress("identifying"), list[Identification]()
-        for number, name in enumerate(names, 1):
+        for number, one in enumerate(named, 1):
             answers += identify_each(
-                opened, [(name, name)], k=k, far=far, min_quality=min_quality, as_is=as_is
+                opened, [one], k=k, far=far, min_quality=min_quality, as_is=as_is
             )
-            progress(number, len(names))
+            progress(number, len(named))
         result = IdentificationResult(tuple(answers))
         result.require_some()
         if show is not None:
-            draw_answers(show, opened, [(row.picture, row.answer) for row in result.answers])
+            shown = [(row.picture, row.answer) for row in result.answers]
+            draw_answers(show, opened, shown, dict(named))
     return result
 
 
@@ -256,7 +256,7 @@ def identify_each(
 
 def search(
     gallery: str | Path | Gallery,
-    picture: str | Path,
+    picture: Picture,
     *,
     k: int = 20,
     where: str | None = None,
@@ -264,11 +264,11 @@ def search(
     as_is: bool = False,
     device: str = "auto",
 ) -> SearchResult:
-    """Find the templates of a gallery that are nearest to a picture file, or to each of its faces.
+    """Find the templates of a gallery that are nearest to a picture, or to each of its faces.
 
     Args:
         gallery: folder or address of a gallery, or an open one.
-        picture: a file.
+        picture: a file, or any form of `match.matcher.Picture`.
         k: number of hits, at most.
         where: condition on templates, such as "identity = 'anna'" or "metadata.camera = 'north'
             AND time > date '2026-01-01'".
@@ -289,9 +289,10 @@ def search(
         check_sheet(show)
     with console_log():
         opened = _open(gallery, device)
-        result = search_faces(opened, str(picture), str(picture), k=k, where=where, as_is=as_is)
+        ((name, picture),) = named_pictures([picture])
+        result = search_faces(opened, name, picture, k=k, where=where, as_is=as_is)
         if show is not None:
-            draw_hits(show, opened, result.picture, result.hits)
+            draw_hits(show, opened, name, picture, result.hits)
     return result
 
 

@@ -17,6 +17,7 @@ from twinlens.files import check_output_file, save_picture, writing_file
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.schema import quoted
 from twinlens.match.answers import Candidate, Hit, IdentifyAnswer
+from twinlens.match.matcher import Picture
 from twinlens.measure.error_rates import matches
 from twinlens.report.answer_sheet import Strip, Tile, draw_sheet
 from twinlens.report.canvas import GREEN, INK, RED
@@ -46,7 +47,10 @@ def check_sheet(path: str | Path) -> None:
 
 
 def draw_answers(
-    path: str | Path, gallery: Gallery, answers: Sequence[tuple[str, IdentifyAnswer | None]]
+    path: str | Path,
+    gallery: Gallery,
+    answers: Sequence[tuple[str, IdentifyAnswer | None]],
+    probes: Mapping[str, Picture] | None = None,
 ) -> None:
     """Draw answers: each probe beside its candidates' nearest templates.
 
@@ -56,7 +60,8 @@ def draw_answers(
     Args:
         path: file to write, in the format of its ending.
         gallery: gallery that gave the answers.
-        answers: files of the probes with their answers; None for an unreadable file.
+        answers: names of the probes with their answers; None for an unreadable one.
+        probes: pictures by name; a name that is missing is that of a file.
     Raises:
         DataError: the file cannot be written.
     """
@@ -65,12 +70,17 @@ def draw_answers(
     shown = answers[:MAX_STRIPS]
     candidates = [answer.candidates[:MAX_TILES] for _, answer in shown if answer is not None]
     pictures = _templates(gallery, [candidate.path for row in candidates for candidate in row])
-    strips = [_strip(gallery, name, answer, pictures) for name, answer in shown]
+    probes = {} if probes is None else probes
+    strips = [
+        _strip(gallery, name, probes.get(name, name), answer, pictures) for name, answer in shown
+    ]
     with writing_file(path) as part:
         save_picture(draw_sheet(strips), part)
 
 
-def draw_hits(path: str | Path, gallery: Gallery, picture: str, hits: Sequence[Hit]) -> None:
+def draw_hits(
+    path: str | Path, gallery: Gallery, name: str, picture: Picture, hits: Sequence[Hit]
+) -> None:
     """Draw the hits of a search, nearest first.
 
     Hits within the gallery's threshold have a green frame, the others a red one. Without a
@@ -79,7 +89,8 @@ def draw_hits(path: str | Path, gallery: Gallery, picture: str, hits: Sequence[H
     Args:
         path: file to write, in the format of its ending.
         gallery: gallery that was searched.
-        picture: file of the query.
+        name: name of the query.
+        picture: picture of the query.
         hits: hits of the search; the first 120 are drawn.
     Raises:
         DataError: the file cannot be written.
@@ -97,27 +108,28 @@ def draw_hits(path: str | Path, gallery: Gallery, picture: str, hits: Sequence[H
         )
         for hit in hits[:MAX_TILES]
     )
-    probe = Tile(_file(gallery, picture), "query", missing="unreadable")
+    probe = Tile(_small(gallery, picture), "query", missing="unreadable")
     count = f"the {len(hits)} nearest" if hits else "nothing found"
     green = "" if threshold is None else f"; green: within the threshold {threshold:.4f}"
-    strip = Strip(one_line(picture, None), count + green, INK, probe, tiles)
+    strip = Strip(one_line(name, None), count + green, INK, probe, tiles)
     with writing_file(path) as part:
         save_picture(draw_sheet([strip]), part)
 
 
 def _strip(
     gallery: Gallery,
-    picture: str,
+    name: str,
+    picture: Picture,
     answer: IdentifyAnswer | None,
     pictures: Mapping[str, Image.Image | None],
 ) -> Strip:
-    name = one_line(picture, None)
+    name = one_line(name, None)
     if answer is None:
         return Strip(f"{name}: not read", "", RED, Tile(None, "?", missing="unreadable"), ())
     color = GREEN if answer.verdict == "identified" else RED
     verdict = answer.verdict if answer.identity is None else one_line(answer.identity)
     place = None if answer.face is None else answer.face.box
-    probe = Tile(_file(gallery, picture, place), verdict, (Path(name).name,), color, "unreadable")
+    probe = Tile(_small(gallery, picture, place), verdict, (Path(name).name,), color, "unreadable")
     tiles = tuple(
         Tile(
             pictures.get(candidate.path),
@@ -149,7 +161,7 @@ def _templates(gallery: Gallery, paths: Iterable[str]) -> dict[str, Image.Image 
     """The picture at each path, or its thumbnail, or None."""
     # Only a full path is that of a file: others are names of uploads, or of pixels.
     pictures = {
-        path: _file(gallery, path) if Path(path).is_absolute() else None
+        path: _small(gallery, path) if Path(path).is_absolute() else None
         for path in dict.fromkeys(paths)
     }
     missing = [quoted(path) for path, picture in pictures.items() if picture is None]
@@ -161,16 +173,14 @@ def _templates(gallery: Gallery, paths: Iterable[str]) -> dict[str, Image.Image 
     return pictures
 
 
-def _file(
-    gallery: Gallery, path: str, box: tuple[float, float, float, float] | None = None
+def _small(
+    gallery: Gallery, picture: Picture, box: tuple[float, float, float, float] | None = None
 ) -> Image.Image | None:
-    """A small picture of a file, or of the face in a box of it; None if it cannot be read."""
-    target = SIZE if box is None else None
+    """A picture made small, or the face in a box of it; None if it cannot be read."""
     try:
-        picture = open_picture(path, max_pixels=gallery.matcher.max_pixels, target=target)
+        opened = gallery.matcher.open(picture, target=SIZE if box is None else None)
     except PictureError:
         return None
-    if box is not None:
-        picture = picture.crop(box)
-    picture.thumbnail(SIZE)
-    return picture
+    small = opened.copy() if box is None else opened.crop(box)
+    small.thumbnail(SIZE)
+    return small

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from twinlens.match.explain import Explanation
     from twinlens.model.openvino_runtime import OpenvinoEncoder
 
-__all__ = ["Matcher", "Model", "Picture", "open_encoder"]
+__all__ = ["AcquiredPicture", "Matcher", "Model", "Picture", "named_pictures", "open_encoder"]
 
 MOST_COMPARED = 1000  # pictures of a data set, with the domain
 AT_ONCE = 256  # pairs or pictures whose pixels are in memory at the same time
@@ -250,6 +250,8 @@ class Matcher:
     def embed(self, pictures: Picture | Sequence[Picture]) -> NDArray[np.float32]:
         """Embeddings, shape (N, D), of pictures in any form of `Picture`.
 
+        Args:
+            pictures: one, a sequence, or an array or tensor of N pictures, of four dimensions.
         Raises:
             PictureError: a file that cannot be read.
             ModelError: embeddings that are not finite.
@@ -762,11 +764,25 @@ def open_encoder(
 def _as_list(pictures: Picture | Sequence[Picture]) -> Sequence[Picture]:
     if isinstance(pictures, np.ndarray) and pictures.dtype.kind in "OU":
         pictures = list(pictures.ravel())  # Paths of a table.
+    if getattr(pictures, "ndim", 0) == 4:
+        pictures = list(cast("Sequence[Picture]", pictures))
     if not isinstance(pictures, Sequence) or isinstance(pictures, str | bytes):
         pictures = [pictures]
     if not pictures:
         raise DataError("no pictures were given: pass at least one")
     return pictures
+
+
+def named_pictures(pictures: Picture | Sequence[Picture]) -> list[tuple[str, Picture]]:
+    """Pictures with names: that of a file is its path, others are "picture 1", by their place.
+
+    Raises:
+        DataError: no pictures.
+    """
+    return [
+        (str(picture) if isinstance(picture, str | Path) else f"picture {number}", picture)
+        for number, picture in enumerate(_as_list(pictures), 1)
+    ]
 
 
 def _source(picture: Picture) -> PictureSource:

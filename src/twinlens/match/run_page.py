@@ -54,8 +54,7 @@ class RunPage(os.PathLike[str]):
 
     def _repr_html_(self) -> str:
         page = html.escape(self.path.read_text(encoding="utf-8"))
-        # Scripts of the page run, but not as part of the notebook.
         return (
-            f'<iframe srcdoc="{page}" sandbox="allow-scripts allow-popups" title="{PAGE}" '
+            f'<iframe srcdoc="{page}" sandbox="allow-popups" title="{PAGE}" '
             f'style="width:100%;height:{HEIGHT}px;border:1px solid #8888"></iframe>'
         )
