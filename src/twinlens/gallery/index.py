@@ -29,7 +29,7 @@ ROWS_IN_PARTITION = 4000
 NEAREST = 10
 NUM_PROBES = 100
 NUM_STEPS = 4
-NPROBES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+NPROBES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
 
 MAX_UNINDEXED = 0.2
 """Share of templates younger than the index above which rebuilding it pays."""
