@@ -49,7 +49,7 @@ def test_the_demo_in_small(
     assert lines[-1] == f"Report: {run / 'report.html'}"
     assert capsys.readouterr().out == ""
     eer = json.loads((run / "results.json").read_text())["verification"]["eer"]["value"]
-    assert f"7 Cyrillic letters the equal error rate is {eer:.1%} (" in lines[0]
+    assert f"7 Cyrillic letters the equal error rate is {100 * eer:.1f} % (" in lines[0]
     assert "one picture of each of 3 of these letters" in lines[1]
     assert re.search(r"^Of 45 pictures .* of 60 pictures of 4 letters", lines[2])
     assert lines[-2] == f"Picture of these answers: {run / 'identify.png'}"

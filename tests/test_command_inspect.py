@@ -77,8 +77,8 @@ def test_broken_pictures_as_a_run_takes_them(
     if num == 7:
         assert found.settings is None
         assert found.problem is not None
-        assert "7 of 32 pictures cannot be read (21.9%, at most 20.0% allowed)" in (found.problem)
-        with pytest.raises(DataError, match=r"21\.9%, at most 20\.0% allowed"):
+        assert "7 of 32 pictures cannot be read (21.9 %, at most 20.0 % allowed)" in (found.problem)
+        with pytest.raises(DataError, match=r"21\.9 %, at most 20\.0 % allowed"):
             twinlens.train(data, out=tmp_path / "run", settings=settings, quiet=True)
         return
     assert found.problem is None

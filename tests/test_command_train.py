@@ -546,7 +546,7 @@ def test_too_many_broken_pictures_stop_a_run(picture_folder: PictureFolder, tmp_
         (data / f"thing{number}" / "0.png").write_bytes(b"no picture")
         if number < 4:
             (data / f"thing{number}" / "1.png").write_bytes(b"no picture")
-    message = r"12 of 40 pictures .* cannot be read \(30\.0%, at most 20\.0% allowed\)"
+    message = r"12 of 40 pictures .* cannot be read \(30\.0 %, at most 20\.0 % allowed\)"
     with pytest.raises(DataError, match=message):
         twinlens.train(data, out=tmp_path / "run", settings=SHORT, quiet=True)
     assert not (tmp_path / "run").exists()

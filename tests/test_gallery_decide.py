@@ -60,7 +60,7 @@ def test_by_votes_the_best_need_not_be_the_nearest() -> None:
 def test_a_threshold_for_pairs_gives_its_fpir() -> None:
     pairs = Threshold(0.5, "pairs", 0.634)
     answer = decide(near(0.1, 0.9), 5, pairs, None)
-    assert "may falsely identify up to 63% of strangers" in answer.explain()
+    assert "may falsely identify up to about 63 % of strangers" in answer.explain()
     assert "twinlens gallery calibrate" in answer.explain()
     assert answer.probability is None
     assert "strangers" not in decide(near(0.1, 0.9), 5, OWN, CALIBRATION).explain()
@@ -79,7 +79,7 @@ def test_a_verdict_that_is_not_the_more_probable_answer_says_why() -> None:
     doubtful = dataclasses.replace(CALIBRATION, curve=Platt(10.0, -2.0))
     named = decide(near(0.4), 5, OWN, doubtful)
     assert named.verdict == "identified"
-    assert "nobody is more probable (88.1%" in named.reason
+    assert "nobody is more probable (88.1 %" in named.reason
     assert "within the threshold for an FPIR of 10 %" in named.reason
     strict = decide(near(0.55), 5, OWN, dataclasses.replace(CALIBRATION, curve=Platt(10.0, -8.0)))
     assert strict.verdict == "nobody"

@@ -51,7 +51,7 @@ def test_collapse_is_answered_after_a_few_batches() -> None:
     assert interventions[:-1] == [None] * (PATIENCE - 1)
     assert interventions[-1] is not None
     assert (
-        "collapsed (their standard deviation is 0.10% of their length" in interventions[-1].reason
+        "collapsed (their standard deviation is 0.1 % of their length" in interventions[-1].reason
     )
     assert (interventions[-1].mining, interventions[-1].rate_factor) == ("semi-hard", 0.3)
 

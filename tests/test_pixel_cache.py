@@ -388,7 +388,7 @@ def test_too_many_broken(folder: Path, tmp_path: Path, memory_limit: int) -> Non
     with pytest.raises(DataError) as caught:
         decode(table, tmp_path / "cache", max_broken=0.16, memory_limit=memory_limit)
     message = str(caught.value)
-    for part in ("2 of 12 pictures", "16.7%", "16.0%", "data.max_broken", "an empty file"):
+    for part in ("2 of 12 pictures", "16.7 %", "16.0 %", "data.max_broken", "an empty file"):
         assert part in message
     assert str(folder / "03.png") in message
     assert str(folder / "07.png") in message

@@ -92,8 +92,8 @@ def test_the_alternative_text_gives_the_rates_at_the_threshold() -> None:
     )
     label = ET.fromstring(distance_histogram(pairs, threshold=0.25)).get("aria-label")
     assert label is not None
-    assert "accepts 25.00% of the impostor pairs" in label
-    assert "rejects 50.00% of the genuine pairs" in label
+    assert "accepts 25.0 % of the impostor pairs" in label
+    assert "rejects 50.0 % of the genuine pairs" in label
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,8 @@ def caution(calibration: Calibration) -> str | None:
     requested, num = calibration.requested_far, calibration.num_identities
     if requested is not None and calibration.target_far > requested:
         return (
-            f"calibrated for a FAR of {calibration.target_far:g}, not {requested:g}: "
+            f"calibrated for a FAR of {100 * calibration.target_far:g} %, not "
+            f"{100 * requested:g} %: "
             f"{calibration.num_impostor} impostor pairs of {num} identities allow no less; "
             "calibrate with more identities"
         )

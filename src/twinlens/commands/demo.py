@@ -49,7 +49,7 @@ def demo(*, out: str | Path | None = None, quiet: bool = False) -> Iterator[str]
     yield (
         "The model learned Latin, phonetic, Armenian and Georgian letters. For pairs of pictures "
         f"of {scores['num_identities']} Cyrillic letters the equal error rate is "
-        f"{eer['value']:.1%} ({eer['low']:.1%} to {eer['high']:.1%})."
+        f"{100 * eer['value']:.1f} % ({100 * eer['low']:.1f} % to {100 * eer['high']:.1f} %)."
     )
     yield from _identify_unseen(model, table, run)
     yield f"Report: {run / 'report.html'}"
@@ -67,17 +67,17 @@ def _identify_unseen(model: Matcher, table: ImageTable, run: Path) -> Iterator[s
     gallery.calibrate(table.of_split("val"), fpir=FPIR)
     yield (
         f"A gallery has one picture of each of {len(gallery)} of these letters. By its threshold "
-        f"{1 - FPIR:.0%} of the pictures of Greek letters, which were not trained on either, are "
-        "nobody."
+        f"{100 * (1 - FPIR):.0f} % of the pictures of Greek letters, which were not trained on "
+        "either, are nobody."
     )
 
     mated = letters.path[~is_stranger & ~is_plain].tolist()
     others = letters.path[is_stranger & ~is_plain].tolist()
     yield (
         f"Of {len(mated)} pictures of these letters in other typefaces "
-        f"{_share_right(gallery, mated, strangers):.0%} are identified rightly; of {len(others)} "
-        f"pictures of {NUM_STRANGERS} letters that are not enrolled "
-        f"{_share_right(gallery, others, strangers):.0%} are nobody. For example:"
+        f"{100 * _share_right(gallery, mated, strangers):.0f} % are identified rightly; of "
+        f"{len(others)} pictures of {NUM_STRANGERS} letters that are not enrolled "
+        f"{100 * _share_right(gallery, others, strangers):.0f} % are nobody. For example:"
     )
     sheet = run / "identify.png"
     shown = [*rng.choice(mated, NUM_SHOWN - 1, replace=False), rng.choice(others)]

@@ -142,8 +142,9 @@ def _readable(table: ImageTable, inspection: Inspection, settings: Settings) -> 
     num, limit = len(inspection.broken), settings.data.max_broken
     if num > limit * len(table):
         raise DataError(
-            f"{num:,} of {len(table):,} pictures cannot be read ({num / len(table):.1%}, at most "
-            f"{limit:.1%} allowed): repair or remove them, or raise data.max_broken to skip them"
+            f"{num:,} of {len(table):,} pictures cannot be read "
+            f"({100 * num / len(table):.1f} %, at most {100 * limit:.1f} % allowed): repair or "
+            "remove them, or raise data.max_broken to skip them"
         )
     broken = {picture.path for picture in inspection.broken}
     good = [row for row in range(len(table)) if table.relative(row) not in broken]

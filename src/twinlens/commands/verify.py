@@ -152,7 +152,7 @@ def _draw(
 
 def _lines(answer: VerifyAnswer) -> list[str]:
     known = answer.probability is not None
-    probability = f"probability {answer.probability:.1%}, " if known else ""
+    probability = f"probability {100 * answer.probability:.1f} %, " if known else ""
     lines = [
         answer.verdict,
         f"distance {answer.distance:.4f}, threshold {answer.threshold:.4f}",

@@ -186,7 +186,8 @@ class DecodeJob:
             )
         raise DataError(
             f"{len(broken):,} of {num:,} pictures of {self.table.source} cannot be read "
-            f"({len(broken) / num:.1%}, at most {self.max_broken:.1%} allowed):{shown}\n"
+            f"({100 * len(broken) / num:.1f} %, at most {100 * self.max_broken:.1f} % allowed):"
+            f"{shown}\n"
             "  Repair or remove them, or raise data.max_broken to skip them."
         )
 

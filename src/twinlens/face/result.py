@@ -88,7 +88,7 @@ class FacesResult:
     def as_text(self) -> str:
         """Lines to read."""
         of = f" of {self.identities_with_a_face:,} identities" if self.identities else ""
-        fta = f"  failure to acquire (FTA) {self.failure_to_acquire:.2%} of the pictures"
+        fta = f"  failure to acquire (FTA) {100 * self.failure_to_acquire:.1f} % of the pictures"
         lines = [
             f"{self.faces:,} faces{of} in {self.out}",
             f"  of {self.pictures:,} pictures: {self.single:,} with one face, "
@@ -99,7 +99,8 @@ class FacesResult:
             lines.append(fta)
         else:
             lines += [
-                f"{fta}, failure to enrol (FTE) {self.failure_to_enrol:.2%} of the identities",
+                f"{fta}, failure to enrol (FTE) {100 * self.failure_to_enrol:.1f} % of the "
+                "identities",
                 f"  {self.identities_with_two:,} of {self.identities:,} identities have two faces "
                 "or more",
             ]

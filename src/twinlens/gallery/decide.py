@@ -54,7 +54,8 @@ def decide(
     if threshold.of == "pairs" and ranked:
         reason += (
             "; the threshold is the model's for pairs, which in a gallery of this size may falsely "
-            f"identify up to {threshold.fpir:.0%} of strangers: run `twinlens gallery calibrate`"
+            f"identify up to about {100 * threshold.fpir:.2g} % of strangers: run "
+            "`twinlens gallery calibrate`"
         )
     candidates = tuple(
         Candidate(

@@ -92,7 +92,7 @@ class GalleryInfo(Result):
     def _threshold_words(self) -> str:
         if self.threshold is None or self.expected_fpir is None:
             return "none: run `twinlens gallery calibrate`"
-        fpir = f"{self.expected_fpir:.1%} of strangers (FPIR)"
+        fpir = f"about {100 * self.expected_fpir:.2g} % of strangers (FPIR)"
         if not self.num_templates:
             return f"{self.threshold:.4f}, but no identity is enrolled yet"
         if self.threshold_of == "pairs":
@@ -101,7 +101,7 @@ class GalleryInfo(Result):
                 "threshold for pairs: run `twinlens gallery calibrate`"
             )
         return (
-            f"{self.threshold:.4f}, falsely identifies about {fpir}; calibrated for "
+            f"{self.threshold:.4f}, falsely identifies {fpir}; calibrated for "
             f"{self.calibrated_for} identities"
         )
 

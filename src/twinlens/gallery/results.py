@@ -224,7 +224,7 @@ class OptimizeResult:
         elif self.search == "index":
             search = (
                 f"an index of {self.partitions} partitions, of which {self.nprobes} are searched; "
-                f"it finds {self.recall:.1%} of the true 10 nearest"
+                f"it finds {100 * self.recall:.1f} % of the true 10 nearest"
             )
         time = "" if self.milliseconds is None else f", {self.milliseconds:.1f} ms a search"
         return (

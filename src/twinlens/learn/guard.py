@@ -103,8 +103,8 @@ class Guard:
         if state.suspicious < PATIENCE:
             return None
         return self._intervene(
-            f"the embeddings have collapsed (their standard deviation is {std:.2%} of their "
-            f"length, and the loss stays at {loss:.3g})",
+            f"the embeddings have collapsed (their standard deviation is {100 * std:.2g} % of "
+            f"their length, and the loss stays at {loss:.3g})",
             mining,
         )
 

@@ -120,12 +120,12 @@ class VerifyAnswer(Result):
         far = f"{100 * self.target_far:.3g} %"
         if self.match:
             return (
-                f"different is more probable ({1 - self.probability:.1%} {at_prior}), but this "
-                f"distance is within the threshold for a FAR of {far}"
+                f"different is more probable ({100 * (1 - self.probability):.1f} % {at_prior}), "
+                f"but this distance is within the threshold for a FAR of {far}"
             )
         return (
-            f"the same is more probable ({self.probability:.1%} {at_prior}), but a threshold at "
-            f"this distance could accept more than {far} of impostor pairs"
+            f"the same is more probable ({100 * self.probability:.1f} % {at_prior}), but a "
+            f"threshold at this distance could accept more than {far} of impostor pairs"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -153,7 +153,8 @@ class VerifyAnswer(Result):
         odds = "even odds" if self.prior == 0.5 else f"prior {self.prior:.3g}"
         probability = ""
         if self.probability is not None:
-            probability = f"probability of a genuine pair {self.probability:.1%} (at {odds}); "
+            percent = f"{100 * self.probability:.1f} %"
+            probability = f"probability of a genuine pair {percent} (at {odds}); "
         line = (
             f"{self.verdict}: distance {self.distance:.4f} is {side} the threshold "
             f"{self.threshold:.4f}, set to accept {far} of impostor pairs; {probability}"
@@ -242,13 +243,13 @@ class IdentifyAnswer(Result):
         fpir = f"{100 * self.target_fpir:.3g} %"
         if self.verdict == "identified":
             return (
-                f"nobody is more probable ({1 - right:.1%} if half of all probes are enrolled), "
-                f"but this distance is within the threshold for an FPIR of {fpir}"
+                f"nobody is more probable ({100 * (1 - right):.1f} % if half of all probes are "
+                f"enrolled), but this distance is within the threshold for an FPIR of {fpir}"
             )
         best = repr(self.candidates[0].identity[:80])
         return (
-            f"{best} is more probable ({right:.1%} if half of all probes are enrolled), but a "
-            f"threshold at this distance could identify more than {fpir} of strangers"
+            f"{best} is more probable ({100 * right:.1f} % if half of all probes are enrolled), "
+            f"but a threshold at this distance could identify more than {fpir} of strangers"
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -192,7 +192,7 @@ class DomainSummary:
     def as_text(self) -> str:
         """The share outside; for a data set outside also how it differs, and what to do."""
         line = (
-            f"{self.outside:.1%} of {self.num_pictures:,} pictures are unlike the model's "
+            f"{100 * self.outside:.1f} % of {self.num_pictures:,} pictures are unlike the model's "
             "calibration pictures"
         )
         if self.in_domain:

@@ -113,7 +113,8 @@ def _notes(explanation: Explanation) -> list[str]:
         notes.append(
             f"{name} picture: mean distance {part.deletion_area:.3f} as the most alike parts are "
             f"hidden first, {part.random_area:.3f} in random order, {part.insertion_area:.3f} as "
-            f"they are shown first; {part.central_share:.0%} of the effect lies in the middle"
+            f"they are shown first; {100 * part.central_share:.0f} % of the effect lies in the "
+            "middle"
         )
     without = " and ".join(f"{part.without_object:.3f}" for part in explanation.pictures)
     return [

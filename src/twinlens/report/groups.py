@@ -106,7 +106,7 @@ def _plot(
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_formatter(percent_axis)
         worst = int(np.argmax(value))
-        alt = f"{label} by group; the highest is {names[worst]}, {value[worst]:.2%}."
+        alt = f"{label} by group; the highest is {names[worst]}, {100 * value[worst]:.1f} %."
         return as_svg(figure, key, alt.capitalize())
 
 

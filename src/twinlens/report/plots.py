@@ -287,7 +287,10 @@ def _histogram_alt(pairs: ScoredPairs, threshold: float | None) -> str:
     if threshold is None:
         return words
     far, frr = _operating_point(pairs, threshold)
-    rates = f"accepts {far:.2%} of the impostor pairs and rejects {frr:.2%} of the genuine pairs"
+    rates = (
+        f"accepts {100 * far:.1f} % of the impostor pairs and rejects {100 * frr:.1f} % of the "
+        "genuine pairs"
+    )
     return f"{words} The threshold {threshold:.3g} {rates}."
 
 

@@ -97,8 +97,8 @@ def rejection_advice(content: ReportContent) -> list[str]:
     tar = bounds(dig(results, "verification", "tar_at_far", f"{EASIER_FAR:g}"))[0]
     if tar is not None and point.target_far < EASIER_FAR and 1 - tar < frr:
         sentences.append(
-            f"If false matches cost little, calibrate for a FAR of {rate(str(EASIER_FAR))}, at which "
-            f"the model rejects {percent(1 - tar)}."
+            f"If false matches cost little, calibrate for a FAR of {rate(str(EASIER_FAR))}, at "
+            f"which the model rejects {percent(1 - tar)}."
         )
     sentences.append(
         "Otherwise several templates of each identity in a gallery help, or a model that separates "
