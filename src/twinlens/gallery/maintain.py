@@ -208,9 +208,6 @@ def calibrate(
 
 def _all_templates(core: GalleryCore) -> tuple[list[str], NDArray[np.int64], Floats]:
     """Names, the code of each template, and the vectors; all in memory."""
-    if core.is_in_memory(core.state()):
-        snap = core.lookup.snapshot()
-        return snap.identities.to_pylist(), snap.code, snap.vector
     rows = core.store.find(columns=["identity", "vector"])
     names, code_M = np.unique(rows["identity"].to_numpy(zero_copy_only=False), return_inverse=True)
     return names.tolist(), code_M, vectors(rows["vector"])
