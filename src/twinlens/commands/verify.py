@@ -151,8 +151,9 @@ def _draw(
 
 
 def _lines(answer: VerifyAnswer) -> list[str]:
-    known = answer.probability is not None
-    probability = f"probability {100 * answer.probability:.1f} %, " if known else ""
+    probability = ""
+    if answer.probability is not None:
+        probability = f"probability {100 * answer.probability:.1f} %, "
     lines = [
         answer.verdict,
         f"distance {answer.distance:.4f}, threshold {answer.threshold:.4f}",
