@@ -213,9 +213,11 @@ def test_a_run_ends_early_when_validation_stops_improving(
     ended = f"no gain in 2 validations: training ends early, at step {steps} of 20"
     assert events == ([ended] if steps < 20 else [])
     if steps == 10:  # The last fifth of the schedule, from a low rate down.
-        assert [row.rate < 0.2 * settings.optimizer.rate for row in fitted.history[1:]] == [
-            row.step > 6 for row in fitted.history[1:]
-        ]
+        assert all(
+            (row.rate < 0.2 * settings.optimizer.rate) == (row.step > 6)
+            for row in fitted.history
+            if row.step > 3  # The rate has risen.
+        )
 
 
 def test_a_run_that_ended_early_is_resumed_to_the_same_weights(
