@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-PROBES, WARM, K = 1000, 50, 10
+PROBES, WARM, K = 500, 50, 10
 PER_IDENTITY = 10
 MOST_PARTITIONS = 256
 RECALL = 0.95
