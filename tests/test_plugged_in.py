@@ -223,6 +223,8 @@ def test_a_run_of_own_parts_resumes_to_the_same_weights_and_answers_without_torc
         twinlens.train(tiny_run.data, **run, resume=True, **parts() | {"backbone": nn.Flatten()})
     again = twinlens.train(tiny_run.data, **run, resume=True, **parts())
     assert again.fingerprint == whole.fingerprint
+    with pytest.raises(ConfigError, match=r"Net of a Python program: pass this object again"):
+        twinlens.train(tiny_run.data, out=tmp_path / "next", init=tmp_path / "whole")
     picture = next(tiny_run.data.rglob("*.png"))
     code = (
         "import sys, twinlens; model = twinlens.load(sys.argv[1]); "
