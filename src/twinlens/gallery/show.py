@@ -154,7 +154,7 @@ def _threshold(gallery: Gallery) -> float | None:
 
 def _notes(candidate: Candidate) -> tuple[str, ...]:
     notes, probability = (f"distance {candidate.distance:.4f}",), candidate.probability
-    return notes if probability is None else (*notes, f"probability {probability:.1%}")
+    return notes if probability is None else (*notes, f"probability {100 * probability:.1f} %")
 
 
 def _templates(gallery: Gallery, paths: Iterable[str]) -> dict[str, Image.Image | None]:
