@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import TinyRun
+from conftest import TINY, TinyRun
 from PIL import Image
 
 import twinlens
@@ -199,9 +199,11 @@ def test_from_unsorted_photographs_to_names(
     """Photographs of six people, three in each; a model of others; groups, names, a gallery."""
     monkeypatch.setenv("TWINLENS_WEIGHTS", str(WEIGHTS))
     finding._choice.cache_clear()
-    for person in range(1, 15):
-        shutil.copytree(ORL / f"s{person}", tmp_path / "others" / f"s{person}")
-    for number in range(12):
+    for person in range(1, 11):
+        for file in sorted((ORL / f"s{person}").iterdir())[:6]:
+            (tmp_path / "others" / f"s{person}").mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / "others" / f"s{person}")
+    for number in range(8):
         people = [f"s{31 + (number + place) % 6}" for place in (0, 1, 3)]
         files = [ORL / person / f"{1 + number % 8}.pgm" for person in people]
         (tmp_path / "album").mkdir(exist_ok=True)
@@ -209,13 +211,11 @@ def test_from_unsorted_photographs_to_names(
     crop = {"margin": 0.1, "align": True, "workers": 1, "quiet": True}
     others = twinlens.faces(tmp_path / "others", tmp_path / "crops", **crop)
     album = twinlens.faces(tmp_path / "album", tmp_path / "faces", **crop)
-    assert others.faces == 140
-    assert 35 <= album.faces <= 37
+    assert (others.faces, album.faces) == (60, 24)
 
     run = tmp_path / "run"
     twinlens.train(
-        tmp_path / "crops", out=run, recipe="faces-triplet", quiet=True,
-        settings={"train": {"steps": 60, "validations": 1, "target_far": 0.05}},
+        tmp_path / "crops", out=run, settings=TINY, quiet=True,
     )  # fmt: skip
     settings = settings_of_files([str(next((tmp_path / "crops" / "s1").iterdir()))],
                                  max_pixels=10**6)  # fmt: skip
