@@ -221,10 +221,16 @@ def test_a_run_of_own_parts_resumes_to_the_same_weights_and_answers_without_torc
         twinlens.train(tiny_run.data, **run, resume=True)
     with pytest.raises(twinlens.TwinlensError, match=r"Flatten"):
         twinlens.train(tiny_run.data, **run, resume=True, **parts() | {"backbone": nn.Flatten()})
+    with pytest.raises(twinlens.TrainingError, match=r"the backbone that was passed does not fit"):
+        twinlens.train(tiny_run.data, **run, resume=True, **parts() | {"backbone": Net(5)})
     again = twinlens.train(tiny_run.data, **run, resume=True, **parts())
     assert again.fingerprint == whole.fingerprint
     with pytest.raises(ConfigError, match=r"Net of a Python program: pass this object again"):
         twinlens.train(tiny_run.data, out=tmp_path / "next", init=tmp_path / "whole")
+    with pytest.raises(ConfigError, match=r"the backbone that was passed does not fit"):
+        twinlens.train(
+            tiny_run.data, out=tmp_path / "next", init=tmp_path / "whole", backbone=Net(5)
+        )
     picture = next(tiny_run.data.rglob("*.png"))
     code = (
         "import sys, twinlens; model = twinlens.load(sys.argv[1]); "

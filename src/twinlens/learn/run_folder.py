@@ -47,6 +47,7 @@ from twinlens.files import writing_file
 from twinlens.learn.records import CandidateRow, Choice, HistoryRow
 from twinlens.model.compute import Compute
 from twinlens.model.fused import encoder_layout
+from twinlens.model.plugged_in import is_plugged_in
 from twinlens.model.stored import StartRecord
 from twinlens.model.tensor_file import layout_problem, read_layout, tensors_under
 from twinlens.parsing import parse_json, read_json, read_text
@@ -301,6 +302,10 @@ class RunFolder:
             problem = layout_problem(layout, encoder_layout(settings.model, settings.picture))
         except (OSError, ValueError) as error:
             raise self._damaged_checkpoint(first_line(error)) from error
+        if problem is not None and is_plugged_in(settings.model.backbone):
+            raise TrainingError(
+                f"the backbone that was passed does not fit {self._checkpoint}: {problem}"
+            )
         if problem is not None:
             raise self._damaged_checkpoint(f"it does not fit settings.json: {problem}")
 

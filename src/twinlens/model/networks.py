@@ -228,6 +228,8 @@ def load_networks(stored: StoredModel) -> Networks:
             problem = not_finite(networks.encoder.state_dict() | networks.comparator.state_dict())
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise damaged_model(stored.path, str(error)) from error
+    if problem is not None and is_plugged_in(model.backbone):
+        raise ConfigError(f"the backbone that was passed does not fit {stored.path}: {problem}")
     if problem is not None:
         raise damaged_model(stored.path, f"{WEIGHTS}: {problem}")
     for network in networks:
