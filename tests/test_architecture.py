@@ -57,7 +57,7 @@ FORBIDDEN = {
 }
 # Modules that may import the packages of extras, such as torch, and each other.
 LEARNING = re.compile(
-    r"twinlens\.(commands\.(demo|fit_model|initial_model|prepare|pretrain|resume|run_lines|train)"
+    r"twinlens\.(commands\.(demo|fit_model|initial_model|pack|prepare|pretrain|resume|run_lines|train)"
     r"|data\.augment|learn\.(?!records$)\w+"
     r"|model\.(backbones|comparators|compute|descriptors|device|encoder|fused|hub|layers|networks"
     r"|onnx_graphs|own_backbones|plugged_in|pretrained|timm_backbones|weights))"
