@@ -35,7 +35,7 @@ def test_settings_are_those_of_a_run(tiny_run: TinyRun) -> None:
 def test_words_for_a_person(tiny_run: TinyRun) -> None:
     text = twinlens.inspect(tiny_run.data, settings=TINY, quiet=True).as_text()
     assert text.startswith(f"{tiny_run.data}: 60 pictures of 10 identities\n")
-    assert "Settings of a training run:\n  model.classes = False: " in text
+    assert "Settings of a training run:\n  model.classes = no: " in text
     assert "\n  picture.color = grey: no picture has colour\n" in text
 
 
