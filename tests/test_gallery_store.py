@@ -51,10 +51,10 @@ def make_rows(
         pa.array([f"/pictures/{who}/{at}.png" for at, who in enumerate(identity)]),
         pa.array([NOW] * num, pa.timestamp("us", "UTC")),
         pa.array([f'{{"at":{at}}}' for at in range(num)], pa.json_(pa.utf8())),
-        pa.FixedSizeListArray.from_arrays(pa.array(emb_ND.ravel()), DIM),
+        pa.FixedSizeListArray.from_arrays(pa.array(emb_ND.ravel()), emb_ND.shape[1]),
         pa.array([b"JPEG of " + who.encode() for who in identity], pa.large_binary()),
     ]
-    return pa.table(columns, schema=schema(DIM))
+    return pa.table(columns, schema=schema(emb_ND.shape[1]))
 
 
 def fill(store: Store, seed: int = 0, **num_of: int) -> Vectors:
@@ -402,6 +402,22 @@ def test_nearest_is_what_numpy_finds(store: Store, nprobes: int | None) -> None:
         assert result.column_names == ["hash", "identity", "_distance"]
         assert result["hash"].to_pylist() == [emb_ND[at].tobytes().hex()[:24] for at in order]
         assert result["_distance"].to_pylist() == pytest.approx(square, abs=1e-5)
+
+
+def test_codes_of_an_index_give_exact_distances(tmp_path: Path) -> None:
+    emb_ND = np.random.default_rng(0).standard_normal((400, 32)).astype(np.float32)
+    store = Store.create(tmp_path / "coded", 32, SETTINGS, {})
+    store.insert(make_rows(["anna"] * 400, emb_ND))
+    store.make_index(4)
+    statistics = store.read(lambda table: table.stats.index_stats("vector_idx"))
+    assert statistics["index_type"] == "IVF_RQ"
+    vector_of = dict(zip(store.find(None, ["hash"])["hash"].to_pylist(), emb_ND, strict=True))
+    for probe_D in emb_ND[:5] + np.float32(0.1):
+        result = store.nearest(probe_D, 9, columns=["hash"], nprobes=4)
+        hashes, (_, truth) = result["hash"].to_pylist(), by_numpy(emb_ND, probe_D, 9)
+        mine = [float(np.square(vector_of[name] - probe_D).sum()) for name in hashes]
+        assert result["_distance"].to_pylist() == pytest.approx(mine, abs=1e-4)
+        assert mine[:3] == pytest.approx(truth[:3], abs=1e-4)
 
 
 @pytest.mark.parametrize("nprobes", [None, 4])

@@ -59,6 +59,8 @@ NAMED = ("identity", "hash")
 CODES = {"num_bits": 2}
 """Bits of a coordinate in the index (RaBitQ). One bit finds too few of the nearest templates where
 vectors are short, or where nothing is near."""
+SHORT = 32
+"""Dimensions below which vectors are small enough without codes, and codes too coarse."""
 REFINED = 32
 """Rows, at least, that are compared by the vectors in the table after their codes: exact
 distances, and most of a query's time."""
@@ -555,9 +557,9 @@ def _index(table: lance.LanceDataset, num_partitions: int) -> None:
         return
     for column in NAMED:
         table.create_scalar_index(column, "BTREE", name=f"{column}_idx", replace=True)
-    # Lance's codes pack 8 coordinates; other vectors are indexed as they are.
     dim = table.schema.field("vector").type.list_size
-    kind = {"index_type": "IVF_FLAT"} if dim % 8 else {"index_type": "IVF_RQ"} | CODES
+    is_coded = dim >= SHORT and dim % 8 == 0  # Lance's codes pack 8 dimensions.
+    kind = {"index_type": "IVF_RQ"} | CODES if is_coded else {"index_type": "IVF_FLAT"}
     # Last: its presence says that the others exist.
     table.create_index("vector", **kind, name=VECTOR_INDEX, metric="L2",
                        num_partitions=num_partitions, replace=True)  # fmt: skip
