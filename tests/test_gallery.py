@@ -455,7 +455,7 @@ def test_optimize_measures_an_index(gallery: Gallery) -> None:
     assert gallery.nearest(emb[0] + 9, 1)[0].identity == "late"  # Younger than the index.
     assert gallery.info().num_unindexed == 1
     assert gallery.optimize().search == "exact"
-    for wrong in ({"partitions": 257}, {"partitions": -1}, {"target_recall": 0.0}):
+    for wrong in ({"partitions": 1025}, {"partitions": -1}, {"target_recall": 0.0}):
         with pytest.raises(GalleryError):
             gallery.optimize(**wrong)
 
