@@ -83,6 +83,18 @@ def draw_pictures(
             Image.fromarray((pattern + noise).astype(np.uint8)).save(folder / f"{number}{suffix}")
 
 
+@pytest.fixture(scope="session")
+def hopper() -> Image.Image:
+    """A photograph with one face that matplotlib carries. Shared by all tests: do not change it."""
+    import matplotlib
+
+    file = Path(matplotlib.__file__).parent / "mpl-data" / "sample_data" / "grace_hopper.jpg"
+    if not file.is_file():
+        pytest.skip("this matplotlib carries no photograph of Grace Hopper")
+    with Image.open(file) as picture:
+        return picture.convert("RGB")
+
+
 @contextlib.contextmanager
 def file_limit(num_bytes: int) -> Iterator[None]:
     """A limit of a file's size: writing beyond it fails, as on a full disk."""

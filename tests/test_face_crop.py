@@ -34,17 +34,6 @@ needs_cv2 = pytest.mark.skipif(
 needs_model = pytest.mark.skipif(not MODEL.is_file(), reason="no YuNet model beside the project")
 
 
-@pytest.fixture
-def hopper():
-    import matplotlib
-
-    file = Path(matplotlib.__file__).parent / "mpl-data" / "sample_data" / "grace_hopper.jpg"
-    if not file.is_file():
-        pytest.skip("this matplotlib carries no photograph of Grace Hopper")
-    with Image.open(file) as picture:
-        return picture.convert("RGB")
-
-
 def near(box, expected, within):
     sides = (box.left, box.top, box.right, box.bottom)
     return max(abs(a - b) for a, b in zip(sides, expected, strict=True)) <= within
