@@ -20,7 +20,7 @@ from twinlens.data.quality import PictureQuality, quality_parts, quality_scores,
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, PictureError
 from twinlens.face.faces_of import FacePlace
-from twinlens.face.marks import settings_of_files
+from twinlens.face.marks import settings_of_table
 from twinlens.match.answers import require_acquired
 from twinlens.match.matcher import Matcher, Model, Picture
 from twinlens.measure.domain import DomainCheck
@@ -174,7 +174,8 @@ def embed(
         matcher = matcher.as_is() if as_is else matcher
         settings = matcher.data_settings
         table, places = read_pictures(matcher, data, root), None
-        if matcher.face is not None and not _are_crops(table, matcher):
+        crop = settings_of_table(table, max_pixels=matcher.max_pixels)
+        if matcher.face is not None and crop is None:
             table, places = _face_table(matcher, table)
         stream = PixelStream(
             table,
@@ -201,11 +202,6 @@ def embed(
         )
         write_embeddings(out, rows)
         return len(rows)
-
-
-def _are_crops(table: ImageTable, matcher: Matcher) -> bool:
-    paths = [] if table.pixels is not None else table.path.tolist()
-    return settings_of_files(paths, max_pixels=matcher.max_pixels) is not None
 
 
 def _face_table(

@@ -26,7 +26,7 @@ from twinlens.data.pixels import BrokenPicture, DecodedTable, PixelRows, Pixels,
 from twinlens.data.splits import assign_splits
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import ConfigError, DataError, unknown_name
-from twinlens.face.marks import settings_of_files
+from twinlens.face.marks import settings_of_table
 from twinlens.files import expand_user
 from twinlens.match.matcher import Matcher
 from twinlens.model.stored import hash_identities
@@ -291,7 +291,7 @@ def warn_of_photographs(matcher: Matcher, table: ImageTable) -> None:
     """Warn if a model of cropped faces gets a data set of other pictures, or of other crops."""
     if matcher.face is None or table.pixels is not None:
         return
-    crop = settings_of_files(table.path.tolist(), max_pixels=matcher.max_pixels)
+    crop = settings_of_table(table, max_pixels=matcher.max_pixels)
     if crop != matcher.face:
         log.warning(
             "%s holds %s, and the model compares faces as model.json has them (face): crop them "

@@ -27,7 +27,7 @@ from twinlens.data.adapters import Data, path_or_table
 from twinlens.data.splits import is_closed_set
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import CalibrationError, ConfigError, DataError, ModelError
-from twinlens.face.marks import settings_of_files
+from twinlens.face.marks import settings_of_table
 from twinlens.learn.callbacks import (
     Callback,
     RunEnd,
@@ -223,8 +223,7 @@ def _save(
     )  # fmt: skip
     run_record = run.read_record()
     start = None if run_record is None else run_record.start
-    paths = decoded.table.path.tolist() if decoded.table.pixels is None else []
-    face = settings_of_files(paths, max_pixels=settings.data.max_pixels)
+    face = settings_of_table(decoded.table, max_pixels=settings.data.max_pixels)
     matcher = Matcher(save_model(run.model, fitted.networks, origin, start, face), "cpu")
     if face is not None:
         log.info("trained on cropped faces: in whole photographs the model finds the faces itself")

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.data.csv_file import path_of_cell, read_csv
-from twinlens.data.picture_list import build_table, columns_of, picture_of_row, text_of
+from twinlens.data.picture_list import build_table, columns_of, text_of
+from twinlens.data.picture_value import picture_of_row
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, one_line
 from twinlens.files import expand_user

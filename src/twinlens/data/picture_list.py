@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinlens.data.picture_value import array_of, picture_value
+from twinlens.data.picture_value import array_of, picture_of_row
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, one_line
 
-__all__ = ["build_table", "columns_of", "is_plain", "one_column", "picture_of_row",
-           "text_of"]  # fmt: skip
+__all__ = ["build_table", "columns_of", "is_plain", "one_column", "text_of"]
 
 PLAIN_KINDS = ("dict", "list", "tuple", "generator", "ndarray", "Tensor")
 """Types whose names tell nothing about the data."""
@@ -75,14 +74,6 @@ def build_table(
         return table
     given = {paths[row]: metadata[row] for row in kept}
     return table.with_metadata([given[path] for path in table.path])
-
-
-def picture_of_row(value: Any, row: int) -> Any:
-    """`picture_value` with the number of the row in its error."""
-    try:
-        return picture_value(value)
-    except DataError as error:
-        raise DataError(f"picture {row}: {error}") from error
 
 
 def _identities(identities: Iterable[Any] | None, num: int) -> list[str]:

@@ -63,6 +63,14 @@ def picture_value(value: Any) -> Any:
     raise DataError(f"a picture is {KINDS}, found {type(value).__name__}")
 
 
+def picture_of_row(value: Any, row: int) -> Any:
+    """`picture_value` with the number of the row in its error."""
+    try:
+        return picture_value(value)
+    except DataError as error:
+        raise DataError(f"picture {row}: {error}") from error
+
+
 def read_value(value: Any) -> PictureValue:
     """A picture, after a function that returns it is called.
 

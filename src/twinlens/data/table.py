@@ -22,7 +22,7 @@ from twinlens.data.arrays import pictures_array
 from twinlens.data.picture_value import (
     PictureValue,
     array_of,
-    picture_value,
+    picture_of_row,
     read_bytes,
     read_value,
 )
@@ -262,10 +262,7 @@ def _pixels(pixels: Any) -> NDArray[Any]:
         pixels = list(pixels)
     values = np.empty(len(pixels), dtype=object)  # np.array would join arrays of one size.
     for row, value in enumerate(pixels):
-        try:
-            kept = picture_value(value)
-        except DataError as error:
-            raise DataError(f"picture {row}: {error}") from error
+        kept = picture_of_row(value, row)
         values[row] = partial(read_bytes, kept) if isinstance(kept, str) else kept
     return values
 

@@ -149,16 +149,18 @@ def _data(description: ModelDescription, facts: CardFacts) -> list[str]:
     if start is not None:
         lines.append(f"Training began with {start.name}, pretrained on {start.trained_on}.")
     if description.calibration is not None:
-        found = Calibration.from_json(description.calibration)
+        calibration = Calibration.from_json(description.calibration)
         pairs = "pairs without labels"
-        if found.num_genuine is not None:
+        if calibration.num_genuine is not None:
             pairs = (
-                f"{count_of(found.num_genuine, 'genuine pair')} and "
-                f"{count_of(found.num_impostor, 'impostor pair')}"
+                f"{count_of(calibration.num_genuine, 'genuine pair')} and "
+                f"{count_of(calibration.num_impostor, 'impostor pair')}"
             )
         interval = "."
-        if found.low is not None and found.high is not None:
-            interval = f"; its 95 % interval is {number(found.low)} to {number(found.high)}."
+        if calibration.low is not None and calibration.high is not None:
+            interval = (
+                f"; its 95 % interval is {number(calibration.low)} to {number(calibration.high)}."
+            )
         lines.append(f"The threshold comes from {pairs}{interval}")
     if description.domain is not None:
         domain = Domain.from_json(description.domain)

@@ -16,12 +16,14 @@ from pydantic import ValidationError
 
 from twinlens.config import FaceSettings
 from twinlens.data.decode import PictureSource, open_picture, read_comment
+from twinlens.data.table import ImageTable
 from twinlens.errors import PictureError
 from twinlens.face.geometry import Box
 from twinlens.files import save_picture
 from twinlens.parsing import parse_json
 
-__all__ = ["is_marked", "mark", "open_marked", "read_settings", "save_face", "settings_of_files"]
+__all__ = ["is_marked", "mark", "open_marked", "read_settings", "save_face", "settings_of_files",
+           "settings_of_table"]  # fmt: skip
 
 PREFIX = "twinlens faces "
 MAX_MARK = 1000  # characters
@@ -94,6 +96,13 @@ def settings_of_files(paths: Sequence[str], *, max_pixels: int) -> FaceSettings 
         except PictureError:
             continue
     return all_settings.pop() if len(all_settings) == 1 else None
+
+
+def settings_of_table(table: ImageTable, *, max_pixels: int) -> FaceSettings | None:
+    """As `settings_of_files`; None for pictures in memory."""
+    if table.pixels is not None:
+        return None
+    return settings_of_files(table.path.tolist(), max_pixels=max_pixels)
 
 
 def _settings(comment: object) -> FaceSettings | None:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from twinlens.config import DataSettings, ModelSettings, PictureSettings
 from twinlens.data.decode import PictureSource, open_picture, plain_picture, read_sized, to_array
-from twinlens.data.picture_value import read_value
+from twinlens.data.picture_value import array_of, read_value
 from twinlens.data.pixels import Pixels
 from twinlens.data.quality import PictureQuality, check_minimum, quality_parts
 from twinlens.errors import CalibrationError, DataError, ModelError, PictureError, naming_extras
@@ -788,9 +788,7 @@ def named_pictures(pictures: Picture | Sequence[Picture]) -> list[tuple[str, Pic
 def _source(picture: Picture) -> PictureSource:
     """A picture, other than a Pillow one, as `open_picture` takes it."""
     if _is_tensor(picture):
-        picture = picture.detach().cpu()
-        # NumPy has no bfloat16.
-        array = (picture.float() if picture.is_floating_point() else picture).numpy()
+        array = array_of(picture)
         return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
     return read_value(picture)
 

@@ -226,8 +226,8 @@ def check_plugged_loss(loss: Loss, name: str, dim: int) -> None:
         raise ConfigError(f"{call} has no gradient: compute it from the embeddings by torch")
     (gradient,) = torch.autograd.grad(value.squeeze(), emb_BD, allow_unused=True)
     if gradient is None or not gradient.isfinite().all():
-        found = "none" if gradient is None else "NaN or infinite numbers"
-        raise ConfigError(f"{call} must have a finite gradient in the embeddings, found {found}")
+        problem = "none" if gradient is None else "NaN or infinite numbers"
+        raise ConfigError(f"{call} must have a finite gradient in the embeddings, found {problem}")
 
 
 def check_plugged_transform(transform: Augmentation, name: str, picture: PictureSettings) -> None:
