@@ -254,7 +254,6 @@ def test_fitted_calibrations_return_from_json(calibration):
         ({"curve": {"kind": "isotonic", "x": [0, 1], "y": [0, 1]}}, "never rise"),
         ({"curve": {"kind": "isotonic", "x": [0, 1], "y": [2, 0]}}, "lie in [0, 1]"),
         ({"curve": {"kind": "isotonic", "x": [], "y": []}}, "knots"),
-        ({"curve": None}, "curve: "),
         ({"low": []}, "low: input should be a valid number, found []"),
     ],
 )
@@ -266,7 +265,7 @@ def test_damaged_json_is_named(calibration, change, said):
 
 
 def test_all_damage_is_named_at_once(calibration):
-    values = {**calibration.as_json(), "threshold": None, "num_genuine": 0}
+    values = {**calibration.as_json(), "threshold": None, "num_genuine": -1}
     del values["high"]
     with pytest.raises(ModelError, match="high is missing") as caught:
         Calibration.from_json(values)

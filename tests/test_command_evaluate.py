@@ -349,7 +349,7 @@ def test_the_nearest_far_that_the_pairs_allow_is_taken_and_said(
     found = twinlens.calibrate(own_model, data, far=0.0001).require_calibration()
     assert found.requested_far == 0.0001
     assert found.target_far > 1 / found.num_impostor
-    assert "not 0.0001" in caplog.text
+    assert "not 0.01 %" in caplog.text
     assert "calibrate with more identities" in caplog.text
 
 

@@ -137,7 +137,8 @@ def test_enrolment_resumes(
     assert len(gallery) == 20
     seen: list[int] = []
     monkeypatch.setattr(
-        "twinlens.gallery.enrol.read_source",
+        Matcher,
+        "read",
         lambda matcher, source: seen.append(1) or (np.zeros((1, 16, 16), dtype=np.uint8), 256),
     )
     result = gallery.enrol(pictures)

@@ -64,6 +64,7 @@ def table_of(data: Data, *, root: Path | None = None) -> ImageTable:
     Raises:
         DataError: something else, a picture without an identity beside others, or one with two.
 
+    >>> import numpy as np
     >>> table_of({"anna": [np.zeros((8, 8))], "ben": [np.ones((8, 8)), np.ones((9, 9))]})
     ImageTable(3 pictures of 2 identities from 'pictures')
     """

@@ -104,7 +104,7 @@ def freeze_before(backbone: nn.Module, layer: str) -> list[nn.Module]:
     return frozen
 
 
-def num_features(backbone: nn.Module, picture: PictureSettings, name: str) -> int:
+def num_features(backbone: nn.Module, picture: PictureSettings, name: str = "") -> int:
     """The number of features F of a backbone for pictures of some size; as `feature_widths`."""
     if isinstance(backbone, Strokes):
         return len(MEASURE_STD)
