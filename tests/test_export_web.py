@@ -196,6 +196,8 @@ def test_probabilities_and_verdicts(tmp_path: Path, name: str) -> None:
     probabilities, verdicts = zip(*in_node(tmp_path, script, distances), strict=True)
     np.testing.assert_allclose(probabilities, calibration.probability(distances), rtol=1e-12)
     assert list(verdicts) == [distance <= 0.4 for distance in distances]
+    unlabelled = json.dumps(replace(calibration, curve=None).as_json())
+    assert in_node(tmp_path, f"(d) => compare.probability(d, {unlabelled})", [0.1]) == [None]
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import twinlens
 from twinlens.cli.main import main
 from twinlens.commands.push import card_facts
 from twinlens.errors import ModelError
-from twinlens.exports.model_card import model_card
+from twinlens.exports.model_card import CardFacts, model_card
 from twinlens.model.hub_models import parse_hub_address
 from twinlens.model.stored import MODEL_FILES
 
@@ -146,6 +146,9 @@ def test_a_card_states_data_figures_limits_and_licence(tiny_run: TinyRun, tmp_pa
     bare = twinlens.load(alone)
     text = model_card(bare.stored.description, card_facts(bare))
     assert "The run holds no error rates." in text
+    calibration = bare.stored.description.calibration | {"assumed_share": 0.05, "curve": None}
+    unlabelled = bare.stored.description.model_copy(update={"calibration": calibration})
+    assert "The threshold comes from pairs without labels" in model_card(unlabelled, CardFacts())
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,10 @@ def test_pair_trials_by_hand():
     without = pair_trials(distance, same, calibrated=None, replicates=2)
     assert without.accuracy is None
     assert "accuracy" not in without.as_json()
+    unlabelled = replace(CALIBRATION, num_genuine=0, num_identities=0, curve=None)
+    bare = pair_trials(distance, same, calibrated=unlabelled, replicates=2)
+    assert bare.accuracy.value == found.accuracy.value
+    assert bare.reliability is None
 
 
 def test_pair_trials_of_one_kind():

@@ -151,7 +151,7 @@ def _data(description: ModelDescription, facts: CardFacts) -> list[str]:
     if description.calibration is not None:
         calibration = Calibration.from_json(description.calibration)
         pairs = "pairs without labels"
-        if calibration.num_genuine is not None:
+        if calibration.assumed_share is None:
             pairs = (
                 f"{count_of(calibration.num_genuine, 'genuine pair')} and "
                 f"{count_of(calibration.num_impostor, 'impostor pair')}"

@@ -30,7 +30,7 @@ from twinlens.measure.probability import (
     held_out_losses,
     probability_limits,
 )
-from twinlens.measure.stored import STRICT, Count, CountOrNone, as_plain, read_calibration
+from twinlens.measure.stored import STRICT, Count, CountOrZero, as_plain, read_calibration
 
 __all__ = ["Calibration", "fit_calibration"]
 
@@ -70,9 +70,9 @@ class Calibration:
     low: float | None
     high: float | None
     target_far: Annotated[float, Field(gt=0, lt=1)]
-    num_genuine: CountOrNone
+    num_genuine: CountOrZero
     num_impostor: Count
-    num_identities: CountOrNone
+    num_identities: CountOrZero
     curve: Curve | None
     log_loss_platt: float | None
     log_loss_isotonic: float | None

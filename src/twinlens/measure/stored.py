@@ -9,13 +9,13 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from twinlens.errors import ModelError, validation_problems
 
-__all__ = ["MAX_COUNT", "STRICT", "Count", "CountOrNone", "as_plain", "read_calibration"]
+__all__ = ["MAX_COUNT", "STRICT", "Count", "CountOrZero", "as_plain", "read_calibration"]
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 MAX_COUNT = 2**40  # pairs, pictures or identities; products of two are 64-bit numbers
 Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
-CountOrNone = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 T = TypeVar("T")
 

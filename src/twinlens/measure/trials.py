@@ -114,7 +114,7 @@ def pair_trials(
     pairs = SortedPairs.of(dist_N[same_N], dist_N[~same_N]) if two_kinds else None
     right_N = None if calibrated is None else matches(dist_N, calibrated.threshold) == same_N
     reliability = None
-    if two_kinds and calibrated is not None:
+    if two_kinds and calibrated is not None and calibrated.curve is not None:
         reliability = ReliabilityPairs.of(dist_N[same_N], dist_N[~same_N], calibrated, prior)
     num_statistics = 5 + (0 if reliability is None else 3 + reliability.num_bins)
 

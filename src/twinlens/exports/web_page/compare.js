@@ -30,8 +30,9 @@ export function isMatch(distance, calibration) {
   return distance <= calibration.threshold;
 }
 
-/** The probability of a match at a distance, at even odds, within what the pairs support. */
+/** The probability of a match at even odds, within what the pairs support; null without a curve. */
 export function probability(distance, { curve, num_genuine, num_impostor }) {
+  if (curve === null) return null;
   const value = curve.kind === "platt" ? platt(distance, curve) : isotonic(distance, curve);
   return Math.min(1 - 1 / (num_impostor + 2), Math.max(1 / (num_genuine + 2), value));
 }

@@ -176,19 +176,19 @@ function showAnswer(distance, pictures) {
   const match = isMatch(distance, calibration);
   const chance = probability(distance, calibration);
   answer.dataset.state = match ? "same" : "different";
-  answer.dataset.probability = chance;
+  if (chance !== null) answer.dataset.probability = chance;
   element("verdict").textContent = match ? "Same" : "Different";
   const far = percent(calibration.target_far);
   element("reason").textContent = match
     ? "The distance is at or below the threshold." : "The distance is above the threshold.";
-  if (match !== chance >= 0.5) {
+  if (chance !== null && match !== chance >= 0.5) {
     element("reason").textContent += match
       ? ` Different is more probable, but the threshold accepts only ${far} of impostor pairs.`
       : ` The same is more probable, but a higher threshold could accept more than ${far}`
         + " of impostor pairs.";
   }
   element("threshold").textContent = rounded(calibration.threshold);
-  element("probability").textContent = percent(chance);
+  element("probability").textContent = chance === null ? "none" : percent(chance);
   const end = Math.max(2 * calibration.threshold, 1.05 * distance) || 1;
   element("scale").style.setProperty("--limit", `${(100 * calibration.threshold) / end}%`);
   element("scale").style.setProperty("--mark", `${(100 * distance) / end}%`);
