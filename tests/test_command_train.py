@@ -637,8 +637,8 @@ def test_resuming_with_other_settings_is_refused(
     assert str(caught.value) == (
         f"{run} was started with other settings, and a resumed run keeps them:\n"
         "  seed: was 0, is 7\n  loss.temperature: was 0.1, is 9.0\n"
-        "Leave them out to resume (--steps, --epochs, --time-budget and train.device may change), "
-        f"or start a new run in another --out; --init {run} begins with its model"
+        "  Leave them out to resume (--steps, --epochs, --time-budget and train.device may change)"
+        f", or start a new run in another --out; --init {run} begins with its model"
     )
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     twinlens.train(tiny_run.data, out=run, settings=equal, resume=True, quiet=True)

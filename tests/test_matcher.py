@@ -375,6 +375,9 @@ def test_many_pairs_have_the_answers_of_each(
     model.verify_many([(str(a), b) for a in files for b in files])
     assert sum(embedded) == len(files)
     assert model.verify_many([]) == []
+    for wrong in ([(*files[:2], files[2])], files[:2], [str(files[0])]):
+        with pytest.raises(DataError, match="item 1 is no pair of pictures"):
+            model.verify_many(wrong)
     with pytest.raises(PictureError, match=r"nowhere\.png"):
         model.verify_many([(files[0], "nowhere.png")])
     with pytest.raises(PictureError, match="quality"):

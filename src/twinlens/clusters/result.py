@@ -83,7 +83,11 @@ class ClusterResult(Result):
     def as_text(self) -> str:
         """Lines to read."""
         far = self.cut.target_far
-        why = "set by --threshold" if far is None else f"the model's threshold at a FAR of {far:g}"
+        why = (
+            "set by --threshold"
+            if far is None
+            else f"the model's threshold at a FAR of {100 * far:g} %"
+        )
         lines = [
             f"{count_of(self.clusters, 'cluster')} of {count_of(self.pictures, 'picture')} in "
             f"{self.out}",

@@ -69,7 +69,7 @@ def resumption(
         raise ConfigError(
             f"{run.path} was started with other settings, and a resumed run keeps them:\n  "
             + "\n  ".join(refused)
-            + "\nLeave them out to resume (--steps, --epochs, --time-budget and train.device may "
+            + "\n  Leave them out to resume (--steps, --epochs, --time-budget and train.device may "
             f"change), or start a new run in another --out; --init {run.path} begins with its model"
         )
     resumed = Resumption(stored, record.choices, record.compute)

@@ -89,7 +89,7 @@ def _channels_last(array: NDArray[Any], plain: int) -> NDArray[Any]:
         if first not in CHANNELS:
             raise DataError(
                 "a picture array has 1, 3 or 4 channels, (H, W, C) or (C, H, W), found "
-                f"{array.shape}"
+                f"{array.shape}; several grey pictures need shape (N, H, W, 1)"
             )
         array = np.moveaxis(array, plain - 2, -1)
     return array[..., 0] if array.shape[-1] == 1 else array

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
@@ -348,6 +348,7 @@ class Matcher:
         Raises:
             CalibrationError: as in `verify`.
             ConfigError: as in `verify`.
+            DataError: an item that is not a pair.
             PictureError: as in `verify`; it names the first such picture.
 
         >>> model.verify_many([("a.jpg", "b.jpg"), ("a.jpg", "c.jpg")])  # doctest: +SKIP
@@ -355,11 +356,14 @@ class Matcher:
         self.require_calibration()  # Before the work.
         check_prior(prior)
         if self.face is not None:
-            return [self.verify(a, b, prior=prior, min_quality=min_quality) for a, b in pairs]
-        answers, rest = list[VerifyAnswer](), iter(pairs)
+            return [
+                self.verify(a, b, prior=prior, min_quality=min_quality)
+                for a, b in _each_pair(pairs)
+            ]
+        answers, rest = list[VerifyAnswer](), _each_pair(pairs)
         known: dict[str | int, AcquiredPicture] = {}
         seen: dict[bytes, NDArray[np.float32]] = {}
-        while chunk := [(a, b) for a, b in islice(rest, AT_ONCE)]:
+        while chunk := [*islice(rest, AT_ONCE)]:
             new = {_key(picture): picture for pair in chunk for picture in pair}
             new = {key: picture for key, picture in new.items() if key not in known}
             acquired = self.acquire_all([*new.values()], min_quality, seen=seen)
@@ -795,6 +799,18 @@ def _source(picture: Picture) -> PictureSource:
 
 def _name(picture: Picture) -> str:
     return str(picture) if isinstance(picture, str | Path) else "<picture>"
+
+
+def _each_pair(pairs: Iterable[tuple[Picture, Picture]]) -> Iterator[tuple[Picture, Picture]]:
+    for number, pair in enumerate(pairs, 1):
+        try:
+            a, b = pair
+        except (TypeError, ValueError):
+            raise DataError(
+                f"item {number} is no pair of pictures, found {type(pair).__name__}: pass a list "
+                'of (a, b), or zip(table["a"], table["b"])'
+            ) from None
+        yield a, b
 
 
 def _key(picture: Picture) -> str | int:
