@@ -450,7 +450,10 @@ def test_wrong_words_about_galleries(
         (["gallery", "calibrate", empty], "is empty: enrol pictures first"),
         (["gallery", "calibrate", gallery, "--fpir", "0.001"], "an FPIR of 0.001 needs at least"),
         (["gallery", "calibrate", gallery, "--rule", "meen"], "did you mean mean?"),
-        (["gallery", "optimize", gallery, "--partitions", "1025"], "0 (no index) to 1024, found 1025"),
+        (
+            ["gallery", "optimize", gallery, "--partitions", "1025"],
+            "0 (no index) to 1024, found 1025",
+        ),
         (["gallery", "optimize", gallery, "--recall", "2"], "recall must be in (0, 1], found 2"),
         (["gallery", "import", gallery, a], "cannot read"),
         (["gallery", "export", gallery, tmp_path / "no" / "x"], "there is no folder"),

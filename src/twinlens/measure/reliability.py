@@ -173,8 +173,11 @@ class ReliabilityPairs:
         probability_B = expected_B / (genuine_B + impostor_B)
         points = zip(probability_B.tolist(), estimates[3:], strict=True)
         return ReliabilityResult(
-            self.prior, ece, NumberEstimate.of(cllr), NumberEstimate.of(lowest),
-            tuple(ReliabilityBin(*point) for point in points)
+            self.prior,
+            ece,
+            NumberEstimate.of(cllr),
+            NumberEstimate.of(lowest),
+            tuple(ReliabilityBin(*point) for point in points),
         )
 
 
