@@ -30,6 +30,7 @@ from benchmarks.regret_data import DATA, LITE0, characters, in_memory
 from benchmarks.table import KEPT, Line
 from twinlens.data.folders import read_table
 from twinlens.data.table import ImageTable
+from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.gallery import Gallery
 from twinlens.gallery.store import Store
 from twinlens.measure.error_rates import threshold_at_far
@@ -169,7 +170,7 @@ def empty_gallery(place: Path, dim: int) -> Gallery:
         "twinlens": "0", "fingerprint": FINGERPRINT, "comparator": "cosine", "scale": 1.0,
         "pairs": None, "open_set": None, "index": None,
     }  # fmt: skip
-    gallery = Gallery(Store.create(place, dim, settings, {}))
+    gallery = Gallery(GalleryCore(Store.create(place, dim, settings, {})))
     # `calibrate` asks the model for its training data.
     gallery.core.__dict__["matcher"] = SimpleNamespace(path=place, origin=None)
     return gallery

@@ -80,17 +80,9 @@ class Gallery:
         dim: D.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        device: str = "auto",
-        threads: int | None = None,
-        *,
-        as_is: bool = False,
-    ) -> None:
-        self.core = GalleryCore(store, device, threads, as_is=as_is)
-        self.place, self.fingerprint = self.core.place, self.core.fingerprint
-        self.dim = self.core.dim
+    def __init__(self, core: GalleryCore) -> None:
+        self.core = core
+        self.place, self.fingerprint, self.dim = core.place, core.fingerprint, core.dim
 
     @classmethod
     def create(
@@ -118,7 +110,7 @@ class Gallery:
         dim = matcher.settings.embedding
         with model_files(matcher) as files:
             store = Store.create(place, dim, new_settings(matcher), files, options=options)
-        return cls(store, device)
+        return cls(GalleryCore(store, device))
 
     @classmethod
     def open(
@@ -141,7 +133,8 @@ class Gallery:
         Raises:
             GalleryError: missing, damaged, or of a newer format.
         """
-        return cls(Store.open(place, options=options), device, threads, as_is=as_is)
+        store = Store.open(place, options=options)
+        return cls(GalleryCore(store, device, threads, as_is=as_is))
 
     def __repr__(self) -> str:
         return f"Gallery({self.place!r}, {len(self)} templates, model {self.fingerprint})"
