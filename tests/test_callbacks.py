@@ -89,6 +89,8 @@ def test_other_objects_are_no_callbacks(callback: Any, problem: str) -> None:
 
 def test_some_of_the_methods_are_enough() -> None:
     check_callbacks([SimpleNamespace(on_step=print)])
+    with pytest.raises(ConfigError, match=r"callbacks are a list.*put it into \[...\]"):
+        check_callbacks(SimpleNamespace(on_step=print))  # type: ignore[arg-type]
     start(digit_settings(train__steps=1), callbacks=[SimpleNamespace(on_start=print)])
 
 

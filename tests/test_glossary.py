@@ -25,5 +25,7 @@ def test_terms_are_found_by_name_part_and_meaning(capsys: pytest.CaptureFixture[
     assert "FRR" in glossary("non-match")
     with pytest.raises(ConfigError, match="threshold"):
         glossary("treshold")
+    assert main(["glossary", "genuine", "pair"]) == 0
+    assert capsys.readouterr().out.startswith("genuine pair  Two pictures")
     assert main(["glossary"]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

@@ -138,7 +138,7 @@ def test_other_networks_and_pictures_are_refused(tiny_run: TinyRun, tmp_path: Pa
         f"--init {tiny_run.run} brings its network and its pictures, which do not fit the settings "
         "given:\n  model.embedding: is 16, given 32\n  picture.size: is [16, 16], given [20, 20]\n"
         "  train.candidates: the network of --init is the only candidate\n"
-        "Leave these out, or train without --init"
+        "  Leave these out, or train without --init"
     )
     with pytest.raises(ConfigError, match=r"recipe cifar:\n(.*\n)+.*backbone: is mlp, given res"):
         twinlens.train(

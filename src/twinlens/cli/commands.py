@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -472,14 +472,15 @@ def _show_machine(facts: Mapping[str, Any], args: argparse.Namespace) -> int:
 
 
 def _add_glossary(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("word", metavar="WORD", nargs="?", help="a term, or a part of one")
+    parser.add_argument("word", metavar="WORD", nargs="*", default=(),
+                        help="a term, or a part of one")  # fmt: skip
 
 
-def _glossary(word: str | None = None) -> str:
+def _glossary(word: Sequence[str] = ()) -> str:
     """Terms of the field as text."""
     from twinlens.commands.glossary import as_text, glossary
 
-    return as_text(glossary(word))
+    return as_text(glossary(" ".join(word) or None))
 
 
 def _show_text(text: str, args: argparse.Namespace) -> int:

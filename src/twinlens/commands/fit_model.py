@@ -405,9 +405,10 @@ def _show_step(progress: Progress, metric: str, report: StepReport) -> None:
     progress(report.step, max(report.step, round(report.step / max(report.progress, 1e-9))))
     if report.metric is not None:
         log.info(
-            "step %d (%s): loss %.4f, validation %s %.4f", report.step,
-            format_duration(report.seconds), report.loss, metric,
-            report.metric if metric == "recall_at_1" else 1 - report.metric,
+            "step %d (%s): loss %.4f, validation %s %.1f %%", report.step,
+            format_duration(report.seconds), report.loss,
+            {"eer": "EER", "eer_forged": "EER with forgeries"}.get(metric, "recall at 1"),
+            100 * (report.metric if metric == "recall_at_1" else 1 - report.metric),
         )  # fmt: skip
 
 

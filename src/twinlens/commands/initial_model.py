@@ -112,7 +112,7 @@ class InitialModel:
                 f"--init {self.path} brings its network and its pictures, which do not fit "
                 + ("the settings given" if recipe.name == "auto" else f"the recipe {recipe.name}")
                 + ":\n  " + "\n  ".join(problems)
-                + "\nLeave these out, or train without --init"
+                + "\n  Leave these out, or train without --init"
             )  # fmt: skip
 
     def load(self, encoder: Encoder, comparator: Comparator) -> None:

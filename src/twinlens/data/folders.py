@@ -43,7 +43,8 @@ FORGED_NAMES = ("forged", "forgeries", "forg")
 LAYOUTS = (
     "accepted are class folders (DATA/thing/picture.png, any depth), class folders below train/,"
     " val/ and test/, left/ and right/ with equal file names, a CSV or Parquet manifest"
-    " (path, identity), and tar files of these or of WebDataset"
+    " (path, identity), and tar files of these or of WebDataset; `twinlens cluster` sorts"
+    " photographs without names"
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +109,8 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
     Raises:
         ConfigError: another object.
     """
+    if not isinstance(callbacks, Iterable):
+        raise ConfigError(f"callbacks are a list, found {short_repr(callbacks)}: put it into [...]")
     for callback in callbacks:
         own = [name for name in dir(callback) if name.startswith("on_")]
         for name in own:
