@@ -65,6 +65,8 @@ def test_results_by_hand() -> None:
         "threshold: 0.412, for a FAR of 1 %; on these test pictures it accepts 0.8 % (95 % "
         "interval 0.2 to 1.9 %) of impostor pairs and rejects 7.1 % of genuine pairs",
     ]
+    (_, strict) = result_lines(result(**rates | {"frr": Estimate(0.96)}), calibration, [])
+    assert strict.endswith("a higher FAR: `twinlens calibrate MODEL DATA --far 0.1`")
 
 
 def test_without_results_the_lines_say_so() -> None:

@@ -136,6 +136,9 @@ def result_lines(
             f"; on these {_split_name(result)} pictures it accepts {_percent(measured.far)} of "
             f"impostor pairs and rejects {_percent(measured.frr)} of genuine pairs"
         )
+        if measured.frr.value is not None and measured.frr.value >= 0.5:
+            line += "; for fewer rejections add identities, or calibrate for a higher FAR: "
+            line += "`twinlens calibrate MODEL DATA --far 0.1`"
     yield line
 
 
