@@ -318,10 +318,12 @@ def _write_fitted(
         )  # fmt: skip
         if not selection.folds:
             return None
-        log.info("features on held-out identities:")
         selection.add_features(network_candidates(settings.model, settings.picture))
-        weights, _, pairs = selection.choose()
-        log.info("chosen: %s", ", ".join(f"{w:.0%} {name}" for name, w in weights.items()))
+        weights, (joined, *_), pairs = selection.choose()
+        log.info(
+            "chosen, with an EER of %.1f %% on held-out identities: %s", 100 * joined.eer,
+            ", ".join(f"{w:.0%} {name}" for name, w in weights.items()),
+        )  # fmt: skip
         encoder = selection.refit(weights, np.arange(len(table)))
     record = TrainingRecord.of_table(every, decoded.pixels)
     origin = Origin(

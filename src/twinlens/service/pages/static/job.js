@@ -49,9 +49,9 @@ function progress({ task, done, total, seconds_left: left }) {
 let tried = 0;
 
 function inWords(text) {
-  if (/: EER /.test(text)) return say("trying", { count: tried += 1 });
-  if (/^ {2}\w+\.\w+ = /.test(text)) return say("choosing");
-  return text.startsWith("chosen: ") ? say("chosen") : null;
+  if (text.startsWith("candidate: ")) return say("trying", { count: tried += 1 });
+  if (text.includes(" settings chosen; ")) return say("choosing");
+  return text.startsWith("chosen, ") ? say("chosen") : null;
 }
 
 function log({ text }) {
