@@ -342,6 +342,17 @@ def test_too_few_pairs_change_nothing(own_model: Path, picture_folder: PictureFo
     assert (own_model / "model.json").read_bytes() == before
 
 
+def test_pictures_of_one_identity_cannot_be_compared(
+    own_model: Path, picture_folder: PictureFolder
+) -> None:
+    table = read_table(picture_folder({"one": 3, "two": 3}, seed=3))
+    split = np.where(table.identity == "one", "test", "train")
+    with pytest.raises(DataError, match=r"\(test\) are all of 'one'.*--on all"):
+        twinlens.evaluate(own_model, table.with_split(split), quiet=True)
+    with pytest.raises(DataError, match="evaluation needs at least 2"):
+        twinlens.evaluate(own_model, table.select(table.identity == "one"), split="all", quiet=True)
+
+
 def test_the_nearest_far_that_the_pairs_allow_is_taken_and_said(
     own_model: Path, picture_folder: PictureFolder, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,7 +24,7 @@ from twinlens.data.columns import as_groups, column_names, read_column
 from twinlens.data.csv_file import write_csv
 from twinlens.data.folders import is_folder
 from twinlens.data.pair_list import pairs_in
-from twinlens.data.table import ImageTable
+from twinlens.data.table import ImageTable, require_identities
 from twinlens.errors import ConfigError, DataError, one_line, unknown_name
 from twinlens.files import check_output_file, expand_user, writing_file
 from twinlens.match.matcher import Matcher, Model
@@ -182,6 +182,7 @@ def evaluate(
         if protocol == "nearest":
             return _nearest(matcher, table, split, seed, answers, report)
         selection = select_pictures(matcher, table, split=split, prefer="test")
+        _require_impostors(selection)
         shot = 1 if shot is None else shot
         result: EvaluationResult | OpenSetEvaluation
         if protocol == "open-set":
@@ -262,6 +263,21 @@ def _folder(data: str | Path | ImageTable | None, table: ImageTable | None) -> P
     if table is not None:
         return table.root
     return None if data is None else expand_user(str(data))
+
+
+def _require_impostors(selection: Selection) -> None:
+    """Check that pictures of an identity can be compared with those of another."""
+    table = selection.table
+    names = table.identities()
+    if table.forged.any():
+        return
+    if len(names) == 1 and names != [""] and selection.split != "all":
+        raise DataError(
+            f"the pictures to evaluate on ({selection.split}) are all of {names[0]!r}: add some "
+            'of others, or take all with --on all (split="all"), on which the error rates are too '
+            "low if the model was trained on them"
+        )
+    require_identities(table, purpose="evaluation")
 
 
 def _nearest(
