@@ -97,7 +97,7 @@ def _fetch_bucket(address: str, folder: Path, progress: Report | None) -> None:
     try:
         entries = store.get_file_info(fs.FileSelector(top, recursive=True))
     except OSError as error:
-        raise DataError(f"cannot read {one_line(address, 200)}: {first_line(error)}") from error
+        raise _unreadable(address, error) from error
     suffixes = picture_suffixes()
     jobs = []
     for entry in entries:
@@ -183,10 +183,28 @@ def _download(address: str, target: Path, limit: int | None) -> None:
         try:
             stream = store.open_input_stream(path)
         except OSError as error:
-            raise DataError(f"cannot read {one_line(address, 200)}: {first_line(error)}") from error
+            raise _unreadable(address, error) from error
     else:
         stream = _open_https(address)
     _copy(stream, target, address, limit)
+
+
+def _unreadable(address: str, error: Exception) -> DataError:
+    """What could not be read, what to check, and the cause in a few words."""
+    place = one_line(address, 200)
+    if address.lower().startswith("s3://"):
+        cause = re.split(r"operation: (?:curlCode: \d+, )?", first_line(error))[-1]
+        return DataError(
+            f"cannot read {place}: check the name of the bucket and its region, the credentials of "
+            f"the environment and the network ({one_line(cause.partition(';')[0], 120)})"
+        )
+    if hasattr(error, "code"):
+        return DataError(f"cannot read {place}: the host answers {error}; check the address")
+    reason = getattr(error, "reason", error)
+    cause = getattr(reason, "strerror", None) or str(reason)
+    return DataError(
+        f"cannot reach {place}: check the address and the network ({one_line(cause, 120)})"
+    )
 
 
 def _open_https(address: str) -> BinaryIO:
@@ -198,7 +216,7 @@ def _open_https(address: str) -> BinaryIO:
     try:
         answer: BinaryIO = urllib.request.urlopen(request, timeout=TIMEOUT)
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {one_line(address, 200)}: {first_line(error)}") from error
+        raise _unreadable(address, error) from error
     if not answer.url.lower().startswith("https://"):  # type: ignore[attr-defined]
         answer.close()
         raise DataError(f"{one_line(address, 200)} leads to an address without https")
