@@ -14,10 +14,16 @@ __all__ = ["TERMS", "as_text", "glossary", "glossary_page"]
 
 TERMS: Mapping[str, str] = {
     "ambiguous": "Verdict of `identify` if two identities are about equally close.",
+    "AUC": "Area under the ROC curve: how often a genuine pair is closer than an impostor pair. "
+    "Higher is better; chance is 50 %.",
     "backbone": "The network that turns a picture into features. A head turns these into the "
     "embedding.",
     "calibration": "Choice of the threshold for a target error rate, and of the probability at "
     "each distance, on pictures that the model was not trained on.",
+    "calibration error": "Mean difference between the probability of an answer and the share of "
+    "genuine pairs among such answers. Lower is better. Also ECE.",
+    "Cllr": "Log-likelihood-ratio cost, in bits: what wrong probabilities cost. 0 is the best, 1 "
+    "that of answers that say nothing. min Cllr is what stays with the best calibration.",
     "closed set": "All identities in use are known at training. See open set.",
     "confidence interval": "Range of a figure over other samples of identities, here with 95 %. "
     "Few identities give a wide one.",
