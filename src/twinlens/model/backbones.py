@@ -38,8 +38,11 @@ def check_backbone(name: str) -> None:
     import timm
 
     if not timm.is_model(name.partition(".")[0]):
-        names = [*OWN_BACKBONES, *timm.list_models()]
-        raise ConfigError(unknown_name("backbone", name, names))
+        message = unknown_name("backbone", name, [*OWN_BACKBONES, *timm.list_models()])
+        if "did you mean" not in message:
+            own = unknown_name("backbone", name, OWN_BACKBONES)
+            message = f"{own}, or from timm's networks, such as resnet18"
+        raise ConfigError(message)
 
 
 def make_backbone(model: ModelSettings, picture: PictureSettings, load: bool = True) -> nn.Module:
