@@ -64,7 +64,7 @@ def test_the_demo(tmp_path: Path) -> None:
     verification = json.loads((tmp_path / "run/results.json").read_text())["verification"]
     assert verification["eer"]["value"] < 0.05
     assert verification["num_identities"] == 22
-    mated, others = (int(share) / 100 for share in re.findall(r"(\d+)% are", lines[2]))
+    mated, others = (int(share) / 100 for share in re.findall(r"(\d+) ?% are", lines[2]))
     assert mated > 0.7
     assert others > 0.4  # Letters as alike as Sha and Shcha are among them.
     assert _check_answers(lines, tmp_path / "run") >= 4
