@@ -248,9 +248,10 @@ def finite_threshold(threshold: float, fpir: float) -> float:
     if math.isfinite(threshold):
         return threshold
     raise CalibrationError(
-        f"found that more than {fpir:.3g} of the strangers share the smallest distance, so no "
-        "threshold keeps to that FPIR. Two templates that are each other's nearest always share "
-        f"it: set a larger FPIR, or enrol more than {math.ceil(2 / fpir)} templates. If more share "
-        "it, the embeddings have collapsed (train again), or the same picture is enrolled under "
+        f"found that even the strictest threshold takes more than {100 * fpir:.3g} % of strangers "
+        "for somebody enrolled: so many templates share the smallest distance to another identity, "
+        "as two that are each other's nearest always do. Enrol more than "
+        f"{math.ceil(2 / fpir)} templates, or set a larger FPIR. If there are as many already, the "
+        "embeddings have collapsed (train again), or the same picture is enrolled under "
         "several identities (twinlens inspect DATA)"
     )
