@@ -108,6 +108,27 @@ def test_a_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"not an ONNX file")
     with pytest.raises(ModelError, match="not a usable ONNX model"):
         twinlens.pack(tmp_path / "a.onnx", out=tmp_path / "m", scale=1)
+    (tmp_path / "a.jpg").write_bytes(b"a picture")
+    with pytest.raises(ConfigError, match=r"a\.jpg is no ONNX file: needed is one"):
+        twinlens.pack(tmp_path / "a.jpg", out=tmp_path / "m")
+
+
+def test_a_second_try_finds_its_place_free_and_ends_with_the_next_command(
+    tmp_path: Path, picture_folder: PictureFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = picture_folder({"a": 2, "b": 2}, size=(16, 16))
+    write_network(tmp_path / "a.onnx")
+    out = str(tmp_path / "packed")
+    words = ["pack", str(tmp_path / "a.onnx"), str(few), "--scale", "1", "--out", out]
+    assert main([*words, "--unlabelled"]) == 2
+    assert "Without these pictures the model ranks only" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*packed*"))
+    picture_folder({f"p{number}": 4 for number in range(8)}, size=(16, 16))
+    assert main([*words, "--unlabelled"]) == 0
+    *_, threshold, following = capsys.readouterr().err.splitlines()
+    assert threshold.startswith("threshold: ")
+    assert following.startswith(f"next: twinlens verify {out} ")
+    assert main(following.split(maxsplit=2)[2].replace("'", "").split()) in (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import TinyRun
 
-from twinlens.commands.run_lines import choice_lines, next_line, result_lines
+from twinlens.commands.run_lines import choice_lines, next_line, pair_of, result_lines
 from twinlens.config import Settings, value_text
 from twinlens.data.folders import read_table
 from twinlens.data.splits import assign_splits
@@ -84,11 +84,11 @@ def test_the_next_command(tiny_run: TinyRun) -> None:
     table = assign_splits(
         read_table(tiny_run.data), mode="identities", fractions=(0.7, 0.15, 0.15), seed=0
     )
-    words = next_line(RUN, tiny_run.data, table, calibrated=True)
+    words = next_line(RUN.path, tiny_run.data, pair_of(table), calibrated=True)
     name = sorted(set(table.of_split("test").identity))[0]
     a, b = (tiny_run.data / name / f"{number}.png" for number in (0, 1))
     assert words == f"next: twinlens verify 'runs/my run' '{a}' '{b}'"
-    words = next_line(RUN, "photos", table, calibrated=False)
+    words = next_line(RUN.path, "photos", None, calibrated=False)
     assert words == "next: twinlens calibrate 'runs/my run' photos --on all"
 
 

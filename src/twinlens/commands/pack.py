@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from twinlens._version import __version__
 from twinlens.commands.calibrate import calibrate, caution
+from twinlens.commands.run_lines import next_line, threshold_line
 from twinlens.config import DataSettings, FaceSettings, ModelSettings, Settings
 from twinlens.data.adapters import Data, path_or_table
 from twinlens.data.folders import is_folder, read_table
@@ -104,7 +106,7 @@ def pack(
     Returns:
         The model.
     Raises:
-        CalibrationError: too few pictures for a threshold; the model is kept.
+        CalibrationError: too few pictures for a threshold; no model is written.
         ConfigError: an unknown network, weights or a licence that are missing, or wrong values.
         DataError: pictures that cannot be read, or `out` in use.
         ModelError: an ONNX file that cannot be used.
@@ -120,47 +122,71 @@ def pack(
     out = check_output_folder(expand_user(out), "the model")
     with console_log(quiet), naming_extras("pack"):
         data = None if data is None else path_or_table(data, root)
-        crop = _crop(data, face=face)
-        if str(backbone).lower().endswith(".onnx"):
-            if weights is not None:
-                raise ConfigError("an ONNX file holds its weights: leave out --weights")
-            picture = _Picture(size, scale, mean, std, bgr)
-            _write_foreign(expand_user(backbone), picture, out, licence, crop)
-        elif bgr or not scale is mean is std is None:
-            raise ConfigError(
-                "--scale, --mean, --std and --bgr describe ONNX files; the values of "
-                f"{backbone} are known"
+        files = _files(data)
+        crop = settings_of_files(files, max_pixels=DataSettings().max_pixels)
+        crop = FaceSettings(align=True) if crop is None and face else crop
+        is_fitted = False
+        with creating_folder(out, str(out.parent), "name another folder") as part:
+            if str(backbone).lower().endswith(".onnx"):
+                if weights is not None:
+                    raise ConfigError("an ONNX file holds its weights: leave out --weights")
+                picture = _Picture(size, scale, mean, std, bgr)
+                _write_foreign(expand_user(backbone), picture, part, licence, crop)
+            elif expand_user(backbone).is_file():
+                raise ConfigError(
+                    f"{backbone} is no ONNX file: needed is one (.onnx), or the name of a network "
+                    "of timm, such as resnet18"
+                )
+            elif bgr or not scale is mean is std is None:
+                raise ConfigError(
+                    "--scale, --mean, --std and --bgr describe ONNX files; the values of "
+                    f"{backbone} are known"
+                )
+            else:
+                settings = _settings(
+                    str(backbone), weights, size, seed, accept_licence=accept_licence
+                )
+                if data is not None and unlabelled is None:
+                    is_fitted = _write_fitted(settings, data, root, part, far, licence, crop)
+                if not is_fitted:
+                    _write_plain(settings, part, licence, crop)
+            if data is not None and not is_fitted:
+                try:
+                    calibrate(
+                        part, data, far=far, split="all", unlabelled=unlabelled, root=root,
+                        seed=seed, quiet=quiet,
+                    )  # fmt: skip
+                except CalibrationError as error:
+                    # The advice of `calibrate` names a model, and there is none.
+                    cause = (
+                        error.__cause__ if isinstance(error.__cause__, CalibrationError) else error
+                    )
+                    more = "" if unlabelled is not None else "; --unlabelled needs no labels"
+                    raise CalibrationError(
+                        f"{cause}. Without these pictures the model ranks only{more}"
+                    ) from error
+        matcher = Matcher.load(out)
+        if matcher.calibration is None:
+            log.info(
+                "the model ranks pictures, and has no threshold for verdicts yet: %s",
+                matcher.calibration_advice,
             )
         else:
-            settings = _settings(str(backbone), weights, size, seed, accept_licence=accept_licence)
-            if data is not None and unlabelled is None:
-                fitted = _write_fitted(settings, data, root, out, far, licence, crop)
-                if fitted is not None:
-                    return fitted
-            _write_plain(settings, out, licence, crop)
-        if data is not None:
-            return calibrate(
-                out, data, far=far, split="all", unlabelled=unlabelled, root=root, seed=seed,
-                quiet=quiet,
-            )  # fmt: skip
-        matcher = Matcher.load(out)
-        log.info(
-            "the model ranks pictures, and has no threshold for verdicts yet: %s",
-            matcher.calibration_advice,
-        )
+            log.info("%s", threshold_line(matcher.calibration))
+            # Files of a folder are likely to show the same.
+            near = ((a, b) for a, b in pairwise(files) if Path(a).parent == Path(b).parent)
+            log.info("%s", next_line(out, data, next(near, None), calibrated=True))
         return matcher
 
 
-def _crop(data: str | Path | ImageTable | None, *, face: bool) -> FaceSettings | None:
-    """The crop of the faces that a model compares: that of its pictures, or aligned faces."""
-    paths = list[str]()
+def _files(data: str | Path | ImageTable | None) -> list[str]:
+    """Paths of the pictures of a table or of a folder; none of other data."""
     if isinstance(data, ImageTable):
-        paths = data.path.tolist() if data.pixels is None else []
-    elif data is not None and is_folder(data):
-        folder = expand_user(data)
-        paths = [str(folder / name) for name in walk_pictures(folder).pictures]
-    crop = settings_of_files(paths, max_pixels=DataSettings().max_pixels)
-    return FaceSettings(align=True) if crop is None and face else crop
+        return data.path.tolist() if data.pixels is None else []
+    if data is None or not is_folder(data):
+        return []
+    folder = expand_user(data)
+    return [str(folder / name) for name in walk_pictures(folder).pictures]
 
 
 class _Picture(NamedTuple):
@@ -284,11 +310,11 @@ def _write_fitted(
     far: float,
     licence: str | None,
     crop: FaceSettings | None,
-) -> Matcher | None:
+) -> bool:
     """Write the model whose maps are fitted to labelled pictures, with its calibration.
 
     Returns:
-        None if the identities are too few to hold some of them out; nothing is written then.
+        False if the identities are too few to hold some of them out; nothing is written then.
     """
     from twinlens.learn.candidates import network_candidates
     from twinlens.learn.embed_batch import LabelledPixels
@@ -317,7 +343,7 @@ def _write_fitted(
             progress=lambda title: Progress(f"computing {title}"),
         )  # fmt: skip
         if not selection.folds:
-            return None
+            return False
         selection.add_features(network_candidates(settings.model, settings.picture))
         weights, (joined, *_), pairs = selection.choose()
         log.info(
@@ -338,13 +364,14 @@ def _write_fitted(
             seed=settings.seed,
         )  # fmt: skip
     except CalibrationError as error:
-        log.warning("the model is not calibrated: %s. %s", error, matcher.calibration_advice)
-        return matcher
+        log.warning("the model is not calibrated: %s", error)
+        return True
     if (note := caution(calibration)) is not None:
         log.warning("%s", note)
     emb_ND = matcher.embed_pixels(pixels, Progress("embedding"))
     domain = describe_pictures(emb_ND, table, pixels, table, closed=False, seed=settings.seed)
-    return Matcher(store_calibration(matcher.stored, calibration.as_json(), domain))
+    store_calibration(matcher.stored, calibration.as_json(), domain)
+    return True
 
 
 def _write_foreign(

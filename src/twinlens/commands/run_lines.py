@@ -19,7 +19,7 @@ from twinlens.model.own_backbones import is_own
 from twinlens.model.plugged_in import is_plugged_in
 from twinlens.report.formatting import count_of, number
 
-__all__ = ["choice_lines", "next_line", "result_lines"]
+__all__ = ["choice_lines", "next_line", "pair_of", "result_lines", "threshold_line"]
 
 
 # --- choices ------------------------------------------------------------------------------------
@@ -125,9 +125,13 @@ def result_lines(
             f"error rate: EER {_percent(pairs.eer)}{wide} on {len(result.table):,} {split} "
             f"pictures of {count_of(pairs.num_identities, 'identity')}{seen}"
         )
+    yield threshold_line(calibration, result)
+
+
+def threshold_line(calibration: Calibration | None, result: EvaluationResult | None = None) -> str:
+    """The threshold, its target, and the error rates that the evaluation, if any, found there."""
     if calibration is None:
-        yield "threshold: none, so that distances are shown without verdicts"
-        return
+        return "threshold: none, so that distances are shown without verdicts"
     line = f"threshold: {number(calibration.threshold)}, for a FAR of "
     line += f"{100 * calibration.target_far:g} %"
     measured = None if result is None else result.verification.calibrated
@@ -139,7 +143,7 @@ def result_lines(
         if measured.frr.value is not None and measured.frr.value >= 0.5:
             line += "; for fewer rejections add identities, or calibrate for a higher FAR: "
             line += "`twinlens calibrate MODEL DATA --far 0.1`"
-    yield line
+    return line
 
 
 def _split_name(result: EvaluationResult) -> str:
@@ -156,28 +160,27 @@ def _percent(figure: Estimate) -> str:
     return f"{text} (95 % interval {100 * figure.low:.2g} to {100 * figure.high:.3g} %)"
 
 
-def next_line(run: RunFolder, data: object, table: ImageTable, *, calibrated: bool) -> str:
+def next_line(model: Path, data: object, pair: Sequence[str] | None, *, calibrated: bool) -> str:
     """The next command to type.
 
     Args:
-        run: folder of the run.
+        model: folder of the model or of its run.
         data: the pictures as the user named them.
-        table: pictures with splits.
+        pair: paths of two pictures; None if there are none.
         calibrated: whether the model has a threshold.
     """
-    folder, named = shlex.quote(str(run.path)), isinstance(data, str | Path)
+    folder, named = shlex.quote(str(model)), isinstance(data, str | Path)
     source = shlex.quote(str(data)) if named else "DATA"
     if not calibrated:
         return f"next: twinlens calibrate {folder} {source} --on all"
-    pair = _pair_of(table)
     if pair is None:
         return f"next: twinlens evaluate {folder} {source}"
-    a, b = (shlex.quote(str(table.path[row])) for row in pair)
+    a, b = map(shlex.quote, pair)
     return f"next: twinlens verify {folder} {a} {b}"
 
 
-def _pair_of(table: ImageTable) -> tuple[int, int] | None:
-    """Rows of two pictures of an identity, not trained on if possible; None without files."""
+def pair_of(table: ImageTable) -> tuple[str, str] | None:
+    """Paths of two pictures of an identity, not trained on if possible; None without files."""
     if table.pixels is not None:
         return None
     for split in ("test", "val", "train"):
@@ -185,5 +188,5 @@ def _pair_of(table: ImageTable) -> tuple[int, int] | None:
         for name in dict.fromkeys(table.identity[rows].tolist()):
             same = rows[table.identity[rows] == name]
             if len(same) > 1:
-                return int(same[0]), int(same[1])
+                return str(table.path[same[0]]), str(table.path[same[1]])
     return None

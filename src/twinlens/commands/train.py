@@ -20,7 +20,7 @@ from twinlens.commands.initial_model import read_initial_model
 from twinlens.commands.prepare import PreparedRun, prepare
 from twinlens.commands.protocols import evaluate_standard
 from twinlens.commands.resume import resume_command
-from twinlens.commands.run_lines import next_line, result_lines
+from twinlens.commands.run_lines import next_line, pair_of, result_lines
 from twinlens.commands.selection import learned_table, selection_of_split
 from twinlens.config import Settings, without_effect
 from twinlens.data.adapters import Data, path_or_table
@@ -157,8 +157,8 @@ def train(
                 else:
                     run.finish()
                     is_calibrated = matcher.calibration is not None
-                    table = prepared.decoded.table
-                    log.info("%s", next_line(run, data, table, calibrated=is_calibrated))
+                    pair = pair_of(prepared.decoded.table)
+                    log.info("%s", next_line(run.path, data, pair, calibrated=is_calibrated))
                 fit = fitted.fit
                 end = RunEnd(
                     run.model, run.path / "report.html", result,
