@@ -604,7 +604,7 @@ def test_one_identity(
     found = refuse(capsys, "train", data, "--out", tmp_path / "run")
     assert "1 identity (lonely), and training needs at least 2" in found
     assert not (tmp_path / "run").exists()
-    assert "impostor" in refuse(capsys, "evaluate", tiny_run.run, data)
+    assert "all of 'lonely'" in refuse(capsys, "evaluate", tiny_run.run, data)
     assert "impostor" in refuse(capsys, "calibrate", tiny_run.run, data)
     code, out, _ = run(capsys, "inspect", data)
     assert code == 0
