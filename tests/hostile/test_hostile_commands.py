@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are f
 HERE = Path(__file__).parent
 QUICK = 1  # inputs of a family
 SLOW = {
-    "pictures": 1200, "folders": 300, "tables": 600, "models": 700, "runs": 80, "galleries": 600,
-    "conditions": 700, "recipes": 1000, "options": 300, "weights": 60,
+    "pictures": 400, "folders": 100, "tables": 200, "models": 230, "runs": 30, "galleries": 200,
+    "conditions": 230, "recipes": 330, "options": 100, "weights": 20,
 }  # fmt: skip
 KILLS = 200  # of running commands
 
@@ -67,7 +67,7 @@ def test_one_input_of_each_family(family: str, outcomes: dict[str, dict[str, Any
 @pytest.mark.slow
 def test_random_inputs(scratch: Path) -> None:
     assert SLOW.keys() == FAMILIES.keys()
-    assert sum(SLOW.values()) >= 5000
+    assert sum(SLOW.values()) >= 1800
     finished = run("sandbox.py", scratch, *(f"{name}:1-{num}" for name, num in SLOW.items()))
     assert finished.returncode == 0, finished.stdout[-20_000:] + finished.stderr[-2000:]
     print(finished.stdout)
