@@ -20,13 +20,14 @@ from twinlens.match.matcher import Matcher, Model
 from twinlens.measure.bootstrap import check_seed
 from twinlens.measure.calibration import Calibration, fit_calibration
 from twinlens.measure.domain import describe_pictures
+from twinlens.measure.held_out import HeldOutPairs
 from twinlens.measure.new_identity_threshold import CONFIDENCE, FEWEST_IDENTITIES
 from twinlens.measure.pairs import Comparison, draw_pairs, pair_distances
 from twinlens.measure.unlabelled import FEWEST_PICTURES
 from twinlens.model.stored import GRAPH, THRESHOLD_KEY, graph_metadata, store_calibration
 from twinlens.progress import Progress, console_log
 
-__all__ = ["calibrate", "calibrate_on", "caution", "explain"]
+__all__ = ["calibrate", "calibrate_held_out", "calibrate_on", "caution", "explain"]
 
 log = logging.getLogger("twinlens")
 
@@ -150,6 +151,33 @@ def calibrate_on(
         distance, pairs.same, identity[pairs.a], identity[pairs.b], target_far=far, seed=seed,
         new_identities=new_identities,
     )  # fmt: skip
+
+
+def calibrate_held_out(
+    pairs: HeldOutPairs, names_N: NDArray[Any], far: float, *, seed: int, new_identities: bool
+) -> Calibration | None:
+    """The calibration of a model by held-out pairs, as `fit_calibration`.
+
+    Args:
+        pairs: the pairs, by rows of `names_N`.
+        names_N: (N,) names of the identities.
+        far: target false accept rate, in (0, 1).
+        seed: random seed of bootstrap and folds.
+        new_identities: whether the model is to answer for other identities than these.
+    Returns:
+        None, after a warning, if the pairs are too few.
+    """
+    try:
+        calibration = fit_calibration(
+            pairs.distance, pairs.same, names_N[pairs.a], names_N[pairs.b],
+            target_far=far, seed=seed, new_identities=new_identities,
+        )  # fmt: skip
+    except CalibrationError as error:
+        log.warning("the model is not calibrated: %s", error)
+        return None
+    if (note := caution(calibration)) is not None:
+        log.warning("%s", note)
+    return calibration
 
 
 def caution(calibration: Calibration) -> str | None:

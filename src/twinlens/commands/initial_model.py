@@ -28,7 +28,7 @@ from twinlens.model.stored import (
     StoredModel,
     read_stored_model,
 )
-from twinlens.recipes import Recipe, as_typed
+from twinlens.recipes import Recipe, or_unset
 
 __all__ = ["InitialModel", "read_initial_model"]
 
@@ -104,7 +104,7 @@ class InitialModel:
             if key not in own or name in FREE or key in recipe.auto:
                 continue
             if (value := given[section][name]) != own[key]:
-                problems.append(f"{key}: is {_shown(own[key])}, given {_shown(value)}")
+                problems.append(f"{key}: is {or_unset(own[key])}, given {or_unset(value)}")
         if recipe.settings().train.candidates:
             problems.append("train.candidates: the network of --init is the only candidate")
         if problems:
@@ -178,7 +178,3 @@ def read_initial_model(path: str | Path) -> InitialModel:
         str(path), model, member.picture, encoder.network_of(number).state_dict(),
         encoder.heads[number].state_dict(), comparator, stored,
     )  # fmt: skip
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is None else as_typed(value)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from twinlens._version import __version__
-from twinlens.commands.calibrate import calibrate, caution
+from twinlens.commands.calibrate import calibrate, calibrate_held_out
 from twinlens.commands.run_lines import next_line, threshold_line
 from twinlens.config import DataSettings, FaceSettings, ModelSettings, Settings
 from twinlens.data.adapters import Data, path_or_table
@@ -25,7 +25,6 @@ from twinlens.face.marks import settings_of_files
 from twinlens.files import check_output_folder, creating_folder, expand_user
 from twinlens.match.matcher import Matcher
 from twinlens.measure.bootstrap import check_seed
-from twinlens.measure.calibration import fit_calibration
 from twinlens.measure.domain import describe_pictures
 from twinlens.measure.pairs import sample_pictures
 from twinlens.model.stored import (
@@ -358,16 +357,9 @@ def _write_fitted(
     matcher = _save(encoder, out, origin, licence, crop)
     record.save(out / RECORD_FILE)
     names = table.identity.astype(str)
-    try:
-        calibration = fit_calibration(
-            pairs.distance, pairs.same, names[pairs.a], names[pairs.b], target_far=far,
-            seed=settings.seed,
-        )  # fmt: skip
-    except CalibrationError as error:
-        log.warning("the model is not calibrated: %s", error)
+    calibration = calibrate_held_out(pairs, names, far, seed=settings.seed, new_identities=True)
+    if calibration is None:
         return True
-    if (note := caution(calibration)) is not None:
-        log.warning("%s", note)
     emb_ND = matcher.embed_pixels(pixels, Progress("embedding"))
     domain = describe_pictures(emb_ND, table, pixels, table, closed=False, seed=settings.seed)
     store_calibration(matcher.stored, calibration.as_json(), domain)
@@ -429,16 +421,15 @@ def _write_foreign(
         MODEL_KEY: model.model_dump_json(exclude={"weights", "pretrained"}),
     }
     start = StartRecord(file.name, licence or "unknown", file.name, "unknown")
-    with creating_folder(out, str(out.parent), "name another place") as part:
-        graph = embedding_graph(network, layout, picture, bgr=given.bgr)
-        write_graph(graph, part / GRAPH, metadata)
-        description = ModelDescription(
-            picture=picture, model=model, weights=None, fingerprint="0" * 16, start=start,
-            face=crop,
-            graphs={GRAPH: file_sha256(part / GRAPH)},
-        )  # fmt: skip
-        values = description.model_dump(mode="json")
-        write_description(part, values | {"fingerprint": fingerprint_of(values)})
+    graph = embedding_graph(network, layout, picture, bgr=given.bgr)
+    write_graph(graph, out / GRAPH, metadata)
+    description = ModelDescription(
+        picture=picture, model=model, weights=None, fingerprint="0" * 16, start=start,
+        face=crop,
+        graphs={GRAPH: file_sha256(out / GRAPH)},
+    )  # fmt: skip
+    values = description.model_dump(mode="json")
+    write_description(out, values | {"fingerprint": fingerprint_of(values)})
     _loaded(out)
 
 

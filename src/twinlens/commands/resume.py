@@ -22,7 +22,7 @@ from twinlens.learn.schedule import run_length
 from twinlens.model.compute import Compute
 from twinlens.model.device import pick_device
 from twinlens.model.plugged_in import is_plugged_in
-from twinlens.recipes import Recipe, as_typed, load_recipe
+from twinlens.recipes import Recipe, as_typed, load_recipe, or_unset
 
 __all__ = ["Resumption", "check_length", "check_pictures", "repeat_command", "resume_command",
            "resumption"]  # fmt: skip
@@ -92,7 +92,7 @@ def _refused(recipe: Recipe, record: RunRecord, stored: Settings) -> Iterator[st
         value, was = _value(given, key), _value(kept, key)
         if key in (*LENGTH_KEYS, DEVICE) or key in recipe.auto or value in ("auto", was):
             continue
-        yield f"{key}: was {_shown(was)}, is {_shown(value)}"
+        yield f"{key}: was {or_unset(was)}, is {or_unset(value)}"
 
 
 def _with_device(resumed: Resumption, recipe: Recipe, record: RunRecord) -> Resumption:
@@ -166,10 +166,6 @@ def _value(values: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is None else as_typed(value)
 
 
 def resume_command(

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-from twinlens.commands.calibrate import caution
+from twinlens.commands.calibrate import calibrate_held_out
 from twinlens.commands.fit_model import FittedModel, fit_model
 from twinlens.commands.initial_model import read_initial_model
 from twinlens.commands.prepare import PreparedRun, prepare
@@ -22,11 +21,11 @@ from twinlens.commands.protocols import evaluate_standard
 from twinlens.commands.resume import resume_command
 from twinlens.commands.run_lines import next_line, pair_of, result_lines
 from twinlens.commands.selection import learned_table, selection_of_split
-from twinlens.config import Settings, without_effect
+from twinlens.config import without_effect
 from twinlens.data.adapters import Data, path_or_table
 from twinlens.data.splits import is_closed_set
 from twinlens.data.table import SPLITS, ImageTable
-from twinlens.errors import CalibrationError, ConfigError, DataError, ModelError
+from twinlens.errors import ConfigError, DataError, ModelError
 from twinlens.face.marks import settings_of_table
 from twinlens.learn.callbacks import (
     Callback,
@@ -40,7 +39,6 @@ from twinlens.learn.losses import check_loss
 from twinlens.learn.run_folder import RunFolder, lock_run_folder, new_run_folder
 from twinlens.learn.trackers import TensorBoard
 from twinlens.match.matcher import Matcher, Model
-from twinlens.measure.calibration import Calibration, fit_calibration
 from twinlens.measure.domain import describe_pictures
 from twinlens.measure.error_rates import matches
 from twinlens.measure.evaluation_result import EvaluationResult
@@ -248,7 +246,9 @@ def _save(
         is_used = np.isin(decoded.table.split.astype(str), ("train", "val"))
         names, held_out = decoded.table.identity[is_used].astype(str), fitted.pairs
     closed = is_closed_set(decoded.table)
-    calibration = _calibrate(held_out, names, settings, closed=closed)
+    calibration = calibrate_held_out(
+        held_out, names, settings.train.target_far, seed=settings.seed, new_identities=not closed
+    )
     if calibration is not None:
         # Statistics of pictures need no held-out ones, unlike embeddings.
         used = np.flatnonzero(np.isin(decoded.table.split.astype(str), ("train", "val")))
@@ -267,23 +267,6 @@ def _save(
             len(pairs),
         )  # fmt: skip
     return matcher
-
-
-def _calibrate(
-    pairs: HeldOutPairs, names_N: NDArray[np.str_], settings: Settings, *, closed: bool
-) -> Calibration | None:
-    """Calibrate on held-out pairs."""
-    try:
-        calibration = fit_calibration(
-            pairs.distance, pairs.same, names_N[pairs.a], names_N[pairs.b],
-            target_far=settings.train.target_far, seed=settings.seed, new_identities=not closed,
-        )  # fmt: skip
-    except CalibrationError as error:
-        log.warning("the model is not calibrated: %s", error)
-        return None
-    if (note := caution(calibration)) is not None:
-        log.warning("%s", note)
-    return calibration
 
 
 def _evaluate(

@@ -32,6 +32,7 @@ __all__ = [
     "Recipe",
     "as_typed",
     "load_recipe",
+    "or_unset",
     "parse_overrides",
     "recipe_names",
     "recipe_text",
@@ -157,6 +158,11 @@ def as_typed(value: Any) -> str:
     if isinstance(value, str) and parse_overrides([f"x={value}"])["x"] == value:
         return value
     return _toml(value)
+
+
+def or_unset(value: Any) -> str:
+    """`as_typed`, or "unset" for None, which `--set` cannot give."""
+    return "unset" if value is None else as_typed(value)
 
 
 def _toml(value: Any) -> str:
