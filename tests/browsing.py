@@ -63,10 +63,14 @@ def serving(*words: str | Path) -> Iterator[str]:
 
 
 def wait_until(browser: Any, condition: Callable[[Any], Any], seconds: float = 60) -> Any:
-    """The result of a condition once it is true."""
+    """The result of a condition once it is true; errors of the driver count as not yet.
+
+    Chromium has several errors for an element of a page that is being left.
+    """
+    from selenium.common.exceptions import WebDriverException
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(browser, seconds, 0.05).until(condition)
+    return WebDriverWait(browser, seconds, 0.05, [WebDriverException]).until(condition)
 
 
 def complaints_of(browser: Any, address: str) -> list[str]:

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +54,10 @@ class Walk:
         field.send_keys(str(text))
 
     def wait_for(self, selector: str, text: str = "", seconds: float = 60) -> Any:
-        from selenium.common.exceptions import StaleElementReferenceException
-
         def shown(browser: Any) -> Any:
-            with suppress(StaleElementReferenceException):  # The page is being left.
-                for found in browser.find_elements(CSS, selector):
-                    if found.is_displayed() and text in found.text:
-                        return found
+            for element in browser.find_elements(CSS, selector):
+                if element.is_displayed() and text in element.text:
+                    return element
             return None
 
         return wait_until(self.browser, shown, seconds)
