@@ -42,6 +42,7 @@ ROOMS = (
     "exports",
     "gallery",
     "clusters",
+    "scale",
     "commands",
     "service",
     "cli",

@@ -1,0 +1,1 @@
+"""Work over processes and machines: launching ranks, resumable parts, worker pools and Ray."""
