@@ -32,6 +32,7 @@ ROOMS = (
     "machine",
     "recipes",
     "progress",
+    "processes",
     "data",
     "face",
     "model",

@@ -6,16 +6,11 @@ processes.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Generator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from multiprocessing import get_context, parent_process, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +26,12 @@ from twinlens.face.layout import face_path
 from twinlens.face.marks import save_face
 from twinlens.face.result import Outcome, PhotographResult
 from twinlens.machine import available_cores
+from twinlens.processes import CAUSES_OF_DEATH, worker_processes
 from twinlens.progress import Progress
 
 __all__ = ["CropOptions", "crop_all"]
 
 MAX_PIXELS = DataSettings().max_pixels
-# A terminal or a service manager sends them to all processes; the parent ends its workers.
-SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
-           if hasattr(signal, name)}  # fmt: skip
 PICTURES_A_WORKER = 32  # Starting a process takes as long as this many photographs.
 
 
@@ -88,54 +81,21 @@ def _in_workers(
     options: CropOptions, tasks: Sequence[tuple[str, str]], workers: int
 ) -> Generator[PhotographResult, None, None]:
     """Crop in worker processes; results are in the order of the tasks."""
-    # Not forked: a child would lack the threads of torch and OpenCV.
-    context = get_context("spawn")
-    shared = (options, workers, context.Lock())
-    pool = ProcessPoolExecutor(workers, context, _begin_worker, shared)
     try:
-        with _signals_blocked():
-            results = pool.map(partial(_crop, options), tasks)  # Starts them all.
-        yield from results
+        with worker_processes(workers, _begin_worker, options, workers) as pool:
+            yield from pool.map(partial(_crop, options), tasks)
     except BrokenProcessPool as error:
         raise TwinlensError(
-            "a worker process died: too little memory, or a script without "
-            '`if __name__ == "__main__":`; add the line, or set workers to 1'
+            f"a worker process died: {CAUSES_OF_DEATH}; add the line, or set workers to 1"
         ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Block signals: processes started meanwhile inherit the mask; this one gets them later."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # Its start would lift the mask.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_worker(
-    options: CropOptions, num_workers: int, lock: AbstractContextManager[Any]
+    lock: AbstractContextManager[Any], options: CropOptions, num_workers: int
 ) -> None:
     share_memory(num_workers, lock)
-    for number in SIGNALS:  # For systems without masks.
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     opencv().setNumThreads(1)
     _detector(options.choice, min(FLOOR, options.crop.score))
-
-
-def _end_with_parent() -> None:
-    """End a worker whose parent was killed: it would wait for work for ever."""
-    parent = parent_process()
-    assert parent is not None, "a worker has a parent"
-    parent.join()
-    os._exit(1)
 
 
 @lru_cache(maxsize=1)
