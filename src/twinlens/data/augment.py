@@ -25,7 +25,11 @@ _DRAWN = ("rotate", "right", "down", "scale", "shear", "flip", "brightness", "co
 
 @torch.no_grad()
 def augment(
-    x_BCHW: Tensor, settings: AugmentSettings, generator: torch.Generator, fill: float
+    x_BCHW: Tensor,
+    settings: AugmentSettings,
+    generator: torch.Generator,
+    fill: float,
+    place: tuple[Tensor, int] | None = None,
 ) -> Tensor:
     """A random view of each picture, drawn independently.
 
@@ -47,6 +51,8 @@ def augment(
         settings: ranges of the changes.
         generator: generator on the CPU, so that a seed gives the same views on any device.
         fill: grey level outside of the picture, in [0, 1].
+        place: positions (B,) of the pictures in a larger batch, and its size. Their views are those
+            that the whole batch would give them.
 
     Returns:
         New pictures of the same shape, or `x_BCHW` itself if all ranges are zero.
@@ -56,13 +62,14 @@ def augment(
     shades = max(settings.brightness, settings.contrast) > 0
     if not (warps or shades or settings.flip) or len(x_BCHW) == 0:
         return x_BCHW
-    drawn = torch.rand((len(x_BCHW), len(_DRAWN)), generator=generator) * 2 - 1
+    position_B, num = (slice(None), len(x_BCHW)) if place is None else place
+    drawn = torch.rand((num, len(_DRAWN)), generator=generator)[position_B] * 2 - 1
     unit = dict(zip(_DRAWN, drawn.to(x_BCHW.device, x_BCHW.dtype).unbind(1), strict=True))
     if warps:
         view_B23 = _views(x_BCHW, settings, unit)
         if settings.crop:  # Drawn last, so that the other numbers stay unchanged.
-            position_B2 = torch.rand((len(x_BCHW), 2), generator=generator) * 2 - 1
-            view_B23 = _cropped(view_B23, settings.crop, position_B2.to(view_B23))
+            window_B2 = torch.rand((num, 2), generator=generator)[position_B] * 2 - 1
+            view_B23 = _cropped(view_B23, settings.crop, window_B2.to(view_B23))
         x_BCHW = _warp(x_BCHW, view_B23, fill)
     elif settings.flip:
         x_BCHW = mirror(x_BCHW, unit["flip"] < 0)

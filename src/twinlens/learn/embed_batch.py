@@ -1,11 +1,12 @@
 """From the rows of a batch to its embeddings: pixels, rotation, augmentation, forward pass.
 
-Shapes: N pictures, B of a batch, V views of each, C channels, H x W pixels, F features,
-D dimensions of the embedding.
+Shapes: N pictures, B of a batch, A of them embedded at once, V views of each, C channels, H x W
+pixels, F features, D dimensions of the embedding.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from torch import Tensor
 
 from twinlens.config import Settings
 from twinlens.data.augment import augment, mirror, quarter_turns
-from twinlens.data.batch import Batch
+from twinlens.data.batch import Batch, Ints
 from twinlens.data.pixels import PixelRows
 from twinlens.learn.features import BATCH, FrozenPart, can_precompute
 from twinlens.learn.grad_cache import chunks_of, embed_in_chunks, moving_norms
+from twinlens.learn.ranks import ALONE, Ranks
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder
 from twinlens.model.plugged_in import Augmentation, is_plugged_in, plugged
@@ -28,6 +30,8 @@ from twinlens.model.plugged_in import Augmentation, is_plugged_in, plugged
 __all__ = ["BatchEmbedder", "LabelledPixels", "StoredInputs"]
 
 log = logging.getLogger("twinlens")
+
+HASHED = 64  # pictures whose pixels show whether two sets are the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +66,12 @@ class LabelledPixels:
         """A copy of the pixels (B, C, H, W) of pictures by their position among the N."""
         return PixelRows(self.pixels, self.row)[position]
 
+    def digest(self) -> str:
+        """Hash of all labels and roles, and of some pixels."""
+        some = self.take(np.linspace(0, len(self.row) - 1, HASHED).astype(np.int64))
+        parts = (self.label, self.forged, some)
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+
 
 @dataclass(frozen=True, eq=False)
 class StoredInputs:
@@ -84,8 +94,9 @@ class StoredInputs:
 class BatchEmbedder:
     """`embed(batch, seed)` gives the embeddings of a batch, with their graph.
 
-    If layers are frozen and pictures are at most mirrored, what these layers give is computed once:
-    `stored` (V, N, ...). With `train.chunk` the graph of that many pictures is in memory at once.
+    Of several ranks each embeds its part of the batch and receives the other parts. If layers are
+    frozen and pictures are at most mirrored, what these layers give is computed once: `stored`
+    (V, N, ...). With `train.chunk` the graph of that many pictures is in memory at once.
     """
 
     def __init__(
@@ -96,8 +107,10 @@ class BatchEmbedder:
         compute: Compute,
         progress: Callable[[int, int], None] | None = None,
         stored: StoredInputs | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.encoder, self.images, self.compute = encoder, images, compute
+        self.ranks = ranks
         self.chunk = settings.train.chunk
         self.augmentation, transform = settings.augment, settings.augment.transform
         self.transform: Augmentation | None = None
@@ -118,29 +131,36 @@ class BatchEmbedder:
             )  # fmt: skip
 
     def __call__(self, batch: Batch, seed: int) -> Tensor:
-        """The embeddings (B, D) of a batch, float32; the views depend on `seed` alone."""
+        """The embeddings (B, D) of a batch, float32; the views depend on `seed` alone.
+
+        Raises:
+            TrainingError: the batch is too small for the number of ranks.
+        """
+        num = len(batch.row)
+        self.ranks.check_batch(num)
         self.encoder.train()
+        return self.ranks.gather(self._embed(batch, self.ranks.own(num), seed), num)
+
+    def _embed(self, batch: Batch, own_A: Ints, seed: int) -> Tensor:
+        """The embeddings (A, D) of the pictures at some positions of a batch."""
         if self.stored is not None:
             generator = torch.Generator().manual_seed(seed)
-            view_B = torch.randint(len(self.stored.views), (len(batch.row),), generator=generator)
-            rows = self.images.row[batch.row]
-            parts = [self.stored.rows(view, rows) for view in range(len(self.stored.views))]
+            num_views, num = len(self.stored.views), len(batch.row)
+            view_A = torch.randint(num_views, (num,), generator=generator)[torch.from_numpy(own_A)]
+            rows = self.images.row[batch.row[own_A]]
+            parts = [self.stored.rows(view, rows) for view in range(num_views)]
             stored = parts[0]
             for view, part in enumerate(parts[1:], 1):
-                chosen = (view_B == view).to(part.device).view(-1, *[1] * (part.dim() - 1))
+                chosen = (view_A == view).to(part.device).view(-1, *[1] * (part.dim() - 1))
                 stored = torch.where(chosen, part, stored)
             return self.encoder.project(self.frozen.after(stored))
-        if self.chunk is None or self.chunk >= len(batch.row):
-            return self._forward(self.pictures(batch, seed))
-        generator = torch.Generator().manual_seed(seed)
-        states: dict[int, Tensor] = {}
-
-        def embed(part: slice) -> Tensor:
-            # The second pass of gradient caching draws the same views as the first.
-            generator.set_state(states.setdefault(part.start, generator.get_state()))
-            return self._forward(self._views(_part_of(batch, part), generator))
-
-        return embed_in_chunks(embed, chunks_of(len(batch.row), self.chunk), self.encoder)
+        if self.chunk is None or self.chunk >= len(own_A):
+            return self._forward(self.pictures(batch, seed, own_A))
+        return embed_in_chunks(
+            lambda part: self._forward(self.pictures(batch, seed, own_A[part])),
+            chunks_of(len(own_A), self.chunk),
+            self.encoder,
+        )
 
     def _compute_stored(self, progress: Callable[[int, int], None] | None) -> StoredInputs | None:
         order = np.sort(self.images.row)
@@ -167,41 +187,45 @@ class BatchEmbedder:
                 parts.append(self.encoder.features(pixels).float())
         return torch.cat(parts)
 
-    def pictures(self, batch: Batch, seed: int) -> Tensor:
-        """The views (B, C, H, W) of a batch's pictures, float in [0, 1], on the device."""
-        return self._views(batch, torch.Generator().manual_seed(seed))
+    def pictures(self, batch: Batch, seed: int, position_A: Ints | None = None) -> Tensor:
+        """The views (A, C, H, W) of a batch's pictures, float in [0, 1], on the device.
+
+        Args:
+            batch: batch.
+            seed: seed of the views; a picture has the same one in whatever part of the batch.
+            position_A: positions in the batch; None for all.
+        """
+        at = np.arange(len(batch.row)) if position_A is None else position_A
+        generator = torch.Generator().manual_seed(seed)
+        pixels = torch.from_numpy(self.images.take(batch.row[at])).to(self.encoder.device)
+        if self.rotations:
+            pixels = quarter_turns(pixels, torch.from_numpy(batch.turns[at]))
+        if batch.mirrored is not None:
+            pixels = mirror(pixels, torch.from_numpy(batch.mirrored[at]))
+        place = torch.from_numpy(at), len(batch.row)
+        if self.transform is not None:
+            return _transformed(pixels, self.transform, generator, place)
+        return augment(pixels.float() / 255, self.augmentation, generator, self.fill, place)
 
     def _forward(self, x_BCHW: Tensor) -> Tensor:
         with self.compute.autocast():
             emb_BD: Tensor = self.encoder(x_BCHW)
         return emb_BD.float()
 
-    def _views(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        pixels = torch.from_numpy(self.images.take(batch.row)).to(self.encoder.device)
-        if self.rotations:
-            pixels = quarter_turns(pixels, torch.from_numpy(batch.turns))
-        if batch.mirrored is not None:
-            pixels = mirror(pixels, torch.from_numpy(batch.mirrored))
-        if self.transform is not None:
-            return _transformed(pixels, self.transform, generator)
-        return augment(pixels.float() / 255, self.augmentation, generator, self.fill)
-
 
 def _transformed(
-    pixels_BCHW: Tensor, transform: Augmentation, generator: torch.Generator
+    pixels_ACHW: Tensor,
+    transform: Augmentation,
+    generator: torch.Generator,
+    place: tuple[Tensor, int],
 ) -> Tensor:
-    """Views (B, C, H, W) of each picture by itself, float in [0, 1], drawn by torch's generator."""
-    seed = int(torch.randint(2**62, (1,), generator=generator))
+    """Views (A, C, H, W) of each picture by itself, float in [0, 1], drawn by torch's generator."""
+    position_A, num = place
+    seed_A = torch.randint(2**62, (num,), generator=generator)[position_A].tolist()
+    views = []
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        views = [transform(picture_CHW) for picture_CHW in pixels_BCHW.cpu()]
-    view_BCHW = torch.stack(views).to(pixels_BCHW.device)
-    return view_BCHW.float() / 255 if view_BCHW.dtype == torch.uint8 else view_BCHW.float()
-
-
-def _part_of(batch: Batch, part: slice) -> Batch:
-    """A part of a batch's pictures, without its pairs and triplets."""
-    mirrored = None if batch.mirrored is None else batch.mirrored[part]
-    return Batch(
-        batch.row[part], batch.label[part], batch.forged[part], batch.turns[part], mirrored=mirrored
-    )
+        for seed, picture_CHW in zip(seed_A, pixels_ACHW.cpu(), strict=True):
+            torch.manual_seed(seed)
+            views.append(transform(picture_CHW))
+    view_ACHW = torch.stack(views).to(pixels_ACHW.device)
+    return view_ACHW.float() / 255 if view_ACHW.dtype == torch.uint8 else view_ACHW.float()

@@ -20,6 +20,7 @@ from twinlens.errors import TrainingError, one_line, validation_problems
 from twinlens.learn.guard import GuardState
 from twinlens.learn.muon import Muon
 from twinlens.learn.objective import Objective
+from twinlens.learn.ranks import ALONE, Ranks
 from twinlens.learn.run_folder import Checkpoint
 from twinlens.model.encoder import Encoder
 from twinlens.model.tensor_file import layout_problem, tensors_under
@@ -90,6 +91,7 @@ class Learner:
     Attributes:
         best: weights with the best validation metric so far.
         good: weights that an intervention of the guard returns to.
+        ranks: processes that learn together.
     """
 
     encoder: Encoder
@@ -97,6 +99,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     best: Weights = field(default_factory=dict)
     good: Weights = field(default_factory=dict)
+    ranks: Ranks = ALONE
 
     def weights(self) -> Weights:
         """A copy of every tensor of the model, by name."""
@@ -117,7 +120,7 @@ class Learner:
         return all(bool(t.isfinite().all()) for t in tensors)
 
     def update(self, loss: Tensor, rate: float, clip: float) -> None:
-        """One step of the optimiser.
+        """One step of the optimiser, with the gradients of all ranks.
 
         Args:
             loss: scalar with a graph.
@@ -128,6 +131,7 @@ class Learner:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.ranks.reduce_gradients(self.encoder, self.objective)
         if clip:
             nn.utils.clip_grad_norm_(self.params(), clip)
         self.optimizer.step()

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from twinlens._version import __version__
 from twinlens.config import Settings, TrainSettings
 from twinlens.data.samplers import make_sampler
 from twinlens.errors import TrainingError
@@ -32,6 +33,7 @@ from twinlens.learn.learner import (
     restore_checkpoint,
 )
 from twinlens.learn.objective import Objective
+from twinlens.learn.ranks import ALONE, Ranks
 from twinlens.learn.records import HistoryRow
 from twinlens.learn.run_folder import RunFolder
 from twinlens.learn.schedule import COOL_DOWN, RunLength, end_after, run_length, schedule_factor
@@ -90,8 +92,11 @@ def fit(
     stored: StoredInputs | None = None,
     share: float = 1.0,
     callbacks: Sequence[Callback] = (),
+    ranks: Ranks = ALONE,
 ) -> FitResult:
     """Train the encoder and the comparator in place, and leave the best weights in them.
+
+    Several ranks call it together, with the same pictures and settings, and end with equal weights.
 
     torch's global generator is seeded at each step, since dropout draws from no other.
 
@@ -102,7 +107,8 @@ def fit(
         val: other pictures, which choose the best weights; None keeps the last weights.
         settings: settings, all but `data` and `picture`.
         compute: device and format of the arithmetic.
-        run: folder for checkpoints and curves; its checkpoint, if any, is resumed from.
+        run: folder for checkpoints and curves; its checkpoint, if any, is resumed from. Of several
+            ranks the first one's is used.
         spent: seconds of the time budget that are used already.
         reserve: function from the seconds of a validation to the seconds of the time budget that
             the work after training needs.
@@ -111,21 +117,28 @@ def fit(
         share: of the time that a time budget leaves, for this training.
         callbacks: told of each step and validation.
         stored: what frozen layers give for these pictures, if it is known already.
+        ranks: processes that train together.
     Raises:
         DataError: the pictures cannot make a batch.
-        TrainingError: the run keeps collapsing before a validation, or its checkpoint is damaged.
+        TrainingError: the run keeps collapsing before a validation, its checkpoint is damaged, or
+            ranks have different pictures or settings.
     """
     started = time.monotonic()
+    if ranks.size > 1:
+        ranks.check_same(_facts(train, val, settings))
     sampler = make_sampler(train.label, train.forged, settings.sampler, settings.seed)
     compute.place(encoder)
     learner = _make_learner(encoder, comparator, sampler.num_labels, settings, compute)
+    learner.ranks = ranks
+    run = run if ranks.is_first else None
     state = _resume(learner, run)  # Before a frozen backbone computes features.
-    embed = BatchEmbedder(encoder, train, settings, compute, on_features, stored)
-    validator = _make_validator(val, settings, compute, encoder)
+    embed = BatchEmbedder(encoder, train, settings, compute, on_features, stored, ranks)
+    validator = _make_validator(val, settings, compute, encoder, ranks)
     if state is None:
         state = TrainingState(mining=settings.loss.mining)
         if settings.model.init == "whitened":
             _whiten(encoder, embed, train)
+            ranks.copy_first([encoder])
     if not settings.train.extend:  # A resumed run may have been given a length.
         state.rounds, state.round_metric = 0, None
     if not settings.train.patience:
@@ -134,6 +147,7 @@ def fit(
     history = History(run, state.step)
     seconds = _validate_first(learner, state, history, validator, settings, callbacks)
     reserved = spent + (time.monotonic() - started) + (0.0 if reserve is None else reserve(seconds))
+    reserved, seconds = ranks.from_first(reserved, seconds)
     length = run_length(settings.train, sampler.steps_per_epoch, reserved, share)
     if length.seconds == 0:
         log.warning("the time budget leaves no time to train: one step is done")
@@ -145,15 +159,17 @@ def fit(
     try:
         while progress < end_after(state.rounds):
             seed = _step_seed(settings.seed, state.step)
-            torch.manual_seed(seed)
+            torch.manual_seed(seed + ranks.rank)
             factor = schedule_factor(settings.optimizer.schedule, progress)
             rate = settings.optimizer.rate * (factor * state.guard.rate_factor)
             batch = sampler.batch(state.step)
             learner.objective.mining = state.mining
             emb_BD = embed(batch, seed)
+            if ranks.size > 1:  # A loss may draw, and dropout differs.
+                torch.manual_seed(seed)
             loss = learner.objective(emb_BD, batch)
-            loss_value = float(loss.detach())
-            intervention = guard.check(loss_value, relative_std(emb_BD.detach()), state.mining)
+            loss_value, std = ranks.from_first(float(loss.detach()), relative_std(emb_BD.detach()))
+            intervention = guard.check(loss_value, std, state.mining)
             if intervention is None:
                 learner.update(loss, rate, settings.optimizer.clip)
                 state.loss_sum += loss_value
@@ -161,7 +177,7 @@ def fit(
             event = "" if intervention is None else _intervene(learner, intervention, guard, state)
             give_up = intervention is not None and guard.exhausted
             state.step += 1
-            state.seconds = time.monotonic() - begun
+            (state.seconds,) = ranks.from_first(time.monotonic() - begun)
             progress = _progress(length, state)
 
             ends = progress >= end_after(state.rounds)
@@ -232,12 +248,26 @@ def _make_learner(
     return Learner(encoder, objective, make_optimizer(encoder, objective, settings.optimizer))
 
 
+def _facts(train: LabelledPixels, val: LabelledPixels | None, settings: Settings) -> dict[str, str]:
+    """All that ranks must have in common, by name."""
+    facts = {
+        "versions": f"{__version__} with torch {torch.__version__}",
+        "settings": settings.model_dump_json(exclude={"train": {"device"}}),
+        "training pictures": train.digest(),
+    }
+    return facts if val is None else facts | {"validation pictures": val.digest()}
+
+
 def _make_validator(
-    val: LabelledPixels | None, settings: Settings, compute: Compute, encoder: Encoder
+    val: LabelledPixels | None,
+    settings: Settings,
+    compute: Compute,
+    encoder: Encoder,
+    ranks: Ranks,
 ) -> Validator | None:
     if val is None:
         return None
-    validator = Validator.make(val, settings, compute, encoder)
+    validator = Validator.make(val, settings, compute, encoder, ranks)
     if validator is None:
         log.warning("the validation pictures lack pairs of both kinds: the last weights are kept")
     return validator
@@ -276,11 +306,15 @@ def _validate_first(
 
 
 def _resume(learner: Learner, run: RunFolder | None) -> TrainingState | None:
-    checkpoint = run.read_checkpoint() if run is not None else None
-    if checkpoint is None or run is None:
+    """Load the checkpoint of the first rank on all ranks; without one, its initial weights."""
+    ranks = learner.ranks
+    checkpoint = ranks.object_of_first(None if run is None else run.read_checkpoint())
+    if checkpoint is None:
+        ranks.copy_first([learner.encoder, learner.objective])
         return None
     state = restore_checkpoint(learner, checkpoint)
-    log.info("resumed at step %d of %s", state.step, run.path)
+    if run is not None:
+        log.info("resumed at step %d of %s", state.step, run.path)
     return state
 
 

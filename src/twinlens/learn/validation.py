@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from twinlens.config import Settings
 from twinlens.errors import DataError
 from twinlens.learn.embed_batch import LabelledPixels
 from twinlens.learn.features import FrozenPart, can_precompute
+from twinlens.learn.ranks import ALONE, Ranks
 from twinlens.measure.error_rates import det_curve, eer
 from twinlens.measure.pairs import PairSet, draw_pairs, pair_distances, sample_pictures
 from twinlens.measure.retrieval import retrieval
@@ -30,14 +32,20 @@ class Validator:
 
     With the metric "eer_forged" the EER is the mean of two: of all pairs, and of genuine pairs
     against forgeries of the claimed identity, if there are any. At most 5,000 pictures and 20,000
-    pairs of each kind are compared, since a run validates often.
+    pairs of each kind are compared, since a run validates often. Ranks embed a part of the pictures
+    each, and all return the metric of rank 0.
 
     Attributes:
         num_mated: pictures of identities with a genuine pair.
     """
 
     def __init__(
-        self, val: LabelledPixels, settings: Settings, compute: Compute, encoder: Encoder
+        self,
+        val: LabelledPixels,
+        settings: Settings,
+        compute: Compute,
+        encoder: Encoder,
+        ranks: Ranks = ALONE,
     ) -> None:
         rng = np.random.default_rng([settings.seed, 1])
         rows = sample_pictures(val.label, MAX_PICTURES, rng)
@@ -48,21 +56,29 @@ class Validator:
         self.own_forgery = self.forged[b] & (self.label[a] == self.label[b])
         identity, num_genuine = np.unique(self.label[~self.forged], return_counts=True)
         self.num_mated = int(np.isin(self.label, identity[num_genuine > 1]).sum())
+        self.ranks = ranks
+        self.embedding = ranks if len(rows) >= ranks.size else ALONE
+        own = rows[self.embedding.own(len(rows))]
         self.stored: Tensor | None = None
         self.pixels: NDArray[np.uint8] | None = None
         if can_precompute(settings):
             self.frozen = FrozenPart(encoder, compute)
-            self.stored = self.frozen.compute_all(val.pixels, val.row[rows])
+            self.stored = self.frozen.compute_all(val.pixels, val.row[own])
         if self.stored is None:
-            self.pixels = val.take(rows)
+            self.pixels = val.take(own)
 
     @classmethod
     def make(
-        cls, val: LabelledPixels, settings: Settings, compute: Compute, encoder: Encoder
+        cls,
+        val: LabelledPixels,
+        settings: Settings,
+        compute: Compute,
+        encoder: Encoder,
+        ranks: Ranks = ALONE,
     ) -> Validator | None:
         """A validator; None if the pictures give no genuine or no impostor pair."""
         try:
-            validator = cls(val, settings, compute, encoder)
+            validator = cls(val, settings, compute, encoder, ranks)
         except DataError:
             return None
         same = validator.pairs.same
@@ -75,6 +91,11 @@ class Validator:
         else:
             assert self.pixels is not None
             emb_ND = embed_pixels(encoder, self.pixels, bfloat16=self.compute.bfloat16)
+        if self.embedding.size > 1:
+            emb_ND = self.embedding.gather(torch.from_numpy(emb_ND), len(self.label)).numpy()
+        return self.ranks.from_first(self._metric(emb_ND, comparator))[0]
+
+    def _metric(self, emb_ND: NDArray[np.float32], comparator: Comparator) -> float:
         if not np.isfinite(emb_ND).all():
             return math.nan
         comparison = TorchComparison(comparator)
