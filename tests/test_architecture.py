@@ -59,8 +59,8 @@ FORBIDDEN = {
 }
 # Modules that may import the packages of extras, such as torch, and each other.
 LEARNING = re.compile(
-    r"twinlens\.(commands\.(demo|fit_model|initial_model|pack|prepare|pretrain|resume|run_lines|train)"
-    r"|data\.augment|learn\.(?!records$)\w+"
+    r"twinlens\.(commands\.(demo|fit_model|follow|initial_model|pack|prepare|pretrain|resume|run_lines|train)"
+    r"|data\.augment|scale\.launch|learn\.(?!records$)\w+"
     r"|model\.(backbones|comparators|compute|descriptors|device|encoder|fused|hub|layers|networks"
     r"|onnx_graphs|own_backbones|plugged_in|pretrained|timm_backbones|weights))"
 )
@@ -75,7 +75,7 @@ LAZY = {
 }
 # Extras without torch, for one function each.
 OTHER_EXTRAS = {
-    "cv2", "huggingface_hub", "onnx", "openvino", "pandas", "pillow_heif", "pillow_jxl"
+    "cv2", "huggingface_hub", "onnx", "openvino", "pandas", "pillow_heif", "pillow_jxl", "ray"
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from twinlens.commands.follow import share_training
 from twinlens.commands.prepare import PreparedRun
 from twinlens.config import ModelSettings, PictureSettings, Settings
 from twinlens.data.pixels import DecodedTable
@@ -25,6 +26,7 @@ from twinlens.learn.cross_validation import FeatureBank, train_network
 from twinlens.learn.loop import FitResult, LabelledPixels, fit
 from twinlens.learn.model_selection import MOST_PICTURES, ModelSelection
 from twinlens.learn.race import Race, changed, entries_of
+from twinlens.learn.ranks import ALONE, Ranks
 from twinlens.learn.records import CandidateRow, LearningPoint
 from twinlens.learn.run_folder import RaceRecord, RunFolder
 from twinlens.learn.validation import MAX_PICTURES
@@ -85,7 +87,11 @@ class FittedModel:
 
 
 def fit_model(
-    prepared: PreparedRun, run: RunFolder, started: float, callbacks: Sequence[Callback] = ()
+    prepared: PreparedRun,
+    run: RunFolder,
+    started: float,
+    callbacks: Sequence[Callback] = (),
+    ranks: Ranks = ALONE,
 ) -> FittedModel:
     """Compare the candidates, train the network, and fit the result to all pictures.
 
@@ -94,6 +100,7 @@ def fit_model(
         run: folder for the checkpoint.
         started: `time.monotonic()` at the start of the command, for a time budget.
         callbacks: told of each step and validation of the network's training.
+        ranks: processes that share the network's training; candidates are compared on the first.
     Raises:
         TrainingError: the training collapses, or the GPU's memory is too small.
     """
@@ -107,10 +114,10 @@ def fit_model(
     with _memory_explained(), deterministic():
         if settings.train.candidates and _can_hold_out(images, is_validation):
             fitted = _fit_candidates(
-                prepared, run, clock, images, is_validation, compute, callbacks
+                prepared, run, clock, images, is_validation, compute, callbacks, ranks
             )
             return replace(fitted, most=clock.reserve.most)
-        networks, result = _fit(prepared, run, clock, compute, callbacks)
+        networks, result = _fit(prepared, run, clock, compute, callbacks, ranks)
         most = clock.reserve.most
         if not settings.train.refit or not is_validation.any() or result.interrupted:
             return FittedModel(prepared, networks, result, most=most)
@@ -119,7 +126,9 @@ def fit_model(
             rng = np.random.default_rng(settings.seed)
             rows = rows[sample_pictures(images.label[rows], most, rng)]
         pairs = _validation_pairs(networks, images, rows, settings)
-        encoder, result = _refit(networks.encoder, images, settings, result, compute, clock.left())
+        encoder, result = _refit(
+            networks.encoder, images, settings, result, compute, clock.left(), ranks
+        )
         model = Networks(encoder, networks.comparator)
         return FittedModel(prepared, model, result, pairs, most=most)
 
@@ -158,6 +167,7 @@ def _fit_candidates(
     is_validation: NDArray[np.bool_],
     compute: Compute,
     callbacks: Sequence[Callback],
+    ranks: Ranks,
 ) -> FittedModel:
     settings, table = prepared.settings, prepared.decoded.table
     frozen = frozen_network(settings, len(images.row))
@@ -189,7 +199,7 @@ def _fit_candidates(
     if is_pretrained(settings.model):
         selection.add_tuned()
     else:
-        networks, result = _fit(prepared, run, clock, compute, callbacks)
+        networks, result = _fit(prepared, run, clock, compute, callbacks, ranks)
         if result.interrupted:
             return FittedModel(prepared, networks, result)
         began = "nothing" if settings.model.weights is None else "a start"
@@ -211,7 +221,9 @@ def _fit_candidates(
     used = {name: encoder for name, encoder in encoders.items() if name in weights}
     if settings.train.refit:
         for name, encoder in used.items():
-            used[name], result = _refit(encoder, images, settings, result, compute, clock.left())
+            used[name], result = _refit(
+                encoder, images, settings, result, compute, clock.left(), ranks
+            )
     if set(weights) == set(used):
         (encoder,) = used.values()
     else:
@@ -296,6 +308,7 @@ def _fit(
     clock: _Clock,
     compute: Compute,
     callbacks: Sequence[Callback],
+    ranks: Ranks,
 ) -> tuple[Networks, FitResult]:
     """Train a network on the training pictures; the validation pictures choose its weights."""
     settings, decoded = prepared.settings, prepared.decoded
@@ -309,17 +322,20 @@ def _fit(
         comparator.apply(glorot)
     training, validation = _labelled_pixels(decoded, "train"), _labelled_pixels(decoded, "val")
     log.info(
-        "training on %d pictures of %d identities (%s)",
+        "training on %d pictures of %d identities (%s%s)",
         len(training.label), int(training.label.max()) + 1, compute,
+        f", {ranks.size} processes" if ranks.size > 1 else "",
     )  # fmt: skip
     progress = Progress("training", "steps")
     share = REFIT_SHARE if settings.train.refit and len(validation.label) else 0.0
+    val = validation if len(validation.label) else None
+    share_training(ranks, settings, compute, training, val, 1 - share)
     result = fit(
-        encoder, comparator, training, validation if len(validation.label) else None, settings,
+        encoder, comparator, training, val, settings,
         compute=compute, run=run, spent=clock.spent(),
         on_step=partial(_show_step, progress, settings.train.metric),
         on_features=Progress("computing features"),
-        reserve=clock.reserve, share=1 - share, callbacks=callbacks,
+        reserve=clock.reserve, share=1 - share, callbacks=callbacks, ranks=ranks,
     )  # fmt: skip
     progress.close()
     log.info(
@@ -337,6 +353,7 @@ def _refit(
     result: FitResult,
     compute: Compute,
     seconds: float | None,
+    ranks: Ranks,
 ) -> tuple[Encoder, FitResult]:
     """Fit a trained network to all pictures: on from its weights, or again if it is soon fitted.
 
@@ -349,6 +366,7 @@ def _refit(
         result: of the training.
         compute: device and number format.
         seconds: time that is left; None for no limit.
+        ranks: processes that share it.
     Returns:
         The network, and the result of the training, which says if there was an interrupt.
     """
@@ -364,7 +382,8 @@ def _refit(
     before = copy.deepcopy(encoder)
     try:
         start = None if again else encoder
-        return train_network(last, images, everything, compute, None, start), result
+        share_training(ranks, last, compute, images.select(everything))
+        return train_network(last, images, everything, compute, None, start, ranks), result
     except KeyboardInterrupt:
         log.warning("interrupted in the last fit: the model before it is kept")
         return before, replace(result, interrupted=True)

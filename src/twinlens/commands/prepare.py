@@ -59,6 +59,8 @@ __all__ = [
     "PreparedRun",
     "choose_run_settings",
     "prepare",
+    "read_run_table",
+    "run_division",
 ]
 
 log = logging.getLogger("twinlens")
@@ -118,13 +120,7 @@ def prepare(
         if record is not None and stored is not None:
             resumed = resumption(recipe, _path_of(initial), record, stored, run)
         settings = recipe.settings() if stored is None else stored
-        table = read_table(
-            data,
-            root=None if root is None else Path(root),
-            forged_suffix=settings.data.forged_suffix,
-            identity_depth=settings.data.identity_depth,
-        )
-        table = split_table(table, settings)
+        table = read_run_table(data, root, settings)
         if record is None or resumed is None:  # New, or killed before its first file.
             if resume:
                 log.info("nothing to resume in %s: starting", run.path)
@@ -139,6 +135,19 @@ def prepare(
         with suppress(OSError):  # It is not empty.
             run.path.rmdir()
         raise
+
+
+def read_run_table(
+    data: str | Path | ImageTable, root: str | Path | None, settings: Settings
+) -> ImageTable:
+    """The pictures of a run, with their splits."""
+    table = read_table(
+        data,
+        root=None if root is None else Path(root),
+        forged_suffix=settings.data.forged_suffix,
+        identity_depth=settings.data.identity_depth,
+    )
+    return split_table(table, settings)
 
 
 def choose_run_settings(
@@ -289,7 +298,7 @@ def _resume(
 ) -> PreparedRun:
     settings = resumed.settings
     decoded = _decode(table, settings)
-    if record.division not in (None, _division(decoded.table)):
+    if record.division not in (None, run_division(decoded.table)):
         raise TrainingError(
             f"the splits, or the readable pictures, are not those that {run.path} was started "
             "with (see its split.csv): restore them, or start a new run"
@@ -365,7 +374,7 @@ def _record(
         overrides=dict(overrides),
         command=command,
         fingerprint=prepared.fingerprint,
-        division=_division(table),
+        division=run_division(table),
         seed=prepared.settings.seed,
         versions=versions(),
         machine=machine(),
@@ -375,7 +384,7 @@ def _record(
     run.write_settings(prepared.settings)
 
 
-def _division(table: ImageTable) -> str:
+def run_division(table: ImageTable) -> str:
     """Hash of the pictures of a run and their splits."""
     rows = ((str(table.relative(row)), str(table.split[row])) for row in range(len(table)))
     return hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()

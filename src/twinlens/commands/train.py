@@ -15,6 +15,7 @@ from torch import nn
 
 from twinlens.commands.calibrate import calibrate_held_out
 from twinlens.commands.fit_model import FittedModel, fit_model
+from twinlens.commands.follow import follow, lead
 from twinlens.commands.initial_model import read_initial_model
 from twinlens.commands.prepare import PreparedRun, prepare
 from twinlens.commands.protocols import evaluate_standard
@@ -52,6 +53,7 @@ from twinlens.model.training_record import RECORD_FILE, TrainingRecord, read_rec
 from twinlens.progress import COMMAND_START, console_log
 from twinlens.recipes import Recipe, load_recipe
 from twinlens.report.build import ReportFacts, write_model_report
+from twinlens.scale.launch import team_of
 
 __all__ = ["train"]
 
@@ -70,6 +72,7 @@ def train(
     root: str | Path | None = None,
     init: Model | None = None,
     resume: bool = False,
+    devices: int | None = None,
     quiet: bool = False,
     backbone: nn.Module | None = None,
     loss: Loss | None = None,
@@ -89,6 +92,9 @@ def train(
         resume: whether to resume the run in `out`, on the same data. It reaches the same weights
             as an uninterrupted run, unless a time budget sets its length. Length and device may
             change, also of a finished run; any other change is an error.
+        devices: processes that train together on this machine, each on a GPU of its own or on a
+            share of the cores; by default the one that calls, or those of torchrun. A script needs
+            `if __name__ == "__main__":`.
         quiet: log warnings only.
         backbone: module from normalised float pictures (B, C, H, W) to features (B, F), or maps
             that are flattened; torch must be able to export it to ONNX.
@@ -102,7 +108,8 @@ def train(
     Raises:
         ConfigError: wrong settings, all of them at once, or others than those of a resumed run.
         DataError: pictures that cannot be trained on.
-        TrainingError: a run that cannot start or be resumed.
+        TrainingError: a run that cannot start or be resumed, or a process of it that failed.
+        SystemExit: in processes of torchrun other than the first, when the training ends.
 
     Example:
         >>> model = twinlens.train("photos/", settings={"train.epochs": 20})  # doctest: +SKIP
@@ -110,12 +117,19 @@ def train(
         >>> model.verify("a.jpg", "b.jpg").match  # doctest: +SKIP
         True
     """
+    arguments = {**locals(), "callbacks": (), "devices": None}
     start = COMMAND_START.get()
     started = time.monotonic() if start is None else start
     parts = {"backbone": backbone, "loss": loss, "augmentation": augmentation}
     check_callbacks(callbacks)
     callbacks = (TensorBoard(), *callbacks)
-    with console_log(quiet), plugged_in(parts) as names:
+    with (
+        console_log(quiet),
+        team_of(train, arguments, devices) as team,
+        plugged_in(parts) as names,
+    ):
+        if not team.ranks.is_first:
+            follow(data, root, team)
         if out is None and resume:
             raise ConfigError("--resume needs --out: the folder of the run to resume")
         loaded, initial = load_recipe(recipe, named(settings, names)), None
@@ -133,6 +147,7 @@ def train(
         with lock_run_folder(run.path), _interrupt_explained(data, root, loaded, run, init):
             run.start(resume)
             prepared = prepare(data, root, loaded, run, resume, initial)
+            lead(prepared, team)
             if prepared is None:
                 log.info("%s is finished already; more --steps or --epochs train on", run.path)
                 return Matcher.load(run.path)
@@ -140,7 +155,9 @@ def train(
             source = prepared.decoded.table.source
             begun = RunStart(run.path, source, prepared.settings, run.steps_done())
             with informed(callbacks, begun):
-                fitted = fit_model(prepared, run, started, callbacks)
+                fitted = fit_model(prepared, run, started, callbacks, team.ranks)
+                if not fitted.fit.interrupted:
+                    team.release()
                 prepared = fitted.prepared  # A race may have changed its settings.
                 matcher = _save(fitted, prepared, record, run)
                 result, notes = _evaluate(matcher, prepared, record, fitted.most)

@@ -22,6 +22,7 @@ from twinlens.config import Member, ModelSettings, PictureSettings, Settings
 from twinlens.learn.embed_batch import LabelledPixels, StoredInputs
 from twinlens.learn.features import BATCH, FrozenPart, inputs_of
 from twinlens.learn.loop import fit
+from twinlens.learn.ranks import ALONE, Ranks
 from twinlens.learn.whitening import project_head, whiten_head
 from twinlens.measure.held_out import Fold
 from twinlens.model.comparators import make_comparator
@@ -240,6 +241,7 @@ def train_network(
     compute: Compute,
     stored: StoredInputs | None,
     encoder: Encoder | None = None,
+    ranks: Ranks = ALONE,
 ) -> Encoder:
     """Train a network, or go on with one, for `train.steps`; the last weights are kept."""
     torch.manual_seed(settings.seed)
@@ -247,7 +249,9 @@ def train_network(
         encoder = Encoder(settings.model, settings.picture)
     comparator = make_comparator(settings.model.comparator, settings.model.embedding)
     part = images.select(train)
-    result = fit(encoder, comparator, part, None, settings, compute=compute, stored=stored)
+    result = fit(
+        encoder, comparator, part, None, settings, compute=compute, stored=stored, ranks=ranks
+    )
     if result.interrupted:
         raise KeyboardInterrupt
     return encoder.eval()

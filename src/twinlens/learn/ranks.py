@@ -13,10 +13,8 @@ Shapes: B pictures of a batch, A of them embedded here, D dimensions, R ranks.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -31,7 +29,7 @@ from torch.nn import functional as F
 from twinlens.errors import TrainingError
 from twinlens.learn.grad_cache import moving_norms
 
-__all__ = ["ALONE", "Ranks", "joined"]
+__all__ = ["ALONE", "PATIENCE", "Ranks"]
 
 T = TypeVar("T")
 
@@ -88,10 +86,10 @@ class Ranks:
         if self.size == 1:
             return own_AD
         most = -(-num // self.size)  # Equal numbers everywhere: gloo aborts on others.
-        sent_AD = F.pad(own_AD.detach(), (0, 0, 0, most - len(own_AD))).to(_device())
-        all_RAD = sent_AD.new_empty(self.size, *sent_AD.shape)
-        dist.all_gather_into_tensor(all_RAD.flatten(0, 1), sent_AD.contiguous())
-        all_BD = all_RAD.transpose(0, 1).flatten(0, 1)[:num].to(own_AD.device)
+        sent_AD = F.pad(own_AD.detach(), (0, 0, 0, most - len(own_AD))).contiguous()
+        parts = [torch.empty_like(sent_AD) for _ in range(self.size)]
+        dist.all_gather(parts, sent_AD)
+        all_BD = torch.stack(parts, dim=1).flatten(0, 1)[:num]
         all_BD[self.rank :: self.size] = own_AD
         return all_BD
 
@@ -112,7 +110,7 @@ class Ranks:
             parts = [*grads, *(mean / self.size for mean in means)]
             if not parts:
                 return
-            flat = torch.cat([part.reshape(-1) for part in parts]).to(_device())
+            flat = torch.cat([part.reshape(-1) for part in parts])
             dist.all_reduce(flat)
             values = torch.split(flat, [part.numel() for part in parts])
             for tensor, value in zip([*grads, *means], values, strict=True):
@@ -122,7 +120,7 @@ class Ranks:
         """The numbers of rank 0, on every rank."""
         if self.size == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=_device())
+        tensor = torch.tensor(values, dtype=torch.float64)  # By gloo.
         dist.broadcast(tensor, 0)
         return tensor.tolist()
 
@@ -131,7 +129,7 @@ class Ranks:
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, 0, device=_device())
+        dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
         return values[0]
 
     def copy_first(self, modules: Iterable[nn.Module]) -> None:
@@ -140,7 +138,7 @@ class Ranks:
             return
         for module in modules:
             for tensor in module.state_dict().values():
-                sent = tensor.detach().to(_device()).contiguous()
+                sent = tensor.detach().contiguous()
                 dist.broadcast(sent, 0)
                 tensor.copy_(sent)
 
@@ -172,30 +170,3 @@ class Ranks:
 
 ALONE = Ranks()
 """One process by itself."""
-
-
-@contextmanager
-def joined(device: str) -> Iterator[Ranks]:
-    """The ranks that torchrun's environment describes; one rank without it.
-
-    Args:
-        device: device of this process; GPUs talk by NCCL, CPUs by gloo.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield Ranks.current()
-        return
-    is_cuda = device.startswith("cuda")
-    if is_cuda:
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if is_cuda else "gloo", timeout=PATIENCE)
-    try:
-        yield Ranks.current()
-    finally:
-        dist.destroy_process_group()
-
-
-def _device() -> torch.device:
-    """The device that the process group sends from."""
-    if dist.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
