@@ -42,6 +42,16 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_graphs() -> Iterator[None]:
+    """Templates of graphs serve the whole session: each network is exported once."""
+    with pytest.MonkeyPatch.context() as patch:
+        if find_spec("torch") is not None:
+            place = Path(EXPORTS.name) / "graphs"
+            patch.setattr("twinlens.model.graph_templates.template_folder", lambda: place)
+        yield
+
+
 @pytest.fixture
 def picture_folder(tmp_path: Path) -> PictureFolder:
     """A factory of folders: `picture_folder({"a": 3, "deep/b": 2})` has a/0.png ... deep/b/1.png.

@@ -61,8 +61,8 @@ FORBIDDEN = {
 LEARNING = re.compile(
     r"twinlens\.(commands\.(demo|fit_model|follow|initial_model|pack|prepare|pretrain|resume|run_lines|train)"
     r"|data\.augment|scale\.launch|learn\.(?!records$)\w+"
-    r"|model\.(backbones|comparators|compute|descriptors|device|encoder|fused|hub|layers|networks"
-    r"|onnx_graphs|own_backbones|plugged_in|pretrained|timm_backbones|weights))"
+    r"|model\.(backbones|comparators|compute|descriptors|device|encoder|fused|graph_templates|hub"
+    r"|layers|networks|onnx_graphs|own_backbones|plugged_in|pretrained|timm_backbones|weights))"
 )
 # Functions of other modules that import them when they are called.
 LAZY = {

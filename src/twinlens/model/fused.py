@@ -91,6 +91,8 @@ class FusedEncoder(Encoder):
         load: whether to load pretrained weights.
     """
 
+    scale: Tensor
+
     def __init__(
         self,
         model: ModelSettings,
@@ -123,7 +125,9 @@ class FusedEncoder(Encoder):
         for member, width in zip(members, widths, strict=True):
             self.heads.append(make_head(width, member.model))
         total = sum(member.weight for member in members)
-        self._scale = [math.sqrt(member.weight / total) for member in members]
+        scales = [math.sqrt(member.weight / total) for member in members]
+        # A buffer, so that graphs of other weights of the same members differ in it alone.
+        self.register_buffer("scale", torch.tensor(scales), persistent=False)
         # `device` reads it.
         self.register_buffer("mean", torch.zeros(1), persistent=False)
 
@@ -158,15 +162,15 @@ class FusedEncoder(Encoder):
             return views[0]
         dims = [member.model.embedding for member in self.members]
         parts = torch.split(torch.stack(list(views)).mean(0), dims, dim=1)
-        joined = zip(parts, self._scale, strict=True)
-        return torch.cat([F.normalize(part, dim=1) * scale for part, scale in joined], 1)
+        joined = [F.normalize(part, dim=1) * self.scale[i] for i, part in enumerate(parts)]
+        return torch.cat(joined, 1)
 
     def project(self, features_BF: Tensor) -> Tensor:
         """The embedding (B, D), of length 1."""
         parts = torch.split(features_BF, self.widths, dim=1)
         embeddings = [
-            F.normalize(head(part).float(), dim=1) * scale
-            for head, part, scale in zip(self.heads, parts, self._scale, strict=True)
+            F.normalize(head(part).float(), dim=1) * self.scale[i]
+            for i, (head, part) in enumerate(zip(self.heads, parts, strict=True))
         ]
         return torch.cat(embeddings, 1)
 

@@ -36,14 +36,21 @@ def timm_record(name: str) -> Any:
         return None
 
 
-def cached_weights(name: str) -> Path | None:
-    """The weights of a network in the cache of huggingface_hub; None if missing."""
+def cached_weights(name: str, repository: str | None = None) -> Path | None:
+    """The weights of a network in the cache of huggingface_hub; None if missing.
+
+    Args:
+        name: timm's name of a network.
+        repository: where the hub has its weights; without it, timm says so, whose import takes 2 s.
+    """
     from huggingface_hub import try_to_load_from_cache
 
-    record = timm_record(name)
-    if record is None or not record.hf_hub_id:
+    if repository is None:
+        record = timm_record(name)
+        repository = None if record is None else record.hf_hub_id
+    if not repository:
         return None
-    files = (try_to_load_from_cache(record.hf_hub_id, file) for file in HUB_FILES)
+    files = (try_to_load_from_cache(repository, file) for file in HUB_FILES)
     return next((Path(file) for file in files if isinstance(file, str)), None)
 
 
@@ -55,13 +62,18 @@ def weights_in_folder(name: str) -> Path | None:
     Raises:
         ConfigError: the variable names no folder.
     """
-    value, record = os.environ.get(FOLDER), timm_record(name)
-    if not value or record is None:
+    value = os.environ.get(FOLDER)
+    if not value:
         return None
     folder = expand_user(value)
     if not folder.is_dir():
         raise ConfigError(f"the environment variable {FOLDER} names {value}, which is no folder")
-    file = folder / f"{record.architecture}.{record.tag}.safetensors"
+    if "." not in name:
+        record = timm_record(name)
+        if record is None:
+            return None
+        name = f"{record.architecture}.{record.tag}"
+    file = folder / f"{name}.safetensors"
     return file if file.is_file() else None
 
 

@@ -12,7 +12,9 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +24,18 @@ from twinlens.config import SHIFTS
 from twinlens.errors import ModelError, first_line
 from twinlens.model.comparators import Comparator
 from twinlens.model.encoder import Encoder
+from twinlens.model.graph_templates import graph_of
+from twinlens.model.plugged_in import is_plugged_in
 from twinlens.model.stored import MODEL_KEY, PICTURE_KEY, WEIGHTS_KEY
+
+if TYPE_CHECKING:
+    from onnx_ir import Model
 
 __all__ = ["write_comparator", "write_encoder"]
 
 CHATTY = ("torch.onnx", "torch.__trace", "onnxscript", "onnx_ir")  # loggers
+STARTS = {"weights", "pretrained"}  # settings that a graph does not depend on
+LEVELS = {"mean", "std"}  # settings that are tensors of the network
 SEVERAL = 2  # torch takes a dimension of 1 for a constant.
 
 
@@ -82,21 +91,28 @@ def write_encoder(encoder: Encoder, file: Path, weights: str) -> None:
         ModelError: torch cannot export the network.
     """
     encoder = copy.deepcopy(encoder).cpu().to(memory_format=torch.contiguous_format).eval()
-    settings, picture = encoder.model_settings, encoder.picture
+    settings, picture, members = encoder.model_settings, encoder.picture, encoder.members
     metadata = {
         "twinlens.version": __version__,
         PICTURE_KEY: picture.model_dump_json(),
-        MODEL_KEY: settings.model_dump_json(exclude={"weights", "pretrained"}),
+        MODEL_KEY: settings.model_dump_json(exclude=STARTS),
         WEIGHTS_KEY: weights,
     }
+    parts = [(settings, picture), *((member.model, member.picture) for member in members)]
+    facts = None
+    if not any(is_plugged_in(model.backbone) for model, _ in parts):
+        facts = "".join(
+            f"{model.model_dump_json(exclude=STARTS)} {taken.model_dump_json(exclude=LEVELS)}"
+            for model, taken in parts
+        )
     if settings.backbone == "strokes":
         views = len(SHIFTS) if settings.shifts else 1
         features = torch.rand(SEVERAL, views, encoder.num_features)
-        _write(_OfFeatures(encoder), {"features": features}, "embedding", file, metadata)
+        _write(_OfFeatures(encoder), {"features": features}, "embedding", file, metadata, facts)
     else:
         shape = (SEVERAL, *picture.size, picture.channels)
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
-        _write(_OfPixels(encoder), {"pixels": pixels}, "embedding", file, metadata)
+        _write(_OfPixels(encoder), {"pixels": pixels}, "embedding", file, metadata, facts)
 
 
 def write_comparator(comparator: Comparator, dim: int, file: Path, weights: str) -> None:
@@ -109,28 +125,44 @@ def write_comparator(comparator: Comparator, dim: int, file: Path, weights: str)
     pair = {name: torch.rand(SEVERAL, dim) for name in ("a", "b")}
     comparator = copy.deepcopy(comparator).cpu().eval()
     metadata = {"twinlens.version": __version__, WEIGHTS_KEY: weights}
-    _write(_Distance(comparator), pair, "distance", file, metadata)
+    _write(_Distance(comparator), pair, "distance", file, metadata, f"{comparator!r} {dim}")
 
 
 def _write(
     network: nn.Module, inputs: Mapping[str, Tensor], output: str, file: Path,
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, str], facts: str | None,
 ) -> None:  # fmt: skip
-    num = torch.export.Dim("N")
+    """Write a graph; `facts` are those that `graph_of` needs, None without a template."""
+    network.eval()
     try:
         with _quiet():
-            program = torch.onnx.export(
-                network.eval(), tuple(inputs.values()), dynamo=True, verbose=False,
-                input_names=list(inputs), output_names=[output],
-                dynamic_shapes=tuple({0: num} for _ in inputs),
-            )  # fmt: skip
+            export = partial(_export, network, inputs, output)
+            program = torch.onnx.ONNXProgram(graph_of(network, facts, export), None)
+            program.optimize()
     except Exception as error:  # torch and onnxscript raise many kinds.
         raise ModelError(
             f"torch cannot export this network to ONNX: {first_line(error)}"
         ) from error
+    _clear(program.model)
+    program.model.metadata_props.update(metadata)
+    program.save(file)
+
+
+def _export(network: nn.Module, inputs: Mapping[str, Tensor], output: str) -> Model:
+    """The graph of a network before optimisation."""
+    num = torch.export.Dim("N")
+    program = torch.onnx.export(
+        network, tuple(inputs.values()), dynamo=True, verbose=False, optimize=False,
+        input_names=list(inputs), output_names=[output],
+        dynamic_shapes=tuple({0: num} for _ in inputs),
+    )  # fmt: skip
     assert program is not None
-    graph = program.model
-    # The exporter describes every operation by lines of source, with paths of this machine.
+    _clear(program.model)
+    return program.model
+
+
+def _clear(graph: Model) -> None:
+    """Remove the exporter's descriptions: lines of source, with paths of this machine."""
     for node in graph.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
@@ -138,8 +170,6 @@ def _write(
             value.metadata_props.clear()
     graph.graph.metadata_props.clear()
     graph.metadata_props.clear()
-    graph.metadata_props.update(metadata)
-    program.save(file)
 
 
 @contextmanager

@@ -83,7 +83,10 @@ STARTS = (
 FREE = ("apache-2.0", "mit", "bsd-3-clause")  # licences that need no consent
 
 
-PLACES = {"the hub's cache": cached_weights, "TWINLENS_WEIGHTS": weights_in_folder}
+PLACES = {
+    "the hub's cache": lambda name: cached_weights(name, f"timm/{name}"),
+    "TWINLENS_WEIGHTS": weights_in_folder,
+}
 MIDDLE = 127  # grey level between dark and light grounds
 
 
