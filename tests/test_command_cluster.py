@@ -20,7 +20,7 @@ from twinlens.cli.main import main
 from twinlens.clusters import layout as cluster_places
 from twinlens.clusters import page as cluster_page
 from twinlens.clusters.constraints import Constraints
-from twinlens.clusters.result import Cut
+from twinlens.clusters.method import Cut
 from twinlens.clusters.write import EmbeddedPictures, write_clusters
 from twinlens.data.adapters import table_of
 from twinlens.data.folders import read_table
@@ -88,7 +88,7 @@ def test_a_flat_folder(tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path
         "cluster-001/A0-2.png", "cluster-001/a0.png", "cluster-001/a1.png", "cluster-001/a2.png",
         "cluster-001/a3.png", "cluster-001/a4.png", "cluster-002/b0.png", "cluster-002/b1.png",
         "cluster-002/b2.png", "cluster-002/b3.png", "cluster-003/c0.png", "cluster-003/c1.png",
-        "cluster-003/c2.png", "clusters.csv", "clusters.html", "names.csv",
+        "cluster-003/c2.png", "clusters.csv", "clusters.html", "embeddings.parquet", "names.csv",
     ]  # fmt: skip
     link = tmp_path / "out" / "cluster-001" / "A0-2.png"
     assert link.is_symlink()

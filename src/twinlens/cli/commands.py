@@ -47,6 +47,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true",
                         help="resume the run in --out; --steps, --epochs, --time-budget and "
                         "train.device may change")  # fmt: skip
+    parser.add_argument("--devices", type=int, metavar="N",
+                        help="train by N processes of this machine, each on a GPU of its own")
     _add_settings(parser)
     quiet_argument(parser)
 
@@ -292,10 +294,17 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     model_argument(parser)
     data_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE",
-                        help="file to write or replace: .parquet, .csv, or .npy with its rows "
-                        "beside it")  # fmt: skip
+                        help="file to write or replace: .parquet, .lance, .csv, or .npy with its "
+                        "rows beside it")  # fmt: skip
     as_is_argument(parser)
     device_argument(parser)
+    parser.add_argument("--workers", type=int, metavar="N",
+                        help="number of processes (1; with ray, one for each core)")  # fmt: skip
+    parser.add_argument("--engine", default="processes", metavar="NAME",
+                        help="processes (default) of this machine, or ray: a Ray cluster")
+    parser.add_argument("--ray-address", metavar="ADDRESS",
+                        help="address of the cluster (default: that of RAY_ADDRESS, else Ray is "
+                        "started here)")  # fmt: skip
     quiet_argument(parser)
 
 
@@ -401,10 +410,17 @@ def _add_cluster(parser: argparse.ArgumentParser) -> None:
     cut.add_argument("--far", type=float, help="merge at the threshold of this FAR, for which "
                      "the model is calibrated")  # fmt: skip
     cut.add_argument("--threshold", type=float, metavar="D", help="merge up to this mean distance")
+    parser.add_argument("--method", metavar="NAME",
+                        help="linkage, or hdbscan (default: the better on --validation, else "
+                        "linkage up to 20,000 pictures)")  # fmt: skip
+    parser.add_argument("--validation", metavar="LABELLED",
+                        help="labelled pictures on which the method is chosen")  # fmt: skip
+    parser.add_argument("--onto", type=Path, metavar="FOLDER",
+                        help="an earlier clustering, whose clusters new pictures join")  # fmt: skip
     parser.add_argument("--constraints", type=Path, metavar="FILE.csv",
                         help="must_link and cannot_link pairs: a,b,link")  # fmt: skip
-    parser.add_argument("--min-size", type=int, default=2, metavar="N",
-                        help="least size of a cluster (2)")  # fmt: skip
+    parser.add_argument("--min-size", type=int, metavar="N",
+                        help="least size of a cluster (2, with hdbscan 5)")  # fmt: skip
     parser.add_argument("--neighbours", type=int, metavar="K",
                         help="neighbours of each picture in the k-NN graph (32)")  # fmt: skip
     parser.add_argument("--copy", action="store_true", help="copy the pictures instead of linking")

@@ -7,7 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinlens.clusters.linkage import contradiction
+import numpy as np
+from numpy.typing import NDArray
+
+from twinlens.clusters.linkage import contradiction, linked_groups
 from twinlens.data.csv_file import read_csv
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, one_line
@@ -18,6 +21,8 @@ __all__ = ["Constraints", "read_constraints", "rows_by_name"]
 COLUMNS = ("a", "b", "link")
 LINKS = ("must", "cannot")
 MOST_SHOWN = 10
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,15 @@ class Constraints:
     def __len__(self) -> int:
         return len(self.must) + len(self.cannot)
 
-    def kept_apart(self, pairs: Sequence[tuple[int, int]]) -> Constraints:
-        """With further cannot-link pairs, except those that the must-link pairs bring together."""
-        free = [p for p in pairs if not self.must or contradiction(self.must, [p]) is None]
+    def kept_apart(self, pairs: Sequence[tuple[int, int]], label_N: Ints) -> Constraints:
+        """With further cannot-link pairs, except those of pictures that are together.
+
+        Args:
+            pairs: cannot-link pairs.
+            label_N: existing clusters, whose pictures are together; -1 for a new picture.
+        """
+        group_N = linked_groups(len(label_N), self.must, label_N)
+        free = [(a, b) for a, b in pairs if group_N[a] != group_N[b]]
         return Constraints(self.must, (*self.cannot, *free))
 
 

@@ -1,6 +1,7 @@
 """Folders of clusters, with links to the pictures or copies of them, and the list of all.
 
-File names are unique within a folder, whatever the pictures are called.
+File names are unique in all folders together, whatever the pictures are called: pictures can be
+moved from one folder to another, and are still known by their names.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def place_clusters(
     files: Sequence[str] | None,
     opened: Callable[[int], Image.Image],
     label_N: NDArray[np.int64],
-    num: int,
+    folders: Sequence[str],
     *,
     copy: bool = False,
 ) -> Placement:
@@ -74,20 +75,18 @@ def place_clusters(
         files: N paths; None if the pictures have no files.
         opened: callable from a row to its picture, for pictures without a file.
         label_N: cluster of each picture, shape (N,).
-        num: number of clusters with a folder of their own, by label; the rest share one.
+        folders: folder names of the first labels, and of the one that the rest share.
         copy: whether to copy instead of linking.
     Raises:
         OSError: no space, or no permission.
     """
-    digits = max(3, len(str(num)))
-    folders = (*(f"cluster-{place:0{digits}}" for place in range(1, num + 1)), SINGLE)
     kind, put = _placer(folder, files, opened, copy)
     progress = Progress({"links": "linking", "copies": "copying"}.get(kind, "writing"))
-    taken: list[set[str]] = [set() for _ in folders]
+    taken: dict[str, int] = {}
     places, missing = [], []
     for row, name in enumerate(names):
-        home = min(int(label_N[row]), num)
-        file = _free_name(name if files is not None else f"{name}.png", taken[home])
+        home = min(int(label_N[row]), len(folders) - 1)
+        file = _free_name(name if files is not None else f"{name}.png", taken)
         place = folder / folders[home] / file
         place.parent.mkdir(exist_ok=True)
         try:
@@ -100,7 +99,7 @@ def place_clusters(
     if missing:
         named = ", ".join(one_line(name) for name in missing[:MOST_NAMED])
         log.warning("%d pictures are missing and were left out: %s", len(missing), named)
-    return Placement(folders, tuple(places), kind, len(missing))
+    return Placement(tuple(folders), tuple(places), kind, len(missing))
 
 
 def _placer(
@@ -134,17 +133,21 @@ def _can_link(folder: Path) -> bool:
     return True
 
 
-def _free_name(name: str, taken: set[str]) -> str:
-    """The last part of a name, with a number if it is taken, case ignored."""
+def _free_name(name: str, taken: dict[str, int]) -> str:
+    """The last part of a name, with a number if it is taken, case ignored.
+
+    `taken` has the last number of each name.
+    """
     plain = PurePosixPath(name.replace("\0", "_")).name or "_"
     plain = f"_{plain[1:]}" if plain.startswith(".") else plain
     stem, ending = os.path.splitext(plain)  # noqa: PTH122 (pathlib's keeps less)
-    free, number = plain, 2
+    free, number = plain, taken.get(plain.casefold(), 1)
     while free.casefold() in taken:
+        number += 1
         short = os.fsdecode(os.fsencode(stem)[:LONGEST])
         free = f"{short}-{number}{ending}"
-        number += 1
-    taken.add(free.casefold())
+    taken[plain.casefold()] = number
+    taken.setdefault(free.casefold(), 1)
     return free
 
 

@@ -8,6 +8,9 @@ one of two merged groups has a mean distance to a third, the new mean is measure
 pictures of each. Must-link pairs are together from the start and cannot-link pairs are never
 merged, so both hold exactly. Memory grows with N x K.
 
+New pictures join existing clusters in the same way: their own neighbours are searched among all
+pictures, and two existing clusters are never merged with each other.
+
 A library's linkage on a k-NN graph averages over its edges, which are the nearest pairs, and chains
 everything together: see docs/clusters.md. scikit-learn's linkage of all pairs takes 0.7 times as
 long at 2,000 pictures, and memory for N x N distances.
@@ -30,7 +33,8 @@ from twinlens.clusters.knn_graph import NEIGHBOURS, Neighbours, nearest_neighbou
 from twinlens.errors import ConfigError, DataError
 from twinlens.measure.pairs import Comparison
 
-__all__ = ["Clustering", "between_clusters", "cluster_embeddings", "contradiction"]
+__all__ = ["Clustering", "as_clustering", "between_clusters", "cluster_embeddings", "contradiction",
+           "linked_groups"]  # fmt: skip
 
 MAX_COMPARED = 64
 """Pictures of its own cluster that a picture's mean distance is computed over."""
@@ -53,13 +57,11 @@ class Clustering:
         size: (C,) number of pictures, descending; singletons are last.
         doubt: (N,) mean distance to the other pictures of the cluster (of a large one, to a sample
             of them); 0 for a singleton.
-        cut: largest mean distance at which clusters were merged.
     """
 
     label: Ints
     size: Ints
     doubt: Floats
-    cut: float
 
 
 # --- constraints --------------------------------------------------------------------------------
@@ -103,14 +105,21 @@ def _shortest_chain(edges: dict[int, list[tuple[int, int]]], a: int, b: int) -> 
     return chain[::-1]
 
 
-def _must_link_groups(num: int, must_link: Sequence[tuple[int, int]]) -> Ints:
-    """(N,) the group that each picture starts in, numbered by the groups' first pictures."""
-    if not must_link:
-        return np.arange(num)
+def linked_groups(num: int, must_link: Sequence[tuple[int, int]], label_N: Ints) -> Ints:
+    """(N,) the group of each picture, numbered by the groups' first pictures.
+
+    Args:
+        num: N.
+        must_link: pairs of pictures of a group.
+        label_N: pictures of one label are a group, unless it is negative.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    first, second = np.array(must_link).T
+    row = np.flatnonzero(label_N >= 0)
+    _, one, code = np.unique(label_N[row], return_index=True, return_inverse=True)
+    pairs = np.array(must_link, dtype=np.int64).reshape(-1, 2)
+    first, second = np.append(pairs[:, 0], row), np.append(pairs[:, 1], row[one][code])
     graph = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(num, num))
     label_N = connected_components(graph, directed=False)[1]
     _, row, code_N = np.unique(label_N, return_index=True, return_inverse=True)
@@ -131,6 +140,7 @@ class _Linkage:
     ) -> None:
         self.emb_ND, self.comparison, self.cut = emb_ND, comparison, cut
         self.members = members
+        self.is_existing = [False] * len(members)
         self.mean: list[dict[int, float]] = [{} for _ in members]
         self.cannot_link: list[set[int]] = [set() for _ in members]
         self.queue: list[tuple[float, int, int]] = []
@@ -143,7 +153,8 @@ class _Linkage:
     def add_means(self, a: int, mean_to: dict[int, float]) -> None:
         """Store the mean distances of a group to others that it could merge with."""
         for b, mean in mean_to.items():
-            if mean <= self.cut and b not in self.cannot_link[a]:
+            both_exist = self.is_existing[a] and self.is_existing[b]
+            if mean <= self.cut and not both_exist and b not in self.cannot_link[a]:
                 self.mean[a][b] = self.mean[b][a] = mean
         self._enqueue(a)
 
@@ -206,6 +217,7 @@ class _Linkage:
         for old in (a, b):
             self.members[old], self.mean[old], self.cannot_link[old] = [], {}, set()
         self.mean.append({})
+        self.is_existing.append(self.is_existing[a] or self.is_existing[b])
         self.cannot_link.append(cannot_link)
         self.add_means(new, mean)
 
@@ -225,6 +237,8 @@ def cluster_embeddings(
     must_link: Pairs = (),
     cannot_link: Pairs = (),
     angular: bool = False,
+    existing: Ints | None = None,
+    near: Neighbours | None = None,
     progress: Progress | None = None,
     merging: Progress | None = None,
 ) -> Clustering:
@@ -242,6 +256,9 @@ def cluster_embeddings(
         must_link: pairs of rows that show the same thing.
         cannot_link: pairs of rows that show different things.
         angular: whether to search neighbours by angle, as a cosine comparator needs.
+        existing: existing cluster of each picture, shape (N,), -1 for a picture of none. Existing
+            clusters stay together, and only must-link pairs merge them.
+        near: k-NN graph; searched by default.
         progress: callback with the pictures whose neighbours are known, and all.
         merging: callback with the merges done and their largest possible number.
     Returns:
@@ -257,22 +274,39 @@ def cluster_embeddings(
     if neighbours < 1:
         raise ConfigError(f"neighbours must be at least 1, found {neighbours}")
     must, cannot = list(must_link), list(cannot_link)
-    if (clash := contradiction(must, cannot)) is not None:
-        a, b = cannot[clash[0]]
-        raise DataError(
-            f"cannot_link keeps rows {a} and {b} apart, but must_link joins them: remove one pair"
-        )
     emb_ND = np.ascontiguousarray(emb_ND, dtype=np.float32)
-    near = nearest_neighbours(
-        emb_ND, comparison, neighbours=neighbours, angular=angular, progress=progress
-    )
-    group_N = _must_link_groups(len(emb_ND), must)
+    label_N = np.full(len(emb_ND), -1) if existing is None else existing
+    group_N = linked_groups(len(emb_ND), must, label_N)
+    for a, b in cannot:
+        if group_N[a] == group_N[b]:
+            raise DataError(
+                f"cannot_link keeps rows {a} and {b} apart, but must_link or an existing cluster "
+                "joins them: remove one pair, or divide the cluster"
+            )
+    if near is None:
+        near = nearest_neighbours(
+            emb_ND, comparison, neighbours=neighbours, angular=angular,
+            query=np.flatnonzero(label_N < 0), progress=progress,
+        )  # fmt: skip
     linkage = _Linkage(emb_ND, comparison, threshold, _members(group_N))
+    for group in np.unique(group_N[label_N >= 0]).tolist():
+        linkage.is_existing[group] = True
     for a, b in cannot:
         linkage.forbid(int(group_N[a]), int(group_N[b]))
     _add_neighbours(linkage, group_N, near)
     linkage.run(merging)
-    return _clustering(linkage, near)
+    return _clustering(emb_ND, comparison, [rows for rows in linkage.members if rows])
+
+
+def as_clustering(emb_ND: Floats, comparison: Comparison, group_N: Ints) -> Clustering:
+    """A partition as a clustering.
+
+    Args:
+        emb_ND: embeddings, shape (N, D).
+        comparison: comparator.
+        group_N: group of each picture, any numbers, shape (N,).
+    """
+    return _clustering(emb_ND, comparison, _members(np.unique(group_N, return_inverse=True)[1]))
 
 
 def between_clusters(
@@ -306,9 +340,9 @@ def _members(group_N: Ints) -> list[list[int]]:
 
 def _add_neighbours(linkage: _Linkage, group_N: Ints, near: Neighbours) -> None:
     """Add the mean distances between groups that the k-NN graph joins."""
-    num, depth = near.row.shape
+    num, depth = len(group_N), near.row.shape[1]
     close = near.distance <= linkage.cut
-    first, second = np.repeat(np.arange(num), depth)[close.ravel()], near.row[close]
+    first, second = np.repeat(near.query, depth)[close.ravel()], near.row[close]
     dist = near.distance[close].astype(np.float64)
     low = np.minimum(group_N[first], group_N[second])
     high = np.maximum(group_N[first], group_N[second])
@@ -325,25 +359,26 @@ def _add_neighbours(linkage: _Linkage, group_N: Ints, near: Neighbours) -> None:
         )
 
 
-def _clustering(linkage: _Linkage, near: Neighbours) -> Clustering:
-    groups = sorted(filter(None, linkage.members), key=lambda rows: (-len(rows), min(rows)))
-    label_N = np.empty(len(near.row), dtype=np.int64)
-    doubt_N = np.zeros(len(near.row), dtype=np.float32)
+def _clustering(
+    emb_ND: Floats, comparison: Comparison, groups: Sequence[Sequence[int]]
+) -> Clustering:
+    groups = sorted(groups, key=lambda rows: (-len(rows), min(rows)))
+    label_N = np.empty(len(emb_ND), dtype=np.int64)
+    doubt_N = np.zeros(len(emb_ND), dtype=np.float32)
     for label, rows in enumerate(groups):
         label_N[rows] = label
         if len(rows) > 1:
-            doubt_N[rows] = _mean_to_others(linkage, rows)
-    size_C = np.array([len(rows) for rows in groups], dtype=np.int64)
-    return Clustering(label_N, size_C, doubt_N, linkage.cut)
+            doubt_N[rows] = _mean_to_others(emb_ND, comparison, rows)
+    return Clustering(label_N, np.array([len(rows) for rows in groups], dtype=np.int64), doubt_N)
 
 
-def _mean_to_others(linkage: _Linkage, rows: Sequence[int]) -> Floats:
+def _mean_to_others(emb_ND: Floats, comparison: Comparison, rows: Sequence[int]) -> Floats:
     """The mean distance of each picture of a cluster to (some of) the others."""
-    emb_ND, others = linkage.emb_ND, _sample_evenly(rows, MAX_COMPARED)
+    others = _sample_evenly(rows, MAX_COMPARED)
     mean = []
     for start in range(0, len(rows), 4096):
         part = np.array(rows[start : start + 4096])
-        dist_BS = np.asarray(linkage.comparison.matrix(emb_ND[part], emb_ND[others]))
+        dist_BS = np.asarray(comparison.matrix(emb_ND[part], emb_ND[others]))
         other_BS = part[:, None] != others
         mean.append((dist_BS * other_BS).sum(axis=1) / other_BS.sum(axis=1))
     return np.concatenate(mean).astype(np.float32)

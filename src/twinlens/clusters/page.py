@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twinlens.clusters.linkage import Clustering, between_clusters
+from twinlens.clusters.method import Cut
 from twinlens.data.csv_file import csv_cell
 from twinlens.errors import PictureError
 from twinlens.measure.clustering import ClusteringScores
@@ -59,6 +60,7 @@ class ClusterPage:
         folders: folder names of the clusters, then of the rest.
         embeddings: embeddings, (N, D).
         comparison: comparator of the embeddings.
+        cut: method, and where it stops.
         cannot_link: pairs of labels that constraints keep apart.
         command: command line that repeats it.
     """
@@ -75,6 +77,7 @@ class ClusterPage:
     folders: Sequence[str]
     embeddings: NDArray[np.float32]
     comparison: Comparison
+    cut: Cut
     cannot_link: frozenset[tuple[int, int]]
     command: str
 
@@ -100,7 +103,7 @@ def render_page(page: ClusterPage) -> str:
         near=list(_near_pairs(page, len(shown))),
         single=[_tile(page, int(row), "") for row in single[:MOST_SINGLE]],
         num_single=len(single),
-        cut=number(page.clustering.cut),
+        cut=None if page.cut.distance is None else number(page.cut.distance),
     )
 
 
@@ -115,14 +118,18 @@ def _lead(page: ClusterPage) -> str:
         f"{count_of(counts['pictures'], 'picture')} {were} grouped into "
         f"{count_of(counts['clusters'], 'cluster')}"
         + (f"; {counts['single']:,} {belong} to none" if counts["single"] else "")
-        + ". Clusters were merged while the mean distance between their pictures was at most "
-        f"{number(page.clustering.cut)}"
-        + (
-            "."
-            if counts["target_far"] is None
-            else f", the model's threshold at a false accept rate of "
-            f"{percent(counts['target_far'])}."
-        )
+        + f". {_method(page)}."
+    )
+
+
+def _method(page: ClusterPage) -> str:
+    if page.cut.distance is None:
+        return f"HDBSCAN chose them by density, from {page.cut.least} pictures on"
+    far = page.cut.target_far
+    return (
+        "Clusters were merged while the mean distance between their pictures was at most "
+        f"{number(page.cut.distance)}"
+        + (f", the model's threshold at a false accept rate of {percent(far)}" if far else "")
     )
 
 
@@ -158,8 +165,14 @@ def _cautions(page: ClusterPage) -> Iterator[str]:
         yield f"The files of {missing} are missing: see clusters.csv."
     if counts["largest"] > 20 and counts["largest"] > counts["pictures"] / 2:
         yield (
-            "More than half of all pictures are in one cluster. Unless they do show one thing, the "
-            "cut is too high for this number of pictures: set a smaller distance with --threshold."
+            "More than half of all pictures are in one cluster. Unless they do show one thing, "
+            + (
+                "the cut is too high for this number of pictures: set a smaller distance with "
+                "--threshold."
+                if page.cut.least is None
+                else "the model does not tell them apart: take --method linkage with a small "
+                "--threshold."
+            )
         )
     if page.scores is not None and counts["scores"]["identity_disjoint"] is False:
         yield (

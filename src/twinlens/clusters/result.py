@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twinlens.clusters.knn_graph import NEIGHBOURS
+from twinlens.clusters.method import Cut, Trial
 from twinlens.display import Result
 from twinlens.measure.clustering import ClusteringScores
 from twinlens.report.formatting import count_of
 
-__all__ = ["ClusterResult", "Cut"]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Cut of the linkage.
-
-    Attributes:
-        distance: largest mean distance of a merge, by the model's comparator.
-        target_far: FAR of the calibrated threshold that it is; None if the user set it.
-        angular: whether the comparator compares angles (cosine).
-        neighbours: nearest pictures by which each picture can be merged.
-    """
-
-    distance: float
-    target_far: float | None
-    angular: bool
-    neighbours: int = NEIGHBOURS
+__all__ = ["ClusterResult"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,11 +27,14 @@ class ClusterResult(Result):
         largest: number of pictures in the largest cluster.
         broken: number of unreadable pictures, which are left out.
         missing: number of pictures whose file is missing, which are not linked or copied.
-        cut: cut of the linkage.
+        cut: method, and where it stops.
         constraints: number of must-link and cannot-link pairs.
         files: "links", "copies", or "pictures" (written from memory).
         scores: scores against known identities; None if unlabelled.
         disjoint: whether no identity was trained on; None if unknown.
+        trials: what was compared on labelled pictures, if anything was.
+        new: number of pictures that were not in the clustering that they join; None without one.
+        joined: number of these in a cluster that existed; None without one.
     """
 
     out: Path
@@ -62,13 +49,19 @@ class ClusterResult(Result):
     files: str
     scores: ClusteringScores | None
     disjoint: bool | None
+    trials: Sequence[Trial] = ()
+    new: int | None = None
+    joined: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; see docs/json.md."""
         values: dict[str, Any] = {"out": str(self.out)}
         for name in ("pictures", "clusters", "single", "largest", "broken", "missing"):
             values[name] = getattr(self, name)
+        if self.new is not None:
+            values |= {"new": self.new, "joined": self.joined}
         values |= {
+            "method": self.cut.method,
             "threshold": self.cut.distance,
             "target_far": self.cut.target_far,
             "constraints": self.constraints,
@@ -76,25 +69,27 @@ class ClusterResult(Result):
             "report": str(self.out / "clusters.html"),
             "list": str(self.out / "clusters.csv"),
         }
+        if self.trials:
+            values["validation"] = [trial.as_json() for trial in self.trials]
         if self.scores is not None:
             values["scores"] = self.scores.as_json() | {"identity_disjoint": self.disjoint}
         return values
 
     def as_text(self) -> str:
         """Lines to read."""
-        far = self.cut.target_far
-        why = (
-            "set by --threshold"
-            if far is None
-            else f"the model's threshold at a FAR of {100 * far:g} %"
-        )
         lines = [
             f"{count_of(self.clusters, 'cluster')} of {count_of(self.pictures, 'picture')} in "
             f"{self.out}",
             f"  the largest cluster has {count_of(self.largest, 'picture')}; "
             f"{self.single:,} in no cluster",
-            f"  clusters merged up to a mean distance of {self.cut.distance:.4f}, {why}",
+            f"  {self.cut.as_text()}"
+            + (", the best on the labelled pictures" if self.trials else ""),
         ]
+        if self.new is not None:
+            lines.append(
+                f"  {count_of(self.new, 'new picture')}, {self.joined:,} of them in clusters that "
+                "existed"
+            )
         if self.scores is not None:
             lines += _score_lines(self.scores, self.disjoint)
         return "\n".join([*lines, f"  page: {self.out / 'clusters.html'}"])

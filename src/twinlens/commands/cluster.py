@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from twinlens.clusters.constraints import Constraints, read_constraints, rows_by_name
+from twinlens.clusters.existing import ExistingClusters, read_existing
 from twinlens.clusters.knn_graph import NEIGHBOURS
-from twinlens.clusters.result import ClusterResult, Cut
+from twinlens.clusters.method import HDBSCAN, LEAST, MANY, METHODS, Cut, Trial, best_cut
+from twinlens.clusters.result import ClusterResult
 from twinlens.clusters.write import EmbeddedPictures, write_clusters
-from twinlens.commands.selection import read_data, warn_of_photographs
+from twinlens.commands.selection import read_data, select_pictures, warn_of_photographs
 from twinlens.commands.training_overlap import known_pictures
 from twinlens.data.adapters import Data
 from twinlens.data.folders import is_folder, read_unlabelled
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.pixels import DecodedTable
 from twinlens.data.table import ImageTable
-from twinlens.errors import CalibrationError, ConfigError, GalleryError
+from twinlens.errors import CalibrationError, ConfigError, DataError, GalleryError, unknown_name
 from twinlens.face.layout import same_photograph
 from twinlens.files import check_output_folder, expand_user
 from twinlens.gallery.gallery import Gallery
@@ -41,8 +47,11 @@ def cluster(
     out: str | Path,
     far: float | None = None,
     threshold: float | None = None,
+    method: str | None = None,
+    validation: Data | None = None,
+    onto: str | Path | None = None,
     constraints: str | Path | None = None,
-    min_size: int = 2,
+    min_size: int | None = None,
     copy: bool = False,
     labelled: bool | None = None,
     neighbours: int | None = None,
@@ -63,8 +72,16 @@ def cluster(
         far: false accept rate of the threshold to merge by, for which the model must be
             calibrated; the calibrated one by default.
         threshold: mean distance up to which to merge, in place of a calibrated threshold.
+        method: "linkage" (average linkage up to a distance) or "hdbscan" (by density, from
+            `min_size` pictures on). By default the better one on `validation`, else linkage up to
+            20,000 pictures, and HDBSCAN for more.
+        validation: labelled pictures of identities that the model was not trained on, with about as
+            many pictures of each as `data` has. The method, and its distance or `min_size`, are
+            those with the highest B-cubed F on them.
+        onto: folder of an earlier clustering. Pictures of `data` that are not in it join its
+            clusters, or form new ones. Its clusters, their names and moved pictures stay.
         constraints: CSV file of must-link and cannot-link pairs (see docs/clusters.md).
-        min_size: least number of pictures of a cluster with a folder.
+        min_size: least number of pictures of a cluster with a folder: 2 by default, 5 for HDBSCAN.
         copy: whether to copy the pictures instead of linking them.
         labelled: whether DATA carries labels, by which the clusters are scored. By default a folder
             does not, and everything else does, a gallery included.
@@ -83,52 +100,127 @@ def cluster(
         >>> twinlens.cluster("runs/faces", "photos", out="people").clusters  # doctest: +SKIP
         12
     """
-    neighbours = NEIGHBOURS if neighbours is None else neighbours
-    _check(far, threshold, min_size, neighbours)
+    wish = _Wish(
+        far, threshold, method, validation, min_size,
+        NEIGHBOURS if neighbours is None else neighbours, root,
+    )  # fmt: skip
+    wish.check()
     with console_log(quiet):
         if data is None:
-            return _of_gallery(model, expand_user(out), far, threshold, constraints, min_size, copy,
-                               labelled is not False, neighbours, root)  # fmt: skip
+            return _of_gallery(model, expand_user(out), wish, onto, constraints, copy,
+                               labelled is not False)  # fmt: skip
         if isinstance(model, Gallery):
             raise ConfigError("a gallery is clustered without DATA: leave it out, or give a model")
         matcher = Matcher.of(model, device)
-        cut = _cut(matcher, far, threshold, neighbours)
+        earlier = _earlier(onto, matcher)
+        wish.method_of(matcher, 0, earlier)  # Before any work.
         table, is_labelled = _read(matcher, data, root, labelled)
         warn_of_photographs(matcher, table)
+        if earlier is not None:
+            table = _only_new(table, earlier)
         folder = table.root if is_folder(data) else None
         out = check_output_folder(expand_user(out), "the clusters", folder)
         file = None if constraints is None else expand_user(constraints)
-        pairs = _constraints(file, table)
+        pairs = _constraints(file, table, earlier)
+        cut, trials = wish.method_of(matcher, len(table), earlier)
         decoded = _decoded(matcher, table)
         if decoded.broken:
-            pairs = _constraints(file, decoded.table)
+            pairs = _constraints(file, decoded.table, earlier)
         pictures = _embedded(matcher, decoded, is_labelled)
         options = {
-            "--out": out, "--threshold": threshold, "--min-size": min_size, "--root": root,
-            "--neighbours": neighbours, "--constraints": file, "--copy": copy,
+            "--out": out, "--threshold": threshold, "--method": method, "--onto": onto,
+            "--validation": validation if isinstance(validation, str | Path) else None,
+            "--min-size": min_size, "--root": root, "--neighbours": neighbours,
+            "--constraints": file, "--copy": copy,
             "--labelled": bool(labelled), "--no-labelled": labelled is False,
         }  # fmt: skip
         return write_clusters(
-            pictures, matcher.comparison, cut, out, constraints=pairs, min_size=min_size,
-            copy=copy, broken=len(decoded.broken),
+            pictures if earlier is None else pictures.after(earlier), matcher.comparison, cut, out,
+            constraints=pairs, min_size=wish.least_of(cut), copy=copy, broken=len(decoded.broken),
             command=_command(model, data, options) if isinstance(data, str | Path) else "",
+            fingerprint=matcher.fingerprint, onto=earlier, trials=trials,
         )  # fmt: skip
 
 
-def _check(far: float | None, threshold: float | None, min_size: int, neighbours: int) -> None:
-    if far is not None and threshold is not None:
-        raise ConfigError("far and threshold both set the cut: give one of them")
-    if threshold is not None and not 0 <= threshold < math.inf:
-        raise ConfigError(f"threshold must be a distance of 0 or more, found {threshold:g}")
-    for name, value in (("min_size", min_size), ("neighbours", neighbours)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, found {value}")
+@dataclass(frozen=True)
+class _Wish:
+    """Arguments of `cluster` that set the method."""
+
+    far: float | None
+    threshold: float | None
+    method: str | None
+    validation: Data | None
+    min_size: int | None
+    neighbours: int
+    root: str | Path | None
+
+    def check(self) -> None:
+        """Check each argument, and those that exclude each other."""
+        threshold = self.threshold
+        if self.far is not None and threshold is not None:
+            raise ConfigError("far and threshold both set the cut: give one of them")
+        if threshold is not None and not 0 <= threshold < math.inf:
+            raise ConfigError(f"threshold must be a distance of 0 or more, found {threshold:g}")
+        for name, value in (("min_size", self.min_size), ("neighbours", self.neighbours)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, found {value}")
+        if self.method not in (None, *METHODS):
+            raise ConfigError(unknown_name("method", str(self.method), METHODS))
+        if threshold is not None and (self.method == HDBSCAN or self.validation is not None):
+            raise ConfigError(
+                "threshold sets where linkage stops: leave it out with HDBSCAN, which has none, "
+                "and with validation, which chooses it"
+            )
+
+    def least_of(self, cut: Cut) -> int:
+        """Least number of pictures of a cluster with a folder."""
+        return self.min_size or cut.least or 2
+
+    def method_of(
+        self, matcher: Matcher, num: int, earlier: ExistingClusters | None
+    ) -> tuple[Cut, list[Trial]]:
+        """The method for `num` pictures, and what was compared to choose it."""
+        angular = matcher.settings.comparator == "cosine"
+        plain = Cut(None, None, angular, self.neighbours)
+        if earlier is not None:
+            if self.method == HDBSCAN or self.validation is not None:
+                raise ConfigError(
+                    "new pictures join clusters by linkage: leave out --method hdbscan and "
+                    "--validation with --onto"
+                )
+            known = earlier.distance
+            if known is not None and self.threshold is None and self.far is None:
+                return replace(plain, distance=known, target_far=earlier.target_far), []
+        if self.validation is not None and num:
+            return self._validated(matcher, plain)
+        is_open = self.method is None and self.threshold is None and earlier is None
+        if self.method == HDBSCAN or (is_open and num > MANY):
+            if self.method is None:
+                log.info("HDBSCAN groups more than %d pictures, unless --method is given", MANY)
+            least = LEAST if self.min_size is None else max(2, self.min_size)
+            return replace(plain, least=least), []
+        return _linkage_cut(matcher, plain, self.far, self.threshold), []
+
+    def _validated(self, matcher: Matcher, plain: Cut) -> tuple[Cut, list[Trial]]:
+        start = plain
+        if self.method != HDBSCAN:
+            start = _linkage_cut(matcher, plain, self.far, None)
+        assert self.validation is not None
+        chosen = select_pictures(matcher, self.validation, split="auto", prefer="val")
+        genuine = np.flatnonzero(~chosen.table.forged)
+        emb_ND = matcher.embed_pixels(chosen.pixels, progress=Progress("embedding"))[genuine]
+        label_N = chosen.table.labels()[genuine]
+        cut, trials = best_cut(
+            start, emb_ND, matcher.comparison, label_N, self.method, self.min_size
+        )
+        for trial in trials:
+            log.info("  B-cubed F %.3f on labelled pictures: %s", trial.f, trial.cut.as_text())
+        return cut, trials
 
 
-def _cut(matcher: Matcher, far: float | None, threshold: float | None, neighbours: int) -> Cut:
-    angular = matcher.settings.comparator == "cosine"
+def _linkage_cut(matcher: Matcher, plain: Cut, far: float | None, threshold: float | None) -> Cut:
     if threshold is not None:
-        return Cut(threshold, None, angular, neighbours)
+        return replace(plain, distance=threshold)
     known = matcher.require_calibration()
     if far is not None and not math.isclose(far, known.target_far):
         raise CalibrationError(
@@ -136,7 +228,22 @@ def _cut(matcher: Matcher, far: float | None, threshold: float | None, neighbour
             f"{far:g}: run `twinlens calibrate {matcher.path} DATA --far {far:g}` on labelled "
             "pictures of identities that it was not trained on, or set a distance with --threshold"
         )
-    return Cut(known.threshold, known.target_far, angular, neighbours)
+    return replace(plain, distance=known.threshold, target_far=known.target_far)
+
+
+def _earlier(onto: str | Path | None, matcher: Matcher) -> ExistingClusters | None:
+    return None if onto is None else read_existing(expand_user(onto), matcher.fingerprint)
+
+
+def _only_new(table: ImageTable, earlier: ExistingClusters) -> ImageTable:
+    """The pictures that are not in an earlier clustering."""
+    if table.pixels is not None:
+        raise ConfigError("pictures join clusters by their files, and these have none")
+    files = set(earlier.files)
+    is_new = np.array([os.path.abspath(str(path)) not in files for path in table.path])  # noqa: PTH100
+    if not is_new.any():
+        raise DataError(f"all {len(table)} pictures of {table.source} are in {earlier.place}")
+    return table.select(is_new)
 
 
 def _read(
@@ -149,18 +256,28 @@ def _read(
     return table, labelled is not False and table.identities() != [""]
 
 
-def _constraints(file: Path | None, table: ImageTable) -> Constraints:
-    given = Constraints() if file is None else read_constraints(file, rows_by_name(table))
-    return given.kept_apart(same_photograph(table))
+def _constraints(
+    file: Path | None, table: ImageTable, earlier: ExistingClusters | None
+) -> Constraints:
+    """The pairs of a file, and faces of one photograph; earlier pictures are the first rows."""
+    rows: dict[str, int] = {}
+    label_N = np.full(len(table), -1)
+    if earlier is not None:
+        rows |= {name: row for row, name in enumerate(earlier.files)}
+        rows |= {name: row for row, name in enumerate(earlier.names)}
+        label_N = np.append(earlier.label, label_N)
+    first = len(label_N) - len(table)
+    rows = {name: first + row for name, row in rows_by_name(table).items()} | rows
+    given = Constraints() if file is None else read_constraints(file, rows)
+    return given.kept_apart([(first + a, first + b) for a, b in same_photograph(table)], label_N)
 
 
 def _of_gallery(
-    place: Model | Gallery, out: Path, far: float | None, threshold: float | None,
-    constraints: str | Path | None, min_size: int, copy: bool, labelled: bool, neighbours: int,
-    root: str | Path | None,
+    place: Model | Gallery, out: Path, wish: _Wish, onto: str | Path | None,
+    constraints: str | Path | None, copy: bool, labelled: bool,
 ) -> ClusterResult:  # fmt: skip
     """Cluster the templates of a gallery."""
-    if root is not None:
+    if wish.root is not None:
         raise ConfigError(
             "--root belongs to DATA: leave it out with a gallery, which stores its paths"
         )
@@ -170,11 +287,19 @@ def _of_gallery(
         gallery = place if isinstance(place, Gallery) else Gallery.open(place)
     except GalleryError as error:
         raise GalleryError(f"{error}; or name the pictures: twinlens cluster MODEL DATA") from error
-    cut = _cut(gallery.matcher, far, threshold, neighbours)
+    matcher = gallery.matcher
+    earlier = _earlier(onto, matcher)
+    wish.method_of(matcher, 0, earlier)  # Before any work.
     out = check_output_folder(out, "the clusters", None)
     rows = gallery.store.find(columns=["path", "identity", "vector"])
     if not len(rows):
         raise GalleryError(f"the gallery {gallery.place} is empty: enrol pictures first")
+    if earlier is not None:
+        files = set(earlier.files)
+        rows = rows.filter([path not in files for path in rows["path"].to_pylist()])
+        if not len(rows):
+            raise DataError(f"all pictures of {gallery.place} are in {earlier.place}")
+    cut, trials = wish.method_of(matcher, len(rows), earlier)
     paths = rows["path"].to_pylist()
     pictures = EmbeddedPictures(
         source=gallery.place,
@@ -182,15 +307,16 @@ def _of_gallery(
         files=paths,
         embeddings=vectors(rows["vector"]),
         identities=rows["identity"].to_pylist() if labelled else None,
-        max_pixels=gallery.matcher.max_pixels,
+        max_pixels=matcher.max_pixels,
     )
+    pictures = pictures if earlier is None else pictures.after(earlier)
     pairs = None
     if constraints is not None:
-        rows = {path: row for row, path in enumerate(paths)}
-        pairs = read_constraints(expand_user(constraints), rows)
+        number = {path: row for row, path in enumerate(pictures.names)}
+        pairs = read_constraints(expand_user(constraints), number)
     return write_clusters(
-        pictures, gallery.matcher.comparison, cut, out, constraints=pairs, min_size=min_size,
-        copy=copy,
+        pictures, matcher.comparison, cut, out, constraints=pairs, min_size=wish.least_of(cut),
+        copy=copy, fingerprint=matcher.fingerprint, onto=earlier, trials=trials,
     )  # fmt: skip
 
 

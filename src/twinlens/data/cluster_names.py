@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from twinlens.data.csv_file import read_csv, write_csv
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, one_line
 
-__all__ = ["CLUSTER_LIST", "NAMES", "SINGLE", "name_clusters", "write_names"]
+__all__ = ["CLUSTER_LIST", "NAMES", "SINGLE", "name_clusters", "read_names", "write_names"]
 
 log = logging.getLogger("twinlens")
 
@@ -31,9 +31,16 @@ COLUMNS = ("cluster", "pictures", "name")
 MOST_NAMED = 3
 
 
-def write_names(folder: Path, sizes: Sequence[tuple[str, int]]) -> None:
-    """Write `names.csv`: a row for each cluster, with its number of pictures and no name yet."""
-    write_csv(folder / NAMES, COLUMNS, [(name, size, "") for name, size in sizes])
+def write_names(folder: Path, sizes: Sequence[tuple[str, int]], names: Mapping[str, str]) -> None:
+    """Write `names.csv`: a row for each cluster, with its number of pictures, and its name if any.
+
+    Args:
+        folder: folder of the clustering.
+        sizes: folder and number of pictures of each cluster.
+        names: names of clusters, by folder.
+    """
+    rows = [(cluster, size, names.get(cluster, "")) for cluster, size in sizes]
+    write_csv(folder / NAMES, COLUMNS, rows)
 
 
 def name_clusters(table: ImageTable, folder: Path) -> ImageTable:
@@ -47,7 +54,7 @@ def name_clusters(table: ImageTable, folder: Path) -> ImageTable:
     """
     if not (folder / CLUSTER_LIST).is_file():
         return table
-    names = _read_names(folder / NAMES)
+    names = read_names(folder / NAMES)
     identity = [names.get(name, name) for name in table.identity]
     is_named = np.array([UNNAMED.fullmatch(name) is None for name in identity])
     unnamed = table.select(~is_named)
@@ -67,8 +74,12 @@ def name_clusters(table: ImageTable, folder: Path) -> ImageTable:
     return replace(table, identity=np.array(identity, dtype=object)).select(is_named)
 
 
-def _read_names(file: Path) -> dict[str, str]:
-    """Name by cluster, as far as given."""
+def read_names(file: Path) -> dict[str, str]:
+    """Name of each named cluster, by its folder.
+
+    Raises:
+        DataError: `names.csv` is invalid.
+    """
 
     def check(columns: list[str]) -> None:
         missing = [name for name in ("cluster", "name") if name not in columns]
