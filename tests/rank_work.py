@@ -53,6 +53,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "bce, sigmoid": {"loss": {"name": "bce"}, "model__comparator": "sigmoid"},
     "bce, network": {"loss": {"name": "bce"}, "model__comparator": "network"},
     "chunks": {"loss": {"name": "supcon"}, "train__chunk": 7},
+    "frozen": {"loss": {"name": "supcon"}, "model__freeze": "all", "augment": {"flip": True}},
     "chunks, pairs": {
         "loss": {"name": "contrastive"}, "sampler": {"kind": "pairs", "mirror": True},
         "train__chunk": 9,
@@ -84,12 +85,13 @@ def gradients(settings: Settings, images: LabelledPixels, ranks: Ranks) -> list[
     learner.update(loss, 0.0, 0.0)
     grads = [p.grad for p in learner.params() if p.grad is not None]
     assert len(grads) == len(learner.params())
+    assert (embed.stored is None) == (settings.model.freeze == "none")
     return [loss.detach(), *grads]
 
 
 def compare_some_gradients(ranks: Ranks, folder: Path) -> None:
     """As `compare_gradients`, for losses of each kind."""
-    compare_gradients(ranks, folder, ("pairs", "semi-hard", "bce, network", "chunks"))
+    compare_gradients(ranks, folder, ("pairs", "bce, network", "chunks", "frozen"))
 
 
 def compare_gradients(ranks: Ranks, folder: Path, names: Iterable[str] = tuple(LOSSES)) -> None:

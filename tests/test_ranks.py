@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from digits_run import CPU, TRAIN, digit_settings
 from torch import nn
 
+from twinlens.data.samplers import make_sampler
 from twinlens.errors import TrainingError
+from twinlens.learn.embed_batch import BatchEmbedder
 from twinlens.learn.ranks import ALONE, Ranks
+from twinlens.model.encoder import Encoder
 
 WORK = Path(__file__).with_name("rank_work.py")
 
@@ -30,6 +34,7 @@ def test_one_rank_changes_nothing() -> None:
     assert ALONE.from_first(1.0, 2.0) == [1.0, 2.0]
     assert ALONE.object_of_first("a") == "a"
     assert ALONE.own(3).tolist() == [0, 1, 2]
+    assert not ALONE.all(False)
     ALONE.reduce_gradients(net, net)
     ALONE.check_same({"settings": "a"})
     ALONE.check_batch(1)
@@ -42,6 +47,19 @@ def test_every_picture_has_one_rank() -> None:
         assert max(map(len, owned)) - min(map(len, owned)) <= 1
     with pytest.raises(TrainingError, match="a batch of 5 pictures for 3 processes"):
         Ranks(0, 3).check_batch(5)
+
+
+@pytest.mark.parametrize("loud", [False, True])
+def test_the_view_of_a_picture_depends_on_no_other(loud: bool) -> None:
+    """Each rank, and each chunk, makes the views of the whole batch."""
+    settings = digit_settings(augment={"rotate": 20.0, "crop": 0.2, "flip": True})
+    embed = BatchEmbedder(Encoder(settings.model, settings.picture), TRAIN, settings, CPU)
+    if loud:
+        embed.transform = lambda picture: picture / 255 + torch.rand(())
+    batch = make_sampler(TRAIN.label, TRAIN.forged, settings.sampler, 0).batch(0)
+    views = embed.pictures(batch, 3)
+    position = Ranks(1, 3).own(len(batch.row))
+    assert torch.equal(embed.pictures(batch, 3, position), views[position])
 
 
 def test_two_ranks_have_the_gradients_of_one_and_refuse_what_differs(tmp_path: Path) -> None:

@@ -166,7 +166,9 @@ class BatchEmbedder:
         order = np.sort(self.images.row)
         views = []
         for mirrored in (False, True) if self.augmentation.flip else (False,):
-            view = self.frozen.compute_all(self.images.pixels, order, progress, mirrored=mirrored)
+            view = self.frozen.compute_all(
+                self.images.pixels, order, progress, mirrored=mirrored, ranks=self.ranks
+            )
             if view is None:
                 return None
             views.append(view)

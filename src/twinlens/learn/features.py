@@ -3,7 +3,8 @@
 With the whole backbone frozen these are its features. With its first layers frozen they are the
 inputs of the first layer that learns, in half precision.
 
-Shapes: V views, N pictures, B of a batch, C channels, H x W pixels, F features.
+Shapes: V views, N pictures, A of them computed here, B of a batch, C channels, H x W pixels,
+F features.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twinlens.config import AugmentSettings, Settings
+from twinlens.learn.ranks import ALONE, Ranks
 from twinlens.machine import memory
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder
@@ -88,27 +90,33 @@ class FrozenPart:
         progress: Callable[[int, int], None] | None = None,
         *,
         mirrored: bool = False,
+        ranks: Ranks = ALONE,
     ) -> Tensor | None:
         """The stored part (N, ...) of the pictures `row_N`, on the encoder's device.
+
+        Ranks compute a part of them each, and have all of them in the end.
 
         None if it does not fit the memory, or if the network's layers are no chain, so that the
         layer's input alone does not give the features.
         """
         self.encoder.eval()
         stored = torch.empty(0)
-        for start in range(0, len(row_N), BATCH):
-            batch = torch.from_numpy(np.array(pixels_MCHW[row_N[start : start + BATCH]]))
+        if len(row_N) < ranks.size:
+            ranks = ALONE
+        own_A = row_N[ranks.own(len(row_N))]
+        for start in range(0, len(own_A), BATCH):
+            batch = torch.from_numpy(np.array(pixels_MCHW[own_A[start : start + BATCH]]))
             if mirrored:
                 batch = batch.flip(3)
-            if start == 0 and not self.is_usable(batch, len(row_N)):
+            if start == 0 and not ranks.all(self.is_usable(batch, len(row_N))):
                 return None
             part = self.before(batch.to(self.encoder.device))
             if start == 0:
-                stored = part.new_empty((len(row_N), *part.shape[1:]))
+                stored = part.new_empty((len(own_A), *part.shape[1:]))
             stored[start : start + BATCH] = part
             if progress is not None:
-                progress(min(start + BATCH, len(row_N)), len(row_N))
-        return stored
+                progress(min(start + BATCH, len(own_A)), len(own_A))
+        return ranks.gather(stored, len(row_N))
 
     def is_usable(self, batch: Tensor, num: int) -> bool:
         """Whether the stored part of `num` pictures like a batch fits memory and gives features."""

@@ -77,7 +77,7 @@ class Ranks:
             )
 
     def gather(self, own_AD: Tensor, num: int) -> Tensor:
-        """The rows of all ranks, (num, D), in their order; the own ones keep their graph.
+        """The rows of all ranks, (num, D or more), in their order; the own ones keep their graph.
 
         Args:
             own_AD: rows of the positions `own(num)`.
@@ -86,7 +86,8 @@ class Ranks:
         if self.size == 1:
             return own_AD
         most = -(-num // self.size)  # Equal numbers everywhere: gloo aborts on others.
-        sent_AD = F.pad(own_AD.detach(), (0, 0, 0, most - len(own_AD))).contiguous()
+        padding = [0] * (2 * own_AD.dim() - 1)
+        sent_AD = F.pad(own_AD.detach(), (*padding, most - len(own_AD))).contiguous()
         parts = [torch.empty_like(sent_AD) for _ in range(self.size)]
         dist.all_gather(parts, sent_AD)
         all_BD = torch.stack(parts, dim=1).flatten(0, 1)[:num]
@@ -123,6 +124,14 @@ class Ranks:
         tensor = torch.tensor(values, dtype=torch.float64)  # By gloo.
         dist.broadcast(tensor, 0)
         return tensor.tolist()
+
+    def all(self, value: bool) -> bool:
+        """Whether the value is true on every rank."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(int(value))
+        dist.all_reduce(tensor, dist.ReduceOp.MIN)
+        return bool(tensor)
 
     def object_of_first(self, value: T) -> T:
         """The object of rank 0, on every rank, by pickle; tensors must be on the CPU."""
