@@ -174,13 +174,15 @@ def resume_command(
     recipe: Recipe,
     run: RunFolder,
     init: str | Path | None = None,
+    devices: int | None = None,
 ) -> str:
     """The command that resumes a run, or starts it if it was interrupted before its first step."""
     stored = run.read_settings() is not None
     if _is_of_program(data, recipe):
         return f"twinlens.train(..., out={str(run.path)!r}, resume=True)"
     command = repeat_command(data, root) if stored else repeat_command(data, root, recipe, init)
-    return f"{command} --out {shlex.quote(str(run.path))} --resume"
+    command = f"{command} --out {shlex.quote(str(run.path))} --resume"
+    return command if devices is None else f"{command} --devices {devices}"
 
 
 def _is_of_program(data: Any, recipe: Recipe | None) -> bool:

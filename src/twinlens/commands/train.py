@@ -144,7 +144,10 @@ def train(
         keep_freed_memory()
         data = path_or_table(data, root)
         run = RunFolder(Path(out) if out is not None else new_run_folder(_run_name(data)))
-        with lock_run_folder(run.path), _interrupt_explained(data, root, loaded, run, init):
+        with (
+            lock_run_folder(run.path),
+            _interrupt_explained(data, root, loaded, run, init, devices),
+        ):
             run.start(resume)
             prepared = prepare(data, root, loaded, run, resume, initial)
             lead(prepared, team)
@@ -167,7 +170,7 @@ def train(
                 for line in lines:
                     log.info("%s", line)
                 if fitted.fit.interrupted:
-                    again = resume_command(data, root, loaded, run, init)
+                    again = resume_command(data, root, loaded, run, init, devices)
                     log.warning("the run was interrupted; resume it with: %s", again)
                 else:
                     run.finish()
@@ -190,11 +193,12 @@ def _interrupt_explained(
     recipe: Recipe,
     run: RunFolder,
     init: str | Path | None,
+    devices: int | None,
 ) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        again = resume_command(data, root, recipe, run, init)
+        again = resume_command(data, root, recipe, run, init, devices)
         raise KeyboardInterrupt(f"resume the run with: {again}") from None
 
 
