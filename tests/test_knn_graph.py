@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from twinlens.clusters import knn_graph
 from twinlens.clusters.knn_graph import nearest_neighbours
 from twinlens.errors import DataError
 from twinlens.measure import pairs
@@ -81,3 +82,42 @@ def test_nan_is_an_error() -> None:
     emb[4, 1] = np.nan
     with pytest.raises(DataError, match="NaN: the embeddings are broken"):
         nearest_neighbours(emb, comparison_of("euclidean", 3), neighbours=2)
+
+
+@pytest.mark.parametrize("name", ["euclidean", "cosine"])
+def test_cells_hold_nearly_all_neighbours(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any share that is wanted; rows beside their distances; and queries of a few only."""
+    emb = embeddings(3000, 8) + 3 * embeddings(60, 8)[np.arange(3000) % 60]
+    comparison = comparison_of(name, 8)
+    angular = name == "cosine"
+    exact = nearest_neighbours(emb, comparison, neighbours=10, angular=angular)
+    monkeypatch.setattr(knn_graph, "EXACT", 0)
+    monkeypatch.setattr(knn_graph, "IN_CELL", 40)
+    monkeypatch.setattr(knn_graph, "BATCH", 1100)
+    for recall in (0.9, 1.0):
+        monkeypatch.setattr(knn_graph, "RECALL", recall)
+        near = nearest_neighbours(emb, comparison, neighbours=10, angular=angular)
+        kept = (near.row[:, :, None] == exact.row[:, None]).any(axis=1).mean()
+        assert kept > recall - 0.03
+        assert not (near.row == near.query[:, None]).any()
+        assert all(len(set(rows)) == 10 for rows in near.row.tolist())
+        dist = comparison.pairwise(np.repeat(emb, 10, axis=0), emb[near.row.ravel()])
+        np.testing.assert_allclose(near.distance.ravel(), dist, atol=1e-5)
+    query = np.array([5, 2999, 40])
+    some = nearest_neighbours(emb, comparison, neighbours=10, angular=angular, query=query)
+    np.testing.assert_array_equal(np.sort(some.row), np.sort(near.row[query]))
+
+
+def test_cells_of_copies_have_too_few_and_are_searched_exactly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    emb = np.concatenate([np.repeat(embeddings(1, 4), 400, axis=0), 50 + embeddings(200, 4)])
+    exact = nearest_neighbours(emb, comparison_of("euclidean", 4), neighbours=90)
+    monkeypatch.setattr(knn_graph, "EXACT", 0)
+    monkeypatch.setattr(knn_graph, "IN_CELL", 30)
+    monkeypatch.setattr(knn_graph, "RECALL", 0.1)
+    near = nearest_neighbours(emb, comparison_of("euclidean", 4), neighbours=90)
+    assert (near.row >= 0).all()
+    np.testing.assert_allclose(near.distance[:400], exact.distance[:400])
+    with pytest.raises(DataError, match="NaN"):
+        nearest_neighbours(np.where(emb > 52, np.nan, emb), comparison_of("euclidean", 4))
