@@ -28,7 +28,7 @@ import torch
 from benchmarks.photographs import write_photographs
 from benchmarks.table import Line
 from benchmarks.timing import Row, compare, seconds_of
-from twinlens.commands.embed import embed_stream
+from twinlens.commands.embed_rows import embed_stream
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.data.pixel_cache import PixelStream, decode_table
 from twinlens.data.table import ImageTable

@@ -101,12 +101,11 @@ def test_an_old_file_is_replaced_and_never_half(
     out = tmp_path / "all.parquet"
     out.write_text("old")
 
-    def full(table: object, where: Path) -> None:
-        where.write_text("ha")
+    def full(writer: object, table: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("twinlens.commands.embedding_files.pq.write_table", full)
+        patch.setattr("twinlens.commands.embedding_files.pq.ParquetWriter.write_table", full)
         with pytest.raises(DataError, match=r"cannot write .*: No space left on device"):
             twinlens.embed(tiny_run.run, tiny_run.data, out=out, quiet=True)
     assert out.read_text() == "old"
@@ -142,7 +141,7 @@ def test_csv_and_numpy_files_hold_the_same_as_parquet(tiny_run: TinyRun, tmp_pat
 
 def test_other_endings_are_refused_before_any_work(tiny_run: TinyRun, tmp_path: Path) -> None:
     for name in ("e.txt", "e", "e.parquet.gz"):
-        with pytest.raises(DataError, match=r"one of \.parquet, \.csv, \.npy"):
+        with pytest.raises(DataError, match=r"one of \.parquet, \.lance, \.csv, \.npy"):
             twinlens.embed(tiny_run.run, "no such folder", out=tmp_path / name)
     (tmp_path / "e.rows.csv").mkdir()
     with pytest.raises(DataError, match=r"cannot write .*e\.rows\.csv: it is a folder"):

@@ -56,7 +56,7 @@ EXTRAS: Mapping[str, str] = {
     "pillow_jxl": "heif", "pytorch_metric_learning": "losses", "tensorboard": "tensorboard",
     "fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve",
     "pandas": "notebook", "python_multipart": "serve", "huggingface_hub": "hub",
-    "mlflow": "mlflow", "wandb": "wandb",
+    "mlflow": "mlflow", "ray": "scale", "wandb": "wandb",
 }  # fmt: skip
 """Imported package -> the extra of twinlens that installs it."""
 

@@ -30,6 +30,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
            if hasattr(signal, name)]  # fmt: skip
 
 KEPT: Mapping[str, str] = {
+    "embed": "the same command embeds the rest",
     "gallery enrol": "what is enrolled so far is kept; the same command enrols the rest",
     "gallery import": "what is enrolled so far is kept; the same command enrols the rest",
     "serve": "nothing was served yet; the same command starts again",

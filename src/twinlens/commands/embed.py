@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,25 +13,30 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from twinlens.commands.embed_rows import FINGERPRINT, EmbeddingWork, embed_rows, skipped_rows
 from twinlens.commands.embedding_files import check_embedding_file, write_embeddings
 from twinlens.commands.selection import read_pictures
 from twinlens.data.adapters import Data
-from twinlens.data.pixel_cache import PixelStream
-from twinlens.data.quality import PictureQuality, quality_parts, quality_scores, size_part
+from twinlens.data.pixels import DecodeJob
+from twinlens.data.quality import PictureQuality
 from twinlens.data.table import ImageTable
-from twinlens.errors import DataError, PictureError
+from twinlens.errors import ConfigError, DataError, PictureError, unknown_name
 from twinlens.face.faces_of import FacePlace
 from twinlens.face.marks import settings_of_table
+from twinlens.machine import num_threads
 from twinlens.match.answers import require_acquired
 from twinlens.match.matcher import Matcher, Model, Picture
 from twinlens.measure.domain import DomainCheck
 from twinlens.progress import Progress, console_log
+from twinlens.scale.parts import Part, PartFolder, make_parts
+from twinlens.scale.ray_engine import on_ray
+from twinlens.scale.workers import in_processes
 
-__all__ = ["Embedding", "EmbeddingResult", "embed", "embed_pictures", "embed_stream"]
+__all__ = ["Embedding", "EmbeddingResult", "embed", "embed_pictures"]
 
 log = logging.getLogger("twinlens")
 
-BATCH_BYTES, MAX_BATCH = 2**26, 1024  # of the pictures that are decoded, then embedded
+ENGINES = ("processes", "ray")
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +141,9 @@ def embed(
     root: str | Path | None = None,
     as_is: bool = False,
     device: str = "auto",
+    workers: int | None = None,
+    engine: str = "processes",
+    ray_address: str | None = None,
     quiet: bool = False,
 ) -> int:
     """Write the embedding of every picture to a file, with its quality.
@@ -144,9 +153,14 @@ def embed(
     calibration pictures; null if unknown). The ending of the file sets the format:
 
     - .parquet: with the model's fingerprint as metadata; a gallery can import it.
+    - .lance: the same as a Lance table, a folder, for very many pictures.
     - .csv: columns `e0` to `e{D-1}` in place of `embedding`.
     - .npy: float32 embeddings, shape (N, D); the other columns lie beside it in `OUT.rows.csv`, in
       the same order.
+
+    More than a few hundred pictures are embedded in parts, which lie in the folder `OUT.parts`
+    until all are there. After an error or a kill the same command embeds those that are missing.
+    The file does not depend on the number of workers.
 
     Args:
         model: folder of a model or of a run, or a loaded model.
@@ -158,118 +172,127 @@ def embed(
             embeds each face of a photograph, and the columns face, left, top, right and bottom
             have their places.
         device: device of the embeddings, as in `twinlens.load`.
+        workers: number of processes; by default 1, or with Ray one for each core of the cluster.
+        engine: "processes" of this machine, or "ray": those of a Ray cluster, which must reach the
+            pictures by the same paths. It gets the model from here.
+        ray_address: address of the cluster; by default that of the environment variable
+            RAY_ADDRESS, else Ray is started on this machine.
         quiet: log warnings only.
     Returns:
         The number of rows.
     Raises:
-        DataError: pictures that cannot be read, a file that cannot be written, or another ending.
+        ConfigError: no such engine, or no positive number of workers.
+        DataError: pictures that cannot be read, a file that cannot be written, another ending, or
+            workers that die again and again.
+        MissingExtraError: Ray is not installed.
 
     Example:
         >>> twinlens.embed("runs/photos", "photos/", out="photos.parquet")  # doctest: +SKIP
         4096
     """
     check_embedding_file(out)
+    if engine not in ENGINES:
+        raise ConfigError(unknown_name("engine", engine, ENGINES))
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers must be at least 1, found {workers}")
     with console_log(quiet):
         matcher = Matcher.of(model, device)
         matcher = matcher.as_is() if as_is else matcher
-        settings = matcher.data_settings
-        table, places = read_pictures(matcher, data, root), None
+        table = read_pictures(matcher, data, root)
         crop = settings_of_table(table, max_pixels=matcher.max_pixels)
-        if matcher.face is not None and crop is None:
-            table, places = _face_table(matcher, table)
-        stream = PixelStream(
-            table,
-            matcher.picture,
-            max_pixels=settings.max_pixels,
-            max_broken=settings.max_broken,
-        )
-        emb_ND, parts_N3, domain_scores = embed_stream(matcher, stream)
-        parts_N3[:, 1] = size_part(stream.sources(), matcher.picture)
-        for broken in stream.broken:
-            log.warning("skipped %s: %s", broken.path, broken.reason)
-        columns = {
-            "path": _strings(stream.table.path),
-            "identity": _strings(stream.table.identity),
-            "forged": pa.array(stream.table.forged),
-            "embedding": pa.FixedSizeListArray.from_arrays(emb_ND.ravel(), emb_ND.shape[1]),
-            "quality": pa.array(quality_scores(parts_N3), pa.float32()),
-            "domain_score": pa.array(domain_scores, pa.float32()),
-        }
-        if places is not None:
-            columns |= _place_columns([places[name] for name in stream.table.path])
-        rows = pa.table(columns).replace_schema_metadata(
-            {"twinlens.fingerprint": matcher.fingerprint}
-        )
-        write_embeddings(out, rows)
-        return len(rows)
+        photographs = matcher.face is not None and crop is None
+        parts = make_parts(table, matcher.fingerprint, as_is, photographs)
+        if len(parts) == 1 and engine == "processes":  # Nothing to resume.
+            progress = Progress("embedding")
+            rows = embed_rows(matcher, table, photographs, progress)
+            progress.close()
+            num_rows = _check_results(matcher, table, photographs, parts, [rows])
+            _write(out, [rows], num_rows)
+            return num_rows
+        results: Iterator[tuple[Part, pa.Table]]
+        with PartFolder.opened(Path(f"{out}.parts"), parts) as kept, _saying_kept(kept):
+            progress, missing = Progress("embedding"), kept.missing()
+            done = len(table) - sum(map(len, missing))
+            if done:
+                log.info("%d of %d pictures are embedded already", done, len(table))
+            if engine == "ray":
+                work = EmbeddingWork.of(matcher, device, photographs, None, with_files=True)
+                results = on_ray(work, table, missing, workers, ray_address)
+            elif workers is None or workers == 1:
+                results = _in_this_process(matcher, table, missing, photographs, progress)
+            else:
+                threads = max(1, num_threads() // workers)
+                work = EmbeddingWork.of(matcher, device, photographs, threads)
+                results = in_processes(work, table, missing, workers)
+            with closing(progress):
+                for part, rows in results:
+                    kept.write(part, rows)
+                    done += len(part)
+                    progress(done, len(table))
+            paths = kept.results(["path"])
+            num_rows = _check_results(matcher, table, photographs, parts, paths)
+            _write(out, kept.results(), num_rows)
+        return num_rows
 
 
-def _face_table(
-    matcher: Matcher, table: ImageTable
-) -> tuple[ImageTable, dict[str, tuple[str, FacePlace]]]:
-    """A table of the faces of pictures; the picture and the place of each, by its name there.
+def _write(out: str | Path, results: Iterable[pa.Table], num_rows: int) -> None:
+    key = FINGERPRINT.encode()
+    plain = (rows.replace_schema_metadata({key: rows.schema.metadata[key]}) for rows in results)
+    write_embeddings(out, plain, num_rows)
+
+
+@contextmanager
+def _saying_kept(kept: PartFolder) -> Iterator[None]:
+    """After an error, say that the same command goes on."""
+    try:
+        yield
+    except BaseException:
+        num = len(kept.parts) - len(kept.missing())
+        log.warning("%d of %d parts are kept in %s; the same command embeds the rest",
+                    num, len(kept.parts), kept.folder)  # fmt: skip
+        raise
+
+
+def _in_this_process(
+    matcher: Matcher, table: ImageTable, parts: Sequence[Part], photographs: bool, show: Progress
+) -> Iterator[tuple[Part, pa.Table]]:
+    done = len(table) - sum(map(len, parts))
+    for part in parts:
+        start = done
+
+        def progress(num: int, _: int, start: int = start) -> None:
+            show(start + num, len(table))
+
+        yield part, embed_rows(matcher, part.of(table), photographs, progress)
+        done += len(part)
+
+
+def _check_results(
+    matcher: Matcher,
+    table: ImageTable,
+    photographs: bool,
+    parts: Sequence[Part],
+    results: Iterable[pa.Table],
+) -> int:
+    """The number of rows of all parts; names the unreadable pictures.
 
     Raises:
-        DataError: no picture shows a face, or the detector's model file is missing.
+        DataError: too many pictures are unreadable, or no face was found in any.
     """
-    progress, places = Progress("finding faces"), dict[str, tuple[str, FacePlace]]()
-    rows, pixels = list[int](), list[NDArray[np.uint8]]()
-    for row, path in enumerate(table.path):
-        progress(row + 1, len(table))
-        try:
-            faces = matcher.faces(table.picture(row))
-        except PictureError as error:
-            log.warning("skipped %s: %s", path, error.reason)
-            continue
-        for face in faces:
-            places[f"{path}#face{face.place.number}"] = (path, face.place)
-            rows.append(row)
-            pixels.append(np.asarray(face.picture))
-    progress.close()
-    if not rows:
-        raise DataError(f"no face was found in {table.source}; --as-is takes pictures as they are")
-    log.info("%d faces in %d of %d pictures", len(rows), len(set(rows)), len(table))
-    column = np.empty(len(pixels), dtype=object)  # np.array would stack equal sizes.
-    column[:] = pixels
-    names = np.array(list(places), dtype=object)
-    return (
-        ImageTable(names, table.identity[rows], table.forged[rows], table.split[rows],
-                   table.source, None, pixels=column),
-        places,
-    )  # fmt: skip
-
-
-def _place_columns(places: Sequence[tuple[str, FacePlace]]) -> dict[str, pa.Array]:
-    """The columns of the pictures and of the places of their faces, nulls for cropped faces."""
-    sides = zip(*(place.box or (None,) * 4 for _, place in places), strict=True)
-    return {
-        "path": _strings(path for path, _ in places),
-        "face": pa.array([place.number for _, place in places], pa.int32()),
-        **{name: pa.array(side, pa.float32())
-           for name, side in zip(("left", "top", "right", "bottom"), sides, strict=True)},
-    }  # fmt: skip
-
-
-def embed_stream(
-    matcher: Matcher, stream: PixelStream
-) -> tuple[NDArray[np.float32], NDArray[np.float32], list[float | None]]:
-    """Embeddings (N, D), `quality_parts` (N, 3) without sizes, and domain scores of the readable
-    pictures.
-    """
-    progress, total = Progress("embedding"), len(stream.table)
-    height, width = matcher.picture.size
-    size = max(1, BATCH_BYTES // (matcher.picture.channels * height * width))
-    embeddings, parts, scores = [], [], list[float | None]()
-    for seen, pixels in stream.batches(min(size, MAX_BATCH), prefetch=not matcher.on_cpu):
-        embeddings.append(matcher.embed_pixels(pixels))
-        parts.append(quality_parts(pixels, matcher.picture))
-        scores += matcher.domain_scores(embeddings[-1], pixels)
-        progress(seen, total)
-    progress.close()
-    return np.concatenate(embeddings), np.concatenate(parts), scores
-
-
-def _strings(names: Iterable[str]) -> pa.Array:
-    """Strings for Arrow, which needs UTF-8; file names that are not UTF-8 are escaped."""
-    plain = [name.encode("utf-8", "backslashreplace").decode() for name in names]
-    return pa.array(plain, pa.string())
+    num_rows, with_faces, skipped = 0, 0, list[tuple[int, str]]()
+    for part, rows in zip(parts, results, strict=True):
+        num_rows += len(rows)
+        with_faces += len(set(rows["path"].to_pylist())) if photographs else 0
+        skipped += [(part.rows.start + row, reason) for row, reason in skipped_rows(rows)]
+    for row, reason in skipped:
+        log.warning("skipped %s: %s", table.path[row], reason)
+    if photographs:
+        if not num_rows:
+            raise DataError(
+                f"no face was found in {table.source}; --as-is takes pictures as they are"
+            )
+        log.info("%d faces in %d of %d pictures", num_rows, with_faces, len(table))
+        return num_rows
+    settings = matcher.data_settings
+    DecodeJob(table, matcher.picture, settings.max_pixels, settings.max_broken).check(skipped)
+    return num_rows

@@ -1,4 +1,4 @@
-"""Export of a gallery's templates to a Parquet file, and import from one.
+"""Export of a gallery's templates to a Parquet file, and import from one or a Lance table.
 
 Shapes: N templates, D dimensions.
 """
@@ -21,13 +21,16 @@ from PIL import Image
 from twinlens.errors import DataError, GalleryError, PictureError
 from twinlens.files import writing_file
 from twinlens.gallery.core import GalleryCore
+from twinlens.gallery.embedding_table import is_lance_table, opened_table, table_batches
 from twinlens.gallery.enrol_embeddings import AT_ONCE, RowEnrolment, rows_of_embeddings
 from twinlens.gallery.location import READ_ERRORS
 from twinlens.gallery.parquet_file import (
     FINGERPRINT,
     cast_columns,
     check_description,
+    check_types,
     fingerprint_in,
+    known_columns,
     opened,
     packed_texts,
     read_batches,
@@ -102,24 +105,46 @@ def _marked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def import_file(core: GalleryCore, path: Path, progress: Progress | None) -> EnrolResult:
-    """Enrol the rows of a Parquet file; see `Gallery.import_file`."""
+    """Enrol the rows of a Parquet file or a Lance table; see `Gallery.import_file`."""
+    if is_lance_table(path):
+        with opened_table(path) as table:
+            fingerprint = _fingerprint(core, path, table.schema)
+            try:
+                check_types(table.schema, core.dim)
+            except GalleryError as error:
+                raise GalleryError(f"cannot import {path}: {error}") from error
+            names = known_columns(table.schema, core.dim)
+            batches = table_batches(table, names, core.dim)
+            return _import(core, batches, table.count_rows(), path, fingerprint, progress)
     with opened(path) as file:
         columns = file.schema_arrow
-        fingerprint = fingerprint_in(path, columns)
-        # First, since vectors of another model may have another length, a less helpful error.
-        core.check_shape(np.empty((0, core.dim)), fingerprint)
+        fingerprint = _fingerprint(core, path, columns)
         try:
             check_description(file, path.stat().st_size, core.dim)
         except GalleryError as error:
             raise GalleryError(f"cannot import {path}: {error}") from error
     with opened(path, packed_texts(columns)) as file:
-        return _import(core, file, path, fingerprint, progress)
+        batches = read_batches(file, core.dim)
+        return _import(core, batches, file.metadata.num_rows, path, fingerprint, progress)
+
+
+def _fingerprint(core: GalleryCore, path: Path, columns: pa.Schema) -> str:
+    """The model of a file's embeddings, which is the gallery's."""
+    fingerprint = fingerprint_in(path, columns)
+    # First, since vectors of another model may have another length, a less helpful error.
+    core.check_shape(np.empty((0, core.dim)), fingerprint)
+    return fingerprint
 
 
 def _import(
-    core: GalleryCore, file: pq.ParquetFile, path: Path, fingerprint: str, progress: Progress | None
+    core: GalleryCore,
+    batches: Iterator[pa.RecordBatch],
+    total: int,
+    path: Path,
+    fingerprint: str,
+    progress: Progress | None,
 ) -> EnrolResult:
-    total, done, enrolment = file.metadata.num_rows, 0, RowEnrolment(core)
+    done, enrolment = 0, RowEnrolment(core)
     waiting: list[tuple[pa.Table, NDArray[np.bool_]]] = []
 
     def commit() -> None:
@@ -128,7 +153,7 @@ def _import(
             enrolment.add(pa.concat_tables(parts), np.concatenate(forged))
             waiting.clear()
 
-    for batch in read_batches(file, core.dim):
+    for batch in batches:
         try:
             columns = cast_columns(batch, core.dim, done + 1)
             stored = _stored(core, columns, fingerprint, done + 1)

@@ -26,10 +26,13 @@ __all__ = [
     "FINGERPRINT",
     "cast_columns",
     "check_description",
+    "check_types",
     "fingerprint_in",
+    "known_columns",
     "opened",
     "packed_texts",
     "read_batches",
+    "rows_at_once",
 ]
 
 FINGERPRINT = b"twinlens.fingerprint"
@@ -120,15 +123,19 @@ def check_description(file: pq.ParquetFile, size: int, dim: int) -> None:
     Raises:
         GalleryError: columns of other types, or more rows and bytes than fit into its size.
     """
-    _check_columns(file.schema_arrow, dim)
+    check_types(file.schema_arrow, dim)
     _check_size(file.metadata, size)
     # Arrow ends the process if `column` meets damaged statistics; here it raises an error.
     file.scan_contents()
     _check_chunks(file.metadata, dim)
 
 
-def _check_columns(columns: pa.Schema, dim: int) -> None:
-    """Check types before any row is read."""
+def check_types(columns: pa.Schema, dim: int) -> None:
+    """Check the types of the known columns before any row is read.
+
+    Raises:
+        GalleryError: a column of another type, or one that is there twice.
+    """
     for name, kind in _kinds(columns, dim).items():
         if columns.names.count(name) > 1:
             raise GalleryError("it has a column twice")
@@ -191,10 +198,19 @@ def _check_chunks(metadata: pq.FileMetaData, dim: int) -> None:
                 )
 
 
+def known_columns(columns: pa.Schema, dim: int) -> list[str]:
+    """The columns that are imported."""
+    return list(_kinds(columns, dim))
+
+
+def rows_at_once(dim: int) -> int:
+    """Rows that are decoded at once."""
+    return max(1, min(ROWS_READ, NUMBERS_READ // dim))
+
+
 def read_batches(file: pq.ParquetFile, dim: int) -> Iterator[pa.RecordBatch]:
     """The rows of a file, in its known columns; their values are not checked yet."""
-    names = list(_kinds(file.schema_arrow, dim))
-    size = max(1, min(ROWS_READ, NUMBERS_READ // dim))
+    names, size = known_columns(file.schema_arrow, dim), rows_at_once(dim)
     for batch in file.iter_batches(batch_size=size, columns=names, use_threads=False):
         batch.validate(full=True)  # Offsets and UTF-8 of a damaged file.
         yield batch

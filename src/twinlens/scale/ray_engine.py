@@ -1,0 +1,105 @@
+"""Parts of a table on a Ray cluster.
+
+Actors compute, and this process gets their results and writes them. So the cluster needs no disk in
+common, and a part that Ray computes twice, after the loss of a machine, is kept once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from twinlens.data.table import ImageTable
+from twinlens.errors import DataError, TwinlensError, first_line, naming_extras
+from twinlens.scale.parts import Part
+from twinlens.scale.workers import Work
+
+__all__ = ["on_ray"]
+
+HOST_AND_PORT = re.compile(r"(?:ray://)?\[?([^/]+?)\]?:(\d{1,5})")
+SECONDS = 10.0  # to wait for a connection
+RETRIES = 3
+"""How often Ray starts an actor anew, and gives a part to another one."""
+
+
+def on_ray(
+    work: Work,
+    table: ImageTable,
+    parts: Sequence[Part],
+    num_workers: int | None,
+    address: str | None,
+) -> Iterator[tuple[Part, pa.Table]]:
+    """Parts and their results, as they are completed.
+
+    Args:
+        work: computes a result; sent to each machine once.
+        table: the pictures, which the actors must reach by the same paths.
+        parts: parts of the table.
+        num_workers: number of actors, each with a core; None for one for each core.
+        address: address of the cluster; None for that of RAY_ADDRESS, else Ray is started here.
+    Raises:
+        DataError: the cluster cannot be reached, or actors die again and again.
+        MissingExtraError: Ray is not installed.
+        TwinlensError: that of `work`.
+    """
+    with naming_extras("the engine ray"):
+        import ray
+        from ray.util import ActorPool
+
+    if not parts:
+        return
+    was_started = ray.is_initialized()
+    if not was_started:
+        _start(ray, address)
+    try:
+        resources: Any = ray.cluster_resources  # Without types.
+        num = num_workers or max(1, int(resources().get("CPU", 1)))
+        kind = ray.remote(_Actor).options(
+            num_cpus=1, max_restarts=RETRIES, max_task_retries=RETRIES
+        )
+        shared = ray.put(work)
+        pool: Any = ActorPool([kind.remote() for _ in range(min(num, len(parts)))])
+        part_of = {part.name: part for part in parts}
+        results = pool.map_unordered(
+            lambda actor, part: actor.compute.remote(shared, part.name, part.of(table)), parts
+        )
+        for name, rows in results:
+            yield part_of[name], rows
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, TwinlensError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise DataError(f"actors of Ray die again and again: {first_line(error)}") from error
+    finally:
+        if not was_started:
+            ray.shutdown()
+
+
+def _start(ray: Any, address: str | None) -> None:
+    address = address or os.environ.get("RAY_ADDRESS")
+    # A cluster of its own on this machine listens on loopback only.
+    own = {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    try:
+        if address is not None and (place := HOST_AND_PORT.fullmatch(address)):
+            with socket.create_connection((place[1], int(place[2])), SECONDS):
+                pass  # Ray would try for minutes.
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **own)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise DataError(
+            f"cannot reach the Ray cluster {address or 'on this machine'}: {first_line(error)}; "
+            "check the address (--ray-address or RAY_ADDRESS), such as 10.0.0.1:6379"
+        ) from error
+
+
+class _Actor:
+    """A process of the cluster."""
+
+    def compute(self, work: Work, name: str, table: ImageTable) -> tuple[str, pa.Table]:
+        """The name of a part, and its result."""
+        return name, work(table)
