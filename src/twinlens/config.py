@@ -669,6 +669,11 @@ class TrainSettings(Section):
         "Channels last in memory; `auto` is `yes` for networks with convolutions, except on GPUs "
         "that do not multiply bfloat16. Another order gives weights that differ by rounding.",
     )
+    compile: bool = setting(
+        False,
+        "Compile the network by torch.compile: the first steps take a minute or more, the others "
+        "less time on a GPU. On a CPU it needs a C++ compiler.",
+    )
     device: Name = setting(
         "auto", "`cpu`, `cuda`, `cuda:1` and so on; `auto` is the GPU, or the CPU without one."
     )
@@ -690,6 +695,17 @@ class TrainSettings(Section):
         ge=3,
         le=1_000_000,
     )
+    sync_batch_norm: bool = setting(
+        False,
+        "Batch norm by the statistics of the whole batch where several GPUs train; otherwise each "
+        "process normalises its part of the batch by itself.",
+    )
+
+    @model_validator(mode="after")
+    def _whole_batch(self) -> TrainSettings:
+        if self.sync_batch_norm and self.chunk is not None:
+            raise ValueError("sync_batch_norm needs whole batches, found chunk: set one of them")
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSettings:

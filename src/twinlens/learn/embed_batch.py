@@ -23,7 +23,8 @@ from twinlens.data.pixels import PixelRows
 from twinlens.learn.features import BATCH, FrozenPart, can_precompute
 from twinlens.learn.grad_cache import chunks_of, embed_in_chunks, moving_norms
 from twinlens.learn.ranks import ALONE, Ranks
-from twinlens.model.compute import Compute
+from twinlens.learn.read_ahead import ReadAhead
+from twinlens.model.compute import Compute, compiled
 from twinlens.model.encoder import Encoder
 from twinlens.model.plugged_in import Augmentation, is_plugged_in, plugged
 
@@ -119,6 +120,11 @@ class BatchEmbedder:
         self.rotations = settings.sampler.rotations
         self.fill = settings.picture.fill / 255
         self.stored = stored
+        self.network: Callable[[Tensor], Tensor] = encoder
+        if settings.train.compile:
+            self.network = compiled(encoder)
+        is_beside = encoder.device.type == "cuda" or type(images.pixels) is not np.ndarray
+        self.reader = ReadAhead(images.take, encoder.device) if is_beside else None
         if can_precompute(settings):
             self.frozen = FrozenPart(encoder, compute)
             if stored is None:
@@ -154,13 +160,20 @@ class BatchEmbedder:
                 chosen = (view_A == view).to(part.device).view(-1, *[1] * (part.dim() - 1))
                 stored = torch.where(chosen, part, stored)
             return self.encoder.project(self.frozen.after(stored))
+        read = self.images.take if self.reader is None else self.reader
+        pixels = torch.as_tensor(read(batch.row[own_A]))
         if self.chunk is None or self.chunk >= len(own_A):
-            return self._forward(self.pictures(batch, seed, own_A))
+            return self._forward(self._views(pixels, batch, seed, own_A))
         return embed_in_chunks(
-            lambda part: self._forward(self.pictures(batch, seed, own_A[part])),
+            lambda part: self._forward(self._views(pixels[part], batch, seed, own_A[part])),
             chunks_of(len(own_A), self.chunk),
             self.encoder,
         )
+
+    def begin(self, batch: Batch) -> None:
+        """Begin to read the pictures of the next batch, if that takes other hardware."""
+        if self.reader is not None and self.stored is None:
+            self.reader.begin(batch.row[self.ranks.own(len(batch.row))])
 
     def _compute_stored(self, progress: Callable[[int, int], None] | None) -> StoredInputs | None:
         order = np.sort(self.images.row)
@@ -198,20 +211,24 @@ class BatchEmbedder:
             position_A: positions in the batch; None for all.
         """
         at = np.arange(len(batch.row)) if position_A is None else position_A
+        return self._views(torch.from_numpy(self.images.take(batch.row[at])), batch, seed, at)
+
+    def _views(self, pixels_ACHW: Tensor, batch: Batch, seed: int, position_A: Ints) -> Tensor:
+        """The views of `pictures`, of pixels that are read."""
         generator = torch.Generator().manual_seed(seed)
-        pixels = torch.from_numpy(self.images.take(batch.row[at])).to(self.encoder.device)
+        pixels = pixels_ACHW.to(self.encoder.device, non_blocking=True)
         if self.rotations:
-            pixels = quarter_turns(pixels, torch.from_numpy(batch.turns[at]))
+            pixels = quarter_turns(pixels, torch.from_numpy(batch.turns[position_A]))
         if batch.mirrored is not None:
-            pixels = mirror(pixels, torch.from_numpy(batch.mirrored[at]))
-        place = torch.from_numpy(at), len(batch.row)
+            pixels = mirror(pixels, torch.from_numpy(batch.mirrored[position_A]))
+        place = torch.from_numpy(position_A), len(batch.row)
         if self.transform is not None:
             return _transformed(pixels, self.transform, generator, place)
         return augment(pixels.float() / 255, self.augmentation, generator, self.fill, place)
 
     def _forward(self, x_BCHW: Tensor) -> Tensor:
         with self.compute.autocast():
-            emb_BD: Tensor = self.encoder(x_BCHW)
+            emb_BD = self.network(x_BCHW)
         return emb_BD.float()
 
 

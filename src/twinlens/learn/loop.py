@@ -128,6 +128,8 @@ def fit(
         ranks.check_same(_facts(train, val, settings))
     sampler = make_sampler(train.label, train.forged, settings.sampler, settings.seed)
     compute.place(encoder)
+    if settings.train.sync_batch_norm:
+        ranks.synchronise_norms(encoder)
     learner = _make_learner(encoder, comparator, sampler.num_labels, settings, compute)
     learner.ranks = ranks
     run = run if ranks.is_first else None
@@ -165,6 +167,8 @@ def fit(
             batch = sampler.batch(state.step)
             learner.objective.mining = state.mining
             emb_BD = embed(batch, seed)
+            if embed.reader is not None:
+                embed.begin(sampler.batch(state.step + 1))
             if ranks.size > 1:  # A loss may draw, and dropout differs.
                 torch.manual_seed(seed)
             loss = learner.objective(emb_BD, batch)

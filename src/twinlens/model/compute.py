@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from twinlens.config import ModelSettings, TrainSettings
+from twinlens.errors import ConfigError, first_line
 from twinlens.model.device import has_bfloat16, pick_device
 from twinlens.model.encoder import Encoder
 from twinlens.model.plugged_in import is_plugged_in
 
-__all__ = ["Compute", "choose_compute", "deterministic", "time_formats"]
+__all__ = ["Compute", "choose_compute", "compiled", "deterministic", "time_formats"]
 
 WITHOUT_CONVOLUTIONS = ("mlp", "strokes")
 
@@ -81,6 +82,29 @@ def choose_compute(model: ModelSettings, train: TrainSettings) -> Compute:
         bfloat16 if train.precision == "auto" else train.precision == "bfloat16",
         channels_last if train.channels_last == "auto" else train.channels_last == "yes",
     )
+
+
+def compiled(network: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The network as a function that torch compiles at its first call.
+
+    Raises:
+        ConfigError: by the function, if it cannot be compiled.
+    """
+    function = torch.compile(network)
+
+    def call(x_BCHW: torch.Tensor) -> torch.Tensor:
+        try:
+            result: torch.Tensor = function(x_BCHW)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            raise ConfigError(
+                f"train.compile cannot be used here ({first_line(error)}): leave it out, or "
+                "install a C++ compiler"
+            ) from error
+        return result
+
+    return call
 
 
 def time_formats(
