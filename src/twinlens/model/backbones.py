@@ -6,6 +6,7 @@ of `own_backbones`, of timm, and of modules that a program passes (`plugged_in`)
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 from pathlib import Path
 
@@ -22,6 +23,10 @@ from twinlens.model.timm_backbones import Stage, timm_backbone
 from twinlens.model.weights import load_weights
 
 __all__ = ["check_backbone", "feature_widths", "freeze_before", "make_backbone", "num_features"]
+
+FEW_NUMBERS = 1 << 23
+"""Weights and pixels of a network for which a pass on zeros takes milliseconds."""
+WIDEST = 64  # numbers of a feature map for each number of a picture, about
 
 
 def check_backbone(name: str) -> None:
@@ -125,12 +130,16 @@ def feature_widths(backbone: nn.Module, picture: PictureSettings) -> list[int]:
         ConfigError: the network cannot take pictures of this size.
     """
     backbone.eval()
-    # On "meta": a pass takes no time and no memory, whatever the size.
-    tensors = chain(backbone.named_parameters(), backbone.named_buffers())
-    unbuilt = {name: tensor.to("meta") for name, tensor in tensors}
-    x_BCHW = torch.zeros(1, picture.channels, *picture.size, device="meta")
+    tensors = dict(chain(backbone.named_parameters(), backbone.named_buffers()))
+    # On "meta" a pass takes no memory, whatever the size; but the first imports half of torch.
+    numbers = picture.channels * math.prod(picture.size) * WIDEST
+    numbers += sum(tensor.numel() for tensor in tensors.values())
+    device = "cpu" if numbers <= FEW_NUMBERS else "meta"
+    unbuilt = {name: torch.zeros_like(tensor, device=device) for name, tensor in tensors.items()}
+    x_BCHW = torch.zeros(1, picture.channels, *picture.size, device=device)
     try:
-        features = functional_call(backbone, unbuilt, x_BCHW)
+        with torch.device(device):
+            features = functional_call(backbone, unbuilt, x_BCHW)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(
             f"the network cannot take {picture.channels}-channel pictures of "
