@@ -194,11 +194,14 @@ def save_networks(
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_exports() -> Iterator[None]:
-    """torch's exporter reads its own operators anew each time, half of its time in tests."""
+    """Graphs are exported once for all tests, and torch's exporter reads its operators once."""
     with pytest.MonkeyPatch.context() as patch:
         with contextlib.suppress(ImportError):
             from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+            from twinlens.model import graph_templates
+
+            patch.setattr(graph_templates, "template_folder", lambda: Path(EXPORTS.name, "graphs"))
             cached = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
             patch.setattr(ONNXRegistry, "from_torchlib", cached)
         yield

@@ -240,7 +240,7 @@ def test_error_of_an_interrupted_erasure(gallery: Gallery, monkeypatch: pytest.M
     assert gallery.info().num_deletions == 1
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_others_are_never_touched(
     data: st.DataObject, tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory

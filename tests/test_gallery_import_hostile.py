@@ -181,10 +181,10 @@ def claimed(gallery: Gallery, tmp_path: Path, num: int, path: str = "/p/x.png") 
     return tmp_path / "many.parquet"
 
 
-def test_three_million_rows_in_a_few_bytes(gallery: Gallery, tmp_path: Path) -> None:
-    path = claimed(gallery, tmp_path, 3_000_000)
+def test_a_million_rows_in_a_few_bytes(gallery: Gallery, tmp_path: Path) -> None:
+    path = claimed(gallery, tmp_path, 1_000_000)
     assert path.stat().st_size < 100_000
-    refused(gallery, path, r"it claims 3,000,000 rows, which its [\d,]+ bytes cannot hold")
+    refused(gallery, path, r"it claims 1,000,000 rows, which its [\d,]+ bytes cannot hold")
 
 
 @pytest.mark.parametrize("dim", [1, 17, 10**9])
@@ -228,19 +228,19 @@ def test_a_long_name_in_many_rows_takes_no_memory(gallery: Gallery, tmp_path: Pa
     assert memory < 300
 
 
-def test_metadata_of_a_hundred_megabytes(gallery: Gallery, tmp_path: Path) -> None:
+def test_metadata_of_fifty_megabytes(gallery: Gallery, tmp_path: Path) -> None:
     table = file_of(gallery)
-    metadata = table.schema.metadata | {b"more": b"x" * 100_000_000}
+    metadata = table.schema.metadata | {b"more": b"x" * 50_000_000}
     path = written(table.replace_schema_metadata(metadata), tmp_path)
     message, memory = memory_of(gallery, path)
     assert f"cannot read {path}" in message
-    assert memory < 400
+    assert memory < 200
 
 
 @pytest.mark.parametrize("column", ["identity", "thumbnail"])
 def test_a_giant_text_that_is_packed_well(gallery: Gallery, tmp_path: Path, column: str) -> None:
     table = file_of(gallery)
-    given = ["a", "b", "c" * 300_000_000]
+    given = ["a", "b", "c" * 150_000_000]
     kind = pa.string() if column == "identity" else pa.large_binary()
     given = pa.array(given if column == "identity" else [x.encode() for x in given], kind)
     pq.write_table(with_column(table, column, given), tmp_path / "g.parquet", compression="zstd")
