@@ -13,8 +13,9 @@ from digits_run import CPU, TRAIN, digit_settings
 from torch import nn
 
 from twinlens.data.samplers import make_sampler
-from twinlens.errors import TrainingError
+from twinlens.errors import ConfigError, TrainingError
 from twinlens.learn.embed_batch import BatchEmbedder
+from twinlens.learn.grad_cache import moving_norms
 from twinlens.learn.ranks import ALONE, Ranks
 from twinlens.model.encoder import Encoder
 
@@ -47,6 +48,23 @@ def test_every_picture_has_one_rank() -> None:
         assert max(map(len, owned)) - min(map(len, owned)) <= 1
     with pytest.raises(TrainingError, match="a batch of 5 pictures for 3 processes"):
         Ranks(0, 3).check_batch(5)
+
+
+def test_norms_over_ranks_are_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = digit_settings()
+    encoder = Encoder(settings.model, settings.picture).eval()
+    x, weights = torch.rand(4, 1, 8, 8), encoder.state_dict()
+    expected = encoder(x)
+    with pytest.raises(ConfigError, match="needs GPUs"):
+        Ranks(0, 2).synchronise_norms(encoder)
+    with monkeypatch.context() as on_gpu:
+        on_gpu.setattr(torch.Tensor, "is_cuda", True)
+        Ranks(0, 2).synchronise_norms(encoder)
+    learning = moving_norms(encoder.train())
+    assert learning
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in learning)
+    assert encoder.state_dict().keys() == weights.keys()
+    assert torch.equal(encoder.eval()(x), expected)
 
 
 @pytest.mark.parametrize("loud", [False, True])

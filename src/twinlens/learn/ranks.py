@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twinlens.errors import TrainingError
+from twinlens.errors import ConfigError, TrainingError
 from twinlens.learn.grad_cache import moving_norms
 
 __all__ = ["ALONE", "PATIENCE", "Ranks"]
@@ -150,6 +150,24 @@ class Ranks:
                 sent = tensor.detach().contiguous()
                 dist.broadcast(sent, 0)
                 tensor.copy_(sent)
+
+    def synchronise_norms(self, net: nn.Module) -> None:
+        """Make each batch norm that learns use the statistics of all ranks.
+
+        Raises:
+            ConfigError: the network is not on a GPU, which torch needs for that.
+        """
+        if self.size == 1:
+            return
+        if not next(net.parameters()).is_cuda:
+            raise ConfigError("train.sync_batch_norm needs GPUs: leave it out, or set train.device")
+        from timm.layers import convert_sync_batchnorm
+
+        learning = set(moving_norms(net.train()))
+        for parent in list(net.modules()):
+            for name, child in parent.named_children():
+                if child in learning:
+                    setattr(parent, name, convert_sync_batchnorm(child))
 
     def check_same(self, facts: Mapping[str, str]) -> None:
         """Refuse ranks that begin with other facts, before a collective call hangs or aborts.
