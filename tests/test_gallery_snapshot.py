@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +26,9 @@ def whole_table(vector_MD: Vectors) -> pa.Table:
     num, dim = vector_MD.shape
     names = pa.array([f"id {row // 3:06d}" for row in range(num)], pa.string())
     column = pa.FixedSizeListArray.from_arrays(pa.array(vector_MD.ravel()), dim)
-    return pa.table({"identity": names, "path": names, "hash": names, "vector": column})
+    times = pa.array(np.arange(num), pa.timestamp("us", "UTC"))
+    named = {"identity": names, "path": names, "hash": names}
+    return pa.table({**named, "time": times, "vector": column})
 
 
 def snapshot_of(vector_MD: Vectors, monkeypatch: pytest.MonkeyPatch, least: int = 0) -> Snapshot:
@@ -164,3 +168,53 @@ def test_a_newer_version_is_seen(tmp_path: Path) -> None:
     assert set(snapshots.latest().identities.to_pylist()) == {"aaron", "zoe"}
     assert len(snapshots.latest()) == 7
     assert len(first) == 6
+
+
+@pytest.mark.parametrize("narrow", [0, 10_000])
+def test_rows_of_rewritten_fragments_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, narrow: int
+) -> None:
+    """Compaction, erasure, renaming, and a new template with an old hash, each in one step."""
+    monkeypatch.setattr(snapshot, "LARGE", 10)
+    monkeypatch.setattr(snapshot, "MOST_SKIPPED", 0.5)
+    monkeypatch.setattr(snapshot, "WORTH_NARROWING", narrow)
+    store = Store.create(tmp_path / "g", DIM, SETTINGS, {})
+    fill(store, **{f"id {number}": 3 for number in range(30)})
+    snapshots, rng = Snapshots(store), np.random.default_rng(0)
+    first = snapshots.latest()
+    store.insert(make_rows(["late"] * 3, vectors(3, seed=8)))
+    snapshots.latest()
+    store.compact()
+    assert snapshots.latest().vector.base is first.vector.base
+    erase(store, "id 7")
+    store.rename("id 3", "zoe")
+    again = store.find("identity = 'id 9'")
+    erase(store, "id 9")
+    moved = pa.array(rng.standard_normal(3 * DIM).astype(np.float32))
+    values = {
+        "vector": pa.FixedSizeListArray.from_arrays(moved, DIM),
+        "time": pc.add(again["time"], pa.scalar(timedelta(seconds=1))),
+    }
+    for name, column in values.items():
+        place = again.schema.get_field_index(name)
+        again = again.set_column(place, again.schema.field(name), column)
+    store.insert(again)
+    kept = snapshots.latest()
+    assert kept.vector.base is first.vector.base
+    whole = Snapshots(store).latest()
+    assert len(kept) == len(whole) == 90
+    assert len(kept.vector) == 99
+    for probe_D in [vectors(1, seed=8)[0], whole.vector[5], *rng.standard_normal((5, DIM))]:
+        for num in (1, 5, 90):
+            results = [snap.nearest(probe_D.astype(np.float32), num) for snap in (kept, whole)]
+            hashes = [
+                snap.hash.take(pa.array(rows)).to_pylist()
+                for snap, (rows, _) in zip((kept, whole), results, strict=True)
+            ]
+            assert hashes[0] == hashes[1]
+            np.testing.assert_array_equal(results[0][1], results[1][1])
+    named = [
+        snap.identities.take(pa.array(snap.code[snap.rows()])).value_counts().to_pylist()
+        for snap in (kept, whole)
+    ]
+    assert sorted(map(str, named[0])) == sorted(map(str, named[1]))

@@ -81,10 +81,17 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 def _add_create(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, metavar="MODEL",
                         help=f"{MODEL_HELP}; the gallery gets a copy")  # fmt: skip
+    parser.add_argument("--shards", type=int, metavar="N",
+                        help="spread identities over N galleries inside, queried as one",
+                        )  # fmt: skip
 
 
 def _create(place: str, **values: Any) -> Any:
     return twinlens.Gallery.create(place, **values).info()
+
+
+def _join(place: str) -> Any:
+    return twinlens.Gallery.join(place).info()
 
 
 def _add_enrol(parser: argparse.ArgumentParser) -> None:
@@ -251,9 +258,9 @@ def _feedback(place: str, device: str, *, list: bool, undo: int | None, **values
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="FILE.parquet", type=Path,
-                        help="file of `twinlens gallery export`, or of `twinlens embed` with the "
-                        "gallery's model")  # fmt: skip
+    parser.add_argument("path", metavar="FILE", type=Path,
+                        help="file of `twinlens gallery export`, or .parquet or .lance of "
+                        "`twinlens embed` with the gallery's model")  # fmt: skip
     quiet_argument(parser)
 
 
@@ -359,6 +366,7 @@ GalleryCommand = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[
 
 GALLERY_COMMANDS: dict[str, GalleryCommand] = {
     "create": ("create an empty gallery for a model", _add_create, _create),
+    "join": ("query the galleries inside a folder as one", _add_nothing, _join),
     "enrol": ("enrol pictures of identities", _add_enrol, _enrol),
     "erase": ("erase an identity and every byte of it", _add_erase, _erase),
     "rename": ("rename an identity", _add_rename, _rename),

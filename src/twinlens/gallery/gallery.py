@@ -90,6 +90,7 @@ class Gallery:
         place: str | Path,
         model: Model,
         *,
+        shards: int | None = None,
         options: Mapping[str, str] | None = None,
         device: str = "auto",
     ) -> Gallery:
@@ -98,6 +99,8 @@ class Gallery:
         Args:
             place: new or empty folder, or an address such as `s3://bucket/faces`.
             model: model folder, run folder, or a loaded model.
+            shards: number of galleries inside, over which identities are spread by their hash; all
+                are queried as one. None for a single gallery.
             options: Lance's `storage_options` for the object store.
             device: as in `Matcher.load`.
         Raises:
@@ -107,10 +110,37 @@ class Gallery:
         from twinlens.match.matcher import Matcher
 
         matcher = Matcher.of(model, device)
+        if shards is not None:
+            from twinlens.gallery.sharded import create_sharded
+
+            return create_sharded(place, matcher, shards, options, device)
         dim = matcher.settings.embedding
         with model_files(matcher) as files:
             store = Store.create(place, dim, new_settings(matcher), files, options=options)
         return cls(GalleryCore(store, device))
+
+    @classmethod
+    def join(
+        cls,
+        place: str | Path,
+        *,
+        options: Mapping[str, str] | None = None,
+        device: str = "auto",
+    ) -> Gallery:
+        """Join the galleries inside a folder or bucket, to be queried as one by one threshold.
+
+        They stay galleries of their own. Join again after one was added.
+
+        Args:
+            place: folder whose folders are galleries, or an address.
+            options: Lance's `storage_options` for the object store.
+            device: as in `Matcher.load`.
+        Raises:
+            GalleryError: no galleries inside, or of several models.
+        """
+        from twinlens.gallery.sharded import join
+
+        return join(place, options=options, device=device)
 
     @classmethod
     def open(
@@ -134,6 +164,10 @@ class Gallery:
             GalleryError: missing, damaged, or of a newer format.
         """
         store = Store.open(place, options=options)
+        if "shards" in store.settings():
+            from twinlens.gallery.sharded import open_sharded
+
+            return open_sharded(store, device, threads, as_is)
         return cls(GalleryCore(store, device, threads, as_is=as_is))
 
     def __repr__(self) -> str:

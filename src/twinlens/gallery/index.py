@@ -21,7 +21,7 @@ from twinlens.gallery.settings import IndexMeasurement
 from twinlens.gallery.snapshot import vectors
 from twinlens.gallery.store import CleanupResult, Store
 
-__all__ = ["measured_index", "needs_index", "optimize", "sweep"]
+__all__ = ["measured_index", "median_time", "needs_index", "optimize", "sweep"]
 
 MAX_PARTITIONS = 1024
 """More would take long to build, and to compare with a probe."""
@@ -73,7 +73,7 @@ def optimize(
     index = settings["index"]
     step()
     cleared = sweep(store, deletions)
-    milliseconds = _median_time(core)
+    milliseconds = median_time(core)
     step()
     return OptimizeResult(
         num,
@@ -145,9 +145,7 @@ def _of_partitions(
 
 def _probes(core: GalleryCore, num: int) -> tuple[Floats, list[str]]:
     """A sample of templates, spread over the table, and their hashes."""
-    total = core.store.count()
-    rows = np.linspace(0, total - 1, min(num, total)).astype(np.int64).tolist()
-    sample = core.store.read(lambda table: table.take(rows, columns=["vector", "hash"]))
+    sample = core.store.sample(num, ["vector", "hash"])
     return vectors(sample["vector"]), sample["hash"].to_pylist()
 
 
@@ -175,7 +173,7 @@ def _exact(core: GalleryCore, probe_PD: Floats, own_P: list[str]) -> list[set[st
     return [set(row[:NEAREST]) for row in others]
 
 
-def _median_time(core: GalleryCore) -> float | None:
+def median_time(core: GalleryCore) -> float | None:
     """Median milliseconds of a search for identities, once everything is loaded."""
     if not len(core):
         return None

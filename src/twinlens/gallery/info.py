@@ -41,6 +41,7 @@ class GalleryInfo(Result):
         num_deletions: interrupted erasures; `optimize` completes them.
         num_corrections: corrections by `Gallery.feedback`.
         metric_applied: whether the metric from corrections is applied.
+        num_parts: galleries that it consists of, if it is sharded, else 1.
     """
 
     place: str
@@ -65,6 +66,7 @@ class GalleryInfo(Result):
     num_deletions: int
     num_corrections: int
     metric_applied: bool
+    num_parts: int = 1
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -76,6 +78,7 @@ class GalleryInfo(Result):
             "gallery": one_line(self.place, None),
             "holds": f"{self.num_templates} templates of {self.num_identities} identities, "
             f"{self.num_thumbnails} with a thumbnail, {self.num_bytes / 1e6:.1f} MB",
+            **({"parts": f"{self.num_parts} galleries"} if self.num_parts > 1 else {}),
             "model": f"{self.fingerprint}, {self.dim} dimensions, {self.comparator}",
             "created": self.created,
             "threshold": self._threshold_words(),

@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -25,8 +25,9 @@ from twinlens.model.stored import FINGERPRINT, GALLERY_MODELS, MODEL_FILES
 from twinlens.model.training_record import RECORD_FILE
 
 __all__ = ["LOCKS", "READ_ERRORS", "check_content", "copy_files", "delete_model",
-           "gallery_error", "gallery_errors", "is_panic", "is_remote", "is_taken",
-           "missing_gallery", "model_names", "normalized", "open_files", "table_of"]  # fmt: skip
+           "galleries_inside", "gallery_error", "gallery_errors", "is_panic", "is_remote",
+           "is_taken", "missing_gallery", "model_names", "normalized", "open_files",
+           "table_of"]  # fmt: skip
 
 TABLE = "templates.lance"
 LOCKS = (".lock", ".next")
@@ -83,9 +84,14 @@ def table_of(base: str) -> str:
     return f"{base}/{TABLE}"
 
 
-def is_taken(base: str, files: Mapping[str, Path], options: Mapping[str, str] | None) -> bool:
-    """Whether a place holds a gallery, or files other than those of a killed creation."""
-    created = {*LOCKS, TABLE, *(name.split("/", 1)[0] for name in files)}
+def is_taken(
+    base: str,
+    files: Mapping[str, Path],
+    options: Mapping[str, str] | None,
+    parts: Collection[str] = (),
+) -> bool:
+    """Whether a place holds a gallery, or files of neither a killed creation nor the parts."""
+    created = {*LOCKS, TABLE, *(name.split("/", 1)[0] for name in files), *parts}
     if not is_remote(base):
         folder = Path(base)
         if not folder.is_dir():
@@ -120,6 +126,14 @@ def check_content(place: str) -> None:
                         "gallery has only folders and files of its own; remove it, or restore the "
                         "gallery from a copy (the gallery's folder itself may be a link)"
                     )
+
+
+def galleries_inside(base: str, options: Mapping[str, str] | None) -> list[str]:
+    """Names of the galleries that lie inside a folder or address, sorted."""
+    if not is_remote(base):
+        return sorted(table.parent.name for table in Path(base).glob(f"*/{TABLE}"))
+    names = (name.split("/") for name in open_files(base, options).list())
+    return sorted({name[0] for name in names if len(name) > 2 and name[1] == TABLE})
 
 
 def missing_gallery(place: str) -> GalleryError:

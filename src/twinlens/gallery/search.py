@@ -25,7 +25,7 @@ from twinlens.measure.distances import EuclideanComparison
 from twinlens.measure.fusion import identity_means, rank_identities
 from twinlens.measure.pairs import Comparison
 
-__all__ = ["EXACT_BYTES", "Lookup", "RankedIdentity"]
+__all__ = ["EXACT_BYTES", "Lookup", "RankedIdentity", "listed"]
 
 EXACT_BYTES = 128 << 20
 """Size of the vectors up to which they are kept in memory: 262,144 of 128 dimensions."""
@@ -63,7 +63,7 @@ class Lookup:
     ) -> None:
         self._store, self._plain, self._learned = store, plain, learned
         self._snapshots = Snapshots(store)
-        self._means: tuple[Snapshot, Floats] | None = None
+        self._means: tuple[Snapshot, tuple[Floats, NDArray[np.int64]]] | None = None
         self._mapped: tuple[Snapshot, Metric, Snapshot] | None = None
 
     @property
@@ -181,7 +181,8 @@ class Lookup:
         while True:
             row_S, dist_S = self._nearest_rows(snap, probe_D, num)
             codes, code_S = np.unique(snap.code[row_S], return_inverse=True)
-            if len(codes) >= num_identities:
+            # Names of which all rows are skipped are there too.
+            if len(codes) >= num_identities or num >= len(snap):
                 break
             num *= 8
         names = snap.identities.take(pa.array(codes)).to_numpy(zero_copy_only=False)
@@ -189,14 +190,14 @@ class Lookup:
         code_S = rank[code_S]  # By name, so that the order of ties is that of an index.
         ranked = rank_identities(dist_S[None], code_S, rule, depth)
         path = snap.path.take(pa.array(row_S))
-        return _ranked(ranked.code[0], ranked.distance[0], path, dist_S, code_S, names)
+        return listed(ranked.code[0], ranked.distance[0], path, dist_S, code_S, names)
 
     def _by_means_in_memory(
         self, snap: Snapshot, probe_D: Floats, depth: int
     ) -> list[RankedIdentity]:
-        mean_ID = self._means_of(snap)
+        mean_ID, code_I = self._means_of(snap)
         dist_I = self._distances(mean_ID, probe_D)
-        ranked = rank_identities(dist_I[None], np.arange(len(mean_ID)), "mean", depth)
+        ranked = rank_identities(dist_I[None], code_I, "mean", depth)
         identities = []
         for code, distance in zip(ranked.code[0], ranked.distance[0], strict=True):
             rows = snap.of_identity(code)
@@ -205,11 +206,12 @@ class Lookup:
             identities.append(RankedIdentity(name, float(distance), path))
         return identities
 
-    def _means_of(self, snap: Snapshot) -> Floats:
+    def _means_of(self, snap: Snapshot) -> tuple[Floats, NDArray[np.int64]]:
         means = self._means
         if means is None or means[0] is not snap:
             # Not read again, since another thread may have replaced it meanwhile.
-            means = self._means = snap, identity_means(snap.vector, snap.code)[0]
+            rows = snap.rows() if snap.num_skipped else slice(None)
+            means = self._means = snap, identity_means(snap.vector[rows], snap.code[rows])
         return means[1]
 
     def _nearest_rows(
@@ -252,7 +254,7 @@ class Lookup:
                 rows["path"], dist_S, code_S, names, probe_D, depth, metric
             )
         ranked = rank_identities(dist_S[None], code_S, rule, depth)
-        return _ranked(ranked.code[0], ranked.distance[0], rows["path"], dist_S, code_S, names)
+        return listed(ranked.code[0], ranked.distance[0], rows["path"], dist_S, code_S, names)
 
     def _by_means_of_shortlist(
         self,
@@ -271,7 +273,7 @@ class Lookup:
         mean_ID, code_I = identity_means(self.mapped(metric, vectors(rows["vector"])), code_M)
         dist_I = self._distances(mean_ID, self.mapped(metric, probe_D[None])[0])
         ranked = rank_identities(dist_I[None], code_I, "mean", depth)
-        return _ranked(ranked.code[0], ranked.distance[0], path_S, dist_S, code_S, names)
+        return listed(ranked.code[0], ranked.distance[0], path_S, dist_S, code_S, names)
 
     def _shortlist_distances(
         self, rows: pa.Table, probe_D: Floats, metric: Metric | None
@@ -286,7 +288,7 @@ class Lookup:
         return self._distances(self.mapped(metric, vector_SD), probe_D)
 
 
-def _ranked(
+def listed(
     code_K: NDArray[np.int64],
     dist_K: Floats,
     path_S: pa.Array,
@@ -294,6 +296,7 @@ def _ranked(
     code_S: NDArray[np.int64],
     names: NDArray[Any],
 ) -> list[RankedIdentity]:
+    """The identities of a rank list, each with the path of its nearest template."""
     identities = []
     for code, distance in zip(code_K, dist_K, strict=True):
         if code < 0:

@@ -3,7 +3,8 @@
 `GallerySettings` is the schema of format 1. `open_set` is the gallery's calibration and `index`
 the measurement by `optimize`, both null at first; `pairs` is the model's calibration. `deletions`
 counts erasures begun, `purged` those of which no byte is left. Format 2 has `feedback`, or the
-source of the calibration if that is other pictures than the templates.
+source of the calibration if that is other pictures than the templates. Format 3 is that of a
+sharded gallery.
 """
 
 from __future__ import annotations
@@ -36,15 +37,16 @@ if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
 
 __all__ = ["FORMAT", "GallerySettings", "GalleryState", "IndexMeasurement",
-           "in_format", "model_files", "model_settings", "new_settings", "read_settings",
-           "read_state"]  # fmt: skip
+           "Shards", "in_format", "model_files", "model_settings", "new_settings",
+           "read_settings", "read_state"]  # fmt: skip
 
-FORMAT = 2
+FORMAT = 3
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Partitions = Annotated[int, Field(ge=1, le=1024)]
 Text = Annotated[str, Field(max_length=200)]
+PartName = Annotated[str, Field(max_length=200, pattern=r"^[^/\\.][^/\\]*$")]
 Floats = NDArray[np.float32]
 
 
@@ -68,12 +70,25 @@ class IndexMeasurement(BaseModel):
         return self
 
 
-class GallerySettings(BaseModel):
-    """Settings of a gallery in format 1 or 2."""
+class Shards(BaseModel):
+    """The parts of a sharded gallery.
+
+    `names` are the parts' folders inside the gallery. `by` is "hash" if a new identity goes to the
+    part of its hash, "tenant" if the parts are galleries to enrol into by themselves.
+    """
 
     model_config = STRICT
 
-    format: Literal[1, 2]
+    names: list[PartName] = Field(min_length=1, max_length=1024)
+    by: Literal["hash", "tenant"]
+
+
+class GallerySettings(BaseModel):
+    """Settings of a gallery in format 1 to 3."""
+
+    model_config = STRICT
+
+    format: Literal[1, 2, 3]
     created: Text  # ISO 8601
     deletions: Count
     purged: Count
@@ -86,6 +101,7 @@ class GallerySettings(BaseModel):
     index: IndexMeasurement | None
     calibrated_on: Literal["pictures"] | None = None
     feedback: Feedback | None = None
+    shards: Shards | None = None
 
     @field_validator("created")
     @classmethod
@@ -228,8 +244,8 @@ def read_settings(place: str, values: Mapping[str, Any]) -> GallerySettings:
 
 def in_format(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with the number of the oldest format that can hold them."""
-    is_newer = bool(settings.keys() & {"feedback", "calibrated_on"})
-    return {**settings, "format": 2 if is_newer else 1}
+    number = 2 if settings.keys() & {"feedback", "calibrated_on"} else 1
+    return {**settings, "format": 3 if "shards" in settings else number}
 
 
 def new_settings(matcher: Matcher) -> dict[str, Any]:

@@ -5,9 +5,11 @@ vectors' coordinates along the directions in which they vary most, and the lengt
 the Cauchy-Schwarz inequality these bound each distance from below, and only the few templates that
 may be near are compared in full. The result is exact.
 
-Fragments of the table never change, except for deleted rows. A version that only adds fragments
-loads these, into memory reserved behind the array, so that a query after an enrolment is hardly
-slower than others. Models and fusion rules play no part here.
+A new version reads the fragments of the table that are new only, so that the first query after it
+is hardly slower than others. New templates go into memory reserved behind the array. A compaction
+or an erasure writes templates into other fragments: those that are known by hash, time and name
+keep their rows, and rows of erased ones are skipped until there are many. Models and fusion rules
+play no part here.
 
 Shapes: M templates, I identities, D dimensions, L columns of the narrow array, S of a shortlist.
 """
@@ -15,6 +17,7 @@ Shapes: M templates, I identities, D dimensions, L columns of the narrow array, 
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import lance
@@ -36,7 +39,12 @@ BLOCK = 32
 ROUNDING = 1e-5
 """Largest error of a squared distance by a product, relative to the two squared lengths."""
 
-HELD = ("identity", "path", "hash", "vector")
+NAMES = ("hash", "time", "identity")
+"""Columns that say whether a template is a known one."""
+HELD = (*NAMES, "path", "vector")
+LARGE, MOST_SKIPPED = 20_000, 1 / 8
+"""Templates from which rows of erased ones are skipped, and the most of them, as a share of all.
+Otherwise all are loaded again."""
 SPARE = 1024
 """Rows, at least, that are reserved for templates enrolled later; an eighth of all, if more."""
 
@@ -50,10 +58,12 @@ class Snapshot:
         vector: (M, D) float32.
         room: memory whose first M rows are `vector`; later rows are for `extended`.
         bounds: lower bounds of distances to the vectors.
-        code: (M,) index of each template's identity in `identities`.
+        code: (M,) index of each template's identity in `identities`; -1 for a skipped row.
         identities: (I,) names.
         path: (M,) file of each picture.
         hash: (M,) hash of each picture.
+        time: (M,) time of enrolment.
+        num_skipped: rows of templates that were erased.
     """
 
     version: int
@@ -64,6 +74,8 @@ class Snapshot:
     identities: pa.StringArray
     path: pa.StringArray
     hash: pa.StringArray
+    time: pa.Array
+    num_skipped: int = 0
 
     @classmethod
     def of(cls, version: int, templates: pa.Table) -> Snapshot:
@@ -81,7 +93,26 @@ class Snapshot:
             encoded.dictionary,
             templates["path"].combine_chunks(),
             templates["hash"].combine_chunks(),
+            templates["time"].combine_chunks(),
         )
+
+    def without(self, rows: NDArray[np.int64]) -> Snapshot:
+        """With some rows skipped from now on."""
+        code_M = self.code.copy()
+        code_M[rows] = -1
+        num = self.num_skipped + len(rows)
+        return replace(self, code=code_M, bounds=self.bounds.without(rows), num_skipped=num)
+
+    def known(self, rows: NDArray[np.int64], names: pa.Table) -> NDArray[np.int64]:
+        """The row of each of N templates among `rows`; -1 for another one, shape (N,)."""
+        place_N = pc.index_in(names["hash"], self.hash.take(pa.array(rows)))
+        row_N = np.append(rows, -1)[place_N.fill_null(len(rows)).to_numpy()]
+        code_N = pc.index_in(names["identity"], self.identities).fill_null(-1).to_numpy()
+        time_N = names["time"].combine_chunks().cast(pa.int64()).to_numpy()
+        same_N = (self.code[row_N] == code_N) & (row_N >= 0)
+        old_N = self.time.take(pa.array(np.maximum(row_N, 0))).cast(pa.int64()).to_numpy()
+        same_N &= old_N == time_N
+        return np.where(same_N, row_N, -1)
 
     def extended(self, version: int, templates: pa.Table) -> Snapshot:
         """With the rows of a table behind its own; at most once, since both share `room`."""
@@ -89,30 +120,39 @@ class Snapshot:
         is_known = pc.is_in(names, self.identities)
         identities = pa.concat_arrays([self.identities, names.filter(pc.invert(is_known)).unique()])
         code_N = pc.index_in(names, identities).to_numpy()
-        num = len(self) + len(templates)
-        room_RD = self.room
+        old = len(self.vector)
+        num, room_RD = old + len(templates), self.room
         if num > len(room_RD):
             room_RD = _room(num, room_RD.shape[1])
-            room_RD[: len(self)] = self.vector
-        vectors(templates["vector"], room_RD[len(self) : num])
+            room_RD[:old] = self.vector
+        vectors(templates["vector"], room_RD[old:num])
         return replace(
             self,
             version=version,
             vector=room_RD[:num],
             room=room_RD,
-            bounds=self.bounds.extended(room_RD[:num]),
+            bounds=self.bounds.extended(room_RD[:num]).without(self._skipped()),
             code=np.concatenate([self.code, code_N.astype(np.int64)]),
             identities=identities,
             path=pa.concat_arrays([self.path, *templates["path"].chunks]),
             hash=pa.concat_arrays([self.hash, *templates["hash"].chunks]),
+            time=pa.concat_arrays([self.time, *templates["time"].chunks]),
         )
 
     def __len__(self) -> int:
-        return len(self.vector)
+        return len(self.vector) - self.num_skipped
+
+    def _skipped(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self.code < 0) if self.num_skipped else np.empty(0, np.int64)
+
+    def rows(self) -> NDArray[np.int64]:
+        """The rows of templates."""
+        return np.flatnonzero(self.code >= 0)
 
     def with_vectors(self, vector_MD: NDArray[np.float32]) -> Snapshot:
         """The same templates with other vectors."""
-        return replace(self, vector=vector_MD, bounds=Bounds.of(vector_MD))
+        bounds = Bounds.of(vector_MD).without(self._skipped())
+        return replace(self, vector=vector_MD, bounds=bounds)
 
     def nearest(
         self, probe_D: NDArray[np.float32], num: int
@@ -124,12 +164,14 @@ class Snapshot:
             exactly 0 between equal vectors.
         """
         if num >= len(self):
-            return self._ordered(np.arange(len(self)), probe_D)
+            return self._ordered(self.rows(), probe_D)
         low_M = self.bounds.below(probe_D)
-        edge = np.partition(self._squares(_lowest(low_M, num), probe_D), num - 1)[num - 1]
+        lowest = self._kept(_lowest(low_M, num))
+        edge = np.partition(self._squares(lowest, probe_D), num - 1)[num - 1]
         rows = np.flatnonzero(low_M <= edge)
         if len(rows) > len(self) // 8 and self.bounds.turn is not None:
             rows = np.flatnonzero(Bounds.plain(self.vector).below(probe_D) <= edge)
+        rows = self._kept(rows)
         rows, square_S = self._ordered(rows, probe_D)
         end = np.searchsorted(square_S, square_S[num - 1], side="right")
         return rows[:end], square_S[:end]
@@ -140,6 +182,9 @@ class Snapshot:
         square_S = self._squares(rows, probe_D)
         order = np.argsort(square_S, kind="stable")
         return rows[order], square_S[order]
+
+    def _kept(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return rows[self.code[rows] >= 0] if self.num_skipped else rows
 
     def of_identity(self, code: int) -> NDArray[np.int64]:
         """The rows of one identity."""
@@ -193,6 +238,14 @@ class Bounds:
             self.turn, narrow_ML, np.concatenate([self.square, self.plain(new_ND).square])
         )
 
+    def without(self, rows: NDArray[np.int64]) -> Bounds:
+        """With an infinite bound for some rows."""
+        if not len(rows):
+            return self
+        square_M = self.square.copy()
+        square_M[rows] = np.inf
+        return replace(self, square=square_M)
+
     def below(self, probe_D: NDArray[np.float32]) -> NDArray[np.float32]:
         """Lower bounds of the squared distances, shape (M,)."""
         probe_L = probe_D if self.turn is None else _along(self.turn, probe_D[None])[0]
@@ -229,7 +282,7 @@ class Snapshots:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._fragments: set[str] = set()
+        self._rows: dict[str, NDArray[np.int64]] = {}  # Of the snapshot, by fragment.
         self._latest: Snapshot | None = None
         self._lock = threading.Lock()
 
@@ -242,16 +295,73 @@ class Snapshots:
             return self._latest
 
     def _load(self, table: lance.LanceDataset) -> Snapshot:
-        fragments = {repr(part.metadata.to_json()): part for part in table.get_fragments()}
-        old = self._latest if self._fragments <= fragments.keys() else None
-        new = [part for key, part in fragments.items() if old is None or key not in self._fragments]
-        empty = table.schema.empty_table().select(HELD)
-        rows = pa.concat_tables([empty, *(part.to_table(columns=list(HELD)) for part in new)])
-        check_rows(rows)
-        make = Snapshot.of if old is None else old.extended
-        snap = make(int(table.version), rows)
-        self._fragments = set(fragments)
-        return snap
+        parts = {repr(part.metadata.to_json()): part for part in table.get_fragments()}
+        gone = [rows for key, rows in self._rows.items() if key not in parts]
+        new = {key: part for key, part in parts.items() if key not in self._rows}
+        snap = self._latest
+        if snap is not None and gone:
+            snap = self._replaced(snap, np.concatenate(gone), new)
+        elif snap is not None:
+            snap = self._extended(snap, new)
+        if snap is None:
+            self._rows = {}
+            empty = table.schema.empty_table().select(HELD)
+            tables = [_read(part, HELD) for part in parts.values()]
+            snap = Snapshot.of(0, pa.concat_tables([empty, *tables]))
+            self._number(parts, tables, np.arange(len(snap)))
+        self._rows = {key: rows for key, rows in self._rows.items() if key in parts}
+        return replace(snap, version=int(table.version))
+
+    def _extended(self, snap: Snapshot, new: Mapping[str, lance.LanceFragment]) -> Snapshot:
+        """With all templates of new fragments."""
+        tables = [_read(part, HELD) for part in new.values()]
+        num = sum(map(len, tables))
+        self._number(new, tables, len(snap.vector) + np.arange(num))
+        return snap.extended(snap.version, pa.concat_tables(tables)) if num else snap
+
+    def _replaced(
+        self, snap: Snapshot, gone: NDArray[np.int64], new: Mapping[str, lance.LanceFragment]
+    ) -> Snapshot | None:
+        """With the templates of new fragments in place of some rows; None if too many change."""
+        if len(snap) < LARGE or not new:
+            return None
+        tables = [_read(part, NAMES) for part in new.values()]
+        names = pa.concat_tables(tables)
+        row_N = snap.known(gone, names)
+        lost, is_new = np.setdiff1d(gone, row_N), row_N < 0
+        num_new = np.count_nonzero(is_new)
+        if snap.num_skipped + len(lost) + num_new > MOST_SKIPPED * len(snap):
+            return None
+        snap = snap.without(lost) if len(lost) else snap
+        row_N[is_new] = len(snap.vector) + np.arange(num_new)
+        ends = np.cumsum([len(part) for part in tables])
+        offsets = [np.flatnonzero(part) for part in np.split(is_new, ends[:-1])]
+        rows = [_read(part, HELD, at) for part, at in zip(new.values(), offsets, strict=True)
+                if len(at)]  # fmt: skip
+        self._number(new, tables, row_N)
+        return snap.extended(snap.version, pa.concat_tables(rows)) if rows else snap
+
+    def _number(
+        self,
+        parts: Mapping[str, lance.LanceFragment],
+        tables: Sequence[pa.Table],
+        row_N: NDArray[np.int64],
+    ) -> None:
+        """Keep the rows of fragments, which follow each other in `row_N`."""
+        ends = np.cumsum([len(part) for part in tables])
+        self._rows |= dict(zip(parts, np.split(row_N, ends[:-1]), strict=bool(parts)))
+
+
+def _read(
+    part: lance.LanceFragment, columns: Sequence[str], rows: NDArray[np.int64] | None = None
+) -> pa.Table:
+    """Checked rows of a fragment; all by default."""
+    if rows is None:
+        table = part.to_table(columns=list(columns))
+    else:
+        table = part.take(rows.tolist(), columns=list(columns))
+    check_rows(table)
+    return table
 
 
 def _room(num: int, dim: int) -> NDArray[np.float32]:

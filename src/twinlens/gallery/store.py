@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -50,7 +50,7 @@ from twinlens.gallery.schema import (
 )
 from twinlens.gallery.table import Table
 
-__all__ = ["CleanupResult", "Store"]
+__all__ = ["CleanupResult", "Store", "name_taken"]
 
 VECTOR_INDEX = "vector_idx"
 NAMED = ("identity", "hash")
@@ -66,7 +66,10 @@ REFINED = 32
 distances, and most of a query's time."""
 
 MAX_FRAGMENTS = 100
-"""Fragments of the table, one per commit, above which they are compacted."""
+"""Small fragments of the table, one per commit, above which they are compacted."""
+FRAGMENT_ROWS = 1 << 16
+"""Rows of a fragment that is left alone by a compaction, unless rows of it are deleted. Readers
+read new fragments, so that few large ones would hold up their next query."""
 
 DELETED_AT_ONCE = 1000
 
@@ -109,15 +112,18 @@ class Store:
         files: Mapping[str, Path],
         *,
         options: Mapping[str, str] | None = None,
+        parts: Collection[str] = (),
     ) -> Store:
         """Create an empty table, with `files` copied beside it under their names.
+
+        Galleries named `parts` may be there already.
 
         Raises:
             GalleryError: the place is taken, or cannot be written.
         """
         base = normalized(place)
         with gallery_errors(f"cannot create the gallery {place}"):
-            if is_taken(base, files, options):
+            if is_taken(base, files, options, parts):
                 raise GalleryError(f"{place} exists already: name a new or an empty place")
             if not is_remote(base):
                 Path(base).parent.mkdir(parents=True, exist_ok=True)
@@ -228,6 +234,16 @@ class Store:
         wanted = dict(columns) if isinstance(columns, Mapping) else list(columns)
         return self._rows(lambda table: table.to_table(columns=wanted, filter=where, limit=limit))
 
+    def sample(self, num: int, columns: Sequence[str]) -> pa.Table:
+        """About `num` templates, spread over the table."""
+
+        def take(table: lance.LanceDataset) -> pa.Table:
+            total = table.count_rows()
+            rows = np.linspace(0, total - 1, min(num, total)).astype(np.int64)
+            return table.take(rows.tolist(), columns=list(columns))
+
+        return self._rows(take)
+
     def _rows(self, action: Callable[[lance.LanceDataset], pa.Table]) -> pa.Table:
         """Read rows, and check them."""
 
@@ -323,10 +339,11 @@ class Store:
                         f"{settings.get(name)} instead of {value}; open it again"
                     )
             counts = table.merge_insert("hash").when_not_matched_insert_all().execute(rows)
-            return int(counts["num_inserted_rows"]), len(table.get_fragments())
+            sizes = [part.physical_rows for part in table.get_fragments()]
+            return int(counts["num_inserted_rows"]), sum(num < FRAGMENT_ROWS for num in sizes)
 
-        num, num_fragments = self.table.write(merged)
-        if num_fragments > MAX_FRAGMENTS:
+        num, num_small = self.table.write(merged)
+        if num_small > MAX_FRAGMENTS:
             # Each commit adds a few files, which every later read has to open.
             self.compact()
             self.clear()
@@ -351,10 +368,7 @@ class Store:
             if not table.count_rows(filter=of_old):
                 return 0
             if not merge and (num := table.count_rows(filter=of_new)):
-                raise GalleryError(
-                    f"the identity {new[:80]!r} exists already, with {num} templates: give "
-                    "--merge (merge=True) to put both under that name"
-                )
+                raise name_taken(new, num)
             counts = table.update({"identity": quoted(new)}, where=of_old)
             if change is not None:
                 self._change(table, change)
@@ -460,7 +474,9 @@ class Store:
     def compact(self) -> None:
         """Merge small files, and rewrite files with deleted rows without them."""
         self.table.write(
-            lambda table: table.optimize.compact_files(materialize_deletions_threshold=0.0),
+            lambda table: table.optimize.compact_files(
+                target_rows_per_fragment=FRAGMENT_ROWS, materialize_deletions_threshold=0.0
+            ),
             single=False,
         )
 
@@ -531,6 +547,14 @@ class Store:
             for name in names:
                 if name is not None and name != used:
                     delete_model(self.place, name, self.table.options)
+
+
+def name_taken(name: str, num: int) -> GalleryError:
+    """The error for a new name that has `num` templates already."""
+    return GalleryError(
+        f"the identity {name[:80]!r} exists already, with {num} templates: give --merge "
+        "(merge=True) to put both under that name"
+    )
 
 
 def _settings(table: lance.LanceDataset) -> dict[str, Any]:
