@@ -68,7 +68,9 @@ def plugged_name(part: object) -> str:
     while isinstance(part, partial):
         part = part.func
     named = part if hasattr(part, "__qualname__") else type(part)
-    return f"{PREFIX}{named.__module__}.{named.__qualname__}"
+    # The script of a program has another name in processes that it starts.
+    module = "__main__" if named.__module__ == "__mp_main__" else named.__module__
+    return f"{PREFIX}{module}.{named.__qualname__}"
 
 
 @contextmanager
