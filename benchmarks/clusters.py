@@ -71,13 +71,14 @@ def main() -> None:
     parser.add_argument("--each", type=int, help="with --quality: at most so many of an identity")
     args = parser.parse_args()
     matcher = Matcher.load(args.run)
-    parts = {split: embedded(matcher, args.data, args.root, split) for split in ("val", "test")}
     if args.quality:
-        for split, (emb, label) in parts.items():
+        for split in ("val", "test"):
+            emb, label = embedded(matcher, args.data, args.root, split)
             few = first_of_each(label, args.each)
             quality(matcher, emb[few], label[few], split)
     else:
-        scale(matcher, *parts["test"], args.num, args.method, args.min_size)
+        emb, label = embedded(matcher, args.data, args.root, "test")
+        scale(matcher, emb, label, args.num, args.method, args.min_size)
 
 
 def embedded(matcher: Matcher, data: str, root: str | None, split: str) -> tuple[Any, Any]:

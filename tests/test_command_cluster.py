@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import PictureFolder, TinyRun, draw_pictures
 from PIL import Image
@@ -517,3 +518,132 @@ def test_constraints_of_a_gallery_name_pictures_by_their_paths(
     empty = twinlens.Gallery.create(tmp_path / "empty", tiny_run.run)
     with pytest.raises(GalleryError, match="is empty"):
         twinlens.cluster(empty.place, out=tmp_path / "y", quiet=True)
+
+
+# --- the method ---------------------------------------------------------------------------------
+
+
+def test_hdbscan_and_the_choice_by_labels(
+    tiny_run: TinyRun, flat: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(name: str, **settings: Any) -> Any:
+        return twinlens.cluster(tiny_run.run, flat, out=tmp_path / name, quiet=True, **settings)
+
+    result = run("a", method="hdbscan", min_size=3)
+    assert (result.cut.least, result.cut.distance, result.clusters) == (3, None, 3)
+    assert result.as_json()["method"] == "hdbscan"
+    assert "HDBSCAN, clusters of 3 pictures or more" in result.as_text()
+    page = (tmp_path / "a" / "clusters.html").read_text()
+    assert "HDBSCAN chose them by density, from 3 pictures on" in page
+    monkeypatch.setattr("twinlens.commands.cluster.MANY", 12)
+    assert run("b").cut.least == 5
+    assert run("c", threshold=0.1).cut.method == "linkage"
+    words = ["cluster", str(tiny_run.run), str(flat), "--validation", str(tiny_run.data), "--json"]
+    assert main([*words, "--out", str(tmp_path / "d")]) == 0
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    best = max(answer["validation"], key=lambda trial: trial["f"])
+    assert (answer["method"], answer["threshold"]) == (best["method"], best["threshold"])
+    assert len(answer["validation"]) == err.count("B-cubed F") == 12
+    for settings, message in (
+        ({"method": "kmeans"}, "unknown method 'kmeans'"),
+        ({"method": "hdbscan", "threshold": 1.0}, "threshold and far set where linkage stops"),
+        ({"method": "hdbscan", "far": 0.05}, "threshold and far set where linkage stops"),
+        ({"validation": tiny_run.data, "threshold": 1.0}, "threshold with validation"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run("x", **settings)
+
+
+# --- onto an earlier clustering -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_new_pictures_join_and_corrections_stay(
+    tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path, capsys: Capture, copy: bool
+) -> None:
+    """A cluster renamed, one named in names.csv, a picture moved, one taken out."""
+    later = tmp_path / "later"
+    later.mkdir()
+    for name in ("a4.png", "b3.png", "c2.png"):
+        (flat / name).rename(later / name)
+    old = tmp_path / "old"
+    twinlens.cluster(tiny_run.run, flat, out=old, threshold=cut, copy=copy, quiet=True)
+    homes = {row["path"]: row["cluster"] for row in rows_of(old).values()}
+    assert homes["c0.png"] == "cluster-003"
+    (old / "cluster-002").rename(old / "ben")
+    (old / "names.csv").write_text("cluster,name\ncluster-001,Ann\n")
+    (old / "ben" / "b0.png").rename(old / "cluster-001" / "b0.png")
+    (old / "cluster-001" / "a1.png").unlink()
+    draw_pictures(tmp_path / "more", {"a": 1, "b": 1, "c": 1, "d": 3})
+    for name in ("a4.png", "b3.png", "c2.png"):
+        (later / name).rename(flat / name)
+    for row in range(3):
+        shutil.copy(tmp_path / "more" / "d" / f"{row}.png", flat / f"d{row}.png")
+    words = ["cluster", str(tiny_run.run), str(flat), "--onto", str(old), "--json"]
+    assert main([*words, "--out", str(tmp_path / "new"), *(["--copy"] * copy)]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["new"], answer["pictures"]) == (7, 16)  # a1.png counts as new.
+    assert answer["threshold"] == pytest.approx(cut)  # That of the earlier clustering.
+    rows = {name: row["cluster"] for name, row in rows_of(tmp_path / "new").items()}
+    assert rows["b0.png"] == rows["a0.png"] == rows["a4.png"] == rows["a1.png"] == "cluster-001"
+    assert rows["b1.png"] == rows["b2.png"] == rows["b3.png"] == "ben"
+    assert rows["c0.png"] == rows["c2.png"] == "cluster-003"
+    known = {"cluster-001", "ben", "cluster-003"}
+    assert answer["joined"] == sum(rows[name] in known for name in ("a1.png", "a4.png", "b3.png",
+                                   "c2.png", "d0.png", "d1.png", "d2.png"))  # fmt: skip
+    fresh = set(rows.values()) - known - {"single"}
+    assert fresh <= {"cluster-004", "cluster-005"}
+    names = (tmp_path / "new" / "names.csv").read_text()
+    assert re.search(r"^cluster-001,\d+,Ann$", names, re.MULTILINE)
+    assert re.search(r"^ben,\d+,$", names, re.MULTILINE)
+    # And once more, upon the new one.
+    with pytest.raises(DataError, match=r"all 17 pictures of .*flat are in .*new|all 16 pictures"):
+        twinlens.cluster(tiny_run.run, flat, out=tmp_path / "x", onto=tmp_path / "new", quiet=True)
+
+
+def test_clusters_that_cannot_be_joined(
+    tiny_run: TinyRun, flat: Path, cut: float, tmp_path: Path
+) -> None:
+    def join(model: Any = tiny_run.run, data: Any = tiny_run.data, **settings: Any) -> Any:
+        onto = settings.pop("onto", tmp_path / "old")
+        return twinlens.cluster(model, data, onto=onto, out=tmp_path / "x", quiet=True, **settings)
+
+    twinlens.cluster(tiny_run.run, flat, out=tmp_path / "old", threshold=cut, quiet=True)
+    with pytest.raises(DataError, match="holds no clusters to join: name a folder that"):
+        join(onto=flat)
+    with pytest.raises(ConfigError, match="leave out --method hdbscan and --validation"):
+        join(method="hdbscan")
+    with pytest.raises(ConfigError, match="join clusters by their files"):
+        join(data={"a": np.zeros((2, 8, 8), dtype=np.uint8)})
+    file = tmp_path / "pairs.csv"
+    file.write_text("a,b,link\na0.png,a2.png,cannot\n")
+    with pytest.raises(DataError, match="or an existing cluster joins them"):
+        join(constraints=file)
+    file.write_text("a,b,link\na0.png,b0.png,must\n")
+    result = join(constraints=file, threshold=1e-6)
+    assert rows_of(result.out)["b3.png"]["cluster"] == "cluster-001"  # Merged, by the larger name.
+    shutil.rmtree(result.out)
+    table = pq.read_table(tmp_path / "old" / "embeddings.parquet")
+    metadata = {**table.schema.metadata, b"twinlens.fingerprint": b"other"}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "old" / "embeddings.parquet")
+    with pytest.raises(DataError, match=r"those of another model \(other, not "):
+        join()
+    (tmp_path / "old" / "embeddings.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(DataError, match=r"embeddings.parquet cannot be read .*all pictures again"):
+        join()
+
+
+def test_templates_of_a_gallery_join(tiny_run: TinyRun, tmp_path: Path) -> None:
+    gallery = twinlens.Gallery.create(tmp_path / "gallery", tiny_run.run)
+    files = sorted((tiny_run.data / "thing 1").iterdir())
+    gallery.enrol_files("thing 1", files[:3])
+    first = twinlens.cluster(gallery.place, out=tmp_path / "a", threshold=9, quiet=True)
+    assert (first.clusters, first.new) == (1, None)
+    with pytest.raises(DataError, match=r"all pictures of .* are in"):
+        twinlens.cluster(gallery.place, out=tmp_path / "b", onto=tmp_path / "a", quiet=True)
+    gallery.enrol_files("thing 1", files[3:5])
+    (tmp_path / "a" / "cluster-001").rename(tmp_path / "a" / "one")
+    joined = twinlens.cluster(gallery.place, out=tmp_path / "b", onto=tmp_path / "a", quiet=True)
+    assert (joined.pictures, joined.new, joined.joined) == (5, 2, 2)
+    assert {row["cluster"] for row in rows_of(tmp_path / "b").values()} == {"one"}

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from twinlens.clusters.knn_graph import nearest_neighbours
 from twinlens.clusters.linkage import (
     MAX_MEASURED,
     Clustering,
@@ -242,6 +243,21 @@ def test_constraints_hold_exactly(
         dist = matrix(EUCLID, emb).tolist()
         expected = reference.average_linkage_loop(dist, cut, must, cannot)
         assert partition(clustering.label) == {frozenset(group) for group in expected}
+
+
+def test_new_pictures_join_existing_clusters() -> None:
+    """5 is nearest to the two at 3.5 and 4; the pair at 20 and 20.5 is new; 0 and 1 stay apart."""
+    emb = line(0, 1, 3.5, 4, 5, 20, 20.5)
+    existing = np.array([0, 1, 2, 2, -1, -1, -1])
+    for near in (None, nearest_neighbours(emb, EUCLID, query=np.array([4, 5, 6]))):
+        clustering = cluster_embeddings(emb, EUCLID, threshold=3, existing=existing, near=near)
+        assert partition(clustering.label) == partition([0, 1, 2, 2, 2, 5, 5])
+    linked = cluster_embeddings(
+        emb, EUCLID, threshold=3, existing=existing, must_link=[(0, 2)], cannot_link=[(2, 4)]
+    )
+    assert partition(linked.label) == partition([0, 1, 0, 0, 4, 5, 5])
+    with pytest.raises(DataError, match="or an existing cluster joins them"):
+        cluster_embeddings(emb, EUCLID, threshold=3, existing=existing, cannot_link=[(2, 3)])
 
 
 def test_the_shortest_contradiction() -> None:

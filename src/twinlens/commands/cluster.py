@@ -113,7 +113,6 @@ def cluster(
             raise ConfigError("a gallery is clustered without DATA: leave it out, or give a model")
         matcher = Matcher.of(model, device)
         earlier = _earlier(onto, matcher)
-        wish.method_of(matcher, 0, earlier)  # Before any work.
         table, is_labelled = _read(matcher, data, root, labelled)
         warn_of_photographs(matcher, table)
         if earlier is not None:
@@ -166,10 +165,13 @@ class _Wish:
                 raise ConfigError(f"{name} must be at least 1, found {value}")
         if self.method not in (None, *METHODS):
             raise ConfigError(unknown_name("method", str(self.method), METHODS))
-        if threshold is not None and (self.method == HDBSCAN or self.validation is not None):
+        is_set = threshold is not None or self.far is not None
+        if (is_set and self.method == HDBSCAN) or (
+            threshold is not None and self.validation is not None
+        ):
             raise ConfigError(
-                "threshold sets where linkage stops: leave it out with HDBSCAN, which has none, "
-                "and with validation, which chooses it"
+                "threshold and far set where linkage stops: leave them out with HDBSCAN, which has "
+                "none, and threshold with validation, which chooses it"
             )
 
     def least_of(self, cut: Cut) -> int:
@@ -191,9 +193,9 @@ class _Wish:
             known = earlier.distance
             if known is not None and self.threshold is None and self.far is None:
                 return replace(plain, distance=known, target_far=earlier.target_far), []
-        if self.validation is not None and num:
+        if self.validation is not None:
             return self._validated(matcher, plain)
-        is_open = self.method is None and self.threshold is None and earlier is None
+        is_open = self.method is None and self.threshold is self.far is earlier is None
         if self.method == HDBSCAN or (is_open and num > MANY):
             if self.method is None:
                 log.info("HDBSCAN groups more than %d pictures, unless --method is given", MANY)
@@ -289,7 +291,6 @@ def _of_gallery(
         raise GalleryError(f"{error}; or name the pictures: twinlens cluster MODEL DATA") from error
     matcher = gallery.matcher
     earlier = _earlier(onto, matcher)
-    wish.method_of(matcher, 0, earlier)  # Before any work.
     out = check_output_folder(out, "the clusters", None)
     rows = gallery.store.find(columns=["path", "identity", "vector"])
     if not len(rows):
