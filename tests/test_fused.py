@@ -238,7 +238,7 @@ def twice(values: dict[str, Any]) -> None:
         (lambda v: v["members"][0].update(weight=-1), "members.0.weight: input"),
         (lambda v: model_of(v).update(backbone="../x"), "'../x'"),
         (lambda v: model_of(v).update(backbone="fused"), "'fused' is made by `auto`"),
-        (lambda v: model_of(v).update(backbone="strokes"), "the network cannot take"),
+        (lambda v: model_of(v).update(backbone="strokes"), "has another shape"),
         (lambda v: model_of(v).update(embedding=10**12), "members.0.model.embedding"),
         (lambda v: model_of(v).update(channels=[60000, 60000]), "numbers, at most"),
         (lambda v: v["members"][1]["picture"].update(size=[8192, 8192]), "members.1.picture.size"),
