@@ -5,6 +5,8 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # The installation that answers: without torch.
 ANSWER := .venv-answer
+# The tests of a file share its fixtures, and so a process.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-answer test-slow coverage check audit docs bench clean
 
@@ -12,7 +14,7 @@ demo: $(READY)
 	$(VENV)/bin/twinlens demo
 
 test: $(READY)
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest $(PARALLEL)
 
 test-answer: $(ANSWER)/.ready
 	$(ANSWER)/bin/python -m pytest -q -p no:cacheprovider tests/answering
@@ -22,7 +24,7 @@ test-slow: $(READY)
 
 # The same tests as `make test`, a fifth slower; `make check` shows the figure.
 coverage: $(READY)
-	$(PYTHON) -m pytest --cov --cov-report=
+	$(PYTHON) -m pytest $(PARALLEL) --cov --cov-report=
 	@$(coverage-figure)
 
 check: $(READY)
