@@ -22,27 +22,10 @@ from pydantic.fields import FieldInfo
 
 from twinlens.errors import short_repr
 
-__all__ = [
-    "LENGTHS",
-    "SHIFTS",
-    "AugmentSettings",
-    "DataSettings",
-    "FaceSettings",
-    "LossSettings",
-    "Member",
-    "ModelSettings",
-    "OptimizerSettings",
-    "PictureSettings",
-    "SamplerSettings",
-    "Section",
-    "Settings",
-    "TrainSettings",
-    "auto_keys",
-    "marks_of",
-    "setting_fields",
-    "value_text",
-    "without_effect",
-]
+__all__ = ["LENGTHS", "SHIFTS", "AugmentSettings", "DataSettings", "FaceSettings", "LossSettings",
+           "Member", "ModelSettings", "OptimizerSettings", "PictureSettings", "SamplerSettings",
+           "Section", "Settings", "TrainSettings", "auto_keys", "marks_of", "setting_fields",
+           "value_text", "without_effect"]  # fmt: skip
 
 T = TypeVar("T")
 

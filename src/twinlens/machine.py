@@ -13,15 +13,8 @@ from typing import Any
 from twinlens._version import __version__
 from twinlens.errors import EXTRAS
 
-__all__ = [
-    "available_cores",
-    "installed_extras",
-    "machine",
-    "memory",
-    "num_threads",
-    "providers",
-    "versions",
-]
+__all__ = ["available_cores", "installed_extras", "machine", "memory", "num_threads", "providers",
+           "versions"]  # fmt: skip
 
 PACKAGES = (
     "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "numpy",

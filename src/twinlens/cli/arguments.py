@@ -16,24 +16,10 @@ from typing import Any, NoReturn
 
 from twinlens.errors import ConfigError
 
-__all__ = [
-    "DATA_HELP",
-    "MODEL_HELP",
-    "Command",
-    "Parser",
-    "as_is_argument",
-    "data_argument",
-    "device_argument",
-    "json_argument",
-    "model_argument",
-    "print_json",
-    "print_result",
-    "quality_argument",
-    "quiet_argument",
-    "root_argument",
-    "show_argument",
-    "values_of",
-]
+__all__ = ["DATA_HELP", "MODEL_HELP", "Command", "Parser", "as_is_argument",
+           "data_argument", "device_argument", "json_argument", "model_argument",
+           "print_json", "print_result", "quality_argument", "quiet_argument",
+           "root_argument", "show_argument", "values_of"]  # fmt: skip
 
 DATA_HELP = "a folder, manifest (.csv, .tsv, .parquet), list of pairs, .tar, or set such as digits"
 MODEL_HELP = "folder of a model or of a run, or hf://name/model"

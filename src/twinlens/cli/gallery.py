@@ -37,13 +37,7 @@ if TYPE_CHECKING:
     from twinlens.gallery.gallery import Gallery
     from twinlens.gallery.results import EnrolResult
 
-__all__ = [
-    "GALLERY_COMMANDS",
-    "add_gallery",
-    "add_identify",
-    "add_search",
-    "show_identifications",
-]
+__all__ = ["GALLERY_COMMANDS", "add_gallery", "add_identify", "add_search", "show_identifications"]
 
 log = logging.getLogger("twinlens")
 

@@ -55,13 +55,7 @@ from twinlens.model.training_record import RECORD_FILE, find_record, read_record
 from twinlens.progress import Progress
 from twinlens.recipes import Recipe
 
-__all__ = [
-    "PreparedRun",
-    "choose_run_settings",
-    "prepare",
-    "read_run_table",
-    "run_division",
-]
+__all__ = ["PreparedRun", "choose_run_settings", "prepare", "read_run_table", "run_division"]
 
 log = logging.getLogger("twinlens")
 

@@ -34,18 +34,9 @@ from twinlens.model.training_record import TrainingRecord, find_record, unknown_
 from twinlens.progress import Progress
 from twinlens.report.formatting import count_of
 
-__all__ = [
-    "ProbeGallerySelection",
-    "Selection",
-    "learned_table",
-    "read_data",
-    "read_pictures",
-    "select_pictures",
-    "select_probes_and_gallery",
-    "selection_of_split",
-    "split_as_trained",
-    "warn_of_photographs",
-]
+__all__ = ["ProbeGallerySelection", "Selection", "learned_table", "read_data", "read_pictures",
+           "select_pictures", "select_probes_and_gallery", "selection_of_split", "split_as_trained",
+           "warn_of_photographs"]  # fmt: skip
 
 log = logging.getLogger("twinlens")
 

@@ -19,15 +19,8 @@ from twinlens.data.csv_file import read_csv, write_csv
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, one_line
 
-__all__ = [
-    "ACTIONS",
-    "CorrectedTable",
-    "Finding",
-    "apply_corrections",
-    "read_findings",
-    "write_findings",
-    "write_manifest",
-]
+__all__ = ["ACTIONS", "CorrectedTable", "Finding", "apply_corrections", "read_findings",
+           "write_findings", "write_manifest"]  # fmt: skip
 
 ACTIONS = ("keep", "relabel", "merge", "drop")
 MAX_PROBLEMS = 10

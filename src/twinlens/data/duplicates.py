@@ -17,15 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = [
-    "THUMBNAIL",
-    "equal_pictures",
-    "groups_of_equal",
-    "near_copies",
-    "near_duplicates",
-    "pixel_digest",
-    "thumbnail",
-]
+__all__ = ["THUMBNAIL", "equal_pictures", "groups_of_equal", "near_copies", "near_duplicates",
+           "pixel_digest", "thumbnail"]  # fmt: skip
 
 THUMBNAIL = 16
 

@@ -29,14 +29,8 @@ from twinlens.data.splits import is_identity_disjoint
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import DataError, PictureError
 
-__all__ = [
-    "Inspection",
-    "TableStatistics",
-    "has_color",
-    "inspect_table",
-    "is_blank",
-    "sample_statistics",
-]
+__all__ = ["Inspection", "TableStatistics", "has_color", "inspect_table", "is_blank",
+           "sample_statistics"]  # fmt: skip
 
 BACKGROUND_RANGE = 16  # Grey levels around the border level that count as background.
 BLANK_SHARE = 1e-3  # Largest share of other pixels in a picture that shows nothing.

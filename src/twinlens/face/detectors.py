@@ -27,17 +27,8 @@ from twinlens.face.detection import Detector
 from twinlens.face.geometry import Box, Face, frontality
 from twinlens.parsing import read_content
 
-__all__ = [
-    "DETECTORS",
-    "DetectorChoice",
-    "Haar",
-    "YuNet",
-    "cached_yunet",
-    "choose_detector",
-    "one_thread",
-    "opencv",
-    "yunet_file",
-]
+__all__ = ["DETECTORS", "DetectorChoice", "Haar", "YuNet", "cached_yunet", "choose_detector",
+           "one_thread", "opencv", "yunet_file"]  # fmt: skip
 
 log = logging.getLogger("twinlens")
 

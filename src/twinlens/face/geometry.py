@@ -12,19 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = [
-    "Box",
-    "Eyes",
-    "Face",
-    "Point",
-    "border_colour",
-    "clip",
-    "frontality",
-    "rotated_view",
-    "rotation_matrix",
-    "tilt",
-    "to_pixels",
-]
+__all__ = ["Box", "Eyes", "Face", "Point", "border_colour", "clip", "frontality", "rotated_view",
+           "rotation_matrix", "tilt", "to_pixels"]  # fmt: skip
 
 Point = tuple[float, float]
 Eyes = tuple[Point, Point]

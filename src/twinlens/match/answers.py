@@ -16,14 +16,8 @@ from twinlens.measure.domain import DomainCheck
 if TYPE_CHECKING:
     from twinlens.match.explain import Explanation
 
-__all__ = [
-    "Candidate",
-    "ComparedFaces",
-    "Hit",
-    "IdentifyAnswer",
-    "VerifyAnswer",
-    "require_acquired",
-]
+__all__ = ["Candidate", "ComparedFaces", "Hit", "IdentifyAnswer", "VerifyAnswer",
+           "require_acquired"]  # fmt: skip
 
 
 @dataclass(frozen=True)

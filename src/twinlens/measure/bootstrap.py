@@ -22,18 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 from twinlens.errors import ConfigError
 from twinlens.measure.estimate import Estimate
 
-__all__ = [
-    "LEVEL",
-    "REPLICATES",
-    "Estimate",
-    "check_seed",
-    "estimates",
-    "interval",
-    "mean_estimates",
-    "pair_weights",
-    "replicate",
-    "rule_of_three",
-]
+__all__ = ["LEVEL", "REPLICATES", "Estimate", "check_seed", "estimates", "interval",
+           "mean_estimates", "pair_weights", "replicate", "rule_of_three"]  # fmt: skip
 
 LEVEL = 0.95
 REPLICATES = 200

@@ -20,21 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import CalibrationError, DataError
 
-__all__ = [
-    "DetCurve",
-    "SortedPairs",
-    "auc",
-    "best_accuracy",
-    "det_curve",
-    "eer",
-    "far_at",
-    "frr_at",
-    "larger_rate",
-    "matches",
-    "point_at_far",
-    "tar_at_far",
-    "threshold_at_far",
-]
+__all__ = ["DetCurve", "SortedPairs", "auc", "best_accuracy", "det_curve", "eer",
+           "far_at", "frr_at", "larger_rate", "matches", "point_at_far", "tar_at_far",
+           "threshold_at_far"]  # fmt: skip
 
 Floats = NDArray[np.float64]
 

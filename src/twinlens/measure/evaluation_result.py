@@ -26,12 +26,7 @@ from twinlens.measure.retrieval import RetrievalResult
 from twinlens.measure.trials import OneShotTrialsResult, PairTrialsResult
 from twinlens.measure.verification import VerificationResult
 
-__all__ = [
-    "EvaluationResult",
-    "NearestNeighbourEvaluation",
-    "OpenSetEvaluation",
-    "TrialEvaluation",
-]
+__all__ = ["EvaluationResult", "NearestNeighbourEvaluation", "OpenSetEvaluation", "TrialEvaluation"]
 
 Row = tuple[str, str]
 

@@ -18,16 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from twinlens.errors import ConfigError, DataError, unknown_name
 
-__all__ = [
-    "NOBODY",
-    "RULES",
-    "VOTERS",
-    "RankList",
-    "TemplateGroups",
-    "check_rule",
-    "identity_means",
-    "rank_identities",
-]
+__all__ = ["NOBODY", "RULES", "VOTERS", "RankList", "TemplateGroups", "check_rule",
+           "identity_means", "rank_identities"]  # fmt: skip
 
 RULES = ("nearest", "mean", "vote")
 VOTERS = 5

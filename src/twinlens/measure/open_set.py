@@ -39,14 +39,8 @@ from twinlens.measure.fusion import check_rule
 from twinlens.measure.open_set_split import OpenSetSplit, SplitScores
 from twinlens.measure.pairs import Comparison, OnProgress
 
-__all__ = [
-    "SIZES",
-    "TARGET_FPIRS",
-    "IdentificationAtThreshold",
-    "IdentificationRates",
-    "OpenSetResult",
-    "open_set",
-]
+__all__ = ["SIZES", "TARGET_FPIRS", "IdentificationAtThreshold", "IdentificationRates",
+           "OpenSetResult", "open_set"]  # fmt: skip
 
 TARGET_FPIRS = ("0.01", "0.1")
 SIZES = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)

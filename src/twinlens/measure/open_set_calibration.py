@@ -23,14 +23,8 @@ from twinlens.measure.fusion import check_rule
 from twinlens.measure.probability import Curve, probability_limits
 from twinlens.measure.stored import MAX_COUNT, STRICT, Count, as_plain, read_calibration
 
-__all__ = [
-    "OpenSetCalibration",
-    "check_fpir",
-    "check_num_strangers",
-    "finite_threshold",
-    "kept_ranks",
-    "margins",
-]
+__all__ = ["OpenSetCalibration", "check_fpir", "check_num_strangers", "finite_threshold",
+           "kept_ranks", "margins"]  # fmt: skip
 
 KEPT_EXACTLY, KEPT = 256, 512
 

@@ -18,21 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 from twinlens.data.table import pair_masks
 from twinlens.errors import DataError
 
-__all__ = [
-    "ALL_PAIRS_LIMIT",
-    "BLOCK_BYTES",
-    "SAMPLED_PAIRS",
-    "Comparison",
-    "OnProgress",
-    "PairSet",
-    "blocks",
-    "count_pairs",
-    "draw_pairs",
-    "extract_genuine",
-    "listed_distances",
-    "pair_distances",
-    "sample_pictures",
-]
+__all__ = ["ALL_PAIRS_LIMIT", "BLOCK_BYTES", "SAMPLED_PAIRS", "Comparison", "OnProgress", "PairSet",
+           "blocks", "count_pairs", "draw_pairs", "extract_genuine", "listed_distances",
+           "pair_distances", "sample_pictures"]  # fmt: skip
 
 ALL_PAIRS_LIMIT = 200_000
 SAMPLED_PAIRS = 100_000

@@ -21,18 +21,8 @@ from pydantic.dataclasses import dataclass
 from twinlens.errors import ConfigError
 from twinlens.measure.stored import STRICT
 
-__all__ = [
-    "MAX_FOLDS",
-    "Curve",
-    "Isotonic",
-    "Platt",
-    "at_prior",
-    "check_prior",
-    "fit_isotonic",
-    "fit_platt",
-    "held_out_losses",
-    "probability_limits",
-]
+__all__ = ["MAX_FOLDS", "Curve", "Isotonic", "Platt", "at_prior", "check_prior", "fit_isotonic",
+           "fit_platt", "held_out_losses", "probability_limits"]  # fmt: skip
 
 MAX_FOLDS = 5
 

@@ -36,15 +36,8 @@ from twinlens.measure.estimate import NumberEstimate
 from twinlens.measure.pairs import Comparison, PairSet, draw_pairs, pair_distances
 from twinlens.measure.reliability import ReliabilityPairs, ReliabilityResult
 
-__all__ = [
-    "TARGET_FARS",
-    "ErrorRatesAtThreshold",
-    "PairBootstrap",
-    "PairRates",
-    "SkilledForgeryResult",
-    "VerificationResult",
-    "verification",
-]
+__all__ = ["TARGET_FARS", "ErrorRatesAtThreshold", "PairBootstrap", "PairRates",
+           "SkilledForgeryResult", "VerificationResult", "verification"]  # fmt: skip
 
 TARGET_FARS = ("0.1", "0.01", "0.001")
 _RATES = ("auc", "eer", "accuracy", "threshold")

@@ -21,14 +21,8 @@ from torch.autograd.function import once_differentiable
 
 from twinlens.errors import ConfigError, unknown_name
 
-__all__ = [
-    "COMPARATORS",
-    "Comparator",
-    "TorchComparison",
-    "at_least_float32",
-    "make_comparator",
-    "safe_sqrt",
-]
+__all__ = ["COMPARATORS", "Comparator", "TorchComparison", "at_least_float32", "make_comparator",
+           "safe_sqrt"]  # fmt: skip
 
 # Elements of the largest intermediate tensor of `Network`: 64 MiB of float32.
 BLOCK = 2**24

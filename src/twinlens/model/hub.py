@@ -12,14 +12,8 @@ from typing import Any
 from twinlens.errors import ConfigError, first_line
 from twinlens.files import expand_user
 
-__all__ = [
-    "cached_weights",
-    "check_hub",
-    "download_weights",
-    "hub_problem",
-    "timm_record",
-    "weights_in_folder",
-]
+__all__ = ["cached_weights", "check_hub", "download_weights", "hub_problem", "timm_record",
+           "weights_in_folder"]  # fmt: skip
 
 FOLDER = "TWINLENS_WEIGHTS"
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # weights in a repository of the hub

@@ -20,20 +20,9 @@ from torch import Tensor, nn
 from twinlens.config import ModelSettings, PictureSettings, Settings
 from twinlens.errors import ConfigError, first_line, short_repr
 
-__all__ = [
-    "Augmentation",
-    "Loss",
-    "check_passed",
-    "check_plugged_loss",
-    "check_plugged_transform",
-    "is_plugged_in",
-    "named",
-    "plugged",
-    "plugged_backbone",
-    "plugged_in",
-    "plugged_name",
-    "plugged_width",
-]
+__all__ = ["Augmentation", "Loss", "check_passed", "check_plugged_loss", "check_plugged_transform",
+           "is_plugged_in", "named", "plugged", "plugged_backbone", "plugged_in", "plugged_name",
+           "plugged_width"]  # fmt: skip
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Embeddings (B, D) float32 and labels (B,) int64 to a scalar."""

@@ -24,18 +24,8 @@ from twinlens.model.hub import (
 )
 from twinlens.model.stored import HUB, StartRecord
 
-__all__ = [
-    "FREE",
-    "STARTS",
-    "Pretrained",
-    "Start",
-    "best_start",
-    "describe_start",
-    "find_drawing_start",
-    "find_start",
-    "place_of",
-    "ranked_starts",
-]
+__all__ = ["FREE", "STARTS", "Pretrained", "Start", "best_start", "describe_start",
+           "find_drawing_start", "find_start", "place_of", "ranked_starts"]  # fmt: skip
 
 log = logging.getLogger("twinlens")
 

@@ -29,38 +29,13 @@ from twinlens.model.onnx_file import MAX_SIZE, read_onnx_header
 from twinlens.model.tensor_file import read_layout
 from twinlens.parsing import read_json
 
-__all__ = [
-    "COMPARATOR_GRAPH",
-    "DESCRIPTION",
-    "FINGERPRINT",
-    "FORMAT",
-    "GRAPH",
-    "HUB",
-    "LEARNED_COMPARATORS",
-    "MODEL_FILES",
-    "MODEL_KEY",
-    "OPENVINO_FILES",
-    "PICTURE_KEY",
-    "THRESHOLD_KEY",
-    "WEIGHTS",
-    "WEIGHTS_KEY",
-    "Fingerprint",
-    "ModelDescription",
-    "Origin",
-    "StartRecord",
-    "StoredModel",
-    "damaged_model",
-    "file_sha256",
-    "fingerprint_of",
-    "graph_metadata",
-    "hash_identities",
-    "model_folder",
-    "read_description",
-    "read_stored_model",
-    "read_values",
-    "store_calibration",
-    "write_description",
-]
+__all__ = ["COMPARATOR_GRAPH", "DESCRIPTION", "FINGERPRINT", "FORMAT", "GRAPH", "HUB",
+           "LEARNED_COMPARATORS", "MODEL_FILES", "MODEL_KEY", "OPENVINO_FILES",
+           "PICTURE_KEY", "THRESHOLD_KEY", "WEIGHTS", "WEIGHTS_KEY", "Fingerprint",
+           "ModelDescription", "Origin", "StartRecord", "StoredModel", "damaged_model",
+           "file_sha256", "fingerprint_of", "graph_metadata", "hash_identities",
+           "model_folder", "read_description", "read_stored_model", "read_values",
+           "store_calibration", "write_description"]  # fmt: skip
 
 FORMAT: Final = 3
 GRAPH, COMPARATOR_GRAPH = "model.onnx", "comparator.onnx"

@@ -18,18 +18,8 @@ from twinlens.model.hub import cached_weights, check_hub, timm_record, weights_i
 from twinlens.model.own_backbones import is_own
 from twinlens.model.weights import load_weights
 
-__all__ = [
-    "Stage",
-    "Taps",
-    "has_pretrained",
-    "is_pretrained",
-    "last_blocks",
-    "pretrained_picture",
-    "stage_precedes",
-    "stage_strides",
-    "stage_widths",
-    "timm_backbone",
-]
+__all__ = ["Stage", "Taps", "has_pretrained", "is_pretrained", "last_blocks", "pretrained_picture",
+           "stage_precedes", "stage_strides", "stage_widths", "timm_backbone"]  # fmt: skip
 
 
 class Stage(nn.Module):

@@ -37,16 +37,8 @@ from twinlens.files import writing_file
 from twinlens.model.stored import Origin, hash_identities
 from twinlens.model.tensor_file import read_layout
 
-__all__ = [
-    "NUM_LEARNED",
-    "RECORD_FILE",
-    "TrainingRecord",
-    "find_record",
-    "read_record",
-    "thumbnails_of",
-    "trained_names",
-    "unknown_reason",
-]
+__all__ = ["NUM_LEARNED", "RECORD_FILE", "TrainingRecord", "find_record", "read_record",
+           "thumbnails_of", "trained_names", "unknown_reason"]  # fmt: skip
 
 RECORD_FILE: Final = "trained_on.safetensors"
 RECORD_FORMAT: Final = "1"

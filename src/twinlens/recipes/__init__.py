@@ -27,17 +27,8 @@ from twinlens.errors import (
 )
 from twinlens.parsing import MAX_TOML_BYTES, parse_toml, read_text
 
-__all__ = [
-    "AUTO_KEYS",
-    "Recipe",
-    "as_typed",
-    "load_recipe",
-    "or_unset",
-    "parse_overrides",
-    "recipe_names",
-    "recipe_text",
-    "recipe_values",
-]
+__all__ = ["AUTO_KEYS", "Recipe", "as_typed", "load_recipe", "or_unset", "parse_overrides",
+           "recipe_names", "recipe_text", "recipe_values"]  # fmt: skip
 
 AUTO = "auto"
 

@@ -13,22 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = [
-    "CARD",
-    "GREEN",
-    "GROUND",
-    "INK",
-    "LINE",
-    "MUTED",
-    "RED",
-    "Color",
-    "aspect_ratio",
-    "box_size",
-    "draw_card",
-    "draw_picture",
-    "draw_text",
-    "text_width",
-]
+__all__ = ["CARD", "GREEN", "GROUND", "INK", "LINE", "MUTED", "RED", "Color", "aspect_ratio",
+           "box_size", "draw_card", "draw_picture", "draw_text", "text_width"]  # fmt: skip
 
 Color = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

@@ -17,16 +17,8 @@ from numpy.typing import NDArray
 from twinlens.learn.records import CandidateRow, LearningPoint
 from twinlens.measure.error_rates import matches
 
-__all__ = [
-    "MapPictures",
-    "OperatingPoint",
-    "PicturePair",
-    "ReportContent",
-    "ScoredPairs",
-    "SettingRow",
-    "SplitCount",
-    "worst_rows",
-]
+__all__ = ["MapPictures", "OperatingPoint", "PicturePair", "ReportContent", "ScoredPairs",
+           "SettingRow", "SplitCount", "worst_rows"]  # fmt: skip
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]

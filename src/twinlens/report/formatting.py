@@ -12,17 +12,7 @@ from typing import Any
 
 from twinlens.measure.estimate import percent
 
-__all__ = [
-    "bounds",
-    "cell",
-    "count_of",
-    "dig",
-    "number",
-    "one_in",
-    "percent",
-    "rate",
-    "span",
-]
+__all__ = ["bounds", "cell", "count_of", "dig", "number", "one_in", "percent", "rate", "span"]
 
 
 def number(value: float) -> str:

@@ -19,12 +19,7 @@ from twinlens.report.svg import COLORS, as_svg, new_figure, percent_axis, style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "open_set_plots",
-    "open_set_sentences",
-    "open_set_sizes",
-    "pair_threshold_caution",
-]
+__all__ = ["open_set_plots", "open_set_sentences", "open_set_sizes", "pair_threshold_caution"]
 
 SERIES = (
     ("genuine", "o", "DIR at 1 % FPIR", ("dir_at_fpir", "0.01")),

@@ -34,12 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-__all__ = [
-    "distance_histogram",
-    "identities_curve",
-    "learning_curves",
-    "roc_and_det",
-]
+__all__ = ["distance_histogram", "identities_curve", "learning_curves", "roc_and_det"]
 
 Floats = NDArray[np.floating[Any]]
 Series = tuple[Floats, Floats]

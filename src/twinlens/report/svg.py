@@ -21,15 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "COLORS",
-    "as_svg",
-    "new_figure",
-    "new_figure_with_strip",
-    "percent_axis",
-    "style",
-    "thin",
-]
+__all__ = ["COLORS", "as_svg", "new_figure", "new_figure_with_strip", "percent_axis", "style",
+           "thin"]  # fmt: skip
 
 Floats = NDArray[np.floating[Any]]
 
