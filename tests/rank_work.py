@@ -154,6 +154,16 @@ def train_together(ranks: Ranks, folder: Path) -> None:
     same_on_all(ranks, digest(encoder, comparator), str(result.best_metric))
 
 
+def end_together(ranks: Ranks, folder: Path) -> None:
+    """The clock of rank 0, and the guard, stop all ranks at the same step."""
+    encoder, comparator, result = trained(digit_settings(train={"time_budget": 2.5}), ranks)
+    same_on_all(ranks, digest(encoder, comparator), str(result.steps))
+    diverging = digit_settings(optimizer={"rate": 1e6, "name": "sgd"}, train__validations=60)
+    encoder, comparator, result = trained(diverging, ranks)
+    assert result.steps < 60 or not ranks.is_first
+    same_on_all(ranks, digest(encoder, comparator), str(result.steps))
+
+
 def resume(ranks: Ranks, folder: Path) -> None:
     """A run goes on with any number of ranks; only the first one writes its folder."""
     done = 10 * len(list(folder.glob("on-*")))

@@ -86,7 +86,7 @@ def test_two_ranks_have_the_gradients_of_one_and_refuse_what_differs(tmp_path: P
 
 @pytest.mark.slow
 def test_every_loss_has_its_gradients_and_a_run_goes_on_with_other_ranks(tmp_path: Path) -> None:
-    run_ranks(2, tmp_path, "compare_gradients", "train_together", "resume")
+    run_ranks(2, tmp_path, "compare_gradients", "train_together", "end_together", "resume")
     run_ranks(3, tmp_path, "compare_gradients", "refuse", "train_together", "resume")
     run_ranks(1, tmp_path, "resume")
     assert sorted(path.name for path in tmp_path.glob("on-*")) == ["on-1-20", "on-2-0", "on-3-10"]
