@@ -1,8 +1,8 @@
 """`python -m benchmarks.scale`: embedding by several processes, and the cost of 10^8 pictures.
 
 Made-up photographs (JPEG, 640 x 480, 75 kB) are embedded with EfficientNet-lite0 at 224 pixels,
-with random weights, or with MODEL. For each number of workers, in turns: `twinlens embed --workers N`,
-whole commands of a shell; and the bare loop, which decodes, resizes and runs the graph in as many
+with random weights, or with MODEL. For each number of workers, in turns: whole commands
+`twinlens embed --workers N`; and the bare loop, which decodes, resizes and runs the graph in as many
 processes with a share of the files each, and writes, rates and checks nothing. Two numbers of
 pictures tell the start of a command from its rate. `--ray` adds the engine ray on this machine.
 
@@ -171,14 +171,11 @@ def main() -> None:
     args = parser.parse_args()
     rate = args.rate
     if rate is None:
-        print(
-            "| | workers | start, s | pictures a second | of the bare loop |\n|---|---|---|---|---|"
-        )
-        rates: dict[tuple[str, int], float] = {}
+        print("| | workers | start, s | pictures a second | of the bare loop |")
+        print("|---|---|---|---|---|")
         with tempfile.TemporaryDirectory() as folder:
             rows = list(measured(args, Path(folder)))
-        for name, workers, start, speed in rows:
-            rates[name, workers] = speed
+        rates = {(name, workers): speed for name, workers, _, speed in rows}
         for name, workers, start, speed in rows:
             share = speed / rates["bare", workers]
             print(f"| {name} | {workers} | {start:.1f} | {speed:.1f} | {share:.2f} |")
