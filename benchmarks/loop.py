@@ -24,7 +24,7 @@ from twinlens.config import Settings
 from twinlens.data.folders import read_table
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.samplers import make_sampler
-from twinlens.learn.features import backbone_features
+from twinlens.learn.features import FrozenPart
 from twinlens.learn.loop import LabelledPixels, fit
 from twinlens.learn.objective import Objective
 from twinlens.model.comparators import make_comparator
@@ -155,13 +155,13 @@ def _frozen() -> Iterator[Line]:
         return
     decoded = decode_table(read_table(FACES), FROZEN.picture, max_pixels=10**8, max_broken=0)
     pool = LabelledPixels.of(decoded.pixels, decoded.table.labels(), decoded.table.forged)
-    encoder = Encoder(FROZEN.model, FROZEN.picture)
+    part = FrozenPart(Encoder(FROZEN.model, FROZEN.picture), Compute("cpu"))
     steps = EPOCHS * make_sampler(pool.label, pool.forged, FROZEN.sampler, 0).steps_per_epoch
     row = compare(
         f"frozen EfficientNet-lite0 at 224, {len(pool.label)} faces, {EPOCHS} epochs, {steps} "
         "steps of 256 triplets",
         "one pass of the backbone over the pictures",
-        lambda: _head(pool), lambda: backbone_features(encoder, pool.pixels, Compute("cpu")),
+        lambda: _head(pool), lambda: part.compute_all(pool.pixels, pool.row),
         rounds=3,
     )  # fmt: skip
     step = (row.ours - row.peer) / steps
