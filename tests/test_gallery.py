@@ -83,7 +83,7 @@ def test_places_that_are_no_gallery(tmp_path: Path, gallery: Gallery, tiny_run: 
 def test_a_newer_format_is_refused(gallery: Gallery) -> None:
     gallery.store.change_settings(lambda old: old | {"format": 99})
     with pytest.raises(
-        GalleryError, match=r"has format 99, but twinlens .* reads formats up to 2: upgrade"
+        GalleryError, match=r"has format 99, but twinlens .* reads formats up to 3: upgrade"
     ):
         Gallery.open(gallery.place)
 

@@ -328,7 +328,10 @@ class Snapshots:
         tables = [_read(part, NAMES) for part in new.values()]
         names = pa.concat_tables(tables)
         row_N = snap.known(gone, names)
-        lost, is_new = np.setdiff1d(gone, row_N), row_N < 0
+        is_new, is_lost = row_N < 0, np.zeros(len(snap.vector), np.bool_)
+        is_lost[gone] = True
+        is_lost[row_N[~is_new]] = False
+        lost = np.flatnonzero(is_lost)
         num_new = np.count_nonzero(is_new)
         if snap.num_skipped + len(lost) + num_new > MOST_SKIPPED * len(snap):
             return None

@@ -44,6 +44,7 @@ class GalleryFacts(BaseModel):
     num_deletions: int = Field(description="Interrupted erasures, which `optimize` completes")
     num_corrections: int
     metric_applied: bool
+    num_parts: int = Field(description="Galleries that it consists of, if it is sharded, else 1")
 
 
 class DamagedGallery(BaseModel):
