@@ -205,3 +205,4 @@ def quick_exports() -> Iterator[None]:
             cached = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
             patch.setattr(ONNXRegistry, "from_torchlib", cached)
         yield
+    EXPORTS.cleanup()
