@@ -2,8 +2,8 @@
 
 Made-up photographs (JPEG, 640 x 480, 75 kB) are embedded with EfficientNet-lite0 at 224 pixels,
 with random weights, or with MODEL. For each number of workers, in turns: whole commands
-`twinlens embed --workers N`; and the bare loop, which decodes, resizes and runs the graph in as many
-processes with a share of the files each, and writes, rates and checks nothing. Two numbers of
+`twinlens embed --workers N`; and the bare loop, which decodes, resizes and runs the graph in as
+many processes with a share of the files each, and writes, rates and checks nothing. Two numbers of
 pictures tell the start of a command from its rate. `--ray` adds the engine ray on this machine.
 
 The cost of `--total` pictures follows from the rate of one core, by arithmetic: nothing of that

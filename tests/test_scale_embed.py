@@ -128,16 +128,19 @@ def test_wrong_options_are_refused_before_any_work(
 
 @dataclass(frozen=True)
 class Numbers:
-    """Work that kills its process at a row, once or always."""
+    """Work that kills its process at a row, once or always, or takes long there."""
 
     flag: Path
     row: int
     always: bool = False
+    seconds: float = 0
 
     def __call__(self, table: ImageTable) -> pa.Table:
-        if f"{self.row:06d}" in table.path and (self.always or not self.flag.exists()):
-            self.flag.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if f"{self.row:06d}" in table.path:
+            time.sleep(self.seconds)
+            if self.always or not self.flag.exists():
+                self.flag.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
         return pa.table({"path": table.path.tolist()})
 
 
@@ -156,6 +159,11 @@ def test_parts_of_a_killed_worker_are_given_to_another(tmp_path: Path) -> None:
         for part, rows in in_processes(Numbers(tmp_path / "flag", 20), table, parts, 2)
     }
     assert [name for start in sorted(results) for name in results[start]] == table.path.tolist()
+    begin = time.monotonic()
+    unfinished = in_processes(Numbers(tmp_path / "flag", 20, seconds=99), table, parts[1:3], 2)
+    assert next(unfinished)[0] == parts[2]
+    unfinished.close()
+    assert time.monotonic() - begin < 90
     with pytest.raises(DataError, match="worker processes die at pictures 17 to 32 of data"):
         list(in_processes(Numbers(tmp_path / "flag", 20, always=True), table, parts[1:2], 2))
 
@@ -195,17 +203,18 @@ def test_a_killed_embed_leaves_no_process_and_goes_on(
 RAY = """
 import sys
 from pathlib import Path
+import ray
 from test_scale_embed import Numbers, table_of_numbers
 from twinlens.cli.main import main
-from twinlens.scale import parts
-from twinlens.scale.ray_engine import on_ray
+from twinlens.scale import parts, ray_engine
 
 parts.SMALLEST = 16
 if __name__ == "__main__":
     table = table_of_numbers()
     work = Numbers(Path(sys.argv[1]) / "flag", 20)
+    ray_engine._start(ray, None)  # Once, since it takes long.
     results = {part.rows.start: rows for part, rows in
-               on_ray(work, table, parts.make_parts(table), 1, None)}
+               ray_engine.on_ray(work, table, parts.make_parts(table), 1, None)}
     assert work.flag.exists()
     names = [name for start in sorted(results) for name in results[start]["path"].to_pylist()]
     assert names == table.path.tolist(), names

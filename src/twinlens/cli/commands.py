@@ -299,7 +299,8 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     as_is_argument(parser)
     device_argument(parser)
     parser.add_argument("--workers", type=int, metavar="N",
-                        help="number of processes (1; with ray, one for each core)")  # fmt: skip
+                        help="number of processes (1; with ray, one for each GPU or core)",
+                        )  # fmt: skip
     parser.add_argument("--engine", default="processes", metavar="NAME",
                         help="processes (default) of this machine, or ray: a Ray cluster")
     parser.add_argument("--ray-address", metavar="ADDRESS",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -172,7 +172,8 @@ def embed(
             embeds each face of a photograph, and the columns face, left, top, right and bottom
             have their places.
         device: device of the embeddings, as in `twinlens.load`.
-        workers: number of processes; by default 1, or with Ray one for each core of the cluster.
+        workers: number of processes; by default 1, or with Ray one for each GPU of the cluster if
+            `device` is not "cpu", else one for each core.
         engine: "processes" of this machine, or "ray": those of a Ray cluster, which must reach the
             pictures by the same paths. It gets the model from here.
         ray_address: address of the cluster; by default that of the environment variable
@@ -209,22 +210,24 @@ def embed(
             num_rows = _check_results(matcher, table, photographs, parts, [rows])
             _write(out, [rows], num_rows)
             return num_rows
-        results: Iterator[tuple[Part, pa.Table]]
+        results: Generator[tuple[Part, pa.Table], None, None]
         with PartFolder.opened(Path(f"{out}.parts"), parts) as kept, _saying_kept(kept):
             progress, missing = Progress("embedding"), kept.missing()
             done = len(table) - sum(map(len, missing))
             if done:
                 log.info("%d of %d pictures are embedded already", done, len(table))
             if engine == "ray":
-                work = EmbeddingWork.of(matcher, device, photographs, None, with_files=True)
-                results = on_ray(work, table, missing, workers, ray_address)
+                work = EmbeddingWork.of(matcher, device, photographs, 1, is_elsewhere=True)
+                results = on_ray(
+                    work, table, missing, workers, ray_address, use_gpus=device != "cpu"
+                )
             elif workers is None or workers == 1:
                 results = _in_this_process(matcher, table, missing, photographs, progress)
             else:
                 threads = max(1, num_threads() // workers)
                 work = EmbeddingWork.of(matcher, device, photographs, threads)
                 results = in_processes(work, table, missing, workers)
-            with closing(progress):
+            with closing(progress), closing(results):
                 for part, rows in results:
                     kept.write(part, rows)
                     done += len(part)
@@ -247,15 +250,15 @@ def _saying_kept(kept: PartFolder) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        num = len(kept.parts) - len(kept.missing())
-        log.warning("%d of %d parts are kept in %s; the same command embeds the rest",
-                    num, len(kept.parts), kept.folder)  # fmt: skip
+        if num := len(kept.parts) - len(kept.missing()):
+            log.warning("%d of %d parts are kept in %s; the same command embeds the rest",
+                        num, len(kept.parts), kept.folder)  # fmt: skip
         raise
 
 
 def _in_this_process(
     matcher: Matcher, table: ImageTable, parts: Sequence[Part], photographs: bool, show: Progress
-) -> Iterator[tuple[Part, pa.Table]]:
+) -> Generator[tuple[Part, pa.Table], None, None]:
     done = len(table) - sum(map(len, parts))
     for part in parts:
         start = done

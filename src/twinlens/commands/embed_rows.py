@@ -58,13 +58,13 @@ class EmbeddingWork:
         photographs: bool,
         threads: int | None,
         *,
-        with_files: bool = False,
+        is_elsewhere: bool = False,
     ) -> EmbeddingWork:
-        """The work with a loaded model, on the device on which it is loaded."""
-        device = "cpu" if matcher.on_cpu else device
+        """The work with a loaded model: on the device where it is loaded, or on other machines."""
+        device = "cpu" if matcher.on_cpu and not is_elsewhere else device
         as_is = matcher.stored.description.face is not None and matcher.face is None
         files = None
-        if with_files:
+        if is_elsewhere:
             paths = [matcher.path / name for name in MODEL_FILES]
             files = {path.name: path.read_bytes() for path in paths if path.is_file()}
         return cls(matcher.path, matcher.fingerprint, device, threads, as_is, photographs, files)

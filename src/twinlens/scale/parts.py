@@ -75,7 +75,7 @@ class PartFolder:
     @classmethod
     @contextmanager
     def opened(cls, folder: Path, parts: Sequence[Part]) -> Iterator[PartFolder]:
-        """The folder, locked; it is deleted after the block, and kept after an error.
+        """The folder, locked; it is deleted after the block, and after an error if it is empty.
 
         Raises:
             DataError: another process is at work there, or the folder cannot be written.
@@ -98,6 +98,8 @@ class PartFolder:
             shutil.rmtree(folder, ignore_errors=True)
         finally:
             lock.release()
+            if not any(folder.glob("*.parquet")):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def missing(self) -> list[Part]:
         """The parts without a complete result."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -33,15 +35,18 @@ def on_ray(
     parts: Sequence[Part],
     num_workers: int | None,
     address: str | None,
-) -> Iterator[tuple[Part, pa.Table]]:
+    *,
+    use_gpus: bool = True,
+) -> Generator[tuple[Part, pa.Table], None, None]:
     """Parts and their results, as they are completed.
 
     Args:
         work: computes a result; sent to each machine once.
         table: the pictures, which the actors must reach by the same paths.
         parts: parts of the table.
-        num_workers: number of actors, each with a core; None for one for each core.
+        num_workers: number of actors; None for one for each GPU of the cluster, else each core.
         address: address of the cluster; None for that of RAY_ADDRESS, else Ray is started here.
+        use_gpus: whether each actor reserves a GPU, if the cluster has any.
     Raises:
         DataError: the cluster cannot be reached, or actors die again and again.
         MissingExtraError: Ray is not installed.
@@ -57,13 +62,15 @@ def on_ray(
     if not was_started:
         _start(ray, address)
     try:
-        resources: Any = ray.cluster_resources  # Without types.
-        num = num_workers or max(1, int(resources().get("CPU", 1)))
+        untyped: Any = ray
+        resources = untyped.cluster_resources()
+        num_gpus = int(resources.get("GPU", 0)) if use_gpus else 0
+        num = num_workers or num_gpus or max(1, int(resources.get("CPU", 1)))
         kind = ray.remote(_Actor).options(
-            num_cpus=1, max_restarts=RETRIES, max_task_retries=RETRIES
+            num_cpus=1, num_gpus=min(1, num_gpus), max_restarts=RETRIES, max_task_retries=RETRIES
         )
-        shared = ray.put(work)
-        pool: Any = ActorPool([kind.remote() for _ in range(min(num, len(parts)))])
+        shared, here = ray.put(work), str(Path.cwd())
+        pool: Any = ActorPool([kind.remote(here) for _ in range(min(num, len(parts)))])
         part_of = {part.name: part for part in parts}
         results = pool.map_unordered(
             lambda actor, part: actor.compute.remote(shared, part.name, part.of(table)), parts
@@ -98,7 +105,11 @@ def _start(ray: Any, address: str | None) -> None:
 
 
 class _Actor:
-    """A process of the cluster."""
+    """A process of the cluster, in the folder of the command if its machine has it."""
+
+    def __init__(self, folder: str) -> None:
+        with suppress(OSError):  # Names of pictures may be relative.
+            os.chdir(folder)
 
     def compute(self, work: Work, name: str, table: ImageTable) -> tuple[str, pa.Table]:
         """The name of a part, and its result."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
@@ -31,10 +31,11 @@ log = logging.getLogger("twinlens")
 
 def in_processes(
     work: Work, table: ImageTable, parts: Sequence[Part], num_workers: int
-) -> Iterator[tuple[Part, pa.Table]]:
+) -> Generator[tuple[Part, pa.Table], None, None]:
     """Parts and their results, as they are completed.
 
-    The parts of a process that dies are given to new processes.
+    The parts of a process that dies are given to new processes. Processes end when the generator is
+    closed.
 
     Raises:
         DataError: processes die again and again, or the pictures are functions of this process.
