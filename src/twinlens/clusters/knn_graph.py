@@ -105,7 +105,9 @@ def nearest_neighbours(
     dist_QK = np.empty((len(query_Q), depth), dtype=np.float32)
     if depth and len(query_Q):
         space = _Space(unit(emb_ND) if angular else emb_ND, depth)
-        search = space.exact if num * len(query_Q) <= EXACT else space.by_cells
+        # Making the cells takes as long as N * C distances.
+        is_few = num * len(query_Q) <= max(EXACT, num * num // IN_CELL)
+        search = space.exact if is_few else space.by_cells
         for part, near_BK in search(query_Q):
             row_QK[part] = near_BK
             dist_QK[part] = listed_distances(emb_ND[query_Q[part]], emb_ND, near_BK, comparison)
@@ -163,7 +165,7 @@ class _Space:
 
     def _order(self, row_B: NDArray[Any], row_M: NDArray[Any] | slice) -> Floats:
         """|a - b|^2 / 2 without |a|^2 / 2, which is the same along a row, (B, M)."""
-        order_BM = self.space_ND[row_B] @ self.space_ND[row_M].T
+        order_BM: Floats = self.space_ND[row_B] @ self.space_ND[row_M].T
         np.subtract(self.half_N[row_M], order_BM, out=order_BM)
         return order_BM
 

@@ -195,8 +195,8 @@ class _Wish:
                 return replace(plain, distance=known, target_far=earlier.target_far), []
         if self.validation is not None:
             return self._validated(matcher, plain)
-        is_open = self.method is None and self.threshold is self.far is earlier is None
-        if self.method == HDBSCAN or (is_open and num > MANY):
+        is_open = self.method is None and self.threshold is None and self.far is None
+        if self.method == HDBSCAN or (is_open and earlier is None and num > MANY):
             if self.method is None:
                 log.info("HDBSCAN groups more than %d pictures, unless --method is given", MANY)
             least = LEAST if self.min_size is None else max(2, self.min_size)

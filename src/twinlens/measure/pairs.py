@@ -156,7 +156,7 @@ def pair_distances(
 def listed_distances(
     emb_BD: NDArray[np.float32],
     emb_MD: NDArray[np.float32],
-    row_BS: Ints,
+    row_BS: NDArray[np.integer[Any]],
     comparison: Comparison,
 ) -> NDArray[np.float32]:
     """Distances of each of B embeddings to its own list of rows of M, pair by pair.
