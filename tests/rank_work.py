@@ -140,8 +140,10 @@ def trained(
 
 
 def train_together(ranks: Ranks, folder: Path) -> None:
-    """Ranks end with equal weights, near those of one process, also with batch norm."""
-    plain, curve = digit_settings(**PLAIN), digit_settings(train__steps=30, train__validations=3)
+    """Ranks end with equal weights, near those of one process; a loss may draw."""
+    drawing = {"name": "pml:TripletMarginLoss", "args": {"triplets_per_anchor": 3}}
+    plain = digit_settings(**PLAIN, loss=drawing)
+    curve = digit_settings(train__steps=30, train__validations=3)
     encoder, _, result = trained(plain, ranks)
     if ranks.is_first:
         alone, _, expected = trained(plain, ALONE)
