@@ -213,9 +213,9 @@ def embed(
         results: Generator[tuple[Part, pa.Table], None, None]
         with PartFolder.opened(Path(f"{out}.parts"), parts) as kept, _saying_kept(kept):
             progress, missing = Progress("embedding"), kept.missing()
-            done = len(table) - sum(map(len, missing))
-            if done:
-                log.info("%d of %d pictures are embedded already", done, len(table))
+            done, total = 0, sum(map(len, missing))
+            if total < len(table):
+                log.info("%d of %d pictures are embedded already", len(table) - total, len(table))
             if engine == "ray":
                 work = EmbeddingWork.of(matcher, device, photographs, 1, is_elsewhere=True)
                 results = on_ray(
@@ -231,7 +231,7 @@ def embed(
                 for part, rows in results:
                     kept.write(part, rows)
                     done += len(part)
-                    progress(done, len(table))
+                    progress(done, total)
             paths = kept.results(["path"])
             num_rows = _check_results(matcher, table, photographs, parts, paths)
             _write(out, kept.results(), num_rows)
@@ -259,12 +259,11 @@ def _saying_kept(kept: PartFolder) -> Iterator[None]:
 def _in_this_process(
     matcher: Matcher, table: ImageTable, parts: Sequence[Part], photographs: bool, show: Progress
 ) -> Generator[tuple[Part, pa.Table], None, None]:
-    done = len(table) - sum(map(len, parts))
+    done, total = 0, sum(map(len, parts))
     for part in parts:
-        start = done
 
-        def progress(num: int, _: int, start: int = start) -> None:
-            show(start + num, len(table))
+        def progress(num: int, _: int, start: int = done) -> None:
+            show(start + num, total)
 
         yield part, embed_rows(matcher, part.of(table), photographs, progress)
         done += len(part)
