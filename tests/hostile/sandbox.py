@@ -222,6 +222,10 @@ def prepare(scratch: Path) -> Path:
     import_everything()
     from hostile_inputs import make_base
 
+    from twinlens.model import graph_templates
+
+    # Each process has a cache of its own, and would export the same few networks anew.
+    graph_templates.template_folder = lambda: scratch / "prepare" / "graphs"
     modules = scratch / "prepare" / "modules"
 
     def make() -> int:
