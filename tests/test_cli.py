@@ -66,7 +66,7 @@ DIFFERENT = {
     "calibrate": {"data"}, "serve": {"galleries"},
     "gallery enrol": {"data", "files", "identity", "metadata"},
     "gallery list": {"templates", "limit", "offset", "where"},
-    "gallery create": {"device"},
+    "gallery create": {"device"}, "gallery join": {"device"},
     "gallery feedback": {"list", "undo", "as_is"}, "gallery calibrate": {"as_is"},
 }  # fmt: skip
 PYTHON_ONLY = {
@@ -75,7 +75,8 @@ PYTHON_ONLY = {
 }  # fmt: skip
 GALLERY_PYTHON_ONLY = {"self", "place", "options", "progress", "threads"}
 METHODS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "create": (Gallery.create,), "enrol": (Gallery.open, Gallery.enrol, Gallery.enrol_files),
+    "create": (Gallery.create,), "join": (Gallery.join,),
+    "enrol": (Gallery.open, Gallery.enrol, Gallery.enrol_files),
     "feedback": (Gallery.open, Gallery.feedback),
     "erase": (Gallery.erase,), "rename": (Gallery.rename,), "list": (Gallery.templates,),
     "info": (Gallery.info,), "optimize": (Gallery.optimize,),
