@@ -193,14 +193,14 @@ def with_vectors(value: float) -> Callable[[pa.Table], pa.Table]:
 
 
 def many_rows(table: pa.Table) -> pa.Table:
-    """3 million equal rows in some 30 KB."""
+    """1 million equal rows in some 30 KB."""
     names = [name for name in table.column_names if name != "hash"]
     once = table.select(names).slice(0, 1)
     return pa.table(
-        {name: pa.DictionaryArray.from_arrays(pa.array(np.zeros(3_000_000, np.int32)),
+        {name: pa.DictionaryArray.from_arrays(pa.array(np.zeros(1_000_000, np.int32)),
                                               once[name].combine_chunks())
          if pa.types.is_string(once[name].type)
-         else once[name].take(pa.array(np.zeros(3_000_000, np.int64)))
+         else once[name].take(pa.array(np.zeros(1_000_000, np.int64)))
          for name in names},
         schema=None,
     ).replace_schema_metadata(table.schema.metadata)  # fmt: skip
@@ -380,7 +380,7 @@ NAMED: Mapping[str, Named] = {
     "a terabyte of graph": Named(graph_with(lambda p: os.truncate(p, 2**40)), 2, "at most 2,147"),
     "weights outside of the folder": Named(graph_with(weights_outside), 2, "from another file"),
     "a pipe for a detector": Named(yunet_pipe, 2, "not a file"),
-    "3 million rows": Named(import_of(many_rows), 2, "claims 3,000,000 rows"),
+    "1 million rows": Named(import_of(many_rows), 2, "claims 1,000,000 rows"),
     "vectors of zeros": Named(import_of(with_vectors(0.0)), 2, "zero"),
     "vectors of NaN": Named(import_of(with_vectors(float("nan"))), 2, "finite|NaN"),
     "a linked model": Named(linked_model, 2, "link", is_kept),
