@@ -12,9 +12,10 @@ resident memory (`own`: without mapped files), bytes on disk; ours beside faiss'
 fewest partitions searched that reach the same recall) and one numpy array. `same verdicts` is the
 share of probes, half of them of strangers, with the answer of exact search, at the threshold that
 accepts 1 % of the strangers. Then a reader while another process enrols a template every quarter of
-a second: questions that first see a new version, and others. For a large gallery, the size of an
-index of 10 million, and the time of a question that compares as many codes as that would. Then the
-time of an erasure, at the smallest size.
+a second: questions that first see a new version, and others; and the processor's time of the first
+question after an enrolment, a compaction, a new name, an erasure. For a large gallery, the size of
+an index of 10 million, and the time of a question that compares as many codes as that would. Then
+the time of an erasure, at the smallest size.
 
 Prediction for a million, before the index held codes: 6 ms instead of 14, most of it Lance's own
 planning; faiss 5 times as fast, with all vectors in memory and no names.
@@ -23,6 +24,7 @@ planning; faiss 5 times as fast, with all vectors in memory and no names.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -193,6 +195,41 @@ def reader(work: Path, place: str, probe_PD: Floats, true_PK: NDArray[Any]) -> d
     }
 
 
+def changes(work: Path, place: str, probe_PD: Floats, true_PK: NDArray[Any]) -> dict[str, Any]:
+    """Processor's milliseconds of the first query after a change, median and highest."""
+    from twinlens.gallery.gallery import Gallery
+
+    gallery, writing, rng = Gallery.open(place), Gallery.open(place), np.random.default_rng()
+    asked(gallery.identify_embedding, probe_PD[:WARM])
+
+    def enrol(num: int = 1) -> None:
+        for _ in range(num):
+            emb_ND = rng.standard_normal((1, gallery.dim), dtype=np.float32)
+            writing.enrol_embeddings(emb_ND, ["enrolled later"], fingerprint=gallery.fingerprint)
+
+    def compact() -> None:
+        enrol(10)
+        gallery.identify_embedding(probe_PD[0])
+        writing.store.compact()
+
+    names = iter(f"identity {number:07d}" for number in itertools.count(len(gallery) // 20))
+    what: dict[str, tuple[int, Callable[[], object]]] = {
+        "none": (20, lambda: None), "enrolment": (20, enrol), "compaction": (3, compact),
+        "rename": (3, lambda: writing.rename(next(names), str(rng.integers(10**12)))),
+        "erasure": (3, lambda: writing.erase(next(names))),
+    }  # fmt: skip
+    result = {}
+    for name, (times, change) in what.items():
+        rows = []
+        for _ in range(times):
+            change()
+            busy = time.process_time()
+            gallery.identify_embedding(probe_PD[0])
+            rows.append(1000 * (time.process_time() - busy))
+        result |= {f"{name} p50": statistics.median(rows), f"{name} max": max(rows)}
+    return result
+
+
 def writer(work: Path, place: str, probe_PD: Floats, true_PK: NDArray[Any]) -> dict[str, Any]:
     from twinlens.gallery.gallery import Gallery
 
@@ -244,7 +281,7 @@ def with_numpy(work: Path, place: str, probe_PD: Floats, true_PK: NDArray[Any]) 
 
 CHILDREN = {
     "gallery": ours, "faiss": with_faiss, "numpy": with_numpy, "large": at_large,
-    "reader": reader, "writer": writer,
+    "reader": reader, "writer": writer, "changes": changes,
 }  # fmt: skip
 
 
@@ -374,6 +411,8 @@ def measure(args: argparse.Namespace, num: int, names: list[str], work: Path) ->
     large(gallery, work)
     lines = child("reader", work, str(work / "gallery"))
     print("  while another process enrols:" + _listed(lines))
+    changed = child("changes", work, str(work / "gallery"))
+    print("  first query after a change, ms of the processor:" + _listed(changed))
     if num == min(args.rows):
         erasures(gallery, args.rounds)
 
