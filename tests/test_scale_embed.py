@@ -19,12 +19,13 @@ import pytest
 from conftest import PictureFolder, TinyRun
 
 import twinlens
+from twinlens.cli.main import main
 from twinlens.commands import embed as embed_module
 from twinlens.data.folders import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, DataError, GalleryError, MissingExtraError
 from twinlens.gallery.gallery import Gallery
-from twinlens.scale.parts import PartFolder, make_parts
+from twinlens.scale.parts import Part, PartFolder, make_parts
 from twinlens.scale.workers import in_processes
 
 PATIENCE = 240.0
@@ -91,6 +92,30 @@ def test_parts_are_of_one_writer_and_of_one_content(tiny_run: TinyRun, tmp_path:
 
 
 @pytest.mark.usefixtures("small_parts")
+def test_a_full_disk_keeps_the_parts(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out, real = tmp_path / "e.parquet", PartFolder.write
+
+    def write(folder: PartFolder, part: Part, result: pa.Table) -> None:
+        if part == folder.parts[2]:
+            monkeypatch.setattr("twinlens.scale.parts.pq.write_table", full)
+        real(folder, part, result)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PartFolder, "write", write)
+    assert main(["embed", str(tiny_run.run), str(tiny_run.data), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "2 of 4 parts are kept" in said
+    assert "error: cannot write" in said
+    assert "No space left on device; free some space" in said
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("small_parts")
 def test_a_lance_table_becomes_a_gallery(tiny_run: TinyRun, tmp_path: Path) -> None:
     for name in ("e.lance", "e.parquet", "e.lance"):  # The last replaces the first.
         assert twinlens.embed(tiny_run.run, tiny_run.data, out=tmp_path / name, quiet=True) == 60
@@ -103,6 +128,10 @@ def test_a_lance_table_becomes_a_gallery(tiny_run: TinyRun, tmp_path: Path) -> N
     assert gallery.import_file(tmp_path / "e.parquet").num_new == 0
     lance.write_dataset(table.drop_columns("path"), str(tmp_path / "other.lance"))
     with pytest.raises(GalleryError, match=r"other\.lance has no column path"):
+        gallery.import_file(tmp_path / "other.lance")
+    (file,) = (tmp_path / "other.lance" / "data").iterdir()
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(GalleryError, match=r"cannot read .*other\.lance: .* is cut off"):
         gallery.import_file(tmp_path / "other.lance")
     (tmp_path / "full.lance").mkdir()
     (tmp_path / "full.lance" / "mine").touch()
