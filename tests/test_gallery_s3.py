@@ -349,3 +349,21 @@ def test_other_names_in_a_store_are_left_alone(
     assert set(left) == {
         *names, f"models/{new.fingerprint}/model.json", f"models/{new.fingerprint}/model.onnx"
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_shards_and_tenants_of_a_bucket(
+    place: str, tiny_run: TinyRun, options: dict[str, str]
+) -> None:
+    sharded = Gallery.create(f"{place}/hash", tiny_run.model, shards=2, options=options)
+    for number in range(4):
+        enrol(sharded, batch(number, 3))
+    again = Gallery.open(f"{place}/hash", options=options)
+    assert len(again) == 12
+    assert again.nearest(batch(1, 3).emb[2], 1)[0].identity == batch(1).identity
+    assert again.erase(batch(1).identity).num_left == 9
+    for number, name in enumerate(["north", "south"]):
+        tenant = Gallery.create(f"{place}/all/{name}", tiny_run.model, options=options)
+        enrol(tenant, batch(number, 3))
+    joined = Gallery.join(f"{place}/all", options=options)
+    assert sorted(joined.identities()) == [batch(0).identity, batch(1).identity]
