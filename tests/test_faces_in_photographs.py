@@ -133,6 +133,7 @@ def test_identify_and_search_answer_for_each_face(
     (whole,) = twinlens.identify(gallery, files[2], as_is=True, quiet=True).answers
     assert "face" not in whole.as_json()
     twinlens.identify(people, files, show=photos / "sheet.png", as_is=True, quiet=True)
+    assert gallery.enrol_files("wall", files[2], as_is=True).num_new == 1
 
 
 def test_embed_writes_a_row_for_each_face(model: Path, photos: Path, tmp_path: Path) -> None:

@@ -98,10 +98,16 @@ class Enrolment:
     """
 
     def __init__(
-        self, core: GalleryCore, *, keep_thumbnails: bool, min_quality: float | None
+        self,
+        core: GalleryCore,
+        *,
+        keep_thumbnails: bool,
+        min_quality: float | None,
+        as_is: bool = False,
     ) -> None:
         check_minimum(min_quality)
-        self._core, self._matcher, self._keep = core, core.matcher, keep_thumbnails
+        self._core, self._keep = core, keep_thumbnails
+        self._matcher = core.matcher.as_is() if as_is else core.matcher
         self._min_quality = min_quality
         self.num_known = self.num_failed = 0
         self.skipped: list[SkippedPicture] = []
@@ -241,9 +247,10 @@ def enrol_pictures(
     keep_thumbnails: bool,
     min_quality: float | None,
     progress: Progress | None,
+    as_is: bool = False,
 ) -> EnrolResult:
     """Enrol pictures, batch by batch; `skipped` were left out before."""
-    run = Enrolment(core, keep_thumbnails=keep_thumbnails, min_quality=min_quality)
+    run = Enrolment(core, keep_thumbnails=keep_thumbnails, min_quality=min_quality, as_is=as_is)
     num_new = num_rows = 0
     for rows in run.rows(sources, progress):
         num_rows += len(rows)

@@ -292,6 +292,7 @@ class Gallery:
         metadata: Mapping[str, Any] | None = None,
         keep_thumbnails: bool = False,
         min_quality: float | None = None,
+        as_is: bool = False,
         progress: Progress | None = None,
     ) -> EnrolResult:
         """Enrol one picture file or several, all of one identity; the rest as in `enrol`.
@@ -303,6 +304,7 @@ class Gallery:
             metadata: metadata of the pictures.
             keep_thumbnails: whether to store small pictures in the gallery.
             min_quality: least quality of a picture, in [0, 1]; None for no such gate.
+            as_is: take pictures as they are, although the model compares cropped faces.
             progress: callback with the pictures done and in all.
         Raises:
             GalleryError: an empty name, or the gallery cannot be written.
@@ -310,7 +312,7 @@ class Gallery:
         identity = check_identity(identity)
         files = _as_list(files)
         sources = [Source.of_file(path, identity, metadata or {}) for path in files]
-        return self._enrol(sources, [], keep_thumbnails, min_quality, progress)
+        return self._enrol(sources, [], keep_thumbnails, min_quality, progress, as_is)
 
     def enrol_embeddings(
         self,
@@ -353,9 +355,12 @@ class Gallery:
         keep_thumbnails: bool,
         min_quality: float | None,
         progress: Progress | None,
+        as_is: bool = False,
     ) -> EnrolResult:
         maintain.finish(self.core)
-        return enrol_pictures(self.core, sources, skipped, keep_thumbnails, min_quality, progress)
+        return enrol_pictures(
+            self.core, sources, skipped, keep_thumbnails, min_quality, progress, as_is
+        )
 
     # --- answering ---
 

@@ -54,6 +54,7 @@ def enrol(
     metadata: Mapping[str, Any] | None = None,
     keep_thumbnails: bool = False,
     min_quality: float | None = None,
+    as_is: bool = False,
 ) -> EnrolResult:
     """Enrol pictures; see `Gallery.enrol_files`."""
     name = service.galleries.name_of(name)
@@ -61,7 +62,7 @@ def enrol(
         name,
         lambda gallery: gallery.enrol_files(
             identity, pictures, metadata=metadata, keep_thumbnails=keep_thumbnails,
-            min_quality=min_quality,
+            min_quality=min_quality, as_is=as_is,
         ),
     )  # fmt: skip
     service.audit.write(

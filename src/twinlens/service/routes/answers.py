@@ -25,7 +25,7 @@ from twinlens.service.security import Read
 from twinlens.service.state import Service, ServiceState
 from twinlens.service.uploads import Upload, read_uploads, require_one
 
-__all__ = ["router"]
+__all__ = ["AsIs", "router"]
 
 router = APIRouter(prefix="/v1", tags=["answers"])
 

@@ -27,6 +27,7 @@ from twinlens.service.gallery_schemas import (
     Renamed,
     TemplatePage,
 )
+from twinlens.service.routes.answers import AsIs
 from twinlens.service.schemas import answer_of, file_of, picture_body
 from twinlens.service.security import Admin, Enrol, Read
 from twinlens.service.state import Service, ServiceState
@@ -158,6 +159,7 @@ async def enrol(
     min_quality: Annotated[
         float | None, Query(ge=0, le=1, description="Least quality of a picture")
     ] = None,
+    as_is: AsIs = False,
 ) -> JSONResponse:
     """Enrol one picture or several of an identity; the answer comes once they are on the disk.
 
@@ -171,7 +173,7 @@ async def enrol(
         def work() -> dict[str, Any]:
             result = changes.enrol(
                 service, caller, gallery, identity, pictures, metadata=values,
-                keep_thumbnails=keep_thumbnails, min_quality=min_quality,
+                keep_thumbnails=keep_thumbnails, min_quality=min_quality, as_is=as_is,
             )  # fmt: skip
             _require_some(result)
             return (
