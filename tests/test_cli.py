@@ -548,7 +548,7 @@ def test_words_that_are_wrong(
         (["verify", model, a, b, "--show", data / "no" / "x.png"], "there is no folder"),
         (["verify", model, a, b, "--show", data.parent / "x.nonsense"], "cannot write"),
         (["embed", model, data], "required: --out"),
-        (["embed", model, data, "--out", data.parent / "x.txt"], ".parquet, .csv, .npy"),
+        (["embed", model, data, "--out", data.parent / "x.txt"], ".parquet, .lance, .csv, .npy"),
         (["gallery", "list", "g", "--foo"], "--foo (see `twinlens gallery list --help`)"),
         (["verify", model, a, b, "--foo"], "--foo (see `twinlens verify --help`)"),
         (["faces", data, data.parent / "f", "--detector", "x.onnx"], "file is given by --model"),
