@@ -336,11 +336,15 @@ def test_gallery_calibrate(gallery: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_cluster(tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["cluster", tiny_run.run, tiny_run.data, "--out"]
+    words = ["cluster", tiny_run.run, tiny_run.data, "--json", "--out"]
+    plain = printed(capsys, *words, tmp_path / "plain")
+    next(path for path in tmp_path.glob("plain/*/*.png")).unlink()  # A new picture from now on.
     check(
         "cluster",
-        printed(capsys, *words, tmp_path / "plain", "--json"),
-        printed(capsys, *words, tmp_path / "scored", "--labelled", "--threshold=0.5", "--json"),
+        plain,
+        printed(capsys, *words, tmp_path / "scored", "--labelled", "--threshold=0.5"),
+        printed(capsys, *words, tmp_path / "chosen", "--validation", tiny_run.data),
+        printed(capsys, *words, tmp_path / "joined", "--onto", tmp_path / "plain"),
     )
 
 
