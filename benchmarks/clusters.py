@@ -181,18 +181,19 @@ def more(emb: np.ndarray, label: np.ndarray, num: int) -> tuple[np.ndarray, np.n
     rng = np.random.default_rng(0)
     names = np.unique(label)
     centres = np.stack([emb[label == name].mean(axis=0) for name in names])
-    made: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
-    while sum(map(len, labels)) < num:
+    result = np.empty((num, emb.shape[1]), dtype=np.float32)
+    labels = np.empty(num, dtype=np.int64)
+    done = identity = 0
+    while done < num:
         which = rng.integers(len(names))
         mix = rng.standard_normal(len(names)) / np.sqrt(len(names) - 1)
         centre = centres.mean(axis=0) + mix @ (centres - centres.mean(axis=0))
-        around = emb[label == names[which]] - centres[which]
-        made.append(centre + around)
-        labels.append(np.full(len(around), len(labels)))
-    result = np.concatenate(made)[:num]
-    result /= np.linalg.norm(result, axis=1, keepdims=True)  # As the model's own.
-    return result.astype(np.float32), np.concatenate(labels)[:num]
+        around = (centre + emb[label == names[which]] - centres[which])[: num - done]
+        around /= np.linalg.norm(around, axis=1, keepdims=True)  # As the model's own.
+        result[done : done + len(around)] = around
+        labels[done : done + len(around)] = identity
+        done, identity = done + len(around), identity + 1
+    return result, labels
 
 
 def scale(
