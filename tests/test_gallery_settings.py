@@ -62,5 +62,5 @@ def test_all_problems_of_damaged_settings_are_named(stored: dict[str, Any]) -> N
 
 
 def test_a_newer_format_needs_an_upgrade(stored: dict[str, Any]) -> None:
-    with pytest.raises(GalleryError, match=r"has format 3, but .* up to 2: upgrade twinlens"):
-        read_settings("g", stored | {"format": 3, "unknown": True})
+    with pytest.raises(GalleryError, match=r"has format 4, but .* up to 3: upgrade twinlens"):
+        read_settings("g", stored | {"format": 4, "unknown": True})

@@ -14,6 +14,7 @@ import twinlens
 from twinlens.cli.main import main
 from twinlens.errors import GalleryError, NotEnrolledError
 from twinlens.gallery.gallery import Gallery
+from twinlens.gallery.store import Store
 from twinlens.match.matcher import Matcher
 
 NUM, EACH = 40, 6
@@ -119,6 +120,8 @@ def test_galleries_of_tenants_are_joined(
     assert "no galleries inside" in capsys.readouterr().err
     for number, name in enumerate(["north", "south"]):
         enrol(Gallery.create(place / name, model), embeddings, np.arange(2, 60, 2) + number)
+    with pytest.raises(GalleryError, match="gallery join"):
+        Gallery.open(place)
     assert main(["gallery", "join", str(place)]) == 0
     assert "2 galleries" in capsys.readouterr().out
     people = Gallery.open(place)
@@ -137,6 +140,10 @@ def test_galleries_of_tenants_are_joined(
     with pytest.raises(GalleryError, match="a gallery of its own"):
         Gallery.join(tmp_path / "alone")
     with pytest.raises(GalleryError, match="west"):  # Its part is gone.
+        Gallery.open(place)
+    shards = {"names": ["north", "../alone"], "by": "tenant"}
+    Store.open(place).change_settings(lambda old: old | {"shards": shards})
+    with pytest.raises(GalleryError, match="is damaged: shards"):
         Gallery.open(place)
 
 

@@ -164,7 +164,7 @@ class Gallery:
             GalleryError: missing, damaged, or of a newer format.
         """
         store = Store.open(place, options=options)
-        if "shards" in store.settings():
+        if store.settings().get("shards") is not None:
             from twinlens.gallery.sharded import open_sharded
 
             return open_sharded(store, device, threads, as_is)

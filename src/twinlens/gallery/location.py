@@ -148,6 +148,11 @@ def missing_gallery(place: str) -> GalleryError:
             f"{place} is a model, not a gallery: create a gallery from it with "
             f"`twinlens gallery create GALLERY --model {place}`"
         )
+    if not is_remote(place) and galleries_inside(place, None):
+        return GalleryError(
+            f"{place} is a folder of galleries: name one of them, or join them with `twinlens "
+            f"gallery join {place}`"
+        )
     return GalleryError(
         f"there is no gallery at {place}: create one with "
         f"`twinlens gallery create {place} --model MODEL`"
