@@ -65,6 +65,7 @@ def test_the_answers_of_shards_are_those_of_one_gallery(
     counts = [len(part) for part in sharded.parts]
     assert sum(counts) == len(sharded) == len(single)
     assert min(counts) > 0
+    assert sharded.info().num_bytes > sum(part.store.num_bytes() for part in sharded.parts)
     calibration = single.calibrate(fpir=0.1, rule=rule)
     own = sharded.calibrate(fpir=0.1, rule=rule)  # Of templates in another order.
     assert (own.num_templates, own.tpir.value) == (NUM * EACH, calibration.tpir.value)

@@ -55,7 +55,6 @@ class ShardedGallery(Gallery):
             nprobes=sum(part.nprobes or 0 for part in parts) or None,
             recall=min((part.recall for part in parts if part.recall is not None), default=None),
             num_unindexed=sum(part.num_unindexed for part in parts),
-            num_bytes=sum(part.num_bytes for part in parts),
             num_deletions=sum(part.num_deletions for part in parts),
             num_parts=len(parts),
         )

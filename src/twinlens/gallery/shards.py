@@ -58,6 +58,10 @@ class ShardedStore(Store):
         """As `Store.count`, of all parts."""
         return sum(part.count(where) for part in self.parts)
 
+    def num_bytes(self) -> int:
+        """As `Store.num_bytes`, with all parts."""
+        return super().num_bytes() + sum(part.num_bytes() for part in self.parts)
+
     def find(
         self,
         where: str | None = None,
@@ -201,6 +205,9 @@ class ShardedLookup(Lookup):
         return rows.take(pa.array(order))
 
     def _each(self, action: Callable[[GalleryCore], Result]) -> list[Result]:
+        # In memory, Python's lock would let threads wait for each other.
+        if all(part.is_in_memory(part.state()) for part in self._parts):
+            return [action(part) for part in self._parts]
         return list(self._pool.map(action, self._parts))
 
 
