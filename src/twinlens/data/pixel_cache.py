@@ -103,7 +103,7 @@ class PixelStream:
         spec: PictureSettings,
         *,
         max_pixels: int,
-        max_broken: float,
+        max_broken: float | None,
         cache_dir: Path | None = None,
     ) -> None:
         self.table, self.broken = table, tuple[BrokenPicture, ...]()
