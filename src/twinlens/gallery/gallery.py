@@ -38,6 +38,7 @@ from twinlens.gallery.results import (
 from twinlens.gallery.schema import read_metadata
 from twinlens.gallery.search import Lookup, RankedIdentity
 from twinlens.gallery.settings import GalleryState, model_files, new_settings
+from twinlens.gallery.sharded import ShardedMethods, create_sharded, join, open_sharded
 from twinlens.gallery.sources import (
     PictureFile,
     Source,
@@ -53,7 +54,7 @@ from twinlens.measure.open_set_calibration import OpenSetCalibration
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher, Model, Picture
 
-__all__ = ["Gallery"]
+__all__ = ["Gallery", "ShardedGallery"]
 
 TEMPLATE_COLUMNS = ("identity", "path", "time", "metadata", "hash")
 AT_ONCE = 256  # pictures whose pixels are in memory at the same time
@@ -111,9 +112,7 @@ class Gallery:
 
         matcher = Matcher.of(model, device)
         if shards is not None:
-            from twinlens.gallery.sharded import create_sharded
-
-            return create_sharded(place, matcher, shards, options, device)
+            return ShardedGallery(create_sharded(place, matcher, shards, options, device))
         dim = matcher.settings.embedding
         with model_files(matcher) as files:
             store = Store.create(place, dim, new_settings(matcher), files, options=options)
@@ -126,10 +125,11 @@ class Gallery:
         *,
         options: Mapping[str, str] | None = None,
         device: str = "auto",
-    ) -> Gallery:
+    ) -> ShardedGallery:
         """Join the galleries inside a folder or bucket, to be queried as one by one threshold.
 
-        They stay galleries of their own. Join again after one was added.
+        They stay galleries of their own. Join again after one was added; a threshold found
+        before stays, so calibrate again.
 
         Args:
             place: folder whose folders are galleries, or an address.
@@ -138,9 +138,7 @@ class Gallery:
         Raises:
             GalleryError: no galleries inside, or of several models.
         """
-        from twinlens.gallery.sharded import join
-
-        return join(place, options=options, device=device)
+        return ShardedGallery(join(place, options, device))
 
     @classmethod
     def open(
@@ -165,9 +163,7 @@ class Gallery:
         """
         store = Store.open(place, options=options)
         if store.settings().get("shards") is not None:
-            from twinlens.gallery.sharded import open_sharded
-
-            return open_sharded(store, device, threads, as_is)
+            return ShardedGallery(open_sharded(store, device, threads, as_is))
         return cls(GalleryCore(store, device, threads, as_is=as_is))
 
     def __repr__(self) -> str:
@@ -694,6 +690,13 @@ class Gallery:
 
         matcher = Matcher.of(model, device)
         return migrate.rebuild(self.core, matcher, drop_missing, progress)
+
+
+class ShardedGallery(ShardedMethods, Gallery):  # type: ignore[misc]
+    """Galleries inside one folder or bucket, queried as one; see `Gallery` for the methods.
+
+    Corrections, export and another model are for the parts, each of which is a gallery by itself.
+    """
 
 
 def _as_list(files: PictureFile | Sequence[PictureFile]) -> list[PictureFile]:

@@ -1,10 +1,10 @@
-"""The public class of a sharded gallery (see `shards`), its creation, and joining galleries."""
+"""Sharded galleries (see `shards`): the methods that differ, creation, and joining galleries."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,7 +13,6 @@ from twinlens.errors import GalleryError
 from twinlens.gallery import index, maintain
 from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.enrol import enrol_pictures
-from twinlens.gallery.gallery import Gallery, Progress
 from twinlens.gallery.info import GalleryInfo, describe
 from twinlens.gallery.location import galleries_inside, normalized
 from twinlens.gallery.results import EnrolResult, EraseReceipt, OptimizeResult
@@ -27,22 +26,23 @@ from twinlens.gallery.templates import require_templates
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
 
-__all__ = ["ShardedGallery", "create_sharded", "join", "open_sharded"]
+__all__ = ["ShardedMethods", "create_sharded", "join", "open_sharded"]
 
 MAX_SHARDS = 1024
 
 
-class ShardedGallery(Gallery):
-    """Galleries inside one folder or bucket, queried as one; see `Gallery` for the methods.
+Progress = Callable[[int, int], None]
 
-    Corrections, export and another model are for the parts, each of which is a gallery by itself.
-    """
+
+class ShardedMethods:
+    """Methods of `gallery.ShardedGallery` that take the place of those of `Gallery`."""
 
     core: ShardedCore
 
-    def __init__(self, core: ShardedCore) -> None:
-        super().__init__(core)
-        self.parts = core.parts
+    @property
+    def parts(self) -> tuple[GalleryCore, ...]:
+        """The open galleries that it consists of."""
+        return self.core.parts
 
     def info(self) -> GalleryInfo:
         """The gallery in numbers, of all parts together."""
@@ -87,20 +87,20 @@ class ShardedGallery(Gallery):
         names = ("num_identities", "num_templates", "num_thumbnails", "num_versions", "num_bytes",
                  "seconds")  # fmt: skip
         sums = {name: sum(getattr(receipt, name) for receipt in receipts) for name in names}
-        return replace(receipts[-1], **sums, num_left=self.store.count())
+        return replace(receipts[-1], **sums, num_left=self.core.store.count())
 
     def delete(self) -> None:
         """As `Gallery.delete`, with all parts."""
         with contextlib.ExitStack() as stack:
             for part in self.parts:
                 stack.enter_context(part.store.table.writing(single=False))
-            super().delete()
+            self.core.store.destroy()
 
     def rename(self, old: str, new: str, *, merge: bool = False) -> int:
         """As `Gallery.rename`; the templates stay in their part."""
         old, new = text(old), check_identity(new)
         self.core.require(old)
-        if not merge and old != new and (num := self.store.count(f"identity = {quoted(new)}")):
+        if not merge and old != new and (num := self.core.store.count(f"identity = {quoted(new)}")):
             raise name_taken(new, num)
         where = f"identity = {quoted(old)}"
         having = [part for part in self.parts if part.store.count(where)]
@@ -157,7 +157,7 @@ class ShardedGallery(Gallery):
         )
 
 
-def open_sharded(store: Store, device: str, threads: int | None, as_is: bool) -> ShardedGallery:
+def open_sharded(store: Store, device: str, threads: int | None, as_is: bool) -> ShardedCore:
     """Open a sharded gallery, and its parts.
 
     Raises:
@@ -166,7 +166,7 @@ def open_sharded(store: Store, device: str, threads: int | None, as_is: bool) ->
     shards = read_settings(store.place, store.settings()).shards
     assert shards is not None
     whole = ShardedStore(store.place, store.table.options, shards)
-    return ShardedGallery(ShardedCore(whole, device, threads, as_is=as_is))
+    return ShardedCore(whole, device, threads, as_is=as_is)
 
 
 def create_sharded(
@@ -175,31 +175,21 @@ def create_sharded(
     num: int,
     options: Mapping[str, str] | None,
     device: str,
-) -> ShardedGallery:
+) -> ShardedCore:
     """Create empty parts, and the gallery of them; see `Gallery.create`."""
     if not 1 <= num <= MAX_SHARDS:
         raise GalleryError(f"shards must be 1 to {MAX_SHARDS}, found {num}")
     base = normalized(place)
     names = [f"shard-{number:04d}" for number in range(num)]
-    for name in names:
-        Gallery.create(f"{base}/{name}", model, options=options, device=device)
+    dim = model.settings.embedding
+    with model_files(model) as files:
+        for name in names:
+            Store.create(f"{base}/{name}", dim, new_settings(model), files, options=options)
     return _create(base, model, Shards(names=names, by="hash"), options, device)
 
 
-def join(
-    place: str | Path, *, options: Mapping[str, str] | None = None, device: str = "auto"
-) -> ShardedGallery:
-    """Join the galleries that lie inside a folder or bucket, to be queried as one.
-
-    Again after one was added. A threshold found before stays; calibrate again.
-
-    Args:
-        place: folder, or address such as `s3://bucket/people`, whose folders are galleries.
-        options: Lance's `storage_options` for the object store.
-        device: as in `Matcher.load`.
-    Raises:
-        GalleryError: no galleries inside, or of several models.
-    """
+def join(place: str | Path, options: Mapping[str, str] | None, device: str) -> ShardedCore:
+    """Join the galleries inside a folder or bucket; see `Gallery.join`."""
     base = normalized(place)
     names = galleries_inside(base, options)
     if not names:
@@ -228,7 +218,7 @@ def join(
 
 def _create(
     base: str, model: Matcher, shards: Shards, options: Mapping[str, str] | None, device: str
-) -> ShardedGallery:
+) -> ShardedCore:
     """The gallery of parts that exist."""
     settings = in_format(new_settings(model) | {"shards": shards.model_dump()})
     with model_files(model) as files:
