@@ -48,7 +48,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
                         help="resume the run in --out; --steps, --epochs, --time-budget and "
                         "train.device may change")  # fmt: skip
     parser.add_argument("--devices", type=int, metavar="N",
-                        help="train by N processes of this machine, each on a GPU of its own")
+                        help="train by N processes of this machine, each on a GPU of its own"
+                        )  # fmt: skip
     _add_settings(parser)
     quiet_argument(parser)
 
@@ -302,7 +303,8 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
                         help="number of processes (1; with ray, one for each GPU or core)",
                         )  # fmt: skip
     parser.add_argument("--engine", default="processes", metavar="NAME",
-                        help="processes (default) of this machine, or ray: a Ray cluster")
+                        help="processes (default) of this machine, or ray: a Ray cluster"
+                        )  # fmt: skip
     parser.add_argument("--ray-address", metavar="ADDRESS",
                         help="address of the cluster (default: that of RAY_ADDRESS, else Ray is "
                         "started here)")  # fmt: skip
