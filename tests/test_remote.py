@@ -193,9 +193,9 @@ def test_addresses_that_are_not_read(site: tuple[str, Path], tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_no_other_command_reads_addresses() -> None:
+def test_only_stores_are_read_without_a_download() -> None:
     message = r"on the network, which is read only when asked: `twinlens fetch ADDRESS FOLDER`"
-    for data in ("s3://shop/photos", "https://localhost/a.zip", Path("s3://shop/photos")):
+    for data in ("https://localhost/a.tar", "https://localhost/a.zip", Path("s3://shop/photos")):
         with pytest.raises(DataError, match=message):
             read_table(data)
     with pytest.raises(DataError, match=f"picture 0: https://localhost/1.png is {message}"):

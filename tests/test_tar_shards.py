@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from twinlens.data.folders import read_table
-from twinlens.data.tar_shards import tar_files
+from twinlens.data.tar_shards import files_in_range
 from twinlens.errors import DataError, PictureError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 12, 14, 3), dtype=np.uint8)
@@ -94,9 +94,9 @@ def test_tars_that_are_not_read(tmp_path: Path, members: dict[str, bytes], messa
 
 def test_other_files(tmp_path: Path) -> None:
     packed = write_tar(tmp_path / "a.tar", {"x/1.png": png(0)}, "w:gz")
-    with pytest.raises(DataError, match=r"needed is an uncompressed \.tar"):
+    with pytest.raises(DataError, match=r"needed is a complete, uncompressed \.tar"):
         read_table(packed)
     with pytest.raises(DataError, match=r"no such file: '.*b-1\.tar'"):
         read_table(str(tmp_path / "b-{1..2}.tar"))
     with pytest.raises(DataError, match="names 1,000,001 files"):
-        tar_files("a-{0..1000000}.tar")
+        files_in_range("a-{0..1000000}.tar")

@@ -24,7 +24,7 @@ from twinlens.data.tar_shards import sample_parts
 from twinlens.errors import DataError, one_line
 from twinlens.files import expand_user
 
-__all__ = ["Data", "path_or_table", "table_of"]
+__all__ = ["PICTURE_COLUMNS", "Data", "path_or_table", "table_of", "table_of_columns"]
 
 Data: TypeAlias = Any
 """A path, the name of a set, a table, or any other object that `table_of` reads."""
@@ -77,7 +77,7 @@ def table_of(data: Data, *, root: Path | None = None) -> ImageTable:
     if kind == "torch" and hasattr(data, "__getitem__") and not hasattr(data, "__array__"):
         return _of_torch(data, source, root)
     if (columns := columns_of(data)) is not None:
-        return _of_columns(columns, source, root)
+        return table_of_columns(columns, source, root)
     if (pairs := pairs_in(data, root)) is not None:
         return pairs.as_table()
     if isinstance(data, Mapping):
@@ -126,7 +126,7 @@ def _of_items(items: Iterator[Any], source: str, root: Path | None) -> ImageTabl
     if isinstance(first, Mapping) and not first.keys() <= {"bytes", "path"}:
         names = list(dict.fromkeys(chain.from_iterable(whole)))
         columns = {name: [row.get(name) for row in whole] for name in names}
-        return _of_columns(columns, source, root)
+        return table_of_columns(columns, source, root)
     if is_picture(first):
         return build_table(whole, None, source, root)
     for row, item in enumerate(whole):
@@ -159,7 +159,18 @@ def _described(item: Any) -> str:
 # --- columns ------------------------------------------------------------------------------------
 
 
-def _of_columns(columns: Mapping[str, Sequence[Any]], source: str, root: Path | None) -> ImageTable:
+def table_of_columns(
+    columns: Mapping[str, Sequence[Any]], source: str, root: Path | None
+) -> ImageTable:
+    """The table of columns by name: pictures, identities, role, split, and metadata.
+
+    Args:
+        columns: N values each.
+        source: what holds them, which names the data.
+        root: base folder of relative paths.
+    Raises:
+        DataError: not exactly one column of pictures and one of identities, or unknown words.
+    """
     if (pairs := pairs_of_columns(columns, source, root)) is not None:
         return pairs.as_table()
     pictures = one_column(columns, PICTURE_COLUMNS, "pictures", source)

@@ -12,11 +12,13 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twinlens.data.picture_file import file_digest
+from twinlens.data.picture_value import PictureValue, read_value
 from twinlens.data.table import ImageTable
 from twinlens.errors import PictureError
 
@@ -49,7 +51,10 @@ def digest_of_picture(table: ImageTable, row: int) -> bytes:
     Raises:
         PictureError: its file cannot be read.
     """
-    source = table.picture(row)
+    return _digest(table.picture(row))
+
+
+def _digest(source: PictureValue) -> bytes:
     if isinstance(source, str):
         return file_digest(source, DIGEST_SIZE)
     if isinstance(source, np.ndarray):
@@ -64,11 +69,11 @@ def digest_of_pixels(picture: NDArray[np.uint8]) -> bytes:
 
 
 def _digests_of_rows(table: ImageTable, rows: range) -> list[bytes]:
-    return [_digest_or_none(table, row) for row in rows]
+    return [_digest_or_none(value) for value in table.pictures(rows)]
 
 
-def _digest_or_none(table: ImageTable, row: int) -> bytes:
+def _digest_or_none(value: Any) -> bytes:
     try:
-        return digest_of_picture(table, row)
+        return NO_DIGEST if isinstance(value, PictureError) else _digest(read_value(value))
     except PictureError:
         return NO_DIGEST

@@ -19,9 +19,9 @@ from twinlens.data.datasets import NAMED_SETS, named_set_in
 from twinlens.data.manifests import MANIFEST_SUFFIXES, SPLIT_NAMES, read_manifest
 from twinlens.data.pair_list import pairs_in
 from twinlens.data.picture_file import picture_suffixes
-from twinlens.data.remote import refuse_address
+from twinlens.data.picture_shards import read_shards
+from twinlens.data.remote import is_store, refuse_address
 from twinlens.data.table import ImageTable, Row
-from twinlens.data.tar_shards import is_tar, read_tar, tar_files
 from twinlens.data.walk import LeftOut, walk_pictures
 from twinlens.errors import DataError, one_line, unknown_name
 from twinlens.files import expand_user
@@ -61,8 +61,9 @@ def read_table(
     a path separator ("./digits") it means the folder. A `Path` always means a path.
 
     Args:
-        data: a folder, a manifest (.csv, .tsv, .parquet), tar files (photos-{000..003}.tar), one
-            of `NAMED_SETS`, a list of pairs (`pair_list`), a table, which is returned unchanged, or
+        data: a folder, a manifest (.csv, .tsv, .parquet), files of many pictures, also in an
+            object store (`picture_shards`: s3://bucket/photos-{000..003}.tar), one of
+            `NAMED_SETS`, a list of pairs (`pair_list`), a table, which is returned unchanged, or
             another object of `adapters.table_of`.
         root: folder with a copy of a named set, or base folder of the paths of a manifest.
         forged_suffix: a folder `ID` + this suffix, beside a folder `ID`, holds forgeries of ID;
@@ -77,11 +78,12 @@ def read_table(
     """
     if not isinstance(data, str | Path):
         return table_of(data, root=root)
-    refuse_address(data)
     if isinstance(data, str) and data in NAMED_SETS:
         return NAMED_SETS[data](None if root is None else _existing(expand_user(root)))
-    if is_tar(data) and root is None:
-        return read_tar([expand_user(file) for file in tar_files(data)], str(data))
+    if not is_store(data):
+        refuse_address(data)
+    if root is None and (table := read_shards(data)) is not None:
+        return table
     path = _existing(data)
     if path.is_file():
         if path.suffix.lower() not in MANIFEST_SUFFIXES:

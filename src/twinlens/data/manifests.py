@@ -19,7 +19,7 @@ from twinlens.data.remote import is_address
 from twinlens.data.table import ImageTable, Row
 from twinlens.errors import DataError, first_line, one_line
 
-__all__ = ["MANIFEST_SUFFIXES", "SPLIT_NAMES", "read_manifest"]
+__all__ = ["MANIFEST_SUFFIXES", "MAX_FOOTER", "SPLIT_NAMES", "check_size", "read_manifest"]
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".parquet")
 
@@ -144,7 +144,7 @@ def _parquet_entries(file: Path) -> Iterator[Entry]:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise DataError(f"the manifest {file} has the column {one_line(twice[0])} twice")
-        _check_size(parquet.metadata, file)
+        check_size(parquet.metadata, f"the manifest {file}", file.stat().st_size)
         # Nested columns such as embeddings are no metadata to filter by.
         flat = [field.name for field in columns if not pyarrow.types.is_nested(field.type)]
         # As dictionaries, so that one large text does not become a copy for each row.
@@ -172,17 +172,20 @@ def _column(name: str) -> str:
     return plain if plain in COLUMNS else name
 
 
-def _check_size(metadata: Any, file: Path) -> None:
+def check_size(metadata: Any, name: str, size: int) -> None:
     """Check what a Parquet file claims to hold, before memory is spent.
 
+    Args:
+        metadata: its footer.
+        name: the file, for messages.
+        size: its bytes.
     Raises:
         DataError: more rows, or larger columns, than its bytes can be.
     """
-    size = file.stat().st_size
     if metadata.num_rows > MAX_ROWS_PER_BYTE * size:
         raise DataError(
-            f"the manifest {file} claims {metadata.num_rows:,} rows in {size:,} bytes, in which so "
-            "many paths do not fit: write it again"
+            f"{name} claims {metadata.num_rows:,} rows in {size:,} bytes, in which so many "
+            "pictures do not fit: write it again"
         )
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     sizes = (group.column(at).total_uncompressed_size for group in groups
@@ -190,8 +193,8 @@ def _check_size(metadata: Any, file: Path) -> None:
     largest = max(sizes, default=0)
     if largest > max(MAX_UNPACKED, MAX_RATIO * size):
         raise DataError(
-            f"the manifest {file} has {size:,} bytes, and a column of it {largest:,} when "
-            "unpacked: write it without large columns"
+            f"{name} has {size:,} bytes, and a column of it {largest:,} when unpacked: write it "
+            "without large columns"
         )
 
 

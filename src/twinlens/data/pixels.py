@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from twinlens.config import PictureSettings
 from twinlens.data.decode import read_depth, read_header, read_sized, to_array
+from twinlens.data.picture_value import read_value
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, PictureError
 
@@ -102,7 +103,7 @@ class DecodeJob:
         table: files, or an array-backed set.
         spec: size, colour, fit and fill; mean and std are not used.
         max_pixels: as in `open_picture`.
-        max_broken: largest allowed share of unreadable pictures, in [0, 1].
+        max_broken: largest allowed share of unreadable pictures, in [0, 1]; None for no check.
         progress: called with (pictures done, all pictures) after each picture.
         source: height x width of each source, shape (N,); 0 before it is decoded, or if unreadable.
     Raises:
@@ -112,7 +113,7 @@ class DecodeJob:
     table: ImageTable
     spec: PictureSettings
     max_pixels: int
-    max_broken: float
+    max_broken: float | None
     progress: Callable[[int, int], None] | None = None
     source: NDArray[np.int64] = field(init=False, repr=False)
 
@@ -143,7 +144,7 @@ class DecodeJob:
         Raises:
             DataError: after the last picture, if too many are unreadable.
         """
-        for row, result in enumerate(self._results(prefetch)):
+        for row, result in enumerate(self.results(range(len(self.table)), prefetch=prefetch)):
             if isinstance(result, str):
                 broken.append((row, result))
             else:
@@ -173,7 +174,9 @@ class DecodeJob:
             DataError: all are unreadable, or more than `max_broken` of them.
         """
         num = len(self.table)
-        if not broken or (len(broken) < num and len(broken) <= self.max_broken * num):
+        if self.max_broken is None or not broken:
+            return
+        if len(broken) < num and len(broken) <= self.max_broken * num:
             return
         shown = "".join(
             f"\n  {self.table.path[row]}: {reason}" for row, reason in broken[:SHOWN_BROKEN]
@@ -191,17 +194,27 @@ class DecodeJob:
             "  Repair or remove them, or raise data.max_broken to skip them."
         )
 
-    def _results(self, prefetch: bool) -> Iterator[NDArray[np.uint8] | str]:
-        """Pixels or a reason for each row in order, decoded up to one block ahead."""
+    def results(self, rows: range, *, prefetch: bool = True) -> Iterator[NDArray[np.uint8] | str]:
+        """Pixels (C, H, W), or the reason why there are none, of rows in a row.
+
+        They are decoded up to one block ahead.
+
+        Args:
+            rows: consecutive rows.
+            prefetch: as in `readable`.
+        """
         if self.table.pixels is not None and self.table.pixels.dtype == np.uint8:
             self.source[:] = np.prod(self.table.pixels.shape[1:3])
-            yield from (_from_array(picture, self.spec) for picture in self.table.pixels)
+            pictures = self.table.pixels[rows.start : rows.stop]
+            yield from (_from_array(picture, self.spec) for picture in pictures)
             return
 
-        def decode(row: int) -> NDArray[np.uint8] | str:
+        def decode(row: int, value: Any) -> NDArray[np.uint8] | str:
+            if isinstance(value, PictureError):
+                return value.reason
             try:
                 pixels, self.source[row] = read_sized(
-                    self.table.picture(row), self.spec, max_pixels=self.max_pixels
+                    read_value(value), self.spec, max_pixels=self.max_pixels
                 )
             except PictureError as error:
                 return error.reason
@@ -209,15 +222,20 @@ class DecodeJob:
 
         num = len(self.table)
         block = int(np.clip(BLOCK_BYTES * num // self.num_bytes, 8, 1024))
-        rows = iter(range(num))
         pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
         try:
-            while not prefetch and (part := list(islice(rows, block))):
-                yield from list(pool.map(decode, part))
-            ahead = deque(pool.submit(decode, row) for row in islice(rows, block))
+            parts = (rows[start : start + block] for start in range(0, len(rows), block))
+            if not prefetch:
+                for part in parts:
+                    yield from list(pool.map(decode, part, self.table.pictures(part)))
+                return
+            values = (
+                item for part in parts for item in zip(part, self.table.pictures(part), strict=True)
+            )
+            ahead = deque(pool.submit(decode, *item) for item in islice(values, block))
             while ahead:
                 yield ahead.popleft().result()
-                ahead.extend(pool.submit(decode, row) for row in islice(rows, 1))
+                ahead.extend(pool.submit(decode, *item) for item in islice(values, 1))
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -1,12 +1,14 @@
-"""Downloads from `s3://` and `https://`, which nothing but `twinlens fetch` begins.
+"""Downloads from `s3://` and `https://` by `twinlens fetch`, and access to object stores.
 
-Pictures, manifests and archives become local files; the rest of the code reads no addresses. Object
-stores are read by Arrow with the credentials of the environment. A picture that is larger than the
-memory for decoding is not downloaded.
+Pictures, manifests and archives become local files. Of other addresses only the files of many
+pictures are read that a person names as data, in an object store (`stored_pictures`). Stores are
+read by Arrow with the credentials of the environment. A picture that is larger than the memory for
+decoding is not downloaded.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import zipfile
@@ -22,9 +24,10 @@ from twinlens.data.download import TIMEOUT
 from twinlens.data.picture_file import memory_limit, picture_suffixes
 from twinlens.errors import DataError, first_line, one_line
 
-__all__ = ["fetch_into", "is_address", "refuse_address"]
+__all__ = ["fetch_into", "is_address", "is_store", "open_store", "refuse_address", "unreadable"]
 
 ADDRESS = re.compile(r"(?i)(s3|https?)://.")
+STORE = re.compile(r"(?i)(s3|gs|gcs|hdfs|fsspec\+\w+)://.")  # as of Arrow
 HALF_ADDRESS = re.compile(r"(?i)(s3|https?):/")  # A `Path` has one slash less.
 TABLES = (".csv", ".tsv")
 WHOLE = (".tar", ".parquet")
@@ -36,6 +39,11 @@ Report = Callable[[int, int], None]
 def is_address(data: object) -> bool:
     """Whether a string is an address, such as s3://bucket/photos or https://host/photos.zip."""
     return isinstance(data, str) and ADDRESS.match(data) is not None
+
+
+def is_store(data: object) -> bool:
+    """Whether a string is an address in an object store, such as s3://bucket/photos.tar."""
+    return isinstance(data, str) and STORE.match(data) is not None
 
 
 def refuse_address(data: str | Path) -> None:
@@ -93,11 +101,11 @@ def fetch_into(address: str, folder: Path, progress: Report | None = None) -> st
 def _fetch_bucket(address: str, folder: Path, progress: Report | None) -> None:
     from pyarrow import fs
 
-    store, top = _store(address)
+    store, top = open_store(address)
     try:
         entries = store.get_file_info(fs.FileSelector(top, recursive=True))
     except OSError as error:
-        raise _unreadable(address, error) from error
+        raise unreadable(address, error) from error
     suffixes = picture_suffixes()
     jobs = []
     for entry in entries:
@@ -159,14 +167,31 @@ def _all(
 # --- files --------------------------------------------------------------------------------------
 
 
-def _store(address: str) -> tuple[Any, str]:
+def open_store(address: str) -> tuple[Any, str]:
+    """The file system of Arrow that an address belongs to, and the path in it.
+
+    Raises:
+        DataError: an unknown kind of store, or one that cannot be reached.
+    """
+    parts = urlsplit(address)
+    if parts.scheme.lower() not in ("s3", "gs", "gcs"):
+        return _file_system(address)
+    # One client for all the files of a bucket, since a new one looks for the bucket's region.
+    store, _ = _file_system(
+        f"{parts.scheme}://{parts.netloc}{'?' if parts.query else ''}{parts.query}"
+    )
+    return store, f"{parts.netloc.rpartition('@')[2]}{unquote(parts.path)}".rstrip("/")
+
+
+@functools.lru_cache(maxsize=16)
+def _file_system(address: str) -> tuple[Any, str]:
     import pyarrow
     from pyarrow import fs
 
     try:
         store, path = fs.FileSystem.from_uri(address)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"cannot open {one_line(address, 200)}: {first_line(error)}") from error
+    except (OSError, ImportError, ValueError, pyarrow.ArrowException) as error:
+        raise unreadable(address, error) from error
     return store, path
 
 
@@ -179,20 +204,20 @@ def _download(address: str, target: Path, limit: int | None) -> None:
         limit: largest number of bytes; None for no limit but that of the disk.
     """
     if address.lower().startswith("s3://"):
-        store, path = _store(address)
+        store, path = open_store(address)
         try:
             stream = store.open_input_stream(path)
         except OSError as error:
-            raise _unreadable(address, error) from error
+            raise unreadable(address, error) from error
     else:
         stream = _open_https(address)
     _copy(stream, target, address, limit)
 
 
-def _unreadable(address: str, error: Exception) -> DataError:
-    """What could not be read, what to check, and the cause in a few words."""
+def unreadable(address: str, error: Exception) -> DataError:
+    """An error that names what could not be read, what to check, and the cause in a few words."""
     place = one_line(address, 200)
-    if address.lower().startswith("s3://"):
+    if is_store(address):
         cause = re.split(r"operation: (?:curlCode: \d+, )?", first_line(error))[-1]
         return DataError(
             f"cannot read {place}: check the name of the bucket and its region, the credentials of "
@@ -216,7 +241,7 @@ def _open_https(address: str) -> BinaryIO:
     try:
         answer: BinaryIO = urllib.request.urlopen(request, timeout=TIMEOUT)
     except (OSError, ValueError) as error:
-        raise _unreadable(address, error) from error
+        raise unreadable(address, error) from error
     if not answer.url.lower().startswith("https://"):  # type: ignore[attr-defined]
         answer.close()
         raise DataError(f"{one_line(address, 200)} leads to an address without https")

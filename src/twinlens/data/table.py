@@ -26,6 +26,7 @@ from twinlens.data.picture_value import (
     read_bytes,
     read_value,
 )
+from twinlens.data.stored_pictures import StoredPicture, read_together
 from twinlens.data.walk import LeftOut
 from twinlens.errors import DataError
 
@@ -163,6 +164,15 @@ class ImageTable:
             return str(self.path[row])
         return read_value(self.pixels[row])
 
+    def pictures(self, rows: range) -> list[Any]:
+        """The pictures of rows in a row, for `picture_value.read_value`; or their `PictureError`.
+
+        Those that lie beside each other in a larger file are read together.
+        """
+        if self.pixels is None:
+            return [str(path) for path in self.path[rows.start : rows.stop]]
+        return read_together(list(self.pixels[rows.start : rows.stop]))
+
     def relative(self, row: int) -> str:
         """The path of a row below `root`, with forward slashes; the whole path if not below it."""
         path = str(self.path[row])
@@ -177,7 +187,8 @@ class ImageTable:
         """SHA-256 over relative paths, identities, roles, and file sizes or pixels, in hex.
 
         Splits and the location of `root` are left out. So a copy of the data, or other splits of
-        it, have the same fingerprint. A missing file counts as size -1.
+        it, have the same fingerprint. A missing file counts as size -1. Pictures in larger files
+        count by their places.
         """
         digest = hashlib.sha256()
         for row in range(len(self)):
@@ -189,7 +200,10 @@ class ImageTable:
             digest.update(repr(self.pixels.shape).encode())
             digest.update(np.ascontiguousarray(self.pixels).data)
         elif self.pixels is not None:
-            for row in range(len(self)):
+            for row, value in enumerate(self.pixels):
+                if isinstance(value, StoredPicture):
+                    digest.update(value.mark)
+                    continue
                 content = self.picture(row)
                 shape = content.shape if isinstance(content, np.ndarray) else None
                 digest.update(repr(shape).encode())

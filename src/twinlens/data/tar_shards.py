@@ -1,43 +1,61 @@
 """Tar files of pictures: WebDataset shards, and packed class folders.
 
 Nothing is unpacked: a table keeps the place of each picture in its file. A sample is the members of
-one name up to the first dot, `000.jpg` and `000.cls` or `000.json`.
+one name up to the first dot, `000.jpg` and `000.cls` or `000.json`. The members of a file in an
+object store are listed in the cache, since to find them reads most of a file of small members.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import re
 import tarfile
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from twinlens.data.download import cache_folder
 from twinlens.data.picture_file import picture_suffixes
+from twinlens.data.remote import is_store
+from twinlens.data.stored_pictures import (
+    ByteRanges,
+    StoredPicture,
+    file_name,
+    file_size,
+    file_version,
+    open_input,
+)
 from twinlens.data.table import ImageTable
-from twinlens.errors import DataError, PictureError, first_line, one_line
-from twinlens.parsing import parse_json
+from twinlens.errors import DataError, first_line, one_line
+from twinlens.files import write_text
+from twinlens.parsing import parse_json, read_json
 
-__all__ = ["is_tar", "read_tar", "sample_parts", "tar_files"]
+__all__ = ["files_in_range", "read_tar", "sample_parts"]
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 IDENTITY_KEYS = ("identity", "label", "class", "person", "target")
 MAX_FILES = 100_000
 MAX_LABEL = 2**20  # bytes of a .cls or .json
+BLOCK = 2**18  # bytes read at once while members are looked for
+AT_ONCE = 8  # files of an object store
+
+Member = tuple[str, str, int, int, str | None]
+"""Key and ending of a member, its first byte and their number, and the text of a label."""
 
 
-def is_tar(data: str | Path) -> bool:
-    """Whether a path names tar files, such as photos.tar or photos-{000..003}.tar."""
-    return str(data).lower().endswith(".tar")
+def files_in_range(data: str | Path) -> list[str]:
+    """The files that a path or an address with ranges names.
 
+    Raises:
+        DataError: none, or too many.
 
-def tar_files(data: str | Path) -> list[Path]:
-    """The files that a path with ranges names.
-
-    >>> [str(file) for file in tar_files("photos-{08..10}.tar")]
+    >>> files_in_range("photos-{08..10}.tar")
     ['photos-08.tar', 'photos-09.tar', 'photos-10.tar']
     """
     parts = RANGE.split(str(data))
@@ -47,10 +65,10 @@ def tar_files(data: str | Path) -> list[Path]:
         if not 0 < len(numbers) <= MAX_FILES:
             raise DataError(f"{data} names {len(numbers):,} files; needed are 1 to {MAX_FILES:,}")
         choices.insert(2 * place + 1, [f"{number:0{len(first)}d}" for number in numbers])
-    return [Path("".join(words)) for words in product(*choices)]
+    return ["".join(words) for words in product(*choices)]
 
 
-def read_tar(files: list[Path], source: str) -> ImageTable:
+def read_tar(files: Sequence[str], source: str) -> ImageTable:
     """The pictures of tar files, by the names of file and member.
 
     The identity is the text of a sample's `.cls`, or a value of its `.json` ("identity", "label",
@@ -58,21 +76,21 @@ def read_tar(files: list[Path], source: str) -> ImageTable:
     values of a `.json` are metadata.
 
     Args:
-        files: uncompressed tar files.
+        files: paths or addresses of uncompressed tar files.
         source: data as the user named it.
     Raises:
         DataError: unreadable or compressed files, no pictures, or pictures without an identity.
     """
     paths, identities, pictures = list[str](), list[str | None](), list[Any]()
     metadata: list[Mapping[str, Any]] = []
-    for file in files:
-        for key, sample in _samples(file).items():
+    for file, samples in zip(files, _samples_of(files), strict=True):
+        for key, sample in samples.items():
             try:
                 inside, identity, others = sample_parts(sample)
             except ValueError as error:
                 raise DataError(f"{file}, {one_line(key)}: {error}") from error
             for ending, picture in inside.items():
-                paths.append(f"{file.name}/{key}.{ending}")
+                paths.append(f"{file_name(file)}/{key}.{ending}")
                 identities.append(identity)
                 pictures.append(picture)
                 metadata.append(others)
@@ -128,38 +146,75 @@ def sample_parts(sample: Mapping[str, Any]) -> tuple[dict[str, Any], str | None,
     return pictures, None if text is None else str(text).strip(), others
 
 
-def _samples(file: Path) -> dict[str, dict[str, Any]]:
-    """Key -> ending -> content; pictures as functions that read them."""
-    suffixes = picture_suffixes()
-    samples: dict[str, dict[str, Any]] = {}
-    if not file.is_file():
-        raise DataError(f"no such file: '{one_line(str(file), 200)}'")
+def _samples_of(files: Sequence[str]) -> Iterator[dict[str, dict[str, Any]]]:
+    """Key -> ending -> content of each file; pictures as `StoredPicture`."""
+    with ThreadPoolExecutor(AT_ONCE if is_store(files[0]) else 1) as pool:
+        try:
+            for file, members in zip(files, pool.map(_members, files), strict=True):
+                stored = ByteRanges(file, file_version(file))
+                samples: dict[str, dict[str, Any]] = {}
+                for key, ending, offset, size, text in members:
+                    picture = StoredPicture(stored, offset, size)
+                    content = picture if text is None else text.encode("utf-8", "surrogateescape")
+                    samples.setdefault(key, {})[ending] = content
+                yield samples
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _members(file: str) -> list[Member]:
+    """The pictures and labels of a tar file; of one in a store by the cache, if it is there."""
+    if not is_store(file):
+        if not Path(file).is_file():
+            raise DataError(f"no such file: '{one_line(file, 200)}'")
+        return _read_members(file)
+    digest = hashlib.blake2b(f"{file} {file_version(file)}".encode(), digest_size=16).hexdigest()
+    kept = cache_folder() / "tars" / f"{digest}.json"
     try:
-        with tarfile.open(file, "r:") as archive:
+        return [(*map(str, row[:2]), int(row[2]), int(row[3]), row[4]) for row in read_json(kept)]
+    except (OSError, ValueError, TypeError, IndexError):
+        members = _read_members(file)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write {kept.parent}: {error.strerror or error}") from error
+    write_text(kept, json.dumps(members))
+    return members
+
+
+def _read_members(file: str) -> list[Member]:
+    suffixes, size = picture_suffixes(), file_size(file)
+    members: list[Member] = []
+    try:
+        with (
+            (
+                io.BufferedReader(open_input(file), BLOCK) if is_store(file) else open(file, "rb")  # noqa: PTH123
+            ) as stream,
+            tarfile.open(fileobj=stream, mode="r:") as archive,
+        ):
             for member in archive:
                 path = PurePosixPath(member.name)
                 stem, dot, ending = path.name.partition(".")
                 if not member.isreg() or member.issparse() or not stem or not dot:
                     continue
+                if member.offset_data + member.size > size:
+                    raise tarfile.ReadError(f"it ends within {member.name}")
                 key = path.with_name(stem).as_posix()
-                place = (file, member.offset_data, member.size)
+                place = (member.offset_data, member.size)
                 if path.suffix.lower() in suffixes:
-                    samples.setdefault(key, {})[ending] = partial(_content, *place)
+                    members.append((key, ending, *place, None))
                 elif ending in ("cls", "json") and member.size <= MAX_LABEL:
-                    samples.setdefault(key, {})[ending] = _content(*place)
+                    label = archive.extractfile(member)
+                    assert label is not None
+                    text = label.read().decode("utf-8", "surrogateescape")
+                    members.append((key, ending, *place, text))
+                archive.members = []  # type: ignore[attr-defined]  # else all stay in memory
     except tarfile.ReadError as error:
         raise DataError(
-            f"cannot read {file}: {first_line(error)}; needed is an uncompressed .tar: unpack it"
+            f"cannot read {one_line(file, 200)}: {first_line(error)}; needed is a complete, "
+            "uncompressed .tar: copy it again, or unpack it"
         ) from error
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror or error}") from error
-    return samples
-
-
-def _content(file: Path, offset: int, size: int) -> bytes:
-    with open(file, "rb") as stream:  # noqa: PTH123
-        stream.seek(offset)
-        content = stream.read(size)
-    if len(content) < size:
-        raise PictureError(str(file), "truncated")
-    return content
+    return members

@@ -1,0 +1,263 @@
+"""Parquet files and Lance tables that hold the pictures themselves, in a column of bytes.
+
+Columns are found by their names, as in a data frame (`adapters`). The other columns are read at
+once, and pictures when they are needed: of Parquet a row group at a time, of Lance by row.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from twinlens.data.adapters import PICTURE_COLUMNS, table_of_columns
+from twinlens.data.manifests import MAX_FOOTER, SPLIT_NAMES, check_size
+from twinlens.data.stored_pictures import (
+    StoredPicture,
+    file_name,
+    file_size,
+    file_version,
+    open_input,
+)
+from twinlens.data.table import ImageTable
+from twinlens.errors import DataError, PictureError, first_line, one_line
+
+__all__ = ["holds_pictures", "read_lance", "read_parquet"]
+
+MAX_GROUP = 2**30  # bytes of a row group's pictures, which are read at once
+
+
+@dataclass(frozen=True)
+class _ParquetFile:
+    """Pictures of a Parquet file; see `stored_pictures.PictureFile`."""
+
+    name: str
+    version: str
+    column: str  # with ".bytes" for pictures as Hugging Face stores them
+    first_row: tuple[int, ...]  # of each row group
+
+    def read(self, places: Sequence[StoredPicture]) -> list[bytes | PictureError]:
+        """The content of some pictures, a row group at a time."""
+        groups = np.searchsorted(self.first_row, [place.start for place in places], "right") - 1
+        own = defaultdict[int, list[int]](list)
+        for at, group in enumerate(groups.tolist()):
+            own[group].append(at)
+        results: list[bytes | PictureError] = [b""] * len(places)
+        for group, rows in own.items():
+            contents = _row_group(self, group)
+            for at in rows:
+                content = contents[places[at].start - self.first_row[group]].as_py()
+                results[at] = PictureError(self.name, "no picture") if content is None else content
+        return results
+
+
+@dataclass(frozen=True)
+class _LanceTable:
+    """Pictures of a Lance table; see `stored_pictures.PictureFile`."""
+
+    name: str
+    version: str
+    column: str
+
+    def read(self, places: Sequence[StoredPicture]) -> list[bytes | PictureError]:
+        """The content of some pictures."""
+        rows = [place.start for place in places]
+        with _errors(self.name):
+            column = _lance(self.name, int(self.version)).take(rows, columns=[self.column])
+        contents = _bytes_of(column.column(0).combine_chunks()).to_pylist()
+        return [
+            PictureError(self.name, "no picture") if content is None else content
+            for content in contents
+        ]
+
+
+def holds_pictures(name: str) -> bool:
+    """Whether a Parquet file has a column of pictures, and is no manifest of paths.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return _picture_column(_opened(name).schema_arrow) is not None
+
+
+def read_parquet(files: Sequence[str], source: str) -> ImageTable:
+    """The pictures of Parquet files.
+
+    Args:
+        files: paths or addresses.
+        source: data as the user named it.
+    Raises:
+        DataError: unreadable or truncated files, or no columns of pictures and identities.
+    """
+    pictures, names = list[StoredPicture](), list[str]()
+    others: list[Mapping[str, list[Any]]] = []
+    column = ""
+    for file in files:
+        parquet = _opened(file)
+        schema, metadata = parquet.schema_arrow, parquet.metadata
+        column = _picture_column(schema) or ""
+        if not column:
+            raise DataError(
+                f"{one_line(file, 200)} has no column of pictures: needed is one of bytes, named "
+                f"{', '.join(PICTURE_COLUMNS)}; found {one_line(', '.join(schema.names), 300)}"
+            )
+        check_size(metadata, one_line(file, 200), file_size(file))
+        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        leaf = f"{column}.bytes" if _is_struct(schema.field(column)) else column
+        _check_groups(groups, leaf, file)
+        starts = np.cumsum([0] + [group.num_rows for group in groups])[:-1]
+        stored = _ParquetFile(file, file_version(file), leaf, tuple(starts.tolist()))
+        pictures += [StoredPicture(stored, row) for row in range(metadata.num_rows)]
+        names += _row_names(file, metadata.num_rows)
+        with _errors(file):
+            columns = parquet.read(columns=_flat(schema, column))
+        others.append(_columns(columns, schema, file))
+    return _table(column, pictures, names, others, source)
+
+
+def read_lance(name: str, source: str) -> ImageTable:
+    """The pictures of a Lance table; see `read_parquet`.
+
+    Raises:
+        DataError: a missing or damaged table, or no columns of pictures and identities.
+    """
+    with _errors(name):
+        dataset = _lance(name, None)
+        schema, num = dataset.schema, dataset.count_rows()
+        column = _picture_column(schema)
+        if column is None:
+            raise DataError(
+                f"{one_line(name, 200)} has no column of pictures: needed is one of bytes, named "
+                f"{', '.join(PICTURE_COLUMNS)}; found {one_line(', '.join(schema.names), 300)}"
+            )
+        columns = dataset.to_table(columns=_flat(schema, column))
+    stored = _LanceTable(name, str(dataset.version), column)
+    pictures = [StoredPicture(stored, row) for row in range(num)]
+    return _table(column, pictures, _row_names(name, num), [_columns(columns, schema, "")], source)
+
+
+def _table(
+    column: str, pictures: list[StoredPicture], names: list[str],
+    others: Sequence[Mapping[str, list[Any]]], source: str,
+) -> ImageTable:  # fmt: skip
+    if not pictures:
+        raise DataError(f"{source} has no rows: needed is one for each picture")
+    keys = list(dict.fromkeys(key for part in others for key in part))
+    columns: dict[str, Any] = {column: pictures}
+    for key in keys:
+        parts = (part.get(key, [None] * len(next(iter(part.values()), []))) for part in others)
+        columns[key] = [value for part in parts for value in part]
+    table = table_of_columns(columns, source, None)  # In the order of the rows.
+    return replace(table, path=np.array(names, dtype=object))
+
+
+def _row_names(file: str, num: int) -> list[str]:
+    """Names of pictures, in the order of their rows when sorted."""
+    width = len(str(max(num - 1, 0)))
+    return [f"{file_name(file)}/{row:0{width}d}" for row in range(num)]
+
+
+def _picture_column(schema: Any) -> str | None:
+    """The column of bytes, plain or as Hugging Face stores pictures."""
+    from pyarrow import types
+
+    for field in schema:
+        kind = field.type
+        if _is_struct(field):
+            kind = kind.field("bytes").type
+        is_bytes = types.is_binary(kind) or types.is_large_binary(kind)
+        if is_bytes and field.name.lower() in PICTURE_COLUMNS:
+            return str(field.name)
+    return None
+
+
+def _is_struct(field: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
+
+
+def _flat(schema: Any, column: str) -> list[str]:
+    from pyarrow import types
+
+    kinds = (types.is_nested, types.is_binary, types.is_large_binary)
+    return [
+        field.name for field in schema
+        if field.name != column and not any(kind(field.type) for kind in kinds)
+    ]  # fmt: skip
+
+
+def _columns(table: Any, schema: Any, file: str) -> dict[str, list[Any]]:
+    """The columns beside the pictures; labels by their names, splits by the file's if not given."""
+    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    for name, feature in (about.get("info", {}).get("features") or {}).items():
+        names = feature.get("names") if isinstance(feature, dict) else None
+        if names and name in columns:
+            columns[name] = [None if label is None else names[label] for label in columns[name]]
+    split = file_name(file).partition("-")[0].lower()
+    if split in SPLIT_NAMES and "split" not in columns:
+        columns["split"] = [split] * table.num_rows
+    return columns
+
+
+def _check_groups(groups: Sequence[Any], leaf: str, file: str) -> None:
+    for group in groups:
+        for at in range(group.num_columns):
+            column = group.column(at)
+            if column.path_in_schema == leaf and column.total_uncompressed_size > MAX_GROUP:
+                raise DataError(
+                    f"{one_line(file, 200)} has a row group of {group.num_rows:,} pictures and "
+                    f"{column.total_uncompressed_size:,} bytes, which are read at once: write it "
+                    "with a row_group_size of 1,000 or less"
+                )
+
+
+def _opened(name: str) -> Any:
+    import pyarrow.parquet
+
+    with _errors(name):
+        return pyarrow.parquet.ParquetFile(
+            open_input(name), thrift_string_size_limit=MAX_FOOTER,
+            thrift_container_size_limit=MAX_FOOTER,
+        )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=2)
+def _row_group(file: _ParquetFile, group: int) -> Any:
+    """The pictures of a row group, as an array of Arrow."""
+    parquet = _opened(file.name)
+    with _errors(file.name):
+        column = parquet.read_row_group(group, columns=[file.column]).column(0)
+        return _bytes_of(column.combine_chunks())
+
+
+def _bytes_of(column: Any) -> Any:
+    from pyarrow import types
+
+    return column.field("bytes") if types.is_struct(column.type) else column
+
+
+@functools.lru_cache(maxsize=16)
+def _lance(name: str, version: int | None) -> Any:
+    import lance
+
+    return lance.dataset(name, version=version)
+
+
+@contextmanager
+def _errors(name: str) -> Iterator[None]:
+    """Errors of Arrow and Lance as a `DataError` that names the file."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        raise DataError(
+            f"cannot read {one_line(name, 200)}: {one_line(first_line(error), 200)}. Check that it "
+            "is complete, and of a store the address and the credentials of the environment"
+        ) from error
