@@ -32,6 +32,7 @@ from twinlens.data.duplicates import equal_pictures
 from twinlens.data.folders import read_table
 from twinlens.data.inspection import sample_statistics
 from twinlens.data.pixel_cache import decode_table
+from twinlens.data.pixel_shards import PixelShards
 from twinlens.data.pixels import DecodedTable, table_depths
 from twinlens.data.splits import is_closed_set
 from twinlens.data.table import ImageTable
@@ -313,6 +314,12 @@ def _decode(table: ImageTable, settings: Settings) -> DecodedTable:
         max_broken=settings.data.max_broken,
         progress=Progress("reading"),
     )
+    if isinstance(decoded.pixels, PixelShards) and decoded.pixels.kept < 1:
+        log.warning(
+            "the cache has room for %.0f %% of the decoded pictures; the others are decoded again"
+            " in each epoch (TWINLENS_CACHE names a folder, TWINLENS_CACHE_GIB its size)",
+            100 * decoded.pixels.kept,
+        )
     if decoded.broken:
         log.warning(
             "%d of %d pictures cannot be read and are skipped:", len(decoded.broken), len(table)

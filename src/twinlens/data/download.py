@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from twinlens.errors import DataError
+from twinlens.errors import ConfigError, DataError
 from twinlens.files import creating_folder, expand_user, is_full
 
-__all__ = ["cache_folder", "create_once", "download_once", "unpack_once"]
+__all__ = ["cache_folder", "cache_limit", "create_once", "download_once", "unpack_once"]
 
 TIMEOUT = 30.0
 """Seconds without an answer of the host."""
@@ -28,6 +28,21 @@ def cache_folder() -> Path:
     """The folder of downloads and unpacked archives: $TWINLENS_CACHE, or ~/.cache/twinlens."""
     folder = os.environ.get("TWINLENS_CACHE")
     return expand_user(folder) if folder else Path.home() / ".cache" / "twinlens"
+
+
+def cache_limit() -> int | None:
+    """Bytes that decoded pictures may take, by $TWINLENS_CACHE_GIB; None if it is not set.
+
+    Raises:
+        ConfigError: the variable holds no number of GiB.
+    """
+    text = os.environ.get("TWINLENS_CACHE_GIB")
+    try:
+        return int(float(text) * 2**30) if text else None
+    except (ValueError, OverflowError):
+        raise ConfigError(
+            f"TWINLENS_CACHE_GIB is {text!r}: give the GiB that decoded pictures may take"
+        ) from None
 
 
 def create_once(target: Path, fill: Callable[[Path], None]) -> Path:

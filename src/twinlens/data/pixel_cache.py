@@ -1,4 +1,4 @@
-"""Every picture of a table decoded once, into memory or into a memory-mapped file.
+"""Every picture of a table decoded once, into memory, a memory-mapped file, or shards.
 
 `decode_table` returns all of them at once; `PixelStream` yields them in batches, each once.
 
@@ -16,17 +16,20 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 
 from twinlens.config import PictureSettings
-from twinlens.data.download import cache_folder
+from twinlens.data.download import cache_folder, cache_limit
 from twinlens.data.picture_file import memory_limit, picture_formats
+from twinlens.data.pixel_shards import PixelShards
 from twinlens.data.pixels import BrokenPicture, DecodedTable, DecodeJob, table_sources
+from twinlens.data.stored_pictures import StoredPicture
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError
 from twinlens.files import part_beside
@@ -46,12 +49,14 @@ def decode_table(
     progress: Callable[[int, int], None] | None = None,
     cache_dir: Path | None = None,
     memory_limit: int = 2**30,
+    limit: int | None = None,
 ) -> DecodedTable:
     """Decode every picture of a table to the size and colour of `spec`.
 
     The result depends only on the table and `spec`, not on threads or the cache. It is held in
     memory up to `memory_limit` bytes. Above, it lies in a file in `cache_dir`, which the next call
-    with the same paths, file sizes, file times and settings reuses.
+    with the same paths, file sizes, file times and settings reuses. A set that is larger than the
+    cache may be becomes `PixelShards`. Sets that were used longest ago make room.
 
     Args:
         table: files, or an array-backed set.
@@ -61,6 +66,8 @@ def decode_table(
         progress: called with (pictures done, all pictures) after each picture.
         cache_dir: folder for large results; if None, `pixels` in `download.cache_folder()`.
         memory_limit: bytes of pixels that may be held in memory.
+        limit: bytes that `cache_dir` may take; if None, those of `download.cache_limit`, or
+            nine tenths of what is free.
     Returns:
         The readable rows, their pixels, and the unreadable rows.
     Raises:
@@ -73,6 +80,9 @@ def decode_table(
     target = _cache_file(job, cache_dir)
     decoded = _load(job, target)
     if decoded is None:
+        room = _make_room(job, target, cache_limit() if limit is None else limit)
+        if room < job.num_bytes:
+            return _decode_into_shards(job, target.with_suffix(""), room, memory_limit)
         _write(job, target)
         decoded = _load(job, target)
     if decoded is None:
@@ -156,6 +166,55 @@ def _decode_into_memory(job: DecodeJob) -> DecodedTable:
     return DecodedTable(table, pixels[: len(table)], unreadable)
 
 
+def _decode_into_shards(job: DecodeJob, folder: Path, room: int, memory_limit: int) -> DecodedTable:
+    try:
+        pixels = PixelShards(job, folder, room, memory_limit)
+    except OSError as error:
+        raise DataError(_no_space(job, folder.parent, error.strerror or str(error))) from error
+    table, unreadable = job.without(pixels.broken)
+    return DecodedTable(table, cast("NDArray[np.uint8]", pixels), unreadable)
+
+
+def _make_room(job: DecodeJob, target: Path, limit: int | None) -> int:
+    """Bytes that `target` may take, after other sets have been deleted where it needs their room.
+
+    The sets beside it are deleted by the time of their last use. A process that reads one of them
+    keeps the file that it has open, and decodes a shard again.
+
+    Args:
+        job: its pictures.
+        target: file or folder of the set.
+        limit: bytes of all sets; at most, and if None, nine tenths of what is free without them.
+    """
+    folder = target.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = [entry for entry in folder.iterdir() if entry.name[0] != "."]
+        size = {entry: _entry_bytes(entry) for entry in entries}
+        time = {entry: entry.stat().st_mtime_ns for entry in entries}
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise DataError(_no_space(job, folder, error.strerror or str(error))) from error
+    others = [entry for entry in entries if entry.stem != target.stem]
+    most = sum(size.values()) + free * 9 // 10
+    room = min(most if limit is None else limit, most) - sum(size[entry] for entry in others)
+    for entry in sorted(others, key=time.__getitem__):
+        if room >= job.num_bytes:
+            break
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            with suppress(OSError):  # Open in another process, on Windows.
+                entry.unlink()
+        room += size[entry]
+    return room
+
+
+def _entry_bytes(entry: Path) -> int:
+    files = entry.iterdir() if entry.is_dir() else (entry,)
+    return sum(file.stat().st_size for file in files)
+
+
 # --- the file -----------------------------------------------------------------------------------
 
 
@@ -171,6 +230,10 @@ def _cache_file(job: DecodeJob, cache_dir: Path | None) -> Path:
     digest.update(repr((settings, job.max_pixels, len(table))).encode())
     if table.pixels is not None:
         digest.update(table.fingerprint().encode())
+        if table.pixels.dtype == object:  # Larger files count by their last change.
+            stored = {value.file for value in table.pixels if isinstance(value, StoredPicture)}
+            lines = sorted((file.name, file.version) for file in stored)
+            digest.update(repr(lines).encode("utf-8", "surrogatepass"))
     else:
         for path in table.path:
             absolute = os.path.abspath(path)  # noqa: PTH100  Path.absolute() keeps "..".
@@ -194,6 +257,7 @@ def _load(job: DecodeJob, target: Path) -> DecodedTable | None:
         sidecar = read_json(target.with_suffix(".json"))
         broken = [(int(row), str(reason)) for row, reason in sidecar["broken"]]
         pixels = np.load(target, mmap_mode="r")
+        os.utime(target)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not all(0 <= row < len(job.table) for row, _ in broken):
@@ -213,9 +277,6 @@ def _write(job: DecodeJob, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with part_beside(target) as beside:
-            free = shutil.disk_usage(target.parent).free
-            if free < job.num_bytes:
-                raise DataError(_no_space(job, target.parent, f"{_size_text(free)} are free"))
             part, side = beside / "pixels.npy", beside / "pixels.json"
             with part.open("wb") as stream:
                 broken = _write_pixels(job, stream)

@@ -1,8 +1,9 @@
 """Samplers: the pictures of each training batch.
 
 `PKSampler` draws P identities x K pictures; `pair_samplers` holds the samplers of random pairs and
-triplets. Every batch is a pure function of (seed, step), so a resumed run draws the batches of an
-uninterrupted one. The shuffles of the current epoch are cached.
+triplets. `WindowSampler` takes their batches from a part of the pictures after the other. Every
+batch is a pure function of (seed, step), so a resumed run draws the batches of an uninterrupted
+one. The shuffles of the current epoch are cached.
 
 Samplers use labels and roles only: no pixels, no torch, no distances.
 
@@ -12,6 +13,7 @@ Shapes: N pictures; I identities; P identities and K pictures of each a batch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +24,7 @@ from twinlens.data.batch import EPOCH, Batch, Ints, LabelIndex
 from twinlens.data.pair_samplers import PairSampler, TripletSampler
 from twinlens.errors import ConfigError, DataError
 
-__all__ = ["PKSampler", "Sampler", "make_sampler"]
+__all__ = ["PKSampler", "Sampler", "WindowSampler", "make_sampler"]
 
 
 class Sampler(Protocol):
@@ -143,6 +145,57 @@ def _shuffled_rounds(rng: np.random.Generator, num: int, per_batch: int, steps: 
     return np.concatenate(rounds)[: steps * per_batch].reshape(steps, per_batch)
 
 
+class WindowSampler:
+    """Batches from some shards at a time, for pictures that are read shard by shard.
+
+    Each epoch shuffles the shards. `per_window` of them are a window, whose pictures alone make its
+    batches, so an epoch reads each shard once. An identity is present with those of its pictures
+    that lie in the window. A window without a genuine or an impostor pair has batches of all
+    pictures instead.
+
+    Args:
+        shard: shard of each picture, (N,).
+        per_window: shards of a window, at least 1.
+    Raises:
+        DataError, ConfigError: as the sampler of `settings.kind` with all pictures.
+    """
+
+    def __init__(
+        self, label: Ints, forged: NDArray[np.bool_], settings: SamplerSettings, seed: int,
+        shard: Ints, per_window: int,
+    ) -> None:  # fmt: skip
+        self._label, self._forged, self._settings, self._seed = label, forged, settings, seed
+        self._shard, self._shards, self._per_window = shard, np.unique(shard), per_window
+        self._all = make_sampler(label, forged, settings, seed)
+        self.num_labels = self._all.num_labels
+        num_windows = -(-len(self._shards) // per_window)
+        self._steps = -(-self._all.steps_per_epoch // num_windows)
+        self.steps_per_epoch = self._steps * num_windows
+        self._open = (-1, -1)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        window, batch = divmod(at, self._steps)
+        if self._open != (epoch, window):
+            self._open_window(epoch, window)
+        drawn = self._sampler.batch(batch)
+        return replace(drawn, row=self._row[drawn.row])
+
+    def _open_window(self, epoch: int, window: int) -> None:
+        order = np.random.default_rng([EPOCH, self._seed, epoch]).permutation(self._shards)
+        chosen = order[window * self._per_window : (window + 1) * self._per_window]
+        self._row = np.flatnonzero(np.isin(self._shard, chosen))
+        seed = int(np.random.default_rng([EPOCH, self._seed, epoch, window]).integers(2**31))
+        try:
+            self._sampler = make_sampler(
+                self._label[self._row], self._forged[self._row], self._settings, seed
+            )
+        except DataError:
+            self._row, self._sampler = np.arange(len(self._label)), self._all
+        self._open = (epoch, window)
+
+
 _SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "pk": PKSampler,
     "pairs": PairSampler,
@@ -151,7 +204,11 @@ _SAMPLERS: dict[str, Callable[..., Sampler]] = {
 
 
 def make_sampler(
-    label: NDArray[np.int64], forged: NDArray[np.bool_], settings: SamplerSettings, seed: int
+    label: NDArray[np.int64],
+    forged: NDArray[np.bool_],
+    settings: SamplerSettings,
+    seed: int,
+    shards: tuple[NDArray[np.int64], int] | None = None,
 ) -> Sampler:
     """The sampler named by `settings.kind`.
 
@@ -160,9 +217,12 @@ def make_sampler(
         forged: roles of the training pictures, (N,).
         settings: sampler settings.
         seed: random seed, 0 or more.
+        shards: shard of each picture, (N,), and how many of them a window has; see `WindowSampler`.
 
     Raises:
         DataError: the pictures give no genuine or no impostor pair.
         ConfigError: the settings allow no impostor pair.
     """
+    if shards is not None:
+        return WindowSampler(label, forged, settings, seed, *shards)
     return _SAMPLERS[settings.kind](label, forged, settings, seed)

@@ -19,6 +19,7 @@ from torch import Tensor
 from twinlens.config import Settings
 from twinlens.data.augment import augment, mirror, quarter_turns
 from twinlens.data.batch import Batch, Ints
+from twinlens.data.pixel_shards import PixelShards
 from twinlens.data.pixels import PixelRows
 from twinlens.learn.features import BATCH, FrozenPart, can_precompute
 from twinlens.learn.grad_cache import chunks_of, embed_in_chunks, moving_norms
@@ -37,7 +38,7 @@ HASHED = 64  # pictures whose pixels show whether two sets are the same
 
 @dataclass(frozen=True, eq=False)
 class LabelledPixels:
-    """N pictures with their labels, among M in memory or in a memory-mapped file.
+    """N pictures with their labels, among M in memory, a memory-mapped file or shards.
 
     Attributes:
         pixels: uint8, shape (M, C, H, W); never copied as a whole.
@@ -66,6 +67,13 @@ class LabelledPixels:
     def take(self, position: NDArray[np.int64]) -> NDArray[np.uint8]:
         """A copy of the pixels (B, C, H, W) of pictures by their position among the N."""
         return PixelRows(self.pixels, self.row)[position]
+
+    @property
+    def shards(self) -> tuple[NDArray[np.int64], int] | None:
+        """Shard of each picture, (N,), and how many memory reads at a time; None without shards."""
+        if not isinstance(self.pixels, PixelShards):
+            return None
+        return self.pixels.shard_of(self.row), self.pixels.per_window
 
     def digest(self) -> str:
         """Hash of all labels and roles, and of some pixels."""

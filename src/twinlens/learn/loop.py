@@ -126,7 +126,7 @@ def fit(
     started = time.monotonic()
     if ranks.size > 1:
         ranks.check_same(_facts(train, val, settings))
-    sampler = make_sampler(train.label, train.forged, settings.sampler, settings.seed)
+    sampler = make_sampler(train.label, train.forged, settings.sampler, settings.seed, train.shards)
     compute.place(encoder)
     if settings.train.sync_batch_norm:
         ranks.synchronise_norms(encoder)
