@@ -249,7 +249,7 @@ def _command(top: Path, name: str) -> tuple[float, float, float]:
     ) as process:  # fmt: skip
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("training on"):
+            if line.startswith("training on "):
                 first = time.perf_counter() - started
     whole, after = time.perf_counter() - started, os.times()
     if process.returncode:
