@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,24 @@ def test_kept_shards_are_not_decoded_again(folder: Path, decoded_rows: list[int]
     assert decoded_rows == []
 
 
+def test_what_is_read_ahead_is_not_decoded_again(folder: Path, decoded_rows: list[int]) -> None:
+    pixels = decode(folder, 0, held=12).pixels
+    assert isinstance(pixels, PixelShards)
+    decoded_rows.clear()
+    pixels.read_ahead([1, 3, 99])
+    until = time.monotonic() + 30
+    while len(decoded_rows) < 8 and time.monotonic() < until:
+        time.sleep(0.01)
+    pixels[pixels.first[[3, 1]]]
+    assert decoded_rows == [*range(4, 8), *range(12, 16)]
+
+
+def test_shards_of_a_time_with_less_room_are_replaced(folder: Path) -> None:
+    assert isinstance(decode(folder, 12).pixels, PixelShards)
+    assert not isinstance(decode(folder, NUM).pixels, PixelShards)
+    assert sorted(entry.suffix for entry in (folder / "../cache").iterdir()) == [".json", ".npy"]
+
+
 def test_a_stopped_first_pass_goes_on(folder: Path, decoded_rows: list[int]) -> None:
     def stop(done: int, total: int) -> None:
         if done > NUM // 2:
@@ -146,8 +165,10 @@ def test_windows_read_each_shard_once_in_an_epoch() -> None:
     shard = np.random.default_rng(1).integers(0, 10, len(label))
     forged = np.zeros(len(label), bool)
     settings = SamplerSettings(labels_per_batch=4, images_per_label=3)
-    sampler = make_sampler(label, forged, settings, 0, (shard, 3))
+    ahead = list[list[int]]()
+    sampler = make_sampler(label, forged, settings, 0, (shard, 3, ahead.append))
     assert isinstance(sampler, WindowSampler)
+    read = list[set[int]]()
     for epoch in range(2):
         steps = range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch)
         windows = list[set[int]]()
@@ -161,11 +182,13 @@ def test_windows_read_each_shard_once_in_an_epoch() -> None:
                 windows.append(used)
         assert len(windows) == 4
         assert sorted(number for window in windows for number in window) == list(range(10))
-    again = make_sampler(label, forged, settings, 0, (shard, 3)).batch(7)
+        read += windows
+    assert [set(numbers) for numbers in ahead[:-1]] == read[1:]
+    again = make_sampler(label, forged, settings, 0, (shard, 3, None)).batch(7)
     np.testing.assert_array_equal(again.row, sampler.batch(7).row)
 
 
 def test_a_window_of_one_identity_takes_all_pictures() -> None:
     label, forged = np.repeat(np.arange(2), 8), np.zeros(16, bool)
-    sampler = make_sampler(label, forged, SamplerSettings(), 0, (label, 1))
+    sampler = make_sampler(label, forged, SamplerSettings(), 0, (label, 1, None))
     assert set(sampler.batch(0).label) == {0, 1}

@@ -83,6 +83,7 @@ def decode_table(
         room = _make_room(job, target, cache_limit() if limit is None else limit)
         if room < job.num_bytes:
             return _decode_into_shards(job, target.with_suffix(""), room, memory_limit)
+        shutil.rmtree(target.with_suffix(""), ignore_errors=True)  # Of a time with less room.
         _write(job, target)
         decoded = _load(job, target)
     if decoded is None:

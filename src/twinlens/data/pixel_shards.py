@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from threading import RLock
+from threading import Lock, Thread
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -40,7 +41,8 @@ class PixelShards:
         shape, dtype, ndim: as of an array.
         broken: the unreadable rows, (row, reason).
         first: number of the first picture of each shard.
-        per_window: half of the shards that memory holds together, at least 1.
+        per_window: half of the shards that memory holds together, at least 1; the other half may
+            be read ahead.
 
     Args:
         job: table to decode.
@@ -63,7 +65,7 @@ class PixelShards:
         self._in_memory = max(1, memory_limit // (size * picture_bytes))
         self._decoded = OrderedDict[int, NDArray[np.uint8]]()
         self._mapped = OrderedDict[int, NDArray[np.uint8]]()
-        self._lock = RLock()
+        self._lock, self._reading = Lock(), dict[int, Lock]()
         folder.mkdir(parents=True, exist_ok=True)
         self._kept_bytes = sum(file.stat().st_size for file in folder.glob("*.npy"))
         unreadable = [self._examine(number) for number in range(len(self._rows))]
@@ -123,6 +125,7 @@ class PixelShards:
         except (OSError, ValueError, TypeError):
             pass
         pixels, broken = self._decode(number)
+        self._folder.mkdir(parents=True, exist_ok=True)  # Another set may have needed its room.
         with part_beside(self._file(number, ".json")) as part:
             text = part / "broken.json"
             text.write_text(json.dumps(broken), "utf-8")
@@ -146,28 +149,51 @@ class PixelShards:
                 pixels[row - rows.start - len(broken)] = result
         return pixels[: len(rows) - len(broken)], broken
 
+    def read_ahead(self, numbers: Iterable[int]) -> None:
+        """Read shards into memory while the caller works, as far as memory holds them."""
+
+        def read() -> None:
+            with suppress(Exception):  # The caller meets the same error when it needs the shard.
+                for number in numbers:
+                    self._shard(number)
+
+        Thread(target=read, daemon=True).start()  # A process may end without waiting for it.
+
     def _shard(self, number: int) -> NDArray[np.uint8]:
         """A shard: from memory, the folder, or decoded again; the longest unused make room."""
         with self._lock:
-            for held, most in ((self._decoded, self._in_memory), (self._mapped, MOST_OPEN)):
-                if number in held:
-                    held.move_to_end(number)
-                    return held[number]
-                while len(held) >= most:
-                    held.popitem(last=False)
-            pixels = self._load(number)
-            if pixels is not None:
-                self._mapped[number] = pixels
-                return pixels
+            held = self._held(number)
+            reading = self._reading.setdefault(number, Lock())
+        if held is not None:
+            return held
+        with reading:  # Another thread may be reading this shard.
+            with self._lock:
+                held = self._held(number)
+            return self._read(number) if held is None else held
+
+    def _held(self, number: int) -> NDArray[np.uint8] | None:
+        for held in (self._decoded, self._mapped):
+            if number in held:
+                held.move_to_end(number)
+                return held[number]
+        return None
+
+    def _read(self, number: int) -> NDArray[np.uint8]:
+        pixels, held, most = self._load(number), self._mapped, MOST_OPEN
+        if pixels is None:
             pixels, _ = self._decode(number)
+            held, most = self._decoded, self._in_memory
             if len(pixels) != self._count[number]:
                 raise DataError(
                     f"pictures of {self._job.table.source} have changed since they were first "
                     "read: begin again, and leave them as they are until the end"
                 )
-            self._decoded[number] = pixels
             self._keep(number, pixels)
-            return pixels
+        with self._lock:
+            held[number] = pixels
+            while len(held) > most:
+                held.popitem(last=False)
+        return pixels
 
     def _load(self, number: int) -> NDArray[np.uint8] | None:
         file = self._file(number, ".npy")

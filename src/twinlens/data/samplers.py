@@ -24,7 +24,7 @@ from twinlens.data.batch import EPOCH, Batch, Ints, LabelIndex
 from twinlens.data.pair_samplers import PairSampler, TripletSampler
 from twinlens.errors import ConfigError, DataError
 
-__all__ = ["PKSampler", "Sampler", "WindowSampler", "make_sampler"]
+__all__ = ["PKSampler", "Sampler", "Shards", "WindowSampler", "make_sampler"]
 
 
 class Sampler(Protocol):
@@ -156,16 +156,18 @@ class WindowSampler:
     Args:
         shard: shard of each picture, (N,).
         per_window: shards of a window, at least 1.
+        read_ahead: called with the shards of the next window when one begins.
     Raises:
         DataError, ConfigError: as the sampler of `settings.kind` with all pictures.
     """
 
     def __init__(
         self, label: Ints, forged: NDArray[np.bool_], settings: SamplerSettings, seed: int,
-        shard: Ints, per_window: int,
+        shard: Ints, per_window: int, read_ahead: Callable[[list[int]], None] | None = None,
     ) -> None:  # fmt: skip
         self._label, self._forged, self._settings, self._seed = label, forged, settings, seed
         self._shard, self._shards, self._per_window = shard, np.unique(shard), per_window
+        self._read_ahead = read_ahead
         self._all = make_sampler(label, forged, settings, seed)
         self.num_labels = self._all.num_labels
         num_windows = -(-len(self._shards) // per_window)
@@ -183,9 +185,7 @@ class WindowSampler:
         return replace(drawn, row=self._row[drawn.row])
 
     def _open_window(self, epoch: int, window: int) -> None:
-        order = np.random.default_rng([EPOCH, self._seed, epoch]).permutation(self._shards)
-        chosen = order[window * self._per_window : (window + 1) * self._per_window]
-        self._row = np.flatnonzero(np.isin(self._shard, chosen))
+        self._row = np.flatnonzero(np.isin(self._shard, self._window(epoch, window)))
         seed = int(np.random.default_rng([EPOCH, self._seed, epoch, window]).integers(2**31))
         try:
             self._sampler = make_sampler(
@@ -194,7 +194,18 @@ class WindowSampler:
         except DataError:
             self._row, self._sampler = np.arange(len(self._label)), self._all
         self._open = (epoch, window)
+        if self._read_ahead is not None:
+            num_windows = self.steps_per_epoch // self._steps
+            later, following = divmod(epoch * num_windows + window + 1, num_windows)
+            self._read_ahead(self._window(later, following).tolist())
 
+    def _window(self, epoch: int, window: int) -> Ints:
+        """The shards of a window."""
+        order = np.random.default_rng([EPOCH, self._seed, epoch]).permutation(self._shards)
+        return order[window * self._per_window : (window + 1) * self._per_window]
+
+
+Shards = tuple[NDArray[np.int64], int, Callable[[list[int]], None] | None]
 
 _SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "pk": PKSampler,
@@ -208,7 +219,7 @@ def make_sampler(
     forged: NDArray[np.bool_],
     settings: SamplerSettings,
     seed: int,
-    shards: tuple[NDArray[np.int64], int] | None = None,
+    shards: Shards | None = None,
 ) -> Sampler:
     """The sampler named by `settings.kind`.
 
@@ -217,7 +228,7 @@ def make_sampler(
         forged: roles of the training pictures, (N,).
         settings: sampler settings.
         seed: random seed, 0 or more.
-        shards: shard of each picture, (N,), and how many of them a window has; see `WindowSampler`.
+        shards: shard of each picture, shards of a window, and `read_ahead`, as of `WindowSampler`.
 
     Raises:
         DataError: the pictures give no genuine or no impostor pair.

@@ -21,6 +21,7 @@ from twinlens.data.augment import augment, mirror, quarter_turns
 from twinlens.data.batch import Batch, Ints
 from twinlens.data.pixel_shards import PixelShards
 from twinlens.data.pixels import PixelRows
+from twinlens.data.samplers import Shards
 from twinlens.learn.features import BATCH, FrozenPart, can_precompute
 from twinlens.learn.grad_cache import chunks_of, embed_in_chunks, moving_norms
 from twinlens.learn.ranks import ALONE, Ranks
@@ -69,11 +70,11 @@ class LabelledPixels:
         return PixelRows(self.pixels, self.row)[position]
 
     @property
-    def shards(self) -> tuple[NDArray[np.int64], int] | None:
-        """Shard of each picture, (N,), and how many memory reads at a time; None without shards."""
+    def shards(self) -> Shards | None:
+        """Shards of the pictures as a sampler takes them; None without shards."""
         if not isinstance(self.pixels, PixelShards):
             return None
-        return self.pixels.shard_of(self.row), self.pixels.per_window
+        return self.pixels.shard_of(self.row), self.pixels.per_window, self.pixels.read_ahead
 
     def digest(self) -> str:
         """Hash of all labels and roles, and of some pixels."""

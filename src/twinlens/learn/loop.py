@@ -258,6 +258,7 @@ def _facts(train: LabelledPixels, val: LabelledPixels | None, settings: Settings
         "versions": f"{__version__} with torch {torch.__version__}",
         "settings": settings.model_dump_json(exclude={"train": {"device"}}),
         "training pictures": train.digest(),
+        "room for decoded pictures": "all" if train.shards is None else "a part, in shards",
     }
     return facts if val is None else facts | {"validation pictures": val.digest()}
 
