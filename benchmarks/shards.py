@@ -61,7 +61,7 @@ def counted(kept: float, windows: bool) -> tuple[float, float, float]:
         budget = int(kept * job.num_bytes)
         shards = PixelShards(job, Path(folder), budget, IN_MEMORY * PER_SHARD * SIZE**2)
         shard = shards.shard_of(np.arange(NUM))
-        places = (shard, shards.per_window) if windows else None
+        places = (shard, shards.per_window, None) if windows else None
         sampler = make_sampler(label, forged, SamplerSettings(), 0, places)
         steps = sampler.steps_per_epoch if windows else 20
         used, pictures = 0, 0
