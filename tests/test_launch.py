@@ -157,6 +157,8 @@ def test_wrong_numbers_of_processes(
 ) -> None:
     with pytest.raises(ConfigError, match="devices must be at least 1, found 0"):
         twinlens.train(tiny_run.data, out=tmp_path / "run", devices=0)
+    with pytest.raises(ConfigError, match="found --devices 9999"):
+        twinlens.train(tiny_run.data, out=tmp_path / "run", devices=9999)
     with pytest.raises(ConfigError, match="cannot receive what was passed"):
         twinlens.train(
             tiny_run.data, out=tmp_path / "run", devices=2, loss=lambda emb, label: emb.sum()

@@ -32,13 +32,14 @@ from torch.distributed.rendezvous import rendezvous
 
 from twinlens.errors import ConfigError, TrainingError, TwinlensError, first_line
 from twinlens.learn.ranks import ALONE, PATIENCE, Ranks
-from twinlens.machine import num_threads
+from twinlens.machine import available_cores, num_threads
 from twinlens.processes import CAUSES_OF_DEATH, worker_processes
 
 __all__ = ["Team", "check_gpus", "team_of"]
 
 LOOPBACK = "127.0.0.1"
 ERROR, JOINED = "error", "joined"  # keys of the store
+MOST_ON_A_CORE = 4  # processes; each takes half a GiB
 NOTICE = 5.0  # seconds in which the reason of a lost connection becomes known
 LOST = ("gloo", "NCCL")  # in messages of torch
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
@@ -169,6 +170,11 @@ def team_of(
         raise ConfigError("torchrun sets the number of processes: leave --devices out")
     if devices is not None and devices < 1:
         raise ConfigError(f"devices must be at least 1, found {devices}")
+    most = torch.cuda.device_count() or MOST_ON_A_CORE * available_cores()
+    if devices is not None and devices > most:
+        raise ConfigError(
+            f"this machine has devices for {most} processes, found --devices {devices}"
+        )
     if not by_torchrun and devices in (None, 1):
         yield Team(ALONE)
         return
