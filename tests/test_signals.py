@@ -108,7 +108,7 @@ def test_a_signal_while_a_command_starts(
         assert "Traceback" not in err
         assert not list(tmp_path.glob(".*"))
     if process.returncode == 128 + number:
-        message = "twinlens: interrupted: only files that were complete are written"
+        message = "twinlens: interrupted: the same command embeds the rest"
         assert err.splitlines()[-1] == message
 
 
