@@ -40,7 +40,7 @@ def write_idx_set(folder, *, zipped=False, dot="-"):
         for kind, array in ((f"images{dot}idx3", pixels), (f"labels{dot}idx1", labels)):
             name = f"{word}-{kind}-ubyte" + (".gz" if zipped else "")
             content = idx(array[rows])
-            (folder / name).write_bytes(gzip.compress(content) if zipped else content)
+            (folder / name).write_bytes(gzip.compress(content, mtime=0) if zipped else content)
     return pixels
 
 
@@ -96,7 +96,7 @@ def server(monkeypatch):
 def test_idx_by_hand(tmp_path):
     file = tmp_path / "file"
     content = bytes([0, 0, 8, 2, 0, 0, 0, 2, 0, 0, 0, 3, 1, 2, 3, 4, 5, 6])
-    for written in (content, gzip.compress(content)):
+    for written in (content, gzip.compress(content, mtime=0)):
         file.write_bytes(written)
         assert read_idx(file).tolist() == [[1, 2, 3], [4, 5, 6]]
 
@@ -120,7 +120,7 @@ def test_idx_agrees_with_torchvision(tmp_path):
         (b"\0\0\x0d\x01\0\0\0\x01....", "not an IDX file of unsigned bytes"),
         (b"\0\0\x08\x02\0\0\0\x02\0", "damaged"),
         (b"\0\0\x08\x01\0\0\0\x03ab", "damaged: its header says .3. bytes, and it holds 2"),
-        (gzip.compress(b"\0\0\x08\x01\0\0\0\x01a")[:-3], "cannot read"),
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x01a", mtime=0)[:-3], "cannot read"),
         (b"\x1f\x8bnonsense that is no gzip", "cannot read"),
     ],
 )
