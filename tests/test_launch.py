@@ -9,7 +9,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +76,25 @@ def weights(run: Path) -> dict[str, np.ndarray]:
     return load_file(run / "model/model.safetensors")
 
 
+@contextmanager
+def torchrun() -> Iterator[tuple[Any, dict[str, str]]]:
+    """The store and the environment that torchrun gives to two processes."""
+    from torch._C._distributed_c10d import TCPStore
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    store = TCPStore(
+        "127.0.0.1", port, is_master=True, wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )  # fmt: skip
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    yield store, {
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "GLOO_SOCKET_IFNAME": loopback,
+    }  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_killed_trainings_resume_on_other_numbers_of_processes(
@@ -123,33 +145,30 @@ def test_ctrl_c_ends_all_processes_with_a_report(tiny_run: TinyRun, tmp_path: Pa
 def test_ranks_of_torchrun_with_other_pictures_give_one_message(
     tiny_run: TinyRun, tmp_path: Path
 ) -> None:
-    """Two processes with the environment and the store that torchrun gives them."""
-    from torch._C._distributed_c10d import TCPStore
-
     other = tmp_path / "other"
     shutil.copytree(tiny_run.data, other)
     (other / "thing 1/3.png").unlink()
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    store = TCPStore(
-        "127.0.0.1", port, is_master=True, wait_for_workers=False,
-        master_listen_fd=listener.detach(),
-    )  # fmt: skip
-    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    place = {
-        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "GLOO_SOCKET_IFNAME": loopback,
-    }  # fmt: skip
-    first, second = (
-        start(data, tmp_path / "run", *WORDS, RANK=rank, LOCAL_RANK=rank, **place)
-        for rank, data in (("0", tiny_run.data), ("1", other))
-    )
-    said = said_by(first, 2)
+    with torchrun() as (_, place):
+        first, second = (
+            start(data, tmp_path / "run", *WORDS, RANK=rank, LOCAL_RANK=rank, **place)
+            for rank, data in (("0", tiny_run.data), ("1", other))
+        )
+        said = said_by(first, 2)
+        assert said_by(second, 2) == ""
     assert "found other pictures on rank 1" in said.splitlines()[-1]
     assert said.count("twinlens: error") == 1
-    assert said_by(second, 2) == ""
-    del store
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_for_the_first_one_ends_when_torchrun_asks(
+    tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    """Torchrun does so when the first process failed, and kills the others 30 seconds later."""
+    with torchrun() as (store, place):
+        process = start(tiny_run.data, tmp_path / "run", RANK="1", LOCAL_RANK="1", **place)
+        store.wait(["twinlens/joined1"])
+        process.terminate()
+        assert said_by(process, 2) == ""
 
 
 def test_wrong_numbers_of_processes(

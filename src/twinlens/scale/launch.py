@@ -66,7 +66,7 @@ class Team:
         self.ranks = ranks
         self._store = None if store is None else PrefixStore("twinlens", store)
         self._failure = failure
-        if self._store is not None:
+        if self._store is not None and ranks.rank:
             self._store.set(f"{JOINED}{ranks.rank}", "")
 
     def connect(self) -> None:
@@ -77,7 +77,10 @@ class Team:
         if self._store is None:
             return
         rank, size, backend = self.ranks.rank, self.ranks.size, "gloo"
-        while rank == 0 and not self._store.check([f"{JOINED}{other}" for other in range(size)]):
+        if rank == 0:
+            self._store.set(f"{JOINED}0", "")
+        # Signals end this wait, not that of torch.
+        while not self._store.check([f"{JOINED}{other}" for other in range(size)]):
             if self._store.check([ERROR]) or self._failure() is not None:
                 raise dist.DistError("a rank did not start")
             time.sleep(0.02)
@@ -183,8 +186,8 @@ def team_of(
     if by_torchrun:
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
-        for number in SIGNALS if rank else ():  # Rank 0 decides.
-            signal.signal(number, signal.SIG_IGN)
+        for number in SIGNALS if rank else ():
+            signal.signal(number, _leave_to_first)
         team = Team(Ranks(rank, size), store)
         with team.explained():
             yield team
@@ -231,6 +234,12 @@ def _started(
             yield Team(Ranks(0, devices), store, reason)
         finally:
             ended.set()
+
+
+def _leave_to_first(*_: Any) -> None:
+    """A signal on another rank: ends it before ranks are connected; then rank 0 decides."""
+    if not dist.is_initialized():
+        os._exit(2)
 
 
 def _leave() -> None:
