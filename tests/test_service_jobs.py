@@ -294,12 +294,13 @@ def test_a_fault_fails_the_job(place: Jobs, monkeypatch: pytest.MonkeyPatch) -> 
 
 # A process of its own: signals do not belong into this one, with the threads of many libraries.
 SLEEPING_WORK = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from twinlens.service import job_process, job_work
 
 def work(arguments, at):
     try:
+        Path(os.environ["AT_WORK"]).touch()
         time.sleep(60)
     except KeyboardInterrupt:
         raise job_work.WorkInterruptedError({"run": "half"}) from None
@@ -311,13 +312,15 @@ sys.exit(job_process.main(Path(sys.argv[1])))
 
 @pytest.mark.parametrize(("by_request", "state"), [(True, "cancelled"), (False, "interrupted")])
 def test_cancelled_or_stopped(
-    place: Jobs, monkeypatch: pytest.MonkeyPatch, by_request: bool, state: str
+    place: Jobs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by_request: bool, state: str
 ) -> None:
     monkeypatch.setattr(Jobs, "_command", lambda self: (sys.executable, "-c", SLEEPING_WORK))
+    at_work = tmp_path / "at work"
+    monkeypatch.setenv("AT_WORK", str(at_work))
     id = place.start("import", IMPORT).id
     (process,) = place._processes
     deadline = time.monotonic() + 60
-    while place.get(id).state == "waiting":
+    while not at_work.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     if by_request:
