@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import twinlens
-from twinlens.cli.arguments import values_of
+from twinlens.cli.arguments import print_result, values_of
 from twinlens.cli.commands import COMMANDS, SETTINGS
 from twinlens.cli.gallery import GALLERY_COMMANDS
 from twinlens.cli.main import main, make_parser
@@ -85,15 +85,20 @@ METHODS: dict[str, tuple[Callable[..., Any], ...]] = {
 }  # fmt: skip
 
 
-def arguments_of(*words: str) -> dict[str, Any]:
-    """The `dest` of each argument of a command with its default."""
+def actions_of(*words: str) -> list[Any]:
     parser: Any = make_parser()
     for word in words:
         (commands,) = (one for one in parser._actions if isinstance(one.choices, dict))
         parser = commands.choices[word]
+    actions: list[Any] = parser._actions
+    return actions
+
+
+def arguments_of(*words: str) -> dict[str, Any]:
+    """The `dest` of each argument of a command with its default."""
     return {
         one.dest: REQUIRED if one.required else one.default
-        for one in parser._actions
+        for one in actions_of(*words)
         if one.dest not in ("help", "json")
     }
 
@@ -118,6 +123,12 @@ def test_arguments_are_the_parameters_of_the_function(name: str) -> None:
     differing = DIFFERENT.get(name, set()) | PYTHON_ONLY.get(name, set())
     assert differing <= set(parameters)
     assert arguments == without(parameters, differing)
+
+
+def test_results_are_shown_as_json_where_a_command_has_no_other_form() -> None:
+    for name, command in COMMANDS.items():
+        if command.show is print_result and name not in ("gallery", "keys"):
+            assert "json" in {one.dest for one in actions_of(name)}, name
 
 
 def test_options_of_settings_are_settings() -> None:

@@ -502,7 +502,7 @@ def _glossary(word: Sequence[str] = ()) -> str:
     return as_text(glossary(" ".join(word) or None))
 
 
-def _show_text(text: str, args: argparse.Namespace) -> int:
+def _show_text(text: Any, args: argparse.Namespace) -> int:
     print(text)
     return 0
 
@@ -530,10 +530,11 @@ COMMANDS: dict[str, Command] = {
     ),
     "fetch": Command(
         "download pictures from s3:// or https://", _add_fetch, lambda: twinlens.fetch,
+        show=_show_text,
     ),
     "pretrain": Command(
         "train a start for drawings, which later trainings begin with", _add_pretrain,
-        lambda: twinlens.pretrain, values=_with_settings,
+        lambda: twinlens.pretrain, show=_show_text, values=_with_settings,
     ),
     "pack": Command(
         "make a model without training, of pretrained features or an ONNX file", _add_pack,
