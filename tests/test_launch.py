@@ -20,7 +20,8 @@ from conftest import TinyRun, tiny_words
 from safetensors.numpy import load_file
 
 import twinlens
-from twinlens.errors import ConfigError
+from twinlens.errors import ConfigError, TrainingError
+from twinlens.scale import launch
 
 WORDS = tiny_words(train__steps=300, train__validations=15)
 PATIENCE = 120.0
@@ -169,6 +170,16 @@ def test_a_rank_that_waits_for_the_first_one_ends_when_torchrun_asks(
         store.wait(["twinlens/joined1"])
         process.terminate()
         assert said_by(process, 2) == ""
+
+
+def test_an_environment_in_which_processes_do_not_meet_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "port"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TrainingError, match=r"meet at .* and MASTER_PORT=port"):
+        launch._store_of_torchrun()
 
 
 def test_wrong_numbers_of_processes(

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -40,6 +41,7 @@ __all__ = ["Team", "check_gpus", "team_of"]
 LOOPBACK = "127.0.0.1"
 ERROR, JOINED = "error", "joined"  # keys of the store
 MOST_ON_A_CORE = 4  # processes; each takes half a GiB
+MEETING = timedelta(minutes=10)  # An interrupt does not end torch's wait.
 NOTICE = 5.0  # seconds in which the reason of a lost connection becomes known
 LOST = ("gloo", "NCCL")  # in messages of torch
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
@@ -168,7 +170,7 @@ def team_of(
         ConfigError: `devices` is wrong, torch.distributed is in use, or arguments that other
             processes cannot receive.
     """
-    by_torchrun = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    by_torchrun = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     if devices is not None and by_torchrun:
         raise ConfigError("torchrun sets the number of processes: leave --devices out")
     if devices is not None and devices < 1:
@@ -185,7 +187,7 @@ def team_of(
         raise ConfigError("torch.distributed is in use already: leave that to twinlens")
     if by_torchrun:
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-        store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
+        store, rank, size = _store_of_torchrun()
         for number in SIGNALS if rank else ():
             signal.signal(number, _leave_to_first)
         team = Team(Ranks(rank, size), store)
@@ -196,6 +198,21 @@ def team_of(
     with suppress(_EndedError), _started(call, arguments, devices) as team, team.explained():
         yield team
         raise _EndedError  # The pool would wait for those that an interrupt left behind.
+
+
+def _store_of_torchrun() -> tuple[Store, int, int]:
+    """The store, the rank of this process, and the number of ranks, by the environment."""
+    try:
+        store, rank, size = next(iter(rendezvous("env://", timeout=MEETING)))
+    except (dist.DistError, ValueError) as error:
+        address, port = (os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise TrainingError(
+            f"the processes of this training do not meet at MASTER_ADDR={address} and "
+            f"MASTER_PORT={port}: {first_line(error).rstrip('.')}; start them by torchrun, all "
+            f"within {MEETING.seconds // 60} minutes"
+        ) from error
+    store.set_timeout(PATIENCE)
+    return store, rank, size
 
 
 @contextmanager
