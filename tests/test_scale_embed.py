@@ -147,9 +147,18 @@ def test_wrong_options_are_refused_before_any_work(
         twinlens.embed(tiny_run.run, "no such folder", out=out, workers=0)
     with pytest.raises(ConfigError, match="unknown engine 'rai': did you mean ray"):
         twinlens.embed(tiny_run.run, "no such folder", out=out, engine="rai")
+    with pytest.raises(ConfigError, match="needs the engine ray"):
+        twinlens.embed(tiny_run.run, "no such folder", out=out, ray_address="127.0.0.1:6379")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"ray.*pip install 'twinlens\[scale\]'"):
         twinlens.embed(tiny_run.run, tiny_run.data, out=out, engine="ray", quiet=True)
+
+
+def test_the_start_of_ray_keeps_the_handler_of_sigterm() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with ray_engine._same_signals():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 # --- real processes -----------------------------------------------------------------------------

@@ -182,7 +182,7 @@ def embed(
     Returns:
         The number of rows.
     Raises:
-        ConfigError: no such engine, or no positive number of workers.
+        ConfigError: no such engine, an address without Ray, or no positive number of workers.
         DataError: pictures that cannot be read, a file that cannot be written, another ending, or
             workers that die again and again.
         MissingExtraError: Ray is not installed.
@@ -194,6 +194,8 @@ def embed(
     check_embedding_file(out)
     if engine not in ENGINES:
         raise ConfigError(unknown_name("engine", engine, ENGINES))
+    if ray_address is not None and engine != "ray":
+        raise ConfigError(f"the address {ray_address} of a Ray cluster needs the engine ray")
     if workers is not None and workers < 1:
         raise ConfigError(f"workers must be at least 1, found {workers}")
     with console_log(quiet):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
-from collections.abc import Generator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,24 @@ def _start(ray: Any, address: str | None) -> None:
         if address is not None and (place := HOST_AND_PORT.fullmatch(address)):
             with socket.create_connection((place[1], int(place[2])), SECONDS):
                 pass  # Ray would try for minutes.
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **own)
+        with _same_signals():
+            ray.init(address, log_to_driver=False, logging_level="ERROR", **own)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise DataError(
             f"cannot reach the Ray cluster {address or 'on this machine'}: {first_line(error)}; "
             "check the address (--ray-address or RAY_ADDRESS), such as 10.0.0.1:6379"
         ) from error
+
+
+@contextmanager
+def _same_signals() -> Iterator[None]:
+    """Keep the handler of SIGTERM: that of Ray prints a stack, and ends this process at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # Only the main thread may set one, so only there Ray does.
+            signal.signal(signal.SIGTERM, before)
 
 
 class _Actor:
