@@ -86,7 +86,10 @@ def _beside_bare(pool: LabelledPixels, settings: Settings, compute: Compute) -> 
     how = ", compiled" if settings.train.compile else ""
     size, name = settings.picture.size[0], settings.model.backbone
     batch = settings.sampler.labels_per_batch * settings.sampler.images_per_label
-    pairs = [(_loop(pool, settings, compute), _bare(pool, settings, compute)) for _ in range(3)]
+    rounds = 2 if settings.train.compile else 3  # Each compiles anew.
+    pairs = [
+        (_loop(pool, settings, compute), _bare(pool, settings, compute)) for _ in range(rounds)
+    ]
     what = f"{name} at {size}, a step of {batch} from a file ({compute}{how})"
     row = Row.of(what, BARE, pairs)
     rate = batch / row.ours
@@ -137,13 +140,19 @@ def _from_files(top: Path, steps: int, *, small: bool) -> Iterator[Line]:
         f"ours / theirs {learning / seconds:.2f}", "decoded once, before learning",
         note="above 1 the cores could decode beside learning without slowing it",
     )  # fmt: skip
-    num = max(2, torch.cuda.device_count())
-    rates = [_rate_of_processes(top, settings, n) for n in (1, num)]
+    num = torch.cuda.device_count() or 2
+    rates = [_rate_of_processes(top, settings, n) for n in sorted({1, num})]
     yield Line(
-        f"{name}, {num} processes", "one process", f"{rates[1]:.4g} pictures/s",
-        f"{rates[0]:.4g} pictures/s", f"ours / theirs {rates[1] / rates[0]:.2f}",
-        f"at least {0.9 * num:.2g} with a GPU each",
+        f"`train` of {name}, the command", "the loop by itself", f"{rates[0]:.4g} pictures/s",
+        f"{1 / learning:.4g} pictures/s", f"ours / theirs {rates[0] * learning:.2f}", "0.95",
+        note="from its first logged step to its last",
     )  # fmt: skip
+    if num > 1:
+        yield Line(
+            f"{name}, {num} processes", "one process", f"{rates[-1]:.4g} pictures/s",
+            f"{rates[0]:.4g} pictures/s", f"ours / theirs {rates[-1] / rates[0]:.2f}",
+            f"at least {0.9 * num:.2g} with a GPU each",
+        )  # fmt: skip
 
 
 def _rate_of_processes(top: Path, settings: Settings, num: int) -> float:
