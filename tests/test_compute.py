@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from twinlens.config import ModelSettings, PictureSettings, TrainSettings
-from twinlens.errors import ConfigError
+from twinlens.errors import ConfigError, TrainingError
 from twinlens.model import compute
 from twinlens.model.compute import (
     Compute,
@@ -19,6 +19,7 @@ from twinlens.model.compute import (
     pick_device,
     time_formats,
 )
+from twinlens.model.device import memory_explained
 from twinlens.model.encoder import Encoder
 
 
@@ -37,6 +38,12 @@ def test_the_device() -> None:
             pick_device(name)
     with pytest.raises(ConfigError, match="'cuda:99' cannot be used here"):
         pick_device("cuda:99")
+
+
+def test_too_little_memory_of_a_gpu_names_the_settings() -> None:
+    match = r"train\.chunk=32.*train\.device=cpu"
+    with pytest.raises(TrainingError, match=match), memory_explained():
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_bfloat16_is_for_hardware_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.learn import features
 from twinlens.learn.features import FrozenPart
+from twinlens.machine import memory
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder
 
@@ -74,6 +75,12 @@ def test_inputs_beyond_the_memory_give_none(monkeypatch: pytest.MonkeyPatch) -> 
     encoder, _, pixels = frozen()
     monkeypatch.setattr(features, "memory", lambda: 1000)
     assert FrozenPart(encoder, PLAIN).compute_all(pixels, np.arange(4)) is None
+
+
+def test_inputs_on_a_gpu_need_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", {torch.device("cuda:1"): (7, 8)}.get)
+    assert features._memory_of(torch.device("cuda:1")) == 7
+    assert features._memory_of(torch.device("cpu")) == memory()
 
 
 def test_a_frozen_backbone_gives_its_features() -> None:

@@ -8,19 +8,23 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import TinyRun, tiny_words
 from safetensors.numpy import load_file
 
 import twinlens
 from twinlens.errors import ConfigError, TrainingError
+from twinlens.learn.ranks import Ranks
 from twinlens.scale import launch
 
 WORDS = tiny_words(train__steps=300, train__validations=15)
@@ -180,6 +184,36 @@ def test_an_environment_in_which_processes_do_not_meet_is_named(
         monkeypatch.setenv(name, value)
     with pytest.raises(TrainingError, match=r"meet at .* and MASTER_PORT=port"):
         launch._store_of_torchrun()
+
+
+def test_a_failure_ends_a_first_rank_whose_gpu_waits_for_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own connection to the store may be in use by the call that waits."""
+    exits, done = list[int](), threading.Event()
+
+    def end(code: int) -> None:
+        exits.append(code)
+        done.set()
+
+    monkeypatch.setattr(launch, "NOTICE", 0.1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(os, "_exit", end)
+    with torchrun() as (store, _), launch.Team(Ranks(0, 2), store).explained():
+        store.set("twinlens/error", "rank 1: the GPU's memory is too small")
+        with pytest.raises(RuntimeError):
+            store.wait(["never"], timedelta(seconds=3))
+        assert done.wait(PATIENCE)
+    assert exits == [2]
+    assert "error: rank 1: the GPU's memory is too small: resume" in capsys.readouterr().err
+
+
+def test_more_processes_than_gpus_need_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    launch.check_gpus("cpu")
+    with pytest.raises(ConfigError, match="found 1 GPUs for 2 processes of one machine"):
+        launch.check_gpus("cuda")
 
 
 def test_wrong_numbers_of_processes(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -19,7 +18,7 @@ from twinlens.commands.prepare import PreparedRun
 from twinlens.config import ModelSettings, PictureSettings, Settings
 from twinlens.data.pixels import DecodedTable
 from twinlens.data.splits import is_closed_set
-from twinlens.errors import ConfigError, TrainingError
+from twinlens.errors import ConfigError
 from twinlens.learn.callbacks import Callback, StepReport
 from twinlens.learn.candidates import feature_candidates
 from twinlens.learn.cross_validation import FeatureBank, train_network
@@ -34,7 +33,7 @@ from twinlens.measure.held_out import HeldOutPairs, make_fold
 from twinlens.measure.pairs import draw_pairs, pair_distances, sample_pictures
 from twinlens.model.comparators import TorchComparison, make_comparator
 from twinlens.model.compute import Compute, choose_compute, deterministic
-from twinlens.model.device import pick_device
+from twinlens.model.device import memory_explained, pick_device
 from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.layers import glorot
 from twinlens.model.networks import Networks
@@ -111,7 +110,7 @@ def fit_model(
     is_validation = np.asarray(part.split == "val")
     compute = _compute(run, prepared)
     clock = _Clock(settings.train.time_budget, started, decoded, compute.bfloat16)
-    with _memory_explained(), deterministic():
+    with memory_explained(), deterministic():
         if settings.train.candidates and _can_hold_out(images, is_validation):
             fitted = _fit_candidates(
                 prepared, run, clock, images, is_validation, compute, callbacks, ranks
@@ -429,18 +428,6 @@ def _show_step(progress: Progress, metric: str, report: StepReport) -> None:
             {"eer": "EER", "eer_forged": "EER with forgeries"}.get(metric, "recall at 1"),
             100 * (report.metric if metric == "recall_at_1" else 1 - report.metric),
         )  # fmt: skip
-
-
-@contextmanager
-def _memory_explained() -> Iterator[None]:
-    """Name the settings that help a GPU with too little memory."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            "the GPU's memory does not hold a step of this training: set a smaller train.chunk "
-            "(such as train.chunk=32) or picture.size, or train.device=cpu"
-        ) from error
 
 
 class _Reserve:

@@ -22,8 +22,8 @@ from twinlens.errors import ConfigError
 from twinlens.learn.loop import LabelledPixels, fit
 from twinlens.learn.ranks import Ranks
 from twinlens.model.comparators import Comparator, make_comparator
-from twinlens.model.compute import Compute
-from twinlens.model.device import keep_freed_memory
+from twinlens.model.compute import Compute, deterministic
+from twinlens.model.device import keep_freed_memory, memory_explained, pick_device
 from twinlens.model.encoder import Encoder
 from twinlens.scale.launch import Team, check_gpus
 
@@ -56,6 +56,7 @@ def lead(prepared: PreparedRun | None, team: Team) -> None:
             f"each process has a device of its own, found train.device="
             f"{prepared.settings.train.device}: leave it out, or set cuda or cpu"
         )
+    check_gpus(pick_device(prepared.settings.train.device))
     team.ranks.object_of_first(prepared.settings)
     team.ranks.check_same(_pictures(prepared.fingerprint, run_division(prepared.decoded.table)))
 
@@ -80,7 +81,8 @@ def follow(data: Data, root: str | Path | None, team: Team) -> NoReturn:
         )  # fmt: skip
         team.ranks.check_same(_pictures(table.fingerprint(), run_division(decoded.table)))
         for training in work:
-            _train(training, decoded.pixels, team.ranks)
+            with memory_explained(), deterministic():
+                _train(training, decoded.pixels, team.ranks)
     raise SystemExit(0)
 
 

@@ -28,7 +28,7 @@ from twinlens.model.timm_backbones import Stage
 __all__ = ["BATCH", "FrozenPart", "can_precompute", "inputs_of"]
 
 BATCH = 32
-MEMORY_SHARE = 0.25  # of the machine's memory, at most, for inputs of a layer
+MEMORY_SHARE = 0.25  # of the memory where they lie, at most, for inputs of a layer
 CLOSE = 0.02  # largest relative difference of features by half precision
 
 
@@ -124,7 +124,7 @@ class FrozenPart:
             return True
         self.encoder.eval()
         part = self.before(batch.to(self.encoder.device))
-        if part[0].numel() * part.element_size() * num > MEMORY_SHARE * (memory() or 4e9):
+        if part[0].numel() * part.element_size() * num > MEMORY_SHARE * _memory_of(part.device):
             return False
         with torch.no_grad(), self.compute.autocast():
             whole = self.encoder.features(batch.to(self.encoder.device)).float()
@@ -138,6 +138,10 @@ class FrozenPart:
         self.encoder.eval()
         with torch.no_grad():
             return torch.cat([self.after(part) for part in torch.split(stored, BATCH)])
+
+
+def _memory_of(device: torch.device) -> float:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory() or 4e9
 
 
 @contextmanager

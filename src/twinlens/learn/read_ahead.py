@@ -19,7 +19,7 @@ __all__ = ["ReadAhead"]
 class ReadAhead:
     """`read(position_A)` gives the pixels (A, C, H, W) of pictures, on the CPU.
 
-    For a GPU they lie in pinned memory, from which they are copied beside computation.
+    For a GPU they lie in pinned memory, from which a copy lets the processor go on.
 
     Args:
         take: function of positions to pixels; called on the thread.

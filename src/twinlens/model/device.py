@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from twinlens.errors import ConfigError, first_line
+from twinlens.errors import ConfigError, TrainingError, first_line
 
-__all__ = ["has_bfloat16", "keep_freed_memory", "pick_device"]
+__all__ = ["has_bfloat16", "keep_freed_memory", "memory_explained", "pick_device"]
 
 
 def pick_device(name: str) -> str:
@@ -58,3 +60,15 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
+
+
+@contextmanager
+def memory_explained() -> Iterator[None]:
+    """Name the settings that help a GPU with too little memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            "the GPU's memory does not hold a step of this training: set a smaller train.chunk "
+            "(such as train.chunk=32) or picture.size, or train.device=cpu"
+        ) from error

@@ -67,7 +67,7 @@ class Team:
     ) -> None:
         self.ranks = ranks
         self._store = None if store is None else PrefixStore("twinlens", store)
-        self._failure = failure
+        self._failure, self._ended = failure, threading.Event()
         if self._store is not None and ranks.rank:
             self._store.set(f"{JOINED}{ranks.rank}", "")
 
@@ -104,6 +104,7 @@ class Team:
         """On rank 0: end the others, which wait for work, and leave the process group."""
         if self.ranks.size > 1:
             self.ranks.object_of_first(None)
+            self._ended.set()
             dist.destroy_process_group()
 
     @contextmanager
@@ -115,6 +116,10 @@ class Team:
             SystemExit: on another rank, any rank failed.
         """
         threads = torch.get_num_threads()
+        if self._store is not None and self.ranks.is_first and torch.cuda.is_available():
+            # A connection of its own, since another thread may wait in that one.
+            known = partial(_known_reason, self._store.clone(), self._failure)
+            threading.Thread(target=_end_with, args=(known, self._ended), daemon=True).start()
         try:
             yield
         except Exception as error:
@@ -131,6 +136,7 @@ class Team:
             torch.set_num_threads(threads)
             if dist.is_initialized() and self.ranks.size > 1:
                 _leave()
+            self._ended.set()
 
     def _report(self, error: Exception) -> None:
         """Report an error of this rank to rank 0, if this rank is its cause."""
@@ -147,10 +153,7 @@ class Team:
         """Why another rank failed, which becomes known a little later."""
         deadline = time.monotonic() + NOTICE
         while self._store is not None and time.monotonic() < deadline:
-            with suppress(RuntimeError):  # The store is gone.
-                if self._store.check([ERROR]):
-                    return self._store.get(ERROR).decode()
-            if (reason := self._failure()) is not None:
+            if (reason := _known_reason(self._store, self._failure)) is not None:
                 return reason
             time.sleep(0.05)
         return "the connection to a process of this training was lost"
@@ -175,11 +178,9 @@ def team_of(
         raise ConfigError("torchrun sets the number of processes: leave --devices out")
     if devices is not None and devices < 1:
         raise ConfigError(f"devices must be at least 1, found {devices}")
-    most = torch.cuda.device_count() or MOST_ON_A_CORE * available_cores()
+    most = max(torch.cuda.device_count(), MOST_ON_A_CORE * available_cores())
     if devices is not None and devices > most:
-        raise ConfigError(
-            f"this machine has devices for {most} processes, found --devices {devices}"
-        )
+        raise ConfigError(f"this machine holds at most {most} processes, found --devices {devices}")
     if not by_torchrun and devices in (None, 1):
         yield Team(ALONE)
         return
@@ -235,22 +236,16 @@ def _started(
         master_listen_fd=listener.detach(),
     )  # fmt: skip
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    named = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
-    others, ended = list[Future[None]](), threading.Event()
+    named = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback,
+             "LOCAL_WORLD_SIZE": str(devices)}  # fmt: skip
+    others = list[Future[None]]()
     with worker_processes(devices - 1) as pool, _environment(named):
         for rank in range(1, devices):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": devices,
-                     "LOCAL_WORLD_SIZE": devices, "MASTER_ADDR": LOOPBACK, "MASTER_PORT": port,
-                     }  # fmt: skip
+                     "MASTER_ADDR": LOOPBACK, "MASTER_PORT": port}  # fmt: skip
             values = named | {name: str(value) for name, value in place.items()}
             others.append(pool.submit(_follow, values, content))
-        reason = partial(_reason, others)
-        if torch.cuda.is_available():
-            threading.Thread(target=_end_with, args=(reason, ended), daemon=True).start()
-        try:
-            yield Team(Ranks(0, devices), store, reason)
-        finally:
-            ended.set()
+        yield Team(Ranks(0, devices), store, partial(_reason, others))
 
 
 def _leave_to_first(*_: Any) -> None:
@@ -301,6 +296,14 @@ def _follow(place: Mapping[str, str], content: bytes) -> None:
     os.environ.update(place)
     call, arguments = pickle.loads(content)
     call(**arguments)
+
+
+def _known_reason(store: Store, failure: Failure) -> str | None:
+    """Why another rank failed, as it reported, or as this process sees; None if unknown."""
+    with suppress(RuntimeError):  # The store is gone.
+        if store.check([ERROR]):
+            return store.get(ERROR).decode()
+    return failure()
 
 
 def _reason(others: Sequence[Future[None]]) -> str | None:
