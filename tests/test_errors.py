@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinlens.errors import message_lines, one_line, unknown_name
+from twinlens.errors import (
+    DataError,
+    MissingExtraError,
+    PictureError,
+    TwinlensError,
+    message_lines,
+    one_line,
+    unknown_name,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +37,14 @@ from twinlens.errors import message_lines, one_line, unknown_name
 )
 def test_one_line_escapes_control_characters(text: str, shown: str) -> None:
     assert one_line(text) == shown
+
+
+@pytest.mark.parametrize(
+    "error", [DataError("a"), PictureError("a.jpg", "gone"), MissingExtraError("train", "no torch")]
+)
+def test_another_process_can_send_errors(error: TwinlensError) -> None:
+    same = pickle.loads(pickle.dumps(error))
+    assert (type(same), str(same), vars(same)) == (type(error), str(error), vars(error))
 
 
 def test_long_names_keep_both_ends() -> None:

@@ -17,7 +17,7 @@ import pytest
 from test_tar_shards import png, write_tar
 
 from twinlens.config import PictureSettings
-from twinlens.data import stored_pictures
+from twinlens.data import picture_shards, stored_pictures
 from twinlens.data.contents import content_digests
 from twinlens.data.decode import read_array
 from twinlens.data.folders import read_table
@@ -97,6 +97,34 @@ def test_splits_and_labels_as_of_hugging_face(tmp_path: Path) -> None:
     table = read_table(str(tmp_path))
     check(table)
     assert table.split.tolist() == ["train"] * 4 + ["val"] * 2
+
+
+def test_labels_without_a_name(tmp_path: Path) -> None:
+    file, table = tmp_path / "train.parquet", hugging_face(slice(0, 3))
+    for labels, names in (([0, 2, -1], ["anna", "eve", ""]), (["x", "y", "y"], ["x", "y", "y"])):
+        table = table.set_column(1, "label", pa.array(labels))
+        pq.write_table(table.slice(0, 2), file)
+        assert read_table(str(file)).identity.tolist() == names[:2]
+    pq.write_table(table.set_column(1, "label", pa.array([0, 1, -1])), file)
+    with pytest.raises(DataError, match="1 of 3 pictures have no identity"):
+        read_table(str(file))
+    for about in ("{", "[]", '{"info": {"features": [1]}}'):
+        pq.write_table(table.replace_schema_metadata({"huggingface": about}), file)
+        with pytest.raises(DataError, match=r"train\.parquet has damaged metadata of Hugging Face"):
+            read_table(str(file))
+
+
+def test_a_lance_table_is_read_as_it_is_now(tmp_path: Path) -> None:
+    for num in (6, 12):
+        lance.write_dataset(columns(slice(0, 6)), str(tmp_path / "a.lance"), mode="append")
+        assert len(read_table(str(tmp_path / "a.lance"))) == num
+
+
+def test_pictures_beside_tar_files_are_read_in_their_place(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"b/1.png": PICTURES[0]})
+    assert len(read_table(tmp_path)) == 1
+    (tmp_path / "c.png").write_bytes(PICTURES[1])
+    assert picture_shards.read_shards(tmp_path) is None
 
 
 def test_pictures_beside_each_other_are_read_together(

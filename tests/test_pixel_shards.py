@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from twinlens.config import PictureSettings, SamplerSettings
-from twinlens.data import pixel_shards
+from twinlens.data import pixel_cache, pixel_shards
 from twinlens.data.folders import read_table
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.pixel_shards import PixelShards
@@ -154,6 +154,37 @@ def test_sets_used_longest_ago_make_room(folder: Path, tmp_path: Path) -> None:
     assert files[1] & files[2] == files[1] - files[0]
 
 
+@pytest.mark.parametrize("kept", [60, 12])
+def test_a_set_is_used_last_when_it_was_read_last(folder: Path, tmp_path: Path, kept: int) -> None:
+    """A file and its sidecar are one set; a folder of shards counts by its last use."""
+    (tmp_path / "cache").mkdir()
+    copies = [shutil.copytree(folder, tmp_path / name / "pictures") for name in "abc"]
+    for copy in copies:
+        (copy / "../cache").symlink_to(tmp_path / "cache")
+    for copy, limit in ((copies[0], kept), (copies[1], 30), (copies[0], kept), (copies[2], 60)):
+        time.sleep(0.02)  # The times of files have a resolution.
+        decode(copy, limit)
+    entries = {entry.stem for entry in (tmp_path / "cache").iterdir()}
+    assert len(entries) == 2
+    table = read_table(copies[0])
+    job = DecodeJob(table, SPEC, 10**6, 0.2)
+    assert pixel_cache._cache_file(job, tmp_path / "cache").stem in entries
+
+
+def test_processes_share_the_room(folder: Path, tmp_path: Path) -> None:
+    job = DecodeJob(read_table(folder), SPEC, 10**6, 0.2)
+    shards = [PixelShards(job, tmp_path / "set", 10**6, 8 * BYTES) for _ in range(2)]
+    for file in (tmp_path / "set").glob("*.npy"):
+        file.unlink()
+    for each in shards:
+        each._budget = 14 * BYTES
+        np.testing.assert_array_equal(each[0:12], shards[0][0:12])
+    assert 0 < len(list((tmp_path / "set").glob("*.npy"))) <= 14 // 4
+    shutil.rmtree(tmp_path / "set")  # By a third one.
+    assert len(shards[0][:]) == len(shards[0])
+    assert pixel_shards.bytes_of(tmp_path / "set") == 0
+
+
 def test_the_size_of_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWINLENS_CACHE_GIB", "much")
     with pytest.raises(ConfigError, match="'much'"):
@@ -192,3 +223,5 @@ def test_a_window_of_one_identity_takes_all_pictures() -> None:
     label, forged = np.repeat(np.arange(2), 8), np.zeros(16, bool)
     sampler = make_sampler(label, forged, SamplerSettings(), 0, (label, 1, None))
     assert set(sampler.batch(0).label) == {0, 1}
+    drawn = [set(sampler.batch(step).row) for step in range(2 * sampler.steps_per_epoch)]
+    assert set.union(*drawn) == set(range(16))

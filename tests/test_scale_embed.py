@@ -25,6 +25,7 @@ from twinlens.data.folders import read_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import ConfigError, DataError, GalleryError, MissingExtraError
 from twinlens.gallery.gallery import Gallery
+from twinlens.scale import ray_engine
 from twinlens.scale.parts import Part, PartFolder, make_parts
 from twinlens.scale.workers import in_processes
 
@@ -72,6 +73,19 @@ def test_a_stopped_embed_goes_on_and_gives_the_same_file(
     assert not parts.exists()
     one, several = pq.read_table(tmp_path / "one.parquet"), pq.read_table(out)
     assert several.equals(one, check_metadata=True)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_parts_of_a_changed_file_of_pictures_are_others(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    rows = pa.table({"image": [b"x", b"y"] * 10, "identity": ["a", "b"] * 10})
+    names = list[str]()
+    for time_ns in (1, 1, 2):
+        pq.write_table(rows, file)
+        os.utime(file, ns=(time_ns, time_ns))
+        names += [part.name for part in make_parts(read_table(str(file)), "a")]
+    assert len(names) == 6
+    assert len(set(names)) == 4
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -100,3 +100,6 @@ def test_other_files(tmp_path: Path) -> None:
         read_table(str(tmp_path / "b-{1..2}.tar"))
     with pytest.raises(DataError, match="names 1,000,001 files"):
         files_in_range("a-{0..1000000}.tar")
+    with pytest.raises(DataError, match="names 1,000,000 files"):
+        files_in_range("{0..999}-{0..999}.tar")
+    assert files_in_range(name := "{0..99999999999999999999}.tar") == [name]

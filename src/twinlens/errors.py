@@ -72,7 +72,16 @@ BIDI_CONTROLS = frozenset(
 
 
 class TwinlensError(Exception):
-    """Base class of the errors that a user can cause."""
+    """Base class of the errors that a user can cause; another process can send them."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[Exception], args: tuple[Any, ...], values: dict[str, Any]) -> Exception:
+    error = kind.__new__(kind, *args)  # Some are initialised by other arguments.
+    error.__dict__.update(values)
+    return error
 
 
 class ConfigError(TwinlensError, ValueError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
+from twinlens.data.picture_file import picture_suffixes
 from twinlens.data.picture_tables import holds_pictures, read_lance, read_parquet
 from twinlens.data.remote import is_store, open_store, unreadable
 from twinlens.data.stored_pictures import file_name
@@ -76,8 +77,8 @@ def _files_of_folder(folder: Path) -> list[str]:
         entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     except OSError:  # `folders` says so.
         return []
-    shards = _of_one_kind(sorted(entry.name for entry in entries))
-    if not shards or any(entry.is_dir() for entry in entries):
+    shards, pictures = _of_one_kind(sorted(entry.name for entry in entries)), picture_suffixes()
+    if any(entry.is_dir() or entry.suffix.lower() in pictures for entry in entries):
         return []
     return [str(folder / name) for name in shards]
 

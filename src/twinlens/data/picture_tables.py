@@ -7,11 +7,10 @@ once, and pictures when they are needed: of Parquet a row group at a time, of La
 from __future__ import annotations
 
 import functools
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from twinlens.data.stored_pictures import (
 )
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, PictureError, first_line, one_line
+from twinlens.parsing import parse_json
 
 __all__ = ["holds_pictures", "read_lance", "read_parquet"]
 
@@ -40,7 +40,7 @@ class _ParquetFile:
     name: str
     version: str
     column: str  # with ".bytes" for pictures as Hugging Face stores them
-    first_row: tuple[int, ...]  # of each row group
+    first_row: tuple[int, ...] = field(compare=False)  # of each row group
 
     def read(self, places: Sequence[StoredPicture]) -> list[bytes | PictureError]:
         """The content of some pictures, a row group at a time."""
@@ -128,7 +128,7 @@ def read_lance(name: str, source: str) -> ImageTable:
         DataError: a missing or damaged table, or no columns of pictures and identities.
     """
     with _errors(name):
-        dataset = _lance(name, None)
+        dataset = _lance.__wrapped__(name, None)  # The newest version, which changes.
         schema, num = dataset.schema, dataset.count_rows()
         column = _picture_column(schema)
         if column is None:
@@ -167,13 +167,13 @@ def _picture_column(schema: Any) -> str | None:
     """The column of bytes, plain or as Hugging Face stores pictures."""
     from pyarrow import types
 
-    for field in schema:
-        kind = field.type
-        if _is_struct(field):
+    for column in schema:
+        kind = column.type
+        if _is_struct(column):
             kind = kind.field("bytes").type
         is_bytes = types.is_binary(kind) or types.is_large_binary(kind)
-        if is_bytes and field.name.lower() in PICTURE_COLUMNS:
-            return str(field.name)
+        if is_bytes and column.name.lower() in PICTURE_COLUMNS:
+            return str(column.name)
     return None
 
 
@@ -196,15 +196,32 @@ def _flat(schema: Any, column: str) -> list[str]:
 def _columns(table: Any, schema: Any, file: str) -> dict[str, list[Any]]:
     """The columns beside the pictures; labels by their names, splits by the file's if not given."""
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    for name, feature in (about.get("info", {}).get("features") or {}).items():
-        names = feature.get("names") if isinstance(feature, dict) else None
-        if names and name in columns:
-            columns[name] = [None if label is None else names[label] for label in columns[name]]
+    for name, names in _label_names(schema, file).items():
+        if name in columns:
+            columns[name] = [  # -1 is no label, and texts are names already.
+                names.get(label, label if isinstance(label, str) else None)
+                for label in columns[name]
+            ]
     split = file_name(file).partition("-")[0].lower()
     if split in SPLIT_NAMES and "split" not in columns:
         columns["split"] = [split] * table.num_rows
     return columns
+
+
+def _label_names(schema: Any, file: str) -> dict[str, dict[int, str]]:
+    """Names of the labels of each column, as Hugging Face stores them."""
+    try:
+        about = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = about.get("info", {}).get("features") or {}
+        return {
+            name: dict(enumerate(map(str, feature["names"])))
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("names")
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{one_line(file, 200)} has damaged metadata of Hugging Face: write it again"
+        ) from error
 
 
 def _check_groups(groups: Sequence[Any], leaf: str, file: str) -> None:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from twinlens.config import PictureSettings
 from twinlens.data.download import cache_folder, cache_limit
 from twinlens.data.picture_file import memory_limit, picture_formats
-from twinlens.data.pixel_shards import PixelShards
+from twinlens.data.pixel_shards import PixelShards, bytes_of
 from twinlens.data.pixels import BrokenPicture, DecodedTable, DecodeJob, table_sources
 from twinlens.data.stored_pictures import StoredPicture
 from twinlens.data.table import ImageTable
@@ -190,30 +191,36 @@ def _make_room(job: DecodeJob, target: Path, limit: int | None) -> int:
     folder = target.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        entries = [entry for entry in folder.iterdir() if entry.name[0] != "."]
-        size = {entry: _entry_bytes(entry) for entry in entries}
-        time = {entry: entry.stat().st_mtime_ns for entry in entries}
+        sets = defaultdict[str, list[Path]](list)  # A file and its sidecar, or a folder.
+        for entry in folder.iterdir():
+            if entry.name[0] != ".":
+                sets[entry.stem].append(entry)
+        size = {name: sum(map(bytes_of, entries)) for name, entries in sets.items()}
+        used = {name: max(map(_last_use, entries)) for name, entries in sets.items()}
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise DataError(_no_space(job, folder, error.strerror or str(error))) from error
-    others = [entry for entry in entries if entry.stem != target.stem]
     most = sum(size.values()) + free * 9 // 10
-    room = min(most if limit is None else limit, most) - sum(size[entry] for entry in others)
-    for entry in sorted(others, key=time.__getitem__):
+    size.pop(target.stem, None)
+    room = min(most if limit is None else limit, most) - sum(size.values())
+    for name in sorted(size, key=used.__getitem__):
         if room >= job.num_bytes:
             break
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            with suppress(OSError):  # Open in another process, on Windows.
-                entry.unlink()
-        room += size[entry]
+        for entry in sets[name]:
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                with suppress(OSError):  # Open in another process, on Windows.
+                    entry.unlink()
+        room += size[name]
     return room
 
 
-def _entry_bytes(entry: Path) -> int:
-    files = entry.iterdir() if entry.is_dir() else (entry,)
-    return sum(file.stat().st_size for file in files)
+def _last_use(entry: Path) -> int:
+    try:
+        return entry.stat().st_mtime_ns
+    except FileNotFoundError:  # Another process makes room too.
+        return 0
 
 
 # --- the file -----------------------------------------------------------------------------------

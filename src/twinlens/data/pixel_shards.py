@@ -13,6 +13,7 @@ Shapes: N readable pictures, B of them, C channels, H height, W width.
 from __future__ import annotations
 
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -28,7 +29,7 @@ from twinlens.errors import DataError
 from twinlens.files import part_beside
 from twinlens.parsing import read_json
 
-__all__ = ["SHARD_BYTES", "PixelShards"]
+__all__ = ["SHARD_BYTES", "PixelShards", "bytes_of"]
 
 SHARD_BYTES = 64 * 2**20
 MOST_OPEN = 256  # shards of the folder that are mapped at once
@@ -67,7 +68,7 @@ class PixelShards:
         self._mapped = OrderedDict[int, NDArray[np.uint8]]()
         self._lock, self._reading = Lock(), dict[int, Lock]()
         folder.mkdir(parents=True, exist_ok=True)
-        self._kept_bytes = sum(file.stat().st_size for file in folder.glob("*.npy"))
+        os.utime(folder)  # Its last use.
         unreadable = [self._examine(number) for number in range(len(self._rows))]
         self.broken = [pair for pairs in unreadable for pair in pairs]
         job.check(self.broken)
@@ -108,11 +109,6 @@ class PixelShards:
     def shard_of(self, position: NDArray[np.int64]) -> NDArray[np.int64]:
         """The shard of each picture, (B,)."""
         return np.searchsorted(self.first, position, "right") - 1
-
-    @property
-    def kept(self) -> float:
-        """Share of the pictures, in bytes, that the folder holds."""
-        return self._kept_bytes / max(1, int(np.prod(self.shape, dtype=np.int64)))
 
     def _examine(self, number: int) -> list[tuple[int, str]]:
         """The unreadable rows of a shard, which is decoded unless an earlier pass did so."""
@@ -211,12 +207,25 @@ class PixelShards:
     def _keep(self, number: int, pixels: NDArray[np.uint8]) -> None:
         """Write a shard if the folder has room; a full disk only means that it is not kept."""
         target = self._file(number, ".npy")
-        if not len(pixels) or self._kept_bytes + pixels.nbytes > self._budget or target.exists():
+        if (
+            not len(pixels)
+            or bytes_of(self._folder) + pixels.nbytes > self._budget
+            or target.exists()
+        ):
             return
         with suppress(OSError), part_beside(target) as part:
             np.save(part / "pixels.npy", pixels)
             (part / "pixels.npy").replace(target)
-            self._kept_bytes += pixels.nbytes
 
     def _file(self, number: int, suffix: str) -> Path:
         return self._folder / f"{number:06d}{suffix}"
+
+
+def bytes_of(entry: Path) -> int:
+    """Bytes of a file, or of a folder's files; other processes may write or delete them."""
+    num = 0
+    with suppress(FileNotFoundError):
+        for file in entry.iterdir() if entry.is_dir() else (entry,):
+            with suppress(FileNotFoundError):
+                num += file.stat().st_size
+    return num

@@ -181,7 +181,7 @@ class WindowSampler:
         window, batch = divmod(at, self._steps)
         if self._open != (epoch, window):
             self._open_window(epoch, window)
-        drawn = self._sampler.batch(batch)
+        drawn = self._sampler.batch(step if self._sampler is self._all else batch)
         return replace(drawn, row=self._row[drawn.row])
 
     def _open_window(self, epoch: int, window: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ from twinlens.parsing import parse_json, read_json
 
 __all__ = ["files_in_range", "read_tar", "sample_parts"]
 
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 IDENTITY_KEYS = ("identity", "label", "class", "person", "target")
 MAX_FILES = 100_000
 MAX_LABEL = 2**20  # bytes of a .cls or .json
@@ -62,8 +63,9 @@ def files_in_range(data: str | Path) -> list[str]:
     choices: list[list[str]] = [[part] for part in parts[::3]]
     for place, (first, last) in enumerate(zip(parts[1::3], parts[2::3], strict=True)):
         numbers = range(int(first), int(last) + 1)
-        if not 0 < len(numbers) <= MAX_FILES:
-            raise DataError(f"{data} names {len(numbers):,} files; needed are 1 to {MAX_FILES:,}")
+        num = math.prod(map(len, choices)) * len(numbers)
+        if not 0 < num <= MAX_FILES:
+            raise DataError(f"{data} names {num:,} files; needed are 1 to {MAX_FILES:,}")
         choices.insert(2 * place + 1, [f"{number:0{len(first)}d}" for number in numbers])
     return ["".join(words) for words in product(*choices)]
 

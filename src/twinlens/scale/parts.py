@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twinlens._version import __version__
+from twinlens.data.stored_pictures import StoredPicture
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, first_line
 from twinlens.files import writing_errors, writing_file
@@ -84,7 +85,7 @@ class PartFolder:
 
         with writing_errors(folder):
             folder.mkdir(mode=0o700, exist_ok=True)
-        lock = FileLock(folder / "lock", timeout=0)
+        lock, is_done = FileLock(folder / "lock", timeout=0), False
         try:
             lock.acquire()
         except Timeout as error:
@@ -95,11 +96,13 @@ class PartFolder:
             pass  # Not every file system has locks.
         try:
             yield cls(folder, parts)
-            shutil.rmtree(folder, ignore_errors=True)
+            is_done = True
         finally:
-            lock.release()
-            if not any(folder.glob("*.parquet")):
+            if is_done or not any(folder.glob("*.parquet")):  # Before another process begins there.
                 shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
+            with suppress(OSError):  # Windows deletes no locked file.
+                folder.rmdir()
 
     def missing(self) -> list[Part]:
         """The parts without a complete result."""
@@ -156,7 +159,11 @@ def _content(table: ImageTable, row: int) -> bytes:
     if table.pixels is None:
         return repr(_file_state(str(table.path[row]))).encode()
     value = table.pixels[row]
-    places = value.args if isinstance(value, partial) else ()  # The file of a tar's picture.
+    if isinstance(value, StoredPicture):
+        return repr((value.file.name, value.file.version, value.start, value.size)).encode(
+            "utf-8", "surrogatepass"
+        )
+    places = value.args if isinstance(value, partial) else ()
     files = [str(place) for place in places if isinstance(place, str | Path)]
     try:
         return pickle.dumps(value) + repr([_file_state(file) for file in files]).encode()
