@@ -155,20 +155,29 @@ def test_sets_used_longest_ago_make_room(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [60, 12])
-def test_a_set_is_used_last_when_it_was_read_last(folder: Path, tmp_path: Path, kept: int) -> None:
-    """A file and its sidecar are one set; a folder of shards counts by its last use."""
-    (tmp_path / "cache").mkdir()
+def test_a_set_that_was_read_last_stays(folder: Path, tmp_path: Path, kept: int) -> None:
+    """A file and its sidecar are one set, and so are shards."""
+    cache = tmp_path / "cache"
     copies = [shutil.copytree(folder, tmp_path / name / "pictures") for name in "abc"]
-    for copy in copies:
-        (copy / "../cache").symlink_to(tmp_path / "cache")
-    for copy, limit in ((copies[0], kept), (copies[1], 30), (copies[0], kept), (copies[2], 60)):
+    jobs = [DecodeJob(read_table(copy), SPEC, 10**6, 0.2) for copy in copies]
+    sets = [pixel_cache._cache_file(job, cache).stem for job in jobs]
+
+    def use(number: int, limit: int) -> None:
         time.sleep(0.02)  # The times of files have a resolution.
-        decode(copy, limit)
-    entries = {entry.stem for entry in (tmp_path / "cache").iterdir()}
-    assert len(entries) == 2
-    table = read_table(copies[0])
-    job = DecodeJob(table, SPEC, 10**6, 0.2)
-    assert pixel_cache._cache_file(job, tmp_path / "cache").stem in entries
+        if limit < NUM and (cache / sets[number]).exists():
+            PixelShards(jobs[number], cache / sets[number], limit * BYTES, 8 * BYTES)
+            return
+        decode_table(
+            jobs[number].table, SPEC, max_pixels=10**6, max_broken=0.2, cache_dir=cache,
+            memory_limit=8 * BYTES, limit=limit * BYTES,
+        )  # fmt: skip
+
+    for number, limit in ((0, kept), (1, 60), (0, kept), (2, 52)):
+        use(number, limit)
+    assert {entry.name for entry in cache.iterdir()} == {
+        *([f"{sets[0]}.npy", f"{sets[0]}.json"] if kept > NUM else [sets[0]]),
+        *(f"{sets[2]}.npy", f"{sets[2]}.json"),
+    }
 
 
 def test_processes_share_the_room(folder: Path, tmp_path: Path) -> None:
