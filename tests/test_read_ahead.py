@@ -28,7 +28,7 @@ def test_what_was_begun_is_read_once_on_the_thread_and_all_else_at_once() -> Non
         threads.append(threading.current_thread().name.split("_")[0])
         return pixels[position]
 
-    read = ReadAhead(take, torch.device("cpu"))
+    read = ReadAhead(take, torch.device("cpu"), (4,))
     first, second = np.array([3, 1]), np.array([7, 0])
     read.begin(first)
     assert read(first).tolist() == pixels[first].tolist()
@@ -38,11 +38,26 @@ def test_what_was_begun_is_read_once_on_the_thread_and_all_else_at_once() -> Non
     assert sorted(threads)[:2] == [threading.current_thread().name] * 2
 
 
+def test_pictures_for_a_gpu_are_read_into_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.arange(40, dtype=np.uint8).reshape(10, 1, 2, 2)
+    pins = list[bool]()
+
+    def empty(shape: Any, *, pin_memory: bool, **options: Any) -> torch.Tensor:
+        pins.append(pin_memory)
+        return torch.zeros(shape, **options)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    images = LabelledPixels.of(pixels, np.arange(10), np.zeros(10, dtype=bool))
+    read = ReadAhead(images.take, torch.device("cuda"), (1, 2, 2))
+    assert read(np.array([3, 1])).tolist() == pixels[[3, 1]].tolist()
+    assert pins == [True]
+
+
 def test_an_error_of_the_thread_is_raised_where_the_pictures_are_wanted() -> None:
     def take(position: Any) -> Any:
         raise PictureError("a.jpg", "it is gone")
 
-    read = ReadAhead(take, torch.device("cpu"))
+    read = ReadAhead(take, torch.device("cpu"), (4,))
     read.begin(np.arange(2))
     with pytest.raises(PictureError, match="it is gone"):
         read(np.arange(2))

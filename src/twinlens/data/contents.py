@@ -8,7 +8,6 @@ Shapes: N pictures.
 from __future__ import annotations
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
@@ -21,6 +20,7 @@ from twinlens.data.picture_file import file_digest
 from twinlens.data.picture_value import PictureValue, read_value
 from twinlens.data.table import ImageTable
 from twinlens.errors import PictureError
+from twinlens.machine import decoding_threads
 
 __all__ = ["DIGEST_SIZE", "NO_DIGEST", "content_digests", "digest_of_picture",
            "digest_of_pixels"]  # fmt: skip
@@ -41,7 +41,7 @@ def content_digests(table: ImageTable) -> list[bytes]:
     """
     rows = range(len(table))
     parts = [rows[start : start + AT_ONCE] for start in rows[::AT_ONCE]]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(decoding_threads()) as pool:
         return list(chain.from_iterable(pool.map(partial(_digests_of_rows, table), parts)))
 
 

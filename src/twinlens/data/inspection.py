@@ -7,7 +7,6 @@ contradictions. Nothing is changed, and no settings are chosen here.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from twinlens.data.pixels import BrokenPicture
 from twinlens.data.splits import is_identity_disjoint
 from twinlens.data.table import SPLITS, ImageTable
 from twinlens.errors import DataError, PictureError
+from twinlens.machine import decoding_threads
 
 __all__ = ["Inspection", "TableStatistics", "has_color", "inspect_table", "is_blank",
            "sample_statistics"]  # fmt: skip
@@ -260,7 +260,7 @@ def _map_rows(rows: NDArray[np.int64], read: Callable[[int], T]) -> Iterator[T |
         except OSError as error:  # The file was removed after its header was read.
             return error.strerror or "cannot be read"
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(decoding_threads()) as pool:
         for start in range(0, len(rows), BLOCK):
             yield from pool.map(read_or_reason, rows[start : start + BLOCK].tolist())
 

@@ -8,7 +8,6 @@ Shapes: N pictures, C channels, H height, W width.
 
 from __future__ import annotations
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from twinlens.data.decode import read_depth, read_header, read_sized, to_array
 from twinlens.data.picture_value import read_value
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, PictureError
+from twinlens.machine import decoding_threads
 
 __all__ = ["BrokenPicture", "DecodeJob", "DecodedTable", "PixelRows", "Pixels", "select_rows",
            "table_depths", "table_sources"]  # fmt: skip
@@ -222,7 +222,7 @@ class DecodeJob:
 
         num = len(self.table)
         block = int(np.clip(BLOCK_BYTES * num // self.num_bytes, 8, 1024))
-        pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        pool = ThreadPoolExecutor(decoding_threads())
         try:
             parts = (rows[start : start + block] for start in range(0, len(rows), block))
             if not prefetch:
@@ -255,7 +255,7 @@ def table_sources(table: ImageTable, *, max_pixels: int) -> NDArray[np.int64]:
             return 0
         return header.height * header.width
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(decoding_threads()) as pool:
         return np.fromiter(pool.map(source_of_row, range(len(table))), np.int64, len(table))
 
 
@@ -279,7 +279,7 @@ def table_depths(
             return None
 
     num_of = Counter[int]()
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(decoding_threads()) as pool:
         for start in range(0, len(table), AT_ONCE):
             rows = range(start, min(start + AT_ONCE, len(table)))
             num_of.update(depth for depth in pool.map(depth_of_row, rows) if depth is not None)

@@ -20,7 +20,6 @@ from twinlens.config import Settings
 from twinlens.data.augment import augment, mirror, quarter_turns
 from twinlens.data.batch import Batch, Ints
 from twinlens.data.pixel_shards import PixelShards
-from twinlens.data.pixels import PixelRows
 from twinlens.data.samplers import Shards
 from twinlens.learn.features import BATCH, FrozenPart, can_precompute
 from twinlens.learn.grad_cache import chunks_of, embed_in_chunks, moving_norms
@@ -65,9 +64,23 @@ class LabelledPixels:
         label = np.unique(self.label[position], return_inverse=True)[1]
         return LabelledPixels(self.pixels, self.row[position], label, self.forged[position])
 
-    def take(self, position: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """A copy of the pixels (B, C, H, W) of pictures by their position among the N."""
-        return PixelRows(self.pixels, self.row)[position]
+    def take(
+        self, position: NDArray[np.int64], out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        """A copy of the pixels (B, C, H, W) of pictures by their position among the N.
+
+        Args:
+            position: positions, shape (B,).
+            out: memory for the copy; new memory by default.
+        """
+        rows = self.row[position]
+        if isinstance(self.pixels, np.ndarray):
+            # Twice as fast as an index. Another mode would copy `out` first.
+            return np.asarray(np.take(self.pixels, rows, axis=0, out=out, mode="clip"))
+        if out is None:
+            return self.pixels[rows]
+        out[:] = self.pixels[rows]
+        return out
 
     @property
     def shards(self) -> Shards | None:
@@ -133,7 +146,9 @@ class BatchEmbedder:
         if settings.train.compile:
             self.network = compiled(encoder)
         is_beside = encoder.device.type == "cuda" or type(images.pixels) is not np.ndarray
-        self.reader = ReadAhead(images.take, encoder.device) if is_beside else None
+        self.reader: ReadAhead | None = None
+        if is_beside:
+            self.reader = ReadAhead(images.take, encoder.device, images.pixels.shape[1:])
         if can_precompute(settings):
             self.frozen = FrozenPart(encoder, compute)
             if stored is None:

@@ -117,7 +117,7 @@ class Learner:
     def is_finite(self) -> bool:
         """Whether every weight and statistic is finite."""
         tensors = [t for _, module in self._parts() for t in module.state_dict().values()]
-        return all(bool(t.isfinite().all()) for t in tensors)
+        return bool(torch.stack([t.isfinite().all() for t in tensors]).all())  # One wait for a GPU.
 
     def update(self, loss: Tensor, rate: float, clip: float) -> None:
         """One step of the optimiser, with the gradients of all ranks.

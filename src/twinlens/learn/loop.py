@@ -180,6 +180,7 @@ def fit(
                 state.loss_count += 1
             event = "" if intervention is None else _intervene(learner, intervention, guard, state)
             give_up = intervention is not None and guard.exhausted
+            del emb_BD, loss  # A graph that was not passed backwards holds its memory.
             state.step += 1
             (state.seconds,) = ranks.from_first(time.monotonic() - begun)
             progress = _progress(length, state)

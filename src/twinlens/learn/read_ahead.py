@@ -5,7 +5,7 @@ Shapes: A pictures that are embedded here, C channels, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -22,14 +22,15 @@ class ReadAhead:
     For a GPU they lie in pinned memory, from which a copy lets the processor go on.
 
     Args:
-        take: function of positions to pixels; called on the thread.
+        take: function of positions and, if wanted, of memory for the pixels; called on the thread.
         device: device that learns.
+        shape: shape of a picture, (C, H, W).
     """
 
     def __init__(
-        self, take: Callable[[NDArray[np.int64]], NDArray[np.uint8]], device: torch.device
+        self, take: Callable[..., NDArray[np.uint8]], device: torch.device, shape: Sequence[int]
     ) -> None:
-        self._take, self._pins = take, device.type == "cuda"
+        self._take, self._pins, self._shape = take, device.type == "cuda", shape
         self._thread = ThreadPoolExecutor(1, "read-ahead")
         self._next: tuple[NDArray[np.int64], Future[Tensor]] | None = None
 
@@ -45,5 +46,9 @@ class ReadAhead:
         return self._read(position_A)
 
     def _read(self, position_A: NDArray[np.int64]) -> Tensor:
-        pixels = torch.from_numpy(self._take(position_A))
-        return pixels.pin_memory() if self._pins else pixels
+        if not self._pins:
+            return torch.from_numpy(self._take(position_A))
+        shape = (len(position_A), *self._shape)
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        self._take(position_A, pixels.numpy())
+        return pixels

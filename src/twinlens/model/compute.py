@@ -47,6 +47,11 @@ class Compute:
         if self.channels_last:
             module.to(memory_format=torch.channels_last)
 
+    def wait(self) -> None:
+        """Wait until a GPU has done all that it was given, so that a clock can be read."""
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize(self.device)
+
     def __str__(self) -> str:
         precision = "bfloat16" if self.bfloat16 else "float32"
         return f"{self.device}, {precision}, channels {'last' if self.channels_last else 'first'}"
@@ -137,7 +142,7 @@ def time_formats(
             for index, option in enumerate(options):
                 memory = torch.channels_last if option.channels_last else torch.contiguous_format
                 encoder.to(memory_format=memory)
-                seconds = _time_step(partial(_step, encoder, pictures, option), device)
+                seconds = _time_step(partial(_step, encoder, pictures, option), option)
                 if turn:  # The first turn warms up.
                     best[index] = min(best[index], seconds)
                 if progress is not None:
@@ -155,14 +160,9 @@ def _step(encoder: Encoder, pictures: torch.Tensor, option: Compute) -> None:
     emb.square().sum().backward()
 
 
-def _time_step(step: Callable[[], None], device: str) -> float:
-    _wait(device)
+def _time_step(step: Callable[[], None], compute: Compute) -> float:
+    compute.wait()
     start = time.perf_counter()
     step()
-    _wait(device)
+    compute.wait()
     return time.perf_counter() - start
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
