@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "build" / "benchmarks"
 PAGE = ROOT / "benchmarks" / "RESULTS.md"
 
+REACHED, MISSED = " reached |", " **missed** |"
 CUT = "This run was cut short: the lines after these are missing."
 
 
@@ -73,18 +74,24 @@ def keep(name: str, doc: str, lines: Iterable[Line], *, complete: bool) -> None:
 
 
 def write_page(names: Iterable[str]) -> Path:
-    """Write the page of all that is kept of these modules, in their order."""
-    files = [KEPT / f"{name}.json" for name in names]
-    kept = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
-    text = "\n".join([_top(kept), *map(_section, kept)])
+    """Write the page of these modules, in their order; what is not kept here stays as it was."""
+    section = {}
+    if PAGE.exists():
+        parts = PAGE.read_text(encoding="utf-8").split("\n## ")[1:]
+        section = {part.partition("\n")[0]: f"## {part.rstrip()}\n" for part in parts}
+    for name in names:
+        if (file := KEPT / f"{name}.json").exists():
+            section[name] = _section(json.loads(file.read_text(encoding="utf-8")))
+    sections = [section[name] for name in names if name in section]
+    reached, missed = (
+        sum(text.count(verdict) for text in sections) for verdict in (REACHED, MISSED)
+    )
     with writing_file(PAGE) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text("\n".join([_top(reached, missed), *sections]), encoding="utf-8")
     return PAGE
 
 
-def _top(kept: list[dict[str, Any]]) -> str:
-    judged = [line["reached"] for one in kept for line in one["lines"]]
-    reached, missed = judged.count(True), judged.count(False)
+def _top(reached: int, missed: int) -> str:
     return (
         "# Results of the benchmarks\n\n"
         "Written by `make bench` (all of them), or `python -m benchmarks NAME ...` (some of them;\n"
@@ -102,13 +109,13 @@ def _section(one: dict[str, Any]) -> str:
     rows = ["| what | beside | ours | theirs | ratio | aim |  |", "|---|---|---|---|---|---|---|"]
     notes = []
     for line in one["lines"]:
-        verdict = {True: "reached", False: "**missed**", None: ""}[line["reached"]]
+        verdict = {True: REACHED, False: MISSED, None: " |"}[line["reached"]]
         mark = ""
         if line["note"]:
             notes.append(line["note"])
             mark = f" [{len(notes)}]"
         cells = [line["what"] + mark, line["beside"], line["ours"], line["theirs"], line["ratio"]]
-        rows.append("| " + " | ".join([*cells, line["aim"], verdict]) + " |")
+        rows.append("| " + " | ".join([*cells, line["aim"]]) + f" |{verdict}")
     listed = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1))
     where = f"`{one['command']}`, {one['date']}; {one['machine']}."
     cut = "" if one.get("complete", True) else CUT
