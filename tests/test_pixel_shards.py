@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,15 @@ def test_a_set_that_was_read_last_stays(folder: Path, tmp_path: Path, kept: int)
         *([f"{sets[0]}.npy", f"{sets[0]}.json"] if kept > NUM else [sets[0]]),
         *(f"{sets[2]}.npy", f"{sets[2]}.json"),
     }
+
+
+@pytest.mark.parametrize("kept", [60, 12])
+def test_one_of_several_processes_decodes(folder: Path, decoded_rows: list[int], kept: int) -> None:
+    with ThreadPoolExecutor(3) as pool:  # A lock of a file holds for threads too.
+        tables = list(pool.map(lambda _: decode(folder, kept), range(3)))
+    assert decoded_rows == list(range(NUM))
+    assert {len(decoded.table) for decoded in tables} == {NUM - 2}
+    assert not list((folder / "../cache").glob(".*"))
 
 
 def test_processes_share_the_room(folder: Path, tmp_path: Path) -> None:

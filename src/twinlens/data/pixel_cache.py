@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, cast
 
@@ -37,6 +38,8 @@ from twinlens.files import part_beside
 from twinlens.parsing import read_json
 
 __all__ = ["PixelStream", "decode_table"]
+
+log = logging.getLogger("twinlens")
 
 CACHE_FORMAT = 2  # 1 has 16-bit values shifted by 8
 
@@ -79,15 +82,17 @@ def decode_table(
     if job.num_bytes <= memory_limit:
         return _decode_into_memory(job)
     target = _cache_file(job, cache_dir)
-    decoded = _load(job, target)
-    if decoded is None:
+    if (decoded := _load(job, target)) is not None:
+        return decoded
+    with _others_waiting(target):
+        if (decoded := _load(job, target)) is not None:
+            return decoded
         room = _make_room(job, target, cache_limit() if limit is None else limit)
         if room < job.num_bytes:
             return _decode_into_shards(job, target.with_suffix(""), room, memory_limit)
         shutil.rmtree(target.with_suffix(""), ignore_errors=True)  # Of a time with less room.
         _write(job, target)
-        decoded = _load(job, target)
-    if decoded is None:
+    if (decoded := _load(job, target)) is None:
         raise DataError(
             f"{target} cannot be read back after writing: check the disk, or name another folder "
             "in the environment variable TWINLENS_CACHE"
@@ -175,6 +180,27 @@ def _decode_into_shards(job: DecodeJob, folder: Path, room: int, memory_limit: i
         raise DataError(_no_space(job, folder.parent, error.strerror or str(error))) from error
     table, unreadable = job.without(pixels.broken)
     return DecodedTable(table, cast("NDArray[np.uint8]", pixels), unreadable)
+
+
+@contextmanager
+def _others_waiting(target: Path) -> Iterator[None]:
+    """Let other processes that need the same pictures wait, such as those of one training."""
+    from filelock import FileLock, Timeout  # Slow to import.
+
+    lock = FileLock(target.with_name(f".{target.stem}.lock"))
+    with suppress(OSError, NotImplementedError):  # Not every file system has locks.
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("waiting for another process that decodes the same pictures")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def _make_room(job: DecodeJob, target: Path, limit: int | None) -> int:
