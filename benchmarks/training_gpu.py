@@ -223,7 +223,7 @@ def _bare(pool: LabelledPixels, settings: Settings, compute: Compute) -> float:
 
 
 def _most_memory(compute: Compute) -> str:
-    if compute.device.startswith("cuda"):
+    if compute.on_gpu:
         return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of the GPU"
     return f"{peak_mb():.0f} MB of the process so far"
 

@@ -25,6 +25,7 @@ from twinlens.data.folders import read_table
 from twinlens.data.pixels import PixelRows
 from twinlens.errors import ConfigError, DataError, TrainingError
 from twinlens.learn.run_folder import RunFolder, lock_run_folder
+from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder
 from twinlens.progress import Progress
 from twinlens.report import build as pages
@@ -765,6 +766,27 @@ def test_resuming_does_not_need_the_initial_weights(
     twinlens.train(tiny_run.data, out=run, resume=True, quiet=True)
     assert asked == [False]
     assert weights(run) == weights(tiny_run.run)
+
+
+def test_a_time_budget_on_a_gpu_reserves_the_time_of_the_cpu(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = list[float]()
+
+    def fit(*args: Any, reserve: Any, **more: Any) -> None:
+        seconds.extend((reserve(1e-6), reserve(1e-3)))
+        raise KeyboardInterrupt
+
+    budget = {key: value for key, value in TINY.items() if key != "train.steps"}
+    monkeypatch.setattr(Compute, "on_gpu", property(lambda _: True))
+    monkeypatch.setattr(fit_job, "fit", fit)
+    monkeypatch.setattr(fit_job, "_seconds_on_cpu", lambda *_: 10.0)
+    with pytest.raises(KeyboardInterrupt):
+        twinlens.train(
+            tiny_run.data, out=tmp_path / "run", settings=budget | {"train.time_budget": 30.0},
+            quiet=True,
+        )  # fmt: skip
+    assert min(seconds) > 10.0
 
 
 def test_a_gpu_that_is_too_small_is_no_traceback(

@@ -57,6 +57,7 @@ FEWEST = 500
 REFIT_SHARE = 0.3
 """Steps of the last fit as a share of those before; of a time budget, the same share."""
 
+TIMED_ON_CPU = 8  # pictures, where a GPU learns
 REFIT_RATE = 0.5
 """Highest learning rate of the last fit, relative to the one before."""
 
@@ -174,8 +175,11 @@ def _fit_candidates(
     left = clock.left()
     if left is not None:
         members = feature_candidates(settings.picture, *frozen)
-        each = FeatureBank.seconds_each(members, settings.picture, images, compute)
-        clock.reserve.set_embedding(each * (2 if settings.model.mirrored else 1))
+        each = later = FeatureBank.seconds_each(members, settings.picture, images, compute)
+        if compute.on_gpu:
+            few = images.select(np.arange(min(TIMED_ON_CPU, len(images.row))))
+            later = FeatureBank.seconds_each(members, settings.picture, few, Compute("cpu"))
+        clock.reserve.set_embedding(later * (2 if settings.model.mirrored else 1))
         most = ModelSelection.most_pictures(settings, left, each)
     kept = sample_pictures(images.label, most, np.random.default_rng(settings.seed))
     if len(kept) < len(images.row):
@@ -329,12 +333,20 @@ def _fit(
     share = REFIT_SHARE if settings.train.refit and len(validation.label) else 0.0
     val = validation if len(validation.label) else None
     share_training(ranks, settings, compute, training, val, 1 - share)
+    reserve: Callable[[float], float] = clock.reserve
+    if compute.on_gpu and clock.budget is not None:
+        few = training.take(np.arange(min(TIMED_ON_CPU, len(training.row))))
+        each = _seconds_on_cpu(encoder, few)
+
+        def reserve(_: float) -> float:
+            return clock.reserve.set_embedding(each)
+
     result = fit(
         encoder, comparator, training, val, settings,
         compute=compute, run=run, spent=clock.spent(),
         on_step=partial(_show_step, progress, settings.train.metric),
         on_features=Progress("computing features"),
-        reserve=clock.reserve, share=1 - share, callbacks=callbacks, ranks=ranks,
+        reserve=reserve, share=1 - share, callbacks=callbacks, ranks=ranks,
     )  # fmt: skip
     progress.close()
     log.info(
@@ -430,9 +442,19 @@ def _show_step(progress: Progress, metric: str, report: StepReport) -> None:
         )  # fmt: skip
 
 
+def _seconds_on_cpu(encoder: Encoder, pixels_BCHW: NDArray[np.uint8]) -> float:
+    """Seconds of the embedding of a picture on the CPU, by a copy of the network."""
+    on_cpu = copy.deepcopy(encoder).cpu()
+    for _ in range(2):  # The first pass prepares the second.
+        started = time.monotonic()
+        embed_pixels(on_cpu, pixels_BCHW)
+    return (time.monotonic() - started) / len(pixels_BCHW)
+
+
 class _Reserve:
     """Seconds of a time budget for the work after training: graph, calibration, evaluation, report.
 
+    All of it is done on the CPU.
     Learning keeps `LEARNING_SHARE` of the budget. Where that is too much, fewer validation and test
     pictures are used after it.
 

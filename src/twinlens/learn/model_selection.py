@@ -160,7 +160,7 @@ class ModelSelection:
         can_tune = is_pretrained(settings.model) and members is None
         if members is None:
             members = feature_candidates(settings.picture, *self.frozen)
-        on_gpu = self.compute.device.startswith("cuda")
+        on_gpu = self.compute.on_gpu
         recipe = tuned(settings, TUNED_STEPS, on_gpu=on_gpu) if can_tune else None
         begun = time.monotonic()
         self.bank = FeatureBank.of(
@@ -180,7 +180,7 @@ class ModelSelection:
         network = self.settings.model
         if self.bank is None or not is_pretrained(network):
             return
-        on_gpu = self.compute.device.startswith("cuda")
+        on_gpu = self.compute.on_gpu
         numbers = list(self.folds)[:TUNED_FOLDS]
         steps = self._steps()
         if self.limit is not None and numbers:

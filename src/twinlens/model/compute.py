@@ -35,6 +35,11 @@ class Compute:
     bfloat16: bool = False
     channels_last: bool = False
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device != "cpu"
+
     def autocast(self) -> AbstractContextManager[object]:
         """The context for a forward pass."""
         if not self.bfloat16:
@@ -49,7 +54,7 @@ class Compute:
 
     def wait(self) -> None:
         """Wait until a GPU has done all that it was given, so that a clock can be read."""
-        if self.device.startswith("cuda"):
+        if self.on_gpu:
             torch.cuda.synchronize(self.device)
 
     def __str__(self) -> str:
