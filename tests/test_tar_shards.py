@@ -84,7 +84,8 @@ def test_a_file_that_became_shorter(tmp_path: Path) -> None:
         ({"x/1.png": b"x", "2.png": b"x", "2.cls": b"y"}, "1 of the 2 .* such as a.tar/x/1.png"),
         ({"1.txt": b"x"}, "holds no pictures"),
         ({"1.png": b"x", "1.json": b"[1]"}, r"a.tar, 1: the .json of a sample must be an object"),
-        ({"1.png": b"x", "1.json": b"{"}, "a.tar, 1: "),
+        ({"1.png": b"x", "1.json": b"{"}, r"a.tar, 1: the .json .* object, .* \(Expecting"),
+        ({"1.png": b"x", "./1.png": b"y", "1.cls": b"z"}, "has two members 1.png: give each a"),
     ],
 )
 def test_tars_that_are_not_read(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
@@ -98,6 +99,11 @@ def test_other_files(tmp_path: Path) -> None:
         read_table(packed)
     with pytest.raises(DataError, match=r"no such file: '.*b-1\.tar'"):
         read_table(str(tmp_path / "b-{1..2}.tar"))
+    info = tarfile.TarInfo("x")
+    info.size, info.type = 2**70, b"Q"
+    packed.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(DataError, match=r"cannot read .*a\.tar: .* needed is a complete"):
+        read_table(packed)
     with pytest.raises(DataError, match="names 1,000,001 files"):
         files_in_range("a-{0..1000000}.tar")
     with pytest.raises(DataError, match="names 1,000,000 files"):

@@ -33,7 +33,7 @@ from twinlens.data.stored_pictures import (
     open_input,
 )
 from twinlens.data.table import ImageTable
-from twinlens.errors import DataError, first_line, one_line
+from twinlens.errors import DataError, TwinlensError, first_line, one_line
 from twinlens.files import write_text
 from twinlens.parsing import parse_json, read_json
 
@@ -133,10 +133,15 @@ def sample_parts(sample: Mapping[str, Any]) -> tuple[dict[str, Any], str | None,
         if f".{ending.rpartition('.')[2].lower()}" in suffixes
     }  # fmt: skip
     values = sample.get("json", {})
+    problem = ""
     if isinstance(values, bytes):
-        values = parse_json(values)
+        try:
+            values = parse_json(values)
+        except ValueError as error:
+            problem = f" ({first_line(error)})"
     if not isinstance(values, Mapping):
-        raise DataError('the .json of a sample must be an object, such as {"identity": "anna"}')
+        needed = 'the .json of a sample must be an object, such as {"identity": "anna"}'
+        raise DataError(needed + problem)
     label = sample.get("cls")
     if label is None:
         label = next((values[key] for key in IDENTITY_KEYS if values.get(key) is not None), None)
@@ -158,7 +163,13 @@ def _samples_of(files: Sequence[str]) -> Iterator[dict[str, dict[str, Any]]]:
                 for key, ending, offset, size, text in members:
                     picture = StoredPicture(stored, offset, size)
                     content = picture if text is None else text.encode("utf-8", "surrogateescape")
-                    samples.setdefault(key, {})[ending] = content
+                    sample = samples.setdefault(key, {})
+                    if ending in sample:
+                        raise DataError(
+                            f"{one_line(file, 200)} has two members {one_line(key)}.{ending}: give "
+                            "each a name of its own"
+                        )
+                    sample[ending] = content
                 yield samples
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -212,7 +223,9 @@ def _read_members(file: str) -> list[Member]:
                     text = label.read().decode("utf-8", "surrogateescape")
                     members.append((key, ending, *place, text))
                 archive.members = []  # type: ignore[attr-defined]  # else all stay in memory
-    except tarfile.ReadError as error:
+    except TwinlensError:
+        raise
+    except (tarfile.ReadError, ValueError) as error:  # A size beyond all files is a ValueError.
         raise DataError(
             f"cannot read {one_line(file, 200)}: {first_line(error)}; needed is a complete, "
             "uncompressed .tar: copy it again, or unpack it"
