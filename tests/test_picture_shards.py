@@ -20,7 +20,7 @@ from twinlens.config import PictureSettings
 from twinlens.data import picture_shards, stored_pictures
 from twinlens.data.contents import content_digests
 from twinlens.data.decode import read_array
-from twinlens.data.folders import read_table
+from twinlens.data.folders import is_folder, read_table
 from twinlens.data.pixel_cache import decode_table
 from twinlens.data.table import ImageTable
 from twinlens.errors import DataError, PictureError
@@ -169,6 +169,50 @@ def test_files_that_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "damaged.lance").mkdir()
     with pytest.raises(DataError, match=r"cannot read .*damaged\.lance"):
         read_table(str(tmp_path / "damaged.lance"))
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"image": None, "blob": [b"x", b"y"]}, r"a\.parquet has no column of pictures: needed is"),
+        ({"identity": [b"a", b"b"]}, r"column identity of .*a\.parquet holds binary: needed"),
+        ({"identity": ["a", None]}, r"1 of 2 pictures have no identity, such as a\.parquet/1"),
+    ],
+)
+def test_columns_of_other_names_and_types(
+    tmp_path: Path, replaced: dict[str, Any], message: str
+) -> None:
+    values = {"image": [b"x", b"y"], "identity": ["a", "b"]} | replaced
+    table = pa.table({name: column for name, column in values.items() if column is not None})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=message):
+        read_table(str(tmp_path / "a.parquet"))
+
+
+def test_one_kind_of_columns_files_and_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_all(tmp_path)
+    pq.write_table(columns(slice(3, 6)).select(["image"]), tmp_path / "b-1.parquet")
+    with pytest.raises(DataError, match=r"3 of 6 .* no identity, such as b-1\.parquet/0"):
+        read_table(str(tmp_path / "b-{0..1}.parquet"))
+    with pytest.raises(DataError, match=r"cannot read .*none-0\.parquet"):
+        read_table(str(tmp_path / "none-{0..1}.parquet"))
+    with pytest.raises(DataError, match=r"names 2 Lance tables: give one"):
+        read_table(str(tmp_path / "{0..1}.lance"))
+    lance.write_dataset(pa.table({"blob": [b"x"]}), str(tmp_path / "d.lance"))
+    with pytest.raises(DataError, match=r"^[^ ]*d\.lance has no column of pictures.*found blob$"):
+        read_table(str(tmp_path / "d.lance"))
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / f"a-{name}.tar").rename(tmp_path / name / "a.tar")
+    with pytest.raises(DataError, match=r"0/a\.tar and .*1/a\.tar have one name"):
+        read_table(str(tmp_path / "{0..1}" / "a.tar"))
+    assert not is_folder(tmp_path / "0")
+    assert not is_folder(tmp_path / "c.lance")
+    (tmp_path / "b-0.parquet").rename(tmp_path / "0" / "b.parquet")
+    assert len(read_table(tmp_path / "0")) == 3
+    assert "1 .parquet are left out beside the .tar" in caplog.text
 
 
 # --- an object store ----------------------------------------------------------------------------

@@ -204,9 +204,10 @@ def test_processes_share_the_room(folder: Path, tmp_path: Path) -> None:
     assert pixel_shards.bytes_of(tmp_path / "set") == 0
 
 
-def test_the_size_of_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TWINLENS_CACHE_GIB", "much")
-    with pytest.raises(ConfigError, match="'much'"):
+@pytest.mark.parametrize("size", ["much", "-1", "nan", "1e400"])
+def test_the_size_of_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    monkeypatch.setenv("TWINLENS_CACHE_GIB", size)
+    with pytest.raises(ConfigError, match=f"'{size}'"):
         decode_table(read_table(folder), SPEC, max_pixels=99, max_broken=1, memory_limit=0)
 
 

@@ -24,7 +24,8 @@ from twinlens.data.tar_shards import sample_parts
 from twinlens.errors import DataError, one_line
 from twinlens.files import expand_user
 
-__all__ = ["PICTURE_COLUMNS", "Data", "path_or_table", "table_of", "table_of_columns"]
+__all__ = ["IDENTITY_COLUMNS", "PICTURE_COLUMNS", "Data", "path_or_table", "table_of",
+           "table_of_columns"]  # fmt: skip
 
 Data: TypeAlias = Any
 """A path, the name of a set, a table, or any other object that `table_of` reads."""
@@ -160,7 +161,7 @@ def _described(item: Any) -> str:
 
 
 def table_of_columns(
-    columns: Mapping[str, Sequence[Any]], source: str, root: Path | None
+    columns: Mapping[str, Sequence[Any]], source: str, root: Path | None, names: Sequence[str] = ()
 ) -> ImageTable:
     """The table of columns by name: pictures, identities, role, split, and metadata.
 
@@ -168,6 +169,7 @@ def table_of_columns(
         columns: N values each.
         source: what holds them, which names the data.
         root: base folder of relative paths.
+        names: N names of pictures that are no paths, in order; their rows by default.
     Raises:
         DataError: not exactly one column of pictures and one of identities, or unknown words.
     """
@@ -185,7 +187,7 @@ def table_of_columns(
         for values in zip(*(columns[name] for name in others), strict=True)
     ]
     return build_table(
-        columns[pictures], columns[identities], source, root, metadata=metadata,
+        columns[pictures], columns[identities], source, root, metadata=metadata, names=names,
         forged=[ROLES[role] for role in roles],
         split=[SPLIT_NAMES.get(split, "") for split in splits],
     )  # fmt: skip

@@ -38,11 +38,14 @@ def cache_limit() -> int | None:
     """
     text = os.environ.get("TWINLENS_CACHE_GIB")
     try:
-        return int(float(text) * 2**30) if text else None
+        limit = int(float(text) * 2**30) if text else None
     except (ValueError, OverflowError):
+        limit = -1
+    if limit is not None and limit < 0:
         raise ConfigError(
             f"TWINLENS_CACHE_GIB is {text!r}: give the GiB that decoded pictures may take"
-        ) from None
+        )
+    return limit
 
 
 def create_once(target: Path, fill: Callable[[Path], None]) -> Path:

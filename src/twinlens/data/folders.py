@@ -19,7 +19,7 @@ from twinlens.data.datasets import NAMED_SETS, named_set_in
 from twinlens.data.manifests import MANIFEST_SUFFIXES, SPLIT_NAMES, read_manifest
 from twinlens.data.pair_list import pairs_in
 from twinlens.data.picture_file import picture_suffixes
-from twinlens.data.picture_shards import read_shards
+from twinlens.data.picture_shards import holds_shards, read_shards
 from twinlens.data.remote import is_store, refuse_address
 from twinlens.data.table import ImageTable, Row
 from twinlens.data.walk import LeftOut, walk_pictures
@@ -169,7 +169,8 @@ def is_folder(source: Data) -> bool:
     """Whether `read_table` reads it as a folder of pictures."""
     if not isinstance(source, str | Path) or source in NAMED_SETS:
         return False
-    return expand_user(source).is_dir()
+    path = expand_user(source)
+    return path.is_dir() and not holds_shards(path)
 
 
 def _no_pictures(folder: Path, left_out: LeftOut, needed: str) -> str:

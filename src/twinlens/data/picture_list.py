@@ -34,6 +34,7 @@ def build_table(
     forged: Sequence[bool] = (),
     split: Sequence[str] = (),
     metadata: Sequence[Mapping[str, Any]] = (),
+    names: Sequence[str] = (),
 ) -> ImageTable:
     """A table of files if all pictures are paths, else of pictures in memory.
 
@@ -45,6 +46,7 @@ def build_table(
         forged: N roles; none are forged by default.
         split: N splits.
         metadata: N mappings.
+        names: N names of pictures that are no paths; their rows by default.
     Raises:
         DataError: no pictures, a number of labels that differs, some identities missing, or a
             path with two identities.
@@ -52,20 +54,20 @@ def build_table(
     is_array = hasattr(pictures, "__array__") and array_of(pictures).dtype.kind not in "OUST"
     values = pictures if is_array else list(pictures)
     num = len(values)
-    names = _identities(identities, num)
+    paths = list(names) or [f"{row:0{len(str(max(num - 1, 0)))}d}" for row in range(num)]
+    labels = _identities(identities, num, names)
     if not is_array:
         values = [picture_of_row(value, row) for row, value in enumerate(values)]
-    paths = [f"{row:0{len(str(max(num - 1, 0)))}d}" for row in range(num)]
     pixels: Any = values
     kept = list(range(num))
     if not is_array and all(isinstance(value, str) for value in values):
         paths = [str(Path(value) if root is None else root / value) for value in values]
-        kept, pixels = _distinct(paths, names), None
+        kept, pixels = _distinct(paths, labels), None
     elif not is_array:
         pixels = np.empty(num, dtype=object)
         pixels[:] = values
     table = ImageTable(
-        _objects(paths, kept), _objects(names, kept),
+        _objects(paths, kept), _objects(labels, kept),
         np.array([forged[row] for row in kept] if forged else np.zeros(len(kept)), np.bool_),
         _objects(split or [""] * num, kept),
         "pictures" if source in PLAIN_KINDS else source, root, pixels,
@@ -76,20 +78,21 @@ def build_table(
     return table.with_metadata([given[path] for path in table.path])
 
 
-def _identities(identities: Iterable[Any] | None, num: int) -> list[str]:
-    """Names as text; all empty if there are none."""
+def _identities(identities: Iterable[Any] | None, num: int, names: Sequence[str]) -> list[str]:
+    """Labels as text; all empty if there are none."""
     if identities is None:
         return [""] * num
-    names = [text_of(value) for value in identities]
-    if len(names) != num:
-        raise DataError(f"found {num} pictures and {len(names)} labels: each picture needs one")
-    missing = [row for row, name in enumerate(names) if not name]
+    labels = [text_of(value) for value in identities]
+    if len(labels) != num:
+        raise DataError(f"found {num} pictures and {len(labels)} labels: each picture needs one")
+    missing = [row for row, label in enumerate(labels) if not label]
     if 0 < len(missing) < num:
+        first = names[missing[0]] if names else f"picture {missing[0]}"
         raise DataError(
-            f"{len(missing)} of {num} pictures have no identity, such as picture {missing[0]}: name"
+            f"{len(missing)} of {num} pictures have no identity, such as {one_line(first)}: name"
             " it, or remove them"
         )
-    return names
+    return labels
 
 
 def _distinct(paths: Sequence[str], names: Sequence[str]) -> list[int]:

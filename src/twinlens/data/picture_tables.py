@@ -7,15 +7,16 @@ once, and pictures when they are needed: of Parquet a row group at a time, of La
 from __future__ import annotations
 
 import functools
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from twinlens.data.adapters import PICTURE_COLUMNS, table_of_columns
+from twinlens.data.adapters import IDENTITY_COLUMNS, PICTURE_COLUMNS, table_of_columns
 from twinlens.data.manifests import MAX_FOOTER, SPLIT_NAMES, check_size
 from twinlens.data.stored_pictures import (
     StoredPicture,
@@ -31,6 +32,7 @@ from twinlens.parsing import parse_json
 __all__ = ["holds_pictures", "read_lance", "read_parquet"]
 
 MAX_GROUP = 2**30  # bytes of a row group's pictures, which are read at once
+SOURCE_PLACE = re.compile(r", /[^ ]*\.rs:[\d:]+")  # of an error of Lance
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,14 @@ def holds_pictures(name: str) -> bool:
     """Whether a Parquet file has a column of pictures, and is no manifest of paths.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or has bytes in columns of other names and no paths.
     """
-    return _picture_column(_opened(name).schema_arrow) is not None
+    schema = _opened(name).schema_arrow
+    if _picture_column(schema) is not None:
+        return True
+    if any(map(_is_bytes, schema)) and not {"path", "a", "b"} & set(schema.names):
+        raise _no_pictures(name, schema)
+    return False
 
 
 def read_parquet(files: Sequence[str], source: str) -> ImageTable:
@@ -96,17 +103,14 @@ def read_parquet(files: Sequence[str], source: str) -> ImageTable:
         DataError: unreadable or truncated files, or no columns of pictures and identities.
     """
     pictures, names = list[StoredPicture](), list[str]()
-    others: list[Mapping[str, list[Any]]] = []
+    others: list[tuple[int, Mapping[str, list[Any]]]] = []
     column = ""
     for file in files:
         parquet = _opened(file)
         schema, metadata = parquet.schema_arrow, parquet.metadata
         column = _picture_column(schema) or ""
         if not column:
-            raise DataError(
-                f"{one_line(file, 200)} has no column of pictures: needed is one of bytes, named "
-                f"{', '.join(PICTURE_COLUMNS)}; found {one_line(', '.join(schema.names), 300)}"
-            )
+            raise _no_pictures(file, schema)
         check_size(metadata, one_line(file, 200), file_size(file))
         groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
         leaf = f"{column}.bytes" if _is_struct(schema.field(column)) else column
@@ -116,8 +120,8 @@ def read_parquet(files: Sequence[str], source: str) -> ImageTable:
         pictures += [StoredPicture(stored, row) for row in range(metadata.num_rows)]
         names += _row_names(file, metadata.num_rows)
         with _errors(file):
-            columns = parquet.read(columns=_flat(schema, column))
-        others.append(_columns(columns, schema, file))
+            columns = parquet.read(columns=_flat(schema, column, file))
+        others.append((metadata.num_rows, _columns(columns, schema, file)))
     return _table(column, pictures, names, others, source)
 
 
@@ -132,29 +136,25 @@ def read_lance(name: str, source: str) -> ImageTable:
         schema, num = dataset.schema, dataset.count_rows()
         column = _picture_column(schema)
         if column is None:
-            raise DataError(
-                f"{one_line(name, 200)} has no column of pictures: needed is one of bytes, named "
-                f"{', '.join(PICTURE_COLUMNS)}; found {one_line(', '.join(schema.names), 300)}"
-            )
-        columns = dataset.to_table(columns=_flat(schema, column))
+            raise _no_pictures(name, schema)
+        columns = dataset.to_table(columns=_flat(schema, column, name))
     stored = _LanceTable(name, str(dataset.version), column)
     pictures = [StoredPicture(stored, row) for row in range(num)]
-    return _table(column, pictures, _row_names(name, num), [_columns(columns, schema, "")], source)
+    others = [(num, _columns(columns, schema, ""))]
+    return _table(column, pictures, _row_names(name, num), others, source)
 
 
 def _table(
     column: str, pictures: list[StoredPicture], names: list[str],
-    others: Sequence[Mapping[str, list[Any]]], source: str,
+    others: Sequence[tuple[int, Mapping[str, list[Any]]]], source: str,
 ) -> ImageTable:  # fmt: skip
     if not pictures:
         raise DataError(f"{source} has no rows: needed is one for each picture")
-    keys = list(dict.fromkeys(key for part in others for key in part))
     columns: dict[str, Any] = {column: pictures}
-    for key in keys:
-        parts = (part.get(key, [None] * len(next(iter(part.values()), []))) for part in others)
+    for key in dict.fromkeys(key for _, part in others for key in part):
+        parts = (part.get(key, [None] * num) for num, part in others)
         columns[key] = [value for part in parts for value in part]
-    table = table_of_columns(columns, source, None)  # In the order of the rows.
-    return replace(table, path=np.array(names, dtype=object))
+    return table_of_columns(columns, source, None, names)
 
 
 def _row_names(file: str, num: int) -> list[str]:
@@ -165,16 +165,22 @@ def _row_names(file: str, num: int) -> list[str]:
 
 def _picture_column(schema: Any) -> str | None:
     """The column of bytes, plain or as Hugging Face stores pictures."""
+    names = (str(column.name) for column in schema if _is_bytes(column))
+    return next((name for name in names if name.lower() in PICTURE_COLUMNS), None)
+
+
+def _no_pictures(file: str, schema: Any) -> DataError:
+    return DataError(
+        f"{one_line(file, 200)} has no column of pictures: needed is one of bytes, named "
+        f"{', '.join(PICTURE_COLUMNS)}; found {one_line(', '.join(schema.names), 300)}"
+    )
+
+
+def _is_bytes(column: Any) -> bool:
     from pyarrow import types
 
-    for column in schema:
-        kind = column.type
-        if _is_struct(column):
-            kind = kind.field("bytes").type
-        is_bytes = types.is_binary(kind) or types.is_large_binary(kind)
-        if is_bytes and column.name.lower() in PICTURE_COLUMNS:
-            return str(column.name)
-    return None
+    kind = column.type.field("bytes").type if _is_struct(column) else column.type
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _is_struct(field: Any) -> bool:
@@ -183,14 +189,24 @@ def _is_struct(field: Any) -> bool:
     return bool(types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
 
 
-def _flat(schema: Any, column: str) -> list[str]:
+def _flat(schema: Any, column: str, file: str) -> list[str]:
+    """The columns of plain values beside the pictures.
+
+    Raises:
+        DataError: the only column of identities holds other values.
+    """
     from pyarrow import types
 
     kinds = (types.is_nested, types.is_binary, types.is_large_binary)
-    return [
-        field.name for field in schema
-        if field.name != column and not any(kind(field.type) for kind in kinds)
-    ]  # fmt: skip
+    others = [other for other in schema if other.name != column]
+    flat = [other.name for other in others if not any(kind(other.type) for kind in kinds)]
+    named = [other for other in others if other.name.lower() in IDENTITY_COLUMNS]
+    if named and not {other.name for other in named} & set(flat):
+        raise DataError(
+            f"the column {named[0].name} of {one_line(file, 200)} holds {named[0].type}: needed "
+            "for identities are texts or whole numbers"
+        )
+    return flat
 
 
 def _columns(table: Any, schema: Any, file: str) -> dict[str, list[Any]]:
@@ -273,8 +289,13 @@ def _errors(name: str) -> Iterator[None]:
     """Errors of Arrow and Lance as a `DataError` that names the file."""
     try:
         yield
+    except DataError:
+        raise
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        cause = re.sub(r", /[^ ]*\.rs:[\d:]+", "", first_line(error)).rstrip(
+            "."
+        )  # of Lance's source
         raise DataError(
-            f"cannot read {one_line(name, 200)}: {one_line(first_line(error), 200)}. Check that it "
-            "is complete, and of a store the address and the credentials of the environment"
+            f"cannot read {one_line(name, 200)}: {one_line(cause, 200)}. Check that it is "
+            "complete, and of a store the address and the credentials of the environment"
         ) from error

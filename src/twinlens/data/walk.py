@@ -94,6 +94,8 @@ class LeftOut:
     def notes(self) -> list[str]:
         """A line for each kind of files that are rightly left out."""
         lines = []
+        if num := self.others.get(".tar", 0):
+            lines.append(f"{num:,} .tar left out: they are read if named, or in a folder of tars")
         if self.system_folders:
             num = sum(self.system_folders.values())
             names = ", ".join(f"{count:,} {name}" for name, count in self.system_folders.items())
