@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lance
@@ -86,6 +86,24 @@ def test_parts_of_a_changed_file_of_pictures_are_others(tmp_path: Path) -> None:
         names += [part.name for part in make_parts(read_table(str(file)), "a")]
     assert len(names) == 6
     assert len(set(names)) == 4
+
+
+def test_parts_of_another_calibration_are_others(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, keys = twinlens.load(tiny_run.run), list[object]()
+
+    def make_parts(_: ImageTable, *key: object) -> None:
+        keys.append(key)
+        raise DataError("enough")
+
+    monkeypatch.setattr(embed_module, "make_parts", make_parts)
+    for domain in (model.stored.description.domain, None):
+        description = model.stored.description.model_copy(update={"domain": domain})
+        model.stored = replace(model.stored, description=description)
+        with pytest.raises(DataError, match="enough"):
+            twinlens.embed(model, tiny_run.data, out=tmp_path / "e.parquet", quiet=True)
+    assert keys[0] != keys[1]
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -254,6 +272,7 @@ def test_a_killed_embed_leaves_no_process_and_goes_on(
 
 RAY = """
 import sys
+from functools import partial
 from pathlib import Path
 import ray
 from test_scale_embed import Numbers, table_of_numbers
@@ -264,9 +283,10 @@ parts.SMALLEST = 16
 if __name__ == "__main__":
     table = table_of_numbers()
     work = Numbers(Path(sys.argv[1]) / "flag", 20)
+    ray.init = partial(ray.init, num_cpus=1)
     ray_engine._start(ray, None)  # Once, since it takes long.
-    results = {part.rows.start: rows for part, rows in
-               ray_engine.on_ray(work, table, parts.make_parts(table), 1, None)}
+    results = {part.rows.start: rows for part, rows in  # By more actors than it has room for.
+               ray_engine.on_ray(work, table, parts.make_parts(table), 3, None)}
     assert work.flag.exists()
     names = [name for start in sorted(results) for name in results[start]["path"].to_pylist()]
     assert names == table.path.tolist(), names

@@ -204,7 +204,8 @@ def embed(
         table = read_pictures(matcher, data, root)
         crop = settings_of_table(table, max_pixels=matcher.max_pixels)
         photographs = matcher.face is not None and crop is None
-        parts = make_parts(table, matcher.fingerprint, as_is, photographs)
+        model_facts = matcher.stored.description.model_dump_json()  # Scores depend on calibration.
+        parts = make_parts(table, model_facts, as_is, photographs)
         if len(parts) == 1 and engine == "processes":  # Nothing to resume.
             progress = Progress("embedding")
             rows = embed_rows(matcher, table, photographs, progress)

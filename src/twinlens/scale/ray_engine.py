@@ -55,7 +55,6 @@ def on_ray(
     """
     with naming_extras("the engine ray"):
         import ray
-        from ray.util import ActorPool
 
     if not parts:
         return
@@ -67,17 +66,26 @@ def on_ray(
         resources = untyped.cluster_resources()
         num_gpus = int(resources.get("GPU", 0)) if use_gpus else 0
         num = num_workers or num_gpus or max(1, int(resources.get("CPU", 1)))
-        kind = ray.remote(_Actor).options(
+        kind: Any = ray.remote(_Actor).options(
             num_cpus=1, num_gpus=min(1, num_gpus), max_restarts=RETRIES, max_task_retries=RETRIES
         )
         shared, here = ray.put(work), str(Path.cwd())
-        pool: Any = ActorPool([kind.remote(here) for _ in range(min(num, len(parts)))])
-        part_of = {part.name: part for part in parts}
-        results = pool.map_unordered(
-            lambda actor, part: actor.compute.remote(shared, part.name, part.of(table)), parts
-        )
-        for name, rows in results:
-            yield part_of[name], rows
+        # An actor gets a part once it runs: the cluster may have no room for all of them.
+        running = dict[Any, tuple[Any, Part | None]]()
+        for _ in range(min(num, len(parts))):
+            actor = kind.remote(here)
+            running[actor.ready.remote()] = actor, None
+        rest, num_left = iter(parts), len(parts)
+        while num_left:
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            actor, part = running.pop(done)
+            rows = ray.get(done)
+            if (following := next(rest, None)) is not None:
+                running[actor.compute.remote(shared, following.of(table))] = actor, following
+            actor = None  # Ends one without work, which makes room for one that starts anew.
+            if part is not None:
+                num_left -= 1
+                yield part, rows
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, TwinlensError):
             raise error.cause from None
@@ -124,6 +132,9 @@ class _Actor:
         with suppress(OSError):  # Names of pictures may be relative.
             os.chdir(folder)
 
-    def compute(self, work: Work, name: str, table: ImageTable) -> tuple[str, pa.Table]:
-        """The name of a part, and its result."""
-        return name, work(table)
+    def ready(self) -> None:
+        """Return once the actor runs."""
+
+    def compute(self, work: Work, table: ImageTable) -> pa.Table:
+        """The result of a part."""
+        return work(table)
