@@ -629,6 +629,10 @@ def test_clusters_that_cannot_be_joined(
     pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "old" / "embeddings.parquet")
     with pytest.raises(DataError, match=r"those of another model \(other, not "):
         join()
+    damaged = table.replace_schema_metadata(table.schema.metadata | {b"twinlens.threshold": b"x"})
+    pq.write_table(damaged, tmp_path / "old" / "embeddings.parquet")
+    with pytest.raises(DataError, match=r"embeddings.parquet cannot be read .*all pictures again"):
+        join()
     (tmp_path / "old" / "embeddings.parquet").write_bytes(b"PAR1 cut short")
     with pytest.raises(DataError, match=r"embeddings.parquet cannot be read .*all pictures again"):
         join()

@@ -95,6 +95,8 @@ def test_a_change_reaches_the_part_that_has_the_identity(
         hash=[f"{row:032x}" for row in (30, 0)],
     )  # fmt: skip
     assert more.num_new == 1
+    known = gallery.parts[0].store.find()
+    assert gallery.store.insert(known) == gallery.store.insert(known.slice(0, 0)) == 0
     assert sum("anna" in part.identities() for part in gallery.parts) == 1
     assert gallery.erase("anna").num_templates == EACH + 1
     assert gallery.erase_templates([f"{0:032x}", f"{12:032x}"]).num_templates == 2

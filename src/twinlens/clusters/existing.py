@@ -130,7 +130,12 @@ def read_existing(place: Path, fingerprint: str) -> ExistingClusters:
         )
         dim = rows["embedding"].type.list_size
         emb_ND = rows["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
-    except (pa.ArrowException, KeyError, TypeError, OSError) as error:
+        distance, target_far = (
+            json.loads(metadata.get(name, b"null")) for name in (THRESHOLD, TARGET_FAR)
+        )
+    except (
+        pa.ArrowException, KeyError, TypeError, AttributeError, ValueError, OSError,
+    ) as error:  # fmt: skip
         raise DataError(
             f"{file} cannot be read ({first_line(error)}): cluster all pictures again"
         ) from error
@@ -152,8 +157,7 @@ def read_existing(place: Path, fingerprint: str) -> ExistingClusters:
     return ExistingClusters(
         place, [path[i] for i in row], sources, emb_ND[row],
         np.array([number.get(name, -1) for name in homes], dtype=np.int64), folders,
-        read_names(place / NAMES), json.loads(metadata.get(THRESHOLD, b"null")),
-        json.loads(metadata.get(TARGET_FAR, b"null")),
+        read_names(place / NAMES), distance, target_far,
     )  # fmt: skip
 
 

@@ -227,4 +227,4 @@ def check_same_model(first: GalleryCore, other: GalleryCore) -> None:
 
 def _is_in(column: str, values: pa.Array) -> str:
     """The condition that a column has one of some values."""
-    return f"{column} IN ({', '.join(map(quoted, values.to_pylist()))})"
+    return f"{column} IN ({', '.join(map(quoted, values.to_pylist()))})" if len(values) else "false"
