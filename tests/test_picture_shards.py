@@ -166,6 +166,10 @@ def test_files_that_are_not_read(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "none.parquet")
     with pytest.raises(PictureError, match="no picture"):
         read_table(str(tmp_path / "none.parquet")).picture(1)
+    names = pa.array([b"\xff"], pa.binary()).view(pa.string())  # Are not UTF-8.
+    pq.write_table(pa.table({"image": [b"x"], "identity": names}), tmp_path / "names.parquet")
+    with pytest.raises(DataError, match=r"cannot read .*names\.parquet: 'utf-8' codec"):
+        read_table(str(tmp_path / "names.parquet"))
     (tmp_path / "damaged.lance").mkdir()
     with pytest.raises(DataError, match=r"cannot read .*damaged\.lance"):
         read_table(str(tmp_path / "damaged.lance"))

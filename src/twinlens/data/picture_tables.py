@@ -106,22 +106,22 @@ def read_parquet(files: Sequence[str], source: str) -> ImageTable:
     others: list[tuple[int, Mapping[str, list[Any]]]] = []
     column = ""
     for file in files:
-        parquet = _opened(file)
-        schema, metadata = parquet.schema_arrow, parquet.metadata
-        column = _picture_column(schema) or ""
-        if not column:
-            raise _no_pictures(file, schema)
-        check_size(metadata, one_line(file, 200), file_size(file))
-        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-        leaf = f"{column}.bytes" if _is_struct(schema.field(column)) else column
-        _check_groups(groups, leaf, file)
-        starts = np.cumsum([0] + [group.num_rows for group in groups])[:-1]
-        stored = _ParquetFile(file, file_version(file), leaf, tuple(starts.tolist()))
-        pictures += [StoredPicture(stored, row) for row in range(metadata.num_rows)]
-        names += _row_names(file, metadata.num_rows)
         with _errors(file):
+            parquet = _opened(file)
+            schema, metadata = parquet.schema_arrow, parquet.metadata
+            column = _picture_column(schema) or ""
+            if not column:
+                raise _no_pictures(file, schema)
+            check_size(metadata, one_line(file, 200), file_size(file))
+            groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+            leaf = f"{column}.bytes" if _is_struct(schema.field(column)) else column
+            _check_groups(groups, leaf, file)
+            starts = np.cumsum([0] + [group.num_rows for group in groups])[:-1]
+            stored = _ParquetFile(file, file_version(file), leaf, tuple(starts.tolist()))
+            pictures += [StoredPicture(stored, row) for row in range(metadata.num_rows)]
+            names += _row_names(file, metadata.num_rows)
             columns = parquet.read(columns=_flat(schema, column, file))
-        others.append((metadata.num_rows, _columns(columns, schema, file)))
+            others.append((metadata.num_rows, _columns(columns, schema, file)))
     return _table(column, pictures, names, others, source)
 
 
@@ -137,11 +137,10 @@ def read_lance(name: str, source: str) -> ImageTable:
         column = _picture_column(schema)
         if column is None:
             raise _no_pictures(name, schema)
-        columns = dataset.to_table(columns=_flat(schema, column, name))
+        columns = _columns(dataset.to_table(columns=_flat(schema, column, name)), schema, "")
     stored = _LanceTable(name, str(dataset.version), column)
     pictures = [StoredPicture(stored, row) for row in range(num)]
-    others = [(num, _columns(columns, schema, ""))]
-    return _table(column, pictures, _row_names(name, num), others, source)
+    return _table(column, pictures, _row_names(name, num), [(num, columns)], source)
 
 
 def _table(
