@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,30 @@ def test_the_answers_of_shards_are_those_of_one_gallery(
     assert sharded.identities() == single.identities()
     lists = [gallery.templates("thing 3").templates for gallery in (single, sharded)]
     assert [row.hash for row in lists[0]] == [row.hash for row in lists[1]]
+
+
+def test_a_killed_creation_is_completed(
+    tmp_path: Path, model: Matcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, places = Store.create, list[str]()
+
+    def create(place: str, *args: Any, **values: Any) -> Store:
+        places.append(place)
+        if len(places) == 3:
+            raise KeyboardInterrupt
+        return real(place, *args, **values)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Store, "create", create)
+        with pytest.raises(KeyboardInterrupt):
+            Gallery.create(tmp_path / "all", model, shards=3)
+    assert len(Gallery.create(tmp_path / "all", model, shards=3).parts) == 3
+    Gallery.create(tmp_path / "one", model)
+    for place in ("all", "one"):
+        before = sorted((tmp_path / place).iterdir())
+        with pytest.raises(GalleryError, match=f"{place} exists already"):
+            Gallery.create(tmp_path / place, model, shards=4)
+        assert sorted((tmp_path / place).iterdir()) == before
 
 
 def test_a_change_reaches_the_part_that_has_the_identity(

@@ -24,7 +24,7 @@ from twinlens.gallery.durable import fsync, permissions, restrict
 from twinlens.model.stored import FINGERPRINT, GALLERY_MODELS, MODEL_FILES
 from twinlens.model.training_record import RECORD_FILE
 
-__all__ = ["LOCKS", "READ_ERRORS", "check_content", "copy_files", "delete_model",
+__all__ = ["LOCKS", "READ_ERRORS", "check_content", "check_free", "copy_files", "delete_model",
            "galleries_inside", "gallery_error", "gallery_errors", "is_panic", "is_remote",
            "is_taken", "missing_gallery", "model_names", "normalized", "open_files",
            "table_of"]  # fmt: skip
@@ -101,6 +101,21 @@ def is_taken(
     names = open_files(base, options).list()
     table = any(name.startswith(f"{TABLE}/_versions/") for name in names)
     return table or any(name.split("/", 1)[0] not in created for name in names)
+
+
+def check_free(
+    base: str,
+    files: Mapping[str, Path],
+    options: Mapping[str, str] | None,
+    parts: Collection[str] = (),
+) -> None:
+    """Check that a gallery can be created in a place.
+
+    Raises:
+        GalleryError: the place is taken.
+    """
+    if is_taken(base, files, options, parts):
+        raise GalleryError(f"{base} exists already: name a new or an empty place")
 
 
 def check_content(place: str) -> None:

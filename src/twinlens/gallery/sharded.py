@@ -14,7 +14,13 @@ from twinlens.gallery import index, maintain
 from twinlens.gallery.core import GalleryCore
 from twinlens.gallery.enrol import enrol_pictures
 from twinlens.gallery.info import GalleryInfo, describe
-from twinlens.gallery.location import galleries_inside, normalized
+from twinlens.gallery.location import (
+    check_free,
+    galleries_inside,
+    gallery_errors,
+    is_taken,
+    normalized,
+)
 from twinlens.gallery.results import EnrolResult, EraseReceipt, OptimizeResult
 from twinlens.gallery.schema import quoted
 from twinlens.gallery.settings import Shards, in_format, model_files, new_settings, read_settings
@@ -182,9 +188,11 @@ def create_sharded(
     base = normalized(place)
     names = [f"shard-{number:04d}" for number in range(num)]
     dim = model.settings.embedding
-    with model_files(model) as files:
+    with model_files(model) as files, gallery_errors(f"cannot create the gallery {place}"):
+        check_free(base, files, options, names)
         for name in names:
-            Store.create(f"{base}/{name}", dim, new_settings(model), files, options=options)
+            if not is_taken(f"{base}/{name}", files, options):  # By a creation that was killed.
+                Store.create(f"{base}/{name}", dim, new_settings(model), files, options=options)
     return _create(base, model, Shards(names=names, by="hash"), options, device)
 
 

@@ -27,11 +27,11 @@ from twinlens.gallery.durable import Durable, fsync, restrict, restrict_hint
 from twinlens.gallery.lance_files import check_lance_file
 from twinlens.gallery.location import (
     check_content,
+    check_free,
     copy_files,
     delete_model,
     gallery_errors,
     is_remote,
-    is_taken,
     model_names,
     normalized,
     open_files,
@@ -123,8 +123,7 @@ class Store:
         """
         base = normalized(place)
         with gallery_errors(f"cannot create the gallery {place}"):
-            if is_taken(base, files, options, parts):
-                raise GalleryError(f"{place} exists already: name a new or an empty place")
+            check_free(base, files, options, parts)
             if not is_remote(base):
                 Path(base).parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(FileExistsError):
