@@ -12,13 +12,13 @@ from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
-__all__ = ["CAUSES_OF_DEATH", "worker_processes"]
+__all__ = ["CAUSES_OF_DEATH", "SIGNALS", "worker_processes"]
 
 CAUSES_OF_DEATH = 'too little memory, or a script without `if __name__ == "__main__":`'
 """Usual causes of `BrokenProcessPool`, for messages."""
-# A terminal or a service manager sends them to all processes; the parent ends its workers.
 SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
            if hasattr(signal, name)}  # fmt: skip
+"""A terminal or a service manager sends them to all processes; the first one ends the others."""
 
 
 @contextmanager

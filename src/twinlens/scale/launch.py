@@ -34,7 +34,7 @@ from torch.distributed.rendezvous import rendezvous
 from twinlens.errors import ConfigError, TrainingError, TwinlensError, first_line
 from twinlens.learn.ranks import ALONE, PATIENCE, Ranks
 from twinlens.machine import available_cores, num_threads
-from twinlens.processes import CAUSES_OF_DEATH, worker_processes
+from twinlens.processes import CAUSES_OF_DEATH, SIGNALS, worker_processes
 
 __all__ = ["Team", "check_gpus", "team_of"]
 
@@ -44,8 +44,6 @@ MOST_ON_A_CORE = 4  # processes; each takes half a GiB
 MEETING = timedelta(minutes=10)  # An interrupt does not end torch's wait.
 NOTICE = 5.0  # seconds in which the reason of a lost connection becomes known
 LOST = ("gloo", "NCCL")  # in messages of torch
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
-           if hasattr(signal, name)]  # fmt: skip
 
 Failure = Callable[[], str | None]
 """Why another rank failed; None if nothing is known."""
