@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -212,6 +213,12 @@ def test_a_part_that_was_not_locked_yet_is_swept(
     monkeypatch.setattr(FileLock, "acquire", swept_before)
     write_text(tmp_path / "a.txt", "x")
     assert below(tmp_path) == ["a.txt"]
+
+
+def test_threads_write_into_one_folder(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: write_text(tmp_path / f"{number}", "x"), range(300)))
+    assert len(below(tmp_path)) == 300
 
 
 def test_parts_of_another_machine_are_swept_after_a_day(

@@ -128,15 +128,25 @@ def part_beside(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the surrounding folder is not writable.
     """
-    from filelock import FileLock  # Slow to import.
+    from filelock import FileLock, Timeout  # Slow to import.
 
     sweep_parts(path.parent)
     name = os.fsdecode(os.fsencode(path.name)[:LONGEST])
-    part = Path(tempfile.mkdtemp(prefix=f".{name}.part-{_machine()}-", dir=path.parent))
-    lock = FileLock(part / LOCK, timeout=0)
-    try:
-        with suppress(OSError, NotImplementedError):  # Not every file system has locks.
+    for _ in range(100):
+        part = Path(tempfile.mkdtemp(prefix=f".{name}.part-{_machine()}-", dir=path.parent))
+        lock = FileLock(part / LOCK, timeout=0)
+        try:
             lock.acquire()  # Makes the folder again if it was swept.
+            is_swept = not (part / LOCK).exists()
+        except Timeout:  # A sweep examines it.
+            is_swept = True
+        except (OSError, NotImplementedError):  # Not every file system has locks.
+            is_swept = not part.is_dir()
+        if not is_swept:
+            break
+        lock.release()
+    try:
+        with suppress(OSError):
             part.chmod(0o700)
         yield part
     finally:
@@ -179,24 +189,28 @@ def sweep_parts(folder: Path) -> None:
             if f".part-{_machine()}-" in part.name and not (part / LOCK).exists():
                 with suppress(OSError):  # Not empty.
                     part.rmdir()  # Killed before it was locked; a living process makes it again.
-            if part.exists() and not _is_written(part):
-                shutil.rmtree(part, ignore_errors=True)
+            if part.exists():
+                _sweep(part)
 
 
-def _is_written(part: Path) -> bool:
-    """Whether a process may still write a part."""
+def _sweep(part: Path) -> None:
+    """Delete a part that no process writes any more."""
     from filelock import FileLock, Timeout
 
     if f".part-{_machine()}-" in part.name and (part / LOCK).exists():
         try:
-            with FileLock(part / LOCK, timeout=0):
-                return False
+            with FileLock(part / LOCK, timeout=0):  # Held, so that no process locks it meanwhile.
+                shutil.rmtree(part, ignore_errors=True)
+            if os.name == "nt":  # Windows deletes no open file.
+                shutil.rmtree(part, ignore_errors=True)
+            return
         except Timeout:
-            return True
+            return
         except (OSError, NotImplementedError):
             pass  # A file system without locks.
     written = [part.lstat().st_mtime, *(entry.lstat().st_mtime for entry in part.rglob("*"))]
-    return time.time() - max(written) < DAY
+    if time.time() - max(written) >= DAY:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
