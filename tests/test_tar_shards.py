@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from twinlens.data import tar_shards
 from twinlens.data.folders import read_table
 from twinlens.data.tar_shards import files_in_range
 from twinlens.errors import DataError, PictureError
@@ -109,3 +110,16 @@ def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="names 1,000,000 files"):
         files_in_range("{0..999}-{0..999}.tar")
     assert files_in_range(name := "{0..99999999999999999999}.tar") == [name]
+
+
+def test_members_are_listed_without_room_in_the_cache(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = write_tar(tmp_path / "a.tar", {"x/1.png": png(0)})
+    monkeypatch.setattr(tar_shards, "is_store", lambda _: True)
+    assert len(read_table(packed)) == 1
+    (listed,) = (own_cache / "tars").iterdir()
+    listed.unlink()
+    (own_cache / "tars").rmdir()
+    (own_cache / "tars").touch()  # No folder can be made there.
+    assert len(read_table(packed)) == 1

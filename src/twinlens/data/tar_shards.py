@@ -15,6 +15,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -188,11 +189,9 @@ def _members(file: str) -> list[Member]:
         return [(*map(str, row[:2]), int(row[2]), int(row[3]), row[4]) for row in read_json(kept)]
     except (OSError, ValueError, TypeError, IndexError):
         members = _read_members(file)
-    try:
+    with suppress(OSError, DataError):  # Else the next command lists them again.
         kept.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot write {kept.parent}: {error.strerror or error}") from error
-    write_text(kept, json.dumps(members))
+        write_text(kept, json.dumps(members))
     return members
 
 
