@@ -143,6 +143,8 @@ def test_other_endings_are_refused_before_any_work(tiny_run: TinyRun, tmp_path: 
     for name in ("e.txt", "e", "e.parquet.gz"):
         with pytest.raises(DataError, match=r"one of \.parquet, \.lance, \.csv, \.npy"):
             twinlens.embed(tiny_run.run, "no such folder", out=tmp_path / name)
+    with pytest.raises(DataError, match=r"to s3://shop/e\.parquet: name a file on a disk"):
+        twinlens.embed(tiny_run.run, "no such folder", out="s3://shop/e.parquet")
     (tmp_path / "e.rows.csv").mkdir()
     with pytest.raises(DataError, match=r"cannot write .*e\.rows\.csv: it is a folder"):
         twinlens.embed(tiny_run.run, "no such folder", out=tmp_path / "e.npy")

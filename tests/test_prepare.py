@@ -8,6 +8,7 @@ import pytest
 from conftest import TINY
 
 from twinlens.commands.prepare import prepare
+from twinlens.data.pixel_cache import decode_table
 from twinlens.learn.run_folder import RunFolder
 from twinlens.recipes import load_recipe
 
@@ -40,3 +41,12 @@ def test_the_depth_of_the_identitys_name_is_that_of_the_settings(picture_folder,
     prepared = prepare(data, None, recipe, RunFolder(tmp_path / "run"), resume=False)
     assert prepared.decoded.table.identities() == [f"p{who}" for who in "12345678"]
     assert prepared.settings.data.identity_depth == -1
+
+
+def test_a_set_beyond_the_cache_is_said(picture_folder, tmp_path, caplog, own_cache, monkeypatch):
+    monkeypatch.setenv("TWINLENS_CACHE_GIB", "0")
+    monkeypatch.setitem(decode_table.__kwdefaults__, "memory_limit", 1)
+    (tmp_path / "run").mkdir()
+    data = picture_folder({f"p{i}": 4 for i in range(8)})
+    prepare(data, None, load_recipe("auto", TINY), RunFolder(tmp_path / "run"), resume=False)
+    assert "the cache has room for 0 % of the decoded pictures" in caplog.text

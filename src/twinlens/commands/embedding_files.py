@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from twinlens.data.csv_file import write_csv
+from twinlens.data.remote import is_store
 from twinlens.errors import DataError, one_line
 from twinlens.files import (
     check_output_file,
@@ -31,6 +32,11 @@ def check_embedding_file(path: str | Path) -> None:
     Raises:
         DataError: an ending without a format, or a place that cannot be written.
     """
+    if is_store(path):
+        raise DataError(
+            f"cannot write embeddings to {one_line(str(path), None)}: name a file on a disk of "
+            "this machine, and copy it there"
+        )
     ending = Path(path).suffix.lower()
     if ending == ".lance":
         _check_lance(Path(path))

@@ -110,6 +110,12 @@ class PixelShards:
         """The shard of each picture, (B,)."""
         return np.searchsorted(self.first, position, "right") - 1
 
+    @property
+    def kept(self) -> float:
+        """Share of the pictures that the folder holds."""
+        is_there = [self._file(number, ".npy").exists() for number in range(len(self._count))]
+        return float(np.dot(is_there, self._count)) / len(self)
+
     def _examine(self, number: int) -> list[tuple[int, str]]:
         """The unreadable rows of a shard, which is decoded unless an earlier pass did so."""
         rows = self._rows[number]

@@ -157,7 +157,9 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise TrainingError(f"cannot make the run folder: {error}") from error
+            raise TrainingError(
+                f"cannot make the run folder: {error}; name another place with --out"
+            ) from error
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run."""
@@ -361,7 +363,9 @@ def new_run_folder(name: str) -> Path:
                 folder.mkdir()
                 break
     except OSError as error:
-        raise TrainingError(f"cannot make the run folder: {error}") from error
+        raise TrainingError(
+            f"cannot make the run folder: {error}; name another place with --out"
+        ) from error
     return folder
 
 
