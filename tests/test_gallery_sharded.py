@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,12 @@ def test_a_part_of_another_model_is_refused(tmp_path: Path, model: Matcher) -> N
     Gallery.create(tmp_path / "people" / "south", make_matcher(tmp_path / "other", "rgb"))
     with pytest.raises(GalleryError, match="distances of two models do not compare"):
         Gallery.join(tmp_path / "people")
+
+
+def test_a_missing_part_is_named(tmp_path: Path, model: Matcher) -> None:
+    place = tmp_path / "people"
+    Gallery.create(place, model, shards=2)
+    shutil.rmtree(place / "shard-0001")
+    with pytest.raises(GalleryError, match=r"the part shard-0001 .* is missing: restore it"):
+        Gallery.open(place)
+    assert len(Gallery.join(place).parts) == 1

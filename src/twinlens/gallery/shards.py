@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from twinlens.errors import GalleryError
 from twinlens.gallery.core import GalleryCore
+from twinlens.gallery.location import galleries_inside
 from twinlens.gallery.metric import Metric
 from twinlens.gallery.schema import COLUMNS, quoted
 from twinlens.gallery.search import Lookup, RankedIdentity, listed
@@ -47,7 +48,7 @@ class ShardedStore(Store):
     def __init__(self, place: str, options: Mapping[str, str] | None, shards: Shards) -> None:
         super().__init__(place, options)
         self.shards = shards
-        self.parts = tuple(Store.open(f"{place}/{name}", options=options) for name in shards.names)
+        self.parts = tuple(_part(place, name, options) for name in shards.names)
 
     @property
     def version(self) -> int:
@@ -102,6 +103,18 @@ class ShardedStore(Store):
             self.parts[number].insert(rows.filter(pa.array(part_N == number)), expected=expected)
             for number in np.unique(part_N)
         )
+
+
+def _part(place: str, name: str, options: Mapping[str, str] | None) -> Store:
+    try:
+        return Store.open(f"{place}/{name}", options=options)
+    except GalleryError as error:
+        if name in galleries_inside(place, options):
+            raise
+        raise GalleryError(
+            f"the part {name} of the gallery {place} is missing: restore it from a backup, or "
+            f"leave it out with `twinlens gallery join {place}`"
+        ) from error
 
 
 class ShardedCore(GalleryCore):
