@@ -53,3 +53,12 @@ def test_an_embedding_is_no_distance_from_itself(name: str) -> None:
 def test_unit_vectors_and_zeros() -> None:
     np.testing.assert_allclose(np.linalg.norm(unit(embeddings(4)), axis=1), 1, rtol=1e-6)
     assert not unit(np.zeros((1, 3), dtype=np.float32)).any()
+
+
+@pytest.mark.parametrize("dim", [2, 48, 1280])
+def test_equal_vectors_are_within_the_error_of_products(dim: int) -> None:
+    """Wherever they lie in a matrix: at its edges a BLAS may add up in another order."""
+    emb_ND = 10 + np.random.default_rng(0).normal(size=(97, dim))
+    form = EuclideanComparison("euclidean").product_form(emb_ND)
+    square_N = np.diagonal(form.left[:70] @ form.right.T) + form.square[:70]
+    assert (np.abs(square_N) < form.error[:70]).all()

@@ -9,13 +9,15 @@ Shapes: N, M embeddings of D dimensions, B of them in a block.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EUCLIDEAN_COMPARATORS", "EuclideanComparison", "ProductForm", "as_euclidean", "unit"]
+__all__ = ["EUCLIDEAN_COMPARATORS", "EuclideanComparison", "ProductForm", "as_euclidean",
+           "product_error", "unit"]  # fmt: skip
 
 EUCLIDEAN_COMPARATORS = ("euclidean", "squared-euclidean", "cosine", "sigmoid")
 """Comparators that order pairs as the Euclidean distance does (for the cosine, of unit vectors)."""
@@ -27,6 +29,20 @@ def unit(emb_ND: Floats) -> Floats:
     """Embeddings of length 1, shape (N, D); zeros stay zeros."""
     length_N1 = np.linalg.norm(emb_ND, axis=1, keepdims=True)
     return np.asarray(emb_ND / np.maximum(length_N1, 1e-12), dtype=np.float32)
+
+
+def product_error(square_N: Floats, dim: int) -> Floats:
+    """Squared distance up to which vectors count as equal, if it comes from matrix products, (N,).
+
+    The products of equal vectors differ from the squared length by up to 1.3 times the square root
+    of D, in float32's precision: where OpenBLAS has AVX2 alone, other numbers at the edges of a
+    matrix than within.
+
+    Args:
+        square_N: squared lengths.
+        dim: D.
+    """
+    return square_N * np.float32(4 * np.finfo(np.float32).eps * math.sqrt(dim))
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,8 @@ class EuclideanComparison:
         emb_ND = self.prepared(emb_ND)
         square_N = np.square(emb_ND).sum(1)
         left_NE = np.column_stack([-2 * emb_ND, np.ones_like(square_N)])
-        return ProductForm(left_NE, np.column_stack([emb_ND, square_N]), square_N)
+        error_N = product_error(square_N, emb_ND.shape[1])
+        return ProductForm(left_NE, np.column_stack([emb_ND, square_N]), square_N, error_N)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +108,13 @@ class ProductForm:
         left: (N, D + 1).
         right: (N, D + 1).
         square: squared lengths (N,).
+        error: squared distances of equal vectors are at most this, (N,).
     """
 
     left: Floats
     right: Floats
     square: Floats
+    error: Floats
 
 
 def as_euclidean(comparison: object) -> EuclideanComparison | None:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from twinlens.machine import available_cores
 from twinlens.measure import pairs
-from twinlens.measure.distances import EuclideanComparison
+from twinlens.measure.distances import EuclideanComparison, product_error
 from twinlens.measure.parallel import parallel_map
 
 __all__ = ["NearestRanks", "nearest_ranks", "smallest"]
@@ -163,6 +163,7 @@ class _HalfMatrix:
         emb_ND = comparison.prepared(emb_ND)
         square_N = np.square(emb_ND).sum(1)
         one_N = np.ones_like(square_N)
+        self._error_N = product_error(square_N, emb_ND.shape[1])
         # With the sums of squares first, both orders of a product round alike.
         self._left = np.column_stack([one_N, square_N, -2 * emb_ND])
         self._right = np.column_stack([square_N, one_N, emb_ND])
@@ -176,6 +177,7 @@ class _HalfMatrix:
 
     def _arrange(self, order_N: Ints) -> None:
         self._left, self._right = self._left[order_N], self._right[order_N]
+        self._error_N = self._error_N[order_N]
         self._row_N, self._code_N = self._row_N[order_N], self._code_N[order_N]
         self._place_N, self._reach_N = self._place_N[order_N], self._reach_N[order_N]
 
@@ -222,8 +224,7 @@ class _HalfMatrix:
             np.fill_diagonal(square_PS[:, rows.start :], np.inf)
         least_PK = np.sort(smallest(square_PS, max(1, int(place_P.max()))), axis=1)
         reach_P = least_PK[np.arange(len(place_P)), place_P.clip(1) - 1]
-        # Rounding moves squared distances of copies below 0.
-        reach_P = reach_P.clip(0) * WIDER
+        reach_P = np.maximum(reach_P, self._error_N[rows]) * WIDER
         self._reach_N[rows] = np.where(place_P > 0, reach_P, -np.inf)
         if rows.start >= width:
             most_PS = self._memory("most", *shape)
@@ -261,6 +262,7 @@ class _HalfMatrix:
 
     def _keep(self, first_H: Ints, second_H: Ints, square_H: Floats) -> None:
         """Keep pairs for each of their pictures whose reach includes the other."""
+        square_H = np.where(square_H <= self._error_N[first_H], np.float32(0), square_H)
         for probe_H, other_H in ((first_H, second_H), (second_H, first_H)):
             near = np.flatnonzero(square_H <= self._reach_N[probe_H])
             probe_H, other_H = probe_H[near], other_H[near]
@@ -275,7 +277,7 @@ class _HalfMatrix:
 
     def _key(self, row_H: Ints, square_H: Floats) -> Ints:
         """Even numbers, ordered by probe and distance."""
-        far_H = self._comparison.from_squared(np.maximum(square_H, 0))
+        far_H = self._comparison.from_squared(square_H)
         # The bits of floats ascend with them if none is negative, and the sign's bit is free.
         return (row_H << 32) | (far_H.view(np.uint32) << np.uint32(1)).astype(np.int64)
 

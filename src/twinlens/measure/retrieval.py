@@ -291,8 +291,10 @@ class _LeaveOneOut:
         """Even integers in the order of the distances, and equal for equal ones."""
         if self._product is None or self._euclidean is None:
             return _ascending(dist).astype(np.int64) << 1
-        square = dist + self._product.square[self._probe_P[some]][:, None]
-        far = self._euclidean.from_squared(np.maximum(square, 0, out=square))
+        probe = self._probe_P[some]
+        square = dist + self._product.square[probe][:, None]
+        square[square <= self._product.error[probe][:, None]] = 0
+        far = self._euclidean.from_squared(square)
         # No distance is negative, so the sign's bit is free, and half of the bytes suffice.
         return far.view(np.uint32) << np.uint32(1)
 
