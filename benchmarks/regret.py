@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def main(words: Sequence[str]) -> int:
         budget = data.budget if args.budget is None else args.budget
         for division in range(data.divisions if args.divisions is None else args.divisions):
             measure(name, division, args.columns, budget, anew=args.anew)
-    text = table()
+    text = table(PAGE.read_text(encoding="utf-8") if PAGE.exists() else "")
     print(text)
     with writing_file(PAGE) as part:
         part.write_text(page(text), encoding="utf-8")
@@ -196,21 +197,32 @@ def read_cell(kept: list[dict[str, Any]]) -> Cell:
     )
 
 
-def table() -> str:
-    """The table of all that is kept: errors in per cent, and seconds."""
+def table(before: str = "") -> str:
+    """The table of all that is kept, errors in per cent, and seconds; other cells as before."""
     head = ["", *COLUMNS]
     rows = [head, ["---"] * len(head)]
+    lines = [line.split("|")[1:-1] for line in before.splitlines() if line.startswith("|")]
+    earlier = {label.strip(): [cell.strip() for cell in cells] for label, *cells in lines}
     for name in DATA_SETS:
-        cells = read_row(name)
-        kept = [cell for cell in cells.values() if cell is not None]
-        if not kept:
-            continue
-        for error in kept[0].value:
-            shown = [shown_error(cell, cells[AUTO], error) for cell in cells.values()]
-            rows.append([f"{name}: {error}, %", *shown])
-        times = ["" if cell is None else f"{cell.seconds:.0f}" for cell in cells.values()]
-        rows.append([f"{name}: seconds; divisions: {len(kept[0].variants)}", *times])
+        found = rows_of(name) or {row: [] for row in earlier if row.startswith(f"{name}: ")}
+        for label, shown in found.items():
+            pairs = zip_longest(shown, earlier.get(label, []), fillvalue="")
+            rows.append([label, *(new or old for new, old in pairs)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def rows_of(name: str) -> dict[str, list[str]]:
+    """The rows of a data set by their first cell; none if nothing is kept."""
+    cells = read_row(name)
+    kept = [cell for cell in cells.values() if cell is not None]
+    if not kept:
+        return {}
+    rows = {
+        f"{name}: {error}, %": [shown_error(cell, cells[AUTO], error) for cell in cells.values()]
+        for error in kept[0].value
+    }
+    times = ["" if cell is None else f"{cell.seconds:.0f}" for cell in cells.values()]
+    return rows | {f"{name}: seconds; divisions: {len(kept[0].variants)}": times}
 
 
 def shown_error(cell: Cell | None, auto: Cell | None, error: str) -> str:
@@ -228,5 +240,5 @@ def page(text: str) -> str:
         "# Regret\n\nWritten by `python -m benchmarks regret`. Errors in per cent, lower is better;"
         " where a\nbaseline is below `auto` by more than the interval of the paired difference, the"
         " cell says so.\n\n"
-        f"{text}\n\n{heading()}\n"
+        f"{text}\n\nLatest run: {heading()}. Cells that it did not measure are of earlier ones.\n"
     )

@@ -155,6 +155,17 @@ def test_the_table_marks_what_beats_auto_by_more_than_its_interval(kept: Path) -
     assert cells["lite0"] == ""
 
 
+def test_cells_of_an_earlier_page_stay(kept: Path) -> None:
+    keep("auto", 0.2, 0.3)
+    keep("pixels", 0.4, 0.5)
+    earlier = regret.table()
+    for file in (kept / "regret").iterdir():
+        file.unlink()
+    assert regret.table(earlier) == earlier
+    keep("pixels", 0.6, 0.7)
+    assert regret.table(earlier) == earlier.replace("45.0", "65.0")
+
+
 def test_kept_cells_are_not_measured_again(
     kept: Path, monkeypatch: pytest.MonkeyPatch, badges: ImageTable
 ) -> None:
