@@ -291,9 +291,7 @@ def _errors(name: str) -> Iterator[None]:
     except DataError:
         raise
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        cause = re.sub(r", /[^ ]*\.rs:[\d:]+", "", first_line(error)).rstrip(
-            "."
-        )  # of Lance's source
+        cause = SOURCE_PLACE.sub("", first_line(error)).rstrip(".")
         raise DataError(
             f"cannot read {one_line(name, 200)}: {one_line(cause, 200)}. Check that it is "
             "complete, and of a store the address and the credentials of the environment"
