@@ -214,10 +214,10 @@ def test_faces_from_a_folder_to_an_erasure(walk: Walk, tmp_path: Path, downloads
         is_right = answer == view.text("ask.identified", identity=name)
         assert is_right or answer == view.text("ask.nobody")
         num_right += is_right
-    assert num_right >= 2
+    assert num_right >= 3
     strangers = [sorted((orl / f"s{number}").iterdir())[0] for number in range(35, 39)]
     answers = [ask(walk, "door", file) for file in strangers]
-    assert view.text("ask.nobody") in answers
+    assert answers.count(view.text("ask.nobody")) >= 2
 
     erase(walk, "door", "s21")
     walk.click("a[download]")
