@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from twinlens.errors import DataError
+from twinlens.measure.domain import DomainSummary
 from twinlens.report import embedding_map as maps
 from twinlens.report import page as report
 from twinlens.report.content import (
@@ -23,7 +24,9 @@ from twinlens.report.content import (
     SplitCount,
     worst_rows,
 )
+from twinlens.report.formatting import percent
 from twinlens.report.page import render_report, write_report
+from twinlens.report.result_rows import result_rows
 from twinlens.report.summary import cautions, summary
 from twinlens.report.svg import COLORS
 
@@ -249,6 +252,22 @@ def test_cautions() -> None:
     assert "more impostor pairs than its target FAR" in sentences[2]
     assert "not calibrated" in cautions(dataclasses.replace(content, operating=None))[-1]
     assert "none of which" not in " ".join(summary(content))
+
+
+@pytest.mark.parametrize("outside", [0.04, 0.5])
+def test_pictures_out_of_domain_are_counted_and_many_are_a_caution(outside: float) -> None:
+    reason = "they are blurred" if outside > 0.1 else None
+    domain = DomainSummary(reason is None, outside, 1.5, 100, reason).as_json()
+    content = dataclasses.replace(full(), results={**RESULTS, "domain": domain})
+    (row,) = [row for row in result_rows(content.results) if row.name == "Out of domain"]
+    assert row.value == percent(outside)
+    added = set(cautions(content)) - set(cautions(full()))
+    if reason is None:
+        assert not added
+    else:
+        (sentence,) = added
+        assert reason in sentence
+        assert "twinlens calibrate" in sentence
 
 
 def test_verdicts_follow_the_threshold(page: str) -> None:

@@ -59,6 +59,8 @@ def result_rows(results: Mapping[str, Any]) -> Iterator[ResultRow]:
     if dig(results, "failure_to_acquire", "num_failed"):
         meaning = "pictures that could not be read (FTA), excluded from all other figures"
         yield from _row(dig(results, "failure_to_acquire", "rate"), "Failures to acquire", meaning)
+    meaning = "pictures unlike those of the calibration; about 1\N{NO-BREAK SPACE}% is expected"
+    yield from _row(dig(results, "domain", "outside"), "Out of domain", meaning)
     yield from _retrieval_rows(dig(results, "retrieval") or {})
     for place, (name, entry) in enumerate((dig(results, "one_shot") or {}).items()):
         yield from _row(entry, *_episode(name), place == 0)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from twinlens.measure.domain import DomainSummary
 from twinlens.report.content import OperatingPoint, ReportContent, SplitCount
 from twinlens.report.formatting import bounds, count_of, dig, number, one_in, percent, rate, span
 from twinlens.report.open_set import open_set_sentences, pair_threshold_caution
@@ -58,6 +59,9 @@ def cautions(content: ReportContent) -> list[str]:
                 "On these pictures the threshold accepts more impostor pairs than its target FAR: "
                 "calibrate on pictures like those in use."
             )
+    domain = content.results.get("domain")
+    if domain is not None and not domain["in_domain"]:
+        sentences.append(f"{DomainSummary(**domain).as_text()}.")
     sentences += pair_threshold_caution(content.results)
     if content.broken:
         sentences.append(
