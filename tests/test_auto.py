@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from twinlens.config import AugmentSettings, Settings
 from twinlens.data.inspection import TableStatistics
 from twinlens.errors import ConfigError
 from twinlens.learn import auto_facts
-from twinlens.learn.auto import choose_levels, choose_settings
+from twinlens.learn.auto import choose_levels, choose_settings, start_for
 from twinlens.learn.records import Choice
+from twinlens.model.pretrained import STARTS
 from twinlens.recipes import AUTO_KEYS, load_recipe
 
 LEVELS = {"picture.mean", "picture.std"}
@@ -296,6 +298,18 @@ def test_levels_of_pretrained_weights_and_levels_of_the_user() -> None:
     assert grey.picture.mean == (0.449,)
 
 
+@pytest.mark.parametrize(
+    ("closed", "size", "begins"), [(True, 300, True), (True, 32, False), (False, 32, True)]
+)
+def test_many_photographs_begin_with_weights_unless_small_and_of_a_closed_set(
+    closed: bool, size: int, begins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWINLENS_WEIGHTS", str(tmp_path))
+    (tmp_path / f"{STARTS[0].name}.safetensors").touch()
+    many = statistics(**PHOTOS, num_pictures=8000, median_height=size, median_width=size)
+    assert (start_for(load_recipe("auto"), many, closed=closed) is not None) == begins
+
+
 def test_a_closed_set_with_many_pictures_is_learned_as_classes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -307,7 +321,7 @@ def test_a_closed_set_with_many_pictures_is_learned_as_classes(
     )  # fmt: skip
     assert "4000 pictures each" in choices["model.classes"].why
     assert settings.augment == AugmentSettings(translate=1 / 16)
-    short, _ = chosen(garments, {"train.time_budget": 60.0}, closed=True)
+    short, _ = chosen(garments, {"train.time_budget": 30.0}, closed=True)
     assert short.augment == AugmentSettings()
     assert (settings.model.shifts, short.model.shifts) == (True, False)
     for settings, _ in (

@@ -17,7 +17,7 @@ from twinlens.config import Settings
 from twinlens.data.inspection import TableStatistics
 from twinlens.learn import auto_network as network
 from twinlens.learn import auto_training as training
-from twinlens.learn.auto_facts import PLENTY, Facts, Rule
+from twinlens.learn.auto_facts import LONGEST, PLENTY, Facts, Rule
 from twinlens.learn.records import Choice
 from twinlens.model.backbones import check_backbone
 from twinlens.model.device import pick_device
@@ -124,7 +124,7 @@ def start_for(
     """Pretrained weights to begin with, if the recipe leaves the network open.
 
     Those of timm for photographs, those of `twinlens pretrain` for drawings. A closed set with many
-    pictures learns a better network from nothing.
+    drawings or small photographs learns a better network from nothing.
 
     Args:
         recipe: recipe with the user's overrides.
@@ -135,10 +135,12 @@ def start_for(
         ConfigError: no such device, TWINLENS_WEIGHTS names no folder, or a damaged start.
     """
     settings = recipe.settings()
-    plenty = closed and data.num_pictures >= PLENTY
-    if not recipe.auto >= OPEN or plenty or data.num_forged:
+    drawing = Facts(data, settings, closed).drawing
+    small = max(data.median_height, data.median_width) <= LONGEST
+    better_without = closed and data.num_pictures >= PLENTY and (drawing or small)
+    if not recipe.auto >= OPEN or better_without or data.num_forged:
         return None
-    if not Facts(data, settings, closed).drawing:
+    if not drawing:
         device, accept = pick_device(settings.train.device), settings.train.accept_licence
         return find_start(device, accept_licence=accept, download=download)
     start = find_drawing_start(data.border_level)

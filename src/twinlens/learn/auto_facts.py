@@ -13,11 +13,12 @@ from twinlens.model.own_backbones import is_own
 from twinlens.model.plugged_in import is_plugged_in
 from twinlens.model.pretrained import Start
 
-__all__ = ["DEEP", "FROZEN", "LARGE", "MANY", "PLENTY", "TRANSFORMED", "WIDE", "Facts", "Reasoned",
-           "Rule"]  # fmt: skip
+__all__ = ["DEEP", "FROZEN", "LARGE", "LONGEST", "MANY", "PLENTY", "TRANSFORMED", "WIDE", "Facts",
+           "Reasoned", "Rule"]  # fmt: skip
 
 MANY = 50  # identities: enough to learn one-shot comparison
 PLENTY = 5000  # pictures: enough for a wide network, which overfits fewer
+LONGEST = 64  # pixels of the longer side that a network from nothing sees, fast without a GPU
 LARGE = 4096  # pixels of a picture: with more, a batch takes twice as long
 
 # Seconds for each training picture, in units of a machine that multiplies bfloat16: a network as

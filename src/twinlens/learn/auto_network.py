@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from twinlens.learn.auto_facts import DEEP, LARGE, MANY, PLENTY, WIDE, Facts, Reasoned
+from twinlens.learn.auto_facts import DEEP, LARGE, LONGEST, MANY, PLENTY, WIDE, Facts, Reasoned
 from twinlens.learn.features import can_precompute
 from twinlens.model.device import pick_device
 from twinlens.model.plugged_in import is_plugged_in
@@ -60,7 +60,7 @@ def size(f: Facts) -> Reasoned:
     why = f"the median picture is {height} x {width}"
     if f.strokes:
         return _size_for_strokes(height, width), f"{why}; pen pressure shows in single pixels"
-    longest = 32 if f.data.num_identities >= MANY else 64
+    longest = 32 if f.data.num_identities >= MANY else LONGEST
     if f.data.num_forged:
         longest = 128  # Genuine and forged signatures differ in details.
     if max(height, width) < TINY:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from twinlens.config import LENGTHS
 from twinlens.learn.auto_facts import (
+    DEEP,
     FROZEN,
     LARGE,
     MANY,
     PLENTY,
     TRANSFORMED,
-    WIDE,
     Facts,
     Reasoned,
     Rule,
@@ -117,7 +117,7 @@ def view(drawing: float, photo: float, often: float = 0.0) -> Rule:
         if f.frozen or f.partly_frozen:
             return 0.0, FROZEN
         if f.settings.model.classes:
-            if often and f.seconds_each >= WIDE:
+            if often and f.seconds_each >= DEEP:
                 return often, "there is time to see each picture many times"
             return 0.0, f"{f.data.median_pictures:g} pictures of each identity vary enough"
         if f.drawing:
