@@ -11,7 +11,13 @@ import timm
 import torch
 
 from twinlens.config import AugmentSettings, Member, ModelSettings, PictureSettings, Settings
-from twinlens.learn.candidates import MAX_FEATURES, feature_candidates, tapped_before, tuned
+from twinlens.learn.candidates import (
+    MAX_FEATURES,
+    MOST_CLASSES,
+    feature_candidates,
+    tapped_before,
+    tuned,
+)
 from twinlens.learn.cross_validation import FeatureBank
 from twinlens.learn.embed_batch import LabelledPixels
 from twinlens.learn.features import FrozenPart
@@ -46,6 +52,16 @@ def test_a_network_is_tapped_at_its_last_stages() -> None:
     fused = FusedEncoder(fused_settings(members, ModelSettings()), COLOR, members)
     assert max(fused.widths[len(every) - len(taps) :]) <= MAX_FEATURES
     assert len(fused.networks) == 1 + len(every) - len(taps)
+
+
+def test_identities_of_a_closed_set_are_classes_of_the_network() -> None:
+    (name,) = set(feature_candidates(GREY, NETWORK, COLOR, 7)) - set(
+        feature_candidates(GREY, NETWORK, COLOR)
+    )
+    model = feature_candidates(GREY, NETWORK, COLOR, 7)[name].model
+    assert (model.classes, model.embedding, model.stage) == (True, 7, None)
+    assert name not in feature_candidates(GREY, None, GREY, 7)
+    assert name not in feature_candidates(GREY, NETWORK, COLOR, MOST_CLASSES + 1)
 
 
 def test_small_pictures_have_no_late_stages() -> None:

@@ -92,7 +92,11 @@ def test_the_distance_is_the_weighted_sum_of_the_members(picture: PictureSetting
 def test_each_member_is_averaged_over_the_views_by_itself(views: dict[str, bool]) -> None:
     """So the distance of the average is still the weighted sum of the members' distances."""
     plain = GREY.model_copy(update={"mean": (0.0,), "std": (1.0,)})
-    members = [member(plain, 3.0, backbone="pixels"), member(plain, 1.0, backbone="gradients")]
+    members = [
+        member(plain, 3.0, backbone="pixels"),
+        member(plain, 1.0, backbone="gradients"),
+        member(plain, 4.0, backbone="pixels", classes=True),
+    ]
     whole, pixels = fused(GREY, members, **views), pictures(GREY)
     emb_ND = embed_pixels(whole, pixels)
     parts = []
@@ -101,7 +105,7 @@ def test_each_member_is_averaged_over_the_views_by_itself(views: dict[str, bool]
         alone = Encoder(model, plain)
         alone.head.load_state_dict(whole.heads[number].state_dict())
         parts.append(embed_pixels(alone, pixels))
-    distance = sum(w * (1 - emb @ emb.T) for w, emb in zip((0.75, 0.25), parts, strict=True))
+    distance = sum(w * (1 - emb @ emb.T) for w, emb in zip((0.375, 0.125, 0.5), parts, strict=True))
     assert 1 - emb_ND @ emb_ND.T == pytest.approx(distance, abs=1e-5)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from twinlens.config import ModelSettings, PictureSettings, Settings, TrainSettings
@@ -147,6 +149,27 @@ def test_a_trained_network_keeps_its_embedding_in_the_fused_model(chosen: ModelS
     assert embed_pixels(model, pixels)[:, :8] * 2 == pytest.approx(
         embed_pixels(network, pixels), abs=1e-5
     )
+
+
+def test_a_closed_set_is_told_apart_by_class_probabilities(tmp_path: Path) -> None:
+    """Only there: identities of an open set are no classes in use."""
+    file = tmp_path / "weights.pth"
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), file)
+    network = ModelSettings(backbone="test_resnet", weights=str(file))
+    images = colored(8, 20)
+    name = "test_resnet, classes"
+    for closed in (False, True):
+        selection = selection_of(images, closed=closed, frozen=(network, PICTURE))
+        selection.add_features()
+        assert (name in selection.candidates) is closed
+    rows = {row.name: row for row in selection.choose()[1]}
+    assert rows[name].eer < 0.35  # By colour; the network learned nothing.
+    model = selection.refit({name: 1.0}, np.arange(len(images.row)))
+    emb_ND = embed_pixels(model, images.pixels)
+    assert emb_ND.shape == (160, 8)
+    assert (emb_ND.argmax(1) == images.label).mean() > 0.9
+    assert np.square(emb_ND).sum(1) == pytest.approx(1, abs=1e-5)
 
 
 PRETRAINED = ModelSettings(backbone="resnet18", weights="some file", embedding=8)

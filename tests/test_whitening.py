@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
 
 from twinlens.learn import whitening
-from twinlens.learn.whitening import SHRINKAGE, whiten_head, whitening_transform
+from twinlens.learn.whitening import (
+    SHRINKAGE,
+    TEMPERATURE,
+    discriminant_head,
+    whiten_head,
+    whitening_transform,
+)
 
 LABEL = torch.arange(12).repeat_interleave(6)
 
@@ -101,3 +108,17 @@ def test_of_many_directions_the_first_are_found_without_the_others(
     # The same map but for a rotation: distances are equal.
     near, far = (torch.cdist(x.double() @ one.T, x.double() @ one.T) for one in (quick, exact))
     assert torch.allclose(near, far, atol=1e-4 * float(far.max()))
+
+
+def test_class_probabilities_are_those_of_a_linear_discriminant_analysis() -> None:
+    x, other = features(), features(seed=1)
+    head = nn.Linear(10, 14)  # Two classes have no pictures.
+    discriminant_head(head, x, LABEL)
+    logits = (head(other).double() * TEMPERATURE).detach()
+    mean, std = x.mean(0), x.std(0, correction=0)
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=SHRINKAGE)
+    theirs.fit(((x - mean) / std).double().numpy(), LABEL.numpy())
+    expected = theirs.predict_proba(((other - mean) / std).double().numpy())
+    found = logits.softmax(1).numpy()
+    np.testing.assert_allclose(found[:, :12], expected, atol=1e-3)
+    assert found[:, 12:].max() == 0

@@ -237,6 +237,8 @@ def classes(f: Facts) -> Reasoned:
         return False, "open set: other identities are expected in use"
     if f.data.num_forged:
         return False, "forgeries belong to no class"
+    if f.start is not None and not f.drawing:
+        return False, "photographs: classes by pretrained features are a candidate"
     if f.settings.sampler.rotations:
         return False, "rotated pictures count as other identities"
     if f.settings.model.embedding < f.data.num_identities:

@@ -18,6 +18,7 @@ MAX_FEATURES = 2048  # of a tap; more take long to whiten
 FINEST = 4  # cells of each side of a tap
 MIN_CELLS = 2
 STAGES = 4  # the last ones of a network
+MOST_CLASSES = 500  # an embedding has as many dimensions
 
 DESCRIPTORS = {
     "pixels": "pixels, 16 x 16", "histogram": "colour histogram", "gradients": "oriented gradients",
@@ -25,7 +26,10 @@ DESCRIPTORS = {
 
 
 def feature_candidates(
-    picture: PictureSettings, network: ModelSettings | None, network_picture: PictureSettings
+    picture: PictureSettings,
+    network: ModelSettings | None,
+    network_picture: PictureSettings,
+    num_classes: int = 0,
 ) -> dict[str, Member]:
     """Features that need no training, by name; their weight is 1.
 
@@ -33,6 +37,7 @@ def feature_candidates(
         picture: pictures of the model.
         network: a network with weights from elsewhere; None without.
         network_picture: the pictures that it takes.
+        num_classes: identities of a closed set, to be told apart as classes; 0 for an open set.
     """
     plain = picture.model_copy(update={"mean": (0.0,), "std": (1.0,)})
     members = {}
@@ -41,7 +46,15 @@ def feature_candidates(
             continue
         members[name] = _member(plain, backbone=backbone, init="own")
         members[f"{name}, whitened"] = _member(plain, backbone=backbone)
-    return members if network is None else members | network_candidates(network, network_picture)
+    if network is None:
+        return members
+    members |= network_candidates(network, network_picture)
+    if 1 < num_classes <= MOST_CLASSES:
+        short = _short(network)
+        members[f"{short}, classes"] = _member(
+            network_picture, **_start(network), embedding=num_classes, classes=True, init="own"
+        )
+    return members
 
 
 def network_candidates(network: ModelSettings, picture: PictureSettings) -> dict[str, Member]:
@@ -52,8 +65,7 @@ def network_candidates(network: ModelSettings, picture: PictureSettings) -> dict
         picture: the pictures that it takes.
     """
     members = {}
-    start = {name: getattr(network, name) for name in ("backbone", "pretrained", "weights")}
-    short = network.backbone.partition(".")[0]
+    start, short = _start(network), _short(network)
     stages = stage_widths(network.backbone)
     for stage, (stride, channels) in list(enumerate(stages))[-STAGES:]:
         cells = min(picture.size) // stride
@@ -64,6 +76,14 @@ def network_candidates(network: ModelSettings, picture: PictureSettings) -> dict
     members[short] = _member(picture, **start, init="own")
     members[f"{short}, whitened"] = _member(picture, **start)
     return members
+
+
+def _start(network: ModelSettings) -> dict[str, object]:
+    return {name: getattr(network, name) for name in ("backbone", "pretrained", "weights")}
+
+
+def _short(network: ModelSettings) -> str:
+    return network.backbone.partition(".")[0]
 
 
 def _member(picture: PictureSettings, **model: object) -> Member:

@@ -23,11 +23,11 @@ from twinlens.learn.embed_batch import LabelledPixels, StoredInputs
 from twinlens.learn.features import BATCH, FrozenPart, inputs_of
 from twinlens.learn.loop import fit
 from twinlens.learn.ranks import ALONE, Ranks
-from twinlens.learn.whitening import project_head, whiten_head
+from twinlens.learn.whitening import discriminant_head, project_head, whiten_head
 from twinlens.measure.held_out import Fold
 from twinlens.model.comparators import make_comparator
 from twinlens.model.compute import Compute
-from twinlens.model.encoder import Encoder, embed_features, embed_pixels
+from twinlens.model.encoder import Encoder, embed_features, embed_pixels, unit_length
 from twinlens.model.fused import FusedEncoder, fused_settings
 
 __all__ = [
@@ -130,8 +130,8 @@ class FeatureBank:
 
 
 def _features_key(member: Member) -> str:
-    """Members with the same key have the same features."""
-    model = member.model.model_copy(update={"init": "own"})
+    """Members with the same key have the same features, and differ in their maps."""
+    model = member.model.model_copy(update={"init": "own", "classes": False, "embedding": 1})
     return f"{model.model_dump_json()} {member.picture.model_dump_json()}"
 
 
@@ -167,14 +167,16 @@ def fit_map(
 ) -> nn.Linear:
     """The linear map of a member's features, in closed form, from some rows.
 
-    It whitens them within identities, or keeps their angles.
+    It whitens them within identities, or keeps their angles; for classes it gives logits.
     """
     num_views, _, num_features = features_VNF.shape
     head = nn.Linear(num_features, member.model.embedding, device=features_VNF.device)
     place = torch.from_numpy(rows).to(features_VNF.device)
     label = torch.from_numpy(label_N[rows]).to(features_VNF.device).repeat(num_views)
     features_NF = features_VNF[:, place].flatten(0, 1)
-    if member.model.init == "whitened":
+    if member.model.classes:
+        discriminant_head(head, features_NF, label)
+    elif member.model.init == "whitened":
         whiten_head(head, features_NF, label)
     else:
         project_head(head, features_NF)
@@ -204,7 +206,7 @@ def mapped_embeddings(
     head = fit_map(member, features_VNF, label_N, rest)
     place = torch.from_numpy(rows).to(features_VNF.device)
     views = features_VNF[: 2 if mirrored else 1, place]
-    emb_VND = F.normalize(head(views), dim=2)
+    emb_VND = unit_length(head(views), classes=member.model.classes)
     emb_ND: NDArray[np.float32] = F.normalize(emb_VND.mean(0), dim=1).cpu().numpy()
     return emb_ND
 

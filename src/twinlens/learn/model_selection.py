@@ -159,7 +159,9 @@ class ModelSelection:
         settings = self.settings
         can_tune = is_pretrained(settings.model) and members is None
         if members is None:
-            members = feature_candidates(settings.picture, *self.frozen)
+            is_classed = self.closed and not self.images.forged.any()
+            num_classes = int(self.images.label.max()) + 1 if is_classed else 0
+            members = feature_candidates(settings.picture, *self.frozen, num_classes)
         on_gpu = self.compute.on_gpu
         recipe = tuned(settings, TUNED_STEPS, on_gpu=on_gpu) if can_tune else None
         begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""Initial weights of a linear head in closed form: whitening within identities.
+"""Weights of a linear head in closed form: whitening within identities, and class logits.
 
 With a frozen backbone the features are known before the first step, and so is their variance within
 identities. With few pictures a head from random weights overfits before it learns as much.
@@ -17,13 +17,22 @@ from torch import Tensor, nn
 
 from twinlens.model.layers import CONSTANT
 
-__all__ = ["project_head", "whiten_head", "whitening_transform"]
+__all__ = ["discriminant_head", "project_head", "whiten_head", "whitening_transform"]
 
 EXACT, SPARE = 512, 32
 """Rows or columns up to which the SVD is complete; beyond, the first directions by Halko 2011."""
 
 FEW_NUMBERS = 1 << 20
 """Features of all pictures for which one thread is faster than two."""
+
+DISCRIMINANTS = 512
+"""Directions in which classes are told apart; 128 told groceries apart worse."""
+
+TEMPERATURE = 4.0
+"""Of class probabilities; from 1 to 8 all errors differ little (benchmarks/NOTES.md)."""
+
+NEVER = -1e4
+"""Logit of a class without pictures."""
 
 SHRINKAGE = 0.3
 """Share of the spherical covariance in the shrunk one (Ledoit 2004)."""
@@ -49,6 +58,31 @@ def whiten_head(layer: nn.Linear, features_NF: Tensor, label_N: Tensor) -> None:
     if layer.bias is not None:
         layer.bias.zero_()
         layer.bias[: len(weight_KF)] = -(weight_KF @ mean_F).to(layer.bias)
+
+
+@torch.no_grad()
+def discriminant_head(layer: nn.Linear, features_NF: Tensor, label_N: Tensor) -> None:
+    """Set the weights of a linear layer to the logits of a linear discriminant analysis.
+
+    The features of each class are taken as normal with one covariance, and classes as equally
+    frequent (Hastie 2009, section 4.3). Since that covariance is estimated, the probabilities are
+    too sure: the logits are divided by `TEMPERATURE`.
+
+    Args:
+        layer: linear layer from F to C.
+        features_NF: features of the training pictures.
+        label_N: their classes, below C; one without pictures gets a probability of 0.
+    """
+    with _fast_threads(features_NF):
+        weight_KF, mean_F = whitening_transform(features_NF, label_N, DISCRIMINANTS)
+        z_NK = (features_NF.double() - mean_F) @ weight_KF.T
+    num_C = label_N.bincount(minlength=layer.out_features)
+    sum_CK = z_NK.new_zeros(layer.out_features, z_NK.shape[1]).index_add_(0, label_N, z_NK)
+    center_CK = sum_CK / num_C.clamp_min(1)[:, None] / TEMPERATURE
+    weight_CF = center_CK @ weight_KF
+    bias_C = -TEMPERATURE * center_CK.square().sum(1) / 2 - weight_CF @ mean_F
+    layer.weight.copy_(weight_CF)
+    layer.bias.copy_(bias_C.where(num_C > 0, NEVER))
 
 
 @torch.no_grad()

@@ -79,9 +79,10 @@ class Encoder(nn.Module):
     def project(self, features_BF: Tensor) -> Tensor:
         """The embedding (B, D) in float32 of the backbone's features."""
         emb_BD: Tensor = self.head(features_BF).float()
-        if self.model_settings.classes:
-            return F.log_softmax(emb_BD, dim=1).div(2).exp()
-        return F.normalize(emb_BD, dim=1) if self.model_settings.normalize else emb_BD
+        model = self.model_settings
+        if model.classes or model.normalize:
+            return unit_length(emb_BD, classes=model.classes)
+        return emb_BD
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Pictures (B, C, H, W), uint8 or float in [0, 1], to embeddings (B, D) in float32."""
@@ -117,6 +118,13 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.mean.device
+
+
+def unit_length(head_ND: Tensor, *, classes: bool) -> Tensor:
+    """Embeddings (..., D) of length 1 from a head's output: for classes, roots of probabilities."""
+    if classes:
+        return F.log_softmax(head_ND, dim=-1).div(2).exp()
+    return F.normalize(head_ND, dim=-1)
 
 
 def _as_float(x_BCHW: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from twinlens.config import Member, ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, first_line
 from twinlens.model.backbones import feature_widths, make_backbone
 from twinlens.model.descriptors import Resize
-from twinlens.model.encoder import Encoder
+from twinlens.model.encoder import Encoder, unit_length
 from twinlens.model.layers import make_head
 from twinlens.model.own_backbones import is_own
 from twinlens.model.tensor_file import TensorLayout
@@ -169,8 +169,10 @@ class FusedEncoder(Encoder):
         """The embedding (B, D), of length 1."""
         parts = torch.split(features_BF, self.widths, dim=1)
         embeddings = [
-            F.normalize(head(part).float(), dim=1) * self.scale[i]
-            for i, (head, part) in enumerate(zip(self.heads, parts, strict=True))
+            unit_length(head(part).float(), classes=member.model.classes) * scale
+            for member, head, part, scale in zip(
+                self.members, self.heads, parts, self.scale, strict=True
+            )
         ]
         return torch.cat(embeddings, 1)
 
