@@ -82,6 +82,11 @@ def groceries(division: int) -> ImageTable:
     return divide(read_table(str(DATA / "groceries")), division, train=16, val=4)
 
 
+def groceries_closed(division: int) -> ImageTable:
+    table = read_table(str(DATA / "groceries"))
+    return assign_splits(table, mode="images", fractions=DataSettings().fractions, seed=division)
+
+
 def faces(division: int) -> ImageTable:
     return divide(read_table(str(DATA / "orl_faces")), division, train=24, val=6)
 
@@ -226,6 +231,7 @@ DATA_SETS: dict[str, DataSet] = {
     "landmarks": DataSet(landmarks, "nearest", 60, 1, "landmarks", THAWED),
     "faces": DataSet(faces, "open", 60, 3, "faces-triplet", PRETRAINED),
     "groceries": DataSet(groceries, "open", 300, 1, "faces-triplet", PRETRAINED),
+    "groceries-closed": DataSet(groceries_closed, "closed", 150),
     "drawings-20x16": DataSet(drawings(20, 16, 12), "open", 60, 3),
     "drawings-16x28": DataSet(drawings(16, 28, 16), "open", 60, 3),
     "drawings-28x20": DataSet(drawings(28, 20, 20), "open", 60, 3),
