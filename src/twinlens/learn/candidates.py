@@ -48,24 +48,22 @@ def feature_candidates(
         members[f"{name}, whitened"] = _member(plain, backbone=backbone)
     if network is None:
         return members
-    members |= network_candidates(network, network_picture)
-    if 1 < num_classes <= MOST_CLASSES:
-        short = _short(network)
-        members[f"{short}, classes"] = _member(
-            network_picture, **_start(network), embedding=num_classes, classes=True, init="own"
-        )
-    return members
+    return members | network_candidates(network, network_picture, num_classes)
 
 
-def network_candidates(network: ModelSettings, picture: PictureSettings) -> dict[str, Member]:
+def network_candidates(
+    network: ModelSettings, picture: PictureSettings, num_classes: int = 0
+) -> dict[str, Member]:
     """Features of a network with weights from elsewhere, by name; their weight is 1.
 
     Args:
         network: the network.
         picture: the pictures that it takes.
+        num_classes: as in `feature_candidates`.
     """
     members = {}
-    start, short = _start(network), _short(network)
+    start = {name: getattr(network, name) for name in ("backbone", "pretrained", "weights")}
+    short = network.backbone.partition(".")[0]
     stages = stage_widths(network.backbone)
     for stage, (stride, channels) in list(enumerate(stages))[-STAGES:]:
         cells = min(picture.size) // stride
@@ -75,15 +73,11 @@ def network_candidates(network: ModelSettings, picture: PictureSettings) -> dict
             members[name] = _member(picture, **start, stage=stage, grid=grid)
     members[short] = _member(picture, **start, init="own")
     members[f"{short}, whitened"] = _member(picture, **start)
+    if 1 < num_classes <= MOST_CLASSES:
+        members[f"{short}, classes"] = _member(
+            picture, **start, init="own", classes=True, embedding=num_classes
+        )
     return members
-
-
-def _start(network: ModelSettings) -> dict[str, object]:
-    return {name: getattr(network, name) for name in ("backbone", "pretrained", "weights")}
-
-
-def _short(network: ModelSettings) -> str:
-    return network.backbone.partition(".")[0]
 
 
 def _member(picture: PictureSettings, **model: object) -> Member:
