@@ -29,8 +29,10 @@ from twinlens.learn.ranks import ALONE, Ranks
 from twinlens.learn.records import CandidateRow, LearningPoint
 from twinlens.learn.run_folder import RaceRecord, RunFolder
 from twinlens.learn.validation import MAX_PICTURES
+from twinlens.measure.domain import MOST_PICTURES as MOST_DESCRIBED
 from twinlens.measure.held_out import HeldOutPairs, make_fold
 from twinlens.measure.pairs import draw_pairs, pair_distances, sample_pictures
+from twinlens.measure.picture_statistics import picture_statistics
 from twinlens.model.comparators import TorchComparison, make_comparator
 from twinlens.model.compute import Compute, choose_compute, deterministic
 from twinlens.model.device import memory_explained, pick_device
@@ -51,13 +53,16 @@ MOST_ENLARGED = 3000
 LEARNING_SHARE = 0.6
 """Share of a time budget, at least, for everything before the work after training."""
 
-FEWEST = 500
+FEWEST = 100
 """Validation pictures, and test pictures, that are used in any case."""
+
+FIXED_SECONDS, GRAPH_SECONDS = 4, 12
+"""Of the work after training, whatever the pictures; and of a published network's graph."""
 
 REFIT_SHARE = 0.3
 """Steps of the last fit as a share of those before; of a time budget, the same share."""
 
-TIMED_ON_CPU = 8  # pictures, where a GPU learns
+TIMED_PICTURES = 8
 REFIT_RATE = 0.5
 """Highest learning rate of the last fit, relative to the one before."""
 
@@ -110,11 +115,17 @@ def fit_model(
     images = LabelledPixels(decoded.pixels, rows, part.labels(), part.forged)
     is_validation = np.asarray(part.split == "val")
     compute = _compute(run, prepared)
-    clock = _Clock(settings.train.time_budget, started, decoded, compute.bfloat16)
+    is_compared = settings.train.candidates and _can_hold_out(images, is_validation)
+    frozen = settings.model if is_pretrained(settings.model) else None, settings.picture
+    if is_compared:
+        frozen = frozen_network(settings, len(images.row))
+    fixed = FIXED_SECONDS if frozen[0] is None else FIXED_SECONDS + GRAPH_SECONDS
+    reserve = _Reserve(decoded, settings.train.time_budget, fixed, bfloat16=compute.bfloat16)
+    clock = _Clock(settings.train.time_budget, started, reserve)
     with memory_explained(), deterministic():
-        if settings.train.candidates and _can_hold_out(images, is_validation):
+        if is_compared:
             fitted = _fit_candidates(
-                prepared, run, clock, images, is_validation, compute, callbacks, ranks
+                prepared, run, clock, images, is_validation, frozen, compute, callbacks, ranks
             )
             return replace(fitted, most=clock.reserve.most)
         networks, result = _fit(prepared, run, clock, compute, callbacks, ranks)
@@ -142,11 +153,8 @@ def _can_hold_out(images: LabelledPixels, is_validation: NDArray[np.bool_]) -> b
 class _Clock:
     """The time of a run, under a time budget or without."""
 
-    def __init__(
-        self, budget: float | None, started: float, decoded: DecodedTable, bfloat16: bool
-    ) -> None:
-        self.budget, self.started = budget, started
-        self.reserve = _Reserve(decoded, budget, bfloat16)
+    def __init__(self, budget: float | None, started: float, reserve: _Reserve) -> None:
+        self.budget, self.started, self.reserve = budget, started, reserve
 
     def spent(self) -> float:
         """Seconds since the start of the command."""
@@ -165,22 +173,22 @@ def _fit_candidates(
     clock: _Clock,
     images: LabelledPixels,
     is_validation: NDArray[np.bool_],
+    frozen: tuple[ModelSettings | None, PictureSettings],
     compute: Compute,
     callbacks: Sequence[Callback],
     ranks: Ranks,
 ) -> FittedModel:
     settings, table = prepared.settings, prepared.decoded.table
-    frozen = frozen_network(settings, len(images.row))
     most = MOST_PICTURES
-    left = clock.left()
-    if left is not None:
+    if clock.budget is not None:
         members = feature_candidates(settings.picture, *frozen)
         each = later = FeatureBank.seconds_each(members, settings.picture, images, compute)
         if compute.on_gpu:
-            few = images.select(np.arange(min(TIMED_ON_CPU, len(images.row))))
+            few = images.select(np.arange(min(TIMED_PICTURES, len(images.row))))
             later = FeatureBank.seconds_each(members, settings.picture, few, Compute("cpu"))
         clock.reserve.set_embedding(later * (2 if settings.model.mirrored else 1))
-        most = ModelSelection.most_pictures(settings, left, each)
+        seconds = clock.left() or 0.0
+        most = ModelSelection.most_pictures(settings, len(images.row), seconds, each)
     kept = sample_pictures(images.label, most, np.random.default_rng(settings.seed))
     if len(kept) < len(images.row):
         log.info(
@@ -335,7 +343,7 @@ def _fit(
     share_training(ranks, settings, compute, training, val, 1 - share)
     reserve: Callable[[float], float] = clock.reserve
     if compute.on_gpu and clock.budget is not None:
-        few = training.take(np.arange(min(TIMED_ON_CPU, len(training.row))))
+        few = training.take(np.arange(min(TIMED_PICTURES, len(training.row))))
         each = _seconds_on_cpu(encoder, few)
 
         def reserve(_: float) -> float:
@@ -391,10 +399,12 @@ def _refit(
     optimizer = settings.optimizer.model_copy(update={"rate": rate})
     last = _for_steps(settings, steps).model_copy(update={"optimizer": optimizer})
     before = copy.deepcopy(encoder)
+    stored = result.stored if ranks.size == 1 else None  # Others would have to know it, too.
+    result = replace(result, stored=None)
     try:
         start = None if again else encoder
         share_training(ranks, last, compute, images.select(everything))
-        return train_network(last, images, everything, compute, None, start, ranks), result
+        return train_network(last, images, everything, compute, stored, start, ranks), result
     except KeyboardInterrupt:
         log.warning("interrupted in the last fit: the model before it is kept")
         return before, replace(result, interrupted=True)
@@ -463,12 +473,19 @@ class _Reserve:
         seconds: the reserve, once a validation was timed.
     """
 
-    def __init__(self, decoded: DecodedTable, budget: float | None, bfloat16: bool) -> None:
+    def __init__(
+        self, decoded: DecodedTable, budget: float | None, fixed: float, *, bfloat16: bool
+    ) -> None:
         split = decoded.table.split.astype(str)
         self.counts = [int((split == name).sum()) for name in ("val", "test")]
         self.budget, self.bfloat16 = budget, bfloat16
         self.most: int | None = None
         self.seconds = 0.0
+        started = time.monotonic()
+        picture_statistics(decoded.pixels[:TIMED_PICTURES])
+        each = (time.monotonic() - started) / min(TIMED_PICTURES, len(split))
+        described = int(np.isin(split, ("train", "val")).sum())
+        self.fixed = fixed + each * min(MOST_DESCRIBED, described)
         self.set_embedding(0.0)
 
     def __call__(self, seconds: float) -> float:
@@ -488,11 +505,11 @@ class _Reserve:
         return self.seconds
 
     def _needed(self, most: int, each: float) -> float:
-        # The graph and torch both embed the validation pictures.
+        # The last fit may embed the validation pictures, and the graph and torch do.
         val, test = (min(most, count) for count in self.counts)
         # Drawn pairs and their bootstrap are bounded; the EER on all pairs is not.
         pairs = 2.5 * min(1.0, (val + test) / 2000) + 8e-9 * test**2
-        return 4 + pairs + each * (2 * val + test)
+        return self.fixed + pairs + each * (3 * val + test)
 
 
 def _compute(run: RunFolder, prepared: PreparedRun) -> Compute:

@@ -64,8 +64,7 @@ class FeatureBank:
     ) -> float:
         """Seconds that the features of a picture take, by a batch of them."""
         few = images.select(np.arange(min(BATCH, len(images.row))))
-        if compute.on_gpu:  # The first pass starts the GPU's libraries.
-            cls.of(members, picture, few, compute, mirrored=False)
+        cls.of(members, picture, few, compute, mirrored=False)  # Slower: it starts libraries.
         compute.wait()
         started = time.monotonic()
         cls.of(members, picture, few, compute, mirrored=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -113,14 +114,29 @@ class StoredInputs:
         place = torch.from_numpy(np.searchsorted(self.row, row_B))
         return self.views[view][place.to(self.views[view].device)]
 
+    def joined(self, other: StoredInputs) -> StoredInputs:
+        """Those of these rows and of other ones."""
+        row = np.concatenate([self.row, other.row])
+        order = torch.from_numpy(np.argsort(row))
+        pairs = zip(self.views, other.views, strict=True)
+        views = tuple(torch.cat(pair)[order.to(pair[0].device)] for pair in pairs)
+        return StoredInputs(views, row[order.numpy()])
+
 
 class BatchEmbedder:
     """`embed(batch, seed)` gives the embeddings of a batch, with their graph.
 
     Of several ranks each embeds its part of the batch and receives the other parts. If layers are
     frozen and pictures are at most mirrored, what these layers give is computed once: `stored`
-    (V, N, ...). With `train.chunk` the graph of that many pictures is in memory at once.
+    (V, N, ...), of pictures for which it is not given. With `train.chunk` the graph of that many
+    pictures is in memory at once.
+
+    Attributes:
+        frozen_seconds: seconds of the frozen layers on this machine, for each picture that they
+            were computed for.
     """
+
+    frozen_seconds = 0.0
 
     def __init__(
         self,
@@ -151,8 +167,7 @@ class BatchEmbedder:
             self.reader = ReadAhead(images.take, encoder.device, images.pixels.shape[1:])
         if can_precompute(settings):
             self.frozen = FrozenPart(encoder, compute)
-            if stored is None:
-                self.stored = self._compute_stored(progress)
+            self.stored = self._compute_stored(stored, progress)
         elif self.chunk is not None and moving_norms(encoder.train()):
             log.warning(
                 "train.chunk: batch norm uses the statistics of %d pictures, not of the whole "
@@ -199,9 +214,13 @@ class BatchEmbedder:
         if self.reader is not None and self.stored is None:
             self.reader.begin(batch.row[self.ranks.own(len(batch.row))])
 
-    def _compute_stored(self, progress: Callable[[int, int], None] | None) -> StoredInputs | None:
-        order = np.sort(self.images.row)
-        views = []
+    def _compute_stored(
+        self, known: StoredInputs | None, progress: Callable[[int, int], None] | None
+    ) -> StoredInputs | None:
+        order = np.setdiff1d(self.images.row, () if known is None else known.row)
+        if not len(order):
+            return known
+        views, started = [], time.monotonic()
         for mirrored in (False, True) if self.augmentation.flip else (False,):
             view = self.frozen.compute_all(
                 self.images.pixels, order, progress, mirrored=mirrored, ranks=self.ranks
@@ -209,7 +228,9 @@ class BatchEmbedder:
             if view is None:
                 return None
             views.append(view)
-        return StoredInputs(tuple(views), order)
+        self.frozen_seconds = (time.monotonic() - started) * self.ranks.size / len(order)
+        stored = StoredInputs(tuple(views), order)
+        return stored if known is None else known.joined(stored)
 
     def initial_features(self) -> Tensor:
         """The features (V x N, F) of the initial weights, of each stored view."""

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -66,6 +66,7 @@ class FitResult:
         best_step: step of the weights that were kept.
         history: rows of the history.
         interrupted: whether Ctrl-C ended the run.
+        stored: what frozen layers give for the pictures, if a last fit to more of them follows.
     """
 
     steps: int
@@ -74,6 +75,7 @@ class FitResult:
     best_step: int
     history: list[HistoryRow]
     interrupted: bool
+    stored: StoredInputs | None = field(default=None, repr=False)
 
 
 def fit(
@@ -110,13 +112,13 @@ def fit(
         run: folder for checkpoints and curves; its checkpoint, if any, is resumed from. Of several
             ranks the first one's is used.
         spent: seconds of the time budget that are used already.
-        reserve: function from the seconds of a validation to the seconds of the time budget that
-            the work after training needs.
+        reserve: function from the seconds of a validation, with those of frozen layers, to the
+            seconds of the time budget that the work after training needs.
         on_step: called after each step.
         on_features: called with (done, all) while a frozen backbone computes features.
         share: of the time that a time budget leaves, for this training.
         callbacks: told of each step and validation.
-        stored: what frozen layers give for these pictures, if it is known already.
+        stored: what frozen layers give for these pictures, or some of them, if it is known.
         ranks: processes that train together.
     Raises:
         DataError: the pictures cannot make a batch.
@@ -148,7 +150,9 @@ def fit(
     guard = Guard(settings.loss, state.guard)
     history = History(run, state.step)
     seconds = _validate_first(learner, state, history, validator, settings, callbacks)
-    reserved = spent + (time.monotonic() - started) + (0.0 if reserve is None else reserve(seconds))
+    frozen = 0.0 if validator is None else embed.frozen_seconds * len(validator.label)
+    reserved = 0.0 if reserve is None else reserve(seconds + frozen)
+    reserved += spent + (time.monotonic() - started)
     reserved, seconds = ranks.from_first(reserved, seconds)
     length = run_length(settings.train, sampler.steps_per_epoch, reserved, share)
     if length.seconds == 0:
@@ -225,9 +229,11 @@ def fit(
             "ends at once", state.step,
         )  # fmt: skip
     _finish(learner, state)
+    kept = embed.stored if settings.train.refit else None
     return FitResult(
-        state.step, state.seconds, state.best_metric, state.best_step, history.rows, interrupted
-    )
+        state.step, state.seconds, state.best_metric, state.best_step, history.rows, interrupted,
+        kept,
+    )  # fmt: skip
 
 
 def _whiten(encoder: Encoder, embed: BatchEmbedder, train: LabelledPixels) -> None:

@@ -63,7 +63,10 @@ TUNED_STEPS, MOST_STEPS = 150, 600  # of tuning: at first without a time budget,
 TIMED_STEPS = (2, 10)  # of two trainings that show how long a step takes
 TUNED_FOLDS = 2
 CURVE_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the identities, in the learning curve
-FEATURES_SHARE = 0.4  # of the time, at most
+# Of the time, at most, for features: so that tuning may follow; and where it cannot, since more
+# pictures are worth more.
+FEATURES_SHARE, FEATURES_ALONE = 0.4, 0.7
+TUNING_SHARE = 0.4  # of the time, at least, to begin to tune
 FEWEST_PICTURES, MOST_PICTURES = 200, 20_000
 THRESHOLD_SHARE = 0.05  # of the time, that pairs across folds may take in any case
 ENOUGH_IDENTITIES = 20  # held out, for a threshold that is not too cautious
@@ -128,17 +131,19 @@ class ModelSelection:
         self.bank: FeatureBank | None = None
 
     @staticmethod
-    def most_pictures(settings: Settings, seconds: float, each: float) -> int:
-        """Number of pictures whose features fit memory and a share of the time.
+    def most_pictures(settings: Settings, num: int, seconds: float, each: float) -> int:
+        """Number of pictures, at most, whose features fit memory and a share of the time.
 
         Args:
             settings: settings.
+            num: number of all pictures.
             seconds: time for everything here.
             each: of the features of a picture.
         """
         views = 2 if settings.augment.flip else 1
-        room = int(FEATURES_SHARE * seconds / max(each, 1e-9) / views)
-        return min(MOST_PICTURES, max(FEWEST_PICTURES, room))
+        room = seconds / max(each, 1e-9) / views
+        share = FEATURES_SHARE if num <= FEATURES_SHARE * room else FEATURES_ALONE
+        return min(MOST_PICTURES, max(FEWEST_PICTURES, int(share * room)))
 
     def rest(self, number: int) -> NDArray[np.int64]:
         """Positions of the pictures outside of a fold."""
@@ -186,7 +191,9 @@ class ModelSelection:
         numbers = list(self.folds)[:TUNED_FOLDS]
         steps = self._steps()
         if self.limit is not None and numbers:
-            steps, numbers = self._affordable_steps(numbers, on_gpu=on_gpu)
+            steps = 0
+            if self.left() >= TUNING_SHARE * self.limit:
+                steps, numbers = self._affordable_steps(numbers, on_gpu=on_gpu)
         if (steps < SHORT and self.limit is not None) or not numbers:
             log.info("no time to tune %s", network.backbone)
             return
