@@ -5,8 +5,10 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # The installation that answers: without torch.
 ANSWER := .venv-answer
-# The tests of a file share its fixtures, and so a process.
+# The tests of a file share its fixtures, and so a process. Each has one thread for arithmetic:
+# threads of several processes on one core wait for one another.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile
+test coverage test-slow: export OMP_NUM_THREADS = 1
 
 .PHONY: demo test test-answer test-slow coverage check audit docs bench clean
 
@@ -20,7 +22,7 @@ test-answer: $(ANSWER)/.ready
 	$(ANSWER)/bin/python -m pytest -q -p no:cacheprovider tests/answering
 
 test-slow: $(READY)
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest $(PARALLEL) -m slow
 
 # The same tests as `make test`, a fifth slower; `make check` shows the figure.
 coverage: $(READY)

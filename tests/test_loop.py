@@ -37,7 +37,7 @@ from twinlens.learn.records import HistoryRow
 from twinlens.learn.run_folder import RunFolder
 from twinlens.learn.schedule import RunLength
 from twinlens.learn.trackers import TensorBoard
-from twinlens.learn.validation import Validator
+from twinlens.learn.validation import MAX_PICTURES, Validator
 from twinlens.model.comparators import make_comparator
 from twinlens.model.compute import Compute
 from twinlens.model.encoder import Encoder, embed_pixels
@@ -634,6 +634,52 @@ def test_features_of_a_frozen_backbone_are_its_forward_pass() -> None:
     torch.manual_seed(0)
     torch.testing.assert_close(embed(batch, 1), quick)
     assert quick.requires_grad
+
+
+def test_features_that_are_known_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = frozen_settings(augment__flip=True, train__steps=3, train__refit=True)
+    seen = list[np.ndarray]()
+    compute_all = FrozenPart.compute_all
+
+    def counted(self: FrozenPart, pixels: Any, rows: Any, *args: Any, **more: Any) -> Any:
+        seen.append(rows)
+        return compute_all(self, pixels, rows, *args, **more)
+
+    monkeypatch.setattr(FrozenPart, "compute_all", counted)
+    few = np.flatnonzero(np.isin(TRAIN.row, TRAIN.row[::3]))
+    encoder, _, fitted = start(settings, train=TRAIN.select(few), val=None)
+    assert fitted.stored is not None
+    seen.clear()
+    embed = BatchEmbedder(encoder, TRAIN, settings, CPU, stored=fitted.stored)
+    others = np.setdiff1d(TRAIN.row, TRAIN.row[few])
+    assert [rows.tolist() for rows in seen] == [others.tolist()] * 2  # Of both views.
+    anew = BatchEmbedder(encoder, TRAIN, settings, CPU)
+    assert embed.stored is not None
+    assert anew.stored is not None
+    for view in range(2):
+        torch.testing.assert_close(
+            embed.stored.rows(view, TRAIN.row), anew.stored.rows(view, TRAIN.row)
+        )
+
+
+def test_the_work_after_training_has_time_for_frozen_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compute_stored, calls = BatchEmbedder._compute_stored, list[float]()
+
+    def slow(self: BatchEmbedder, *args: Any) -> Any:
+        stored = compute_stored(self, *args)
+        self.frozen_seconds = 10.0
+        return stored
+
+    def reserve(seconds: float) -> float:
+        calls.append(seconds)
+        return 0.0
+
+    monkeypatch.setattr(BatchEmbedder, "_compute_stored", slow)
+    start(frozen_settings(train__steps=1), reserve=reserve)
+    (seconds,) = calls
+    assert seconds > 10 * min(len(VAL.row), MAX_PICTURES)
 
 
 def test_mirrored_features_are_those_of_the_mirrored_pictures() -> None:

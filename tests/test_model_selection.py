@@ -172,6 +172,23 @@ def test_a_closed_set_is_told_apart_by_class_probabilities(tmp_path: Path) -> No
     assert np.square(emb_ND).sum(1) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("num", "seconds", "most"),
+    [
+        (390, 100.0, 400),  # All of them, and 60 s for tuning.
+        (410, 100.0, 700),
+        (5000, 100.0, 700),
+        (5000, 0.0, 200),
+        (10**6, 1e6, 20_000),
+    ],
+)
+def test_features_take_more_of_the_time_if_nothing_is_tuned(
+    num: int, seconds: float, most: int
+) -> None:
+    """The features of a picture take 0.1 s."""
+    assert ModelSelection.most_pictures(SETTINGS, num, seconds, 0.1) == most
+
+
 PRETRAINED = ModelSettings(backbone="resnet18", weights="some file", embedding=8)
 
 

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 import twinlens
 from twinlens.commands import fit_model
 from twinlens.errors import DataError
+from twinlens.learn.features import FrozenPart
 from twinlens.model.networks import load_networks
 from twinlens.model.training_record import find_record
 from twinlens.progress import Progress
@@ -226,3 +227,22 @@ def test_a_run_with_candidates_from_end_to_end(tmp_path: Path) -> None:
         assert weights(broken) == weights(run), moment
         assert read(broken / "results.json") == read(run / "results.json")
         assert read(broken / "candidates.json")["curve"] == table["curve"]
+
+
+def test_the_last_fit_computes_no_feature_again(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[set[int]]()
+    compute_all = FrozenPart.compute_all
+
+    def counted(self: FrozenPart, pixels: Any, rows: Any, *args: Any, **more: Any) -> Any:
+        seen.append(set(rows.tolist()))
+        return compute_all(self, pixels, rows, *args, **more)
+
+    monkeypatch.setattr(FrozenPart, "compute_all", counted)
+    frozen = {"model.backbone": "gradients", "model.freeze": "all", "model.channels": None}
+    settings = {key: value for key, value in (REFIT | frozen).items() if value is not None}
+    twinlens.train(tiny_run.data, out=tmp_path / "run", settings=settings, quiet=True)
+    train, validated, last = seen
+    assert not train & last
+    assert validated == last
