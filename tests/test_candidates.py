@@ -49,7 +49,7 @@ def test_a_network_is_tapped_at_its_last_stages() -> None:
     assert {one.model.stage for one in taps.values()} == {None, 1, 2, 3, 4}
     assert all(one.picture == COLOR for one in taps.values())
     members = list(every.values())
-    fused = FusedEncoder(fused_settings(members, ModelSettings()), COLOR, members)
+    fused = FusedEncoder(fused_settings(members), COLOR, members)
     assert max(fused.widths[len(every) - len(taps) :]) <= MAX_FEATURES
     assert len(fused.networks) == 1 + len(every) - len(taps)
 

@@ -49,9 +49,11 @@ def everything(picture: PictureSettings) -> list[Member]:
     return [network(picture, 0.5), *(member(plain, n, backbone=name) for n, name in parts)]
 
 
-def fused(picture: PictureSettings, members: list[Member], **views: Any) -> FusedEncoder:
+def fused(
+    picture: PictureSettings, members: list[Member], *, mirrored: bool = False
+) -> FusedEncoder:
     torch.manual_seed(0)
-    settings = fused_settings(members, ModelSettings(**views))
+    settings = fused_settings(members, mirrored=mirrored)
     return FusedEncoder(settings, picture, members).eval()  # type: ignore[return-value]
 
 
@@ -88,25 +90,43 @@ def test_the_distance_is_the_weighted_sum_of_the_members(picture: PictureSetting
     assert 1 - emb_ND @ emb_ND.T == pytest.approx(total, abs=1e-5)
 
 
-@pytest.mark.parametrize("views", [{}, {"mirrored": True}, {"mirrored": True, "shifts": True}])
-def test_each_member_is_averaged_over_the_views_by_itself(views: dict[str, bool]) -> None:
+@pytest.mark.parametrize("shifts", [False, True])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_each_member_is_averaged_over_the_views_that_it_sees(shifts: bool, mirrored: bool) -> None:
     """So the distance of the average is still the weighted sum of the members' distances."""
     plain = GREY.model_copy(update={"mean": (0.0,), "std": (1.0,)})
     members = [
-        member(plain, 3.0, backbone="pixels"),
+        network(GREY, 3.0, shifts=shifts),
         member(plain, 1.0, backbone="gradients"),
         member(plain, 4.0, backbone="pixels", classes=True),
     ]
-    whole, pixels = fused(GREY, members, **views), pictures(GREY)
+    whole, pixels = fused(GREY, members, mirrored=mirrored), pictures(GREY)
     emb_ND = embed_pixels(whole, pixels)
-    parts = []
-    for number, one in enumerate(members):
-        model = one.model.model_copy(update=views)
-        alone = Encoder(model, plain)
-        alone.head.load_state_dict(whole.heads[number].state_dict())
-        parts.append(embed_pixels(alone, pixels))
-    distance = sum(w * (1 - emb @ emb.T) for w, emb in zip((0.375, 0.125, 0.5), parts, strict=True))
+    assert whole.model_settings.shifts is shifts
+    distance = np.zeros((len(pixels), len(pixels)))
+    for number, weight in enumerate((0.375, 0.125, 0.5)):
+        alone = Alone(whole, number, mirrored=mirrored)
+        emb = embed_pixels(alone, pixels)
+        distance += weight * (1 - emb @ emb.T)
     assert 1 - emb_ND @ emb_ND.T == pytest.approx(distance, abs=1e-5)
+    with torch.inference_mode():
+        at_once = whole.embed(torch.from_numpy(pixels), at_once=True).numpy()
+    assert at_once == pytest.approx(emb_ND, abs=1e-5)
+
+
+class Alone(Encoder):
+    """A member of a fused model as an encoder of the same pictures."""
+
+    def __init__(self, whole: FusedEncoder, number: int, *, mirrored: bool) -> None:
+        one = whole.members[number]
+        super().__init__(one.model.model_copy(update={"mirrored": mirrored}), one.picture)
+        self.inputs = whole.inputs[number]
+        self.backbone, self.head = whole.networks[number], whole.heads[number]
+        self.eval()
+
+    def features(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        x_BCHW = x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
+        return torch.flatten(self.backbone(self.inputs(x_BCHW)), 1)
 
 
 def test_large_pictures_are_embedded_in_small_batches() -> None:

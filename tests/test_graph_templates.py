@@ -79,7 +79,7 @@ def test_weights_of_members_need_no_new_export_and_the_oldest_templates_go(
             Member(model=MODEL, picture=PICTURE, weight=weight),
             Member(model=gradients, picture=PICTURE, weight=1 - weight),
         ]
-        settings = fused_settings(members, MODEL)
+        settings = fused_settings(members)
         saved(tmp_path / str(number), make_encoder(settings, PICTURE, members, load=False))
     assert len(exports) == 1
     assert [path.name for path in graphs(tmp_path) if len(path.name) < 9] == ["2.onnx"]

@@ -105,7 +105,7 @@ def fused(*backbones: str) -> FusedEncoder:
         )
         for number, name in enumerate(backbones)
     ]
-    return FusedEncoder(fused_settings(members, settings(mirrored=True)), PICTURE, members).eval()
+    return FusedEncoder(fused_settings(members, mirrored=True), PICTURE, members).eval()
 
 
 def test_of_a_fused_model_the_heaviest_network_learns_on(

@@ -480,7 +480,7 @@ class _Reserve:
         self.counts = [int((split == name).sum()) for name in ("val", "test")]
         self.budget, self.bfloat16 = budget, bfloat16
         self.most: int | None = None
-        self.seconds = 0.0
+        self.each = self.seconds = 0.0
         started = time.monotonic()
         picture_statistics(decoded.pixels[:TIMED_PICTURES])
         each = (time.monotonic() - started) / min(TIMED_PICTURES, len(split))
@@ -495,7 +495,11 @@ class _Reserve:
         return self.set_embedding(seconds / validated * (4 if self.bfloat16 else 1))
 
     def set_embedding(self, each: float) -> float:
-        """The reserve, from the seconds that the embedding of a picture takes."""
+        """The reserve, from the seconds that the embedding of a picture takes.
+
+        A network is followed by the slowest model that it may become a part of.
+        """
+        self.each = each = max(each, self.each)
         allowed = float("inf") if self.budget is None else self.budget * (1 - LEARNING_SHARE)
         most = max(self.counts)
         while most > FEWEST and self._needed(most, each) > allowed:

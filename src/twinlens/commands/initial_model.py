@@ -172,8 +172,7 @@ def read_initial_model(path: str | Path) -> InitialModel:
         "%s is fused of %d members: %s, with %.0f %% of the weight, learns on, and the others are "
         "left out", path, len(members), member.model.backbone, 100 * member.weight / total,
     )  # fmt: skip
-    views = description.model
-    model = member.model.model_copy(update={"shifts": views.shifts, "mirrored": views.mirrored})
+    model = member.model.model_copy(update={"mirrored": description.model.mirrored})
     return InitialModel(
         str(path), model, member.picture, encoder.network_of(number).state_dict(),
         encoder.heads[number].state_dict(), comparator, stored,

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from twinlens.config import Member, ModelSettings, PictureSettings, Settings
+from twinlens.config import Member, PictureSettings, Settings
 from twinlens.learn.embed_batch import LabelledPixels, StoredInputs
 from twinlens.learn.features import BATCH, FrozenPart, inputs_of
 from twinlens.learn.loop import fit
@@ -98,7 +98,7 @@ class FeatureBank:
         place_of = dict[str, int]()
         places = [place_of.setdefault(_features_key(m), len(place_of)) for m in members.values()]
         every = tuple(list(members.values())[places.index(n)] for n in range(len(place_of)))
-        fused = FusedEncoder(fused_settings(every, ModelSettings()), picture, every, load=True)
+        fused = FusedEncoder(fused_settings(every), picture, every, load=True)
         compute.place(fused)
         fused.eval()
         num, num_views = len(images.row), 2 if mirrored else 1

@@ -480,9 +480,9 @@ class ModelSelection:
                 model = member.model.model_copy(update={"freeze": layer})
                 member = member.model_copy(update={"model": model})
             members.append(member.model_copy(update={"weight": weight}))
-        views = next((one.model_settings for one in encoders.values()), self.settings.model)
+        mirrored = self.settings.model.mirrored
         fused = FusedEncoder(
-            fused_settings(members, views), self.settings.picture, members, load=True
+            fused_settings(members, mirrored=mirrored), self.settings.picture, members, load=True
         )
         for number, name in enumerate(weights):
             if name in encoders:

@@ -86,7 +86,12 @@ class Encoder(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Pictures (B, C, H, W), uint8 or float in [0, 1], to embeddings (B, D) in float32."""
-        return self.average([self.project(self.features(view)) for view in self.views(x_BCHW)])
+        return self.embed(x_BCHW)
+
+    def embed(self, x_BCHW: Tensor, *, at_once: bool = False) -> Tensor:
+        """The embeddings (B, D) of `forward`; `at_once` takes all views in one pass."""
+        views = self.views(x_BCHW)
+        return self.average(of_views(lambda x: self.project(self.features(x)), views, at_once))
 
     def views(self, x_BCHW: Tensor) -> list[Tensor]:
         """The pictures; in inference shifted by each of `SHIFTS`, and mirrored, if so set."""
@@ -118,6 +123,16 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.mean.device
+
+
+def of_views(
+    function: Callable[[Tensor], Tensor], views: Sequence[Tensor], at_once: bool
+) -> list[Tensor]:
+    """What a function gives, (B, F), for each view (B, ...); `at_once` in one call."""
+    if not at_once or len(views) == 1:
+        return [function(view) for view in views]
+    joined = function(torch.cat(list(views)))
+    return list(joined.reshape(len(views), -1, joined.shape[1]).unbind(0))
 
 
 def unit_length(head_ND: Tensor, *, classes: bool) -> Tensor:

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from twinlens.config import Member, ModelSettings, PictureSettings
+from twinlens.config import SHIFTS, Member, ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, first_line
 from twinlens.model.backbones import feature_widths, make_backbone
 from twinlens.model.descriptors import Resize
-from twinlens.model.encoder import Encoder, unit_length
+from twinlens.model.encoder import Encoder, of_views, unit_length
 from twinlens.model.layers import make_head
 from twinlens.model.own_backbones import is_own
 from twinlens.model.tensor_file import TensorLayout
@@ -37,12 +38,16 @@ MAX_NUMBERS = 2**31
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns colours into grey levels
 
 
-def fused_settings(members: Sequence[Member], views: ModelSettings) -> ModelSettings:
-    """The settings of the model that joins some members, with the `shifts` and `mirrored` given."""
+def fused_settings(members: Sequence[Member], *, mirrored: bool = False) -> ModelSettings:
+    """The settings of the model that joins some members; a shift is seen by those that ask for it.
+
+    Args:
+        members: the members.
+        mirrored: whether each is averaged over pictures and their mirror images.
+    """
     dim = sum(member.model.embedding for member in members)
-    return ModelSettings(
-        backbone="fused", embedding=dim, shifts=views.shifts, mirrored=views.mirrored
-    )
+    shifts = any(member.model.shifts for member in members)
+    return ModelSettings(backbone="fused", embedding=dim, shifts=shifts, mirrored=mirrored)
 
 
 def network_key(member: Member) -> tuple[str, str]:
@@ -148,33 +153,54 @@ class FusedEncoder(Encoder):
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """The features (B, F) of all members in a row."""
-        x_BCHW = x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
-        taps = []
-        for inputs, network in zip(self.inputs, self.networks, strict=True):
-            features = network(inputs(x_BCHW))
-            taps.append(features if isinstance(features, tuple) else (features,))
-        places = zip(self._network_of, self._tap_of, strict=True)
-        return torch.cat([taps[number][tap].flatten(1) for number, tap in places], 1)
+        parts = dict[int, Tensor]()
+        for index in range(len(self.networks)):
+            parts |= self._split(index, self._features(index, x_BCHW))
+        return torch.cat([parts[number] for number in range(len(self.members))], 1)
 
-    def average(self, views: Sequence[Tensor]) -> Tensor:
-        """The embedding (B, D) of pictures from those of their views, member by member."""
-        if len(views) == 1:
-            return views[0]
-        dims = [member.model.embedding for member in self.members]
-        parts = torch.split(torch.stack(list(views)).mean(0), dims, dim=1)
-        joined = [F.normalize(part, dim=1) * self.scale[i] for i, part in enumerate(parts)]
-        return torch.cat(joined, 1)
+    def embed(self, x_BCHW: Tensor, *, at_once: bool = False) -> Tensor:
+        """The embeddings (B, D); each member's own one is averaged over the views that it sees."""
+        views = self.views(x_BCHW)
+        plain = views[:: len(SHIFTS)] if len(views) >= len(SHIFTS) else views
+        embeddings = {}
+        for index in range(len(self.networks)):
+            numbers = self._members_of(index)
+            is_shifted = any(self.members[number].model.shifts for number in numbers)
+            seen = views if is_shifted else plain
+            rows = of_views(partial(self._features, index), seen, at_once)
+            parts = [self._split(index, features) for features in rows]
+            for number in numbers:
+                own = [self._own(number, part[number]) for part in parts]
+                mean = own[0] if len(own) == 1 else F.normalize(torch.stack(own).mean(0), dim=1)
+                embeddings[number] = mean * self.scale[number]
+        return torch.cat([embeddings[number] for number in range(len(self.members))], 1)
+
+    def _members_of(self, index: int) -> list[int]:
+        """Numbers of the members that take features of a network."""
+        return [number for number, own in enumerate(self._network_of) if own == index]
+
+    def _features(self, index: int, x_BCHW: Tensor) -> Tensor:
+        """The features (B, F) of a network's members in a row."""
+        x_BCHW = x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
+        features = self.networks[index](self.inputs[index](x_BCHW))
+        taps = features if isinstance(features, tuple) else (features,)
+        return torch.cat([taps[self._tap_of[n]].flatten(1) for n in self._members_of(index)], 1)
+
+    def _split(self, index: int, features_BF: Tensor) -> dict[int, Tensor]:
+        """The features of each member of a network, by its number."""
+        numbers = self._members_of(index)
+        widths = [self.widths[number] for number in numbers]
+        return dict(zip(numbers, torch.split(features_BF, widths, dim=1), strict=True))
+
+    def _own(self, number: int, features_BF: Tensor) -> Tensor:
+        """The embedding (B, D) of length 1 of a member's features."""
+        classes = self.members[number].model.classes
+        return unit_length(self.heads[number](features_BF).float(), classes=classes)
 
     def project(self, features_BF: Tensor) -> Tensor:
         """The embedding (B, D), of length 1."""
         parts = torch.split(features_BF, self.widths, dim=1)
-        embeddings = [
-            unit_length(head(part).float(), classes=member.model.classes) * scale
-            for member, head, part, scale in zip(
-                self.members, self.heads, parts, self.scale, strict=True
-            )
-        ]
-        return torch.cat(embeddings, 1)
+        return torch.cat([self._own(n, part) * self.scale[n] for n, part in enumerate(parts)], 1)
 
 
 def _network(members: Sequence[Member], load: bool) -> nn.Module:

@@ -47,12 +47,8 @@ class _OfPixels(nn.Module):
         self.encoder = encoder
 
     def forward(self, pixels: Tensor) -> Tensor:
-        views = self.encoder.views(pixels.permute(0, 3, 1, 2))
-        if len(views) == 1:
-            return self.encoder.project(self.encoder.features(views[0]))
         # All views in one pass: a graph with the network once is smaller, and exported sooner.
-        emb = self.encoder.project(self.encoder.features(torch.cat(views)))
-        return self.encoder.average(emb.reshape(len(views), -1, emb.shape[1]).unbind(0))
+        return self.encoder.embed(pixels.permute(0, 3, 1, 2), at_once=True)
 
 
 class _OfFeatures(nn.Module):
