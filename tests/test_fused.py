@@ -21,7 +21,7 @@ from twinlens.gallery.gallery import Gallery
 from twinlens.measure.calibration import Calibration
 from twinlens.measure.probability import Platt
 from twinlens.model.comparators import make_comparator
-from twinlens.model.encoder import Encoder, default_batch_size, embed_pixels
+from twinlens.model.encoder import Encoder, as_float, default_batch_size, embed_pixels
 from twinlens.model.fused import FusedEncoder, fused_settings
 from twinlens.model.networks import check_parity, load_networks
 from twinlens.model.stored import fingerprint_of, read_stored_model
@@ -125,8 +125,7 @@ class Alone(Encoder):
         self.eval()
 
     def features(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        x_BCHW = x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
-        return torch.flatten(self.backbone(self.inputs(x_BCHW)), 1)
+        return torch.flatten(self.backbone(self.inputs(as_float(x_BCHW))), 1)
 
 
 def test_large_pictures_are_embedded_in_small_batches() -> None:

@@ -240,9 +240,9 @@ def test_the_last_fit_computes_no_feature_again(
         return compute_all(self, pixels, rows, *args, **more)
 
     monkeypatch.setattr(FrozenPart, "compute_all", counted)
-    frozen = {"model.backbone": "gradients", "model.freeze": "all", "model.channels": None}
-    settings = {key: value for key, value in (REFIT | frozen).items() if value is not None}
-    twinlens.train(tiny_run.data, out=tmp_path / "run", settings=settings, quiet=True)
+    settings = {key: value for key, value in REFIT.items() if key != "model.channels"}
+    frozen = settings | {"model.backbone": "gradients", "model.freeze": "all"}
+    twinlens.train(tiny_run.data, out=tmp_path / "run", settings=frozen, quiet=True)
     train, validated, last = seen
     assert not train & last
     assert validated == last

@@ -62,7 +62,7 @@ FIXED_SECONDS, GRAPH_SECONDS = 4, 12
 REFIT_SHARE = 0.3
 """Steps of the last fit as a share of those before; of a time budget, the same share."""
 
-TIMED_PICTURES = 8
+TIMED_PICTURES = 8  # for what takes a picture at a time on the CPU
 REFIT_RATE = 0.5
 """Highest learning rate of the last fit, relative to the one before."""
 
@@ -116,10 +116,9 @@ def fit_model(
     is_validation = np.asarray(part.split == "val")
     compute = _compute(run, prepared)
     is_compared = settings.train.candidates and _can_hold_out(images, is_validation)
-    frozen = settings.model if is_pretrained(settings.model) else None, settings.picture
-    if is_compared:
-        frozen = frozen_network(settings, len(images.row))
-    fixed = FIXED_SECONDS if frozen[0] is None else FIXED_SECONDS + GRAPH_SECONDS
+    frozen = frozen_network(settings, len(images.row)) if is_compared else (None, settings.picture)
+    is_published = is_pretrained(settings.model) or frozen[0] is not None
+    fixed = FIXED_SECONDS + (GRAPH_SECONDS if is_published else 0)
     reserve = _Reserve(decoded, settings.train.time_budget, fixed, bfloat16=compute.bfloat16)
     clock = _Clock(settings.train.time_budget, started, reserve)
     with memory_explained(), deterministic():

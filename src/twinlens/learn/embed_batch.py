@@ -116,11 +116,13 @@ class StoredInputs:
 
     def joined(self, other: StoredInputs) -> StoredInputs:
         """Those of these rows and of other ones."""
-        row = np.concatenate([self.row, other.row])
-        order = torch.from_numpy(np.argsort(row))
-        pairs = zip(self.views, other.views, strict=True)
-        views = tuple(torch.cat(pair)[order.to(pair[0].device)] for pair in pairs)
-        return StoredInputs(views, row[order.numpy()])
+        row, views = np.union1d(self.row, other.row), list[Tensor]()
+        for pair in zip(self.views, other.views, strict=True):
+            view = pair[0].new_empty((len(row), *pair[0].shape[1:]))  # One copy: they are large.
+            for part, rows in zip(pair, (self.row, other.row), strict=True):
+                view[torch.from_numpy(np.searchsorted(row, rows)).to(view.device)] = part
+            views.append(view)
+        return StoredInputs(tuple(views), row)
 
 
 class BatchEmbedder:

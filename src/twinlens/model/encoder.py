@@ -70,7 +70,7 @@ class Encoder(nn.Module):
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """The backbone's features (B, F) of pictures, uint8 or float in [0, 1]."""
-        x_BCHW = (_as_float(x_BCHW) - self.mean) / self.std
+        x_BCHW = (as_float(x_BCHW) - self.mean) / self.std
         if self.uses_channels_last:
             x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
         features: Tensor = self.backbone(x_BCHW)
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
         if self.training:
             return [x_BCHW]
         shifts = self.model_settings.shifts
-        views = list(_shifted(_as_float(x_BCHW))) if shifts else [x_BCHW]
+        views = list(_shifted(as_float(x_BCHW))) if shifts else [x_BCHW]
         mirrored = [view.flip(3) for view in views] if self.model_settings.mirrored else []
         return views + mirrored
 
@@ -142,7 +142,7 @@ def unit_length(head_ND: Tensor, *, classes: bool) -> Tensor:
     return F.normalize(head_ND, dim=-1)
 
 
-def _as_float(x_BCHW: Tensor) -> Tensor:
+def as_float(x_BCHW: Tensor) -> Tensor:
     return x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
 
 

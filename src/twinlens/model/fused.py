@@ -16,14 +16,13 @@ from functools import partial
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from twinlens.config import SHIFTS, Member, ModelSettings, PictureSettings
 from twinlens.errors import ConfigError, first_line
 from twinlens.model.backbones import feature_widths, make_backbone
 from twinlens.model.descriptors import Resize
-from twinlens.model.encoder import Encoder, of_views, unit_length
+from twinlens.model.encoder import Encoder, as_float, of_views, unit_length
 from twinlens.model.layers import make_head
 from twinlens.model.own_backbones import is_own
 from twinlens.model.tensor_file import TensorLayout
@@ -116,7 +115,7 @@ class FusedEncoder(Encoder):
         self._tap_of = [0] * len(members)
         widths = [0] * len(members)
         for index in range(len(keys)):
-            of_network = [i for i, number in enumerate(self._network_of) if number == index]
+            of_network = self._members_of(index)
             first = members[of_network[0]]
             self.inputs.append(_Input(first.picture, picture))
             network = _network([members[i] for i in of_network], load)
@@ -153,14 +152,14 @@ class FusedEncoder(Encoder):
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """The features (B, F) of all members in a row."""
-        parts = dict[int, Tensor]()
+        x_BCHW, parts = as_float(x_BCHW), dict[int, Tensor]()
         for index in range(len(self.networks)):
             parts |= self._split(index, self._features(index, x_BCHW))
         return torch.cat([parts[number] for number in range(len(self.members))], 1)
 
     def embed(self, x_BCHW: Tensor, *, at_once: bool = False) -> Tensor:
         """The embeddings (B, D); each member's own one is averaged over the views that it sees."""
-        views = self.views(x_BCHW)
+        views = self.views(as_float(x_BCHW))
         plain = views[:: len(SHIFTS)] if len(views) >= len(SHIFTS) else views
         embeddings = {}
         for index in range(len(self.networks)):
@@ -170,9 +169,8 @@ class FusedEncoder(Encoder):
             rows = of_views(partial(self._features, index), seen, at_once)
             parts = [self._split(index, features) for features in rows]
             for number in numbers:
-                own = [self._own(number, part[number]) for part in parts]
-                mean = own[0] if len(own) == 1 else F.normalize(torch.stack(own).mean(0), dim=1)
-                embeddings[number] = mean * self.scale[number]
+                own = self.average([self._own(number, part[number]) for part in parts])
+                embeddings[number] = own * self.scale[number]
         return torch.cat([embeddings[number] for number in range(len(self.members))], 1)
 
     def _members_of(self, index: int) -> list[int]:
@@ -180,8 +178,7 @@ class FusedEncoder(Encoder):
         return [number for number, own in enumerate(self._network_of) if own == index]
 
     def _features(self, index: int, x_BCHW: Tensor) -> Tensor:
-        """The features (B, F) of a network's members in a row."""
-        x_BCHW = x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
+        """The features (B, F) of a network's members in a row, of pictures in [0, 1]."""
         features = self.networks[index](self.inputs[index](x_BCHW))
         taps = features if isinstance(features, tuple) else (features,)
         return torch.cat([taps[self._tap_of[n]].flatten(1) for n in self._members_of(index)], 1)
