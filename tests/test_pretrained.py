@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import twinlens
+from twinlens.commands.fit_model import frozen_network
 from twinlens.commands.prepare import choose_run_settings
 from twinlens.config import ModelSettings, PictureSettings
 from twinlens.data.folders import read_table
@@ -27,6 +28,7 @@ from twinlens.recipes import load_recipe
 
 LITE = "tf_efficientnet_lite0.in1k"
 LEVELS = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+TRANSFORMER = "vit_small_patch14_reg4_dinov2.lvd142m"
 NON_FREE = "convnextv2_tiny.fcmae_ft_in22k_in1k"
 
 
@@ -244,9 +246,24 @@ def test_a_named_network_takes_the_folder_too(weights_folder, lite_weights):
     assert hub.weights_in_folder("resnet18") is None
 
 
+@pytest.mark.parametrize(
+    ("size", "name", "side"),
+    [
+        ((20, 16), LITE, 96), ((64, 64), LITE, 96), ((384, 512), LITE, 224),
+        ((20, 16), TRANSFORMER, 224),  # Its positions are of one size.
+    ],
+)  # fmt: skip
+def test_drawings_are_enlarged_less_for_convolutions(weights_folder, size, name, side):
+    (weights_folder / f"{name}.safetensors").touch()
+    settings = load_recipe("auto", {"model.backbone": "conv", "picture.size": size}).settings()
+    model, picture = frozen_network(settings, 100)
+    assert (model.backbone, model.pretrained) == (name, True)
+    assert (picture.size, picture.color) == ((side, side), "rgb")
+
+
 @pytest.mark.slow
 def test_a_vision_transformer_takes_another_size(weights_folder):
-    name = "vit_small_patch14_reg4_dinov2.lvd142m"
+    name = TRANSFORMER
     save_file(timm.create_model(name).state_dict(), weights_folder / f"{name}.safetensors")
     settings = load_recipe("auto", {"model.backbone": name, "model.pretrained": True}).settings()
     picture = PictureSettings(size=(56, 56), color="rgb", **LEVELS)

@@ -19,6 +19,7 @@ from twinlens.config import ModelSettings, PictureSettings, Settings
 from twinlens.data.pixels import DecodedTable
 from twinlens.data.splits import is_closed_set
 from twinlens.errors import ConfigError
+from twinlens.learn.auto_facts import LONGEST
 from twinlens.learn.callbacks import Callback, StepReport
 from twinlens.learn.candidates import feature_candidates
 from twinlens.learn.cross_validation import FeatureBank, train_network
@@ -40,15 +41,16 @@ from twinlens.model.encoder import Encoder, embed_pixels
 from twinlens.model.layers import glorot
 from twinlens.model.networks import Networks
 from twinlens.model.pretrained import start_at_hand
-from twinlens.model.timm_backbones import is_pretrained, pretrained_picture
+from twinlens.model.timm_backbones import is_pretrained, pretrained_picture, stage_strides
 from twinlens.progress import Progress, format_duration
 
 __all__ = ["FittedModel", "fit_model", "frozen_network"]
 
 log = logging.getLogger("twinlens")
 
-MOST_ENLARGED = 3000
-"""Pictures, at most, that a network for photographs sees enlarged: it takes 20 ms each."""
+MOST_ENLARGED, ENLARGED = 3000, 96
+"""Small drawings, at most, that a network for photographs sees, and the side to which they are
+enlarged: larger ones take five times as long and are told apart no better (benchmarks/NOTES.md)."""
 
 LEARNING_SHARE = 0.6
 """Share of a time budget, at least, for everything before the work after training."""
@@ -292,7 +294,8 @@ def frozen_network(settings: Settings, num: int) -> tuple[ModelSettings | None, 
     """The network with weights from elsewhere that gives features, and its pictures.
 
     Where a network learns from nothing, as for drawings, it is one for photographs, if there are
-    not too many pictures: enlarged drawings are told apart by it as well.
+    not too many pictures: enlarged drawings are told apart by it as well. It may see other sizes
+    than in its training if its layers are convolutions.
     """
     if is_pretrained(settings.model):
         return settings.model, settings.picture
@@ -306,6 +309,8 @@ def frozen_network(settings: Settings, num: int) -> tuple[ModelSettings | None, 
     record = pretrained_picture(model)
     assert record is not None
     side = record["size"] if start.size is None else min(start.size, record["size"])
+    if max(settings.picture.size) <= LONGEST and stage_strides(start.name):
+        side = min(side, ENLARGED)
     picture = PictureSettings(
         size=(side, side), color="rgb", mean=tuple(record["mean"]), std=tuple(record["std"])
     )
