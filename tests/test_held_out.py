@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from twinlens.measure.held_out import Fold, assign_folds, fuse, gain, make_fold, scores
+from twinlens.measure.held_out import (
+    Fold,
+    Matrices,
+    assign_folds,
+    fuse,
+    gain,
+    make_fold,
+    scores,
+)
 
-Matrices = dict[int, NDArray[np.float32]]
 LABEL = np.repeat(np.arange(12), 6)
 
 
@@ -91,6 +100,12 @@ def test_a_picture_is_not_its_own_nearest() -> None:
     assert scores({0: fold}, {0: wrong}).recall_error == 1
 
 
+def fused(weights: Mapping[str, float], matrices: Mapping[str, Matrices]) -> Matrices:
+    """The distances of a fused model, in the folds of its first member."""
+    numbers = matrices[next(iter(weights))]
+    return {n: np.sum([w * matrices[k][n] for k, w in weights.items()], axis=0) for n in numbers}
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_fusion_is_never_worse_than_the_best_candidate(seed: int) -> None:
     folds = folds_of()
@@ -98,11 +113,10 @@ def test_fusion_is_never_worse_than_the_best_candidate(seed: int) -> None:
         f"noise {noise}": distances(folds, noise, seed * 10 + place)
         for place, noise in enumerate((1.5, 1.7, 3.0, 30.0))
     }
-    weights, fused = fuse(folds, matrices)
+    weights = fuse(folds, matrices)
     assert sum(weights.values()) == pytest.approx(1)
-    assert fused.error <= min(scores(folds, own).error for own in matrices.values())
-    total = {n: sum(w * matrices[name][n] for name, w in weights.items()) for n in folds}
-    assert scores(folds, total).error == pytest.approx(fused.error, abs=1e-6)  # type: ignore[arg-type]
+    best = min(scores(folds, own).error for own in matrices.values())
+    assert scores(folds, fused(weights, matrices)).error <= best
 
 
 def test_fusion_joins_what_is_complementary_and_leaves_out_noise() -> None:
@@ -111,10 +125,26 @@ def test_fusion_joins_what_is_complementary_and_leaves_out_noise() -> None:
         "one": distances(folds, 1.8, 1), "other": distances(folds, 1.8, 2),
         "noise": distances(folds, 1000.0, 3),
     }  # fmt: skip
-    weights, fused = fuse(folds, matrices)
+    weights = fuse(folds, matrices)
     assert set(weights) == {"one", "other"}
-    assert fused.error < 0.9 * scores(folds, matrices["one"]).error
-    assert fuse(folds, {"alone": matrices["one"]})[0] == {"alone": 1.0}
+    error = scores(folds, fused(weights, matrices)).error
+    assert error < 0.9 * scores(folds, matrices["one"]).error
+    assert fuse(folds, {"alone": matrices["one"]}) == {"alone": 1.0}
+
+
+def test_features_that_a_fold_favours_by_chance_do_not_displace_those_of_every_fold() -> None:
+    folds = folds_of()
+    lucky = {n: distances(folds, 0.1 if n == 0 else 30.0, 1)[n] for n in folds}
+    matrices = {
+        "good": distances(folds, 1.5, 2), "lucky": lucky,
+        "network": {0: distances(folds, 1.5, 3)[0]}, "useless": {0: distances(folds, 1000.0, 4)[0]},
+    }  # fmt: skip
+    weights = fuse(folds, matrices)
+    assert sum(weights.values()) == pytest.approx(1)
+    assert set(weights) == {"good", "lucky", "network"}
+    by_luck = fuse({0: folds[0]}, {name: {0: own[0]} for name, own in matrices.items()})
+    assert by_luck.get("good", 0) < 0.15 < weights["good"]
+    assert fuse(folds, {"network": matrices["network"]}) == {"network": 1.0}
 
 
 def test_gain_has_an_interval_that_tells_a_clear_difference() -> None:

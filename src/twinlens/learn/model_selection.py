@@ -313,13 +313,8 @@ class ModelSelection:
         common = self._folds_of(self.candidates)
         trials = []
         for names in self._compatible():
-            # On all folds that these have; the sets are compared on those that all have.
-            numbers = self._folds_of(names)
-            matrices = {
-                name: {number: self.candidates[name].matrices[number] for number in numbers}
-                for name in names
-            }
-            weights, _ = fuse({number: self.folds[number] for number in numbers}, matrices)
+            # The sets are compared on the folds that all candidates have.
+            weights = fuse(self.folds, {name: self.candidates[name].matrices for name in names})
             trials.append((weights, scores(self.folds, self._fused(weights, common))))
         weights, fused_scores = min(trials, key=lambda trial: trial[1].error)
         chosen = self._fused(weights, common)

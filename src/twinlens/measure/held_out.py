@@ -20,8 +20,8 @@ from twinlens.measure.bootstrap import Estimate, interval, pair_weights, replica
 from twinlens.measure.error_rates import SortedPairs, det_curve, eer
 from twinlens.measure.pairs import PairSet, draw_pairs, sample_pictures
 
-__all__ = ["Distances", "Fold", "HeldOutPairs", "Scores", "assign_folds", "fuse", "gain",
-           "make_fold", "scores"]  # fmt: skip
+__all__ = ["Distances", "Fold", "HeldOutPairs", "Matrices", "Scores", "assign_folds", "fuse",
+           "gain", "make_fold", "scores"]  # fmt: skip
 
 MOST_FOLDS = 5
 MAX_PICTURES = 1500  # of a fold
@@ -31,6 +31,7 @@ REPLICATES = 200
 MAX_ROUNDS = 6  # of fusion
 SHARES = (0.1, 0.25, 0.5)  # that a further member gets
 LEAST_GAIN = 0.01  # relative, of a further member
+FUSED = ""  # several candidates as one
 
 Matrices = Mapping[int, NDArray[np.float32]]
 """Distances (n, n) of each fold's pictures, by fold."""
@@ -196,37 +197,64 @@ def _is_nearest(dist: NDArray[np.float32], fold: Fold) -> NDArray[np.bool_]:
     return right[count[code] > 1]
 
 
-def fuse(
-    folds: Mapping[int, Fold], matrices: Mapping[str, Matrices]
-) -> tuple[dict[str, float], Scores]:
-    """The weights of candidates, chosen greedily on held-out pictures, and the fused scores.
+def fuse(folds: Mapping[int, Fold], matrices: Mapping[str, Matrices]) -> dict[str, float]:
+    """The weights of candidates that together have the fewest errors on held-out pictures.
 
-    As the ensemble selection of Caruana 2004: in each round the candidate and the share that help
-    most are added, until none helps by a hundredth of the error.
+    A network may have fewer folds than features, and features chosen on these alone are chosen by
+    few identities; those chosen on every fold are not the ones that add most to the network. The
+    weights are then the mean of both choices.
 
     Args:
         folds: the folds.
-        matrices: distances of each candidate; all of them in the same folds.
+        matrices: distances of each candidate, in a fold or more.
     Returns:
         The weight of each chosen candidate, which sum to 1.
     """
+    everywhere = {name: own for name, own in matrices.items() if len(own) == len(folds)}
+    common = [number for number in folds if all(number in own for own in matrices.values())]
+    at_once = _fuse_greedily(folds, {k: _on(common, own) for k, own in matrices.items()})
+    if len(everywhere) in (0, len(matrices)):
+        return at_once
+    first = _fuse_greedily(folds, everywhere)
+    fused = {
+        number: np.sum([w * matrices[name][number] for name, w in first.items()], axis=0)
+        for number in common
+    }
+    rest = {k: _on(common, own) for k, own in matrices.items() if k not in everywhere}
+    shares = _fuse_greedily(folds, {**rest, FUSED: fused})
+    share = shares.pop(FUSED, 0.0)
+    in_turn = shares | {name: share * weight for name, weight in first.items()}
+    mean = {k: (at_once.get(k, 0.0) + in_turn.get(k, 0.0)) / 2 for k in matrices}
+    return {name: weight for name, weight in mean.items() if weight}
+
+
+def _on(numbers: Sequence[int], own: Matrices) -> Matrices:
+    return {number: own[number] for number in numbers}
+
+
+def _fuse_greedily(folds: Mapping[int, Fold], matrices: Mapping[str, Matrices]) -> dict[str, float]:
+    """The weights of candidates that have the same folds.
+
+    As the ensemble selection of Caruana 2004: in each round the candidate and the share that help
+    most are added, until none helps by a hundredth of the error.
+    """
     first = min(matrices, key=lambda name: scores(folds, matrices[name]).error)
     weights, total = {first: 1.0}, matrices[first]
-    best = scores(folds, total)
+    best = scores(folds, total).error
     for _ in range(MAX_ROUNDS):
         trials = {
             (name, share): {k: (1 - share) * total[k] + share * dist for k, dist in own.items()}
             for name, own in matrices.items()
             for share in SHARES
         }
-        trial_scores = {key: scores(folds, trial) for key, trial in trials.items()}
-        key = min(trials, key=lambda key: trial_scores[key].error)
-        if trial_scores[key].error > (1 - LEAST_GAIN) * best.error:
+        errors = {key: scores(folds, trial).error for key, trial in trials.items()}
+        key = min(trials, key=errors.__getitem__)
+        if errors[key] > (1 - LEAST_GAIN) * best:
             break
-        (name, share), total, best = key, trials[key], trial_scores[key]
+        (name, share), total, best = key, trials[key], errors[key]
         weights = {other: (1 - share) * weight for other, weight in weights.items()}
         weights[name] = weights.get(name, 0.0) + share
-    return weights, best
+    return weights
 
 
 def gain(folds: Mapping[int, Fold], own: Matrices, other: Matrices, *, seed: int) -> Estimate:
