@@ -10,7 +10,7 @@ Shapes: K folds; n pictures of a fold; Q pairs of a fold; M candidates; I identi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ __all__ = ["Distances", "Fold", "HeldOutPairs", "Matrices", "Scores", "assign_fo
 MOST_FOLDS = 5
 MAX_PICTURES = 1500  # of a fold
 MAX_PAIRS = 20_000  # of each kind, of a fold
+FUSION_PAIRS = 5_000  # of them, to choose weights: many trials are compared
 FARS = (0.01, 0.1)  # of the tail
 REPLICATES = 200
 MAX_ROUNDS = 6  # of fusion
@@ -35,6 +36,8 @@ FUSED = ""  # several candidates as one
 
 Matrices = Mapping[int, NDArray[np.float32]]
 """Distances (n, n) of each fold's pictures, by fold."""
+PairDistances = Mapping[int, NDArray[np.float32]]
+"""Distances (Q,) of each fold's pairs, by fold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,18 +170,22 @@ def scores(folds: Mapping[int, Fold], matrices: Matrices) -> Scores:
     """The mean errors over the folds that have distances."""
     results = []
     for number, dist in matrices.items():
-        fold, pairs = folds[number], folds[number].pairs
-        distance = dist[pairs.a, pairs.b]
-        genuine, impostor = distance[pairs.same], distance[~pairs.same]
-        results.append(
-            (
-                eer(det_curve(genuine, impostor)),
-                1 - float(_is_nearest(dist, fold).mean()),
-                _overlap(genuine, impostor),
-                float(np.mean([(genuine > np.quantile(impostor, far)).mean() for far in FARS])),
-            )
-        )
+        by_eer, overlap, tail = _pair_errors(folds[number], _of_pairs(folds[number], dist))
+        recall_error = 1 - float(_is_nearest(dist, folds[number]).mean())
+        results.append((by_eer, recall_error, overlap, tail))
     return Scores(*(float(mean) for mean in np.mean(results, axis=0)))
+
+
+def _of_pairs(fold: Fold, dist: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The distances (Q,) of a fold's pairs."""
+    return dist[fold.pairs.a, fold.pairs.b]
+
+
+def _pair_errors(fold: Fold, distance: NDArray[np.float32]) -> tuple[float, float, float]:
+    """EER, overlap and tail, see `Scores`, by the distances (Q,) of a fold's pairs."""
+    genuine, impostor = distance[fold.pairs.same], distance[~fold.pairs.same]
+    tail = np.mean([(genuine > limit).mean() for limit in np.quantile(impostor, FARS)])
+    return eer(det_curve(genuine, impostor)), _overlap(genuine, impostor), float(tail)
 
 
 def _overlap(genuine: NDArray[np.float32], impostor: NDArray[np.float32]) -> float:
@@ -210,44 +217,65 @@ def fuse(folds: Mapping[int, Fold], matrices: Mapping[str, Matrices]) -> dict[st
     Returns:
         The weight of each chosen candidate, which sum to 1.
     """
-    everywhere = {name: own for name, own in matrices.items() if len(own) == len(folds)}
-    common = [number for number in folds if all(number in own for own in matrices.values())]
-    at_once = _fuse_greedily(folds, {k: _on(common, own) for k, own in matrices.items()})
-    if len(everywhere) in (0, len(matrices)):
+    folds = {number: _with_few_pairs(fold) for number, fold in folds.items()}
+    distances = {
+        name: {number: _of_pairs(folds[number], dist) for number, dist in own.items()}
+        for name, own in matrices.items()
+    }
+    everywhere = {name: own for name, own in distances.items() if len(own) == len(folds)}
+    common = [number for number in folds if all(number in own for own in distances.values())]
+    on_common = {name: _on(common, own) for name, own in distances.items()}
+    at_once = _fuse_greedily(folds, on_common)
+    if len(everywhere) in (0, len(distances)):
         return at_once
     first = _fuse_greedily(folds, everywhere)
     fused = {
-        number: np.sum([w * matrices[name][number] for name, w in first.items()], axis=0)
+        number: np.sum([w * everywhere[name][number] for name, w in first.items()], axis=0)
         for number in common
     }
-    rest = {k: _on(common, own) for k, own in matrices.items() if k not in everywhere}
+    rest = {name: own for name, own in on_common.items() if name not in everywhere}
     shares = _fuse_greedily(folds, {**rest, FUSED: fused})
     share = shares.pop(FUSED, 0.0)
     in_turn = shares | {name: share * weight for name, weight in first.items()}
-    mean = {k: (at_once.get(k, 0.0) + in_turn.get(k, 0.0)) / 2 for k in matrices}
+    mean = {name: (at_once.get(name, 0.0) + in_turn.get(name, 0.0)) / 2 for name in distances}
     return {name: weight for name, weight in mean.items() if weight}
 
 
-def _on(numbers: Sequence[int], own: Matrices) -> Matrices:
+def _with_few_pairs(fold: Fold) -> Fold:
+    """The fold with so many pairs as suffice to compare candidates."""
+    pairs = fold.pairs
+    kinds = [np.flatnonzero(pairs.same == kind) for kind in (True, False)]
+    kept = np.concatenate([rows[:: -(-len(rows) // FUSION_PAIRS)] for rows in kinds])
+    return replace(fold, pairs=PairSet(pairs.a[kept], pairs.b[kept], pairs.same[kept]))
+
+
+def _on(numbers: Sequence[int], own: PairDistances) -> PairDistances:
     return {number: own[number] for number in numbers}
 
 
-def _fuse_greedily(folds: Mapping[int, Fold], matrices: Mapping[str, Matrices]) -> dict[str, float]:
-    """The weights of candidates that have the same folds.
+def _fuse_greedily(
+    folds: Mapping[int, Fold], distances: Mapping[str, PairDistances]
+) -> dict[str, float]:
+    """The weights of candidates by the distances (Q,) of pairs, in the same folds.
 
     As the ensemble selection of Caruana 2004: in each round the candidate and the share that help
     most are added, until none helps by a hundredth of the error.
     """
-    first = min(matrices, key=lambda name: scores(folds, matrices[name]).error)
-    weights, total = {first: 1.0}, matrices[first]
-    best = scores(folds, total).error
+
+    def error(own: PairDistances) -> float:
+        each = [_pair_errors(folds[number], distance) for number, distance in own.items()]
+        return float(np.mean(each))
+
+    first = min(distances, key=lambda name: error(distances[name]))
+    weights, total = {first: 1.0}, distances[first]
+    best = error(total)
     for _ in range(MAX_ROUNDS):
         trials = {
             (name, share): {k: (1 - share) * total[k] + share * dist for k, dist in own.items()}
-            for name, own in matrices.items()
+            for name, own in distances.items()
             for share in SHARES
         }
-        errors = {key: scores(folds, trial).error for key, trial in trials.items()}
+        errors = {key: error(trial) for key, trial in trials.items()}
         key = min(trials, key=errors.__getitem__)
         if errors[key] > (1 - LEAST_GAIN) * best:
             break
