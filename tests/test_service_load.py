@@ -15,7 +15,7 @@ from twinlens.match.matcher import Matcher
 
 service = pytest.importorskip("benchmarks.service")
 
-SECONDS = 120
+SECONDS = 60
 
 
 @pytest.mark.slow

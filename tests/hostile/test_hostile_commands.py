@@ -25,7 +25,7 @@ SLOW = {
     "pictures": 400, "folders": 100, "tables": 200, "models": 230, "runs": 30, "galleries": 200,
     "conditions": 230, "recipes": 330, "options": 100, "weights": 20,
 }  # fmt: skip
-KILLS = 200  # of running commands
+TRIALS, KILLS = 12, 200  # of each command; kills that hit running commands, in all
 
 
 def run(script: str, *words: object) -> subprocess.CompletedProcess[str]:
@@ -76,7 +76,7 @@ def test_random_inputs(scratch: Path) -> None:
 @pytest.mark.slow
 def test_kill_9(scratch: Path) -> None:
     """Everything is as before or as after, the next run completes, and no part is left."""
-    finished = run("kills.py", "all", 1, 16, scratch)
+    finished = run("kills.py", "all", 1, TRIALS, scratch)
     assert finished.returncode == 0, finished.stdout[-20_000:] + finished.stderr[-2000:]
     count = re.search(r"(\d+) of \d+ kills", finished.stdout)
     assert count is not None
