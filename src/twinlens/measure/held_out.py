@@ -224,7 +224,7 @@ def fuse(folds: Mapping[int, Fold], matrices: Mapping[str, Matrices]) -> dict[st
     }
     everywhere = {name: own for name, own in distances.items() if len(own) == len(folds)}
     common = [number for number in folds if all(number in own for own in distances.values())]
-    on_common = {name: _on(common, own) for name, own in distances.items()}
+    on_common = {name: {k: own[k] for k in common} for name, own in distances.items()}
     at_once = _fuse_greedily(folds, on_common)
     if len(everywhere) in (0, len(distances)):
         return at_once
@@ -247,10 +247,6 @@ def _with_few_pairs(fold: Fold) -> Fold:
     kinds = [np.flatnonzero(pairs.same == kind) for kind in (True, False)]
     kept = np.concatenate([rows[:: -(-len(rows) // FUSION_PAIRS)] for rows in kinds])
     return replace(fold, pairs=PairSet(pairs.a[kept], pairs.b[kept], pairs.same[kept]))
-
-
-def _on(numbers: Sequence[int], own: PairDistances) -> PairDistances:
-    return {number: own[number] for number in numbers}
 
 
 def _fuse_greedily(
