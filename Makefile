@@ -5,10 +5,9 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # The installation that answers: without torch.
 ANSWER := .venv-answer
-# Each process begins with tests in a row, which share their files' fixtures, and takes over some of
-# another's once it has none left. Each has one thread for arithmetic: threads of several processes
-# on one core wait for one another.
-PARALLEL := -n logical --maxprocesses 4 --dist worksteal
+# The tests of a file share its fixtures, and so a process. Each has one thread for arithmetic:
+# threads of several processes on one core wait for one another.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 test coverage test-slow: export OMP_NUM_THREADS = 1
 
 .PHONY: demo test test-answer test-slow coverage check audit docs bench clean

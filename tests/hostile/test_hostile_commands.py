@@ -25,7 +25,7 @@ SLOW = {
     "pictures": 400, "folders": 100, "tables": 200, "models": 230, "runs": 30, "galleries": 200,
     "conditions": 230, "recipes": 330, "options": 100, "weights": 20,
 }  # fmt: skip
-TRIALS, KILLS = 12, 200  # of each command; kills that hit running commands, in all
+TRIALS, KILLS = 16, 200  # of each command; kills that hit running commands, in all
 
 
 def run(script: str, *words: object) -> subprocess.CompletedProcess[str]:
