@@ -1,4 +1,4 @@
-"""The service under mixed load while its workers are killed; two minutes."""
+"""The service under mixed load while its workers are killed; a minute."""
 
 from __future__ import annotations
 
