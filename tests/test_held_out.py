@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -13,6 +11,7 @@ from twinlens.measure.held_out import (
     Matrices,
     assign_folds,
     fuse,
+    fused_distances,
     gain,
     make_fold,
     scores,
@@ -100,12 +99,6 @@ def test_a_picture_is_not_its_own_nearest() -> None:
     assert scores({0: fold}, {0: wrong}).recall_error == 1
 
 
-def fused(weights: Mapping[str, float], matrices: Mapping[str, Matrices]) -> Matrices:
-    """The distances of a fused model, in the folds of its first member."""
-    numbers = matrices[next(iter(weights))]
-    return {n: np.sum([w * matrices[k][n] for k, w in weights.items()], axis=0) for n in numbers}
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_fusion_is_never_worse_than_the_best_candidate(seed: int) -> None:
     folds = folds_of()
@@ -116,7 +109,7 @@ def test_fusion_is_never_worse_than_the_best_candidate(seed: int) -> None:
     weights = fuse(folds, matrices)
     assert sum(weights.values()) == pytest.approx(1)
     best = min(scores(folds, own).error for own in matrices.values())
-    assert scores(folds, fused(weights, matrices)).error <= best
+    assert scores(folds, fused_distances(weights, matrices, folds)).error <= best
 
 
 def test_fusion_joins_what_is_complementary_and_leaves_out_noise() -> None:
@@ -127,7 +120,7 @@ def test_fusion_joins_what_is_complementary_and_leaves_out_noise() -> None:
     }  # fmt: skip
     weights = fuse(folds, matrices)
     assert set(weights) == {"one", "other"}
-    error = scores(folds, fused(weights, matrices)).error
+    error = scores(folds, fused_distances(weights, matrices, folds)).error
     assert error < 0.9 * scores(folds, matrices["one"]).error
     assert fuse(folds, {"alone": matrices["one"]}) == {"alone": 1.0}
 

@@ -40,9 +40,11 @@ from twinlens.measure.held_out import (
     Distances,
     Fold,
     HeldOutPairs,
+    Matrices,
     Scores,
     assign_folds,
     fuse,
+    fused_distances,
     gain,
     make_fold,
     scores,
@@ -371,15 +373,9 @@ class ModelSelection:
             )
         return [names for names in sets if names]
 
-    def _fused(
-        self, weights: Mapping[str, float], numbers: list[int]
-    ) -> dict[int, NDArray[np.float32]]:
-        return {
-            number: np.sum(
-                [w * self.candidates[name].matrices[number] for name, w in weights.items()], axis=0
-            )
-            for number in numbers
-        }
+    def _fused(self, weights: Mapping[str, float], numbers: Iterable[int]) -> Matrices:
+        matrices = {name: self.candidates[name].matrices for name in weights}
+        return fused_distances(weights, matrices, numbers)
 
     def _pairs(self, weights: Mapping[str, float]) -> HeldOutPairs:
         """Distances of a fused model between held-out pictures.

@@ -9,7 +9,7 @@ Shapes: K folds; n pictures of a fold; Q pairs of a fold; M candidates; I identi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from twinlens.measure.error_rates import SortedPairs, det_curve, eer
 from twinlens.measure.pairs import PairSet, draw_pairs, sample_pictures
 
 __all__ = ["Distances", "Fold", "HeldOutPairs", "Matrices", "Scores", "assign_folds", "fuse",
-           "gain", "make_fold", "scores"]  # fmt: skip
+           "fused_distances", "gain", "make_fold", "scores"]  # fmt: skip
 
 MOST_FOLDS = 5
 MAX_PICTURES = 1500  # of a fold
@@ -229,16 +229,23 @@ def fuse(folds: Mapping[int, Fold], matrices: Mapping[str, Matrices]) -> dict[st
     if len(everywhere) in (0, len(distances)):
         return at_once
     first = _fuse_greedily(folds, everywhere)
-    fused = {
-        number: np.sum([w * everywhere[name][number] for name, w in first.items()], axis=0)
-        for number in common
-    }
+    fused = fused_distances(first, on_common, common)
     rest = {name: own for name, own in on_common.items() if name not in everywhere}
     shares = _fuse_greedily(folds, {**rest, FUSED: fused})
     share = shares.pop(FUSED, 0.0)
     in_turn = shares | {name: share * weight for name, weight in first.items()}
     mean = {name: (at_once.get(name, 0.0) + in_turn.get(name, 0.0)) / 2 for name in distances}
     return {name: weight for name, weight in mean.items() if weight}
+
+
+def fused_distances(
+    weights: Mapping[str, float], distances: Mapping[str, Matrices], numbers: Iterable[int]
+) -> Matrices:
+    """The distances of a fused model in some folds, (n, n) or (Q,) as those of its members."""
+    return {
+        number: np.sum([w * distances[name][number] for name, w in weights.items()], axis=0)
+        for number in numbers
+    }
 
 
 def _with_few_pairs(fold: Fold) -> Fold:
