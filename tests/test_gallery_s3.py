@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,21 @@ for number in range(int(sys.argv[4]), int(sys.argv[4]) + 4):
 
 
 @pytest.fixture(scope="module")
-def options() -> Iterator[dict[str, str]]:
-    """Storage options for an object store with one empty bucket."""
-    import boto3
-
+def server() -> Iterator[Any]:
+    """The server of an empty object store."""
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    server.get_host_and_port()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def options(server: Any) -> dict[str, str]:
+    """Storage options for an object store with one empty bucket."""
+    import boto3
+
     host, port = server.get_host_and_port()
     result = {
         "aws_endpoint": f"http://{host}:{port}",
@@ -64,8 +73,7 @@ def options() -> Iterator[dict[str, str]]:
         region_name="us-east-1",
     )
     client.create_bucket(Bucket="bucket")
-    yield result
-    server.stop()
+    return result
 
 
 @pytest.fixture
@@ -213,6 +221,75 @@ def test_two_erase_while_one_enrols_and_one_renames(
     gallery.optimize(partitions=2)
     info = gallery.info()
     assert (info.num_deletions, info.search, info.num_unindexed) == (0, "index", 0)
+
+
+def enrol_two(gallery: Gallery) -> dict[str, int]:
+    enrol(gallery, batch(10, 2))
+    return {"person-0000010": 2}
+
+
+def rename_four(gallery: Gallery) -> dict[str, int]:
+    assert gallery.rename("person-0000004", "new") == 5
+    return {"person-0000004": 0, "new": 5}
+
+
+@pytest.mark.parametrize("write", [enrol_two, rename_four])
+@pytest.mark.parametrize("held", ["_transactions", "_versions"])
+def test_old_versions_are_kept_for_a_commit_that_has_begun(
+    server: Any, gallery: Gallery, place: str, options: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch, held: str, write: Callable[[Gallery], dict[str, int]],
+) -> None:  # fmt: skip
+    """An erasure deletes the versions that a commit is checked against once it has ended."""
+    for number in range(5):
+        enrol(gallery, batch(number, 5))
+    answer, begun, may_end = server._server.app, threading.Event(), threading.Event()
+    writers = []
+
+    def hold(request: dict[str, Any], start: Any) -> Any:
+        method, path = request["REQUEST_METHOD"], request["PATH_INFO"]
+        if method == "PUT" and not begun.is_set():
+            if ".writers/" in path:
+                writers.append(path)
+            if f"{held}/" in path:
+                begun.set()
+                assert may_end.wait(60)
+        elif begun.is_set() and method == "HEAD" and path in writers:
+            may_end.set()  # The erasure waits for it.
+        return answer(request, start)
+
+    def erase() -> None:
+        assert begun.wait(60)
+        try:
+            Gallery.open(place, options=options).erase("person-0000001")
+        finally:
+            may_end.set()
+
+    monkeypatch.setattr(server._server, "app", hold)
+    changes: dict[str, int] = {}
+    assert at_once(lambda: changes.update(write(gallery)), erase) == []
+    expected = {f"person-{number:07d}": 5 for number in (0, 2, 3, 4)} | changes
+    found = Gallery.open(place, options=options).identities()
+    assert found == {name: num for name, num in expected.items() if num}
+
+
+def test_a_killed_writer_holds_back_an_erasure_for_an_hour(
+    gallery: Gallery, place: str, options: dict[str, str], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    for number in range(2):
+        enrol(gallery, batch(number, 5))
+    fresh, old = (f".writers/{time.time() - ago:.0f}-{'0' * 32}" for ago in (0, 3700))
+    monkeypatch.setattr("twinlens.gallery.table.PATIENCE", 0)
+    upload(place, options, fresh, b"", tmp_path)
+    with pytest.raises(GalleryError, match=r"5 templates .*another process .* more than a min"):
+        gallery.erase("person-0000000")
+    assert gallery.info().num_deletions > 0
+    LanceFileSession(place, storage_options=options).delete_file(fresh)
+    monkeypatch.undo()
+    upload(place, options, old, b"", tmp_path)
+    gallery.optimize()
+    assert gallery.info().num_deletions == 0
+    assert LanceFileSession(place, storage_options=options).list(".writers") == []
 
 
 def test_a_sweep_by_another_does_not_count_for_a_later_deletion(

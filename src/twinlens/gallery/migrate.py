@@ -5,6 +5,7 @@ Shapes: N templates, D dimensions.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,15 @@ from twinlens.gallery.results import RebuildResult, SkippedPicture
 from twinlens.gallery.schema import COLUMNS, schema, with_settings
 from twinlens.gallery.settings import in_format, model_files, model_settings
 from twinlens.gallery.sources import Source, read_source
+from twinlens.gallery.table import ActiveWriterError
 from twinlens.measure.distances import as_euclidean
 
 if TYPE_CHECKING:
     from twinlens.match.matcher import Matcher
 
 __all__ = ["rebuild"]
+
+log = logging.getLogger("twinlens")
 
 AT_ONCE = 256
 MAX_SHOWN = 10
@@ -57,7 +61,10 @@ def rebuild(
         return pa.RecordBatchReader.from_batches(columns, rows)
 
     store.table.replace_all(batches)
-    store.clear()
+    try:
+        store.clear()
+    except ActiveWriterError as error:
+        log.warning("old files remain until `twinlens gallery optimize %s`: %s", core.place, error)
     store.delete_models(old)
     return RebuildResult(store.count(), tuple(missing.values()), matcher.fingerprint)
 

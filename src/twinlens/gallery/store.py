@@ -48,7 +48,7 @@ from twinlens.gallery.schema import (
     stored_settings,
     with_settings,
 )
-from twinlens.gallery.table import Table
+from twinlens.gallery.table import ActiveWriterError, Table
 
 __all__ = ["CleanupResult", "Store", "name_taken"]
 
@@ -345,7 +345,8 @@ class Store:
         if num_small > MAX_FRAGMENTS:
             # Each commit adds a few files, which every later read has to open.
             self.compact()
-            self.clear()
+            with contextlib.suppress(ActiveWriterError):  # The next such insertion clears.
+                self.clear()
         return num
 
     def rename(
@@ -484,24 +485,38 @@ class Store:
 
         On disk this includes files of killed writers. In an object store a writer may still be
         at work on them, so files of no version remain until they are a week old.
+
+        Raises:
+            ActiveWriterError: in an object store, another write takes longer than a minute.
         """
+        if is_remote(self.place):
+            newest = self.table.write(self._renewed)
+            self.table.wait_for_writers()
+            return self.read(lambda table: self._cleared_before(table, newest))
+        return self.table.write(self._cleared, single=False)
 
-        def cleared(table: lance.LanceDataset) -> CleanupResult:
-            # The log of the newest version remains, and may hold the hashes that it deleted.
-            self._change(table, lambda old: old)
-            removed = table.cleanup_old_versions(
-                older_than=timedelta(0), delete_unverified=not is_remote(self.place)
-            )
-            if not is_remote(self.place):
-                # A loss of power must not bring back deleted files.
-                for folder, _, names in os.walk(table_of(self.place)):
-                    for name in names:
-                        if name.startswith(".tmp"):  # Lance keeps some of killed writers.
-                            Path(folder, name).unlink()
-                    fsync(folder)
-            return CleanupResult(int(removed.old_versions), int(removed.bytes_removed))
+    def _renewed(self, table: lance.LanceDataset) -> int:
+        # The log of the newest version remains, and may hold the hashes that it deleted.
+        self._change(table, lambda old: old)
+        return int(table.version)
 
-        return self.table.write(cleared, single=False)
+    def _cleared_before(self, table: lance.LanceDataset, newest: int) -> CleanupResult:
+        old = [entry["version"] for entry in table.versions() if entry["version"] < newest]
+        if not old:  # Another process was first.
+            return CleanupResult(0, 0)
+        removed = table.cleanup_old_versions(versions=old)
+        return CleanupResult(int(removed.old_versions), int(removed.bytes_removed))
+
+    def _cleared(self, table: lance.LanceDataset) -> CleanupResult:
+        self._renewed(table)
+        removed = table.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+        # A loss of power must not bring back deleted files.
+        for folder, _, names in os.walk(table_of(self.place)):
+            for name in names:
+                if name.startswith(".tmp"):  # Lance keeps some of killed writers.
+                    Path(folder, name).unlink()
+            fsync(folder)
+        return CleanupResult(int(removed.old_versions), int(removed.bytes_removed))
 
     # --- files beside the table ---
 

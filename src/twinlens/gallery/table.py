@@ -4,7 +4,11 @@ On disk, writers take turns (a lock file), and a commit returns once its files, 
 manifest, have reached the disk (see `durable`): neither kill -9 nor a loss of power undoes an
 acknowledged commit or leaves half of one. Readers never wait: each reads the newest version, and
 reads again if that version was deleted meanwhile. In an object store (`s3://...`) writers conflict
-by Lance's conditional writes instead, and a commit that conflicts is repeated.
+by Lance's conditional writes instead, and a commit that conflicts is repeated. Lance looks for
+conflicts in the versions since the one that was read: were these deleted, a commit would pass
+unchecked, or be lost below a newer version (lance-format/lance issues 3718 and 3719). So each write
+keeps an object below `WRITERS` while it lasts, and old versions are deleted only once the writes
+that began before have ended (`wait_for_writers`).
 """
 
 from __future__ import annotations
@@ -12,8 +16,10 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,10 +41,11 @@ from twinlens.gallery.location import (
     is_panic,
     is_remote,
     missing_gallery,
+    open_files,
     table_of,
 )
 
-__all__ = ["Table"]
+__all__ = ["ActiveWriterError", "Table"]
 
 INDEX_CACHE = 640 << 20
 METADATA_CACHE = 32 << 20
@@ -55,7 +62,21 @@ MAX_WAIT = 0.2
 
 CONFLICTS = ("commit conflict", "incompatible transaction", "contention", "not found")
 
+WRITERS = ".writers"
+WRITER = re.compile(rf"{WRITERS}/(\d{{1,12}})-[0-9a-f]{{32}}")
+"""Objects of writes at work, each named by the second since 1970 in which the write began."""
+LONGEST_WRITE = 3600
+PATIENCE = 60.0
+WRITER_POLL = 0.2
+"""Seconds after which a write counts as killed, that the writes at work are waited for, and between
+two looks at them."""
+
 Result = TypeVar("Result")
+
+
+class ActiveWriterError(GalleryError):
+    """Other writers of an object store may still need files of old versions."""
+
 
 # Lance warns on standard error if this is not set; the centroids are not needed.
 os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")
@@ -124,10 +145,18 @@ class Table:
         raise AssertionError
 
     @contextlib.contextmanager
-    def writing(self, *, single: bool = True) -> Iterator[lance.LanceDataset]:
-        """The newest version; on disk all other writers wait until the end."""
+    def writing(
+        self, *, single: bool = True, announced: bool = True
+    ) -> Iterator[lance.LanceDataset]:
+        """The newest version; on disk all other writers wait until the end.
+
+        Args:
+            single: as for `write`.
+            announced: whether others keep, in an object store, what the commit is checked against.
+        """
         task = f"cannot write the gallery {self.place}" + "; it is unchanged" * single
-        with gallery_errors(task), self._write_lock():
+        announcement = self._announced() if announced else contextlib.nullcontext()
+        with gallery_errors(task), self._write_lock(), announcement:
             self.dataset.checkout_latest()
             yield self.dataset
             if not is_remote(self.place):
@@ -143,22 +172,65 @@ class Table:
                 store only; the table is as that writer left it, and the new files remain until
                 `Store.clear` finds them a week old.
         """
-        with self.writing() as table:
+        changed = GalleryError(
+            f"another writer changed the gallery {self.place} meanwhile, so nothing was "
+            "replaced: run this again while no other process writes"
+        )
+        # Others do not wait while the rows are made, which takes long.
+        with self.writing(announced=False) as table:
             new = write_fragments(
                 batches(table), table, mode="overwrite", return_transaction=True,
                 storage_options=self.options,
             )  # fmt: skip
-            try:
-                # Without retries Lance commits on the version that was read, and on no other.
-                lance.LanceDataset.commit(
-                    table, new, commit_lock=self._commit_lock(), storage_options=self.options,
-                    max_retries=0,
-                )  # fmt: skip
-            except CommitConflictError as error:
-                raise GalleryError(
-                    f"another writer changed the gallery {self.place} meanwhile, so nothing was "
-                    "replaced: run this again while no other process writes"
-                ) from error
+            with self._announced():
+                if self._open().version != table.version:
+                    raise changed
+                try:
+                    # Without retries Lance commits on the version that was read, and on no other.
+                    lance.LanceDataset.commit(
+                        table, new, commit_lock=self._commit_lock(),
+                        storage_options=self.options, max_retries=0,
+                    )  # fmt: skip
+                except CommitConflictError as error:
+                    raise changed from error
+
+    def wait_for_writers(self) -> None:
+        """In an object store, wait for the writes at work that began before this call.
+
+        Raises:
+            ActiveWriterError: one takes longer than a minute.
+        """
+        with gallery_errors(f"cannot read the gallery {self.place}"):
+            files, start = open_files(self.place, self.options), time.monotonic()
+            found = filter(None, map(WRITER.fullmatch, files.list(WRITERS)))
+            began = {match[0]: int(match[1]) for match in found}
+            while began := {name: at for name, at in began.items() if files.contains(name)}:
+                if time.monotonic() - start > PATIENCE:
+                    raise ActiveWriterError(
+                        f"another process has been writing the gallery {self.place} for more than "
+                        "a minute, and may need files of old versions (a write that was killed "
+                        "counts for an hour)"
+                    )
+                for name, at in began.items():
+                    if time.time() - at > LONGEST_WRITE:
+                        with contextlib.suppress(OSError):  # Another process deletes it, too.
+                            files.delete_file(name)
+                time.sleep(WRITER_POLL)
+
+    @contextlib.contextmanager
+    def _announced(self) -> Iterator[None]:
+        """In an object store, a write at work, which `wait_for_writers` waits for."""
+        if not is_remote(self.place):
+            yield
+            return
+        files = open_files(self.place, self.options)
+        name = f"{WRITERS}/{time.time():.0f}-{uuid.uuid4().hex}"
+        files.upload_file(os.devnull, name)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(*READ_ERRORS):  # The commit stands; this counts for an hour.
+                files.delete_file(name)
 
     def _is_conflict(self, error: Exception) -> bool:
         """Whether another writer committed, or deleted files, before this commit."""
