@@ -259,6 +259,9 @@ def test_drawings_are_enlarged_less_for_convolutions(weights_folder, size, name,
     model, picture = frozen_network(settings, 100)
     assert (model.backbone, model.pretrained) == (name, True)
     assert (picture.size, picture.color) == ((side, side), "rgb")
+    most = 3000 * (224 // side) ** 2
+    assert frozen_network(settings, most)[0] == model
+    assert frozen_network(settings, 3 * most) == (None, settings.picture)
 
 
 @pytest.mark.slow

@@ -48,9 +48,11 @@ __all__ = ["FittedModel", "fit_model", "frozen_network"]
 
 log = logging.getLogger("twinlens")
 
-MOST_ENLARGED, ENLARGED = 3000, 96
-"""Small drawings, at most, that a network for photographs sees, and the side to which they are
-enlarged: larger ones take five times as long and are told apart no better (benchmarks/NOTES.md)."""
+ENLARGED = 96
+"""The side to which small drawings are enlarged for a network for photographs: larger ones take
+five times as long and are told apart no better (benchmarks/NOTES.md)."""
+MOST_ENLARGED = 3000 * 224**2
+"""Pixels, at most, of all drawings that such a network sees, which its time is proportional to."""
 
 LEARNING_SHARE = 0.6
 """Share of a time budget, at least, for everything before the work after training."""
@@ -299,8 +301,6 @@ def frozen_network(settings: Settings, num: int) -> tuple[ModelSettings | None, 
     """
     if is_pretrained(settings.model):
         return settings.model, settings.picture
-    if num > MOST_ENLARGED:
-        return None, settings.picture
     device, accept = pick_device(settings.train.device), settings.train.accept_licence
     start = start_at_hand(device, accept_licence=accept)
     if start is None:
@@ -311,6 +311,8 @@ def frozen_network(settings: Settings, num: int) -> tuple[ModelSettings | None, 
     side = record["size"] if start.size is None else min(start.size, record["size"])
     if max(settings.picture.size) <= LONGEST and stage_strides(start.name):
         side = min(side, ENLARGED)
+    if num * side**2 > MOST_ENLARGED:
+        return None, settings.picture
     picture = PictureSettings(
         size=(side, side), color="rgb", mean=tuple(record["mean"]), std=tuple(record["std"])
     )
