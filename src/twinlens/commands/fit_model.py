@@ -207,6 +207,7 @@ def _fit_candidates(
         prepared, raced = _race(prepared, run, selection, clock)
         settings = selection.settings = prepared.settings
     selection.add_features()
+    curve = [] if is_closed_set(table) else selection.learning_curve()  # Before time is shared out.
     encoders = dict[str, Encoder]()
     comparator = make_comparator(settings.model.comparator, settings.model.embedding)
     result = FitResult(0, 0.0, None, 0, [], False)
@@ -252,7 +253,6 @@ def _fit_candidates(
     encoder.to("cpu").to(memory_format=torch.contiguous_format)
     pairs = replace(pairs, a=kept[pairs.a], b=kept[pairs.b])
     held_out = pairs if settings.train.refit else None
-    curve = [] if is_closed_set(table) else selection.learning_curve()
     model = Networks(encoder, comparator)
     return FittedModel(prepared, model, result, held_out, candidates + raced, curve)
 
