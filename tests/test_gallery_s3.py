@@ -328,15 +328,19 @@ def test_settings_of_several_writers_are_all_kept(
     assert [result[name] for name in "abc"] == [4, 4, 4]
 
 
+@pytest.mark.parametrize("is_seen", [True, False])  # before the commit, or by Lance in it
 def test_what_is_acknowledged_during_a_rebuild_is_kept(
-    gallery: Gallery, place: str, options: dict[str, str]
-) -> None:
+    gallery: Gallery, place: str, options: dict[str, str], monkeypatch: pytest.MonkeyPatch,
+    is_seen: bool,
+) -> None:  # fmt: skip
     enrol(gallery, batch(1, 5))
     other = Gallery.open(place, options=options)
 
     def batches(table: Any) -> Any:
         rows = table.to_table()
         enrol(other, batch(2, 5))
+        if not is_seen:
+            monkeypatch.setattr(gallery.store.table, "_open", lambda: table)
         return rows.to_reader()
 
     with pytest.raises(GalleryError, match=r"another writer changed the gallery .* meanwhile"):
