@@ -299,16 +299,31 @@ def test_a_sweep_by_another_does_not_count_for_a_later_deletion(
         enrol(gallery, batch(number, 5))
     gallery.optimize()  # One file, which a sweep has no cause to write again.
     other, store = Gallery.open(place, options=options), gallery.store
-    real = store._change
+    real, real_wait = store._change, other.store.table.wait_for_writers
+    counted, waits = threading.Event(), threading.Event()
 
     def change(*args: Any) -> Any:
         result = real(*args)
-        monkeypatch.undo()
-        finish(other)  # After this one has counted, before it deletes.
+        monkeypatch.setattr(store, "_change", real)
+        counted.set()
+        assert waits.wait(60)  # The other has compacted, after this one has counted.
         return result
 
+    def wait() -> None:
+        waits.set()
+        real_wait()
+
+    def delete() -> None:
+        rows = store.find("identity = 'person-0000000'", ["hash"])
+        store.delete(rows["hash"].to_pylist())
+
+    def sweep() -> None:
+        assert counted.wait(60)
+        finish(other)
+
     monkeypatch.setattr(store, "_change", change)
-    store.delete(store.find("identity = 'person-0000000'", ["hash"])["hash"].to_pylist())
+    monkeypatch.setattr(other.store.table, "wait_for_writers", wait)
+    assert at_once(delete, sweep) == []
     assert gallery.identities() == {"person-0000001": 5}
     assert gallery.info().num_deletions > 0  # As if killed here: there are bytes left.
     gallery.optimize()
