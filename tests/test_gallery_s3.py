@@ -47,7 +47,6 @@ def server() -> Iterator[Any]:
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    server.get_host_and_port()
     yield server
     server.stop()
 
@@ -284,12 +283,29 @@ def test_a_killed_writer_holds_back_an_erasure_for_an_hour(
     with pytest.raises(GalleryError, match=r"5 templates .*another process .* more than a min"):
         gallery.erase("person-0000000")
     assert gallery.info().num_deletions > 0
+    monkeypatch.setattr("twinlens.gallery.store.MAX_FRAGMENTS", 0)
+    enrol(gallery, batch(2, 5))  # It compacts, and leaves the old files.
+    assert gallery.identities() == {"person-0000001": 5, "person-0000002": 5}
     LanceFileSession(place, storage_options=options).delete_file(fresh)
     monkeypatch.undo()
     upload(place, options, old, b"", tmp_path)
     gallery.optimize()
     assert gallery.info().num_deletions == 0
     assert LanceFileSession(place, storage_options=options).list(".writers") == []
+
+
+def test_a_rebuild_beside_a_writer_says_that_old_files_remain(
+    gallery: Gallery, place: str, options: dict[str, str], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, tiny_run: TinyRun, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    gallery.enrol_files("anna", tiny_run.data / "thing 0" / "0.png")
+    monkeypatch.setattr("twinlens.gallery.table.PATIENCE", 0)
+    upload(place, options, f".writers/{time.time():.0f}-{'0' * 32}", b"", tmp_path)
+    new = make_matcher(tmp_path / "m", "grey")
+    gallery.rebuild(new)
+    assert f"old files remain until `twinlens gallery optimize {place}`" in caplog.text
+    opened = Gallery.open(place, options=options)
+    assert (opened.fingerprint, len(opened)) == (new.fingerprint, 1)
 
 
 def test_a_sweep_by_another_does_not_count_for_a_later_deletion(
